@@ -1,0 +1,1 @@
+"""The built-in aggregators, registered like anybody's."""

@@ -1,0 +1,1 @@
+"""The server for the Federated Compute protocol: protocol, aggregation, rounds, server, client."""

@@ -1,0 +1,1 @@
+"""How contributions become an aggregate: the contracts, the protocol machine, the engine."""

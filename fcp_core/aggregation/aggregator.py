@@ -1,0 +1,94 @@
+"""The contract of an aggregator: how one intrinsic's contributions become one result.
+
+Laws that hold for every implementation (the conformance kit checks them): validation comes before
+any change of state; the order of inputs does not matter beyond rounding; merge is associative and
+commutative; ``load(dump(a))`` goes on as ``a``; a split over several accumulators that are then
+merged equals one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Self
+
+from fcp_core.aggregation.spec import Intrinsic, Tensor
+
+#: Options of an aggregator as the configuration gives them: typed values by name.
+Options = Mapping[str, Any]
+
+
+class Accumulator(ABC):
+    """The running state of one intrinsic. Not thread-safe: one owner at a time."""
+
+    @property
+    @abstractmethod
+    def num_inputs(self) -> int:
+        """How many contributions it holds."""
+
+    @abstractmethod
+    def validate(self, inputs: Sequence[Tensor]) -> None:
+        """Check one contribution without changing anything.
+
+        :param inputs: the tensors of the intrinsic's inputs, nested ones included, in depth-first
+            order; their dtypes and shapes already match the specifications.
+        :raises StatusError: INVALID_ARGUMENT if the values cannot be accumulated.
+        """
+
+    @abstractmethod
+    def accumulate(self, inputs: Sequence[Tensor]) -> None:
+        """Add one contribution that :meth:`validate` has accepted; must not fail.
+
+        The tensors may be views on a buffer that is reused: copy what is kept.
+        """
+
+    @abstractmethod
+    def merge(self, other: Self) -> None:
+        """Add what *other* holds; *other* is not changed.
+
+        :raises StatusError: INVALID_ARGUMENT if the two are not of one configuration.
+        """
+
+    def can_report(self) -> bool:
+        """Whether :meth:`report` may be called now."""
+        return True
+
+    @abstractmethod
+    def report(self) -> list[Tensor]:
+        """Return one tensor for each output, nested ones included, in depth-first order.
+
+        :raises StatusError: FAILED_PRECONDITION if there is nothing to report.
+        """
+
+    @abstractmethod
+    def dump(self) -> bytes:
+        """Return the state as bytes (the aggregation core's state messages where it has one)."""
+
+
+@dataclass(frozen=True)
+class AggregatorFactory:
+    """What a plugin registers: a recipe for accumulators, chosen by *name*.
+
+    :param name: unique among the installed aggregators; an aggregator that is the reference
+        implementation of an intrinsic carries the intrinsic's URI as its name.
+    :param uris: the intrinsic URIs that it can serve.
+    :param summary: one line for ``fcp plugins``.
+    :param make: builds an empty accumulator; raises StatusError INVALID_ARGUMENT if the intrinsic's
+        inputs, outputs, parameters or nested intrinsics do not fit.
+    :param load: rebuilds an accumulator from :meth:`Accumulator.dump`; raises StatusError
+        INVALID_ARGUMENT for bytes that are not such a dump.
+    :param needs_all_inputs: it keeps every contribution until it reports (median, Krum); the engine
+        then bounds how many bytes it may keep.
+    :param nested_only: it is only usable inside another intrinsic (``GoogleSQL:sum``).
+    """
+
+    name: str
+    uris: frozenset[str]
+    summary: str
+    make: Callable[[Intrinsic, Options], Accumulator]
+    load: Callable[[Intrinsic, Options, bytes], Accumulator]
+    needs_all_inputs: bool = False
+    nested_only: bool = False

@@ -1,0 +1,105 @@
+"""The contract of an engine: where accumulators run.
+
+An engine is given names, options and bytes and gives back serialized partials, so that the same
+fold runs on local threads, in other processes or on a cluster.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fcp_core.aggregation.aggregator import AggregatorFactory
+
+#: The two checkpoint formats of a result.
+CheckpointFormat = Literal["tf_v1", "federated_compute"]
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """What an aggregation session folds; picklable.
+
+    :param configuration: a serialized ``tensorflow_federated.aggregation.Configuration``.
+    :param aggregators: which aggregator serves which intrinsic URI, by name; a URI that is not
+        listed is served by the aggregator that carries its name.
+    :param options: the options of each aggregator, by the aggregator's name.
+    :param max_kept_bytes: how many bytes an aggregator that needs all inputs may keep.
+    """
+
+    configuration: bytes
+    aggregators: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    max_kept_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A partial aggregate and the contributions it holds.
+
+    :param data: a serialized ``CheckpointAggregatorState``.
+    :param contributions: ids of the contributions in it, each exactly once.
+    """
+
+    data: bytes
+    contributions: tuple[str, ...]
+
+
+class Fold(ABC):
+    """The accumulators of one aggregation session. All methods are thread-safe.
+
+    A future fails with StatusError: INVALID_ARGUMENT or NOT_FOUND for a contribution that does not
+    fit (nothing was changed), ABORTED once the fold has reported or was aborted.
+    """
+
+    @abstractmethod
+    def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
+        """Fold one checkpoint; the blob is not kept after the future is done."""
+
+    @abstractmethod
+    def merge(self, partial: Partial) -> Future[None]:
+        """Add a partial aggregate, for instance one from storage after a restart."""
+
+    @abstractmethod
+    def partial(self) -> Future[Partial]:
+        """Return what has been folded so far; folding may go on."""
+
+    @abstractmethod
+    def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:
+        """Finish and return the aggregate as a checkpoint."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Finish and drop everything."""
+
+
+class Engine(ABC):
+    """Runs folds. Made by an :class:`EngineFactory`, started and stopped by the server."""
+
+    def start(self) -> None:
+        """Take threads, processes or connections."""
+
+    def stop(self) -> None:
+        """Give them back; folds still open are aborted."""
+
+    @abstractmethod
+    def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> Fold:
+        """Begin a fold, with *partials* already in it.
+
+        :raises StatusError: INVALID_ARGUMENT if the configuration is not usable; the message names
+            the intrinsic and what is wrong with it.
+        """
+
+
+@dataclass(frozen=True)
+class EngineFactory:
+    """What a plugin registers: a recipe for an engine, chosen by *name*.
+
+    :param make: called with the aggregator factories by name and the engine's own options.
+    """
+
+    name: str
+    summary: str
+    make: Callable[[Mapping[str, AggregatorFactory], Mapping[str, Any]], Engine]

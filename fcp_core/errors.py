@@ -1,0 +1,29 @@
+"""Errors that are not answers to a device; those are ``fcp_core.protocol.status.StatusError``."""
+
+from __future__ import annotations
+
+
+class FcpError(Exception):
+    """Base of this project's own errors."""
+
+
+class UsageError(FcpError):
+    """A mistake that an operator or a plugin's author can mend.
+
+    The command line prints it as one paragraph, without a traceback, and exits with status 2.
+    """
+
+
+class MissingExtraError(UsageError):
+    """A part was used whose optional dependencies are not installed.
+
+    :param what: what was asked for, such as ``"the TFF platform"``.
+    :param extra: the extra that brings it, such as ``"tff"``.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs packages that are not installed; install them with "
+            f"'fcp-server[{extra}]' (the README says how, with uv and with pip alone)."
+        )
+        self.extra = extra

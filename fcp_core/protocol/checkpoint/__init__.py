@@ -1,0 +1,1 @@
+"""The two checkpoint formats, in NumPy alone."""

@@ -1,0 +1,1 @@
+"""The protocol's messages; the modules are generated, the .proto files are the source."""

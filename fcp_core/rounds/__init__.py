@@ -1,0 +1,1 @@
+"""State machines of tasks, device sessions, assignments and aggregation sessions."""

@@ -1,0 +1,94 @@
+"""Events of a round, for observers: progress displays, metrics, audit logs.
+
+No event carries anything that identifies a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from fcp_core.protocol.status import Code
+
+
+@dataclass(frozen=True)
+class CheckedIn:
+    """A device checked in."""
+
+    at: float
+    population: str
+    session_id: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A device was sent away; *reason* is a short word such as ``no_task``."""
+
+    at: float
+    population: str
+    session_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A device was given a task."""
+
+    at: float
+    population: str
+    session_id: str
+    task_id: str
+    task_name: str
+
+
+@dataclass(frozen=True)
+class Contributed:
+    """A device's contribution is in the aggregate; *size* is in bytes, after decompression."""
+
+    at: float
+    population: str
+    session_id: str
+    task_id: str
+    task_name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An assigned device will not contribute; *phase* says how far it came."""
+
+    at: float
+    population: str
+    session_id: str
+    task_id: str
+    task_name: str
+    phase: str
+    code: Code
+    message: str
+
+
+@dataclass(frozen=True)
+class TaskOpened:
+    """A task is offered."""
+
+    at: float
+    population: str
+    task_id: str
+    task_name: str
+    goal_count: int
+
+
+@dataclass(frozen=True)
+class TaskClosed:
+    """A task ended; *code* is OK if it has a result."""
+
+    at: float
+    population: str
+    task_id: str
+    task_name: str
+    contributed: int
+    code: Code
+    message: str = ""
+
+
+Event: TypeAlias = CheckedIn | Rejected | Assigned | Contributed | Dropped | TaskOpened | TaskClosed

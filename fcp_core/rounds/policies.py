@@ -1,0 +1,184 @@
+"""The contracts of selection and eligibility policies, and what they are shown.
+
+A policy is a function of what it is shown: it does no input or output, reads no clock, keeps
+nothing on ``self``, and sees nothing that identifies a device.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from fcp_core.protocol.protos import population_eligibility_spec_pb2 as eligibility_pb2
+from fcp_core.rounds.tasks import AssignmentMode
+
+
+@dataclass(frozen=True)
+class RetryWindow:
+    """When a device should come back: a uniformly drawn delay, in seconds."""
+
+    delay_min: float
+    delay_max: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A no, with its reason and, if the policy has an opinion, when to come back."""
+
+    reason: str
+    retry: RetryWindow | None = None
+
+
+@dataclass(frozen=True)
+class CheckIn:
+    """What a device says when it checks in.
+
+    :param principal: who the authentication hook says it is; None without authentication.
+    """
+
+    population: str
+    client_version: str
+    attestation_measurement: str
+    supports_multiple_task_assignment: bool
+    supports_native_eligibility: bool
+    supported_compression: tuple[int, ...] = ()
+    supports_confidential_aggregation: bool = False
+    supports_willow: bool = False
+    principal: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A device session that waits for a single assignment.
+
+    :param id: names the candidate in a decision; fresh for each request.
+    :param arrived: when it asked, in seconds.
+    :param weights: its eligibility weight per task name; None if eligibility was not evaluated.
+    """
+
+    id: str
+    arrived: float
+    weights: Mapping[str, float] | None = None
+    client_version: str = ""
+
+    def eligible(self, task_name: str) -> bool:
+        """Whether the device may take a task of that name."""
+        return self.weights is None or self.weights.get(task_name, 0.0) > 0
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """A task that can still take devices.
+
+    :param capacity: how many more devices it may be given now.
+    :param missing: how many contributions it still lacks.
+    """
+
+    task_id: str
+    name: str
+    capacity: int
+    missing: int
+    created: float
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Give a candidate a task."""
+
+    candidate: str
+    task_id: str
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Send a candidate away; without a window the server's pacing decides."""
+
+    candidate: str
+    retry: RetryWindow | None = None
+
+
+Decision: TypeAlias = Assign | Reject
+
+
+@dataclass(frozen=True)
+class SelectionView:
+    """What a selection policy is shown.
+
+    :param candidates: all that wait, in order of arrival.
+    :param tasks: the population's SINGLE tasks with capacity, oldest first.
+    :param now: the time in seconds.
+    :param rng: the only source of randomness it may use.
+    :param state: what it returned last time for this population (None at first); JSON-able.
+    :param options: its options from the configuration or the task.
+    """
+
+    candidates: Sequence[Candidate]
+    tasks: Sequence[OpenTask]
+    now: float
+    rng: random.Random
+    state: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a selection policy answers; a candidate without a decision is held.
+
+    :param tick_in: seconds until it wants to be asked again even if nothing happens.
+    """
+
+    decisions: Sequence[Decision] = ()
+    state: Any = None
+    tick_in: float | None = None
+
+
+class SelectionPolicy(ABC):
+    """Decides which waiting devices get which task."""
+
+    @abstractmethod
+    def select(self, view: SelectionView) -> Selection:
+        """Decide; called when a candidate arrives, when a task opens or frees, and on ticks."""
+
+
+@dataclass(frozen=True)
+class SelectionPolicyFactory:
+    """What a plugin registers: a recipe for a selection policy, chosen by *name*."""
+
+    name: str
+    summary: str
+    make: Callable[[Mapping[str, Any]], SelectionPolicy]
+
+
+@dataclass(frozen=True)
+class OfferedTask:
+    """A task as an eligibility policy sees it."""
+
+    name: str
+    assignment_mode: AssignmentMode
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class EligibilityPolicy(ABC):
+    """Decides who may take part: what the device evaluates, and the server's own verdict."""
+
+    def policies(
+        self, population: str, task: OfferedTask, now: float
+    ) -> Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]:
+        """Return the policies that a device must pass for *task* (PopulationEligibilitySpec)."""
+        return ()
+
+    def admit(self, check_in: CheckIn, now: float) -> Refusal | None:
+        """Return why a device may not check in, or None."""
+        return None
+
+
+@dataclass(frozen=True)
+class EligibilityPolicyFactory:
+    """What a plugin registers: a recipe for an eligibility policy, chosen by *name*."""
+
+    name: str
+    summary: str
+    make: Callable[[Mapping[str, Any]], EligibilityPolicy]

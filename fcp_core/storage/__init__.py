@@ -1,0 +1,1 @@
+"""The storage contract and the records that go through it."""

@@ -1,0 +1,93 @@
+"""The records that the server keeps. Raw contributions are never among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fcp_core.storage.contract import Record
+
+
+@dataclass(frozen=True)
+class TaskRecord(Record):
+    """A task: its specification, where it stands, and how it ended.
+
+    :param spec: the serialized specification, without its large parts.
+    :param state: a ``TaskState`` value.
+    :param code: the canonical code it ended with; 0 unless it failed.
+    """
+
+    KIND: ClassVar[str] = "task"
+    KEY: ClassVar[str] = "task_id"
+    INDEXES: ClassVar[tuple[str, ...]] = ("population", "state", "aggregation_id")
+
+    task_id: str
+    population: str
+    name: str
+    state: str
+    aggregation_id: str
+    spec: bytes
+    created: float
+    assigned: int = 0
+    contributed: int = 0
+    dropped: int = 0
+    finished: float | None = None
+    code: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class BlobRecord(Record):
+    """Bytes of a task, named ``<task_id>/plan``, ``/checkpoint``, ``/slice/...``, ``/result``."""
+
+    KIND: ClassVar[str] = "blob"
+    KEY: ClassVar[str] = "name"
+    INDEXES: ClassVar[tuple[str, ...]] = ("task_id",)
+
+    name: str
+    task_id: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class DeviceSessionRecord(Record):
+    """A device session from check-in to report."""
+
+    KIND: ClassVar[str] = "device_session"
+    KEY: ClassVar[str] = "session_id"
+    INDEXES: ClassVar[tuple[str, ...]] = ("population", "state")
+
+    session_id: str
+    population: str
+    state: str
+    created: float
+    expires: float
+
+
+@dataclass(frozen=True)
+class TokenRecord(Record):
+    """An authorization token, by its hash; *used* tokens stay until they expire."""
+
+    KIND: ClassVar[str] = "token"
+    KEY: ClassVar[str] = "token_hash"
+    INDEXES: ClassVar[tuple[str, ...]] = ("aggregation_id",)
+
+    token_hash: str
+    aggregation_id: str
+    session_id: str
+    expires: float
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class PartialRecord(Record):
+    """A partial aggregate and the contributions that it holds."""
+
+    KIND: ClassVar[str] = "partial"
+    KEY: ClassVar[str] = "shard"
+    INDEXES: ClassVar[tuple[str, ...]] = ("aggregation_id",)
+
+    shard: str
+    aggregation_id: str
+    data: bytes
+    contributions: tuple[str, ...]

@@ -1,0 +1,1 @@
+"""The demonstration that `fcp demo` runs."""
