@@ -49,6 +49,5 @@ def build(serialized: bytes, namespace: dict[str, _AnyType]) -> FileDescriptor:
         namespace[key] = EnumTypeWrapper(enum)
         for value in enum.values:
             namespace[value.name] = value.number
-    for key, extension in file.extensions_by_name.items():
-        namespace[key] = extension
+    namespace.update(file.extensions_by_name)
     return file

@@ -161,7 +161,7 @@ class OfferedTask:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class EligibilityPolicy(ABC):
+class EligibilityPolicy:
     """Decides who may take part: what the device evaluates, and the server's own verdict."""
 
     def policies(
