@@ -1,0 +1,75 @@
+"""The core's own options: what may stand in ``[fcp]``."""
+
+from __future__ import annotations
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins.config import Config, OptionRegistry
+
+#: The options that are read before any plugin is loaded.
+EARLY = ("plugins", "disable_plugins", "required_plugins")
+
+
+def add_core_options(options: OptionRegistry) -> None:
+    """Declare the core's options."""
+
+    def add(name: str, type: str, default: object, help: str, minimum: float | None = None) -> None:
+        options.add("", name, type, default, help, minimum=minimum)
+
+    add("plugins", "list", (), "modules, or .py files, to load beyond the installed plugins")
+    add("disable_plugins", "list", (), "names of plugins that are not loaded")
+    add(
+        "required_plugins",
+        "list",
+        (),
+        "plugins or distributions without which the server does not start; 'name>=1.2' is allowed",
+    )
+    add(
+        "aggregator",
+        "list",
+        (),
+        "aggregators that replace the reference ones for the intrinsics they serve",
+    )
+    add("protocol", "str", "simple", "the aggregation protocol of a task that names none")
+    add("selection", "str", "fifo", "the selection policy of a task that names none")
+    add("eligibility", "list", (), "eligibility policies, all of which a device must pass")
+    add("storage", "str", "memory", "where tasks, sessions and partial aggregates are kept")
+    add("engine", "str", "local", "where accumulators run")
+    add("retry_min", "duration", "10s", "the shortest time after which a device comes back")
+    add("retry_max", "duration", "30s", "the longest time after which a device comes back")
+    add("polling_interval", "duration", "500ms", "how often a waiting device asks again", 0.001)
+    add(
+        "session_timeout",
+        "duration",
+        "15m",
+        "how long a device session lives from check-in to the start of its last assignment",
+    )
+    add(
+        "assignment_timeout",
+        "duration",
+        "10m",
+        "how long an assigned device may take before it counts as dropped",
+    )
+    add("task_deadline", "duration", "1h", "when a task without a deadline of its own ends")
+    add(
+        "over_selection",
+        "float",
+        "1.0",
+        "devices assigned at a time, as a multiple of the contributions still missing",
+        1.0,
+    )
+    add("max_body", "bytes", "1GiB", "the largest request body, after decompression too", 1)
+    add("max_in_flight", "bytes", "2GiB", "the sum of all request bodies held at a time", 1)
+    add("max_header", "bytes", "64KiB", "the largest request header", 1024)
+
+
+def check_core_options(config: Config) -> None:
+    """Refuse core options that contradict each other.
+
+    :raises UsageError: naming both options and where they came from.
+    """
+    low, high = config.get("retry_min"), config.get("retry_max")
+    if low > high:
+        raise UsageError(
+            f"retry_min ({low:g}s, from {config.origin('', 'retry_min')}) is above retry_max "
+            f"({high:g}s, from {config.origin('', 'retry_max')})."
+        )
