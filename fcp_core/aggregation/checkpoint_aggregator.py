@@ -1,0 +1,283 @@
+"""Aggregates whole checkpoints: several intrinsics that are fed, merged and reported as one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from typing_extensions import Self
+
+from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
+from fcp_core.aggregation.spec import Intrinsic, Tensor
+from fcp_core.aggregation.tensors import tensor_nbytes
+from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
+from fcp_core.protocol.status import Code, StatusError
+
+
+class KeptBudget:
+    """How many bytes the aggregators that need all inputs may keep together. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def take(self, nbytes: int) -> None:
+        """Count *nbytes* more.
+
+        :raises StatusError: RESOURCE_EXHAUSTED if that would exceed the limit; nothing is counted.
+        """
+        with self._lock:
+            if self._used + nbytes > self._limit:
+                raise StatusError(
+                    Code.RESOURCE_EXHAUSTED,
+                    f"an aggregator that needs all inputs would keep {self._used + nbytes} bytes; "
+                    f"max_kept_bytes is {self._limit}",
+                )
+            self._used += nbytes
+
+
+@dataclass(frozen=True)
+class BoundIntrinsic:
+    """An intrinsic, and who serves it with which options."""
+
+    intrinsic: Intrinsic
+    factory: AggregatorFactory
+    options: Options
+
+
+def bind(
+    intrinsics: Sequence[Intrinsic],
+    factories: Mapping[str, AggregatorFactory],
+    chosen: Mapping[str, str],
+    options: Mapping[str, Options],
+) -> tuple[BoundIntrinsic, ...]:
+    """Find the aggregator of each intrinsic.
+
+    :param factories: the installed aggregators by name.
+    :param chosen: the aggregator's name by intrinsic URI; a URI that is not listed is served by the
+        aggregator that carries its name.
+    :param options: each aggregator's options, by its name.
+    :raises StatusError: INVALID_ARGUMENT if the aggregator is not installed or cannot serve the
+        URI; the message says which ones can.
+    """
+    bound = []
+    for intrinsic in intrinsics:
+        uri = intrinsic.uri
+        name = chosen.get(uri, uri)
+        serving = sorted(
+            factory.name
+            for factory in factories.values()
+            if uri in factory.uris and not factory.nested_only
+        )
+        if name not in serving:
+            problem = "cannot serve it" if name in factories else "is not installed"
+            answer = f"these can: {', '.join(serving)}" if serving else "no installed one can"
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"intrinsic {uri!r}: aggregator {name!r} {problem}; {answer}"
+            )
+        bound.append(BoundIntrinsic(intrinsic, factories[name], options.get(name, {})))
+    return tuple(bound)
+
+
+class CheckpointAggregator:
+    """The accumulators of several intrinsics. Not thread-safe: one owner at a time.
+
+    A checkpoint is accumulated by all of them or by none.
+
+    :param bound: the intrinsics in the order of their outputs.
+    :param budget: what bounds the aggregators that need all inputs; None: nothing does.
+    :param states: what each accumulator begins with (see :meth:`load`); None: empty ones.
+    :raises StatusError: whatever an aggregator has against its intrinsic.
+    """
+
+    def __init__(
+        self,
+        bound: Sequence[BoundIntrinsic],
+        budget: KeptBudget | None = None,
+        *,
+        states: Sequence[bytes] | None = None,
+    ) -> None:
+        self._bound = tuple(bound)
+        self._budget = budget
+        self._specs = [tuple(flat_inputs(item.intrinsic)) for item in bound]
+        self._accumulators: list[Accumulator]
+        if states is None:
+            self._accumulators = [item.factory.make(item.intrinsic, item.options) for item in bound]
+        else:
+            self._accumulators = [
+                item.factory.load(item.intrinsic, item.options, state)
+                for item, state in zip(bound, states, strict=True)
+            ]
+        self._finished = False
+
+    @classmethod
+    def load(
+        cls, bound: Sequence[BoundIntrinsic], data: bytes, budget: KeptBudget | None = None
+    ) -> Self:
+        """Rebuild an aggregator from :meth:`dump`.
+
+        :raises StatusError: INVALID_ARGUMENT for bytes that are no such state; RESOURCE_EXHAUSTED
+            if it holds more than *budget* has left.
+        """
+        try:
+            states = state_pb2.CheckpointAggregatorState.FromString(data).aggregators
+        except DecodeError as error:
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"not a serialized CheckpointAggregatorState: {error}"
+            ) from None
+        if len(states) != len(bound):
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the state holds {len(states)} aggregators, the configuration {len(bound)}",
+            )
+        if budget is not None:
+            budget.take(
+                sum(
+                    len(state)
+                    for item, state in zip(bound, states, strict=True)
+                    if item.factory.needs_all_inputs
+                )
+            )
+        return cls(bound, budget, states=states)
+
+    @property
+    def num_inputs(self) -> int:
+        """How many checkpoints it holds.
+
+        :raises StatusError: ABORTED once finished; FAILED_PRECONDITION if the intrinsics disagree.
+        """
+        self._check_not_finished()
+        counts = {accumulator.num_inputs for accumulator in self._accumulators}
+        if len(counts) > 1:
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                f"the intrinsics disagree on the number of inputs: {sorted(counts)}",
+            )
+        return counts.pop() if counts else 0
+
+    @property
+    def can_report(self) -> bool:
+        """Whether :meth:`report` may be called now."""
+        return not self._finished and all(item.can_report() for item in self._accumulators)
+
+    def accumulate(self, checkpoint: Mapping[str, Tensor]) -> None:
+        """Add one checkpoint; tensors that no intrinsic asks for are ignored.
+
+        :raises StatusError: NOT_FOUND for a missing tensor; INVALID_ARGUMENT for one of a wrong
+            dtype, shape or value; RESOURCE_EXHAUSTED if it would have to be kept and there is no
+            room; ABORTED once finished. Nothing is changed then.
+        """
+        inputs = self._fetch(checkpoint)
+        self._check_not_finished()
+        for accumulator, tensors in zip(self._accumulators, inputs, strict=True):
+            accumulator.validate(tensors)
+        if self._budget is not None:
+            kept = (
+                tensor_nbytes(tensor)
+                for item, tensors in zip(self._bound, inputs, strict=True)
+                if item.factory.needs_all_inputs
+                for tensor in tensors
+            )
+            self._budget.take(sum(kept))
+        for accumulator, tensors in zip(self._accumulators, inputs, strict=True):
+            accumulator.accumulate(tensors)
+
+    def merge(self, other: CheckpointAggregator) -> None:
+        """Add what *other* holds; ignored once finished, as upstream does.
+
+        :raises StatusError: INVALID_ARGUMENT if the two are not of one configuration; ABORTED if
+            *other* is finished.
+        """
+        other._check_not_finished()
+        if [item.intrinsic for item in self._bound] != [item.intrinsic for item in other._bound]:
+            raise StatusError(Code.INVALID_ARGUMENT, "partial aggregates of two configurations")
+        if self._finished:
+            return
+        for mine, theirs in zip(self._accumulators, other._accumulators, strict=True):
+            mine.merge(theirs)
+
+    def report(self) -> dict[str, Tensor]:
+        """Finish and return the outputs by name, in order; those without a name are left out.
+
+        :raises StatusError: ABORTED once finished; INTERNAL if an aggregator reports something that
+            is not what its intrinsic promises.
+        """
+        self._check_not_finished()
+        self._finished = True
+        result: dict[str, Tensor] = {}
+        for item, accumulator in zip(self._bound, self._accumulators, strict=True):
+            tensors = accumulator.report()
+            specs = tuple(flat_outputs(item.intrinsic))
+            if len(tensors) != len(specs):
+                raise StatusError(
+                    Code.INTERNAL,
+                    f"aggregator {item.factory.name!r} reports {len(tensors)} tensors, "
+                    f"its intrinsic has {len(specs)} outputs",
+                )
+            for spec, tensor in zip(specs, tensors, strict=True):
+                if not spec.matches(tensor):
+                    raise StatusError(
+                        Code.INTERNAL,
+                        f"aggregator {item.factory.name!r} reports {_describe(tensor)} for {spec}",
+                    )
+                if spec.name:
+                    result[spec.name] = tensor
+        self._accumulators = []
+        return result
+
+    def abort(self) -> None:
+        """Finish and drop everything."""
+        self._finished = True
+        self._accumulators = []
+
+    def dump(self) -> bytes:
+        """Return the state as a serialized ``CheckpointAggregatorState``.
+
+        :raises StatusError: ABORTED once finished.
+        """
+        self._check_not_finished()
+        return state_pb2.CheckpointAggregatorState(
+            aggregators=[accumulator.dump() for accumulator in self._accumulators]
+        ).SerializeToString()
+
+    def _fetch(self, checkpoint: Mapping[str, Tensor]) -> list[list[Tensor]]:
+        fetched: dict[str, Tensor] = {}
+        inputs = []
+        for specs in self._specs:
+            tensors = []
+            for spec in specs:
+                if spec.name not in fetched:
+                    fetched[spec.name] = _get(checkpoint, spec.name)
+                tensor = fetched[spec.name]
+                if not spec.matches(tensor):
+                    raise StatusError(
+                        Code.INVALID_ARGUMENT,
+                        f"the task expects {spec}, the checkpoint has {_describe(tensor)}",
+                    )
+                tensors.append(tensor)
+            inputs.append(tensors)
+        return inputs
+
+    def _check_not_finished(self) -> None:
+        if self._finished:
+            raise StatusError(Code.ABORTED, "the aggregation is finished")
+
+
+def _get(checkpoint: Mapping[str, Tensor], name: str) -> Tensor:
+    try:
+        return checkpoint[name]
+    except KeyError:
+        names = ", ".join(sorted(map(repr, checkpoint))[:8])
+        raise StatusError(
+            Code.NOT_FOUND, f"the checkpoint has no tensor {name!r}; it begins with {names}"
+        ) from None
+
+
+def _describe(tensor: Any) -> str:
+    kind = "string" if tensor.dtype == object else str(tensor.dtype)
+    return f"{kind}[{','.join(map(str, tensor.shape))}]"
