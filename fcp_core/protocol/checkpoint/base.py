@@ -1,0 +1,191 @@
+"""What both checkpoint formats share: the mapping of tensors, and checks of shapes and strings."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcp_core.protocol.status import Code, StatusError
+
+#: A tensor in memory. String tensors are object arrays whose elements are ``bytes``.
+Tensor = NDArray[Any]
+
+#: One tensor or its serialized form must fit the 2 GiB that a protobuf message may have.
+MAX_MESSAGE_BYTES = 2**31 - 1
+
+# NumPy 1 has no more dimensions than this; no model comes near it.
+_MAX_RANK = 32
+
+
+def invalid(message: str) -> StatusError:
+    """Return the error for a checkpoint, or a tensor, that cannot be read or written."""
+    return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+class Entry(ABC):
+    """One tensor of an opened checkpoint, not decoded yet."""
+
+    @abstractmethod
+    def spec(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Return dtype and shape without decoding.
+
+        :raises StatusError: INVALID_ARGUMENT if either cannot be represented.
+        """
+
+    @abstractmethod
+    def tensor(self) -> Tensor:
+        """Decode; numeric tensors that are stored as such are views on the file.
+
+        :raises StatusError: INVALID_ARGUMENT if the stored data do not fit dtype and shape.
+        """
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of one checkpoint by name, decoded when they are asked for.
+
+    Arrays are read-only. Those of numbers that the file stores as they are in memory are views on
+    the bytes that were opened, so these must not change while an array is in use. Nothing is
+    kept: each access decodes anew.
+    """
+
+    def __init__(self, format: str, entries: Mapping[str, Entry]) -> None:
+        #: ``tf_v1`` or ``federated_compute``.
+        self.format = format
+        self._entries = entries
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names in the order of the file."""
+        return tuple(self._entries)
+
+    def spec(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Return dtype (``object`` for strings) and shape of a tensor without decoding it.
+
+        :raises StatusError: NOT_FOUND if there is none of that name; INVALID_ARGUMENT if its dtype
+            or shape cannot be represented.
+        """
+        return self._entry(name).spec()
+
+    def get_tensor(self, name: str) -> Tensor:
+        """Return a tensor.
+
+        :raises StatusError: NOT_FOUND if there is none of that name; INVALID_ARGUMENT if its data
+            do not fit its dtype and shape, or if it is stored in slices.
+        """
+        tensor = self._entry(name).tensor()
+        tensor.flags.writeable = False
+        return tensor
+
+    def _entry(self, name: str) -> Entry:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise StatusError(
+                Code.NOT_FOUND,
+                f"the checkpoint has no tensor {name!r}; it has {_listing(tuple(self._entries))}",
+            ) from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._entries:
+            raise KeyError(name)
+        return self.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.format}: {_listing(tuple(self._entries))}>"
+
+
+def _listing(names: Sequence[str]) -> str:
+    """Return some of the names for a message."""
+    if not names:
+        return "none"
+    shown = ", ".join(repr(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def check_shape(name: str, dims: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Return *dims* as a shape that NumPy can hold.
+
+    :param itemsize: bytes of one element in memory.
+    :raises StatusError: INVALID_ARGUMENT for negative sizes, too many dimensions or more bytes than
+        can be addressed.
+    """
+    if len(dims) > _MAX_RANK:
+        raise invalid(
+            f"tensor {name!r} has {len(dims)} dimensions; the most that can be read is {_MAX_RANK}"
+        )
+    if any(size < 0 for size in dims):
+        raise invalid(f"tensor {name!r} has a negative dimension in its shape {list(dims)}")
+    # NumPy leaves zeros out of this product too, so an empty tensor may be refused.
+    if math.prod(size for size in dims if size) * itemsize > np.iinfo(np.int64).max:
+        raise invalid(f"tensor {name!r} has a shape too large to address: {list(dims)}")
+    return tuple(dims)
+
+
+def check_count(name: str, shape: tuple[int, ...], values: int) -> None:
+    """Check that *values* elements fill *shape*.
+
+    :raises StatusError: INVALID_ARGUMENT if not.
+    """
+    wanted = math.prod(shape)
+    if values != wanted:
+        raise invalid(
+            f"tensor {name!r} has the shape {list(shape)}, so {wanted} values, but {values} stored"
+        )
+
+
+def string_tensor(values: list[bytes], shape: tuple[int, ...]) -> Tensor:
+    """Return an object array of *values*, which must fill *shape*."""
+    flat = np.empty(len(values), dtype=object)
+    flat[:] = values
+    return flat.reshape(shape)
+
+
+def string_values(name: str, tensor: Tensor) -> list[bytes]:
+    """Return the elements of a string tensor in row-major order; text becomes UTF-8.
+
+    NumPy itself strips trailing NULs from elements of ``S`` and ``U`` arrays; use object arrays
+    where they matter.
+
+    :raises StatusError: INVALID_ARGUMENT for an element that is neither bytes nor text.
+    """
+    values = []
+    for value in tensor.reshape(-1).tolist():
+        if isinstance(value, bytes):
+            values.append(value)
+        elif isinstance(value, str):
+            values.append(encode_text(f"an element of tensor {name!r}", value))
+        else:
+            raise invalid(
+                f"tensor {name!r} has an element of type {type(value).__name__}; elements of an "
+                "object array must be bytes or str"
+            )
+    return values
+
+
+def encode_text(what: str, text: str, errors: str = "strict") -> bytes:
+    """Return *text* in UTF-8.
+
+    :raises StatusError: INVALID_ARGUMENT if it holds surrogates that *errors* does not allow.
+    """
+    try:
+        return text.encode("utf-8", errors)
+    except UnicodeEncodeError as error:
+        raise invalid(f"{what} cannot be written as UTF-8: {error.reason}") from None
+
+
+def little_endian_bytes(tensor: Tensor, dtype: np.dtype[Any]) -> NDArray[np.uint8]:
+    """Return the elements in row-major order as bytes, without a copy if they lie so already."""
+    return np.ascontiguousarray(tensor, dtype=dtype).reshape(-1).view(np.uint8)

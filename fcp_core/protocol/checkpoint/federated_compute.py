@@ -1,0 +1,202 @@
+"""Federated compute checkpoints (``FCv1``): the format that devices write without TensorFlow.
+
+It has no checksums, so opening checks each tensor's dtype, shape and size; only the elements of
+string tensors are looked at later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fcp_core.protocol.checkpoint import wire
+from fcp_core.protocol.checkpoint.base import (
+    MAX_MESSAGE_BYTES,
+    Checkpoint,
+    Entry,
+    Tensor,
+    check_shape,
+    encode_text,
+    invalid,
+    little_endian_bytes,
+    string_tensor,
+    string_values,
+)
+from fcp_core.protocol.checkpoint.table import Buffer
+
+HEADER = b"FCv1"
+_TERMINATOR = b"\0\0\0\0"
+
+_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<f4"),
+    2: np.dtype("<f8"),
+    3: np.dtype("<i4"),
+    7: np.dtype(object),
+    9: np.dtype("<i8"),
+    23: np.dtype("<u8"),
+}
+_NUMBERS = {
+    (dtype.kind, dtype.itemsize): number for number, dtype in _DTYPES.items() if dtype.kind != "O"
+}
+
+
+def is_federated_compute(data: memoryview) -> bool:
+    """Whether *data* begins like a federated compute checkpoint."""
+    return data[: len(HEADER)] == HEADER
+
+
+def read_federated_compute(data: memoryview) -> Checkpoint:
+    """Open a federated compute checkpoint; of a repeated name the first tensor counts.
+
+    Names may be any bytes; what is not UTF-8 comes as surrogates, as in file names.
+
+    :raises StatusError: INVALID_ARGUMENT if it is truncated or corrupt, or if a tensor's dtype,
+        shape and size do not fit each other.
+    """
+    entries: dict[str, _FcEntry] = {}
+    at, end = len(HEADER), len(data)
+    while at < end:
+        start, at = wire.read_span(data, at, end)
+        if start == at:
+            break
+        name = str(data[start:at], "utf-8", "surrogateescape")
+        start, at = wire.read_span(data, at, end)
+        entry = _FcEntry(data, name, start, at)
+        entries.setdefault(name, entry)
+    return Checkpoint("federated_compute", entries)
+
+
+class _FcEntry(Entry):
+    """One tensor message, read but for its content."""
+
+    def __init__(self, data: memoryview, name: str, start: int, end: int) -> None:
+        self._data = data
+        self._name = name
+        number = 0
+        dims: list[int] = []
+        content = (start, start)
+        for field, wire_type, first, last in wire.fields(data, start, end):
+            expected = {1: wire.VARINT, 2: wire.BYTES, 4: wire.BYTES}.get(field, wire_type)
+            if wire_type != expected:
+                raise invalid(
+                    f"tensor {name!r} is corrupt: field {field} has wire type {wire_type}"
+                )
+            if field == 1:
+                number = wire.read_varint(data, first, last)[0]
+            elif field == 2:
+                dims += _dim_sizes(data, name, first, last)
+            elif field == 4:
+                content = (first, last)
+        if number == 0:
+            raise invalid(f"tensor {name!r} has no dtype")
+        if number not in _DTYPES:
+            raise invalid(
+                f"tensor {name!r} has the unknown dtype number {number}; expected one of "
+                f"{', '.join(map(str, _DTYPES))}"
+            )
+        self._dtype = _DTYPES[number]
+        self._shape = check_shape(name, dims, self._dtype.itemsize)
+        self._content = content
+        size, count = content[1] - content[0], math.prod(self._shape)
+        if self._dtype.kind == "O":
+            # Each element takes one byte of length at least.
+            fits, wanted = size >= count, f"at least {count}"
+        else:
+            fits, wanted = size == count * self._dtype.itemsize, str(count * self._dtype.itemsize)
+        if not fits:
+            raise invalid(
+                f"tensor {name!r} has the shape {list(dims)} of {self._dtype}, so {wanted} bytes "
+                f"of content, but {size} are stored"
+            )
+
+    def spec(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        return self._dtype, self._shape
+
+    def tensor(self) -> Tensor:
+        start, end = self._content
+        if self._dtype.kind == "O":
+            return string_tensor(self._strings(start, end), self._shape)
+        return np.frombuffer(self._data[start:end], self._dtype).reshape(self._shape)
+
+    def _strings(self, start: int, end: int) -> list[bytes]:
+        """Return the elements: all lengths come first, then all bytes."""
+        lengths = []
+        left = end - start
+        for _ in range(math.prod(self._shape)):
+            length, after = wire.read_varint(self._data, start, end)
+            left -= length + after - start
+            start = after
+            if left < 0:
+                raise invalid(f"tensor {self._name!r} has strings that reach beyond its content")
+            lengths.append(length)
+        values = []
+        for length in lengths:
+            values.append(bytes(self._data[start : start + length]))
+            start += length
+        return values
+
+
+def _dim_sizes(data: memoryview, name: str, start: int, end: int) -> list[int]:
+    """Return the sizes in a shape message, packed or not."""
+    sizes = []
+    for field, wire_type, at, last in wire.fields(data, start, end):
+        if field != 1:
+            continue
+        if wire_type not in (wire.VARINT, wire.BYTES):
+            raise invalid(f"the shape of tensor {name!r} is corrupt: wire type {wire_type}")
+        while at < last:
+            size, at = wire.read_varint(data, at, last)
+            sizes.append(wire.signed(size))
+    return sizes
+
+
+def write_federated_compute(tensors: Mapping[str, Tensor]) -> bytes:
+    """Write a federated compute checkpoint.
+
+    :param tensors: by name; float32, float64, int32, int64, uint64 and strings.
+    :raises StatusError: INVALID_ARGUMENT for other dtypes, for elements that are no strings, for an
+        empty name or a tensor of over 2 GiB.
+    """
+    parts: list[Any] = [HEADER]
+    for name, value in tensors.items():
+        tensor = np.asarray(value)
+        encoded = encode_text(f"the tensor name {name!r}", name, "surrogateescape")
+        if not encoded:
+            raise invalid("a federated compute checkpoint cannot hold a tensor without a name")
+        number, content = _content(name, tensor)
+        size = sum(len(part) for part in content)
+        shape = b"".join(wire.varint(dim) for dim in tensor.shape)
+        head = b"\x08" + wire.varint(number)
+        if shape:
+            inner = b"\x0a" + wire.varint(len(shape)) + shape
+            head += b"\x12" + wire.varint(len(inner)) + inner
+        if size:
+            head += b"\x22" + wire.varint(size)
+        total = len(head) + size
+        if total > MAX_MESSAGE_BYTES:
+            raise invalid(
+                f"tensor {name!r} takes {total} bytes; a federated compute checkpoint holds 2 GiB "
+                "per tensor"
+            )
+        parts.append(wire.varint(len(encoded)) + encoded + wire.varint(total) + head)
+        parts += content
+    parts.append(_TERMINATOR)
+    return b"".join(parts)
+
+
+def _content(name: str, tensor: Tensor) -> tuple[int, list[Buffer]]:
+    """Return the dtype number and the parts of the content."""
+    if tensor.dtype.kind in "SUO":
+        strings = string_values(name, tensor)
+        lengths = np.fromiter(map(len, strings), np.int64, len(strings))
+        return 7, [wire.encode_varints(lengths), *strings]
+    number = _NUMBERS.get((tensor.dtype.kind, tensor.dtype.itemsize))
+    if number is None:
+        raise invalid(
+            f"tensor {name!r} has the dtype {tensor.dtype}, which federated compute checkpoints "
+            "cannot hold; use one of float32, float64, int32, int64, uint64 or strings"
+        )
+    return number, [little_endian_bytes(tensor, _DTYPES[number])]
