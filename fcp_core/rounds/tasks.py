@@ -51,7 +51,7 @@ class TaskSpec:
     :param assignment_mode: SINGLE tasks are handed out one a session, MULTIPLE ones together.
     :param deadline: seconds until the task ends by itself; None: the server's default.
     :param over_selection: how many devices may be assigned at a time, as a multiple of the
-        contributions still missing; at least 1.
+        contributions still missing; at least 1; None: the server's default.
     :param slices: for federated select, ``served_at_id`` -> key -> checkpoint.
     :param result_format: the checkpoint format of the result.
     :param protocol: the aggregation protocol, by name; None: the server's default.
@@ -69,7 +69,7 @@ class TaskSpec:
     minimum_count: int | None = None
     assignment_mode: AssignmentMode = AssignmentMode.SINGLE
     deadline: float | None = None
-    over_selection: float = 1.0
+    over_selection: float | None = None
     slices: Mapping[str, Mapping[int, bytes]] = field(default_factory=dict)
     result_format: CheckpointFormat = "tf_v1"
     protocol: str | None = None
@@ -92,9 +92,9 @@ class TaskSpec:
                 f"minimum_count must be between 1 and goal_count ({self.goal_count}), "
                 f"not {self.minimum_count}"
             )
-        if self.over_selection < 1:
+        if self.over_selection is not None and not self.over_selection >= 1:
             raise _bad(f"over_selection must be at least 1, not {self.over_selection}")
-        if self.deadline is not None and self.deadline <= 0:
+        if self.deadline is not None and not self.deadline > 0:
             raise _bad(f"deadline must be a positive number of seconds, not {self.deadline}")
 
 

@@ -1,0 +1,224 @@
+"""The machine that gives waiting devices of one population their tasks, as policies decide.
+
+It is asked when a candidate arrives, when a task opens or gets capacity back, when a task ends and
+on ticks. A candidate for which no task has room is rejected at once: a device that comes back later
+costs less than one that polls. What a policy neither assigns nor rejects is held.
+
+A policy is somebody else's code: what it decides is checked, and a decision that cannot be right is
+told in :attr:`Outcome.problems` and otherwise ignored.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcp_core.rounds.policies import (
+    Assign,
+    Candidate,
+    OpenTask,
+    Reject,
+    RetryWindow,
+    SelectionPolicy,
+    SelectionView,
+)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A candidate that is sent away; *reason* is a short word."""
+
+    candidate: str
+    reason: str
+    retry: RetryWindow | None = None
+
+
+@dataclass
+class Outcome:
+    """What came of asking: candidates that leave, and what was wrong with the answers."""
+
+    assigned: list[Assign] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Group:
+    """The tasks that share a policy and its options."""
+
+    policy: SelectionPolicy
+    options: Mapping[str, Any]
+    name: str
+    state: Any = None
+    tick: float | None = None
+
+
+class Assigner:
+    """Holds the candidates of one population and has policies decide about them.
+
+    :param rng: the randomness that policies are given.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._candidates: dict[str, Candidate] = {}
+        self._groups: dict[str, _Group] = {}
+        self._group_of: dict[str, str] = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many candidates wait."""
+        return len(self._candidates)
+
+    def open(
+        self,
+        task_id: str,
+        group: str,
+        name: str,
+        policy: SelectionPolicy,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Add a task.
+
+        :param group: tasks of one group are shown to one policy together; the first brings it.
+        :param name: the policy's name, for messages.
+        """
+        self._groups.setdefault(group, _Group(policy, options, name))
+        self._group_of[task_id] = group
+
+    def close(self, task_id: str) -> None:
+        """Take a task away."""
+        group = self._group_of.pop(task_id, None)
+        if group is not None and group not in self._group_of.values():
+            del self._groups[group]
+
+    def arrive(self, candidate: Candidate) -> None:
+        """Add a candidate."""
+        self._candidates[candidate.id] = candidate
+
+    def withdraw(self, candidate: str) -> None:
+        """Take a candidate away, if it still waits."""
+        self._candidates.pop(candidate, None)
+
+    def decide(self, tasks: Sequence[OpenTask], now: float) -> Outcome:
+        """Ask the policies.
+
+        :param tasks: the SINGLE tasks that are open and were added, oldest first.
+        :returns: who leaves; those are no candidates any more.
+        """
+        outcome = Outcome()
+        self._turn_away(tasks, outcome)
+        room: dict[str, list[OpenTask]] = {}
+        for task in tasks:
+            if task.capacity > 0:
+                room.setdefault(self._group_of[task.task_id], []).append(task)
+        refusals: dict[str, list[Reject]] = {}
+        askers: dict[str, int] = {}
+        for key, shown in room.items():
+            if not self._candidates:
+                break
+            for candidate in self._eligible(shown):
+                askers[candidate.id] = askers.get(candidate.id, 0) + 1
+            self._ask(self._groups[key], shown, now, outcome, refusals)
+        for candidate_id, answers in refusals.items():
+            # One that another policy holds stays.
+            if len(answers) == askers[candidate_id] and candidate_id in self._candidates:
+                del self._candidates[candidate_id]
+                retry = next((answer.retry for answer in answers if answer.retry), None)
+                outcome.rejected.append(Rejection(candidate_id, "not_selected", retry))
+        left = {assign.task_id: 0 for assign in outcome.assigned}
+        for assign in outcome.assigned:
+            left[assign.task_id] += 1
+        self._turn_away(
+            [
+                OpenTask(
+                    task.task_id,
+                    task.name,
+                    task.capacity - left.get(task.task_id, 0),
+                    task.missing,
+                    task.created,
+                )
+                for task in tasks
+            ],
+            outcome,
+        )
+        return outcome
+
+    def next_tick(self) -> float | None:
+        """Return when a policy wants to be asked again, or None."""
+        if not self._candidates:
+            return None
+        return min((g.tick for g in self._groups.values() if g.tick is not None), default=None)
+
+    def _eligible(self, tasks: Sequence[OpenTask]) -> list[Candidate]:
+        names = {task.name for task in tasks}
+        return [
+            candidate
+            for candidate in self._candidates.values()
+            if any(candidate.eligible(name) for name in names)
+        ]
+
+    def _turn_away(self, tasks: Sequence[OpenTask], outcome: Outcome) -> None:
+        """Reject the candidates for which no task has room."""
+        names = {task.name for task in tasks if task.capacity > 0}
+        for candidate in list(self._candidates.values()):
+            if not any(candidate.eligible(name) for name in names):
+                del self._candidates[candidate.id]
+                outcome.rejected.append(Rejection(candidate.id, "no_task"))
+
+    def _ask(
+        self,
+        group: _Group,
+        tasks: Sequence[OpenTask],
+        now: float,
+        outcome: Outcome,
+        refusals: dict[str, list[Reject]],
+    ) -> None:
+        candidates = {candidate.id: candidate for candidate in self._eligible(tasks)}
+        group.tick = None
+        if not candidates:
+            return
+        view = SelectionView(
+            candidates=tuple(candidates.values()),
+            tasks=tuple(tasks),
+            now=now,
+            rng=self._rng,
+            state=group.state,
+            options=group.options,
+        )
+        try:
+            selection = group.policy.select(view)
+        except Exception as error:  # A plugin may raise anything.
+            outcome.problems.append(
+                f"selection policy {group.name} raised {type(error).__name__}: {error}"
+            )
+            return
+        group.state = selection.state
+        if selection.tick_in is not None:
+            # A policy that asks for no pause at all would keep the server busy.
+            group.tick = now + max(selection.tick_in, 0.01)
+        left = {task.task_id: task for task in tasks}
+        capacity = {task.task_id: task.capacity for task in tasks}
+        for decision in selection.decisions:
+            problem = None
+            candidate = candidates.pop(decision.candidate, None)
+            if candidate is None:
+                problem = "does not wait, or was decided about before"
+            elif isinstance(decision, Reject):
+                refusals.setdefault(candidate.id, []).append(decision)
+            elif decision.task_id not in left:
+                problem = f"was assigned task {decision.task_id}, which is not open to it"
+            elif not candidate.eligible(left[decision.task_id].name):
+                problem = f"was assigned task {decision.task_id}, for which it is not eligible"
+            elif capacity[decision.task_id] < 1:
+                problem = f"was assigned task {decision.task_id}, which is full"
+            else:
+                capacity[decision.task_id] -= 1
+                del self._candidates[candidate.id]
+                outcome.assigned.append(decision)
+            if problem is not None:
+                outcome.problems.append(
+                    f"selection policy {group.name}: candidate {decision.candidate} {problem}"
+                )

@@ -1,0 +1,100 @@
+"""Long-running operations: pending, then done with a response or an error, then forgotten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.protocol.wkt import Any as AnyMessage
+from fcp_core.rounds.expiring import Expiring
+
+
+def operation_name(uuid: str) -> str:
+    """Return the name of an operation; devices take no other form."""
+    return f"operations/{uuid}"
+
+
+def pack(message: Any) -> AnyMessage:
+    """Return a message as an Any with the type URL that devices expect."""
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed
+
+
+class OperationBook:
+    """The operations that devices may ask for.
+
+    :param retention: seconds for which an operation can be asked for after it was made or done.
+    """
+
+    def __init__(self, retention: float) -> None:
+        self._retention = retention
+        self._operations: Expiring[longrunning.Operation] = Expiring()
+
+    def pending(self, name: str, metadata: Any, expires: float) -> longrunning.Operation:
+        """Make an operation that is not done.
+
+        :param metadata: must carry a polling interval if it is of a type that has one: with none,
+            the published client asks again without a pause.
+        """
+        operation = longrunning.Operation(name=name, metadata=pack(metadata))
+        self._operations.put(name, operation, expires)
+        return operation
+
+    def done(self, name: str, metadata: Any, response: Any, now: float) -> longrunning.Operation:
+        """Make an operation that is done at once."""
+        operation = longrunning.Operation(
+            name=name, metadata=pack(metadata), done=True, response=pack(response)
+        )
+        self._operations.put(name, operation, now + self._retention)
+        return operation
+
+    def finish(self, name: str, result: Any | StatusError, now: float) -> bool:
+        """Finish a pending operation with a response or an error.
+
+        :returns: whether there was one.
+        """
+        operation = self._operations.get(name)
+        if operation is None or operation.done:
+            return False
+        operation.done = True
+        if isinstance(result, StatusError):
+            operation.error.CopyFrom(result.to_proto())
+        else:
+            operation.response.CopyFrom(pack(result))
+        self._operations.put(name, operation, now + self._retention)
+        return True
+
+    def cancel(self, name: str, now: float) -> bool:
+        """Finish a pending operation with CANCELLED; one that is done stays as it is.
+
+        :returns: whether it was pending.
+        :raises StatusError: NOT_FOUND if there is none of that name.
+        """
+        self.get(name)
+        return self.finish(
+            name, StatusError(Code.CANCELLED, "the operation was cancelled by the device"), now
+        )
+
+    def get(self, name: str) -> longrunning.Operation:
+        """Return an operation.
+
+        :raises StatusError: NOT_FOUND if there is none of that name.
+        """
+        operation = self._operations.get(name)
+        if operation is None:
+            raise StatusError(Code.NOT_FOUND, f"there is no operation {name!r}; check in again")
+        return operation
+
+    def find(self, name: str) -> longrunning.Operation | None:
+        """Return an operation, or None."""
+        return self._operations.get(name)
+
+    def pop_due(self, now: float) -> list[longrunning.Operation]:
+        """Forget what has expired, and return it."""
+        return [operation for _, operation in self._operations.pop_due(now)]
+
+    def next_expiry(self) -> float | None:
+        """Return when the next operation expires."""
+        return self._operations.next_expiry()

@@ -1,0 +1,179 @@
+"""The machine of one device session, from check-in to its last report.
+
+    CHECKED_IN --wait--> WAITING --assign--> ASSIGNED --release (of the last)--> CHECKED_IN
+         |                  |
+         +------- end ------+--> ENDED
+
+A device may report its eligibility at any time before it is assigned; a failed evaluation ends the
+session. It asks for MULTIPLE tasks, for one SINGLE task, or first for the former and then for the
+latter; asking for a SINGLE task twice gives the first answer again, since it can only mean that the
+answer was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.expiring import Expiring
+from fcp_core.rounds.policies import CheckIn
+
+
+class SessionState(Enum):
+    """Where a device session stands."""
+
+    CHECKED_IN = "checked_in"
+    WAITING = "waiting"
+    ASSIGNED = "assigned"
+    ENDED = "ended"
+
+
+@dataclass
+class DeviceSession:
+    """One device session.
+
+    :param check_in: what the device said of itself.
+    :param allowed: the names of the tasks it may be given although it has not evaluated its
+        eligibility; None: all.
+    """
+
+    session_id: str
+    check_in: CheckIn
+    allowed: frozenset[str] | None = None
+    waiting: bool = False
+    operation: str | None = None
+    ended: str | None = None
+    eligibility: Code | None = None
+    #: Live assignments: aggregation id -> assignment.
+    assignments: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> SessionState:
+        """Where it stands."""
+        if self.ended is not None:
+            return SessionState.ENDED
+        if self.waiting:
+            return SessionState.WAITING
+        return SessionState.ASSIGNED if self.assignments else SessionState.CHECKED_IN
+
+    def check(self, principal: str | None) -> None:
+        """Check that the session goes on and is the sender's.
+
+        :raises StatusError: PERMISSION_DENIED if somebody else's, ABORTED if it has ended.
+        """
+        if principal != self.check_in.principal:
+            raise StatusError(
+                Code.PERMISSION_DENIED, "this session was opened by another principal"
+            )
+        if self.ended is not None:
+            raise StatusError(
+                Code.ABORTED, f"this session has ended ({self.ended}); check in again"
+            )
+
+    def report_eligibility(self, code: Code) -> None:
+        """Take the outcome of the device's eligibility evaluation; the first one counts."""
+        if self.eligibility is not None:
+            return
+        self.eligibility = code
+        if code is not Code.OK and self.state is SessionState.CHECKED_IN:
+            self.end(f"its eligibility evaluation failed with {code.name}")
+
+    def wait(self, operation: str) -> None:
+        """Begin to wait for a SINGLE task."""
+        self.operation = operation
+        self.waiting = True
+
+    def assign(self, aggregation_id: str, assignment: str) -> None:
+        """Take an assignment."""
+        self.waiting = False
+        self.assignments[aggregation_id] = assignment
+
+    def release(self, aggregation_id: str) -> None:
+        """Let go of an assignment that has ended."""
+        self.assignments.pop(aggregation_id, None)
+
+    def stop_waiting(self, why: str) -> None:
+        """Give up waiting: rejected or cancelled. A session that has no assignment ends with it."""
+        self.waiting = False
+        if not self.assignments:
+            self.end(why)
+
+    def end(self, why: str) -> None:
+        """End it; what it still holds is its tasks' to let go of."""
+        self.waiting = False
+        if self.ended is None:
+            self.ended = why
+
+    def weights(self, reported: Mapping[str, float] | None) -> Mapping[str, float] | None:
+        """Return the weights that count, given what the device reported, if anything."""
+        if reported is not None:
+            return reported
+        return None if self.allowed is None else dict.fromkeys(self.allowed, 1.0)
+
+
+class SessionBook:
+    """The device sessions that a request may still name.
+
+    A session stays for *retention* seconds after it expired, so that a late device is answered
+    ABORTED, which brings it back soon, and not NOT_FOUND.
+    """
+
+    def __init__(self, timeout: float, retention: float) -> None:
+        self.timeout = timeout
+        self._retention = retention
+        self._sessions: Expiring[DeviceSession] = Expiring()
+        self._live: Expiring[DeviceSession] = Expiring()
+        self._lost: Expiring[str] = Expiring()
+
+    def open(self, session: DeviceSession, now: float) -> float:
+        """Add a session; return when it is forgotten."""
+        forgotten = now + self.timeout + self._retention
+        self._live.put(session.session_id, session, now + self.timeout)
+        self._sessions.put(session.session_id, session, forgotten)
+        return forgotten
+
+    def restore(self, session_id: str, population: str, forgotten: float) -> None:
+        """Remember a session from before a restart, which is answered ABORTED."""
+        self._lost.put(session_id, population, forgotten)
+
+    def find(self, population: str, session_id: str) -> DeviceSession:
+        """Return the session of that id in that population.
+
+        :raises StatusError: ABORTED if it was lost at a restart, NOT_FOUND if there was never one.
+        """
+        session = self._sessions.get(session_id)
+        if session is not None and session.check_in.population == population:
+            return session
+        if self._lost.get(session_id) == population:
+            raise StatusError(
+                Code.ABORTED, "the server was restarted and this session is lost; check in again"
+            )
+        raise StatusError(
+            Code.NOT_FOUND, f"population {population!r} has no session {session_id!r}; check in"
+        )
+
+    def is_lost(self, session_id: str) -> bool:
+        """Whether a session is known from before a restart."""
+        return session_id in self._lost
+
+    def tick(self, now: float) -> tuple[list[DeviceSession], list[str]]:
+        """Let time pass.
+
+        :returns: the sessions that expire now and still wait (the shell answers them), and the ids
+            of those that are forgotten.
+        """
+        expired = []
+        for _, session in self._live.pop_due(now):
+            if session.waiting:
+                expired.append(session)
+            elif not session.assignments:
+                session.end("it expired")
+        forgotten = [key for key, _ in self._sessions.pop_due(now) + self._lost.pop_due(now)]
+        return expired, forgotten
+
+    def next_tick(self) -> float | None:
+        """Return when :meth:`tick` must be called next."""
+        expiries = (book.next_expiry() for book in (self._live, self._sessions, self._lost))
+        return min((expiry for expiry in expiries if expiry is not None), default=None)
