@@ -169,6 +169,13 @@ class OptionRegistry:
         """Return a declared option, or None."""
         return self._options.get((section, name))
 
+    def option(self, section: str, name: str) -> Option:
+        """Return an option that is declared.
+
+        :raises KeyError: if it is not.
+        """
+        return self._options[section, name]
+
     def names(self, section: str) -> list[str]:
         """Return the names of a section's options, sorted."""
         return sorted(name for other, name in self._options if other == section)
@@ -263,6 +270,11 @@ class Sources:
             origin = f"environment {option.variable}"
             return _Raw(self._environ[option.variable], origin, self.folder)
         return self._file.get(key)
+
+    def base(self, option: Option) -> Path:
+        """Return the folder that relative paths in an option's value are relative to."""
+        raw = self.find(option)
+        return self.folder if raw is None else raw.base
 
     def value(self, option: Option) -> OptionValue:
         """Return an option's value.

@@ -1,0 +1,207 @@
+"""Calling hooks, each kind with the right consequence of a failure."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pluggy
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins import discovery
+from fcp_core.plugins.config import Config
+from fcp_core.plugins.discovery import PluginSource, explain
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.events import Event
+from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow
+from fcp_core.rounds.tasks import TaskSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One plugin's implementation of one hook."""
+
+    source: PluginSource
+    order: tuple[int, int]
+    function: Callable[..., Any] = field(repr=False)
+    arguments: tuple[str, ...]
+
+    def __call__(self, **values: Any) -> Any:
+        """Call it with those of the hook's arguments that it asks for."""
+        return self.function(*(values[name] for name in self.arguments))
+
+
+def collect_calls(
+    manager: pluggy.PluginManager, loaded: Sequence[tuple[PluginSource, object]]
+) -> dict[str, list[Call]]:
+    """Return each hook's implementations: ``tryfirst``, then as they were loaded, ``trylast``."""
+    sources = {source.name: (index, source) for index, (source, _) in enumerate(loaded)}
+    calls: dict[str, list[Call]] = {}
+    for hook in discovery.hook_specs():
+        found = []
+        for impl in getattr(manager.hook, hook).get_hookimpls():
+            index, source = sources[impl.plugin_name]
+            rank = 0 if impl.tryfirst else 2 if impl.trylast else 1
+            found.append(Call(source, (rank, index), impl.function, tuple(impl.argnames)))
+        calls[hook] = sorted(found, key=lambda call: call.order)
+    return calls
+
+
+def run_all(calls: Sequence[Call], function: Callable[[Call], None], what: str) -> None:
+    """Run a stage for every plugin, and tell what is wrong with all of them together."""
+    problems = []
+    first: Exception | None = None
+    for call in calls:
+        try:
+            function(call)
+        except Exception as error:
+            first = first or error
+            problems.append(f"{call.source} failed to {what}: {explain(error)}.")
+    if problems:
+        raise UsageError("\n".join(problems)) from first
+
+
+class HookCaller:
+    """Calls the hooks that run while a server serves.
+
+    :param calls: what :func:`collect_calls` returns.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        manager: pluggy.PluginManager,
+        calls: Mapping[str, Sequence[Call]],
+    ) -> None:
+        self.config = config
+        self.hook = manager.hook
+        self._calls = calls
+
+    def notify(self, event: Event) -> None:
+        """Tell the observers; a failing one is logged and changes nothing."""
+        for call in self._calls["fcp_event"]:
+            try:
+                call(event=event)
+            except Exception:
+                logger.exception("%s failed on %s", call.source, type(event).__name__)
+
+    def admit(
+        self, check_in: CheckIn, now: float, policies: Sequence[EligibilityPolicy] = ()
+    ) -> Refusal | None:
+        """Ask whether a device may check in: any refusal wins, an exception counts as one.
+
+        :param policies: eligibility policies that are asked too.
+        :returns: all reasons with the longest retry window, or None.
+        """
+        refusals: list[Refusal] = []
+
+        def ask(who: str, function: Callable[[], Refusal | None]) -> None:
+            try:
+                answer = function()
+                if answer is not None and not isinstance(answer, Refusal):
+                    raise TypeError(f"expected a Refusal or None, not {answer!r}")
+            except Exception:
+                logger.exception("%s failed to judge a check-in; the device is refused", who)
+                answer = Refusal("the check-in could not be judged")
+            if answer is not None:
+                refusals.append(answer)
+
+        for call in self._calls["fcp_admit_checkin"]:
+            ask(str(call.source), lambda call=call: call(check_in=check_in, now=now))  # type: ignore[misc]
+        for policy in policies:
+            ask(type(policy).__name__, lambda policy=policy: policy.admit(check_in, now))  # type: ignore[misc]
+        if not refusals:
+            return None
+        windows = [refusal.retry for refusal in refusals if refusal.retry is not None]
+        longest = max(windows, key=lambda w: (w.delay_max, w.delay_min), default=None)
+        return Refusal("; ".join(dict.fromkeys(r.reason for r in refusals)), longest)
+
+    def authenticate(
+        self, method: str, path: str, headers: Mapping[str, str], peer: str
+    ) -> str | None:
+        """Return who sends a request, or None if no plugin says.
+
+        :raises StatusError: as a plugin raises it; UNAVAILABLE if one fails otherwise.
+        """
+        try:
+            principal = self.hook.fcp_authenticate(
+                method=method, path=path, headers=headers, peer=peer
+            )
+            if principal is not None and not isinstance(principal, str):
+                raise TypeError(f"expected a str or None, not {principal!r}")
+        except StatusError:
+            raise
+        except Exception:
+            logger.exception("a plugin failed to authenticate a request to %s", path)
+            raise StatusError(
+                Code.UNAVAILABLE, "the request could not be authenticated; try again later"
+            ) from None
+        return principal
+
+    def retry_window(
+        self, population: str, accepted: bool, load: Mapping[str, Any], now: float
+    ) -> RetryWindow:
+        """Return when a device should come back.
+
+        A plugin that fails is logged; ``retry_min`` and ``retry_max`` then decide.
+        """
+        default = RetryWindow(self.config.get("retry_min"), self.config.get("retry_max"))
+        try:
+            window = self.hook.fcp_retry_window(
+                population=population, accepted=accepted, load=load, now=now
+            )
+            if window is None:
+                return default
+            if not isinstance(window, RetryWindow) or not 0 <= window.delay_min <= window.delay_max:
+                raise ValueError(f"expected a RetryWindow with 0 <= min <= max, not {window!r}")
+        except Exception:
+            logger.exception("a plugin failed to choose a retry window")
+            return default
+        return window
+
+    def check_task(self, task: TaskSpec) -> list[str]:
+        """Return what plugins find wrong with a task, one sentence each."""
+        problems: list[str] = []
+        for call in self._calls["fcp_check_task"]:
+            try:
+                answer = call(task=task)
+                problems += [answer] if isinstance(answer, str) else list(answer or ())
+            except Exception as error:
+                logger.exception("%s failed to check the task %s", call.source, task.name)
+                problems.append(f"{call.source} could not check the task: {explain(error)}")
+        return problems
+
+    async def startup(self) -> None:
+        """Run the start-up hooks, in order; if one fails, stop those before it in reverse.
+
+        :raises UsageError: naming the plugin that failed.
+        """
+        for call in self._calls["fcp_startup"]:
+            try:
+                await _settle(call(config=self.config))
+            except Exception as error:
+                await self._shutdown(
+                    [c for c in self._calls["fcp_shutdown"] if c.order[1] < call.order[1]]
+                )
+                raise UsageError(f"{call.source} could not start: {explain(error)}.") from error
+
+    async def shutdown(self) -> None:
+        """Run the shutdown hooks in reverse order; failures are logged."""
+        await self._shutdown(self._calls["fcp_shutdown"])
+
+    async def _shutdown(self, calls: Sequence[Call]) -> None:
+        for call in reversed(calls):
+            try:
+                await _settle(call())
+            except Exception:
+                logger.exception("%s failed to shut down", call.source)
+
+
+async def _settle(result: Any) -> None:
+    if inspect.isawaitable(result):
+        await result
