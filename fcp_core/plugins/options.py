@@ -57,9 +57,13 @@ def add_core_options(options: OptionRegistry) -> None:
         "devices assigned at a time, as a multiple of the contributions still missing",
         1.0,
     )
-    add("max_body", "bytes", "1GiB", "the largest request body, after decompression too", 1)
+    add("max_body", "bytes", "1GiB", "the largest request body, as it is sent", 1)
+    add("max_decompressed", "bytes", "1GiB", "the largest request body after decompression", 1)
     add("max_in_flight", "bytes", "2GiB", "the sum of all request bodies held at a time", 1)
     add("max_header", "bytes", "64KiB", "the largest request header", 1024)
+    add("idle_timeout", "duration", "1m", "how long a request's header, or a call, may take", 0.001)
+    add("body_timeout", "duration", "10m", "how long an upload or a download may take", 0.001)
+    add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
 
 
 def check_core_options(config: Config) -> None:
