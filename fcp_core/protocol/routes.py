@@ -1,0 +1,237 @@
+"""Which HTTP verb and path reach which call: a table made from the services' own annotations.
+
+Paths are matched as they came over the wire and unescaped afterwards, so a population ``a/b``,
+which devices send as ``a%2Fb``, stays one variable.
+
+The published client escapes a byte below 0x10 with one digit (``%A`` for a line feed). That is read
+where nothing else can be meant, that is where no second hexadecimal digit follows; ``%Ab`` stays
+the byte 0xAB, for a client without that fault would mean just this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote
+
+from fcp_core.protocol.pool import message_class
+from fcp_core.protocol.protos import (
+    aggregations_pb2,
+    confidential_aggregations_pb2,
+    eligibility_eval_tasks_pb2,
+    google_api_annotations_pb2,
+    google_longrunning_operations_pb2,
+    secure_aggregations_pb2,
+    task_assignments_pb2,
+)
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.protocol.wkt import FileDescriptorProto
+
+_MODULES = (
+    eligibility_eval_tasks_pb2,
+    task_assignments_pb2,
+    aggregations_pb2,
+    secure_aggregations_pb2,
+    confidential_aggregations_pb2,
+    google_longrunning_operations_pb2,
+)
+
+# Devices poll and cancel operations; nobody lists, deletes or waits for them over HTTP.
+_LEFT_OUT = {"ListOperations", "DeleteOperation", "WaitOperation"}
+
+_VARIABLE = re.compile(r"\{(\w+)(?:=([^}]*))?\}")
+_ESCAPE = re.compile(rb"%(?:([0-9A-Fa-f]{1,2}))?")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One call of the protocol and how HTTP reaches it.
+
+    :param service: the service's full name.
+    :param method: the method's name in it.
+    :param verb: ``GET`` or ``POST``.
+    :param template: the path, with variables in braces.
+    :param request_class: the message in the body; variables of the path are not repeated there.
+    :param response_class: the message that answers; ``google.longrunning.Operation`` if the call
+        is long-running.
+    :param operation_response_class: what a long-running call's operation answers in the end.
+    :param operation_metadata_class: what a long-running call's operation carries as metadata.
+    """
+
+    service: str
+    method: str
+    verb: str
+    template: str
+    request_class: Any = field(repr=False)
+    response_class: Any = field(repr=False)
+    operation_response_class: Any = field(default=None, repr=False)
+    operation_metadata_class: Any = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The short name, such as ``TaskAssignments.StartTaskAssignment``."""
+        return f"{self.service.rpartition('.')[2]}.{self.method}"
+
+    @property
+    def long_running(self) -> bool:
+        """Whether the call starts a long-running operation."""
+        return self.operation_response_class is not None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """A pattern of raw paths with a group for each variable."""
+        pattern = ""
+        at = 0
+        for found in _VARIABLE.finditer(self.template):
+            # The part of a path after its last colon says what to do. Where the template has no
+            # such part, a variable must not swallow one.
+            free = "." if ":" in self.template[found.end() :] else "[^:]"
+            if found.end() < len(self.template) and self.template[found.end()] == "/":
+                free = "."
+            segment = "[^/]*" if free == "." else "[^/:]*"
+            inner = re.escape(found[2] or "*")
+            inner = inner.replace(r"\*\*", f"{free}*").replace(r"\*", segment)
+            pattern += re.escape(self.template[at : found.start()]) + f"(?P<{found[1]}>{inner})"
+            at = found.end()
+        return re.compile(pattern + re.escape(self.template[at:]), re.DOTALL)
+
+    def match(self, raw_path: str) -> dict[str, str] | None:
+        """Return the unescaped variables if *raw_path* is one of this route, whatever the verb.
+
+        :param raw_path: the path as it was sent, without the query.
+        :raises StatusError: INVALID_ARGUMENT if an escape in it is malformed or is not UTF-8.
+        """
+        found = self._pattern.fullmatch(raw_path)
+        if found is None:
+            return None
+        return {name: _unescape(name, value) for name, value in found.groupdict().items()}
+
+    def url(self, variables: Mapping[str, str]) -> str:
+        """Return the path that a client sends, without the query.
+
+        :param variables: each variable of the template.
+        :raises KeyError: if one is missing.
+        :raises StatusError: INVALID_ARGUMENT for a value that is not ASCII, or that does not fit
+            the template, such as an operation name that does not begin with ``operations/``.
+        """
+
+        def fill(found: re.Match[str]) -> str:
+            name, shape = found[1], found[2] or "*"
+            value = variables[name]
+            if not value.isascii():
+                raise StatusError(
+                    Code.INVALID_ARGUMENT, f"{name} {value!r} has characters that are not ASCII"
+                )
+            prefix = shape.rstrip("*")
+            if not value.startswith(prefix):
+                raise StatusError(
+                    Code.INVALID_ARGUMENT, f"{name} {value!r} does not begin with {prefix!r}"
+                )
+            return quote(value, safe="/" if shape.endswith("**") else "")
+
+        return _VARIABLE.sub(fill, self.template)
+
+
+def _unescape(name: str, value: str) -> str:
+    """Undo the escaping of one variable."""
+    if "%" not in value:
+        return value
+
+    def byte(found: re.Match[bytes]) -> bytes:
+        if found[1] is None:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the {name} in the path has a '%' without two hexadecimal digits: {value!r}",
+            )
+        return bytes([int(found[1], 16)])
+
+    try:
+        return _ESCAPE.sub(byte, value.encode()).decode()
+    except UnicodeDecodeError:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"the {name} in the path is not UTF-8: {value!r}"
+        ) from None
+
+
+def _read(module: Any) -> Iterator[Route]:
+    """Yield the routes that a generated module's services declare."""
+    # The options are extensions, which only the file's own message shows, not its descriptor.
+    file = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
+
+    def resolve(name: str) -> Any:
+        return message_class(name if "." in name else f"{file.package}.{name}")
+
+    for service in file.service:
+        for method in service.method:
+            options: Any = method.options.Extensions
+            rule = options[google_api_annotations_pb2.http]
+            verb = rule.WhichOneof("pattern")
+            if verb is None or method.name in _LEFT_OUT:
+                continue
+            info = options[google_longrunning_operations_pb2.operation_info]
+            yield Route(
+                service=f"{file.package}.{service.name}",
+                method=method.name,
+                verb=verb.upper(),
+                template=getattr(rule, verb),
+                request_class=resolve(method.input_type.lstrip(".")),
+                response_class=resolve(method.output_type.lstrip(".")),
+                operation_response_class=resolve(info.response_type)
+                if info.response_type
+                else None,
+                operation_metadata_class=resolve(info.metadata_type)
+                if info.metadata_type
+                else None,
+            )
+
+
+#: Every route.
+ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in _read(module))
+
+_BY_METHOD = {(route.service, route.method): route for route in ROUTES}
+_BY_NAME = {route.name: route for route in ROUTES}
+
+
+def route(service: str, method: str) -> Route:
+    """Return the route of a call.
+
+    :param service: the full name, such as ``google.internal.federatedcompute.v1.Aggregations``.
+    :raises KeyError: if there is none.
+    """
+    return _BY_METHOD[service, method]
+
+
+def match(verb: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
+    """Return the route of a request and the unescaped variables of its path, or None.
+
+    :param raw_path: the path as it was sent, without the query.
+    :raises StatusError: INVALID_ARGUMENT if an escape in it is malformed or is not UTF-8.
+    """
+    for candidate in ROUTES:
+        if candidate.verb == verb:
+            variables = candidate.match(raw_path)
+            if variables is not None:
+                return candidate, variables
+    return None
+
+
+def verbs(raw_path: str) -> tuple[str, ...]:
+    """Return the verbs that have a route for *raw_path*: what a 405 answers as Allow.
+
+    :raises StatusError: as :func:`match` does.
+    """
+    return tuple(sorted({r.verb for r in ROUTES if r.match(raw_path) is not None}))
+
+
+def url(name: str, variables: Mapping[str, str]) -> str:
+    """Return the path that a client sends for a call, without the query.
+
+    :param name: the route's short name, such as ``TaskAssignments.StartTaskAssignment``.
+    :param variables: each variable of the route's template.
+    :raises KeyError: if there is no such route, or a variable is missing.
+    :raises StatusError: as :meth:`Route.url` does.
+    """
+    return _BY_NAME[name].url(variables)
