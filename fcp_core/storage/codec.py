@@ -1,0 +1,41 @@
+"""Records as bytes: MessagePack, keyed by field name, so that a field may be added later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from fcp_core.storage.contract import R, Record
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
+
+
+class CodecError(Exception):
+    """Bytes in a store are not the record that they should be."""
+
+
+def encode(record: Record) -> bytes:
+    """Return a record as bytes.
+
+    :raises TypeError: if a field holds something that records do not hold.
+    """
+    return _encoder.encode(record)
+
+
+def decode(kind: type[R], data: bytes) -> R:
+    """Return the record that *data* holds.
+
+    A field that is missing, since the record was written before there was one, gets its default; a
+    field that is not known any more is dropped.
+
+    :raises CodecError: if *data* is not a record of that kind.
+    """
+    try:
+        decoder = _decoders.get(kind)
+        if decoder is None:
+            decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+        return decoder.decode(data)  # type: ignore[no-any-return]
+    except msgspec.MsgspecError as error:
+        raise CodecError(f"a stored record of kind {kind.KIND!r} cannot be read: {error}") from None

@@ -1,0 +1,326 @@
+"""The ``sqlite`` storage: one file, one writing thread, many transactions to a commit.
+
+All transactions of a process run on one thread, in the order they came. Those that wait are run
+together, each in a savepoint of its own, and answered after the commit that they share: that is
+what makes a durable answer affordable when many devices report at once. Several processes may use
+one file; SQLite then makes them take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins.config import OptionRegistry
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.storage.codec import decode, encode
+from fcp_core.storage.contract import R, Record, Storage, StorageFactory, T, Transaction
+
+#: "fcps", in the header of our files.
+APPLICATION_ID = 0x66637073
+#: Raised when the tables change; an older file is then brought up to date when it is opened.
+SCHEMA_VERSION = 1
+
+_SCHEMA = (
+    "CREATE TABLE kinds (kind TEXT PRIMARY KEY, indexes TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, data BLOB NOT NULL,"
+    " PRIMARY KEY (kind, key))",
+    "CREATE TABLE entries (kind TEXT NOT NULL, field TEXT NOT NULL, value BLOB NOT NULL,"
+    " key TEXT NOT NULL, PRIMARY KEY (kind, field, value, key)) WITHOUT ROWID",
+    "CREATE INDEX entries_by_key ON entries (kind, key)",
+)
+
+#: How many transactions share a commit at most.
+_MAX_BATCH = 256
+
+
+class _SqliteTransaction(Transaction):
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._checked: set[str] = set()
+
+    def get(self, kind: type[R], key: str) -> R | None:
+        row = self._db.execute(
+            "SELECT data FROM records WHERE kind = ? AND key = ?", (kind.KIND, key)
+        ).fetchone()
+        return None if row is None else decode(kind, row[0])
+
+    def put(self, record: Record) -> None:
+        kind, key = type(record), record.key
+        self._check_indexes(kind)
+        self._db.execute(
+            "INSERT INTO records VALUES (?, ?, ?)"
+            " ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data",
+            (kind.KIND, key, encode(record)),
+        )
+        self._db.execute("DELETE FROM entries WHERE kind = ? AND key = ?", (kind.KIND, key))
+        self._index(record)
+
+    def delete(self, kind: type[Record], key: str) -> None:
+        self._db.execute("DELETE FROM records WHERE kind = ? AND key = ?", (kind.KIND, key))
+        self._db.execute("DELETE FROM entries WHERE kind = ? AND key = ?", (kind.KIND, key))
+
+    def select(self, kind: type[R], **equals: Any) -> Iterator[R]:
+        self._check_indexes(kind)
+        query = "SELECT data FROM records WHERE kind = ?"
+        values: list[Any] = [kind.KIND]
+        for name, value in equals.items():
+            if name not in kind.INDEXES:
+                raise ValueError(f"{kind.KIND} is not indexed by {name}, only by {kind.INDEXES}")
+            query += (
+                " AND key IN (SELECT key FROM entries WHERE kind = ? AND field = ? AND value = ?)"
+            )
+            values += [kind.KIND, name, _index_value(value)]
+        # Fetched at once, so that the caller may write while it goes over them.
+        rows = self._db.execute(f"{query} ORDER BY key", values).fetchall()
+        return (decode(kind, row[0]) for row in rows)
+
+    def _index(self, record: Record) -> None:
+        self._db.executemany(
+            "INSERT INTO entries VALUES (?, ?, ?, ?)",
+            [
+                (record.KIND, name, _index_value(getattr(record, name)), record.key)
+                for name in record.INDEXES
+            ],
+        )
+
+    def _check_indexes(self, kind: type[Record]) -> None:
+        """Index the records of a kind anew if another release wrote them with other indexes."""
+        if kind.KIND in self._checked:
+            return
+        self._checked.add(kind.KIND)
+        wanted = ",".join(sorted(kind.INDEXES))
+        row = self._db.execute("SELECT indexes FROM kinds WHERE kind = ?", (kind.KIND,)).fetchone()
+        if row is not None and row[0] == wanted:
+            return
+        self._db.execute("INSERT OR REPLACE INTO kinds VALUES (?, ?)", (kind.KIND, wanted))
+        self._db.execute("DELETE FROM entries WHERE kind = ?", (kind.KIND,))
+        for (data,) in self._db.execute("SELECT data FROM records WHERE kind = ?", (kind.KIND,)):
+            self._index(decode(kind, data))
+
+
+class _Job:
+    """A transaction that waits for its turn."""
+
+    def __init__(self, body: Callable[[Transaction], Any]) -> None:
+        self.body = body
+        self.future: Future[Any] = Future()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def settle(self) -> None:
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class SqliteStorage(Storage):
+    """Keeps records in an SQLite file.
+
+    :param path: the file; it is created if it does not exist, its folder is not.
+    :param busy_timeout: how long to wait for another process that writes, in seconds.
+    """
+
+    durable = True
+
+    def __init__(self, path: Path, busy_timeout: float = 30.0) -> None:
+        self._path = path
+        self._busy_timeout = busy_timeout
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def start(self) -> None:
+        """Open the file and start the writing thread.
+
+        :raises UsageError: if the file cannot be opened or written, is no store of ours, or was
+            written by a newer release.
+        """
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(opened,), name="fcp-sqlite", daemon=True
+        )
+        self._thread.start()
+        try:
+            await asyncio.wrap_future(opened)
+        except UsageError:
+            self._thread = None
+            raise
+
+    async def stop(self) -> None:
+        """Finish what waits, and close the file."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
+
+    async def transact(self, body: Callable[[Transaction], T]) -> T:
+        """Run *body* on the writing thread; returns when its writes are on disk.
+
+        :raises StatusError: UNAVAILABLE if the file is locked for too long or cannot be written.
+        """
+        if self._thread is None:
+            raise RuntimeError("the storage is not started")
+        job = _Job(body)
+        self._jobs.put(job)
+        return await asyncio.wrap_future(job.future)
+
+    def _run(self, opened: Future[None]) -> None:
+        try:
+            connection = self._open()
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(None)
+        going = True
+        while going:
+            batch = []
+            job = self._jobs.get()
+            while job is not None:
+                if job.future.set_running_or_notify_cancel():
+                    batch.append(job)
+                if len(batch) == _MAX_BATCH:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            going = job is not None
+            if batch:
+                self._run_batch(connection, batch)
+            for job in batch:
+                job.settle()
+        connection.close()
+
+    def _run_batch(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for job in batch:
+                connection.execute("SAVEPOINT job")
+                try:
+                    job.result, job.error = job.body(_SqliteTransaction(connection)), None
+                except sqlite3.Error:
+                    raise
+                except BaseException as error:
+                    job.error = error
+                    connection.execute("ROLLBACK TO job")
+                connection.execute("RELEASE job")
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if len(batch) > 1:
+                # Nothing of the batch was written; one that cannot be must not fail the others.
+                for job in batch:
+                    self._run_batch(connection, [job])
+            else:
+                batch[0].error = _failure(self._path, error)
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(
+                self._path, timeout=self._busy_timeout, isolation_level=None
+            )
+        except sqlite3.Error as error:
+            raise UsageError(
+                f"the storage file {self._path} cannot be opened: {error}; its folder must exist "
+                f"and be writable."
+            ) from None
+        try:
+            self._prepare(connection)
+        except (UsageError, sqlite3.Error) as error:
+            connection.close()
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(
+                f"the storage file {self._path} cannot be used: {error}; it must be writable, and "
+                f"written by this server."
+            ) from None
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout * 1000)}")
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if application != APPLICATION_ID and (application or tables):
+            raise UsageError(
+                f"the storage file {self._path} is a database of another program; name another."
+            )
+        self._use_wal(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
+        connection.execute("BEGIN IMMEDIATE")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise UsageError(
+                f"the storage file {self._path} was written by a newer release (its schema is "
+                f"version {version}, this release knows {SCHEMA_VERSION}); upgrade fcp-server."
+            )
+        if version == 0:
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+
+    def _use_wal(self, connection: sqlite3.Connection) -> None:
+        # SQLite does not wait for its lock here, so two processes that open a new file collide.
+        give_up = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.02)
+
+
+def add_options(options: OptionRegistry) -> None:
+    """Declare the storage's options."""
+    options.add("storage.sqlite", "path", "path", "fcp.sqlite", "the file; its folder must exist")
+    options.add(
+        "storage.sqlite",
+        "busy_timeout",
+        "duration",
+        "30s",
+        "how long to wait for another process that writes",
+    )
+
+
+def factory() -> StorageFactory:
+    """Return the factory that the plugin registers."""
+    return StorageFactory(
+        name="sqlite",
+        summary="in an SQLite file that survives restarts and that several processes may share",
+        make=_make,
+    )
+
+
+def _make(options: Mapping[str, Any]) -> Storage:
+    return SqliteStorage(options["path"], options["busy_timeout"])
+
+
+def _index_value(value: Any) -> bytes:
+    """Return bytes that are equal for values that are equal in Python: 1, 1.0 and True."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return msgspec.msgpack.encode(int(value) if isinstance(value, bool) else value)
+
+
+def _failure(path: Path, error: sqlite3.Error) -> Exception:
+    if isinstance(error, sqlite3.OperationalError):
+        return StatusError(Code.UNAVAILABLE, f"the storage file {path} cannot be used: {error}")
+    if isinstance(error, sqlite3.DataError):
+        return StatusError(Code.RESOURCE_EXHAUSTED, f"too large for an SQLite file: {error}")
+    return error
