@@ -1,0 +1,106 @@
+"""Checks of an intrinsic's configuration that several aggregators share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+
+from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
+from fcp_core.protocol.status import Code, StatusError
+
+M = TypeVar("M", bound=Message)
+
+
+def bad(intrinsic: Intrinsic, problem: str) -> StatusError:
+    """Return the error for an intrinsic that cannot be served."""
+    return StatusError(Code.INVALID_ARGUMENT, f"intrinsic {intrinsic.uri!r}: {problem}")
+
+
+def check_counts(
+    intrinsic: Intrinsic, inputs: int, outputs: int, parameters: tuple[int, ...] = (0,)
+) -> None:
+    """Refuse an intrinsic with other numbers of inputs, outputs or parameters, or nested ones.
+
+    :param parameters: the allowed numbers of parameters.
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    for what, got, want in (
+        ("inputs", len(intrinsic.inputs), (inputs,)),
+        ("outputs", len(intrinsic.outputs), (outputs,)),
+        ("parameters", len(intrinsic.parameters), parameters),
+        ("nested intrinsics", len(intrinsic.nested), (0,)),
+    ):
+        if got not in want:
+            expected = " or ".join(map(str, want))
+            raise bad(intrinsic, f"{got} {what}, where {expected} are expected")
+
+
+def check_same(intrinsic: Intrinsic, spec: TensorSpec, output: TensorSpec) -> None:
+    """Refuse an output of another dtype or shape than its input, or unknown dimensions.
+
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    if (spec.dtype, spec.shape) != (output.dtype, output.shape):
+        raise bad(intrinsic, f"input {spec} and output {output} differ in dtype or shape")
+    if not spec.is_fully_defined:
+        raise bad(intrinsic, f"input {spec} has an unknown dimension; every one must be known")
+
+
+def check_numeric(intrinsic: Intrinsic, spec: TensorSpec) -> None:
+    """Refuse a string tensor.
+
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    if spec.dtype is DataType.STRING:
+        raise bad(intrinsic, f"input {spec} is a string tensor; a numeric one is expected")
+
+
+def integer_parameter(intrinsic: Intrinsic, value: Tensor, what: str, minimum: int) -> int:
+    """Return the value of a parameter that is one integer.
+
+    :raises StatusError: INVALID_ARGUMENT if it is not an integer, not one, or below *minimum*.
+    """
+    if value.dtype.kind not in "iu" or value.size != 1:
+        raise bad(intrinsic, f"{what} must be one integer, not {value.dtype}{list(value.shape)}")
+    number = int(value.reshape(())[()])
+    if number < minimum:
+        raise bad(intrinsic, f"{what} must be at least {minimum}, not {number}")
+    return number
+
+
+def same_configuration(one: Intrinsic, other: Intrinsic) -> bool:
+    """Whether two intrinsics are equal, the values of their parameters included."""
+    return (
+        one == other
+        and all(
+            np.array_equal(mine.value, theirs.value)
+            for mine, theirs in zip(one.parameters, other.parameters, strict=True)
+        )
+        and all(map(same_configuration, one.nested, other.nested))
+    )
+
+
+def parse_state(intrinsic: Intrinsic, message: Callable[[], M], data: bytes) -> M:
+    """Parse a dumped state.
+
+    :raises StatusError: INVALID_ARGUMENT if *data* is no such message.
+    """
+    state = message()
+    try:
+        state.ParseFromString(data)
+    except DecodeError as error:
+        name = state.DESCRIPTOR.name
+        raise bad(intrinsic, f"the state is not a {name} ({error})") from None
+    return state
+
+
+def check_length(intrinsic: Intrinsic, what: str, got: int, want: int) -> None:
+    """Refuse a part of a dumped state that has not the length it must have.
+
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    if got != want:
+        raise bad(intrinsic, f"the state has {got} {what}, where {want} are expected")

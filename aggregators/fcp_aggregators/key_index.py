@@ -1,0 +1,87 @@
+"""Numbers the distinct rows of key columns in the order in which they first appear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcp_core.aggregation.spec import DataType, Tensor
+
+
+class KeyIndex:
+    """Composite keys and their ordinals.
+
+    Two keys are one if all their columns are equal byte for byte, so that -0.0 and 0.0 are two.
+
+    :param dtypes: the dtypes of the columns, at least one.
+    """
+
+    def __init__(self, dtypes: Sequence[DataType]) -> None:
+        self._dtypes = tuple(dtypes)
+        # Strings are numbered column by column, so that all else is arithmetic on integers.
+        self._strings: list[dict[bytes, int]] = [{} for _ in dtypes]
+        self._ordinals: dict[Any, int] = {}
+        self._columns: list[list[Tensor]] = [[] for _ in dtypes]
+
+    def __len__(self) -> int:
+        """Return how many distinct keys there are."""
+        return len(self._ordinals)
+
+    def add(self, columns: Sequence[Tensor]) -> NDArray[np.int64]:
+        """Return the ordinal of each row; keys that are new get the next ones.
+
+        :param columns: one-dimensional, all of one length, of the index's dtypes.
+        """
+        if not columns[0].size:
+            return np.zeros(0, np.int64)
+        codes = [self._codes(position, column) for position, column in enumerate(columns)]
+        first, inverse = _distinct(codes)
+        parts = [code[first].tolist() for code in codes]
+        keys = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+        ordinals = self._ordinals
+        known = len(ordinals)
+        numbers = np.fromiter(
+            (ordinals.setdefault(key, len(ordinals)) for key in keys), np.int64, len(keys)
+        )
+        fresh = first[numbers >= known]
+        if fresh.size:
+            for kept, column in zip(self._columns, columns, strict=True):
+                kept.append(column[fresh])
+        return numbers[inverse]
+
+    def columns(self) -> list[Tensor]:
+        """Return the key columns, one row for each ordinal."""
+        result = []
+        for dtype, kept in zip(self._dtypes, self._columns, strict=True):
+            column = np.concatenate(kept) if kept else np.zeros(0, dtype.numpy)
+            kept[:] = [column]
+            result.append(column)
+        return result
+
+    def _codes(self, position: int, column: Tensor) -> NDArray[Any]:
+        if self._dtypes[position] is not DataType.STRING:
+            return np.ascontiguousarray(column).view(f"u{column.dtype.itemsize}")
+        known = self._strings[position]
+        return np.fromiter(
+            (known.setdefault(element, len(known)) for element in column.tolist()),
+            np.int64,
+            column.size,
+        )
+
+
+def _distinct(codes: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each distinct row appears first, in that order, and each row's number in it."""
+    combined = codes[0]
+    for code in codes[1:]:
+        # Both factors are at most the number of rows, so the products stay far below 2**63.
+        _, left = np.unique(combined, return_inverse=True)
+        values, right = np.unique(code, return_inverse=True)
+        combined = left.astype(np.int64) * len(values) + right
+    _, first, inverse = np.unique(combined, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order], rank[inverse]

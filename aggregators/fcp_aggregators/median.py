@@ -1,0 +1,110 @@
+"""The coordinate-wise median: a mean's replacement that a few bad clients cannot move far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from typing_extensions import Self
+
+from fcp_aggregators.checks import bad, check_length, parse_state, same_configuration
+from fcp_aggregators.mean import MEAN_URI, WEIGHTED_MEAN_URI, check_mean
+from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.spec import Intrinsic, Tensor
+from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
+
+#: Elements of all inputs together that are sorted at a time.
+_CHUNK = 1 << 20
+
+
+class MedianAccumulator(Accumulator):
+    """Keeps every value and reports the median of each element; NaN if there was no input.
+
+    A weight, if the intrinsic has one, is ignored. The state is an ``AggVectorAggregatorState``
+    whose vector holds the values one after another.
+
+    :param intrinsic: a ``federated_mean`` or a ``federated_weighted_mean``.
+    :raises StatusError: INVALID_ARGUMENT if the intrinsic does not fit.
+    """
+
+    def __init__(self, intrinsic: Intrinsic) -> None:
+        check_mean(intrinsic)
+        self._intrinsic = intrinsic
+        self._values: list[Tensor] = []
+
+    @classmethod
+    def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
+        """Rebuild an accumulator from :meth:`dump`."""
+        state = parse_state(intrinsic, state_pb2.AggVectorAggregatorState, data)
+        self = cls(intrinsic)
+        spec = intrinsic.inputs[0]
+        size = int(np.prod(spec.shape)) * spec.dtype.numpy.itemsize
+        check_length(
+            intrinsic, "bytes of vector data", len(state.vector_data), size * state.num_inputs
+        )
+        values = np.frombuffer(state.vector_data, spec.dtype.numpy)
+        self._values = list(values.reshape(state.num_inputs, *spec.shape))
+        return self
+
+    @property
+    def num_inputs(self) -> int:
+        """How many contributions it holds."""
+        return len(self._values)
+
+    def validate(self, inputs: Sequence[Tensor]) -> None:
+        """Accept every value."""
+
+    def accumulate(self, inputs: Sequence[Tensor]) -> None:
+        """Keep a copy of the value."""
+        self._values.append(np.array(inputs[0]))
+
+    def merge(self, other: Self) -> None:
+        """Keep the other's values too; kept values never change, so both may hold them."""
+        if type(other) is not type(self) or not same_configuration(
+            other._intrinsic, self._intrinsic
+        ):
+            raise bad(self._intrinsic, "only states of one configuration can be merged")
+        self._values.extend(other._values)
+
+    def report(self) -> list[Tensor]:
+        """Return the medians."""
+        spec = self._intrinsic.inputs[0]
+        result: Tensor = np.full(spec.shape, np.nan, spec.dtype.numpy)
+        if self._values:
+            flat = [np.reshape(value, -1) for value in self._values]
+            target = result.reshape(-1)
+            step = max(1, _CHUNK // len(flat))
+            with np.errstate(over="ignore", invalid="ignore"):
+                for start in range(0, target.size, step):
+                    rows = np.stack([value[start : start + step] for value in flat])
+                    target[start : start + step] = np.median(rows, axis=0, overwrite_input=True)
+        return [result]
+
+    def dump(self) -> bytes:
+        """Return the state as an ``AggVectorAggregatorState``."""
+        return state_pb2.AggVectorAggregatorState(
+            num_inputs=len(self._values),
+            vector_data=b"".join(value.tobytes() for value in self._values),
+        ).SerializeToString()
+
+
+def make_median(intrinsic: Intrinsic, options: Options) -> MedianAccumulator:
+    """Make an empty median."""
+    return MedianAccumulator(intrinsic)
+
+
+def load_median(intrinsic: Intrinsic, options: Options, data: bytes) -> MedianAccumulator:
+    """Rebuild a median."""
+    return MedianAccumulator.load(intrinsic, data)
+
+
+FACTORIES = (
+    AggregatorFactory(
+        "median",
+        frozenset({MEAN_URI, WEIGHTED_MEAN_URI}),
+        "median of each element instead of a mean; ignores weights and keeps every contribution",
+        make_median,
+        load_median,
+        needs_all_inputs=True,
+    ),
+)

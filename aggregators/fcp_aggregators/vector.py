@@ -1,0 +1,203 @@
+"""Element-wise aggregators with one vector of state: sum, minimum and maximum.
+
+The state is upstream's ``AggVectorAggregatorState``. Numbers behave as in C++: integers wrap
+around, floats are added in their own dtype.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from typing_extensions import Self
+
+from fcp_aggregators.checks import (
+    bad,
+    check_counts,
+    check_length,
+    check_numeric,
+    check_same,
+    parse_state,
+    same_configuration,
+)
+from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.spec import Intrinsic, Tensor
+from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
+
+
+class VectorAccumulator(Accumulator):
+    """Combines each element of the input with the same element of the state.
+
+    :param intrinsic: one input and one output of one numeric dtype and one fully known shape.
+    :raises StatusError: INVALID_ARGUMENT if it is not.
+    """
+
+    #: The allowed numbers of parameters.
+    parameters: ClassVar[tuple[int, ...]] = (0,)
+
+    def __init__(self, intrinsic: Intrinsic) -> None:
+        check_counts(intrinsic, inputs=1, outputs=1, parameters=self.parameters)
+        (spec,), (output,) = intrinsic.inputs, intrinsic.outputs
+        check_numeric(intrinsic, spec)
+        check_same(intrinsic, spec, output)
+        self._intrinsic = intrinsic
+        self._num_inputs = 0
+        self._vector = self.identity(spec.shape, spec.dtype.numpy)
+
+    @classmethod
+    def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
+        """Rebuild an accumulator from :meth:`dump`."""
+        state = parse_state(intrinsic, state_pb2.AggVectorAggregatorState, data)
+        self = cls(intrinsic)
+        check_length(intrinsic, "bytes of vector data", len(state.vector_data), self._vector.nbytes)
+        self._num_inputs = state.num_inputs
+        loaded = np.frombuffer(state.vector_data, self._vector.dtype)
+        self._vector[...] = loaded.reshape(self._vector.shape)
+        return self
+
+    @property
+    def num_inputs(self) -> int:
+        """How many contributions it holds."""
+        return self._num_inputs
+
+    def validate(self, inputs: Sequence[Tensor]) -> None:
+        """Accept every value."""
+
+    def accumulate(self, inputs: Sequence[Tensor]) -> None:
+        """Combine the input with the state, in place."""
+        self.combine(self._vector, inputs[0])
+        self._num_inputs += 1
+
+    def merge(self, other: Self) -> None:
+        """Combine both states, in place."""
+        self._check_mergeable(other)
+        self.combine(self._vector, other._vector)
+        self._num_inputs += other._num_inputs
+
+    def report(self) -> list[Tensor]:
+        """Return the state."""
+        return [self._vector]
+
+    def dump(self) -> bytes:
+        """Return the state as an ``AggVectorAggregatorState``."""
+        return state_pb2.AggVectorAggregatorState(
+            num_inputs=self._num_inputs, vector_data=self._vector.tobytes()
+        ).SerializeToString()
+
+    @abstractmethod
+    def identity(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        """Return the state before the first input."""
+
+    @abstractmethod
+    def combine(self, vector: Tensor, value: Tensor) -> None:
+        """Combine *value* into *vector*, in place."""
+
+    def _check_mergeable(self, other: Self) -> None:
+        if type(other) is not type(self) or not same_configuration(
+            other._intrinsic, self._intrinsic
+        ):
+            raise bad(self._intrinsic, "only states of one configuration can be merged")
+
+
+class SumAccumulator(VectorAccumulator):
+    """The sum; zeros if there was no input."""
+
+    def identity(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        """Return zeros."""
+        return np.zeros(shape, dtype)
+
+    def combine(self, vector: Tensor, value: Tensor) -> None:
+        """Add."""
+        # A float that overflows becomes infinite, as in C++; that is no reason to warn.
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.add(vector, value, out=vector)
+
+
+class ExtremumAccumulator(VectorAccumulator):
+    """The minimum or maximum of each element; one NaN makes an element NaN.
+
+    Without input the report is what TensorFlow Federated gives: the greatest finite number of the
+    dtype for a minimum, the least for a maximum. While it accumulates, the identity of a float is
+    the infinity, so that an infinite input counts.
+    """
+
+    smallest: ClassVar[bool]
+
+    def identity(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        """Return infinities, or the extreme integers."""
+        if dtype.kind == "f":
+            return np.full(shape, np.inf if self.smallest else -np.inf, dtype)
+        return np.full(shape, self._extreme(dtype), dtype)
+
+    def combine(self, vector: Tensor, value: Tensor) -> None:
+        """Take the lesser or the greater."""
+        # Comparing with a signalling NaN raises a flag that says nothing here.
+        with np.errstate(invalid="ignore"):
+            (np.minimum if self.smallest else np.maximum)(vector, value, out=vector)
+
+    def report(self) -> list[Tensor]:
+        """Return the extrema."""
+        if not self.num_inputs:
+            self._vector[...] = self._extreme(self._vector.dtype)
+        return [self._vector]
+
+    def _extreme(self, dtype: np.dtype[Any]) -> Any:
+        info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        return info.max if self.smallest else info.min
+
+
+class MinAccumulator(ExtremumAccumulator):
+    """The minimum of each element."""
+
+    smallest = True
+
+
+class MaxAccumulator(ExtremumAccumulator):
+    """The maximum of each element."""
+
+    smallest = False
+
+
+def make_sum(intrinsic: Intrinsic, options: Options) -> SumAccumulator:
+    """Make an empty sum."""
+    return SumAccumulator(intrinsic)
+
+
+def load_sum(intrinsic: Intrinsic, options: Options, data: bytes) -> SumAccumulator:
+    """Rebuild a sum."""
+    return SumAccumulator.load(intrinsic, data)
+
+
+def make_min(intrinsic: Intrinsic, options: Options) -> MinAccumulator:
+    """Make an empty minimum."""
+    return MinAccumulator(intrinsic)
+
+
+def load_min(intrinsic: Intrinsic, options: Options, data: bytes) -> MinAccumulator:
+    """Rebuild a minimum."""
+    return MinAccumulator.load(intrinsic, data)
+
+
+def make_max(intrinsic: Intrinsic, options: Options) -> MaxAccumulator:
+    """Make an empty maximum."""
+    return MaxAccumulator(intrinsic)
+
+
+def load_max(intrinsic: Intrinsic, options: Options, data: bytes) -> MaxAccumulator:
+    """Rebuild a maximum."""
+    return MaxAccumulator.load(intrinsic, data)
+
+
+FACTORIES = (
+    AggregatorFactory(
+        "federated_sum", frozenset({"federated_sum"}), "element-wise sum", make_sum, load_sum
+    ),
+    AggregatorFactory(
+        "federated_min", frozenset({"federated_min"}), "element-wise minimum", make_min, load_min
+    ),
+    AggregatorFactory(
+        "federated_max", frozenset({"federated_max"}), "element-wise maximum", make_max, load_max
+    ),
+)

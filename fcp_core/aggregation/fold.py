@@ -1,0 +1,119 @@
+"""Folding as plain functions of names and bytes, for any process that has the aggregators.
+
+What crosses a process border is picklable: a :class:`FoldJob`, blobs, a :class:`Partial`, and the
+aggregator factories, whose functions are found by name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.aggregation.checkpoint_aggregator import (
+    BoundIntrinsic,
+    CheckpointAggregator,
+    KeptBudget,
+    bind,
+)
+from fcp_core.aggregation.configuration import parse_configuration
+from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, Partial
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.status import Code, StatusError
+
+
+def bind_job(
+    factories: Mapping[str, AggregatorFactory], job: FoldJob
+) -> tuple[BoundIntrinsic, ...]:
+    """Read a job's configuration and find its aggregators.
+
+    :param factories: the installed aggregators by name.
+    :raises StatusError: INVALID_ARGUMENT, naming the intrinsic and what is wrong with it.
+    """
+    known = {uri for factory in factories.values() for uri in factory.uris}
+    intrinsics = parse_configuration(job.configuration, known)
+    return bind(intrinsics, factories, job.aggregators, job.options)
+
+
+def fold(
+    factories: Mapping[str, AggregatorFactory],
+    job: FoldJob,
+    blobs: Iterable[tuple[str, bytes | bytearray | memoryview]],
+) -> tuple[Partial, dict[str, StatusError]]:
+    """Fold checkpoints into a partial aggregate.
+
+    :param blobs: contribution ids and their checkpoints.
+    :returns: the partial, and why each contribution that is not in it was refused. A contribution
+        id that comes twice counts once and is refused with ALREADY_EXISTS the second time.
+    :raises StatusError: INVALID_ARGUMENT if the configuration is not usable.
+    """
+    aggregator = CheckpointAggregator(bind_job(factories, job), KeptBudget(job.max_kept_bytes))
+    folded: dict[str, None] = {}
+    refused: dict[str, StatusError] = {}
+    for contribution, blob in blobs:
+        try:
+            if contribution in folded:
+                raise duplicate([contribution])
+            aggregator.accumulate(open_checkpoint(blob))
+        except StatusError as error:
+            refused[contribution] = error
+        else:
+            folded[contribution] = None
+    return Partial(aggregator.dump(), tuple(folded)), refused
+
+
+def merge_partials(
+    factories: Mapping[str, AggregatorFactory], job: FoldJob, partials: Sequence[Partial]
+) -> Partial:
+    """Merge partial aggregates into one.
+
+    :raises StatusError: ALREADY_EXISTS if two hold one contribution; INVALID_ARGUMENT if one is not
+        of this job; RESOURCE_EXHAUSTED if they hold more than the job's ``max_kept_bytes``.
+    """
+    return Partial(_merged(factories, job, partials).dump(), check_disjoint(partials))
+
+
+def report_partial(
+    factories: Mapping[str, AggregatorFactory],
+    job: FoldJob,
+    partial: Partial,
+    checkpoint_format: CheckpointFormat = "tf_v1",
+) -> bytes:
+    """Return the aggregate of a partial as a checkpoint.
+
+    :raises StatusError: INVALID_ARGUMENT if the partial is not of this job.
+    """
+    return write_checkpoint(_merged(factories, job, [partial]).report(), checkpoint_format)
+
+
+def check_disjoint(partials: Sequence[Partial]) -> tuple[str, ...]:
+    """Return the contributions of all partials.
+
+    :raises StatusError: ALREADY_EXISTS if one is in two of them.
+    """
+    ids = tuple(item for partial in partials for item in partial.contributions)
+    twice = [item for item, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise duplicate(twice)
+    return ids
+
+
+def duplicate(contributions: Sequence[str]) -> StatusError:
+    """Return the error for contributions that are in the aggregate already."""
+    names = ", ".join(map(repr, contributions[:4]))
+    return StatusError(Code.ALREADY_EXISTS, f"already in the aggregate: contribution {names}")
+
+
+def _merged(
+    factories: Mapping[str, AggregatorFactory], job: FoldJob, partials: Sequence[Partial]
+) -> CheckpointAggregator:
+    bound = bind_job(factories, job)
+    budget = KeptBudget(job.max_kept_bytes)
+    if not partials:
+        return CheckpointAggregator(bound, budget)
+    first, *others = (
+        CheckpointAggregator.load(bound, partial.data, budget) for partial in partials
+    )
+    for other in others:
+        first.merge(other)
+    return first
