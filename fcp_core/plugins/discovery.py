@@ -157,6 +157,8 @@ def check_required(required: Sequence[str], origin: str, active: Sequence[Plugin
 def import_plugins(sources: Sequence[PluginSource]) -> list[tuple[PluginSource, object]]:
     """Import the plugins and check all that can be checked before they are registered.
 
+    A plugin that is a class is instantiated here, so that each server has one of its own.
+
     :raises UsageError: with all problems of all plugins.
     """
     problems = []
@@ -164,6 +166,8 @@ def import_plugins(sources: Sequence[PluginSource]) -> list[tuple[PluginSource, 
     for source in sources:
         try:
             plugin = source.load()
+            if inspect.isclass(plugin):
+                plugin = plugin()
         except Exception as error:
             problems.append(f"{source} cannot be imported: {explain(error)}.")
             continue

@@ -2,9 +2,13 @@
 
 A plugin is a module (or any object) named by an entry point of the group ``fcp``, or in
 ``[fcp] plugins``. It marks its functions with ``fcp_core.plugins.hookimpl`` and takes those of a
-hook's arguments that it wants. There are four kinds of hook, told apart by what is done with the
-answers: *registration* collects factories, *claim* stops at the first answer that is not None,
-*veto* lets any refusal win, *observer* ignores what is returned.
+hook's arguments that it wants. If it is a class, every server makes one of its own: that is where
+a plugin keeps what it learns in ``fcp_startup``.
+
+There are four kinds of hook, told apart by what is done with the answers: *registration* collects
+factories, *claim* stops at the first answer that is not None, *veto* lets any refusal win,
+*observer* ignores what is returned. Only claims can be wrapped; all others are called plugin by
+plugin, ``tryfirst`` ones first, then in the order of the plugins' names.
 
 Hooks run when the server starts, when a task is made, and once a request at most; never once a
 tensor. Only ``fcp_startup`` and ``fcp_shutdown`` may return an awaitable.
@@ -113,6 +117,8 @@ def fcp_register_engines(config: Config) -> Iterable[EngineFactory]:  # type: ig
 def fcp_register_commands(config: Config) -> Iterable[click.Command]:  # type: ignore[empty-body]
     """Return subcommands of ``fcp``. Registration; once, when the command line starts: import late.
 
+    A command finds the command line's own options in ``ctx.obj``, a ``fcp_core.cli.Invocation``.
+
     .. versionadded:: 0.1
     """
 
@@ -137,7 +143,7 @@ def fcp_retry_window(
 ) -> RetryWindow | None:
     """Say when a device should come back. Claim; twice a check-in.
 
-    A built-in answers last, from the options ``retry_min`` and ``retry_max`` of ``[fcp]``.
+    If no plugin answers, the window is ``retry_min`` to ``retry_max`` of ``[fcp]``.
 
     :param accepted: whether the window is for a device that was given work.
     :param load: ``open_tasks``, ``missing`` (contributions wanted), ``waiting`` (candidates),

@@ -341,6 +341,7 @@ class Plugins(HookCaller):
                 serves = ", ".join(sorted(self.aggregators[name].uris))
                 problems.append(f"the aggregator {name!r} serves {serves}, not {uri}.")
         sections |= {name: f"aggregator.{name}" for name in self.aggregators}
+        sections |= {name: f"eligibility.{name}" for name in self.config.get("eligibility")}
         for name, options in task.options.items():
             if name not in sections:
                 hint = did_you_mean(name, sections, repr)

@@ -1,18 +1,22 @@
-"""The built-in policies, storages, engines and protocols, registered like anybody's."""
+"""The built-in policies and storages, and the event log, registered like anybody's."""
 
 from __future__ import annotations
 
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import OptionRegistry
-from fcp_core.rounds.policies import SelectionPolicyFactory
+from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
 from fcp_core.storage.contract import StorageFactory
-from fcp_plugins import selection, storage_memory, storage_sqlite
+from fcp_plugins import eligibility, selection, storage_memory, storage_sqlite
+from fcp_plugins.event_log import fcp_event
+
+__all__ = ["fcp_event"]
 
 
 @hookimpl
 def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of everything here."""
     selection.add_options(options)
+    eligibility.add_options(options)
     storage_sqlite.add_options(options)
 
 
@@ -20,6 +24,12 @@ def fcp_add_options(options: OptionRegistry) -> None:
 def fcp_register_selection_policies() -> list[SelectionPolicyFactory]:
     """Offer ``fifo`` and ``uniform``."""
     return selection.factories()
+
+
+@hookimpl
+def fcp_register_eligibility_policies() -> list[EligibilityPolicyFactory]:
+    """Offer the policies that devices evaluate by themselves."""
+    return eligibility.factories()
 
 
 @hookimpl

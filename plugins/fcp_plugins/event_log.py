@@ -1,0 +1,20 @@
+"""The built-in observer: writes events to the log ``fcp.events``, for whoever turns that on."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from fcp_core.plugins import hookimpl
+from fcp_core.rounds.events import Event
+
+logger = logging.getLogger("fcp.events")
+
+
+@hookimpl
+def fcp_event(event: Event) -> None:
+    """Write one line, if the log is set to INFO."""
+    if logger.isEnabledFor(logging.INFO):
+        values = dataclasses.asdict(event)
+        del values["at"]
+        logger.info("%s %s", type(event).__name__, " ".join(f"{k}={v}" for k, v in values.items()))
