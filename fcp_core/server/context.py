@@ -1,0 +1,112 @@
+"""What the handlers of one server share."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from fcp_core.protocol.routes import Route
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.limits import InFlight, Limits
+
+if TYPE_CHECKING:
+    from fcp_core.server.services import Services
+
+T = TypeVar("T")
+
+#: A method of a service: the request and who sent it, to the response.
+Method = Callable[[Message, "str | None"], Awaitable[Message]]
+
+
+class Authenticate(Protocol):
+    """Says who sends a request (``fcp_authenticate``)."""
+
+    def __call__(self, method: str, path: str, headers: Mapping[str, str], peer: str) -> str | None:
+        """Return a name, or None; raise StatusError to refuse."""
+        ...
+
+
+class Context:
+    """The services, the limits, and what is going on at the moment.
+
+    :ivar stopping: whether the server was told to stop.
+    :ivar requests: the tasks of the requests that are being served.
+    """
+
+    def __init__(self, services: Services, authenticate: Authenticate, limits: Limits) -> None:
+        self.services = services
+        self.authenticate = authenticate
+        self.limits = limits
+        self.in_flight = InFlight(limits.max_in_flight)
+        self.executor = ThreadPoolExecutor(thread_name_prefix="fcp-server")
+        self.stopping = False
+        self.requests: set[asyncio.Task[Any]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._methods: dict[tuple[str, str], Method | None] = {}
+
+    def enter(self) -> None:
+        """Count the current task among the requests until it is done."""
+        task = asyncio.current_task()
+        assert task is not None  # handlers run in tasks
+        self.spawned(task)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run *work* apart from any request; the server waits for it before it stops."""
+        self.spawned(asyncio.get_running_loop().create_task(work))
+
+    def spawned(self, task: asyncio.Task[Any]) -> None:
+        """Keep a task, and wait for it before the server stops."""
+        self.requests.add(task)
+        task.add_done_callback(self.requests.discard)
+
+    async def call(self, work: Awaitable[T]) -> T:
+        """Wait for a service.
+
+        :raises StatusError: UNAVAILABLE if the server stops and does not wait any longer.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # handlers run in tasks
+        self._calls.add(task)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            raise StatusError(
+                Code.UNAVAILABLE, "the server stopped before it had an answer; ask again"
+            ) from None
+        finally:
+            self._calls.discard(task)
+
+    def cancel_calls(self) -> None:
+        """Give up the service calls that are still under way."""
+        for task in list(self._calls):
+            task.cancel()
+
+    def method(self, route: Route) -> Method:
+        """Return the service's method behind a route.
+
+        :raises StatusError: UNIMPLEMENTED if this server has none.
+        """
+        key = (route.service, route.method)
+        if key not in self._methods:
+            name = route.service.rpartition(".")[2]
+            service = getattr(self.services, snake_case(name), None)
+            self._methods[key] = getattr(service, snake_case(route.method), None)
+        method = self._methods[key]
+        if method is None:
+            raise StatusError(
+                Code.UNIMPLEMENTED,
+                f"this server does not offer {route.service}.{route.method}",
+            )
+        return method
+
+
+def snake_case(name: str) -> str:
+    """Return ``start_task_assignment`` for ``StartTaskAssignment``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -1,0 +1,326 @@
+"""The handlers of the protocol's calls: parse, call one method of a service, map the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import sys
+from collections.abc import Awaitable
+from http.client import responses
+from types import TracebackType
+from typing import Any, cast
+
+from google.protobuf.message import DecodeError, Message
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, RequestHandler, stream_request_body
+
+from fcp_core.protocol import routes
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.body import BodyReader
+from fcp_core.server.context import Context
+from fcp_core.server.limits import http_error
+
+logger = logging.getLogger("fcp.server")
+
+PROTOBUF = "application/x-protobuf"
+
+#: Answers from this size on are compressed for a client that accepts it.
+COMPRESS = 2 << 10
+#: Answers from this size on are compressed in another thread.
+COMPRESS_APART = 64 << 10
+#: How much of the body of a refused request is read before the connection is closed: a client
+#: that is still sending may not look at an answer before.
+LINGER = 1 << 20
+#: How long that may take, in seconds.
+LINGER_TIME = 5.0
+#: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
+RETRY_AFTER = 5
+
+_RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+
+
+class BaseHandler(RequestHandler):
+    """Answers errors with a serialized ``google.rpc.Status``."""
+
+    #: What the log calls the request: never a path, because paths carry tokens.
+    label = "request"
+    #: What the log adds, such as the session id.
+    subject = ""
+
+    def initialize(self, context: Context) -> None:
+        """Take what all handlers share."""
+        self.context = context
+
+    def set_default_headers(self) -> None:
+        """Say nothing about the software."""
+        self.clear_header("Server")
+        self.set_header("Content-Type", PROTOBUF)
+
+    def compute_etag(self) -> str | None:
+        """Answers have no tag unless a handler sets one."""
+        return None
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Never called for a handler without a streamed body."""
+        return None
+
+    def check_header(self) -> None:
+        """Refuse a header over the limit.
+
+        :raises StatusError: HTTP 431.
+        """
+        request = self.request
+        size = len(request.uri or "") + sum(
+            len(name) + len(value) + 4 for name, value in request.headers.get_all()
+        )
+        if size > self.context.limits.max_header:
+            raise http_error(
+                431,
+                f"the request's header has {size} bytes; this server takes "
+                f"{self.context.limits.max_header}",
+            )
+
+    def authenticate(self) -> str | None:
+        """Return who sends the request.
+
+        :raises StatusError: if a plugin refuses.
+        """
+        request = self.request
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return self.context.authenticate(
+            method=request.method or "",
+            path=request.path,
+            headers=headers,
+            peer=request.remote_ip or "",
+        )
+
+    def respond(self, error: StatusError) -> None:
+        """Write an error, without finishing."""
+        self.set_status(error.http, responses.get(error.http, error.code.name))
+        self.set_header("Content-Type", PROTOBUF)
+        if error.code in _RETRY_CODES:
+            self.set_header("Retry-After", str(RETRY_AFTER))
+        body = error.to_proto().SerializeToString()
+        self.set_header("Content-Length", str(len(body)))
+        self.write(body)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer an exception; what is not an answer to a client leaks nothing."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, HTTPError):
+            error = http_error(status_code, responses.get(status_code, "refused"))
+        elif not isinstance(error, StatusError):
+            error = StatusError(Code.INTERNAL, "the server failed; its log says why")
+        self.respond(error)
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Log what is the server's fault, with its traceback."""
+        if isinstance(value, (StatusError, HTTPError, StreamClosedError)):
+            logger.debug("%s %s: %s", self.label, self.subject, value)
+        else:
+            logger.error("%s %s failed", self.label, self.subject, exc_info=(typ, value, tb))  # type: ignore[arg-type]
+
+
+@stream_request_body
+class BodyHandler(BaseHandler):
+    """Admits a request before its body, and takes the body within the limits."""
+
+    body: BodyReader | None = None
+    _discard: int | None = None
+
+    async def admit(self) -> None:
+        """Decide, from the header alone, whether the request may go on.
+
+        :raises StatusError: if not.
+        """
+
+    def abandon(self) -> None:
+        """Clean up after a request whose body will not be used. May be called again."""
+        if self.body is not None:
+            self.body.close()
+
+    async def prepare(self) -> None:
+        """Admit the request and make room for its body."""
+        self.context.enter()
+        connection = cast(HTTP1Connection, self.request.connection)
+        connection.set_max_body_size(sys.maxsize)  # the body reader counts
+        connection.set_body_timeout(self.context.limits.idle_timeout)
+        try:
+            self.check_header()
+            await self.admit()
+        except StatusError as error:
+            connection.set_body_timeout(LINGER_TIME)
+            self.refuse(error)
+
+    def open_body(self) -> None:
+        """Make room for the announced body.
+
+        :raises StatusError: as :class:`BodyReader`.
+        """
+        headers = self.request.headers
+        announced = headers.get("Content-Length", "0")
+        # Tornado itself refuses a length that is not a number.
+        chunked = "Transfer-Encoding" in headers or not announced.isdigit()
+        self.body = BodyReader(
+            headers.get("Content-Encoding", ""),
+            None if chunked else int(announced),
+            self.context.limits,
+            self.context.in_flight,
+            self.context.executor,
+        )
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Take a piece of the body, or drop it if the request was refused."""
+        if self._discard is not None:
+            self._discard -= len(chunk)
+            if self._discard < 0 and not self._finished:
+                self.finish()
+            return None
+        if self.body is None:
+            return None
+        try:
+            rest = self.body.receive(chunk)
+        except StatusError as error:
+            self.refuse(error)
+            return None
+        return None if rest is None else self._receive(rest)
+
+    async def _receive(self, rest: Awaitable[None]) -> None:
+        try:
+            await rest
+        except StatusError as error:
+            self.refuse(error)
+
+    def refuse(self, error: StatusError) -> None:
+        """Answer before the body is there, then read a bounded rest of it and drop it."""
+        logger.debug("%s %s refused: %s", self.label, self.subject, error)
+        self.abandon()
+        self._discard = LINGER
+        self.respond(error)
+        announced = self.request.headers.get("Content-Length", "0")
+        if not announced.isdigit() or int(announced) > LINGER:
+            self.set_header("Connection", "close")
+        if "Expect" in self.request.headers:
+            self.finish()  # such a client sends no body once it has an answer
+        else:
+            self.flush()
+
+    def refused(self) -> bool:
+        """Whether the request has its answer already; then there is nothing left to do."""
+        if self._discard is None:
+            return False
+        if not self._finished:
+            self.finish()
+        return True
+
+    def on_connection_close(self) -> None:
+        """Drop what was received; a service call that has begun goes on."""
+        super().on_connection_close()
+        self.abandon()
+
+    def on_finish(self) -> None:
+        """Clean up whatever the request still holds."""
+        self.abandon()
+
+
+class RPCHandler(BodyHandler):
+    """One call of the protocol, whichever: the routing table says which."""
+
+    async def admit(self) -> None:
+        """Authenticate, find the route, make room for the body."""
+        self._caller = self.authenticate()
+        verb, path = self.request.method or "", self.request.path
+        found = routes.match(verb, path)
+        if found is None:
+            allowed = routes.verbs(path)
+            if allowed:
+                self.set_header("Allow", ", ".join(allowed))
+                raise http_error(405, f"{verb} is not allowed here; {' and '.join(allowed)} is")
+            raise StatusError(Code.NOT_FOUND, "there is no such route")
+        self._route, self._variables = found
+        self.label = self._route.name
+        self.subject = self._variables.get("session_id", "")
+        self._method = self.context.method(self._route)
+        self.open_body()
+
+    async def serve(self) -> None:
+        """Parse, call, answer."""
+        if self.refused():
+            return
+        assert self.body is not None  # made by admit, which did not refuse
+        try:
+            request = self._parse(await self.body.finish())
+        finally:
+            self.body.close()
+        response = await self.context.call(self._method(request, self._caller))
+        data = response.SerializeToString()
+        if len(data) >= COMPRESS and _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):
+            data = await self._compress(data)
+        self.set_header("Content-Length", str(len(data)))
+        self.finish(data)
+
+    get = head = post = put = patch = delete = options = serve
+
+    def _parse(self, body: bytes | bytearray) -> Message:
+        request: Message = self._route.request_class()
+        try:
+            request.ParseFromString(bytes(body))
+        except DecodeError:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the body is not a {request.DESCRIPTOR.full_name} (malformed protobuf, "
+                f"{len(body)} bytes)",
+            ) from None
+        for name, value in self._variables.items():
+            setattr(request, name, value)
+        return request
+
+    async def _compress(self, data: bytes) -> bytes:
+        self.set_header("Content-Encoding", "gzip")
+        self.set_header("Vary", "Accept-Encoding")
+        if len(data) < COMPRESS_APART:
+            return gzip.compress(data, 1)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.context.executor, gzip.compress, data, 1)
+
+
+class HealthHandler(BaseHandler):
+    """``/healthz``: the process answers. ``/readyz``: it takes requests."""
+
+    label = "health"
+
+    def get(self) -> None:
+        """Answer 200, or 503 once the server was told to stop."""
+        ready = self.request.path != "/readyz" or not self.context.stopping
+        self.set_status(200 if ready else 503)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish("ok\n" if ready else "stopping\n")
+
+    head = get
+
+
+def log_request(handler: RequestHandler) -> None:
+    """Log a request once it is answered; quiet unless someone debugs."""
+    if logger.isEnabledFor(logging.DEBUG) and isinstance(handler, BaseHandler):
+        logger.debug(
+            "%s %s -> %d in %.1f ms",
+            handler.label,
+            handler.subject,
+            handler.get_status(),
+            1000 * handler.request.request_time(),
+        )
+
+
+def _accepts_gzip(header: str) -> bool:
+    for item in header.lower().split(","):
+        coding, _, parameters = item.partition(";")
+        if coding.strip() in ("gzip", "*"):
+            return parameters.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False

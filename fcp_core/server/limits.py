@@ -1,0 +1,86 @@
+"""What one server takes at most: sizes, times, and the bytes that it holds at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from fcp_core.errors import UsageError
+from fcp_core.protocol.status import Code, StatusError, code_from_http
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.config import Config
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits of a server; each is the core option of the same name.
+
+    Sizes are in bytes, times in seconds.
+
+    :param max_body: the largest request body as it is sent.
+    :param max_decompressed: the largest request body after decompression.
+    :param max_in_flight: the sum of all bodies that are being received.
+    :param max_header: the largest request line and header together.
+    :param idle_timeout: how long a connection may take to send the next request's header, and a
+        call its body.
+    :param body_timeout: how long an upload may take, and a download.
+    :param drain_timeout: how long requests may go on after the server was told to stop.
+    """
+
+    max_body: int = 1 << 30
+    max_decompressed: int = 1 << 30
+    max_in_flight: int = 2 << 30
+    max_header: int = 64 << 10
+    idle_timeout: float = 60.0
+    body_timeout: float = 600.0
+    drain_timeout: float = 10.0
+
+    @classmethod
+    def from_config(cls, config: Config) -> Limits:
+        """Read the limits from the configuration.
+
+        :raises UsageError: if a single body of the allowed size could never be held.
+        """
+        limits = cls(**{field.name: config.get(field.name) for field in fields(cls)})
+        for name in ("max_body", "max_decompressed"):
+            if getattr(limits, name) > limits.max_in_flight:
+                raise UsageError(
+                    f"{name} ({getattr(limits, name)}, from {config.origin('', name)}) is above "
+                    f"max_in_flight ({limits.max_in_flight}, from "
+                    f"{config.origin('', 'max_in_flight')}): no such body could be received."
+                )
+        return limits
+
+
+class InFlight:
+    """Counts the bytes of the bodies that are being received, and bounds them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """Count *size* bytes more.
+
+        :raises StatusError: UNAVAILABLE if that is over the limit; nothing is counted then.
+        """
+        if self.held + size > self.limit:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"the server is receiving {self.held} bytes and takes {self.limit} at a time; "
+                f"send these {size} bytes again later",
+            )
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """Count *size* bytes less."""
+        self.held -= size
+
+
+def http_error(status: int, message: str) -> StatusError:
+    """Return an error that HTTP has a status for and the canonical codes have not (405, 413, 431).
+
+    Its code is the one that a device makes of the status.
+    """
+    return StatusError(code_from_http(status), message, http=status)
