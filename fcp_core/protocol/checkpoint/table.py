@@ -48,6 +48,9 @@ def read_table(
     )
     for _ in _entries(data, *metaindex):
         pass
+    # It always lies there; elsewhere it belongs to another table, of which this is a torn part.
+    if index[1] + _TRAILER_SIZE != limit:
+        raise invalid("the checkpoint is truncated or corrupt: its index is not before its footer")
     free = start
     for value in _entries(data, *index):
         offset, after = read_varint(data, *value)
