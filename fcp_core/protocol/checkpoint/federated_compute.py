@@ -6,6 +6,7 @@ string tensors are looked at later.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -123,20 +124,23 @@ class _FcEntry(Entry):
 
     def _strings(self, start: int, end: int) -> list[bytes]:
         """Return the elements: all lengths come first, then all bytes."""
-        lengths = []
-        left = end - start
-        for _ in range(math.prod(self._shape)):
-            length, after = wire.read_varint(self._data, start, end)
-            left -= length + after - start
-            start = after
-            if left < 0:
-                raise invalid(f"tensor {self._name!r} has strings that reach beyond its content")
-            lengths.append(length)
-        values = []
-        for length in lengths:
-            values.append(bytes(self._data[start : start + length]))
-            start += length
-        return values
+        count = math.prod(self._shape)
+        head = self._data[start : min(end, start + count * wire.LONGEST_VARINT)]
+        ends = np.flatnonzero(np.frombuffer(head, np.uint8) < 0x80)
+        if ends.size < count:
+            raise invalid(f"tensor {self._name!r} has fewer lengths of strings than strings")
+        if not count:
+            return []
+        at = int(ends[count - 1]) + 1
+        lengths = wire.decode_varints(head[:at], count, np.dtype(np.int64))
+        left = end - start - at
+        stops = np.cumsum(lengths)
+        # No length over the whole means that the sum cannot have run over.
+        if lengths.min() < 0 or lengths.max() > left or stops[-1] > left:
+            raise invalid(f"tensor {self._name!r} has strings that reach beyond its content")
+        content = bytes(self._data[start + at : end])
+        bounds = [0, *stops.tolist()]
+        return [content[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def _dim_sizes(data: memoryview, name: str, start: int, end: int) -> list[int]:

@@ -16,7 +16,7 @@ from fcp_core.protocol.checkpoint.base import invalid
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
-_LONGEST_VARINT = 10
+LONGEST_VARINT = 10
 
 # Bytes, or values, handled at once: small enough that the scratch arrays stay in the cache.
 _CHUNK = 1 << 16
@@ -41,13 +41,13 @@ def read_varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
     :raises StatusError: INVALID_ARGUMENT if it does not end before *end*, or has over ten bytes.
     """
     value = shift = 0
-    for position in range(at, min(end, at + _LONGEST_VARINT)):
+    for position in range(at, min(end, at + LONGEST_VARINT)):
         byte = data[position]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value & 0xFFFFFFFFFFFFFFFF, position + 1
         shift += 7
-    if end - at >= _LONGEST_VARINT:
+    if end - at >= LONGEST_VARINT:
         raise invalid(f"the checkpoint is corrupt: a number at byte {at} has over ten bytes")
     raise invalid(f"the checkpoint is truncated or corrupt: a number at byte {at} has no end")
 
@@ -144,8 +144,8 @@ def _decode_piece(
     first = np.zeros(last.size, np.intp)
     first[1:] = last[:-1] + 1
     more = last - first
-    longest = int(more.max(initial=0)) if last.size else _LONGEST_VARINT
-    if longest >= _LONGEST_VARINT:
+    longest = int(more.max(initial=0)) if last.size else LONGEST_VARINT
+    if longest >= LONGEST_VARINT:
         raise invalid("the checkpoint is corrupt: a packed number has over ten bytes")
     values = (piece[first] & 0x7F).astype(np.uint64)
     for extra in range(1, longest + 1):
