@@ -76,7 +76,7 @@ class Contribution:
 
         :raises StatusError: ABORTED if it has ended, UNAUTHENTICATED if the token was used before.
         """
-        self._check_live()
+        self.check_live()
         if self.stage is not ContributionStage.AUTHORIZED:
             raise StatusError(
                 Code.UNAUTHENTICATED,
@@ -94,7 +94,7 @@ class Contribution:
             contribution has ended.
         """
         self._check_resource(resource_name)
-        self._check_live()
+        self.check_live()
         if self.stage is not ContributionStage.STARTED:
             raise StatusError(
                 Code.UNAUTHENTICATED, "this upload has been used; each takes one body"
@@ -107,7 +107,7 @@ class Contribution:
         :raises StatusError: as :meth:`begin_upload`.
         """
         self._check_resource(resource_name)
-        self._check_live()
+        self.check_live()
         if self.stage is not ContributionStage.UPLOADING:
             raise StatusError(Code.UNAUTHENTICATED, "this upload has not begun or is finished")
         self.body = body
@@ -149,7 +149,7 @@ class Contribution:
             self._ticket.client_token != digest(client_token)
         ):
             raise _unknown("client token")
-        self._check_live()
+        self.check_live()
         if self.stage is ContributionStage.SUBMITTED:
             raise StatusError(
                 Code.UNAUTHENTICATED, "this client token has been used; each is good for one submit"
@@ -167,7 +167,11 @@ class Contribution:
         self.body = None
         self._why = why
 
-    def _check_live(self) -> None:
+    def check_live(self) -> None:
+        """Check that it can still come to something.
+
+        :raises StatusError: ABORTED, with the reason, if not.
+        """
         if self.stage is ContributionStage.ENDED:
             raise StatusError(Code.ABORTED, self._why)
 

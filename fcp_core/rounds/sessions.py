@@ -35,13 +35,15 @@ class DeviceSession:
     """One device session.
 
     :param check_in: what the device said of itself.
-    :param allowed: the names of the tasks it may be given although it has not evaluated its
-        eligibility; None: all.
+    :param offered: the names of the tasks it was told of.
+    :param unconditional: the names of those it may be given although it has evaluated nothing;
+        None: any task at all.
     """
 
     session_id: str
     check_in: CheckIn
-    allowed: frozenset[str] | None = None
+    offered: frozenset[str] = frozenset()
+    unconditional: frozenset[str] | None = None
     waiting: bool = False
     operation: str | None = None
     ended: str | None = None
@@ -63,13 +65,20 @@ class DeviceSession:
 
         :raises StatusError: PERMISSION_DENIED if somebody else's, ABORTED if it has ended.
         """
-        if principal != self.check_in.principal:
-            raise StatusError(
-                Code.PERMISSION_DENIED, "this session was opened by another principal"
-            )
+        self.check_principal(principal)
         if self.ended is not None:
             raise StatusError(
                 Code.ABORTED, f"this session has ended ({self.ended}); check in again"
+            )
+
+    def check_principal(self, principal: str | None) -> None:
+        """Check that the session is the sender's.
+
+        :raises StatusError: PERMISSION_DENIED if it is somebody else's.
+        """
+        if principal != self.check_in.principal:
+            raise StatusError(
+                Code.PERMISSION_DENIED, "this session was opened by another principal"
             )
 
     def report_eligibility(self, code: Code) -> None:
@@ -110,7 +119,7 @@ class DeviceSession:
         """Return the weights that count, given what the device reported, if anything."""
         if reported is not None:
             return reported
-        return None if self.allowed is None else dict.fromkeys(self.allowed, 1.0)
+        return None if self.unconditional is None else dict.fromkeys(self.unconditional, 1.0)
 
 
 class SessionBook:

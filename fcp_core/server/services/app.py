@@ -1,0 +1,216 @@
+"""Puts the services together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fcp_core.aggregation.engine import Engine
+from fcp_core.rounds.clock import Clock, SystemClock
+from fcp_core.rounds.contributions import Contribution, ContributionBook
+from fcp_core.rounds.operations import OperationBook
+from fcp_core.rounds.sessions import DeviceSession, SessionBook
+from fcp_core.rounds.tokens import TokenSource
+from fcp_core.server.services.aggregations import Aggregations
+from fcp_core.server.services.assignments import TaskAssignments
+from fcp_core.server.services.downloads import Downloads
+from fcp_core.server.services.eligibility import EligibilityEvalTasks
+from fcp_core.server.services.journal import Journal
+from fcp_core.server.services.media import Media
+from fcp_core.server.services.operations import Operations
+from fcp_core.server.services.population import Population, Populations
+from fcp_core.server.services.round import RoundParts
+from fcp_core.server.services.settings import OPERATION_RETENTION, RETENTION, Settings
+from fcp_core.server.services.store import TaskStore
+from fcp_core.server.services.tasks import Tasks
+from fcp_core.server.services.ticker import Ticker
+from fcp_core.storage.contract import Storage
+from fcp_core.storage.records import DeviceSessionRecord, TokenRecord
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.manager import Plugins
+
+
+class Services:
+    """Everything behind the protocol's calls: one object for each service, named after it.
+
+    A service's methods carry the names of its RPCs in snake case, take and return protobuf
+    messages, and raise StatusError. All of it runs on one event loop.
+
+    :param populations: those that devices may check in to; None: those that tasks are submitted
+        for.
+    :param base_url: where devices reach the server, with a slash at the end.
+    :param rng: the randomness of selection policies; secrets come from *tokens*.
+    :param storage: instead of the configured one.
+    :param engine: instead of the configured one.
+    """
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        *,
+        populations: Iterable[str] | None,
+        base_url: str | Callable[[], str],
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        tokens: TokenSource | None = None,
+        storage: Storage | None = None,
+        engine: Engine | None = None,
+    ) -> None:
+        clock = SystemClock() if clock is None else clock
+        rng = random.Random() if rng is None else rng
+        tokens = TokenSource() if tokens is None else tokens
+        url = (lambda: base_url) if isinstance(base_url, str) else base_url
+        settings = Settings.from_config(plugins.config)
+        self._storage = plugins.make_storage() if storage is None else storage
+        self._engine = plugins.make_engine() if engine is None else engine
+        self._store = TaskStore(self._storage)
+        self._journal = Journal(self._storage)
+        #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
+        self.ticker = Ticker(clock)
+        self._sessions = SessionBook(settings.session_timeout, RETENTION)
+        self._book = ContributionBook(tokens)
+        self._operations = OperationBook(OPERATION_RETENTION)
+        self._populations = Populations(
+            populations, lambda name: Population(name, rng, self.ticker)
+        )
+        downloads = Downloads()
+
+        def make_parts(on_end: Callable[..., Any]) -> RoundParts:
+            return RoundParts(
+                clock=clock,
+                ticker=self.ticker,
+                tokens=tokens,
+                book=self._book,
+                notify=plugins.notify,
+                on_room=lambda round_: self._populations.get(round_.machine.population).consider(
+                    clock.now()
+                ),
+                on_issue=self._issued,
+                on_end=on_end,
+            )
+
+        self.tasks = Tasks(
+            plugins=plugins,
+            settings=settings,
+            clock=clock,
+            tokens=tokens,
+            engine=self._engine,
+            store=self._store,
+            populations=self._populations,
+            downloads=downloads,
+            make_parts=make_parts,
+        )
+        self.eligibility_eval_tasks = EligibilityEvalTasks(
+            plugins=plugins,
+            clock=clock,
+            tokens=tokens,
+            populations=self._populations,
+            sessions=self._sessions,
+            base_url=url,
+            on_open=self._opened,
+        )
+        self.task_assignments = TaskAssignments(
+            settings=settings,
+            clock=clock,
+            tokens=tokens,
+            populations=self._populations,
+            sessions=self._sessions,
+            operations=self._operations,
+            tasks=self.tasks,
+            base_url=url,
+            notify=plugins.notify,
+        )
+        self.aggregations = Aggregations(
+            clock=clock,
+            tokens=tokens,
+            book=self._book,
+            operations=self._operations,
+            tasks=self.tasks,
+            base_url=url,
+        )
+        self.operations = Operations(
+            clock=clock,
+            operations=self._operations,
+            sessions=self._sessions,
+            assignments=self.task_assignments,
+        )
+        self.media = Media(self._book, downloads, settings.max_in_flight)
+
+    def add_population(self, name: str) -> None:
+        """Let devices check in to a population from now on."""
+        self._populations.add(name)
+
+    async def start(self) -> None:
+        """Start the engine and the storage, and take up what an earlier run left in it.
+
+        :raises UsageError: if one of them cannot start, or an unfinished task cannot go on.
+        """
+        self._engine.start()
+        try:
+            await self._storage.start()
+            loaded = await self._store.load()
+            for session in loaded.sessions:
+                self._sessions.restore(session.session_id, session.population, session.expires)
+            for token in loaded.tokens:
+                self._book.restore(
+                    token.token_hash, token.aggregation_id, token.session_id, token.expires
+                )
+            self.ticker.start()
+            await self.tasks.restore(loaded.tasks)
+            self._schedule()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Let go of everything. Tasks that have not ended go on when the storage is used again."""
+        await self.tasks.stop()
+        self.ticker.stop()
+        await self._journal.flush()
+        self._engine.stop()
+        await self._storage.stop()
+
+    def _opened(self, session: DeviceSession, forgotten: float) -> None:
+        self._journal.put(
+            DeviceSessionRecord(
+                session_id=session.session_id,
+                population=session.check_in.population,
+                state=session.state.value,
+                created=forgotten - RETENTION - self._sessions.timeout,
+                expires=forgotten,
+            )
+        )
+        self._schedule()
+
+    def _issued(self, contribution: Contribution, expires: float, replaced: str | None) -> None:
+        if replaced is not None:
+            self._journal.delete(TokenRecord, replaced)
+        token_hash = self._book.hash_of(contribution.assignment)
+        assert token_hash is not None  # a token was issued just now
+        self._journal.put(
+            TokenRecord(token_hash, contribution.aggregation_id, contribution.session_id, expires)
+        )
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """See to it that expired sessions, tokens and operations go."""
+        books = (
+            self._sessions.next_tick(),
+            self._book.next_expiry(),
+            self._operations.next_expiry(),
+        )
+        when = min((at for at in books if at is not None), default=None)
+        self.ticker.at("expiry", when, self._expire)
+
+    def _expire(self, now: float) -> None:
+        expired, forgotten = self._sessions.tick(now)
+        for session in expired:
+            self.task_assignments.expired(session, now)
+        for session_id in forgotten:
+            self._journal.delete(DeviceSessionRecord, session_id)
+        for token_hash in self._book.pop_due(now):
+            self._journal.delete(TokenRecord, token_hash)
+        self._operations.pop_due(now)
+        self._schedule()

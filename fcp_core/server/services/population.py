@@ -1,0 +1,141 @@
+"""Populations: which tasks each has, which devices wait for one."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.assigner import Assigner, Rejection
+from fcp_core.rounds.pacing import CheckInRate
+from fcp_core.rounds.policies import Candidate, OfferedTask
+from fcp_core.rounds.tasks import AssignmentMode, TaskState
+from fcp_core.server.services.round import Round
+from fcp_core.server.services.ticker import Ticker
+
+logger = logging.getLogger("fcp.services")
+
+
+@dataclass(frozen=True)
+class Waiter:
+    """Whom to tell about a candidate."""
+
+    assigned: Callable[[Round, float], None]
+    rejected: Callable[[Rejection, float], None]
+
+
+class Population:
+    """One population's open tasks and waiting devices."""
+
+    def __init__(self, name: str, rng: random.Random, ticker: Ticker) -> None:
+        self.name = name
+        self.rate = CheckInRate()
+        self._assigner = Assigner(rng)
+        self._ticker = ticker
+        self._rounds: dict[str, Round] = {}
+        self._waiters: dict[str, Waiter] = {}
+
+    def open(self, round_: Round, group: str, policy_name: str, policy: Any, options: Any) -> None:
+        """Add a round; its selection policy is shared by the rounds of one *group*."""
+        self._rounds[round_.task_id] = round_
+        self._assigner.open(round_.task_id, group, policy_name, policy, options)
+
+    def close(self, round_: Round, now: float) -> None:
+        """Take a round away; whoever waited only for it is sent away."""
+        if self._rounds.pop(round_.task_id, None) is not None:
+            self._assigner.close(round_.task_id)
+            self.consider(now)
+
+    def open_rounds(self, mode: AssignmentMode | None = None) -> list[Round]:
+        """Return the rounds that take contributions, oldest first."""
+        return [
+            round_
+            for round_ in self._rounds.values()
+            if round_.machine.state is TaskState.OPEN
+            and (mode is None or round_.spec.assignment_mode is mode)
+        ]
+
+    def offered(self) -> list[OfferedTask]:
+        """Return the open tasks as eligibility policies see them, oldest first."""
+        return [
+            OfferedTask(round_.spec.name, round_.spec.assignment_mode, round_.spec.options)
+            for round_ in self.open_rounds()
+        ]
+
+    def load(self, now: float) -> Mapping[str, Any]:
+        """Return how busy it is, for pace steering."""
+        rounds = self.open_rounds()
+        return {
+            "open_tasks": len(rounds),
+            "missing": sum(round_.machine.missing for round_ in rounds),
+            "waiting": self._assigner.waiting,
+            "check_in_rate": self.rate.rate(now),
+        }
+
+    def arrive(self, candidate: Candidate, waiter: Waiter, now: float) -> None:
+        """Let a device wait for a SINGLE task; *waiter* may be told before this returns."""
+        self._waiters[candidate.id] = waiter
+        self._assigner.arrive(candidate)
+        self.consider(now)
+
+    def withdraw(self, candidate: str) -> None:
+        """Let a device wait no longer."""
+        self._waiters.pop(candidate, None)
+        self._assigner.withdraw(candidate)
+
+    def consider(self, now: float) -> None:
+        """Have the selection policies decide about those who wait."""
+        if self._assigner.waiting:
+            rounds = {r.task_id: r for r in self.open_rounds(AssignmentMode.SINGLE)}
+            outcome = self._assigner.decide([r.machine.view() for r in rounds.values()], now)
+            for problem in outcome.problems:
+                logger.error("population %s: %s", self.name, problem)
+            for assign in outcome.assigned:
+                self._waiters.pop(assign.candidate).assigned(rounds[assign.task_id], now)
+            for rejection in outcome.rejected:
+                self._waiters.pop(rejection.candidate).rejected(rejection, now)
+        self._ticker.at(f"population:{self.name}", self._assigner.next_tick(), self.consider)
+
+
+class Populations:
+    """All populations.
+
+    :param names: those that devices may check in to from the beginning; None: there are none yet,
+        and each task brings its own.
+    """
+
+    def __init__(self, names: Iterable[str] | None, make: Callable[[str], Population]) -> None:
+        self._make = make
+        #: Whether a task may bring a population of its own.
+        self.open_ended = names is None
+        self._populations = {name: make(name) for name in names or ()}
+
+    def add(self, name: str) -> Population:
+        """Return the population of that name, which exists from now on."""
+        if name not in self._populations:
+            self._populations[name] = self._make(name)
+        return self._populations[name]
+
+    def get(self, name: str) -> Population:
+        """Return a population.
+
+        :raises StatusError: NOT_FOUND if there is none of that name.
+        """
+        population = self._populations.get(name)
+        if population is None:
+            raise StatusError(Code.NOT_FOUND, f"there is no population {name!r} here")
+        return population
+
+    def for_task(self, name: str) -> Population:
+        """Return the population that a task is for.
+
+        :raises StatusError: NOT_FOUND if there is none and tasks do not bring their own.
+        """
+        return self.add(name) if self.open_ended else self.get(name)
+
+    def __iter__(self) -> Iterator[Population]:
+        """Iterate over the populations."""
+        return iter(list(self._populations.values()))

@@ -1,0 +1,342 @@
+"""Tasks as programs and operators see them: submit, watch, wait, cancel, forget."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fcp_core.aggregation.engine import Engine, Fold, FoldJob
+from fcp_core.aggregation.protocol import AggregationProtocol
+from fcp_core.errors import UsageError
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.policies import SelectionPolicy
+from fcp_core.rounds.task_machine import TaskMachine
+from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
+from fcp_core.rounds.tokens import TokenSource
+from fcp_core.server.services.downloads import Downloads, Published, publish
+from fcp_core.server.services.population import Populations
+from fcp_core.server.services.round import Round, RoundParts
+from fcp_core.server.services.settings import Settings
+from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
+from fcp_core.storage.records import TaskRecord
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.manager import Plugins
+
+logger = logging.getLogger("fcp.services")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choices:
+    """What a task's names and options lead to; made before the task is offered."""
+
+    protocol: AggregationProtocol
+    fold: Fold
+    selection: str
+    policy: SelectionPolicy
+    policy_options: Mapping[str, Any]
+
+
+class Tasks:
+    """The tasks of a server. Every method runs on the server's event loop.
+
+    :param make_parts: returns what rounds work with, given how to store their end.
+    """
+
+    def __init__(
+        self,
+        *,
+        plugins: Plugins,
+        settings: Settings,
+        clock: Clock,
+        tokens: TokenSource,
+        engine: Engine,
+        store: TaskStore,
+        populations: Populations,
+        downloads: Downloads,
+        make_parts: Callable[[Callable[..., Any]], RoundParts],
+    ) -> None:
+        self._plugins = plugins
+        self._settings = settings
+        self._clock = clock
+        self._tokens = tokens
+        self._engine = engine
+        self._store = store
+        self._populations = populations
+        self._downloads = downloads
+        self._parts = make_parts(self._ended)
+        self._records: dict[str, TaskRecord] = {}
+        self._rounds: dict[str, Round] = {}
+        self._by_aggregation: dict[str, Round] = {}
+        self._past_aggregations: set[str] = set()
+
+    # For programs and operators.
+
+    async def submit(self, spec: TaskSpec) -> str:
+        """Offer a task; return its id. It is stored, and open, when this returns.
+
+        :raises StatusError: INVALID_ARGUMENT if the specification or what it asks for does not do,
+            naming all that plugins find wrong; NOT_FOUND for an unknown population.
+        """
+        spec.check()
+        self._check_modes(spec)
+        if not self._populations.open_ended:
+            self._populations.get(spec.population)
+        problems = self._plugins.check_task(spec)
+        if problems:
+            raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(problems)}")
+        task_id = self._tokens.uuid()
+        record = TaskRecord(
+            task_id=task_id,
+            population=spec.population,
+            name=spec.name,
+            state=TaskState.OPEN.value,
+            aggregation_id=self._tokens.uuid(),
+            spec=encode_spec(spec),
+            created=self._clock.now(),
+        )
+        choices = self._choose(spec)
+        try:
+            published = await self._publish(spec)
+            await self._store.add(record, spec)
+        except BaseException:
+            choices.fold.abort()
+            raise
+        self._open(record, spec, choices, published)
+        return task_id
+
+    async def status(self, task_id: str) -> TaskStatus:
+        """Return a task's status.
+
+        :raises StatusError: NOT_FOUND if there is no such task.
+        """
+        record = self._record(task_id)
+        round_ = self._rounds.get(task_id)
+        return status_of(record) if round_ is None else round_.status()
+
+    async def list(self, population: str | None = None) -> Sequence[TaskStatus]:
+        """Return the status of all tasks, oldest first, or of one population's."""
+        return [
+            await self.status(task_id)
+            for task_id, record in tuple(self._records.items())
+            if population in (None, record.population)
+        ]
+
+    async def wait(self, task_id: str) -> bytes:
+        """Return a task's result, a checkpoint, as soon as there is one.
+
+        :raises StatusError: why there is none: DEADLINE_EXCEEDED, CANCELLED, what went wrong; or
+            NOT_FOUND if there is no such task, UNAVAILABLE if the server stops first.
+        """
+        record = self._record(task_id)
+        round_ = self._rounds.get(task_id)
+        if round_ is not None:
+            return await round_.wait()
+        if record.code:
+            raise StatusError(Code(record.code), record.message)
+        result = await self._store.result(task_id)
+        if result is None:
+            raise _no_task(task_id)
+        return result
+
+    async def cancel(self, task_id: str, reason: str = "it was cancelled") -> None:
+        """End a task without a result; nothing happens if it has ended.
+
+        :raises StatusError: NOT_FOUND if there is no such task.
+        """
+        self._record(task_id)
+        round_ = self._rounds.get(task_id)
+        if round_ is not None:
+            round_.cancel(Code.CANCELLED, reason)
+
+    async def forget(self, task_id: str) -> None:
+        """Delete a task that has ended, with its result.
+
+        :raises StatusError: NOT_FOUND if there is no such task, FAILED_PRECONDITION if it goes on.
+        """
+        self._record(task_id)
+        if task_id in self._rounds:
+            raise StatusError(
+                Code.FAILED_PRECONDITION, f"task {task_id} has not ended; cancel it first"
+            )
+        await self._store.forget(task_id)
+        # Its aggregation id is kept: a late device is still answered ABORTED.
+        self._records.pop(task_id, None)
+
+    # For the other services.
+
+    def round_of(self, aggregation_id: str) -> Round | None:
+        """Return the round of an aggregation id; None if it has ended.
+
+        :raises StatusError: NOT_FOUND if this server never had it.
+        """
+        round_ = self._by_aggregation.get(aggregation_id)
+        if round_ is None and aggregation_id not in self._past_aggregations:
+            raise StatusError(
+                Code.NOT_FOUND, f"this server never had an aggregation {aggregation_id!r}"
+            )
+        return round_
+
+    async def restore(self, tasks: Sequence[tuple[TaskRecord, TaskSpec | None]]) -> None:
+        """Take up the tasks of an earlier run; the rounds of those that go on begin anew."""
+        for record, spec in tasks:
+            self._records[record.task_id] = record
+            if spec is None:
+                self._past_aggregations.add(record.aggregation_id)
+                if self._populations.open_ended:
+                    self._populations.add(record.population)
+                continue
+            try:
+                choices = self._choose(spec)
+            except StatusError as error:
+                raise UsageError(
+                    f"task {record.name} of an earlier run cannot go on: {error.message}. Mend the "
+                    "configuration, or use another storage."
+                ) from error
+            self._populations.add(record.population)
+            self._open(record, spec, choices, await self._publish(spec))
+
+    async def stop(self) -> None:
+        """Let go of all rounds; their tasks go on when the storage is used again."""
+        for round_ in [*self._rounds.values()]:
+            await round_.stop()
+
+    # Inside.
+
+    def _record(self, task_id: str) -> TaskRecord:
+        record = self._records.get(task_id)
+        if record is None:
+            raise _no_task(task_id)
+        return record
+
+    def _check_modes(self, spec: TaskSpec) -> None:
+        """Refuse a second mode for a name that is open: devices ask for a name in one way."""
+        for round_ in self._rounds.values():
+            other = round_.spec
+            if (other.population, other.name) == (spec.population, spec.name) and (
+                other.assignment_mode is not spec.assignment_mode
+            ):
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"task {spec.name} is open with assignment mode {other.assignment_mode.name}; "
+                    f"another of that name cannot be {spec.assignment_mode.name}",
+                )
+
+    def _choose(self, spec: TaskSpec) -> _Choices:
+        """Make what the task names.
+
+        :raises StatusError: INVALID_ARGUMENT if something of it cannot be made.
+        """
+        config = self._plugins.config
+        protocol = spec.protocol or config.get("protocol")
+        selection = spec.selection or config.get("selection")
+        aggregator_options = dict(self._plugins.aggregator_options())
+        try:
+            for name in self._plugins.aggregators:
+                if name in spec.options:
+                    aggregator_options[name] = dict(
+                        config.section(f"aggregator.{name}", spec.options[name])
+                    )
+            options = spec.options.get(selection, {})
+            return _Choices(
+                protocol=self._plugins.make_protocol(protocol, spec.options.get(protocol, {})),
+                policy=self._plugins.make_selection_policy(selection, options),
+                policy_options=self._plugins.selection_options(selection, options),
+                selection=selection,
+                fold=self._engine.open(
+                    FoldJob(
+                        configuration=spec.aggregation,
+                        aggregators={**self._plugins.aggregator_choices(), **spec.aggregators},
+                        options=aggregator_options,
+                    )
+                ),
+            )
+        except UsageError as error:
+            raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
+
+    async def _publish(self, spec: TaskSpec) -> Published:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, publish, self._tokens.secret(), spec)
+
+    def _open(
+        self, record: TaskRecord, spec: TaskSpec, choices: _Choices, published: Published
+    ) -> None:
+        settings = self._settings
+        machine = TaskMachine(
+            task_id=record.task_id,
+            population=record.population,
+            name=record.name,
+            goal_count=spec.goal_count,
+            minimum_count=spec.minimum_count,
+            over_selection=spec.over_selection or settings.over_selection,
+            created=record.created,
+            deadline=record.created + (spec.deadline or settings.task_deadline),
+            assignment_timeout=settings.assignment_timeout,
+        )
+        round_ = Round(
+            slim(spec),
+            record.aggregation_id,
+            machine,
+            choices.protocol,
+            choices.fold,
+            published,
+            settings.assignment_timeout,
+            self._parts,
+        )
+        self._records[record.task_id] = record
+        self._rounds[record.task_id] = round_
+        self._by_aggregation[record.aggregation_id] = round_
+        self._downloads.add(published)
+        population = self._populations.for_task(spec.population)
+        # Rounds share a policy only with equal options, which is what this key says.
+        group = f"{choices.selection} {msgspec.json.encode(choices.policy_options).decode()}"
+        population.open(round_, group, choices.selection, choices.policy, choices.policy_options)
+        now = self._clock.now()
+        round_.open(now)
+        population.consider(now)
+
+    async def _ended(self, round_: Round, result: bytes | None) -> TaskStatus:
+        """Store how a round ended and take it away."""
+        status = round_.machine.status()
+        self._downloads.remove(round_.published.group)
+        self._populations.get(status.population).close(round_, self._clock.now())
+        record = _ended_record(self._records[status.task_id], status)
+        try:
+            await self._store.end(record, result)
+        except Exception as error:
+            logger.exception("the end of task %s could not be stored", status.name)
+            message = f"the end of task {status.name} could not be stored: {error}"
+            failed = dataclasses.replace(
+                status, state=TaskState.FAILED, error=(Code.INTERNAL, message)
+            )
+            record = _ended_record(record, failed)
+            status = failed
+        self._records[status.task_id] = record
+        self._past_aggregations.add(record.aggregation_id)
+        del self._by_aggregation[record.aggregation_id]
+        del self._rounds[status.task_id]
+        return status
+
+
+def _ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
+    code, message = status.error or (Code.OK, "")
+    return dataclasses.replace(
+        record,
+        state=status.state.value,
+        assigned=status.assigned,
+        contributed=status.contributed,
+        dropped=status.dropped,
+        finished=status.finished,
+        code=int(code),
+        message=message,
+    )
+
+
+def _no_task(task_id: str) -> StatusError:
+    return StatusError(Code.NOT_FOUND, f"there is no task {task_id!r} here")
