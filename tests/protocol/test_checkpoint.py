@@ -14,7 +14,9 @@ from hypothesis.extra import numpy as hnp
 
 from fcp_core.protocol.checkpoint import (
     Checkpoint,
+    federated_compute,
     open_checkpoint,
+    tf_v1,
     write_checkpoint,
     write_federated_compute,
     write_tf_v1,
@@ -191,6 +193,17 @@ def test_what_is_no_string_is_refused(format: Any) -> None:
         write_checkpoint({"a": np.array([b"x", 3], object)}, format)
     with pytest.raises(StatusError, match="UTF-8"):
         write_checkpoint({"a": np.array(["\ud800"], object)}, format)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_tensor_beyond_a_protobuf_message_is_refused(
+    format: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (tf_v1, federated_compute):
+        monkeypatch.setattr(module, "MAX_MESSAGE_BYTES", 1000)
+    assert len(open_checkpoint(write_checkpoint({"a": np.ones(100)}, format))) == 1
+    with pytest.raises(StatusError, match="2 GiB"):
+        write_checkpoint({"a": np.ones(125)}, format)
 
 
 def test_an_unknown_format_is_refused() -> None:
