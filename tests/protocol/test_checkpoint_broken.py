@@ -1,0 +1,402 @@
+"""The checkpoint codecs on broken, odd and hostile files."""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcp_core.protocol.checkpoint import (
+    open_checkpoint,
+    write_federated_compute,
+    write_tf_v1,
+)
+from fcp_core.protocol.checkpoint.table import TableWriter
+from fcp_core.protocol.protos import aggregation_tensor_pb2
+from fcp_core.protocol.protos import tensorflow_saved_tensor_slice_pb2 as slice_pb2
+from fcp_core.protocol.status import Code, StatusError
+
+
+def refused(data: bytes, **options: bool) -> str:
+    """Return the message of the refusal to open, or to read, some tensor of *data*."""
+    with pytest.raises(StatusError) as caught:
+        dict(open_checkpoint(data, **options))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"x", "not a checkpoint"),
+        (b"FCv", "not a checkpoint"),
+        (b"\x1f\x8b" + bytes(100), "not a checkpoint"),
+        (bytes(100), "not a checkpoint"),
+        (bytes(2) + bytes.fromhex("57fb808b247547db"), "not a checkpoint"),
+        (bytes(60) + bytes.fromhex("57fb808b247547db"), "checksum"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(data: bytes, message: str) -> None:
+    assert message in refused(data)
+
+
+SMALL = {
+    "update/0": np.array([[1.5, -2], [3, 4]], np.float32),
+    "n": np.array(-7, np.int64),
+    "s": np.array([b"ab", b""], object),
+    "flag": np.array([True]),
+}
+SMALL_V1 = write_tf_v1(SMALL)
+SMALL_FC = write_federated_compute({k: v for k, v in SMALL.items() if k != "flag"})
+
+
+def contents(data: bytes, *, verify: bool = True) -> dict[str, Any] | None:
+    """Return all tensors, or None if the file, or one of them, is refused as it should be."""
+    try:
+        return {k: (v.dtype, v.tolist()) for k, v in open_checkpoint(data, verify=verify).items()}
+    except StatusError as error:
+        if error.code is not Code.INVALID_ARGUMENT:
+            raise
+        return None
+
+
+def test_every_truncation_of_tf_v1_is_refused() -> None:
+    for size in range(len(SMALL_V1)):
+        assert contents(SMALL_V1[:size]) is None
+        assert contents(SMALL_V1[:size], verify=False) is None
+        assert contents(SMALL_V1[size + 1 :]) is None
+
+
+def test_every_truncation_of_federated_compute_gives_whole_tensors_only() -> None:
+    """The format has no end mark that a reader may insist on, so whole tensors remain."""
+    full = contents(SMALL_FC)
+    assert full is not None
+    kept = set()
+    for size in range(4, len(SMALL_FC)):
+        found = contents(SMALL_FC[:size])
+        if found is not None:
+            assert found.items() <= full.items()
+            kept.add(len(found))
+    assert kept == {0, 1, 2, 3}
+
+
+def test_every_flipped_bit_of_tf_v1_is_refused_or_harmless() -> None:
+    full = contents(SMALL_V1)
+    harmless = 0
+    for at in range(len(SMALL_V1)):
+        for bit in range(8):
+            broken = bytearray(SMALL_V1)
+            broken[at] ^= 1 << bit
+            found = contents(bytes(broken))
+            assert found is None or found == full
+            harmless += found is not None
+            contents(bytes(broken), verify=False)
+    # Nothing but the padding of the footer is without a checksum.
+    assert harmless <= 8 * 40
+
+
+def test_flipped_bits_of_federated_compute_never_crash() -> None:
+    for at in range(len(SMALL_FC)):
+        for bit in range(8):
+            broken = bytearray(SMALL_FC)
+            broken[at] ^= 1 << bit
+            contents(bytes(broken))
+
+
+@given(st.sampled_from([SMALL_V1, SMALL_FC]), st.randoms(use_true_random=False))
+@settings(max_examples=500)
+def test_mangled_files_never_crash(data: bytes, source: random.Random) -> None:
+    broken = bytearray(data)
+    for _ in range(source.randint(1, 6)):
+        at = source.randrange(len(broken))
+        if source.random() < 0.3:
+            broken[at : at + source.randint(0, 8)] = source.randbytes(source.randint(0, 8))
+        else:
+            broken[at] = source.choice([0, 1, 0x7F, 0x80, 0xFF, source.randrange(256)])
+        broken = broken or bytearray(1)
+    contents(bytes(broken), verify=False)
+    contents(bytes(broken))
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300)
+def test_random_bytes_never_crash(tail: bytes) -> None:
+    contents(tail)
+    contents(b"FCv1" + tail)
+    contents(tail + SMALL_V1[-48:], verify=False)
+    contents(tail + SMALL_V1[-8:], verify=False)
+
+
+def table(*values: slice_pb2.SavedTensorSlices) -> bytes:
+    """Return a V1 file with these values."""
+    writer = TableWriter()
+    for position, value in enumerate(values):
+        writer.add(b"" if position == 0 else b"%04d" % position, [value.SerializeToString()])
+    return writer.finish()
+
+
+def listed(
+    number: int, *dims: int, name: str = "a", more: bytes = b"", **fields: Any
+) -> slice_pb2.SavedTensorSlices:
+    """Return the entry that lists one tensor."""
+    meta = slice_pb2.SavedTensorSlices()
+    tensor = meta.meta.tensor.add(name=name, type=number)
+    for size in dims:
+        tensor.shape.dim.add(size=size)
+    return meta
+
+
+def stored(rank: int, name: str = "a", **fields: Any) -> slice_pb2.SavedTensorSlices:
+    """Return the entry that holds one whole tensor."""
+    value = slice_pb2.SavedTensorSlices()
+    value.data.name = name
+    for _ in range(rank):
+        value.data.slice.extent.add()
+    for key, values in fields.items():
+        getattr(value.data.data, key).extend(values)
+    return value
+
+
+def test_bfloat16_is_read_as_float32() -> None:
+    wanted = np.array([1.5, -2.0, np.inf, 2.0**-126], np.float32)
+    patterns = (wanted.view(np.uint32) >> 16).tolist()
+    checkpoint = open_checkpoint(table(listed(14, 4), stored(1, half_val=patterns)))
+    same(checkpoint["a"], wanted)
+
+
+def test_values_that_are_not_packed_are_read() -> None:
+    """A parser must take both forms; TensorFlow writes the packed one."""
+    head = slice_pb2.SavedSlice(name="a")
+    head.slice.extent.add()
+    for number, dtype, tag, values in (
+        (1, "<f4", 5 << 3 | 5, [struct.pack("<f", v) for v in (1.5, 2.5)]),
+        (2, "<f8", 6 << 3 | 1, [struct.pack("<d", v) for v in (1.5, 2.5)]),
+        (3, "<i4", 7 << 3 | 0, [b"\x01", b"\xac\x02"]),
+    ):
+        tensor = b"".join(bytes([tag]) + value for value in values)
+        inner = head.SerializeToString() + b"\x1a" + bytes([len(tensor)]) + tensor
+        writer = TableWriter()
+        writer.add(b"", [listed(number, 2).SerializeToString()])
+        writer.add(b"a", [b"\x12" + bytes([len(inner)]) + inner])
+        wanted = [1, 300] if number == 3 else [1.5, 2.5]
+        same(open_checkpoint(writer.finish())["a"], np.array(wanted, dtype))
+
+
+@pytest.mark.parametrize("number", [0, 11, 20, 21, 22, 23, 101, 99])
+def test_a_foreign_dtype_spoils_only_itself(number: int) -> None:
+    meta = listed(number, 2, name="odd")
+    meta.meta.tensor.extend(listed(1, 2).meta.tensor)
+    checkpoint = open_checkpoint(table(meta, stored(1, float_val=[1, 2]), stored(1, "odd")))
+    assert checkpoint.names() == ("odd", "a")
+    assert checkpoint["a"].tolist() == [1, 2]
+    for access in (checkpoint.spec, checkpoint.get_tensor):
+        with pytest.raises(StatusError, match="dtype number"):
+            access("odd")
+
+
+def whole_part(rank: int, start: int, length: int) -> slice_pb2.SavedTensorSlices:
+    value = stored(rank, float_val=[1, 2])
+    value.data.slice.extent[0].start = start
+    value.data.slice.extent[0].length = length
+    return value
+
+
+HUGE = 2**62
+BROKEN_V1 = [
+    ("no values", table(listed(1, 2))),
+    ("slices", table(listed(1, 4), whole_part(1, 0, 2), whole_part(1, 2, 2))),
+    ("slices", table(listed(1, 4), whole_part(1, 2, 2))),
+    ("slices", table(listed(1, 2), stored(1, float_val=[1, 2]), stored(1, float_val=[1, 2]))),
+    ("slice of 1", table(listed(1, 1, 2), stored(1, float_val=[1, 2]))),
+    ("3 values, but 2", table(listed(1, 3), stored(1, float_val=[1, 2]))),
+    ("1 values, but 2", table(listed(1), stored(0, float_val=[1, 2]))),
+    ("2 values, but 0", table(listed(1, 2), stored(1, double_val=[1, 2]))),
+    ("2 values, but 3", table(listed(7, 2), stored(1, string_val=[b"", b"a", b"b"]))),
+    ("2 values, but 1", table(listed(9, 2), stored(1, int64_val=[300]))),
+    ("negative", table(listed(1, -1), stored(1))),
+    ("too large", table(listed(1, HUGE, HUGE), stored(2))),
+    ("too large", table(listed(1, 0, HUGE, HUGE), stored(3))),
+    (f"{HUGE // 4} values, but 1", table(listed(1, HUGE // 4), stored(1, float_val=[1]))),
+    ("40 dimensions", table(listed(1, *[1] * 40), stored(40, float_val=[1]))),
+    ("first entry", table(stored(1, float_val=[1, 2]))),
+    ("first entry", table()),
+]
+
+
+@pytest.mark.parametrize(("message", "data"), BROKEN_V1)
+def test_inconsistent_tf_v1_files_are_refused(message: str, data: bytes) -> None:
+    assert message in refused(data)
+
+
+def test_a_name_listed_twice_is_refused() -> None:
+    meta = listed(1, 2)
+    meta.meta.tensor.extend(listed(1, 2).meta.tensor)
+    assert "twice" in refused(table(meta, stored(1, float_val=[1, 2])))
+
+
+def test_a_newer_file_is_refused() -> None:
+    meta = listed(1, 2)
+    meta.meta.versions.min_consumer = 2
+    assert "version 2" in refused(table(meta))
+
+
+def test_an_unknown_rank_is_refused() -> None:
+    meta = listed(1)
+    meta.meta.tensor[0].shape.unknown_rank = True
+    assert "rank is unknown" in refused(table(meta, stored(0, float_val=[1])))
+
+
+def test_values_of_unlisted_tensors_are_ignored() -> None:
+    checkpoint = open_checkpoint(
+        table(listed(1, 1), stored(1, "b", float_val=[2]), stored(1, float_val=[1]))
+    )
+    assert {name: value.tolist() for name, value in checkpoint.items()} == {"a": [1]}
+
+
+def test_compressed_blocks_are_refused() -> None:
+    data = bytearray(SMALL_V1)
+    data[2 + 1 + data[2] + 8] = 1
+    assert "Snappy" in refused(bytes(data), verify=False)
+    data[2 + 1 + data[2] + 8] = 9
+    assert "block type 9" in refused(bytes(data), verify=False)
+    assert "checksum" in refused(bytes(data))
+
+
+def test_checksums_are_checked_only_on_demand() -> None:
+    at = SMALL_V1.index(np.float32(1.5).tobytes())
+    data = SMALL_V1[:at] + np.float32(2.5).tobytes() + SMALL_V1[at + 4 :]
+    assert "checksum of its data block" in refused(data)
+    assert open_checkpoint(data, verify=False)["update/0"][0, 0] == 2.5
+
+
+def appended(*parts: bytes) -> bytes:
+    data = b""
+    for part in parts:
+        data += part + struct.pack("<q", len(data))
+    return data
+
+
+def test_appended_parts_are_one_checkpoint() -> None:
+    one = write_tf_v1({"a": np.ones(2), "b": np.array([b"x"], object)})
+    two = write_tf_v1({"c": np.int32(3)})
+    for data in (appended(one, two), appended(one, two, write_tf_v1({}))):
+        checkpoint = open_checkpoint(data)
+        assert checkpoint.names() == ("a", "b", "c")
+        assert checkpoint["a"].tolist() == [1, 1]
+        assert checkpoint["b"].tolist() == [b"x"]
+        assert checkpoint["c"] == 3
+    assert open_checkpoint(appended(two)).names() == ("c",)
+
+
+def test_broken_appended_parts_are_refused() -> None:
+    one = write_tf_v1({"a": np.ones(2)})
+    two = write_tf_v1({"b": np.ones(2)})
+    assert "twice" in refused(appended(one, one))
+    good = appended(one, two)
+    for start in (-1, 1, len(good), len(good) - 60, 2**62):
+        assert "corrupt" in refused(good[:-8] + struct.pack("<q", start))
+    assert "corrupt" in refused(bytes(4) + two + struct.pack("<q", 4))
+    for size in range(len(good)):
+        # Cut where the first part ends, what is left is a checkpoint of its own.
+        for verify in (True, False):
+            found = contents(good[:size], verify=verify)
+            assert (found is not None) == (size in (len(one), len(one) + 8))
+
+
+def message(**fields: Any) -> bytes:
+    proto = aggregation_tensor_pb2.TensorProto(**fields)
+    return proto.SerializeToString()  # type: ignore[no-any-return]
+
+
+def fc(*tensors: bytes, name: bytes = b"a", end: bytes = b"\0") -> bytes:
+    parts = [bytes([len(name)]) + name + bytes([len(t)]) + t for t in tensors]
+    return b"FCv1" + b"".join(parts) + end
+
+
+def shape(*dims: int) -> Any:
+    return aggregation_tensor_pb2.TensorShapeProto(dim_sizes=dims)
+
+
+F4 = np.float32([1, 2]).tobytes()
+
+
+@pytest.mark.parametrize("end", [b"", b"\0", b"\0\0\0\0", b"\0anything at all"])
+def test_federated_compute_ends_at_an_empty_name(end: bytes) -> None:
+    data = fc(message(dtype=1, shape=shape(2), content=F4), end=end)
+    assert open_checkpoint(data)["a"].tolist() == [1, 2]
+
+
+def test_the_first_of_a_repeated_name_wins() -> None:
+    first = message(dtype=1, shape=shape(2), content=F4)
+    data = fc(first, message(dtype=1, content=F4[4:]))
+    assert open_checkpoint(data)["a"].tolist() == [1, 2]
+
+
+def test_the_typed_fields_and_names_of_newer_tensors_are_ignored() -> None:
+    tensor = message(dtype=1, shape=shape(2), content=F4, float_val=[7, 8], name="b")
+    assert open_checkpoint(fc(tensor))["a"].tolist() == [1, 2]
+
+
+def test_surplus_bytes_of_strings_are_ignored() -> None:
+    tensor = message(dtype=7, shape=shape(2), content=b"\x01\x00xsurplus")
+    assert open_checkpoint(fc(tensor))["a"].tolist() == [b"x", b""]
+
+
+def test_a_shape_in_pieces_and_unpacked_is_read() -> None:
+    tensor = b"\x08\x01\x12\x02\x08\x02\x12\x03\x0a\x01\x01\x22\x08" + F4
+    assert open_checkpoint(fc(tensor))["a"].tolist() == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "tensor"),
+    [
+        ("no dtype", message(shape=shape(2), content=F4)),
+        ("no dtype", b""),
+        ("dtype number 10", message(dtype=10, shape=shape(2), content=b"\0\1")),
+        ("12 bytes", message(dtype=1, shape=shape(3), content=F4)),
+        ("4 bytes", message(dtype=1, content=F4)),
+        ("0 bytes", message(dtype=1, shape=shape(0), content=F4)),
+        ("negative", message(dtype=1, shape=shape(-1), content=F4)),
+        ("too large", message(dtype=2, shape=shape(HUGE, HUGE, 0))),
+        ("bytes of content", message(dtype=1, shape=shape(HUGE // 4), content=F4)),
+        ("40 dimensions", message(dtype=1, shape=shape(*[1] * 40), content=F4[:4])),
+        ("at least", message(dtype=7, shape=shape(3), content=b"\0\0")),
+        ("beyond its content", message(dtype=7, shape=shape(1), content=b"\x02x")),
+        ("beyond its content", message(dtype=7, content=b"\xff" * 9 + b"\x01")),
+        ("fewer lengths", message(dtype=7, content=b"\x80")),
+        ("ten bytes", message(dtype=7, shape=shape(2), content=b"\xff" * 11 + b"\0\0")),
+        ("wire type 2", b"\x0a\x01\x01"),
+        ("shape of tensor 'a'", b"\x08\x01\x12\x05\x0d\x00\x00\x00\x00"),
+        ("wire type 3", b"\x0b"),
+        ("field number 0", b"\x00\x00"),
+    ],
+)
+def test_broken_tensors_are_refused(text: str, tensor: bytes) -> None:
+    assert text in refused(fc(tensor))
+
+
+def test_overlong_numbers_are_refused() -> None:
+    assert "ten bytes" in refused(b"FCv1" + b"\xff" * 12)
+    assert "no end" in refused(b"FCv1" + b"\xff" * 5)
+    for filler, text in ((20, "ten bytes"), (200_000, "ten bytes")):
+        value = stored(1)
+        value.data.data.int64_val.extend([0] * filler)
+        data = value.SerializeToString().replace(b"\0" * filler, b"\x80" * (filler - 1) + b"\0")
+        writer = TableWriter()
+        writer.add(b"", [listed(9, 1).SerializeToString()])
+        writer.add(b"a", [data])
+        assert text in refused(writer.finish())
+
+
+def test_an_index_cannot_make_a_reader_work_twice() -> None:
+    """Or a small upload could keep a server busy with one large block named a million times."""
+    writer = TableWriter()
+    writer.add(b"", [listed(1, 2).SerializeToString()])
+    writer._index *= 2
+    assert "overlapping" in refused(writer.finish())
