@@ -1,1 +1,51 @@
-"""The device side."""
+"""The device side: a client for any server that speaks the Federated Compute protocol."""
+
+from __future__ import annotations
+
+from fcp_core.client.client import Client, Clock, SystemClock
+from fcp_core.client.executors import (
+    InsufficientDataError,
+    PlanExecutor,
+    PlanRun,
+    SliceSource,
+    default_executors,
+)
+from fcp_core.client.history import History
+from fcp_core.client.results import Outcome, SessionResult, TaskOutcome, TaskResult
+from fcp_core.client.stores import (
+    CallableStore,
+    CollectionStore,
+    EmptyExamplesStore,
+    ExampleDataStore,
+    ExampleStore,
+    TFRecordStore,
+    make_query_result,
+)
+from fcp_core.client.tfrecord import read_tfrecord, write_tfrecord
+from fcp_core.client.transport import RetryPolicy
+
+__all__ = [
+    "CallableStore",
+    "Client",
+    "Clock",
+    "CollectionStore",
+    "EmptyExamplesStore",
+    "ExampleDataStore",
+    "ExampleStore",
+    "History",
+    "InsufficientDataError",
+    "Outcome",
+    "PlanExecutor",
+    "PlanRun",
+    "RetryPolicy",
+    "SessionResult",
+    "SliceSource",
+    "SystemClock",
+    "TFRecordStore",
+    "TaskOutcome",
+    "TaskResult",
+    "default_executors",
+    "make_query_result",
+    "read_tfrecord",
+    "write_tfrecord",
+]

@@ -1,0 +1,160 @@
+"""``fcp client``: a device on the command line."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fcp_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fcp_core.client.client import Client
+    from fcp_core.client.results import SessionResult
+    from fcp_core.client.stores import ExampleStore
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _option(name: str, **settings: Any) -> Callable[[F], F]:
+    """Declare an option that is also understood with underscores, as the reference spells it."""
+    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}"))
+    return click.option(*spellings, **settings)
+
+
+@click.command(name="client")
+@_option("server", required=True, help="The server's address, https:// or http://localhost.")
+@_option("population", required=True, help="The population to belong to.")
+@_option("session", default="", help="The name of the sessions in the history.")
+@_option("api-key", default="", help="Sent with every request.")
+@_option("test-cert", default="", help="A PEM file of certificates to trust, not the system's.")
+@_option("retry-token", default="", help="Accepted for the reference client's callers; not sent.")
+@_option("client-version", default="", help="The version code to send.")
+@_option("client-attestation-measurement", default="", help="The attestation to send.")
+@_option("example-data-path", default="", help="A serialized ClientRunnerExampleData file.")
+@_option("num-empty-examples", default=0, show_default=True, help="Empty examples instead of data.")
+@_option(
+    "tfrecord",
+    multiple=True,
+    metavar="COLLECTION_URI=PATH",
+    help="A TFRecord file as a collection; may be repeated.",
+)
+@_option("history", default="", help="A file that remembers contributions (SQLite).")
+@_option("num-rounds", default=1, show_default=True, help="How many sessions; negative: for ever.")
+@_option(
+    "sleep-after-round-secs",
+    default=3.0,
+    show_default=True,
+    help="Seconds between sessions; negative: as long as the server asks.",
+)
+def client(
+    server: str,
+    population: str,
+    session: str,
+    api_key: str,
+    test_cert: str,
+    retry_token: str,
+    client_version: str,
+    client_attestation_measurement: str,
+    example_data_path: str,
+    num_empty_examples: int,
+    tfrecord: tuple[str, ...],
+    history: str,
+    num_rounds: int,
+    sleep_after_round_secs: float,
+) -> None:
+    """Be a device: take tasks from a server, run them and contribute.
+
+    Ends with status 0 if at least one session was gone through, whatever came of it.
+    """
+    # The command line's other commands should not wait for these imports.
+    from fcp_core.client.client import Client
+    from fcp_core.client.history import History
+    from fcp_core.protocol.status import Code, StatusError
+
+    store = _store(example_data_path, num_empty_examples, tfrecord)
+    try:
+        device = Client(
+            server,
+            population,
+            stores=store,
+            api_key=api_key,
+            ca_file=test_cert or None,
+            client_version=client_version,
+            attestation_measurement=client_attestation_measurement,
+            retry_token=retry_token,
+            session=session,
+            history=History(history) if history else None,
+        )
+    except StatusError as error:
+        click.echo(f"fcp client: {error.message}", err=True)
+        sys.exit(1)
+    sleep = None if sleep_after_round_secs < 0 else sleep_after_round_secs
+    succeeded = False
+    with device, _ended_by_signals(device):
+        for number, result in enumerate(device.run(num_rounds, sleep), 1):
+            click.echo(f"session {number}: {_describe(result)}")
+            if result.error is None or result.error.code is not Code.CANCELLED:
+                succeeded = True
+    sys.exit(0 if succeeded else 1)
+
+
+def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -> ExampleStore:
+    from fcp_core.client import stores
+    from fcp_core.protocol.status import StatusError
+
+    if sum(map(bool, (example_data_path, num_empty, tfrecords))) > 1:
+        raise UsageError(
+            "--example-data-path, --num-empty-examples and --tfrecord exclude each other: give one."
+        )
+    if example_data_path:
+        try:
+            return stores.ExampleDataStore(example_data_path)
+        except StatusError as error:
+            raise UsageError(f"--example-data-path: {error.message}.") from error
+    if tfrecords:
+        collections = {}
+        for given in tfrecords:
+            uri, equals, path = given.rpartition("=")
+            if not equals or not uri or not path:
+                raise UsageError(f"--tfrecord takes COLLECTION_URI=PATH, not {given!r}.")
+            collections[uri] = stores.TFRecordStore(path)
+        return stores.CollectionStore(collections)
+    return stores.EmptyExamplesStore(num_empty)
+
+
+@contextmanager
+def _ended_by_signals(device: Client) -> Iterator[None]:
+    """Interrupt the device politely when the process is asked to end."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Not on this thread: it may hold one of the locks that interrupting takes.
+        threading.Thread(target=device.interrupt, daemon=True).start()
+
+    previous = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _describe(result: SessionResult) -> str:
+    parts = [result.outcome.value]
+    for task in result.tasks:
+        detail = str(task.error) if task.error else f"{task.checkpoint_bytes} bytes"
+        parts.append(
+            f"{task.task_name} {task.outcome.value} in {task.computation_seconds:.2f} s ({detail})"
+        )
+    if result.error is not None:
+        parts.append(f"{result.error.code.name}: {result.error.message}")
+    parts.append(f"back in {result.retry_after:.0f} s")
+    return "; ".join(parts)

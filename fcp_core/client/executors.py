@@ -1,0 +1,125 @@
+"""What runs a plan on the device: one executor for each kind of plan."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fcp_core.client.interruption import Interruption
+from fcp_core.client.resources import concurrently
+from fcp_core.client.stores import ExampleStore
+from fcp_core.client.transport import Transport
+from fcp_core.protocol.status import Code, StatusError
+
+if TYPE_CHECKING:
+    from fcp_core.protocol.protos.plan_pb2 import ClientOnlyPlan, SlicesSelector
+
+#: The collection whose "examples" are slices that the server made for this round.
+FEDERATED_SELECT_URI = "internal:/federated_select"
+
+
+class InsufficientDataError(StatusError):
+    """The device has too little data for the plan; reported as FAILED_PRECONDITION."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.FAILED_PRECONDITION, message)
+
+
+class SliceSource:
+    """Downloads the slices that federated select serves.
+
+    :param template: the URI template of the task; empty if the task serves no slices.
+    """
+
+    def __init__(self, transport: Transport, pool: ThreadPoolExecutor, template: str) -> None:
+        self._transport = transport
+        self._pool = pool
+        self._template = template
+
+    def slices(self, selector: SlicesSelector) -> Iterator[bytes]:
+        """Return the slices of the selector's keys, in their order, all fetched at once.
+
+        :raises StatusError: INVALID_ARGUMENT if the task serves no slices; UNAVAILABLE if any of
+            them cannot be had.
+        """
+        if not self._template:
+            raise StatusError(Code.INVALID_ARGUMENT, "the task serves no slices to select from")
+        base = self._template.replace("{served_at_id}", selector.served_at_id)
+        uris = [base.replace("{key_base10}", str(key)) for key in selector.keys]
+        jobs = [functools.partial(self._transport.download, uri, retried=False) for uri in uris]
+        try:
+            return iter(concurrently(self._pool, jobs))
+        except StatusError as error:
+            self._transport.interruption.check()
+            raise StatusError(
+                Code.UNAVAILABLE, f"a slice of {selector.served_at_id!r} is missing: {error}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class PlanRun:
+    """One plan that is to be run once.
+
+    :param plan: the parsed ``ClientOnlyPlan``.
+    :param checkpoint: the initial checkpoint; empty if nothing is broadcast.
+    """
+
+    plan: ClientOnlyPlan
+    checkpoint: bytes
+    store: ExampleStore
+    slices: SliceSource
+    interruption: Interruption
+
+
+class PlanExecutor(ABC):
+    """Runs plans of one kind. One executor may serve several clients and threads at once."""
+
+    @abstractmethod
+    def run(self, run: PlanRun) -> bytes:
+        """Run the plan and return the checkpoint to contribute.
+
+        :raises InsufficientDataError: if the device has too little data.
+        :raises StatusError: for a plan that is malformed or cannot be run here; CANCELLED if the
+            client was interrupted.
+        """
+
+
+def default_executors() -> Mapping[str, PlanExecutor]:
+    """Return the built-in executors by plan kind, which is the name of the plan's ``spec`` field.
+
+    They are shared within the process, so that clients that run one TensorFlow plan import its
+    graph once. TensorFlow itself is imported when the first such plan arrives.
+    """
+    return _shared_executors()
+
+
+@functools.cache
+def _shared_executors() -> Mapping[str, PlanExecutor]:
+    # The executors build on this module, so it cannot import them at the top.
+    from fcp_core.client.example_query import ExampleQueryExecutor
+    from fcp_core.client.tensorflow_plan import TensorFlowExecutor
+
+    return {
+        "example_query_spec": ExampleQueryExecutor(),
+        "tensorflow_spec": TensorFlowExecutor(),
+    }
+
+
+def run_plan(executors: Mapping[str, PlanExecutor], run: PlanRun) -> bytes:
+    """Run a plan with the executor of its kind.
+
+    :raises StatusError: as the executor does; UNIMPLEMENTED if there is none for the kind.
+    """
+    kind: Any = run.plan.phase.WhichOneof("spec")
+    if kind is None:
+        raise StatusError(Code.INVALID_ARGUMENT, "the plan says nothing to run: no spec is set")
+    executor = executors.get(kind)
+    if executor is None:
+        raise StatusError(
+            Code.UNIMPLEMENTED, f"no executor for plans with {kind}; there is {sorted(executors)}"
+        )
+    return executor.run(run)

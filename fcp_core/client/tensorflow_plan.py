@@ -1,0 +1,230 @@
+"""Runs TensorFlow plans with stock TensorFlow, which is imported when the first one arrives."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from fcp_core.client.executors import FEDERATED_SELECT_URI, PlanExecutor, PlanRun
+from fcp_core.client.tensorflow_graph import GraphCache, import_tensorflow
+from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
+from fcp_core.protocol.status import Code, StatusError
+
+_TOKEN_BYTES = 16
+
+
+class TensorFlowExecutor(PlanExecutor):
+    """Imports a plan's graph once and runs it with fresh variables each time.
+
+    :param threads: how many threads an operation may use, unless the plan brings its own session
+        configuration; few, so that many clients fit one machine.
+    """
+
+    def __init__(self, *, threads: int = 1) -> None:
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._active: dict[bytes, _ActiveRun] = {}
+        self._graphs = GraphCache(self._examples)
+
+    def run(self, run: PlanRun) -> bytes:
+        """Run the plan's target nodes in one call and return the checkpoint that they wrote."""
+        plan = run.plan
+        io = _Routing.of(plan)
+        if not plan.graph:
+            has = "only a TFLite graph" if plan.tflite_graph else "no graph"
+            raise StatusError(Code.UNIMPLEMENTED, f"the plan has {has}; a GraphDef is needed")
+        tf = import_tensorflow()
+        graph = self._graphs.get(plan.graph)
+        spec = plan.phase.tensorflow_spec
+        with tempfile.TemporaryDirectory(prefix="fcp-plan-") as scratch:
+            feeds: dict[str, Any] = _constants(tf, spec.constant_inputs)
+            output = Path(scratch, "output.ckpt")
+            if io.input_filepath:
+                checkpoint = Path(scratch, "input.ckpt")
+                checkpoint.write_bytes(run.checkpoint)
+                feeds[io.input_filepath] = str(checkpoint)
+            feeds[io.output_filepath] = str(output)
+            token = secrets.token_bytes(_TOKEN_BYTES)
+            if spec.dataset_token_tensor_name:
+                feeds[spec.dataset_token_tensor_name] = token
+            active = _ActiveRun(run, Path(scratch))
+            with self._lock:
+                self._active[token] = active
+            try:
+                self._execute(tf, graph, spec, feeds, active)
+            finally:
+                with self._lock:
+                    del self._active[token]
+            if not output.exists():
+                raise StatusError(
+                    Code.INTERNAL,
+                    f"the plan's targets {list(spec.target_node_names)} wrote no file",
+                )
+            return output.read_bytes()
+
+    def _execute(
+        self, tf: Any, graph: Any, spec: Any, feeds: dict[str, Any], active: _ActiveRun
+    ) -> None:
+        run = active.run
+        try:
+            fetches = [graph.as_graph_element(name) for name in spec.target_node_names]
+            feed_dict = {graph.get_tensor_by_name(name): value for name, value in feeds.items()}
+        except (KeyError, ValueError) as error:
+            raise StatusError(Code.INVALID_ARGUMENT, f"TensorFlow plan: {error}") from error
+        # A session of its own gives each run variables, tables and generators of its own.
+        with tf.compat.v1.Session(graph=graph, config=self._config(tf, run.plan)) as session:
+            try:
+                with run.interruption.unblocking(session.close):
+                    session.run(fetches, feed_dict=feed_dict)
+            except (tf.errors.OpError, RuntimeError) as error:
+                run.interruption.check()
+                if active.failure is not None:
+                    raise active.failure from error
+                raise StatusError(_code(error), f"the plan failed: {error}") from error
+
+    def _config(self, tf: Any, plan: plan_pb2.ClientOnlyPlan) -> Any:
+        if plan.tensorflow_config_proto.value:
+            return tf.compat.v1.ConfigProto.FromString(plan.tensorflow_config_proto.value)
+        return tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=self._threads,
+            # A dataset's functions run beside the operation that reads it.
+            inter_op_parallelism_threads=max(2, self._threads),
+            device_count={"GPU": 0},
+        )
+
+    def _examples(self, token: bytes, selector_bytes: bytes) -> tuple[Iterable[bytes], bool]:
+        with self._lock:
+            active = self._active.get(token)
+        if active is None:
+            raise StatusError(Code.INVALID_ARGUMENT, "a dataset was read with an unknown token")
+        return active.elements(selector_bytes)
+
+
+@dataclass
+class _ActiveRun:
+    """A run in progress: where its datasets get their elements, and what went wrong there."""
+
+    run: PlanRun
+    scratch: Path
+    failure: BaseException | None = None
+
+    def elements(self, selector_bytes: bytes) -> tuple[Iterable[bytes], bool]:
+        """Return what a dataset yields, and whether each element lasts only until the next."""
+        try:
+            selector = plan_pb2.ExampleSelector.FromString(selector_bytes)
+        except DecodeError as error:
+            self.failure = _bad(f"an example selector is malformed: {error}")
+            raise self.failure from error
+        if selector.collection_uri == FEDERATED_SELECT_URI:
+            return self._slice_files(selector), True
+        return self._examples(selector), False
+
+    def _examples(self, selector: plan_pb2.ExampleSelector) -> Iterator[bytes]:
+        """Yield the store's examples."""
+        try:
+            for example in self.run.store.examples(selector):
+                self.run.interruption.check()
+                yield example
+        except Exception as error:
+            # TensorFlow would pass on the text alone.
+            self.failure = error
+            raise
+
+    def _slice_files(self, selector: plan_pb2.ExampleSelector) -> Iterator[bytes]:
+        """Yield the names of files with one slice each; a file is deleted when the next is."""
+        try:
+            slices = plan_pb2.SlicesSelector.FromString(selector.criteria.value)
+            for content in self.run.slices.slices(slices):
+                handle, name = tempfile.mkstemp(dir=self.scratch, suffix=".slice")
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                yield os.fsencode(name)
+                Path(name).unlink()
+        except Exception as error:
+            self.failure = error
+            raise
+
+
+@dataclass(frozen=True)
+class _Routing:
+    """The names that the plan's router gives to what is fed."""
+
+    input_filepath: str
+    output_filepath: str
+
+    @classmethod
+    def of(cls, plan: plan_pb2.ClientOnlyPlan) -> _Routing:
+        """Check a plan's inputs and outputs as the reference client does.
+
+        :raises StatusError: INVALID_ARGUMENT if they do not fit; UNIMPLEMENTED for tensors that
+            are to be securely aggregated.
+        """
+        phase = plan.phase
+        if phase.WhichOneof("io_router") != "federated_compute":
+            raise _bad("it has no federated_compute router")
+        router, spec = phase.federated_compute, phase.tensorflow_spec
+        fed = {
+            name
+            for name in (router.input_filepath_tensor_name, router.output_filepath_tensor_name)
+            if name
+        }
+        declared = [_tensor_name(data) for data in spec.input_tensor_specs]
+        if len(declared) != len(fed) or set(declared) != fed:
+            raise _bad(f"it declares the inputs {sorted(declared)}, but is fed {sorted(fed)}")
+        outputs = {_tensor_name(data) for data in spec.output_tensor_specs}
+        secure = {
+            name
+            for name, config in router.aggregations.items()
+            if config.WhichOneof("protocol_config") == "secure_aggregation"
+        }
+        if len(outputs) != len(spec.output_tensor_specs) or outputs != set(router.aggregations):
+            raise _bad(
+                f"it declares the outputs {sorted(outputs)}, but aggregates "
+                f"{sorted(router.aggregations)}"
+            )
+        if outputs != secure:
+            raise _bad(f"its outputs {sorted(outputs - secure)} are not securely aggregated")
+        if secure:
+            raise StatusError(
+                Code.UNIMPLEMENTED, f"secure aggregation of {sorted(secure)} by this client"
+            )
+        if not router.output_filepath_tensor_name:
+            raise _bad("it writes no checkpoint: its router names no output_filepath")
+        return cls(router.input_filepath_tensor_name, router.output_filepath_tensor_name)
+
+
+def _tensor_name(data: bytes) -> str:
+    try:
+        return str(tensorflow_struct_pb2.TensorSpecProto.FromString(data).name)
+    except DecodeError as error:
+        raise _bad(f"a tensor specification is malformed: {error}") from error
+
+
+def _constants(tf: Any, constants: Any) -> dict[str, Any]:
+    feeds = {}
+    for name, data in constants.items():
+        try:
+            value = tf.make_ndarray(tf.compat.v1.TensorProto.FromString(data))
+        except Exception as error:  # one of several kinds, by TensorFlow's version
+            raise _bad(f"the constant input {name!r} is not a tensor: {error}") from error
+        feeds[name if ":" in name else f"{name}:0"] = value
+    return feeds
+
+
+def _code(error: Exception) -> Code:
+    try:
+        return Code(getattr(error, "error_code", Code.INTERNAL))
+    except ValueError:
+        return Code.UNKNOWN
+
+
+def _bad(problem: str) -> StatusError:
+    return StatusError(Code.INVALID_ARGUMENT, f"TensorFlow plan: {problem}")
