@@ -1,0 +1,400 @@
+"""The conformance kit of aggregators: subclass, name a factory, run with pytest.
+
+An example, complete::
+
+    class TestTrimmedMean(AggregatorConformance):
+        factory = my_plugin.TRIMMED_MEAN
+        intrinsic = Intrinsic(
+            "federated_mean",
+            inputs=(TensorSpec("v", DataType.FLOAT, (3,)),),
+            outputs=(TensorSpec("m", DataType.FLOAT, (3,)),),
+        )
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory
+from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
+from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
+from fcp_core.errors import MissingExtraError
+from fcp_core.protocol.status import StatusError
+
+try:
+    import pytest
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+    from hypothesis.strategies import SearchStrategy
+except ImportError as error:
+    raise MissingExtraError("the conformance kit", "testing") from error
+
+#: One contribution: a tensor for each input, nested ones included, depth first.
+Contribution = list[Tensor]
+
+#: How much a state may grow by counters alone.
+_STATE_GROWTH = 64
+
+
+def tensors(spec: TensorSpec, unknown: int = 3) -> SearchStrategy[Tensor]:
+    """Draw tensors of a specification, whose numbers are small integers.
+
+    Small integers are added without rounding in every dtype, so that sums can be compared exactly.
+
+    :param unknown: the size of dimensions that the specification leaves open.
+    """
+    shape = tuple(unknown if size < 0 else size for size in spec.shape)
+    size = int(np.prod(shape, dtype=np.int64))
+    elements: SearchStrategy[Any]
+    if spec.dtype is DataType.STRING:
+        elements = st.binary(max_size=3)
+    else:
+        low = 0 if spec.dtype is DataType.UINT64 else -100
+        elements = st.integers(low, 100)
+
+    def build(values: list[Any]) -> Tensor:
+        tensor: Tensor = np.empty(size, spec.dtype.numpy)
+        tensor[:] = values
+        return tensor.reshape(shape)
+
+    return st.lists(elements, min_size=size, max_size=size).map(build)
+
+
+class AggregatorConformance:
+    """The laws of :mod:`fcp_core.aggregation.aggregator`, checked for one factory.
+
+    Override :meth:`contributions` if not every tensor of the right dtype and shape is acceptable,
+    :meth:`refused` if some are not, :meth:`reference` if a plain NumPy function says what the
+    result is, and :meth:`normalise` if the order of the result's rows has no meaning.
+    """
+
+    factory: ClassVar[AggregatorFactory]
+    #: A configuration that the factory accepts.
+    intrinsic: ClassVar[Intrinsic]
+    options: ClassVar[Mapping[str, Any]] = {}
+    #: Whether results are equal to the last bit; else within *rtol* and *atol*.
+    exact: ClassVar[bool] = True
+    rtol: ClassVar[float] = 1e-5
+    atol: ClassVar[float] = 1e-5
+    #: How many examples each law is tried with, and whether a failing one is made small.
+    max_examples: ClassVar[int] = 25
+    shrink: ClassVar[bool] = True
+
+    def contributions(self) -> SearchStrategy[Contribution]:
+        """Draw contributions that are accepted."""
+        specs = list(flat_inputs(self.intrinsic))
+        return st.integers(0, 4).flatmap(
+            lambda unknown: st.tuples(*(tensors(spec, unknown) for spec in specs)).map(list)
+        )
+
+    def refused(self) -> SearchStrategy[Contribution] | None:
+        """Draw contributions of the right dtypes and shapes that must be refused."""
+        return None
+
+    def reference(self, contributions: Sequence[Contribution]) -> list[Tensor] | None:
+        """Return what the result must be, computed some other way."""
+        return None
+
+    def normalise(self, result: list[Tensor]) -> list[Tensor]:
+        """Return a form of the result in which equal ones look equal."""
+        return result
+
+    def test_the_factory_describes_itself(self) -> None:
+        """It has a name, a summary in one line, and serves the intrinsic."""
+        factory = self.factory
+        assert factory.name
+        assert factory.summary
+        assert "\n" not in factory.summary
+        assert self.intrinsic.uri in factory.uris
+
+    def test_the_factory_and_its_options_pickle(self) -> None:
+        """Another process can be told which aggregator to run."""
+        factory, options = pickle.loads(pickle.dumps((self.factory, dict(self.options))))
+        assert factory == self.factory
+        assert factory.make(self.intrinsic, options).num_inputs == 0
+
+    def test_an_intrinsic_that_does_not_fit_is_refused(self) -> None:
+        """One output too many, an unknown parameter or a stranger nested inside: StatusError."""
+        extra = TensorSpec("extra", DataType.FLOAT, ())
+        for broken in (
+            replace(self.intrinsic, outputs=(*self.intrinsic.outputs, extra)),
+            replace(self.intrinsic, nested=(*self.intrinsic.nested, Intrinsic("no such thing"))),
+        ):
+            with pytest.raises(StatusError):
+                self.factory.make(broken, self.options)
+
+    def test_the_result_is_what_the_intrinsic_promises(self) -> None:
+        """A tensor for each output, of its dtype and shape, for no contribution and for many."""
+
+        def law(contributions: list[Contribution]) -> None:
+            accumulator = self.fold(contributions)
+            if not accumulator.can_report():
+                return
+            result = accumulator.report()
+            specs = list(flat_outputs(self.intrinsic))
+            assert len(result) == len(specs)
+            for spec, tensor in zip(specs, result, strict=True):
+                assert spec.matches(tensor), f"{spec} is reported as {tensor.dtype}{tensor.shape}"
+
+        self._check(law, self._many())
+
+    def test_the_result_is_that_of_the_reference(self) -> None:
+        """It equals what the plain NumPy function computes."""
+
+        def law(contributions: list[Contribution]) -> None:
+            expected = self.reference(contributions)
+            if expected is None:
+                pytest.skip("no reference is given")
+            self._assert_equal(self.fold(contributions).report(), expected)
+
+        self._check(law, self._many())
+
+    def test_inputs_are_counted(self) -> None:
+        """num_inputs is the number of contributions, over merges and dumps too."""
+
+        def law(left: list[Contribution], right: list[Contribution]) -> None:
+            accumulator = self.fold(left)
+            assert accumulator.num_inputs == len(left)
+            accumulator.merge(self.fold(right))
+            assert accumulator.num_inputs == len(left) + len(right)
+            assert self.reload(accumulator).num_inputs == len(left) + len(right)
+
+        self._check(law, self._many(), self._many())
+
+    def test_the_order_does_not_matter(self) -> None:
+        """Contributions in any order give one result."""
+
+        def law(contributions: list[Contribution], data: st.DataObject) -> None:
+            order = data.draw(st.permutations(range(len(contributions))))
+            self._assert_same(
+                self.fold(contributions), self.fold([contributions[index] for index in order])
+            )
+
+        self._check(law, self._many(), st.data())
+
+    def test_shards_that_are_merged_equal_one(self) -> None:
+        """Contributions split over several accumulators, merged, equal one accumulator."""
+
+        def law(contributions: list[Contribution], data: st.DataObject) -> None:
+            shards = [self.make() for _ in range(data.draw(st.integers(1, 4)))]
+            for contribution in contributions:
+                self.accumulate(data.draw(st.sampled_from(shards)), contribution)
+            first, *others = shards
+            for other in others:
+                first.merge(other)
+            self._assert_same(first, self.fold(contributions))
+
+        self._check(law, self._many(), st.data())
+
+    def test_merge_commutes(self) -> None:
+        """Left with right equals right with left, and an empty one changes nothing."""
+
+        def law(left: list[Contribution], right: list[Contribution]) -> None:
+            one, other = self.fold(left), self.fold(right)
+            one.merge(self.fold(right))
+            other.merge(self.fold(left))
+            self._assert_same(one, other)
+            for with_empty in (self.fold(left), self.make()):
+                with_empty.merge(self.make() if with_empty.num_inputs else self.fold(left))
+                self._assert_same(with_empty, self.fold(left))
+
+        self._check(law, self._many(), self._many())
+
+    def test_merge_associates(self) -> None:
+        """(a with b) with c equals a with (b with c)."""
+
+        def law(a: list[Contribution], b: list[Contribution], c: list[Contribution]) -> None:
+            left = self.fold(a)
+            left.merge(self.fold(b))
+            left.merge(self.fold(c))
+            inner, right = self.fold(b), self.fold(a)
+            inner.merge(self.fold(c))
+            right.merge(inner)
+            self._assert_same(left, right)
+
+        self._check(law, self._many(), self._many(), self._many())
+
+    def test_merge_leaves_the_other_alone(self) -> None:
+        """What is merged is not changed, then or when the first goes on."""
+
+        def law(left: list[Contribution], right: list[Contribution]) -> None:
+            one, other = self.fold(left), self.fold(right)
+            before = other.dump()
+            one.merge(other)
+            for contribution in left:
+                self.accumulate(one, contribution)
+            assert other.dump() == before
+
+        self._check(law, self._many(), self._many())
+
+    def test_a_loaded_dump_goes_on(self) -> None:
+        """Dumping and loading at any point changes nothing afterwards."""
+
+        def law(before: list[Contribution], after: list[Contribution]) -> None:
+            accumulator = self.reload(self.reload(self.fold(before)))
+            for contribution in after:
+                self.accumulate(accumulator, contribution)
+            self._assert_same(accumulator, self.fold(before + after))
+
+        self._check(law, self._many(), self._many())
+
+    def test_a_dump_is_a_copy(self) -> None:
+        """A dump is not changed by what is accumulated later."""
+
+        def law(before: list[Contribution], after: list[Contribution]) -> None:
+            accumulator = self.fold(before)
+            dumped = accumulator.dump()
+            loaded = self.factory.load(self.intrinsic, self.options, dumped)
+            for contribution in after:
+                self.accumulate(accumulator, contribution)
+            self._assert_same(loaded, self.fold(before))
+
+        self._check(law, self._many(), self._many())
+
+    def test_garbage_is_not_loaded(self) -> None:
+        """Bytes that are no dump, or a part of one, raise StatusError and nothing else."""
+        empty = self.make().dump()
+
+        def law(garbage: bytes, contributions: list[Contribution], data: st.DataObject) -> None:
+            dump = self.fold(contributions).dump()
+            cut = dump[: data.draw(st.integers(0, len(dump) - 1))]
+            for broken in (b"\xff" + garbage, cut):
+                if broken == empty:
+                    continue
+                with pytest.raises(StatusError):
+                    self.factory.load(self.intrinsic, self.options, broken)
+            with contextlib.suppress(StatusError):
+                self.factory.load(self.intrinsic, self.options, garbage)
+
+        self._check(law, st.binary(max_size=40), self._many(min_size=1), st.data())
+
+    def test_validation_changes_nothing(self) -> None:
+        """A contribution that is validated and never accumulated leaves no trace."""
+
+        def law(contributions: list[Contribution], other: Contribution) -> None:
+            accumulator = self.fold(contributions)
+            before = accumulator.dump()
+            accumulator.validate(other)
+            assert accumulator.dump() == before
+            self._assert_same(accumulator, self.fold(contributions))
+
+        self._check(law, self._many(), self.contributions())
+
+    def test_a_refused_contribution_leaves_the_state(self) -> None:
+        """What validate refuses, it refuses with StatusError and without a trace."""
+        refused = self.refused()
+        if refused is None:
+            pytest.skip("the aggregator refuses no values")
+
+        def law(contributions: list[Contribution], bad: Contribution) -> None:
+            accumulator = self.fold(contributions)
+            before = accumulator.dump()
+            with pytest.raises(StatusError):
+                accumulator.validate(bad)
+            assert accumulator.dump() == before
+
+        self._check(law, self._many(), refused)
+
+    def test_a_contribution_is_not_kept_or_changed(self) -> None:
+        """It may be a read-only view on a buffer that is used for something else afterwards."""
+
+        def law(contributions: list[Contribution]) -> None:
+            accumulator = self.make()
+            for contribution in contributions:
+                buffers = [tensor.copy() for tensor in contribution]
+                views = [buffer.view() for buffer in buffers]
+                for view in views:
+                    view.flags.writeable = False
+                self.accumulate(accumulator, views)
+                for buffer in buffers:
+                    buffer[...] = b"overwritten" if buffer.dtype == object else 77
+            self._assert_same(accumulator, self.fold(contributions))
+
+        self._check(law, self._many())
+
+    def test_an_unaligned_contribution_counts_the_same(self) -> None:
+        """It may begin at any address: tensors are views on the bytes of a checkpoint."""
+
+        def law(contributions: list[Contribution]) -> None:
+            shifted = [[_unaligned(tensor) for tensor in item] for item in contributions]
+            self._assert_same(self.fold(shifted), self.fold(contributions))
+
+        self._check(law, self._many())
+
+    def test_the_state_does_not_grow_with_the_contributions(self) -> None:
+        """Unless the factory says that it needs all inputs, it keeps none of them."""
+        if self.factory.needs_all_inputs:
+            pytest.skip("the aggregator needs all inputs")
+
+        def law(contribution: Contribution) -> None:
+            few, many = self.fold([contribution] * 2), self.fold([contribution] * 200)
+            assert len(many.dump()) <= len(few.dump()) + _STATE_GROWTH
+
+        self._check(law, self.contributions())
+
+    def make(self) -> Accumulator:
+        """Make an empty accumulator."""
+        return self.factory.make(self.intrinsic, self.options)
+
+    def fold(self, contributions: Sequence[Contribution]) -> Accumulator:
+        """Make an accumulator that holds some contributions."""
+        accumulator = self.make()
+        for contribution in contributions:
+            self.accumulate(accumulator, contribution)
+        return accumulator
+
+    def accumulate(self, accumulator: Accumulator, contribution: Contribution) -> None:
+        """Validate and accumulate."""
+        accumulator.validate(contribution)
+        accumulator.accumulate(contribution)
+
+    def reload(self, accumulator: Accumulator) -> Accumulator:
+        """Dump and load."""
+        return self.factory.load(self.intrinsic, self.options, accumulator.dump())
+
+    def _many(self, min_size: int = 0) -> SearchStrategy[list[Contribution]]:
+        return st.lists(self.contributions(), min_size=min_size, max_size=6)
+
+    def _check(self, law: Callable[..., None], *strategies: SearchStrategy[Any]) -> None:
+        # Hypothesis refuses one decorated method that several subclasses inherit: hence inside.
+        phases = tuple(phase for phase in Phase if self.shrink or phase is not Phase.shrink)
+        run = settings(
+            max_examples=self.max_examples,
+            deadline=None,
+            database=None,
+            phases=phases,
+            suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+        )(given(*strategies)(law))
+        run()
+
+    def _assert_same(self, one: Accumulator, other: Accumulator) -> None:
+        assert one.can_report() == other.can_report()
+        if one.can_report():
+            self._assert_equal(one.report(), other.report())
+
+    def _assert_equal(self, result: list[Tensor], expected: list[Tensor]) -> None:
+        left, right = self.normalise(result), self.normalise(expected)
+        assert len(left) == len(right)
+        for mine, theirs in zip(left, right, strict=True):
+            assert mine.dtype == theirs.dtype
+            assert mine.shape == theirs.shape
+            if mine.dtype == object or self.exact:
+                np.testing.assert_array_equal(mine, theirs)
+            else:
+                np.testing.assert_allclose(mine, theirs, rtol=self.rtol, atol=self.atol)
+
+
+def _unaligned(tensor: Tensor) -> Tensor:
+    if tensor.dtype == object:
+        return tensor
+    buffer = bytearray(tensor.nbytes + 1)
+    view: Tensor = np.frombuffer(buffer, tensor.dtype, tensor.size, offset=1)
+    view = view.reshape(tensor.shape)
+    view[...] = tensor
+    return view
