@@ -54,7 +54,13 @@ from fcp_core.server.services.ticker import Ticker
 logger = logging.getLogger("fcp.services")
 
 #: What a device may be told as it is; anything else is the server's own affair.
-_TELLABLE = (Code.OK, Code.INVALID_ARGUMENT, Code.ABORTED, Code.UNAVAILABLE)
+_TELLABLE = (
+    Code.OK,
+    Code.INVALID_ARGUMENT,
+    Code.RESOURCE_EXHAUSTED,
+    Code.ABORTED,
+    Code.UNAVAILABLE,
+)
 #: What a checkpoint that does not fit is called further down.
 _UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
 

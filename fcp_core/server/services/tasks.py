@@ -295,7 +295,8 @@ class Tasks:
         self._downloads.add(published)
         population = self._populations.for_task(spec.population)
         # Rounds share a policy only with equal options, which is what this key says.
-        group = f"{choices.selection} {msgspec.json.encode(choices.policy_options).decode()}"
+        options = msgspec.json.encode(dict(choices.policy_options), enc_hook=str, order="sorted")
+        group = f"{choices.selection} {options.decode()}"
         population.open(round_, group, choices.selection, choices.policy, choices.policy_options)
         now = self._clock.now()
         round_.open(now)
