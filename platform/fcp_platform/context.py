@@ -1,0 +1,273 @@
+"""The federated context: runs a program's computations as rounds of a server in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import tensorflow_federated as tff
+from tensorflow_federated.python.core.impl.types import type_conversions
+from typing_extensions import Self
+
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.protos import plan_pb2
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
+from fcp_core.server.server import Server
+from fcp_core.server.thread import ServerThread
+from fcp_platform import naming, plans, rounds, values
+from fcp_platform.computation import FederatedComputation
+from fcp_platform.data_source import (
+    DataSelectionConfig,
+    check_name,
+    data_type,
+    selectors_in_order,
+)
+from fcp_platform.naming import Leaf
+from fcp_platform.references import CheckpointTensorReference
+
+
+class AggregationFailedError(ValueError):
+    """A round that has no result: refused, cancelled, out of time, or short of contributions.
+
+    :param code: why, as a canonical code.
+    """
+
+    def __init__(self, name: str, error: StatusError) -> None:
+        super().__init__(f"Aggregation failed. {name}: {error.message}")
+        self.code: Code = error.code
+
+
+class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
+    """Runs :class:`FederatedComputation` on the devices of a population.
+
+    The server's socket is bound when the context is made; it serves between ``__enter__`` and
+    ``__exit__``.
+
+    :param population_name: the population; a context has one.
+    :param base_context: runs all other computations; None: they are refused.
+    :param host: what the server listens on; ``""`` is every interface.
+    :param port: 0 takes a free one; see :attr:`server_port`.
+    :param certfile: a PEM certificate; with one the server speaks HTTPS only.
+    :param keyfile: its key, if that is not in *certfile*.
+    :param address_family: ``socket.AF_INET`` or ``AF_INET6``; None: both.
+    :param config_file: the server's configuration file; None: what the working folder has.
+    :param config: configuration values that win over the file, by dotted name, such as
+        ``{"aggregator.federated_secure_sum.allow_unprotected": True}``.
+    :param plugins: further plugin objects, such as an observer of events.
+    :param external_url: where devices reach the server, if not where it listens.
+    :param round_deadline: seconds after which a round ends by itself; None: the server's default.
+    :param minimum_fraction: of a round's contributions, the part that is enough at its deadline.
+    :param over_selection: how many devices may work at a time, as a multiple of the contributions
+        still missing; None: the server's default.
+    :raises ValueError: if the population's name is not one, or *minimum_fraction* no fraction.
+    :raises UsageError: if the configuration does not do, or the server cannot listen.
+    """
+
+    def __init__(
+        self,
+        population_name: str,
+        *,
+        base_context: Any = None,
+        host: str = "localhost",
+        port: int = 0,
+        certfile: str | os.PathLike[str] | None = None,
+        keyfile: str | os.PathLike[str] | None = None,
+        address_family: socket.AddressFamily | None = None,
+        config_file: str | os.PathLike[str] | None = None,
+        config: Mapping[str, Any] | None = None,
+        plugins: Iterable[object] = (),
+        external_url: str | None = None,
+        round_deadline: float | None = None,
+        minimum_fraction: float = 1.0,
+        over_selection: float | None = None,
+    ) -> None:
+        check_name("population_name", population_name)
+        if not 0 < minimum_fraction <= 1:
+            raise ValueError(f"minimum_fraction must be above 0, at most 1, not {minimum_fraction}")
+        self._population = population_name
+        self._base_context = base_context
+        self._deadline = round_deadline
+        self._minimum_fraction = minimum_fraction
+        self._over_selection = over_selection
+        self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
+        server = Server(
+            Plugins.load(
+                config_file=config_file,
+                # A program keeps its state itself, and its rounds end with it.
+                overrides={"storage": "memory", **(config or {})},
+                overrides_origin="FederatedContext(config=...)",
+                extra=plugins,
+            ),
+            populations=[population_name],
+            host=host,
+            port=port,
+            certfile=certfile,
+            keyfile=keyfile,
+            address_family=address_family,
+            external_url=external_url,
+        )
+        self._thread = ServerThread(server)
+
+    @property
+    def server_port(self) -> int:
+        """The port that the server listens on."""
+        return self._thread.server.port
+
+    @property
+    def server_url(self) -> str:
+        """Where devices reach the server."""
+        return self._thread.server.url
+
+    def __enter__(self) -> Self:
+        """Serve."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Stop serving; rounds that go on fail."""
+        self._thread.stop()
+
+    def invoke(self, comp: Any, arg: Any) -> Any:
+        """Start a round and return at once; must be called inside a running event loop.
+
+        :param comp: a :class:`FederatedComputation`, or what the base context takes.
+        :param arg: the state (values, or references of an earlier round) and the client data (what
+            ``FederatedDataSource.iterator().select(k)`` returns).
+        :returns: a structure like the result type, of references to values.
+        :raises TypeError: if there is no base context for *comp*; for a state that is not made of
+            values, client data that is not a selection, or of another type than *comp* reads.
+        :raises ValueError: for a wrong number of arguments, a state of another structure, another
+            population, or a computation that cannot be lowered.
+        """
+        if not isinstance(comp, FederatedComputation):
+            if self._base_context is None:
+                raise TypeError(
+                    f"a {type(comp).__name__} is not a FederatedComputation, and there is no "
+                    "base_context to run it"
+                )
+            return self._base_context.invoke(comp, arg)
+        arguments = [] if arg is None else list(arg)
+        if len(arguments) != 2:
+            raise ValueError(f"two arguments expected, state and client data, not {len(arguments)}")
+        state, data = arguments
+        values.check_leaves(state)
+        if not isinstance(data, DataSelectionConfig):
+            raise TypeError(
+                "arg[1] must be the result of FederatedDataSource.iterator().select(), "
+                f"found {type(data).__name__}"
+            )
+        if data.population_name != self._population:
+            raise ValueError(
+                f"the data are of the population {data.population_name!r}, the context serves "
+                f"{self._population!r}"
+            )
+        leaves = values.flatten(state, comp.type_signature.parameter[0], naming.STATE)
+        plan = self._plan(comp, data)
+        task = asyncio.get_running_loop().create_task(
+            self._round(comp, leaves, data, plan), name=f"round of {comp.name}"
+        )
+        references = (
+            _references(comp.type_signature.result[0], naming.STATE, task),
+            _references(comp.type_signature.result[1], naming.METRICS, task),
+        )
+        result_type = comp.type_signature.result
+        named = tff.structure.Struct(
+            (name, reference)
+            for (name, _), reference in zip(
+                naming.member_types(result_type), references, strict=True
+            )
+        )
+        return type_conversions.type_to_py_container(named, result_type)
+
+    def _plan(self, comp: FederatedComputation, data: DataSelectionConfig) -> bytes:
+        selectors = selectors_in_order(data.example_selector)
+        key = (
+            comp.wrapped_computation,
+            tuple(selector.SerializeToString(deterministic=True) for selector in selectors),
+        )
+        if key not in self._plans:
+            _check_data(comp, data)
+            plan: plan_pb2.ClientOnlyPlan = plans.build_plan(comp.lowered, selectors)
+            self._plans[key] = plan.SerializeToString()
+        return self._plans[key]
+
+    async def _round(
+        self,
+        comp: FederatedComputation,
+        leaves: list[tuple[Leaf, Any]],
+        data: DataSelectionConfig,
+        plan: bytes,
+    ) -> bytes:
+        """Run a round; return the checkpoint of the new state and the metrics."""
+        state = await asyncio.gather(*(_materialize(leaf, value) for leaf, value in leaves))
+        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, dict(state))
+        mode = data.task_assignment_mode
+        spec = TaskSpec(
+            population=self._population,
+            name=comp.name,
+            plan=plan,
+            aggregation=prepared.aggregation,
+            goal_count=data.num_clients,
+            checkpoint=prepared.checkpoint,
+            minimum_count=max(1, math.ceil(data.num_clients * self._minimum_fraction)),
+            assignment_mode=AssignmentMode(int(getattr(mode, "value", mode))),
+            deadline=self._deadline,
+            over_selection=self._over_selection,
+        )
+        try:
+            aggregate = await asyncio.wrap_future(self._thread.run(self._run_task(spec)))
+        except StatusError as error:
+            raise AggregationFailedError(comp.name, error) from error
+        return await asyncio.to_thread(rounds.finish, comp.lowered, prepared, aggregate)
+
+    async def _run_task(self, spec: TaskSpec) -> bytes:
+        """Offer a task and wait for its result, on the server's event loop."""
+        tasks = self._thread.server.services.tasks
+        task_id = await tasks.submit(spec)
+        try:
+            result: bytes = await tasks.wait(task_id)
+        except asyncio.CancelledError:
+            await tasks.cancel(task_id, "the program does not wait for it any more")
+            raise
+        await tasks.forget(task_id)
+        return result
+
+
+async def _materialize(leaf: Leaf, value: Any) -> tuple[str, Any]:
+    if isinstance(value, tff.program.MaterializableValueReference):
+        value = await value.get_value()
+    return leaf.name, values.as_array(leaf, value)
+
+
+def _references(type_spec: Any, name: str, future: asyncio.Future[bytes]) -> Any:
+    """Return a structure of references like *type_spec*."""
+    type_spec = naming.unplaced(type_spec)
+    if isinstance(type_spec, tff.StructType):
+        return tff.structure.Struct(
+            (key, _references(element, naming.element_name(name, key, index), future))
+            for index, (key, element) in enumerate(naming.member_types(type_spec))
+        )
+    return CheckpointTensorReference(name, type_spec.dtype, type_spec.shape, future)
+
+
+def _check_data(comp: FederatedComputation, data: DataSelectionConfig) -> None:
+    """Check that a computation reads what a data source gives.
+
+    :raises TypeError: if not.
+    """
+    wanted = comp.type_signature.parameter[1]
+    given = tff.FederatedType(data_type(data.example_selector), tff.CLIENTS)
+    members = [naming.leaves(type_spec, "data") for type_spec in (wanted, given)]
+    if members[0] != members[1]:
+        raise TypeError(f"the computation reads client data of type {wanted}, found {given}")

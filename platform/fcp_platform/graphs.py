@@ -1,0 +1,137 @@
+"""TensorFlow graphs of TFF's local computations: taken out, initialised from within, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+from tensorflow_federated.python.core.backends.mapreduce import compiler
+
+from fcp_platform.naming import Leaf, leaves, member_types
+
+
+@dataclass(frozen=True)
+class Port:
+    """A leaf of a graph's parameter or result and the tensor that carries it."""
+
+    leaf: Leaf
+    tensor_name: str
+
+
+@dataclass(frozen=True)
+class LocalGraph:
+    """One local computation as a TensorFlow graph; running its outputs initialises it first.
+
+    :param graph_def: the ``tf.compat.v1.GraphDef``.
+    :param token: the name of the session token's placeholder; empty if there is none.
+    """
+
+    graph_def: Any
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    token: str = ""
+
+    def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """Run it once, in a fresh session.
+
+        :param values: one array for each input, by the leaf's name.
+        :returns: one array for each output, by the leaf's name; strings are objects (bytes).
+        """
+        if not self.outputs:
+            return {}
+        graph = tf.Graph()
+        with graph.as_default():
+            tf.graph_util.import_graph_def(self.graph_def, name="")
+        feeds = {port.tensor_name: values[port.leaf.name] for port in self.inputs}
+        with tf.compat.v1.Session(graph=graph) as session:
+            results = session.run([port.tensor_name for port in self.outputs], feeds)
+        return {
+            port.leaf.name: np.asarray(
+                result, dtype=object if isinstance(result, (bytes, str)) else None
+            )
+            for port, result in zip(self.outputs, results, strict=True)
+        }
+
+
+def local_graph(
+    block: Any, parameter_prefixes: Sequence[str], result_prefixes: Sequence[str] | str, config: Any
+) -> LocalGraph:
+    """Consolidate a building block without communication into one graph.
+
+    :param block: a ``tff.framework.Lambda``.
+    :param parameter_prefixes: a prefix of names for each element of the parameter; if there is one
+        alone, it is for the parameter as a whole.
+    :param result_prefixes: the same for the result; a string is for the result as a whole.
+    :param config: the ``tf.compat.v1.ConfigProto`` with Grappler's settings.
+    """
+    compiled = compiler.consolidate_and_extract_local_processing(block, config)
+    tensorflow = compiled.proto.tensorflow
+    graph_def = tf.compat.v1.GraphDef()
+    graph_def.ParseFromString(tensorflow.graph_def.value)
+    if tensorflow.initialize_op:
+        _initialise_first(graph_def, tensorflow.initialize_op)
+    parameter_type = compiled.type_signature.parameter
+    return LocalGraph(
+        graph_def,
+        tuple(_ports(parameter_type, tensorflow.parameter, parameter_prefixes)),
+        tuple(_ports(compiled.type_signature.result, tensorflow.result, result_prefixes)),
+        tensorflow.session_token_tensor_name,
+    )
+
+
+def _ports(type_spec: Any, binding: Any, prefixes: Sequence[str] | str) -> list[Port]:
+    if type_spec is None:
+        return []
+    if isinstance(prefixes, str):
+        found = leaves(type_spec, prefixes)
+    else:
+        found = [
+            leaf
+            for prefix, (_, element) in zip(prefixes, member_types(type_spec), strict=True)
+            for leaf in leaves(element, prefix)
+        ]
+    names = _bound_names(type_spec, binding)
+    return [Port(leaf, name) for leaf, name in zip(found, names, strict=True)]
+
+
+def _bound_names(type_spec: Any, binding: Any) -> list[str]:
+    if isinstance(type_spec, tff.StructType):
+        return [
+            name
+            for (_, element), bound in zip(
+                member_types(type_spec), binding.struct.element, strict=True
+            )
+            for name in _bound_names(element, bound)
+        ]
+    if binding.WhichOneof("binding") == "sequence":
+        return [binding.sequence.variant_tensor_name]
+    return [binding.tensor.tensor_name]
+
+
+def _initialise_first(graph_def: Any, initialize_op: str) -> None:
+    """Make every node that initialisation does not need wait for it.
+
+    A device runs the targets of a plan and no initialiser.
+    """
+    nodes = {node.name: node for node in graph_def.node}
+    initialize_op = _node_name(initialize_op)
+    needed = {initialize_op}
+    pending = [initialize_op]
+    while pending:
+        for name in nodes[pending.pop()].input:
+            source = _node_name(name)
+            if source not in needed:
+                needed.add(source)
+                pending.append(source)
+    for node in graph_def.node:
+        if node.name not in needed and node.op != "Placeholder":
+            node.input.append(f"^{initialize_op}")
+
+
+def _node_name(reference: str) -> str:
+    """Return the name of the node in ``^node``, ``node:1`` or ``node``."""
+    return reference.lstrip("^").split(":")[0]

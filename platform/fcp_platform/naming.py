@@ -1,0 +1,69 @@
+"""Names of tensors in checkpoints, derived from TFF types as the reference platform does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow_federated as tff
+
+#: Prefixes of the names, by what a tensor is for.
+STATE = "server"
+METRICS = "metrics"
+BROADCAST = "client"
+UPDATE = "update"
+INTERMEDIATE_STATE = "intermediate_state"
+AGGREGATE = "intermediate_update/0"
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor or sequence of a structured value.
+
+    :param name: its name in a checkpoint, such as ``update/0/weights``.
+    :param type: its ``tff.TensorType`` or ``tff.SequenceType``.
+    """
+
+    name: str
+    type: Any
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether it is a sequence rather than a tensor."""
+        return isinstance(self.type, tff.SequenceType)
+
+
+def leaves(type_spec: Any, prefix: str) -> list[Leaf]:
+    """Return the leaves of a type, depth first; an element is called by its name, or its index.
+
+    :param type_spec: a ``tff.Type`` of tensors, sequences, structures and federated values.
+    :raises TypeError: for any other type inside, such as a function.
+    """
+    return list(_leaves(type_spec, prefix))
+
+
+def member_types(struct: Any) -> list[tuple[str | None, Any]]:
+    """Return the names (None if unnamed) and types of a ``tff.StructType``'s elements."""
+    return list(tff.structure.iter_elements(struct))
+
+
+def element_name(prefix: str, name: str | None, index: int) -> str:
+    """Return the name of a structure's element."""
+    return f"{prefix}/{name if name is not None else index}"
+
+
+def unplaced(type_spec: Any) -> Any:
+    """Return the member of a federated type, and any other type as it is."""
+    return type_spec.member if isinstance(type_spec, tff.FederatedType) else type_spec
+
+
+def _leaves(type_spec: Any, prefix: str) -> Iterator[Leaf]:
+    type_spec = unplaced(type_spec)
+    if isinstance(type_spec, tff.StructType):
+        for index, (name, element) in enumerate(member_types(type_spec)):
+            yield from _leaves(element, element_name(prefix, name, index))
+    elif isinstance(type_spec, (tff.TensorType, tff.SequenceType)):
+        yield Leaf(prefix, type_spec)
+    else:
+        raise TypeError(f"{prefix!r} has the type {type_spec}, which is neither data nor structure")

@@ -1,0 +1,123 @@
+"""The plan that devices download: one graph that restores, reads data, works and saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
+from fcp_platform import encoding
+from fcp_platform.lowering import Lowered
+
+_INPUT = "input_filepath"
+_OUTPUT = "output_filepath"
+_TOKEN = "data_token"
+_SAVE = "save_client_update_tensors"
+_DATASET_OP = "ExternalDataset"
+
+
+def build_plan(
+    lowered: Lowered, selectors: list[plan_pb2.ExampleSelector]
+) -> plan_pb2.ClientOnlyPlan:
+    """Build the plan of a lowered computation.
+
+    :param selectors: what to select for each leaf of the client data, depth first.
+    :raises ValueError: if there are more or fewer selectors than leaves.
+    """
+    data = [port for port in lowered.client.inputs if port.leaf.is_sequence]
+    if len(data) != len(selectors):
+        raise ValueError(
+            f"the computation reads {len(data)} sequences of client data, the data source selects "
+            f"{len(selectors)}"
+        )
+    graph = tf.Graph()
+    with graph.as_default():
+        token = tf.compat.v1.placeholder(tf.string, (), _TOKEN)
+        inputs = _restore(lowered) if lowered.broadcast else {}
+        for index, port in enumerate(data):
+            inputs[port.tensor_name] = tf.compat.v1.placeholder(tf.variant, (), f"data_{index}")
+        if lowered.client.token:
+            inputs[lowered.client.token] = token
+        outputs = tf.graph_util.import_graph_def(
+            lowered.client.graph_def,
+            inputs,
+            [port.tensor_name for port in lowered.client.outputs],
+            name="work",
+        )
+        _save(lowered, outputs)
+    graph_def = graph.as_graph_def()
+    _add_datasets(graph_def, selectors)
+
+    plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString())
+    spec = plan.phase.tensorflow_spec
+    spec.dataset_token_tensor_name = f"{_TOKEN}:0"
+    spec.target_node_names.append(_SAVE)
+    router = plan.phase.federated_compute
+    if lowered.broadcast:
+        router.input_filepath_tensor_name = f"{_INPUT}:0"
+        spec.input_tensor_specs.append(_path_spec(_INPUT))
+    router.output_filepath_tensor_name = f"{_OUTPUT}:0"
+    spec.input_tensor_specs.append(_path_spec(_OUTPUT))
+    return plan
+
+
+def _restore(lowered: Lowered) -> dict[str, Any]:
+    """Add the restoring of what is broadcast; return the tensors by the name they stand for."""
+    path = tf.compat.v1.placeholder(tf.string, (), _INPUT)
+    forms = {leaf: encoding.stored(leaf.name, leaf.type.dtype) for leaf in lowered.broadcast}
+    restored = tf.raw_ops.RestoreV2(
+        prefix=path,
+        tensor_names=[leaf.name for leaf in forms],
+        shape_and_slices=[""] * len(forms),
+        dtypes=[form.wire for form in forms.values()],
+        name="restore_broadcast",
+    )
+    tensors = {}
+    for (leaf, form), tensor in zip(forms.items(), restored, strict=True):
+        value = form.decode(tensor)
+        value.set_shape(leaf.type.shape)
+        tensors[leaf.name] = value
+    return {
+        port.tensor_name: tensors[port.leaf.name]
+        for port in lowered.client.inputs
+        if not port.leaf.is_sequence
+    }
+
+
+def _save(lowered: Lowered, outputs: list[Any]) -> None:
+    tensors: Mapping[str, Any] = {
+        port.leaf.name: lowered.aggregations.updates[port.leaf.name].encode(tensor)
+        for port, tensor in zip(lowered.client.outputs, outputs, strict=True)
+        if port.leaf.name in lowered.aggregations.updates
+    }
+    tf.raw_ops.SaveSlices(
+        filename=tf.compat.v1.placeholder(tf.string, (), _OUTPUT),
+        tensor_names=list(tensors),
+        shapes_and_slices=[""] * len(tensors),
+        data=list(tensors.values()),
+        name=_SAVE,
+    )
+
+
+def _add_datasets(graph_def: Any, selectors: list[plan_pb2.ExampleSelector]) -> None:
+    """Turn the placeholders of the data into the op that stock TensorFlow does not have."""
+    nodes = {node.name: node for node in graph_def.node}
+    for index, selector in enumerate(selectors):
+        constant = graph_def.node.add(name=f"data_{index}/selector", op="Const")
+        constant.attr["dtype"].type = tf.string.as_datatype_enum
+        constant.attr["value"].tensor.CopyFrom(
+            tf.make_tensor_proto(selector.SerializeToString(), tf.string, ())
+        )
+        dataset = nodes[f"data_{index}"]
+        dataset.Clear()
+        dataset.name = f"data_{index}"
+        dataset.op = _DATASET_OP
+        dataset.input.extend([_TOKEN, constant.name])
+
+
+def _path_spec(name: str) -> bytes:
+    spec = tensorflow_struct_pb2.TensorSpecProto(name=f"{name}:0", dtype=tf.string.as_datatype_enum)
+    spec.shape.SetInParent()
+    return bytes(spec.SerializeToString())

@@ -1,0 +1,78 @@
+"""One round on the server's side: prepare what devices get, and make a result of the aggregate.
+
+Both run with TensorFlow in the calling thread; neither touches an event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fcp_core.aggregation.configuration import configuration_from_server_aggregations
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_platform import encoding, naming
+from fcp_platform.lowering import Constant, Lowered
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a round begins with.
+
+    :param checkpoint: what devices download; empty if nothing is broadcast.
+    :param aggregation: a serialized aggregation ``Configuration``.
+    :param kept: the intermediate state, by tensor name, for :func:`finish`.
+    """
+
+    checkpoint: bytes
+    aggregation: bytes
+    kept: Mapping[str, np.ndarray[Any, Any]]
+
+
+def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prepared:
+    """Run the part of a computation before the broadcast.
+
+    :param state: the state's leaves by name, ``server/...``.
+    """
+    values = lowered.prepare.run(state)
+    broadcast = {}
+    for leaf, source in lowered.broadcast.items():
+        value = source.value if isinstance(source, Constant) else values[source]
+        broadcast[leaf.name] = encoding.stored(leaf.name, leaf.type.dtype).encode_array(value)
+    parameters = dict(lowered.aggregations.constants)
+    for name, form in lowered.aggregations.parameters.items():
+        parameters[name] = form.encode_array(values[name])
+    configuration = configuration_from_server_aggregations(lowered.aggregations.configs, parameters)
+    kept = {
+        name: value
+        for name, value in values.items()
+        if name.startswith(f"{naming.INTERMEDIATE_STATE}/")
+    }
+    return Prepared(
+        write_checkpoint(broadcast, "tf_v1") if broadcast else b"",
+        configuration.SerializeToString(),
+        kept,
+    )
+
+
+def finish(lowered: Lowered, prepared: Prepared, aggregate: bytes) -> bytes:
+    """Run the part of a computation after the aggregation.
+
+    :param aggregate: the checkpoint that the aggregation gave.
+    :returns: a checkpoint with the new state, ``server/...``, and the metrics, ``metrics/...``.
+    """
+    values = dict(prepared.kept)
+    checkpoint = open_checkpoint(aggregate)
+    for name, form in lowered.aggregations.outputs.items():
+        values[name] = form.decode_array(checkpoint.get_tensor(name))
+    results = lowered.result.run(values)
+    types = {port.leaf.name: port.leaf.type for port in lowered.result.outputs}
+    return write_checkpoint(
+        {
+            name: encoding.stored(name, types[name].dtype).encode_array(value)
+            for name, value in results.items()
+        },
+        "tf_v1",
+    )
