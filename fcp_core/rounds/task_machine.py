@@ -197,12 +197,14 @@ class TaskMachine:
         if self._live.get(assignment) is not AssignmentStage.FOLDING:
             raise InvalidTransition(f"{self!r} did not have assignment {assignment} folded")
         self._folding -= 1
+        effects: list[TaskEffect] = []
         if code is Code.OK:
             del self._live[assignment]
             self.contributed += 1
-            return self._fill() if self.missing else self._close(now)
-        effects: list[TaskEffect] = [self._release(assignment, "submit", code, message)]
-        return effects + (self._fill() if self.state is TaskState.OPEN else self._close(now))
+        else:
+            effects.append(self._release(assignment, "submit", code, message))
+        goes_on = self.missing and self.state is TaskState.OPEN
+        return effects + (self._fill() if goes_on else self._close(now))
 
     def drop(
         self, assignment: str, phase: str, code: Code, message: str, now: float
@@ -275,6 +277,8 @@ class TaskMachine:
         assert len(self._expiry) == stages[AssignmentStage.ASSIGNED], "what is assigned expires"
         assert not (self._queue and self._folding < self.missing), "no place stays free"
         assert not self.state.is_final or not self._live, "nothing is left at the end"
+        if self.state is TaskState.CLOSING:
+            assert bool(self._folding) != self._completing, "closing goes on to an end"
 
     def __repr__(self) -> str:
         """Tell the story."""

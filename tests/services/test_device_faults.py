@@ -130,9 +130,7 @@ def test_held_uploads_are_bounded(kit):
             await world.submit(goal=3)
             devices = [world.device() for _ in range(3)]
             assignments = [await device.assignment() for device in devices]
-            tickets = [
-                await d.start_upload(a) for d, a in zip(devices, assignments, strict=True)
-            ]
+            tickets = [await d.start_upload(a) for d, a in zip(devices, assignments, strict=True)]
             for device, ticket in zip(devices[:2], tickets, strict=False):
                 await device.upload(ticket)
             assert await kit.code_of(devices[2].upload(tickets[2])) is Code.UNAVAILABLE

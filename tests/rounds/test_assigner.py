@@ -1,0 +1,182 @@
+"""Who gets which task, with policies good and bad."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcp_core.rounds.assigner import Assigner
+from fcp_core.rounds.policies import (
+    Assign,
+    Candidate,
+    OpenTask,
+    Reject,
+    RetryWindow,
+    Selection,
+    SelectionPolicy,
+)
+
+
+class Scripted(SelectionPolicy):
+    """Decides what it is told to, and keeps what it was shown."""
+
+    def __init__(self, decide):
+        self.decide = decide
+        self.views = []
+
+    def select(self, view):
+        self.views.append(view)
+        answer = self.decide(view)
+        return answer if isinstance(answer, Selection) else Selection(answer)
+
+
+def fifo(view):
+    room = {task.task_id: task.capacity for task in view.tasks}
+    decisions = []
+    for candidate in view.candidates:
+        for task in view.tasks:
+            if room[task.task_id] and candidate.eligible(task.name):
+                room[task.task_id] -= 1
+                decisions.append(Assign(candidate.id, task.task_id))
+                break
+    return decisions
+
+
+def task(task_id="t", name="n", capacity=1):
+    return OpenTask(task_id, name, capacity, capacity, 0.0)
+
+
+def assigner(policy, *tasks, group="g"):
+    made = Assigner(random.Random(0))
+    for each in tasks:
+        made.open(each.task_id, group, "scripted", policy, {"x": 1})
+    return made
+
+
+def test_candidates_without_a_task_are_rejected_at_once_and_policies_not_asked():
+    policy = Scripted(fifo)
+    made = assigner(policy, task(capacity=0))
+    made.arrive(Candidate("a", 0.0))
+    outcome = made.decide([task(capacity=0)], 1.0)
+    assert [(r.candidate, r.reason) for r in outcome.rejected] == [("a", "no_task")]
+    made.arrive(Candidate("b", 0.0, {"n": 0.0}))
+    assert [r.candidate for r in made.decide([task()], 1.0).rejected] == ["b"]
+    assert policy.views == []
+    assert made.waiting == 0
+
+
+def test_who_finds_no_room_after_the_others_is_rejected_too():
+    policy = Scripted(fifo)
+    made = assigner(policy, task())
+    made.arrive(Candidate("a", 0.0))
+    made.arrive(Candidate("b", 0.0))
+    outcome = made.decide([task()], 1.0)
+    assert outcome.assigned == [Assign("a", "t")]
+    assert [(r.candidate, r.reason) for r in outcome.rejected] == [("b", "no_task")]
+
+
+def test_who_is_held_stays_and_the_policy_is_asked_when_it_wishes():
+    policy = Scripted(lambda view: Selection((), {"seen": len(view.candidates)}, 5.0))
+    made = assigner(policy, task())
+    made.arrive(Candidate("a", 0.0))
+    outcome = made.decide([task()], 1.0)
+    assert (outcome.assigned, outcome.rejected) == ([], [])
+    assert made.next_tick() == 6.0
+    made.decide([task()], 6.0)
+    assert [view.state for view in policy.views] == [None, {"seen": 1}]
+    assert policy.views[0].options == {"x": 1}
+    made.withdraw("a")
+    made.withdraw("a")
+    assert made.next_tick() is None
+
+
+def test_a_policy_that_asks_for_no_pause_gets_one():
+    policy = Scripted(lambda view: Selection((), None, 0.0))
+    made = assigner(policy, task())
+    made.arrive(Candidate("a", 0.0))
+    made.decide([task()], 1.0)
+    assert made.next_tick() > 1.0
+
+
+def test_a_rejection_counts_if_no_other_policy_holds_the_candidate():
+    window = RetryWindow(1, 2)
+    rejecting = Scripted(lambda view: [Reject(c.id, window) for c in view.candidates])
+    holding = Scripted(lambda view: [])
+    made = assigner(rejecting, task("t1"), group="g1")
+    made.open("t2", "g2", "holding", holding, {})
+    made.arrive(Candidate("both", 0.0))
+    made.arrive(Candidate("first", 0.0, {"n": 1.0}))
+    tasks = [task("t1"), task("t2", "other")]
+    outcome = made.decide(tasks, 1.0)
+    assert [(r.candidate, r.reason, r.retry) for r in outcome.rejected] == [
+        ("first", "not_selected", window)
+    ]
+    assert made.waiting == 1
+    made.close("t2")
+    outcome = made.decide([task("t1")], 2.0)
+    assert [r.candidate for r in outcome.rejected] == ["both"]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "hint"),
+    [
+        ([Assign("stranger", "t")], "does not wait"),
+        ([Assign("a", "t"), Assign("a", "t")], "decided about before"),
+        ([Assign("a", "closed")], "not open"),
+        ([Assign("picky", "t")], "not eligible"),
+        ([Assign("a", "t"), Assign("b", "t"), Assign("c", "t")], "full"),
+    ],
+)
+def test_a_decision_that_cannot_be_right_is_told_and_ignored(decisions, hint):
+    made = assigner(Scripted(lambda view: decisions), task(capacity=2), task("u", "other", 1))
+    for name in "abc":
+        made.arrive(Candidate(name, 0.0))
+    made.arrive(Candidate("picky", 0.0, {"other": 1.0}))
+    outcome = made.decide([task(capacity=2), task("u", "other", 1)], 1.0)
+    (problem,) = outcome.problems
+    assert hint in problem
+    assert "scripted" in problem
+    good = [
+        d for d in dict.fromkeys(decisions) if (d.candidate, d.task_id) in {("a", "t"), ("b", "t")}
+    ]
+    assert outcome.assigned == good
+
+
+def test_a_policy_that_raises_is_told_and_everybody_waits():
+    made = assigner(Scripted(lambda view: 1 / 0), task())
+    made.arrive(Candidate("a", 0.0))
+    outcome = made.decide([task()], 1.0)
+    assert "ZeroDivisionError" in outcome.problems[0]
+    assert made.waiting == 1
+
+
+NAMES = ["n1", "n2", "n3"]
+
+
+@given(
+    st.lists(st.none() | st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0.0, 1.0]))),
+    st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 3)), max_size=4),
+    st.randoms(use_true_random=False),
+)
+def test_whatever_a_policy_says_nobody_is_assigned_wrongly(candidates, shapes, rng):
+    tasks = [task(f"t{i}", name, capacity) for i, (name, capacity) in enumerate(shapes)]
+
+    def wild(view):
+        ids = [c.id for c in view.candidates] + ["stranger"]
+        choices = [Assign(rng.choice(ids), rng.choice(tasks).task_id) for _ in range(6)]
+        return [*choices, *(Reject(rng.choice(ids)) for _ in range(2))]
+
+    made = assigner(Scripted(wild), *tasks)
+    known = {}
+    for index, weights in enumerate(candidates):
+        known[f"c{index}"] = Candidate(f"c{index}", 0.0, weights)
+        made.arrive(known[f"c{index}"])
+    outcome = made.decide(tasks, 1.0)
+    left = [a.candidate for a in outcome.assigned] + [r.candidate for r in outcome.rejected]
+    assert len(left) == len(set(left))
+    assert made.waiting == len(known) - len(left)
+    for each in tasks:
+        given_to = [a.candidate for a in outcome.assigned if a.task_id == each.task_id]
+        assert len(given_to) <= each.capacity
+        assert all(known[candidate].eligible(each.name) for candidate in given_to)

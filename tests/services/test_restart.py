@@ -1,0 +1,174 @@
+"""A server that is started again on the same storage."""
+
+import asyncio
+
+import pytest
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins import hookimpl
+from fcp_core.protocol.status import Code
+from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.policies import SelectionPolicyFactory
+from fcp_core.rounds.tasks import AssignmentMode, TaskState
+from fcp_core.storage.records import BlobRecord, DeviceSessionRecord, TokenRecord
+from fcp_plugins.selection import FifoPolicy
+
+
+@pytest.fixture
+def sqlite(kit, tmp_path):
+    """Return a way to start services on one SQLite file."""
+
+    def start(**overrides):
+        path = str(tmp_path / "fcp.sqlite")
+        return kit.world(storage="sqlite", storage__sqlite__path=path, **overrides)
+
+    return start
+
+
+def test_an_open_task_goes_on_and_its_round_begins_anew(kit, sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(
+                goal=2, slices={"s/1": {3: b"three"}}, options={"simple": {}}, over_selection=1.5
+            )
+            await world.device().run()
+            before = await world.status(task)
+            assert before.contributed == 1
+            waiting = asyncio.create_task(kit.code_of(world.services.tasks.wait(task)))
+            await kit.settle()
+        assert await waiting is Code.UNAVAILABLE
+        async with sqlite() as world:
+            status = await world.status(task)
+            assert (status.state, status.contributed) == (TaskState.OPEN, 0)
+            assert (status.goal_count, status.created) == (2, before.created)
+            devices = [world.device() for _ in range(2)]
+            assert await asyncio.gather(*(device.run() for device in devices)) == [True, True]
+            assert await world.result(task) == [0b11, 2]
+
+    asyncio.run(main())
+
+
+def test_a_finished_task_keeps_its_result_and_a_failed_one_its_reason(sqlite, kit):
+    async def main():
+        async with sqlite() as world:
+            done = await world.submit(goal=1)
+            await world.device().run()
+            await world.result(done)
+            cancelled = await world.submit(goal=1)
+            await world.services.tasks.cancel(cancelled, "enough")
+            await kit.settle()
+            await kit.code_of(world.result(cancelled))
+            before = list(await world.services.tasks.list())
+        async with sqlite() as world:
+            assert list(await world.services.tasks.list()) == before
+            assert await world.result(done) == [1, 1]
+            assert await kit.code_of(world.result(cancelled)) is Code.CANCELLED
+            await world.services.tasks.forget(done)
+        async with sqlite() as world:
+            assert [s.task_id for s in await world.services.tasks.list()] == [cancelled]
+
+    asyncio.run(main())
+
+
+def test_only_the_result_of_a_finished_task_stays_in_the_storage(sqlite, kit):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1, slices={"s": {0: b"x"}})
+            await world.device().run()
+            await world.result(task)
+            names = await world.services._storage.transact(
+                lambda tx: [blob.name for blob in tx.select(BlobRecord)]
+            )
+            assert names == [f"{task}/result"]
+
+    asyncio.run(main())
+
+
+def test_devices_of_before_the_restart_are_aborted_and_not_sent_away_for_hours(sqlite, kit):
+    async def main():
+        async with sqlite(selection="uniform", selection__uniform__window="1h") as world:
+            await world.submit(goal=9)
+            many = await world.submit(name="many", goal=9, assignment_mode=AssignmentMode.MULTIPLE)
+            waiting = world.device()
+            await waiting.check_in()
+            operation = await waiting.start()
+            started, uploaded, fresh = (world.device(multiple=True) for _ in range(3))
+            held = {}
+            for device in (started, uploaded, fresh):
+                await device.check_in()
+                (held[device],) = await device.ask("many")
+            tickets = {
+                device: await device.start_upload(held[device]) for device in (started, uploaded)
+            }
+            await uploaded.upload(tickets[uploaded])
+            assert (await world.status(many)).pending == 3
+        async with sqlite() as world:
+            for device in (waiting, started, uploaded, fresh):
+                device.services = world.services
+            for call in (
+                waiting.poll(operation.name),
+                waiting.cancel(operation.name),
+                waiting.start(),
+                waiting.report_eligibility(),
+                fresh.ask("many"),
+                fresh.start_upload(held[fresh]),
+                fresh.report(held[fresh]),
+                started.upload(tickets[started]),
+                started.submit(held[started], tickets[started]),
+                uploaded.submit(held[uploaded], tickets[uploaded]),
+                started.start_upload(held[started]),
+            ):
+                assert await kit.code_of(call) is Code.ABORTED
+            assert await kit.code_of(started.abort(held[started], tickets[started])) is Code.OK
+            guess = fresh.start_upload(held[fresh], "guess")
+            assert await kit.code_of(guess) is Code.UNAUTHENTICATED
+            assert await kit.code_of(fresh.poll("operations/unknown")) is Code.NOT_FOUND
+            world.advance(10_000)
+            await world.services._journal.flush()
+        async with sqlite() as world:
+            assert len(world.services._book._book) == 0
+            assert len(world.services._sessions._lost) == 0
+
+    asyncio.run(main())
+
+
+def test_a_deadline_that_passed_while_the_server_was_down_ends_the_task(sqlite, kit):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1, deadline=60)
+            late = ManualClock(world.clock.now() + 61)
+        async with sqlite(clock=late) as world:
+            world.services.ticker.run_due()
+            assert await kit.code_of(world.result(task)) is Code.DEADLINE_EXCEEDED
+
+    asyncio.run(main())
+
+
+def test_a_task_whose_plugin_is_gone_stops_the_start_with_its_name(sqlite, kit):
+    class Patience:
+        @hookimpl
+        def fcp_register_selection_policies(self):
+            return [SelectionPolicyFactory("patience", "as fifo", lambda options: FifoPolicy())]
+
+    async def main():
+        async with sqlite(extra=[Patience()]) as world:
+            await world.submit(selection="patience")
+        with pytest.raises(UsageError, match=r"task sum of an earlier run.*'patience'"):
+            async with sqlite():
+                pass
+
+    asyncio.run(main())
+
+
+def test_records_are_not_written_to_a_storage_that_does_not_last(kit):
+    async def main():
+        async with kit.world() as world:
+            await world.submit()
+            await world.device().run()
+            await world.services._journal.flush()
+            found = await world.services._storage.transact(
+                lambda tx: [*tx.select(DeviceSessionRecord), *tx.select(TokenRecord)]
+            )
+            assert found == []
+
+    asyncio.run(main())
