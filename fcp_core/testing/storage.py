@@ -1,0 +1,497 @@
+"""The conformance kit of storage back ends.
+
+A plugin's author subclasses :class:`StorageConformance` in a test file and says how a storage is
+made; pytest then runs every check::
+
+    class TestSqlite(StorageConformance):
+        durable = shared = True
+        child_factory = "fcp_plugins.storage_sqlite:SqliteStorage"
+
+        def make_storage(self, path):
+            return SqliteStorage(path)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from fcp_core.storage.contract import Record, Storage, Transaction
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Item(Record):
+    """What the kit stores."""
+
+    KIND: ClassVar[str] = "kit_item"
+    KEY: ClassVar[str] = "name"
+    INDEXES: ClassVar[tuple[str, ...]] = ("group", "size")
+
+    name: str
+    group: str = ""
+    size: int = 0
+    data: bytes = b""
+    tags: tuple[str, ...] = ()
+    weight: float = 0.0
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class OtherItem(Item):
+    """A record of another kind, whose keys are those of :class:`Item`."""
+
+    KIND: ClassVar[str] = "kit_other_item"
+
+
+@dataclass(frozen=True)
+class LaterItem(Record):
+    """The kind of :class:`Item` as a later release has it: one field and one index more."""
+
+    KIND: ClassVar[str] = Item.KIND
+    KEY: ClassVar[str] = "name"
+    INDEXES: ClassVar[tuple[str, ...]] = ("group", "colour")
+
+    name: str
+    group: str = ""
+    size: int = 0
+    colour: str = "red"
+
+
+class Expected(Exception):  # noqa: N818
+    """What the kit's transactions raise on purpose."""
+
+
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+#: Keys that differ in ways that a store may get wrong: case, order, zero bytes, normal forms.
+keys = st.sampled_from(
+    ["a", "A", "b", "", "a\0", "é", "e\u0301", "\U0001f600", "\uffff", "10", "9"]
+)
+_GROUPS = ("", "g", "G", "g\0", "ü")
+_SIZES = (0, 1, -1, 2**53 + 1, 2**53)
+groups = st.sampled_from(_GROUPS)
+sizes = st.sampled_from(_SIZES)
+items = st.builds(
+    Item,
+    name=keys | _TEXT,
+    group=groups,
+    size=sizes,
+    data=st.binary(max_size=20),
+    tags=st.lists(_TEXT, max_size=3).map(tuple),
+    weight=st.floats(allow_nan=False),
+    note=st.none() | _TEXT,
+)
+
+
+class StorageConformance(ABC):
+    """The checks. Subclass it, define :meth:`make_storage` and set what the back end can do."""
+
+    #: What is committed is there again in another storage of the same path.
+    durable: ClassVar[bool] = False
+    #: Several processes may use one path at a time.
+    shared: ClassVar[bool] = False
+    #: ``module:callable`` that makes the storage from a path in another process.
+    child_factory: ClassVar[str | None] = None
+    #: How long the model is compared.
+    settings: ClassVar[hypothesis_settings] = hypothesis_settings(
+        max_examples=50, stateful_step_count=30, deadline=None
+    )
+
+    @abstractmethod
+    def make_storage(self, path: Path) -> Storage:
+        """Return a new storage, not started.
+
+        :param path: a file that does not exist, or that an earlier storage of this kind made.
+        """
+
+    def run(self, path: Path, use: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
+        """Start a storage, use it, stop it."""
+
+        async def main() -> T:
+            storage = self.make_storage(path)
+            await storage.start()
+            try:
+                return await use(storage)
+            finally:
+                await storage.stop()
+
+        return asyncio.run(main())
+
+    def test_says_whether_it_is_durable(self, tmp_path: Path) -> None:
+        """The storage's own flag equals the kit's."""
+        assert self.make_storage(tmp_path / "store").durable is self.durable
+
+    def test_behaves_like_a_dictionary(self, tmp_path: Path) -> None:
+        """Any sequence of transactions leaves what it would leave in a dictionary."""
+        kit = self
+        numbers = itertools.count()
+
+        class Model(_Model):
+            def __init__(self) -> None:
+                super().__init__(kit, tmp_path / f"store{next(numbers)}")
+
+        run_state_machine_as_test(Model, settings=self.settings)
+
+    def test_a_transaction_reads_its_own_writes(self, tmp_path: Path) -> None:
+        """What was put or deleted in a transaction shows in its reads, not outside before."""
+
+        def body(tx: Transaction) -> None:
+            tx.put(Item("a", group="g"))
+            tx.put(Item("b", group="h"))
+            assert tx.get(Item, "a") == Item("a", group="g")
+            tx.put(Item("a", group="h"))
+            assert list(tx.select(Item, group="g")) == []
+            assert [item.name for item in tx.select(Item, group="h")] == ["a", "b"]
+            tx.delete(Item, "a")
+            assert tx.get(Item, "a") is None
+            assert [item.name for item in tx.select(Item)] == ["b"]
+
+        async def use(storage: Storage) -> None:
+            await storage.transact(body)
+
+        self.run(tmp_path / "store", use)
+
+    def test_returns_and_raises_what_the_body_does(self, tmp_path: Path) -> None:
+        """Results and exceptions pass through; an exception leaves nothing behind."""
+
+        def body(tx: Transaction) -> None:
+            tx.put(Item("a", size=2))
+            tx.delete(Item, "kept")
+            raise Expected("on purpose")
+
+        async def use(storage: Storage) -> None:
+            await storage.transact(lambda tx: tx.put(Item("kept")))
+            assert await storage.transact(lambda tx: ("any", object)) == ("any", object)
+            with pytest.raises(Expected, match="on purpose"):
+                await storage.transact(body)
+            assert await storage.transact(lambda tx: list(tx.select(Item))) == [Item("kept")]
+
+        self.run(tmp_path / "store", use)
+
+    def test_refuses_an_unknown_index(self, tmp_path: Path) -> None:
+        """Selecting by a field that is not indexed is an error, and not an empty answer."""
+
+        async def use(storage: Storage) -> None:
+            with pytest.raises(ValueError, match="data"):
+                await storage.transact(lambda tx: list(tx.select(Item, data=b"x")))
+            with pytest.raises(ValueError, match="nothing"):
+                await storage.transact(lambda tx: list(tx.select(Item, group="g", nothing=1)))
+
+        self.run(tmp_path / "store", use)
+
+    def test_writes_while_it_iterates(self, tmp_path: Path) -> None:
+        """A selection stands still while its transaction writes."""
+
+        def body(tx: Transaction) -> list[str]:
+            seen = []
+            for item in tx.select(Item, group="g"):
+                seen.append(item.name)
+                tx.delete(Item, item.name)
+                tx.put(Item(f"{item.name}+", group="g"))
+                tx.put(OtherItem(item.name, group="g"))
+            return seen
+
+        async def use(storage: Storage) -> None:
+            names = [f"{number:03}" for number in range(100)]
+            await storage.transact(lambda tx: [tx.put(Item(name, group="g")) for name in names])
+            assert await storage.transact(body) == names
+            left = await storage.transact(lambda tx: list(tx.select(Item, group="g")))
+            assert [item.name for item in left] == [f"{name}+" for name in names]
+
+        self.run(tmp_path / "store", use)
+
+    def test_takes_large_blobs(self, tmp_path: Path) -> None:
+        """Eight megabytes go in and come out, and are replaced."""
+        first, second = (bytes([n]) + os.urandom(8 << 20) for n in range(2))
+
+        async def use(storage: Storage) -> None:
+            for data in (first, second):
+                await storage.transact(lambda tx, data=data: tx.put(Item("a", data=data)))  # type: ignore[misc]
+                item = await storage.transact(lambda tx: tx.get(Item, "a"))
+                assert item is not None
+                assert item.data == data
+
+        self.run(tmp_path / "store", use)
+
+    def test_concurrent_transactions_take_turns(self, tmp_path: Path) -> None:
+        """No update is lost, and one that fails does not take others with it."""
+
+        def body(tx: Transaction, fail: bool) -> int:
+            item = tx.get(Item, "counter") or Item("counter")
+            tx.put(Item("counter", size=item.size + 1))
+            if fail:
+                raise Expected
+            return item.size
+
+        async def use(storage: Storage) -> None:
+            calls = [
+                storage.transact(lambda tx, fail=n % 3 == 1: body(tx, fail))  # type: ignore[misc]
+                for n in range(300)
+            ]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            failed = [answer for answer in answers if not isinstance(answer, int)]
+            assert len(failed) == 100
+            assert all(isinstance(answer, Expected) for answer in failed)
+            assert sorted(answer for answer in answers if isinstance(answer, int)) == list(
+                range(200)
+            )
+            item = await storage.transact(lambda tx: tx.get(Item, "counter"))
+            assert item == Item("counter", size=200)
+
+        self.run(tmp_path / "store", use)
+
+    def test_outlives_a_cancelled_caller(self, tmp_path: Path) -> None:
+        """A transaction whose caller is gone happens or not, and the next one works."""
+
+        async def use(storage: Storage) -> None:
+            for number in range(20):
+                name = str(number)
+                call = asyncio.ensure_future(
+                    storage.transact(
+                        lambda tx, name=name: (tx.put(Item(name)), tx.put(OtherItem(name)))  # type: ignore[misc]
+                    )
+                )
+                for _ in range(number % 4):
+                    await asyncio.sleep(0)
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+            items, others = await storage.transact(
+                lambda tx: (list(tx.select(Item)), list(tx.select(OtherItem)))
+            )
+            assert [item.name for item in items] == [other.name for other in others]
+
+        self.run(tmp_path / "store", use)
+
+    def test_reads_what_an_earlier_release_wrote(self, tmp_path: Path) -> None:
+        """A field that came later has its default; an index that came later finds old records."""
+        if not self.durable:
+            pytest.skip("not durable: no other release can have written to it")
+        path = tmp_path / "store"
+
+        async def write(storage: Storage) -> None:
+            await storage.transact(lambda tx: [tx.put(Item(n, group="g", size=3)) for n in "ba"])
+
+        async def read(storage: Storage) -> None:
+            await storage.transact(lambda tx: tx.put(LaterItem("c", "h", colour="red")))
+            found = await storage.transact(lambda tx: list(tx.select(LaterItem, colour="red")))
+            assert found == [
+                LaterItem("a", "g", 3),
+                LaterItem("b", "g", 3),
+                LaterItem("c", "h", colour="red"),
+            ]
+
+        self.run(path, write)
+        self.run(path, read)
+
+    @pytest.mark.parametrize("answers", [1, 25, 120])
+    def test_survives_a_kill(self, tmp_path: Path, answers: int) -> None:
+        """After kill -9, everything that was answered is there, and nothing is half there."""
+        if not self.durable:
+            pytest.skip("not durable")
+        path = tmp_path / "store"
+        with self._spawn("write", path) as child:
+            assert child.stdout is not None
+            answered = [child.stdout.readline().strip() for _ in range(answers)]
+            child.kill()
+            answered += [line.strip() for line in child.stdout if line.endswith("\n")]
+        assert all(answered), "the child process ended by itself"
+
+        async def use(storage: Storage) -> tuple[list[Item], list[OtherItem]]:
+            return await storage.transact(
+                lambda tx: (list(tx.select(Item)), list(tx.select(OtherItem)))
+            )
+
+        items, others = self.run(path, use)
+        names = {item.name for item in items}
+        assert set(answered) <= names, "an answered transaction is lost"
+        assert names == {item.name for item in others}, "a transaction is half there"
+
+    def test_is_shared_by_processes(self, tmp_path: Path) -> None:
+        """Two processes open one new store at the same moment and lose none of their updates."""
+        if not self.shared:
+            pytest.skip("not shared between processes")
+        path = tmp_path / "store"
+        with self._spawn("count", path) as first, self._spawn("count", path) as second:
+            for _ in range(2):  # Before they open it, and before they count.
+                for child in (first, second):
+                    assert child.stdout is not None
+                    assert child.stdout.readline() == "ready\n"
+                for child in (first, second):
+                    assert child.stdin is not None
+                    child.stdin.write("go\n")
+                    child.stdin.flush()
+            assert (first.wait(), second.wait()) == (0, 0)
+
+        async def use(storage: Storage) -> Item | None:
+            return await storage.transact(lambda tx: tx.get(Item, "counter"))
+
+        assert self.run(path, use) == Item("counter", size=2 * _COUNTS)
+
+    def _spawn(self, what: str, path: Path) -> subprocess.Popen[str]:
+        if self.child_factory is None:
+            pytest.fail("a durable or shared storage needs a child_factory")
+        code = "from fcp_core.testing.storage import run_child; run_child()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, self.child_factory, what, str(path)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+
+class _Model(RuleBasedStateMachine):
+    """A storage beside a dictionary that must agree with it."""
+
+    def __init__(self, kit: StorageConformance, path: Path) -> None:
+        super().__init__()
+        self.kit = kit
+        self.path = path
+        self.model: dict[tuple[type[Item], str], Item] = {}
+        self.loop = asyncio.new_event_loop()
+        self.storage = kit.make_storage(path)
+        self.loop.run_until_complete(self.storage.start())
+
+    def teardown(self) -> None:
+        self.loop.run_until_complete(self.storage.stop())
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+    def transact(self, body: Callable[[Transaction], T]) -> T:
+        return self.loop.run_until_complete(self.storage.transact(body))
+
+    @rule(
+        changes=st.lists(st.tuples(st.booleans(), st.booleans(), items), max_size=6),
+        fail=st.booleans(),
+    )
+    def write(self, changes: list[tuple[bool, bool, Item]], fail: bool) -> None:
+        model = dict(self.model)
+
+        def body(tx: Transaction) -> None:
+            # The body may run twice, so it starts from what was before.
+            model.clear()
+            model.update(self.model)
+            for other, delete, item in changes:
+                kind = OtherItem if other else Item
+                if delete:
+                    tx.delete(kind, item.name)
+                    model.pop((kind, item.name), None)
+                else:
+                    record = kind(**vars(item))
+                    tx.put(record)
+                    model[kind, item.name] = record
+            if fail:
+                raise Expected
+
+        if fail:
+            with pytest.raises(Expected):
+                self.transact(body)
+        else:
+            self.transact(body)
+            self.model = model
+
+    @rule(name=keys, other=st.booleans())
+    def get(self, name: str, other: bool) -> None:
+        kind = OtherItem if other else Item
+        assert self.transact(lambda tx: tx.get(kind, name)) == self.model.get((kind, name))
+
+    @rule(group=groups, size=sizes, other=st.booleans())
+    def select_by_two(self, group: str, size: int, other: bool) -> None:
+        kind = OtherItem if other else Item
+        stored = self.transact(lambda tx: list(tx.select(kind, group=group, size=size)))
+        assert stored == self.expected(kind, group=group, size=size)
+
+    @precondition(lambda self: self.kit.durable)
+    @rule()
+    def reopen(self) -> None:
+        self.loop.run_until_complete(self.storage.stop())
+        self.storage = self.kit.make_storage(self.path)
+        self.loop.run_until_complete(self.storage.start())
+
+    @invariant()
+    def same_records(self) -> None:
+        queries: list[tuple[type[Item], dict[str, Any]]] = []
+        for kind in (Item, OtherItem):
+            queries.append((kind, {}))
+            queries += [(kind, {"group": group}) for group in _GROUPS]
+            queries += [(kind, {"size": size}) for size in _SIZES]
+        answers = self.transact(
+            lambda tx: [list(tx.select(kind, **equals)) for kind, equals in queries]
+        )
+        assert answers == [self.expected(kind, **equals) for kind, equals in queries]
+
+    def expected(self, kind: type[Item], **equals: Any) -> list[Item]:
+        return [
+            item
+            for (of, _), item in sorted(self.model.items(), key=lambda entry: entry[0][1])
+            if of is kind and all(getattr(item, name) == value for name, value in equals.items())
+        ]
+
+
+_COUNTS = 100
+
+
+def run_child() -> None:
+    """Run one of the kit's processes; its arguments are a factory, what to do, and the path."""
+    factory, what, path = sys.argv[1:]
+    module, _, name = factory.partition(":")
+    storage: Storage = getattr(__import__(module, fromlist=[name]), name)(Path(path))
+    asyncio.run({"write": _write, "count": _count}[what](storage))
+
+
+async def _write(storage: Storage) -> None:
+    """Write pairs for ever, and print each when it is answered."""
+    await storage.start()
+    numbers = itertools.count()
+
+    async def loop() -> None:
+        for number in numbers:
+            name = str(number)
+            await storage.transact(
+                lambda tx, name=name: (  # type: ignore[misc]
+                    tx.put(Item(name, data=bytes(2000))),
+                    tx.put(OtherItem(name, data=bytes(2000))),
+                )
+            )
+            print(name, flush=True)
+
+    await asyncio.gather(*(loop() for _ in range(8)))
+
+
+async def _count(storage: Storage) -> None:
+    """Count up a shared counter."""
+
+    def body(tx: Transaction) -> None:
+        item = tx.get(Item, "counter") or Item("counter")
+        tx.put(Item("counter", size=item.size + 1))
+
+    def wait_for_parent() -> None:
+        print("ready", flush=True)
+        sys.stdin.readline()
+
+    wait_for_parent()
+    await storage.start()
+    wait_for_parent()
+    for _ in range(_COUNTS):
+        await storage.transact(body)
+    await storage.stop()

@@ -1,0 +1,106 @@
+"""The storage kit is tested by storages that are wrong on purpose."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase
+from hypothesis import settings as hypothesis_settings
+
+from fcp_core.testing.storage import StorageConformance
+
+_PATH = Path(__file__).with_name("broken_storages.py")
+
+
+@pytest.fixture(scope="module")
+def broken():
+    spec = importlib.util.spec_from_file_location("broken_storages", _PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def kit_for(make, **flags):
+    class Kit(StorageConformance):
+        durable = flags.get("durable", False)
+        shared = flags.get("shared", False)
+        child_factory = flags.get("child_factory")
+        # Shrinking would only make the counterexample prettier.
+        settings = hypothesis_settings(
+            max_examples=200,
+            stateful_step_count=20,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+        )
+
+        def make_storage(self, path):
+            return make(path)
+
+    return Kit()
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("NoRollback", "test_returns_and_raises_what_the_body_does"),
+        ("NoRollback", "test_behaves_like_a_dictionary"),
+        ("NoRollback", "test_concurrent_transactions_take_turns"),
+        ("LostUpdates", "test_concurrent_transactions_take_turns"),
+        ("BlindToItself", "test_a_transaction_reads_its_own_writes"),
+        ("Unordered", "test_behaves_like_a_dictionary"),
+        ("Lenient", "test_refuses_an_unknown_index"),
+        ("Lazy", "test_writes_while_it_iterates"),
+        ("Forgetful", "test_says_whether_it_is_durable"),
+    ],
+)
+def test_the_kit_finds_in_memory(broken, tmp_path, name, check):
+    kit = kit_for(lambda path: getattr(broken, name)())
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        getattr(kit, check)(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("StaleIndex", "test_a_transaction_reads_its_own_writes"),
+        ("StaleIndex", "test_behaves_like_a_dictionary"),
+        ("HalfTransactions", "test_returns_and_raises_what_the_body_does"),
+    ],
+)
+def test_the_kit_finds_in_files(broken, tmp_path, name, check):
+    kit = kit_for(getattr(broken, name), durable=True)
+    with pytest.raises(AssertionError):
+        getattr(kit, check)(tmp_path)
+
+
+def test_the_kit_finds_what_a_restart_forgets(broken, tmp_path):
+    kit = kit_for(lambda path: broken.Forgetful(), durable=True)
+    with pytest.raises(AssertionError):
+        kit.test_reads_what_an_earlier_release_wrote(tmp_path)
+    with pytest.raises(AssertionError):
+        kit.test_behaves_like_a_dictionary(tmp_path)
+
+
+def test_the_kit_finds_answers_that_a_kill_loses(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(_PATH.parent), *sys.path])
+    kit = kit_for(broken.EarlyAnswers, durable=True, child_factory="broken_storages:EarlyAnswers")
+    with pytest.raises(AssertionError, match="an answered transaction is lost"):
+        kit.test_survives_a_kill(tmp_path, 25)
+
+
+def test_the_kit_finds_updates_that_another_process_loses(broken, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(_PATH.parent), *sys.path])
+    kit = kit_for(
+        broken.NoWaiting, durable=True, shared=True, child_factory="broken_storages:NoWaiting"
+    )
+    with pytest.raises(AssertionError):
+        kit.test_is_shared_by_processes(tmp_path)
+
+
+def test_a_durable_storage_must_be_makeable_elsewhere(tmp_path):
+    kit = kit_for(lambda path: None, durable=True)
+    with pytest.raises(pytest.fail.Exception, match="child_factory"):
+        kit.test_survives_a_kill(tmp_path, 1)

@@ -1,0 +1,270 @@
+"""Both built-in storages are held to the kit, and SQLite to what is its own."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.testing.storage import Item, StorageConformance
+from fcp_plugins.storage_memory import MemoryStorage
+from fcp_plugins.storage_sqlite import SCHEMA_VERSION, SqliteStorage
+
+
+class TestMemory(StorageConformance):
+    def make_storage(self, path):
+        return MemoryStorage()
+
+
+class TestSqlite(StorageConformance):
+    durable = shared = True
+    child_factory = "fcp_plugins.storage_sqlite:SqliteStorage"
+
+    def make_storage(self, path):
+        return SqliteStorage(path)
+
+
+def start_and_stop(path, **options):
+    async def main():
+        storage = SqliteStorage(path, **options)
+        await storage.start()
+        await storage.stop()
+
+    asyncio.run(main())
+
+
+def put(path, *names):
+    async def main():
+        storage = SqliteStorage(path)
+        await storage.start()
+        await storage.transact(lambda tx: [tx.put(Item(name)) for name in names])
+        await storage.stop()
+
+    asyncio.run(main())
+
+
+def test_memory_keeps_what_was_put_and_not_what_became_of_it():
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    from fcp_core.storage.contract import Record
+
+    @dataclass(frozen=True)
+    class Loose(Record):
+        KIND: ClassVar[str] = "loose"
+        KEY: ClassVar[str] = "name"
+        name: str
+        values: dict[str, list[int]]
+
+    async def main():
+        storage = MemoryStorage()
+        values = {"a": [1]}
+        await storage.transact(lambda tx: tx.put(Loose("x", values)))
+        values["a"].append(2)
+        return await storage.transact(lambda tx: tx.get(Loose, "x"))
+
+    assert asyncio.run(main()) == Loose("x", {"a": [1]})
+
+
+def test_the_configuration_chooses_the_storage_and_its_file(tmp_path):
+    (tmp_path / "setup.cfg").write_text(
+        "[fcp]\nstorage = sqlite\n[fcp:storage.sqlite]\npath = here.db\nbusy-timeout = 1500ms\n"
+    )
+    storage = Plugins.load(working_folder=tmp_path, environ={}).make_storage()
+
+    async def main():
+        await storage.start()
+        await storage.stop()
+
+    asyncio.run(main())
+    assert (tmp_path / "here.db").is_file()
+    assert storage.durable
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"none.store\.db cannot be opened.*folder must exist"):
+        start_and_stop(tmp_path / "none" / "store.db")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(UsageError, match="cannot be opened"):
+        start_and_stop(tmp_path)
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, but long enough to be looked at by SQLite\n" * 40)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="not a database"):
+        start_and_stop(path)
+    assert path.read_bytes() == before
+
+
+def test_the_database_of_another_program_is_left_alone(tmp_path):
+    path = tmp_path / "other.db"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE records (x)")
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="another program"):
+        start_and_stop(path)
+    assert path.read_bytes() == before
+
+
+def test_a_newer_schema_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "store.db"
+    put(path, "a")
+    newer = sqlite3.connect(path)
+    newer.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    newer.close()
+    with pytest.raises(UsageError, match=rf"newer release.*version {SCHEMA_VERSION + 1}.*upgrade"):
+        start_and_stop(path)
+    newer = sqlite3.connect(path)
+    assert newer.execute("SELECT count(*) FROM records").fetchone() == (1,)
+    newer.close()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_file_is_refused(tmp_path):
+    path = tmp_path / "store.db"
+    put(path, "a")
+    path.chmod(0o400)
+    with pytest.raises(UsageError, match="must be writable"):
+        start_and_stop(path)
+
+
+def test_a_full_disk_is_an_error_of_one_transaction_only(tmp_path):
+    async def main():
+        storage = SqliteStorage(tmp_path / "store.db")
+        await storage.start()
+
+        def fill(tx):
+            tx._db.execute("PRAGMA max_page_count = 20")
+            tx.put(Item("big", data=bytes(1 << 20)))
+
+        calls = [
+            storage.transact(lambda tx: tx.put(Item("a"))),
+            storage.transact(fill),
+            storage.transact(lambda tx: tx.put(Item("b"))),
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        names = await storage.transact(lambda tx: [item.name for item in tx.select(Item)])
+        await storage.stop()
+        return answers, names
+
+    (first, error, second), names = asyncio.run(main())
+    assert (first, second, names) == (None, None, ["a", "b"])
+    assert isinstance(error, StatusError)
+    assert error.code is Code.UNAVAILABLE
+    assert "full" in error.message
+
+
+def test_a_lock_that_another_process_keeps_is_reported_as_unavailable(tmp_path):
+    path = tmp_path / "store.db"
+    put(path, "a")
+    code = (
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "db.execute('BEGIN IMMEDIATE'); print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout.readline() == "locked\n"
+
+        async def main():
+            storage = SqliteStorage(path, busy_timeout=0.1)
+            with pytest.raises(UsageError, match="locked"):
+                await storage.start()
+
+        asyncio.run(main())
+        holder.stdin.close()
+
+    async def locked_later():
+        storage = SqliteStorage(path, busy_timeout=0.1)
+        await storage.start()
+        db = sqlite3.connect(path, isolation_level=None)
+        db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StatusError, match="locked") as caught:
+            await storage.transact(lambda tx: tx.put(Item("b")))
+        db.execute("ROLLBACK")
+        db.close()
+        await storage.transact(lambda tx: tx.put(Item("c")))
+        names = await storage.transact(lambda tx: [item.name for item in tx.select(Item)])
+        await storage.stop()
+        return caught.value.code, names
+
+    assert asyncio.run(locked_later()) == (Code.UNAVAILABLE, ["a", "c"])
+
+
+def test_waiting_transactions_share_a_commit(tmp_path):
+    """What makes a durable answer affordable: far fewer commits than transactions."""
+    path = tmp_path / "store.db"
+
+    async def main():
+        storage = SqliteStorage(path)
+        await storage.start()
+        commits = []
+
+        def first(tx):
+            # Runs on the writing thread, whose connection is the one to watch.
+            tx._db.set_trace_callback(lambda sql: sql == "COMMIT" and commits.append(sql))
+
+        await storage.transact(first)
+        await asyncio.gather(
+            *(storage.transact(lambda tx, n=n: tx.put(Item(str(n)))) for n in range(500))
+        )
+        count = len(commits)
+        await storage.stop()
+        return count
+
+    assert asyncio.run(main()) < 250
+
+
+def test_use_outside_of_start_and_stop_is_an_error_of_the_program(tmp_path):
+    async def main():
+        storage = SqliteStorage(tmp_path / "store.db")
+        with pytest.raises(RuntimeError, match="not started"):
+            await storage.transact(lambda tx: None)
+        await storage.stop()
+        await storage.start()
+        await storage.stop()
+        with pytest.raises(RuntimeError, match="not started"):
+            await storage.transact(lambda tx: None)
+
+    asyncio.run(main())
+
+
+def test_a_damaged_record_is_an_error_that_names_its_kind(tmp_path):
+    path = tmp_path / "store.db"
+    put(path, "a")
+    db = sqlite3.connect(path)
+    db.execute("UPDATE records SET data = x'c1'")
+    db.commit()
+    db.close()
+
+    async def main():
+        storage = SqliteStorage(path)
+        await storage.start()
+        try:
+            await storage.transact(lambda tx: tx.get(Item, "a"))
+        finally:
+            await storage.stop()
+
+    with pytest.raises(Exception, match="record of kind 'kit_item' cannot be read"):
+        asyncio.run(main())
+
+
+def test_the_file_can_be_renamed_between_runs(tmp_path):
+    put(tmp_path / "one.db", "a")
+    Path(tmp_path / "one.db").rename(tmp_path / "two.db")
+    put(tmp_path / "two.db", "b")
+    assert not (tmp_path / "two.db-wal").exists()
