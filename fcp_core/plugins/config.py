@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.values import CONVERTERS, convert
+from fcp_core.plugins.values import CONVERTERS, convert, format_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -111,6 +111,8 @@ class OptionValue:
             return str(self.value).lower()
         if self.option.type == "duration":
             return f"{self.value:g}s"
+        if self.option.type == "bytes":
+            return format_bytes(self.value)
         return str(self.value)
 
 

@@ -134,3 +134,11 @@ def convert(kind: str, raw: object, base: Path) -> Any:
     :raises ValueError: saying what was expected, such as ``"a whole number"``.
     """
     return CONVERTERS[kind](raw, base)
+
+
+def format_bytes(size: int) -> str:
+    """Return a size in the largest binary unit that it is a multiple of: ``64MiB``."""
+    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size}B"
