@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from fcp_platform import encoding
-from fcp_platform.graphs import LocalGraph, local_graph
+from fcp_platform.graphs import LocalGraph, ancestors, local_graph, only
 from fcp_platform.intrinsics import AGGREGATE_URI, AggregateFunctions
 
 
@@ -54,13 +54,11 @@ def _wire_graph(function: LocalGraph) -> Any:
                 form.wire, None if shape is None else (*shape, *form.suffix), f"input_{index}"
             )
             inputs[port.tensor_name] = form.decode(placeholder)
-        outputs = tf.graph_util.import_graph_def(
-            function.graph_def,
-            inputs,
-            [port.tensor_name for port in function.outputs],
-            name="function",
-        )
+        outputs = function.add_to_graph(inputs, "function")
         for index, (port, tensor) in enumerate(zip(function.outputs, outputs, strict=True)):
             form = encoding.aggregated(port.leaf.name, AGGREGATE_URI, port.leaf.type.dtype)
             tf.identity(form.encode(tensor), f"output_{index}")
-    return graph.as_graph_def()
+    graph_def = graph.as_graph_def()
+    kept = ancestors(graph_def, (f"output_{index}" for index in range(len(outputs))))
+    kept.update(f"input_{index}" for index in range(len(inputs)))
+    return only(graph_def, kept)

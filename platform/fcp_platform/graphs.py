@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,20 @@ class LocalGraph:
     outputs: tuple[Port, ...]
     token: str = ""
 
+    def add_to_graph(self, inputs: Mapping[str, Any], name: str) -> list[Any]:
+        """Import it into the current graph.
+
+        :param inputs: the tensors to connect, by the names of the tensors they stand for.
+        :param name: a prefix for the names of the nodes.
+        :returns: one tensor for each output.
+        """
+        nodes = {node.name for node in self.graph_def.node}
+        connected = {key: tensor for key, tensor in inputs.items() if _node_name(key) in nodes}
+        outputs: list[Any] = tf.graph_util.import_graph_def(
+            self.graph_def, connected, [port.tensor_name for port in self.outputs], name=name
+        )
+        return outputs
+
     def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         """Run it once, in a fresh session.
 
@@ -43,12 +57,16 @@ class LocalGraph:
         """
         if not self.outputs:
             return {}
-        graph = tf.Graph()
-        with graph.as_default():
-            tf.graph_util.import_graph_def(self.graph_def, name="")
-        feeds = {port.tensor_name: values[port.leaf.name] for port in self.inputs}
+        with tf.Graph().as_default() as graph:
+            inputs = [
+                tf.compat.v1.placeholder(port.leaf.type.dtype, port.leaf.type.shape)
+                for port in self.inputs
+            ]
+            names = [port.tensor_name for port in self.inputs]
+            outputs = self.add_to_graph(dict(zip(names, inputs, strict=True)), "run")
+        given = [values[port.leaf.name] for port in self.inputs]
         with tf.compat.v1.Session(graph=graph) as session:
-            results = session.run([port.tensor_name for port in self.outputs], feeds)
+            results = session.run(outputs, dict(zip(inputs, given, strict=True)))
         return {
             port.leaf.name: np.asarray(
                 result, dtype=object if isinstance(result, (bytes, str)) else None
@@ -117,19 +135,32 @@ def _initialise_first(graph_def: Any, initialize_op: str) -> None:
 
     A device runs the targets of a plan and no initialiser.
     """
-    nodes = {node.name: node for node in graph_def.node}
     initialize_op = _node_name(initialize_op)
-    needed = {initialize_op}
-    pending = [initialize_op]
-    while pending:
-        for name in nodes[pending.pop()].input:
-            source = _node_name(name)
-            if source not in needed:
-                needed.add(source)
-                pending.append(source)
+    needed = ancestors(graph_def, [initialize_op])
     for node in graph_def.node:
         if node.name not in needed and node.op != "Placeholder":
             node.input.append(f"^{initialize_op}")
+
+
+def ancestors(graph_def: Any, names: Iterable[str]) -> set[str]:
+    """Return the names of nodes and of all nodes that they need."""
+    nodes = {node.name: node for node in graph_def.node}
+    needed = set(names)
+    pending = list(needed)
+    while pending:
+        for reference in nodes[pending.pop()].input:
+            source = _node_name(reference)
+            if source not in needed:
+                needed.add(source)
+                pending.append(source)
+    return needed
+
+
+def only(graph_def: Any, names: Container[str]) -> Any:
+    """Return a graph with those of its nodes that have one of the names."""
+    kept = tf.compat.v1.GraphDef(versions=graph_def.versions, library=graph_def.library)
+    kept.node.extend(node for node in graph_def.node if node.name in names)
+    return kept
 
 
 def _node_name(reference: str) -> str:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
 from fcp_platform import encoding
+from fcp_platform.graphs import ancestors, only
 from fcp_platform.lowering import Lowered
 
 _INPUT = "input_filepath"
@@ -40,14 +41,13 @@ def build_plan(
             inputs[port.tensor_name] = tf.compat.v1.placeholder(tf.variant, (), f"data_{index}")
         if lowered.client.token:
             inputs[lowered.client.token] = token
-        outputs = tf.graph_util.import_graph_def(
-            lowered.client.graph_def,
-            inputs,
-            [port.tensor_name for port in lowered.client.outputs],
-            name="work",
-        )
+        outputs = lowered.client.add_to_graph(inputs, "work")
         _save(lowered, outputs)
     graph_def = graph.as_graph_def()
+    ends = [_SAVE, _TOKEN, *(f"data_{index}" for index in range(len(data)))]
+    if lowered.broadcast:
+        ends.append(_INPUT)  # it is fed even if nothing reads it
+    graph_def = only(graph_def, ancestors(graph_def, ends))
     _add_datasets(graph_def, selectors)
 
     plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString())

@@ -36,6 +36,7 @@ def _run_plan(folder: Path, plan_bytes: bytes, checkpoint: bytes, data: ClientDa
     kept.node.extend(node for node in graph_def.node if node.op != "ExternalDataset")
     with tf.Graph().as_default() as graph:
         variants = {}
+        used = {name.split(":")[0] for node in kept.node for name in node.input}
         for node in datasets:
             token, selector = node.input
             assert nodes[token].op == "Placeholder"
@@ -44,7 +45,8 @@ def _run_plan(folder: Path, plan_bytes: bytes, checkpoint: bytes, data: ClientDa
             )
             examples = tf.constant(list(data[message.collection_uri]), tf.string)
             dataset = tf.data.Dataset.from_tensor_slices(examples)
-            variants[node.name] = tf.data.experimental.to_variant(dataset)
+            if node.name in used:
+                variants[node.name] = tf.data.experimental.to_variant(dataset)
         tf.graph_util.import_graph_def(kept, variants, name="")
     router, spec = plan.phase.federated_compute, plan.phase.tensorflow_spec
     source, target = folder / "input", folder / "output"
