@@ -83,10 +83,12 @@ class Context:
         finally:
             self._calls.discard(task)
 
-    def cancel_calls(self) -> None:
-        """Give up the service calls that are still under way."""
-        for task in list(self._calls):
+    def cancel_calls(self) -> set[asyncio.Task[Any]]:
+        """Give up the service calls that are still under way; return their requests' tasks."""
+        calls = set(self._calls)
+        for task in calls:
             task.cancel()
+        return calls
 
     def method(self, route: Route) -> Method:
         """Return the service's method behind a route.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import socket
 import ssl
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
 
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from fcp_core.errors import UsageError
@@ -46,16 +47,50 @@ def bind(
     """
     for left in reversed(range(_PORT_TRIES)):
         try:
-            return bind_sockets(port, address=host, family=family, reuse_port=reuse_port)
-        except (OSError, ValueError) as error:
+            return _bind(host, port, family, reuse_port)
+        except OSError as error:
             # A port that is free on the first address may be taken on the second.
-            if port == 0 and left and isinstance(error, OSError):
+            if port == 0 and left and error.errno == errno.EADDRINUSE:
                 continue
-            reason = getattr(error, "strerror", None) or error
             raise UsageError(
-                f"the server cannot listen on {host or 'every interface'}, port {port}: {reason}."
+                f"the server cannot listen on {host or 'every interface'}, port {port}: "
+                f"{error.strerror or error}."
             ) from None
     raise AssertionError("the last try returns or raises")
+
+
+def _bind(
+    host: str, port: int, family: socket.AddressFamily, reuse_port: bool
+) -> list[socket.socket]:
+    found = socket.getaddrinfo(
+        host or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    with contextlib.ExitStack() as undo:
+        sockets: list[socket.socket] = []
+        missing: OSError | None = None
+        for kind, _, _, _, address in dict.fromkeys(found):
+            try:
+                listener = undo.enter_context(socket.socket(kind, socket.SOCK_STREAM))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if reuse_port:
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if kind == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                # "localhost" may have an IPv6 address on a machine that has no IPv6.
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                missing = error
+                continue
+            listener.setblocking(False)
+            listener.listen(socket.SOMAXCONN)
+            port = listener.getsockname()[1]
+            sockets.append(listener)
+        if not sockets:
+            raise missing or OSError("it has no address")
+        undo.pop_all()
+        return sockets
 
 
 class Frontend:
@@ -115,23 +150,24 @@ class Frontend:
                 listener.close()
         else:
             self._http.stop()
-            await self._settle(self._limits.drain_timeout)
-            if self._context.requests:
+            requests = self._context.requests
+            await _settle(requests, self._limits.drain_timeout)
+            if requests:
                 logger.warning(
                     "%d requests did not end within %g s and are cut off",
-                    len(self._context.requests),
+                    len(requests),
                     self._limits.drain_timeout,
                 )
-                self._context.cancel_calls()
-                await self._settle(_CLOSE_TIME)
+                await _settle(self._context.cancel_calls(), _CLOSE_TIME)
             try:
                 await asyncio.wait_for(self._http.close_all_connections(), _CLOSE_TIME)
             except asyncio.TimeoutError:
                 logger.error("connections did not close within %g s", _CLOSE_TIME)
-            await self._settle(_CLOSE_TIME)
+            await _settle(requests, _CLOSE_TIME)
             self._http = None
         self._context.executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _settle(self, timeout: float) -> None:
-        if self._context.requests:
-            await asyncio.wait(set(self._context.requests), timeout=timeout)
+
+async def _settle(tasks: Collection[asyncio.Task[Any]], timeout: float) -> None:
+    if tasks:
+        await asyncio.wait(set(tasks), timeout=timeout)

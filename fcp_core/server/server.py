@@ -1,0 +1,137 @@
+"""A server: its sockets, its services, and its life from start to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+from collections.abc import Collection
+from contextlib import AsyncExitStack
+from urllib.parse import urlsplit
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
+from fcp_core.rounds.clock import Clock
+from fcp_core.server.frontend import Frontend, bind
+from fcp_core.server.limits import Limits
+from fcp_core.server.services import Services
+from fcp_core.server.tls import server_context
+
+logger = logging.getLogger("fcp.server")
+
+#: What a server listens on when devices of the same machine reach it as "localhost".
+_LOCAL = ("", "0.0.0.0", "::", "127.0.0.1", "::1", "localhost")
+
+
+class Server:
+    """Serves the protocol to devices. Bound when made, running from :meth:`start` to :meth:`stop`.
+
+    Making one touches no event loop, so that a process may fork between the two.
+
+    :param plugins: the configuration and what it chooses.
+    :param populations: those that devices may check in to; empty: those that tasks are submitted
+        for.
+    :param host: what to listen on; ``""`` is every interface.
+    :param port: 0 takes a free one.
+    :param certfile: a PEM certificate; with one the server speaks HTTPS only.
+    :param keyfile: its key, if that is not in *certfile*.
+    :param address_family: ``socket.AF_INET`` or ``AF_INET6``; None: both.
+    :param external_url: where devices reach the server, if that is not where it listens: behind a
+        proxy, or by a name of its own.
+    :param reuse_port: let several processes listen on one port.
+    :param clock: tells the time; None is the machine's.
+    :param rng: makes choices; None is seeded by the machine.
+    :raises UsageError: if it cannot listen, or the certificate cannot be used.
+    """
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        *,
+        populations: Collection[str] = (),
+        host: str = "localhost",
+        port: int = 0,
+        certfile: str | os.PathLike[str] | None = None,
+        keyfile: str | os.PathLike[str] | None = None,
+        address_family: socket.AddressFamily | None = None,
+        external_url: str | None = None,
+        reuse_port: bool = False,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        if keyfile is not None and certfile is None:
+            raise UsageError(f"the TLS key file {os.fspath(keyfile)} needs a certificate file too.")
+        limits = Limits.from_config(plugins.config)
+        tls = None if certfile is None else server_context(certfile, keyfile)
+        if external_url is not None:
+            external_url = _checked_url(external_url)
+        sockets = bind(host, port, family=address_family or socket.AF_UNSPEC, reuse_port=reuse_port)
+        #: The port it listens on.
+        self.port: int = sockets[0].getsockname()[1]
+        #: Where devices reach it, with a slash at the end.
+        self.url = external_url or _url(host, self.port, secure=tls is not None)
+        self._plugins = plugins
+        try:
+            #: What is behind the calls; ``services.tasks`` is where programs put tasks.
+            self.services = Services(
+                plugins, populations=populations or None, base_url=self.url, clock=clock, rng=rng
+            )
+        except BaseException:
+            for listener in sockets:
+                listener.close()
+            raise
+        self._frontend = Frontend(self.services, plugins.authenticate, limits, sockets, tls)
+        self._state = "new"
+        self._cleanup = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Start the services, then accept requests.
+
+        :raises UsageError: if a plugin or the storage cannot start; nothing is left running then.
+        :raises RuntimeError: if it was started before.
+        """
+        if self._state != "new":
+            raise RuntimeError(f"a server starts once; this one is {self._state}")
+        self._state = "started"
+        try:
+            await self._plugins.startup()
+            self._cleanup.push_async_callback(self._plugins.shutdown)
+            await self.services.start()
+            self._cleanup.push_async_callback(self.services.stop)
+            self._frontend.start()
+        except BaseException:
+            await self.stop()
+            raise
+        logger.info("listening on port %d, for devices at %s", self.port, self.url)
+
+    async def stop(self) -> None:
+        """Stop accepting, let requests end within ``drain_timeout``, stop the services.
+
+        May be repeated, and called without a start: it then gives the sockets back.
+        """
+        if self._state == "stopped":
+            return
+        self._state = "stopped"
+        async with self._cleanup:
+            await self._frontend.stop()
+
+
+def _checked_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            f"the external URL {url!r} must be like https://fcp.example.org/ or "
+            "http://localhost:8080/, without a query."
+        )
+    if parts.scheme == "http" and parts.hostname != "localhost":
+        logger.warning(
+            "devices refuse %s: the published client takes https:// and http://localhost: only", url
+        )
+    return url.rstrip("/") + "/"
+
+
+def _url(host: str, port: int, *, secure: bool) -> str:
+    name = "localhost" if host in _LOCAL else host
+    name = f"[{name}]" if ":" in name else name
+    return _checked_url(f"{'https' if secure else 'http'}://{name}:{port}/")
