@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,6 +13,9 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
 from fcp_core.protocol.status import Code, StatusError
 
 M = TypeVar("M", bound=Message)
+
+#: More than any checkpoint can carry: one tensor of it is limited to 2 GiB.
+_MAX_ELEMENTS = 1 << 31
 
 
 def bad(intrinsic: Intrinsic, problem: str) -> StatusError:
@@ -47,6 +51,8 @@ def check_same(intrinsic: Intrinsic, spec: TensorSpec, output: TensorSpec) -> No
         raise bad(intrinsic, f"input {spec} and output {output} differ in dtype or shape")
     if not spec.is_fully_defined:
         raise bad(intrinsic, f"input {spec} has an unknown dimension; every one must be known")
+    if math.prod(spec.shape) > _MAX_ELEMENTS:
+        raise bad(intrinsic, f"input {spec} has more than {_MAX_ELEMENTS} elements")
 
 
 def check_numeric(intrinsic: Intrinsic, spec: TensorSpec) -> None:
