@@ -50,6 +50,7 @@ def add_core_options(options: OptionRegistry) -> None:
         "how long an assigned device may take before it counts as dropped",
     )
     add("task_deadline", "duration", "1h", "when a task without a deadline of its own ends")
+    add("task_retention", "duration", "30d", "how long a task that ended is kept, with its result")
     add(
         "over_selection",
         "float",

@@ -399,6 +399,29 @@ def test_a_forgotten_task_is_gone_but_its_late_devices_are_still_aborted(kit):
     asyncio.run(main())
 
 
+def test_a_task_that_ended_is_forgotten_after_its_retention(kit):
+    async def main():
+        async with kit.world(task_retention="2h") as world:
+            task = await world.submit(goal=1, over_selection=2)
+            device, late = world.device(), world.device()
+            assignment, late_assignment = await device.assignment(), await late.assignment()
+            await device.contribute(assignment)
+            await world.result(task)
+            world.advance(7199)
+            await kit.settle()
+            assert await world.result(task) == [1, 1]
+            world.advance(1)
+            await kit.settle()
+            assert await kit.code_of(world.result(task)) is Code.NOT_FOUND
+            # Nobody can come that late: the token is forgotten, and now the aggregation is too.
+            assert await kit.code_of(late.start_upload(late_assignment)) is Code.UNAUTHENTICATED
+            world.advance(10_000)
+            assert await kit.code_of(late.start_upload(late_assignment)) is Code.NOT_FOUND
+            assert world.services.tasks.next_tick() is None
+
+    asyncio.run(main())
+
+
 def test_a_task_that_cannot_run_is_refused_before_it_is_offered(kit):
     async def main():
         async with kit.world() as world:

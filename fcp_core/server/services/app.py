@@ -101,6 +101,7 @@ class Services:
             populations=self._populations,
             downloads=downloads,
             make_parts=make_parts,
+            on_kept=self._schedule,
         )
         self.eligibility_eval_tasks = EligibilityEvalTasks(
             plugins=plugins,
@@ -157,6 +158,7 @@ class Services:
                 self._book.restore(
                     token.token_hash, token.aggregation_id, token.session_id, token.expires
                 )
+                self.tasks.remember(token.aggregation_id, token.expires)
             self.ticker.start()
             await self.tasks.restore(loaded.tasks)
             self._schedule()
@@ -197,6 +199,7 @@ class Services:
     def _schedule(self) -> None:
         """See to it that expired sessions, tokens and operations go."""
         books = (
+            self.tasks.next_tick(),
             self._sessions.next_tick(),
             self._book.next_expiry(),
             self._operations.next_expiry(),
@@ -213,4 +216,5 @@ class Services:
         for token_hash in self._book.pop_due(now):
             self._journal.delete(TokenRecord, token_hash)
         self._operations.pop_due(now)
+        self.tasks.tick(now)
         self._schedule()

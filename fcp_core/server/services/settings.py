@@ -27,6 +27,7 @@ class Settings:
     session_timeout: float
     assignment_timeout: float
     task_deadline: float
+    task_retention: float
     over_selection: float
     max_in_flight: int
 
@@ -38,6 +39,7 @@ class Settings:
             session_timeout=config.get("session_timeout"),
             assignment_timeout=config.get("assignment_timeout"),
             task_deadline=config.get("task_deadline"),
+            task_retention=config.get("task_retention"),
             over_selection=config.get("over_selection"),
             max_in_flight=config.get("max_in_flight"),
         )

@@ -15,6 +15,7 @@ from fcp_core.aggregation.protocol import AggregationProtocol
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.policies import SelectionPolicy
 from fcp_core.rounds.task_machine import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
@@ -22,7 +23,7 @@ from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads, Published, publish
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.round import Round, RoundParts
-from fcp_core.server.services.settings import Settings
+from fcp_core.server.services.settings import RETENTION, Settings
 from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
 from fcp_core.storage.records import TaskRecord
 
@@ -47,6 +48,7 @@ class Tasks:
     """The tasks of a server. Every method runs on the server's event loop.
 
     :param make_parts: returns what rounds work with, given how to store their end.
+    :param on_kept: told that :meth:`next_tick` may have changed.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Tasks:
         populations: Populations,
         downloads: Downloads,
         make_parts: Callable[[Callable[..., Any]], RoundParts],
+        on_kept: Callable[[], None],
     ) -> None:
         self._plugins = plugins
         self._settings = settings
@@ -71,10 +74,17 @@ class Tasks:
         self._populations = populations
         self._downloads = downloads
         self._parts = make_parts(self._ended)
+        self._on_kept = on_kept
         self._records: dict[str, TaskRecord] = {}
         self._rounds: dict[str, Round] = {}
         self._by_aggregation: dict[str, Round] = {}
+        #: Aggregations that have ended, as long as a late device may name them.
         self._past_aggregations: set[str] = set()
+        self._forgotten: Expiring[None] = Expiring()
+        #: Tasks that have ended, until their retention is over.
+        self._kept: Expiring[None] = Expiring()
+        self._forgetting: set[asyncio.Task[None]] = set()
+        self._last_created = 0.0
 
     # For programs and operators.
 
@@ -99,7 +109,7 @@ class Tasks:
             state=TaskState.OPEN.value,
             aggregation_id=self._tokens.uuid(),
             spec=encode_spec(spec),
-            created=self._clock.now(),
+            created=self._creation_time(),
         )
         choices = self._choose(spec)
         try:
@@ -160,14 +170,18 @@ class Tasks:
 
         :raises StatusError: NOT_FOUND if there is no such task, FAILED_PRECONDITION if it goes on.
         """
-        self._record(task_id)
+        record = self._record(task_id)
         if task_id in self._rounds:
             raise StatusError(
                 Code.FAILED_PRECONDITION, f"task {task_id} has not ended; cancel it first"
             )
         await self._store.forget(task_id)
-        # Its aggregation id is kept: a late device is still answered ABORTED.
         self._records.pop(task_id, None)
+        self._kept.pop(task_id)
+        # A late device is still answered ABORTED.
+        late = self._settings.assignment_timeout + RETENTION
+        self.remember(record.aggregation_id, self._clock.now() + late)
+        self._on_kept()
 
     # For the other services.
 
@@ -177,18 +191,38 @@ class Tasks:
         :raises StatusError: NOT_FOUND if this server never had it.
         """
         round_ = self._by_aggregation.get(aggregation_id)
-        if round_ is None and aggregation_id not in self._past_aggregations:
+        past = aggregation_id in self._past_aggregations or aggregation_id in self._forgotten
+        if round_ is None and not past:
             raise StatusError(
                 Code.NOT_FOUND, f"this server never had an aggregation {aggregation_id!r}"
             )
         return round_
 
+    def remember(self, aggregation_id: str, expires: float) -> None:
+        """Know an aggregation, of a task that is known no more, until *expires*."""
+        self._past_aggregations.discard(aggregation_id)
+        self._forgotten.put(aggregation_id, None, expires)
+
+    def tick(self, now: float) -> None:
+        """Forget the tasks that ended long enough ago."""
+        self._forgotten.pop_due(now)
+        for task_id, _ in self._kept.pop_due(now):
+            forgetting = asyncio.get_running_loop().create_task(self._forget_old(task_id))
+            self._forgetting.add(forgetting)
+            forgetting.add_done_callback(self._forgetting.discard)
+
+    def next_tick(self) -> float | None:
+        """Return when :meth:`tick` must be called next, or None."""
+        ticks = (self._forgotten.next_expiry(), self._kept.next_expiry())
+        return min((tick for tick in ticks if tick is not None), default=None)
+
     async def restore(self, tasks: Sequence[tuple[TaskRecord, TaskSpec | None]]) -> None:
         """Take up the tasks of an earlier run; the rounds of those that go on begin anew."""
         for record, spec in tasks:
             self._records[record.task_id] = record
+            self._last_created = max(self._last_created, record.created)
             if spec is None:
-                self._past_aggregations.add(record.aggregation_id)
+                self._keep(record)
                 if self._populations.open_ended:
                     self._populations.add(record.population)
                 continue
@@ -206,6 +240,7 @@ class Tasks:
         """Let go of all rounds; their tasks go on when the storage is used again."""
         for round_ in [*self._rounds.values()]:
             await round_.stop()
+        await asyncio.gather(*self._forgetting)
 
     # Inside.
 
@@ -214,6 +249,24 @@ class Tasks:
         if record is None:
             raise _no_task(task_id)
         return record
+
+    def _keep(self, record: TaskRecord) -> None:
+        """Keep a task that has ended until its retention is over."""
+        self._past_aggregations.add(record.aggregation_id)
+        ended = record.created if record.finished is None else record.finished
+        self._kept.put(record.task_id, None, ended + self._settings.task_retention)
+        self._on_kept()
+
+    async def _forget_old(self, task_id: str) -> None:
+        try:
+            await self.forget(task_id)
+        except Exception:
+            logger.exception("task %s could not be deleted", task_id)
+
+    def _creation_time(self) -> float:
+        """Return the time, but no time twice: the order of tasks must survive a restart."""
+        self._last_created = max(self._clock.now(), self._last_created + 1e-6)
+        return self._last_created
 
     def _check_modes(self, spec: TaskSpec) -> None:
         """Refuse a second mode for a name that is open: devices ask for a name in one way."""
@@ -319,7 +372,7 @@ class Tasks:
             record = _ended_record(record, failed)
             status = failed
         self._records[status.task_id] = record
-        self._past_aggregations.add(record.aggregation_id)
+        self._keep(record)
         del self._by_aggregation[record.aggregation_id]
         del self._rounds[status.task_id]
         return status
