@@ -160,6 +160,11 @@ def only(graph_def: Any, names: Container[str]) -> Any:
     """Return a graph with those of its nodes that have one of the names."""
     kept = tf.compat.v1.GraphDef(versions=graph_def.versions, library=graph_def.library)
     kept.node.extend(node for node in graph_def.node if node.name in names)
+    for node in kept.node:
+        places = node.attr["_class"].list.s if "_class" in node.attr else []
+        # A node may be bound to the place of one that is gone.
+        if any(place.removeprefix(b"loc:@").decode() not in names for place in places):
+            del node.attr["_class"]
     return kept
 
 

@@ -45,7 +45,7 @@ def make_model() -> Any:
         [
             tf.keras.layers.InputLayer(input_shape=(4,)),
             tf.keras.layers.Dense(6, activation="relu"),
-            tf.keras.layers.BatchNormalization(),
+            tf.keras.layers.LayerNormalization(),
             tf.keras.layers.Dense(3),
         ]
     )
@@ -98,8 +98,8 @@ def check_round(run_round: Callable[..., Any], comp: Any, state: Any, clients: A
 def test_federated_averaging_and_evaluation(run_round: Callable[..., Any]) -> None:
     process = tff.learning.algorithms.build_weighted_fed_avg(
         make_model,
-        client_optimizer_fn=lambda: tf.keras.optimizers.SGD(0.1),
-        server_optimizer_fn=lambda: tf.keras.optimizers.SGD(1.0),
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1, 0.5),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
     )
     train = learning_process_computation(process, parse_examples)
     clients = client_examples()
