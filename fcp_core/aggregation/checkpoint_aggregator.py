@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -272,9 +273,10 @@ def _get(checkpoint: Mapping[str, Tensor], name: str) -> Tensor:
     try:
         return checkpoint[name]
     except KeyError:
-        names = ", ".join(sorted(map(repr, checkpoint))[:8])
+        names = ", ".join(map(repr, itertools.islice(checkpoint, 5))) or "none"
+        more = " and more" if len(checkpoint) > 5 else ""
         raise StatusError(
-            Code.NOT_FOUND, f"the checkpoint has no tensor {name!r}; it begins with {names}"
+            Code.NOT_FOUND, f"the checkpoint has no tensor {name!r}; it has {names}{more}"
         ) from None
 
 
