@@ -35,7 +35,11 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
 @_option("population", required=True, help="The population to belong to.")
 @_option("session", default="", help="The name of the sessions in the history.")
 @_option("api-key", default="", help="Sent with every request.")
-@_option("test-cert", default="", help="A PEM file of certificates to trust, not the system's.")
+@_option(
+    "test-cert",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A PEM file of certificates to trust, not the system's.",
+)
 @_option("retry-token", default="", help="Accepted for the reference client's callers; not sent.")
 @_option("client-version", default="", help="The version code to send.")
 @_option("client-attestation-measurement", default="", help="The attestation to send.")
@@ -60,7 +64,7 @@ def client(
     population: str,
     session: str,
     api_key: str,
-    test_cert: str,
+    test_cert: str | None,
     retry_token: str,
     client_version: str,
     client_attestation_measurement: str,
@@ -87,7 +91,7 @@ def client(
             population,
             stores=store,
             api_key=api_key,
-            ca_file=test_cert or None,
+            ca_file=test_cert,
             client_version=client_version,
             attestation_measurement=client_attestation_measurement,
             retry_token=retry_token,

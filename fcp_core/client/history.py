@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from fcp_core.errors import UsageError
 
@@ -37,18 +38,16 @@ class History:
         self, path: str | os.PathLike[str], *, now: Callable[[], float] = time.time
     ) -> None:
         self._lock = threading.Lock()
-        try:
+        with contextlib.ExitStack() as undo, _as_usage_error(path):
             self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            undo.callback(self._database.close)
             self._database.executescript(_SCHEMA)
             # Two processes that open a new file at once agree on one beginning.
             self._database.execute(
                 "INSERT INTO beginning SELECT ? WHERE NOT EXISTS (SELECT * FROM beginning)",
                 (now(),),
             )
-        except sqlite3.Error as error:
-            raise UsageError(
-                f"{os.fspath(path)} cannot be used as a client's history: {error}"
-            ) from error
+            undo.pop_all()
 
     def beginning(self) -> float:
         """Return when the history began, in seconds since the epoch."""
@@ -108,3 +107,13 @@ class History:
         """Close the file."""
         with self._lock:
             self._database.close()
+
+
+@contextlib.contextmanager
+def _as_usage_error(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise UsageError(
+            f"{os.fspath(path)} cannot be used as a client's history: {error}"
+        ) from error

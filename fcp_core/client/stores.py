@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,26 +175,36 @@ def make_query_result(vectors: Mapping[str, Any]) -> ExampleQueryResult:
     result = example_query_result_pb2.ExampleQueryResult()
     lengths = set()
     for name, vector in vectors.items():
-        array = np.asarray(vector) if not isinstance(vector, np.ndarray) else vector
-        if array.ndim != 1:
-            raise ValueError(f"vector {name!r} has {array.ndim} dimensions instead of one")
-        lengths.add(len(array))
-        values = result.vector_data.vectors[name]
-        if array.dtype.kind in "OSU":
-            items = array.tolist()
-            is_text = all(isinstance(item, str) for item in items)
-            field = "string_values" if is_text else "bytes_values"
-            if not is_text and not all(isinstance(item, bytes) for item in items):
-                raise ValueError(f"vector {name!r} holds neither text nor bytes throughout")
-        else:
-            items = array.tolist()
-            field = _FIELDS.get(array.dtype.kind, {}).get(array.dtype.itemsize, "")
-            if not field:
-                raise ValueError(f"vector {name!r} has the dtype {array.dtype}, which has no field")
-        target = getattr(values, field)
+        items, field = _vector_items(name, vector)
+        lengths.add(len(items))
+        target = getattr(result.vector_data.vectors[name], field)
         target.SetInParent()
         target.value.extend(items)
     if len(lengths) > 1:
         raise ValueError(f"the vectors have different lengths: {sorted(lengths)}")
     result.stats.output_rows_count = lengths.pop() if lengths else 0
     return result
+
+
+def _vector_items(name: str, vector: Any) -> tuple[list[Any], str]:
+    """Return a vector's values and the field that they go into."""
+    sequence = isinstance(vector, Sequence) and not isinstance(vector, (str, bytes))
+    if sequence and any(isinstance(item, (str, bytes)) for item in vector):
+        # NumPy's own string arrays drop trailing NULs.
+        array = np.empty(len(vector), dtype=object)
+        array[:] = list(vector)
+    else:
+        array = np.asarray(vector)
+    if array.ndim != 1:
+        raise ValueError(f"vector {name!r} has {array.ndim} dimensions instead of one")
+    items = array.tolist()
+    if array.dtype.kind in "OSU":
+        if all(isinstance(item, str) for item in items):
+            return items, "string_values"
+        if all(isinstance(item, bytes) for item in items):
+            return items, "bytes_values"
+        raise ValueError(f"vector {name!r} holds neither text nor bytes throughout")
+    field = _FIELDS.get(array.dtype.kind, {}).get(array.dtype.itemsize, "")
+    if not field:
+        raise ValueError(f"vector {name!r} has the dtype {array.dtype}, which has no field")
+    return items, field

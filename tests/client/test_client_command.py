@@ -1,0 +1,146 @@
+"""``fcp client``: flags, exit status and signals."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from click.testing import CliRunner
+
+from fcp_core.client import write_tfrecord
+from fcp_core.client.command import client
+from fcp_core.client.stores import make_query_result
+from fcp_core.errors import UsageError
+from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.protos import client_runner_example_data_pb2, eligibility_eval_tasks_pb2
+
+FCP_CLIENT = [sys.executable, "-m", "fcp_core", "client"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(client, list(arguments), catch_exceptions=False)
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    data = client_runner_example_data_pb2.ClientRunnerExampleData()
+    result = make_query_result({"v": [5, 6]})
+    data.examples_by_collection_uri["app:/values"].examples.append(result.SerializeToString())
+    path = tmp_path / "examples"
+    path.write_bytes(data.SerializeToString())
+    return path
+
+
+def test_every_flag(server, query_plan, data_file, tmp_path):
+    server.script_session(query_plan)
+    result = run(
+        f"--server={server.url}",
+        f"--population={server.population}",
+        "--session=a session",
+        "--api-key=key",
+        "--retry-token=token",
+        "--client-version=v3",
+        "--client-attestation-measurement=proof",
+        f"--example-data-path={data_file}",
+        f"--history={tmp_path / 'history'}",
+        "--num-rounds=2",
+        "--sleep-after-round-secs=0",
+    )
+    assert result.exit_code == 0, result.output
+    assert len(re.findall(r"session \d: contributed; task contributed", result.output)) == 2
+    first = server.requests[0]
+    assert first.headers["x-goog-api-key"] == "key"
+    request = eligibility_eval_tasks_pb2.EligibilityEvalTaskRequest.FromString(first.body)
+    assert request.client_version.version_code == "v3"
+    assert request.attestation_measurement.value == "proof"
+    uploads = [r for r in server.requests if f"{r.method} {r.path}" == server.upload]
+    assert [open_checkpoint(upload.body)["x"].tolist() for upload in uploads] == [[5, 6]] * 2
+
+
+def test_underscores_and_tfrecords(server, query_plan, tmp_path):
+    server.script_session(query_plan)
+    path = tmp_path / "records"
+    write_tfrecord(path, [make_query_result({"v": [9]}).SerializeToString()])
+    result = run(
+        f"--server={server.url}",
+        f"--population={server.population}",
+        "--api_key=key",
+        "--retry_token=",
+        "--client_version=",
+        "--client_attestation_measurement=",
+        "--num_rounds=1",
+        "--sleep_after_round_secs=3",
+        f"--tfrecord=app:/values={path}",
+        "--tfrecord=app:/other=/missing",
+    )
+    assert result.exit_code == 0, result.output
+    assert open_checkpoint(server.of(server.upload).body)["x"].tolist() == [9]
+
+
+def test_a_session_that_failed_was_still_gone_through(server, query_plan):
+    server.script_session(query_plan)
+    server.script[server.eligibility] = 404
+    result = run(f"--server={server.url}", f"--population={server.population}")
+    assert result.exit_code == 0
+    assert "session 1: failed; NOT_FOUND" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--server=http://127.0.0.1:8080", "--population=p"],
+        ["--server=https://x", "--population=é"],
+        ["--server=https://x", "--population=p", "--num-rounds=0"],
+    ],
+)
+def test_no_session_at_all(arguments):
+    assert run(*arguments).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--tfrecord=path"], "COLLECTION_URI=PATH"),
+        (["--tfrecord==path"], "COLLECTION_URI=PATH"),
+        (["--tfrecord=a=b", "--num-empty-examples=3"], "exclude"),
+        (["--example-data-path=/missing"], "cannot be read"),
+        (["--history=/"], "history"),
+    ],
+)
+def test_mistakes(arguments, match):
+    with pytest.raises(UsageError, match=match):
+        run("--server=https://x", "--population=p", *arguments)
+
+
+def test_a_certificate_file_that_is_missing_fails_the_session():
+    result = run("--server=https://localhost:1", "--population=p", "--test-cert=/missing")
+    assert result.exit_code == 2
+    assert "test-cert" in result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_a_process_politely(server, query_plan, number):
+    server.script_session(query_plan)
+    asked, release = threading.Event(), threading.Event()
+
+    def hang(request):
+        asked.set()
+        release.wait(60)
+        return 500
+
+    server.script[server.start] = server.Operation(name="operations/an operation")
+    server.script[server.get_operation] = hang
+    server.script[server.cancel_operation] = b""
+    arguments = [f"--server={server.url}", f"--population={server.population}", "--num-rounds=-1"]
+    with subprocess.Popen([*FCP_CLIENT, *arguments], stdout=subprocess.PIPE, text=True) as process:
+        assert asked.wait(60)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    release.set()
+    assert process.returncode == 1
+    assert "CANCELLED" in output
+    assert server.lines[-1] == server.cancel_operation

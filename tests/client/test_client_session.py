@@ -1,0 +1,416 @@
+"""The order, addresses, headers and bodies of a session, against a scripted server."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from fcp_core.client import CallableStore, Outcome, RetryPolicy, TaskOutcome
+from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.protos import (
+    aggregations_pb2,
+    common_pb2,
+    eligibility_eval_tasks_pb2,
+    task_assignments_pb2,
+)
+from fcp_core.protocol.status import Code
+
+PERMANENT = (4 * 3600 * 0.8, 4 * 3600 * 1.2)
+ACCEPTED = (100, 200)
+REJECTED = (1000, 2000)
+
+
+def within(seconds, window):
+    # The clock goes on between drawing the time and asking how far away it is.
+    return window[0] - 5 <= seconds <= window[1]
+
+
+def test_contributes(server, query_plan, make_client):
+    server.script_session(query_plan)
+    client = make_client(client_version="v9", attestation_measurement="proof")
+    result = client.run_once()
+
+    assert result.outcome is Outcome.CONTRIBUTED
+    assert result.error is None
+    assert within(result.retry_after, ACCEPTED)
+    (task,) = result.tasks
+    assert (task.task_name, task.aggregation_id) == ("task", "aggregation/1")
+    assert task.outcome is TaskOutcome.CONTRIBUTED
+    assert server.lines[:2] == [server.eligibility, server.start]
+    assert sorted(server.lines[2:4]) == sorted([server.report, server.start_upload])
+    assert server.lines[4:] == [server.upload, server.submit]
+    assert result.bytes_sent == sum(len(request.raw) for request in server.requests)
+
+    request = eligibility_eval_tasks_pb2.EligibilityEvalTaskRequest.FromString(
+        server.of(server.eligibility).body
+    )
+    assert request.population_name == ""
+    assert request.client_version.version_code == "v9"
+    assert request.attestation_measurement.value == "proof"
+    gzip_format = common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP
+    assert request.resource_capabilities.supported_compression_formats == [gzip_format]
+    assert request.eligibility_eval_task_capabilities.supports_multiple_task_assignment
+    assert request.eligibility_eval_task_capabilities.supports_native_eets
+
+    start = task_assignments_pb2.StartTaskAssignmentRequest.FromString(server.of(server.start).body)
+    assert not start.HasField("task_eligibility_info")
+    assert start.client_version.version_code == "v9"
+    assert start.attestation_measurement.value == "proof"
+    report = task_assignments_pb2.ReportTaskResultRequest.FromString(server.of(server.report).body)
+    assert report.computation_status_code == 0
+    assert (report.task_name, report.aggregation_id) == ("task", "aggregation/1")
+    assert report.client_stats.HasField("computation_execution_duration")
+    submit = aggregations_pb2.SubmitAggregationResultRequest.FromString(
+        server.of(server.submit).body
+    )
+    assert submit.resource_name == "some/resource name"
+    assert (submit.aggregation_id, submit.client_token) == ("", "")
+
+    uploaded = server.of(server.upload)
+    assert task.checkpoint_bytes == len(uploaded.body)
+    assert task.uploaded_bytes == len(uploaded.raw)
+    assert open_checkpoint(uploaded.body)["x"].tolist() == [7]
+
+
+def test_headers_follow_the_forwarding_info(server, query_plan, make_client):
+    server.script_session(query_plan)
+    make_client().run_once()
+    extra = {
+        server.eligibility: set(),
+        server.start: {"x-assign"},
+        server.report: {"x-assign"},
+        server.start_upload: {"x-data"},
+        server.upload: {"x-bytes"},
+        server.submit: {"x-aggregate"},
+    }
+    assert len(server.requests) == len(extra)
+    for line, headers in extra.items():
+        request = server.of(line)
+        assert request.headers["x-goog-api-key"] == "a key"
+        assert request.headers["content-encoding"] == "gzip"
+        assert request.headers["accept-encoding"] == "gzip"
+        assert request.headers["content-length"] == str(len(request.raw))
+        assert {name for name in request.headers if name.startswith("x-")} == {
+            "x-goog-api-key",
+            *headers,
+        }
+        content_type = "application/x-protobuf" if request.body else None
+        assert request.headers.get("content-type") == content_type
+    # An empty message is a gzip body of nothing, not no body.
+    empty = server.of(server.start_upload)
+    assert len(empty.raw) >= 20
+    assert gzip.decompress(empty.raw) == b""
+
+
+def test_uncompressed_requests_and_an_empty_key(server, query_plan, make_client):
+    server.script_session(query_plan)
+    assert make_client(compress=False, api_key="").run_once().outcome is Outcome.CONTRIBUTED
+    for request in server.requests:
+        assert "content-encoding" not in request.headers
+        assert request.headers["x-goog-api-key"] == ""
+    assert server.of(server.start_upload).raw == b""
+
+
+def test_relative_prefixes_build_on_the_last_remembered_host(server, query_plan, make_client):
+    server.script_session(query_plan)
+    response = server.eligibility_response()
+    response.task_assignment_forwarding_info.target_uri_prefix = "/assign"
+    server.script[server.eligibility] = response
+    upload = server.upload_response()
+    upload.resource.data_upload_forwarding_info.target_uri_prefix = "/bytes/"
+    server.script[server.start_upload] = server.done(upload)
+    assert make_client().run_once().outcome is Outcome.CONTRIBUTED
+
+
+def test_no_client_token_means_the_authorization_token(server, query_plan, make_client):
+    server.script_session(query_plan)
+    upload = server.upload_response()
+    upload.client_token = ""
+    server.script[server.start_upload] = server.done(upload)
+    submit = server.submit.replace("/token:", "/authorization:")
+    server.script[submit] = b""
+    assert make_client().run_once().outcome is Outcome.CONTRIBUTED
+    assert server.lines[-1] == submit
+
+
+def test_plan_and_checkpoint_by_uri(server, query_plan, make_client):
+    server.script_session(query_plan)
+    assigned = server.assigned(query_plan)
+    assigned.task_assignment.plan.uri = f"{server.url}/files/plan?a=b"
+    assigned.task_assignment.init_checkpoint.uri = f"{server.url}/files/checkpoint"
+    server.script[server.start] = server.done(assigned)
+    server.script["GET /files/plan?a=b"] = server.Answer(
+        gzip.compress(query_plan.SerializeToString()),
+        headers={"Content-Type": "application/x-protobuf+GZIP"},
+    )
+    server.script["GET /files/checkpoint"] = b"checkpoint"
+    assert make_client().run_once().outcome is Outcome.CONTRIBUTED
+    for line in ("GET /files/plan?a=b", "GET /files/checkpoint"):
+        assert not [name for name in server.of(line).headers if name.startswith("x-")]
+
+
+def test_inline_resources_may_be_compressed(server, query_plan, make_client):
+    server.script_session(query_plan)
+    assigned = server.assigned(query_plan)
+    inline = assigned.task_assignment.plan.inline_resource
+    inline.data = gzip.compress(query_plan.SerializeToString())
+    inline.compression_format = common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP
+    server.script[server.start] = server.done(assigned)
+    assert make_client().run_once().outcome is Outcome.CONTRIBUTED
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda task: setattr(task.plan, "uri", ""), Code.INVALID_ARGUMENT),
+        (lambda task: setattr(task.plan, "uri", "http://127.0.0.1:1/"), Code.INVALID_ARGUMENT),
+        (lambda task: setattr(task.plan, "uri", "http://localhost/x"), Code.INVALID_ARGUMENT),
+        (
+            lambda task: setattr(task.plan.inline_resource, "compression_format", 1),
+            Code.INVALID_ARGUMENT,
+        ),
+        (
+            lambda task: setattr(task.plan.inline_resource, "compression_format", 9),
+            Code.UNIMPLEMENTED,
+        ),
+        (
+            lambda task: task.ClearField("aggregation_data_forwarding_info"),
+            Code.INVALID_ARGUMENT,
+        ),
+        (lambda task: task.confidential_aggregation_info.SetInParent(), Code.INVALID_ARGUMENT),
+        (lambda task: task.willow_aggregation_info.SetInParent(), Code.INVALID_ARGUMENT),
+    ],
+)
+def test_assignments_that_cannot_be_served(server, query_plan, make_client, spoil, code):
+    server.script_session(query_plan)
+    assigned = server.assigned(query_plan)
+    spoil(assigned.task_assignment)
+    server.script[server.start] = server.done(assigned)
+    result = make_client().run_once()
+    assert result.outcome is Outcome.FAILED
+    assert result.error.code is code
+    assert within(result.retry_after, PERMANENT)
+    assert server.lines == [server.eligibility, server.start]
+
+
+def test_rejected_at_check_in(server, make_client):
+    response = server.eligibility_response()
+    response.rejection_info.SetInParent()
+    server.script[server.eligibility] = response
+    result = make_client().run_once()
+    assert result.outcome is Outcome.REJECTED
+    assert within(result.retry_after, REJECTED)
+    assert server.lines == [server.eligibility]
+
+
+def test_rejected_at_assignment(server, make_client):
+    server.script[server.eligibility] = server.eligibility_response()
+    server.script[server.start] = server.done(server.rejected())
+    result = make_client().run_once()
+    assert result.outcome is Outcome.REJECTED
+    assert within(result.retry_after, REJECTED)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "window"),
+    [
+        (404, Code.NOT_FOUND, PERMANENT),
+        (400, Code.INVALID_ARGUMENT, PERMANENT),
+        (501, Code.UNIMPLEMENTED, PERMANENT),
+        (401, Code.UNAUTHENTICATED, (900 * 0.8, 900 * 1.2)),
+        (302, Code.UNKNOWN, (900 * 0.8, 900 * 1.2)),
+        (500, Code.INTERNAL, (900 * 0.8, 900 * 1.2)),
+    ],
+)
+def test_check_in_that_fails(server, make_client, status, code, window):
+    server.script[server.eligibility] = server.Answer(b"not read", status)
+    result = make_client().run_once()
+    assert result.outcome is Outcome.FAILED
+    assert result.error.code is code
+    assert within(result.retry_after, window)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda response: response.ClearField("no_eligibility_eval_configured"),
+        lambda response: response.ClearField("task_assignment_forwarding_info"),
+    ],
+)
+def test_malformed_check_in_response(server, make_client, spoil):
+    response = server.eligibility_response()
+    spoil(response)
+    server.script[server.eligibility] = response
+    result = make_client().run_once()
+    assert result.error.code is Code.INVALID_ARGUMENT
+    assert within(result.retry_after, PERMANENT)
+
+
+def test_body_that_is_no_message(server, make_client):
+    server.script[server.eligibility] = b"\xff\xff\xff"
+    assert make_client().run_once().error.code is Code.INVALID_ARGUMENT
+
+
+def test_unknown_content_encoding_is_refused(server, make_client):
+    body = server.eligibility_response().SerializeToString()
+    server.script[server.eligibility] = server.Answer(body, headers={"Content-Encoding": "br"})
+    assert make_client().run_once().error.code is Code.INVALID_ARGUMENT
+
+
+def test_gzip_responses_are_decoded(server, make_client):
+    body = gzip.compress(server.eligibility_response().SerializeToString())
+    server.script[server.eligibility] = server.Answer(body, headers={"Content-Encoding": "gzip"})
+    server.script[server.start] = server.done(server.rejected())
+    assert make_client().run_once().outcome is Outcome.REJECTED
+
+
+def test_transient_failure_after_check_in_uses_the_servers_window(server, make_client):
+    server.script[server.eligibility] = server.eligibility_response()
+    server.script[server.start] = 409
+    result = make_client().run_once()
+    assert result.error.code is Code.ABORTED
+    assert within(result.retry_after, REJECTED)
+
+
+def test_unavailable_is_tried_three_times(server, query_plan, make_client):
+    server.script_session(query_plan)
+    happy = server.script[server.start]
+    server.script[server.start] = [503, 503, happy]
+    assert make_client().run_once().outcome is Outcome.CONTRIBUTED
+    assert server.lines.count(server.start) == 3
+
+    server.requests.clear()
+    server.script[server.start] = 503
+    assert make_client().run_once().error.code is Code.UNAVAILABLE
+    assert server.lines.count(server.start) == 3
+
+    server.requests.clear()
+    make_client(retry=RetryPolicy(attempts=1)).run_once()
+    assert server.lines.count(server.start) == 1
+
+
+def test_other_codes_are_not_tried_again(server, make_client):
+    server.script[server.eligibility] = 504
+    assert make_client().run_once().error.code is Code.DEADLINE_EXCEEDED
+    assert len(server.requests) == 1
+
+
+def test_nobody_listens(server, make_client):
+    server.close()
+    client = make_client()
+    result = client.run_once()
+    assert result.error.code is Code.UNAVAILABLE
+    assert within(result.retry_after, (900 * 0.8, 900 * 1.2))
+
+
+def test_report_failures_change_nothing(server, query_plan, make_client):
+    server.script_session(query_plan)
+    server.script[server.report] = 503
+    assert make_client().run_once().outcome is Outcome.CONTRIBUTED
+    assert server.lines.count(server.report) == 1
+
+
+@pytest.mark.parametrize("answer", [404, 409, "operation"])
+def test_upload_that_cannot_start(server, query_plan, make_client, answer):
+    server.script_session(query_plan)
+    server.script[server.start_upload] = (
+        server.failed(Code.ABORTED) if answer == "operation" else answer
+    )
+    result = make_client().run_once()
+    assert result.outcome is Outcome.FAILED
+    assert result.tasks[0].outcome is TaskOutcome.UPLOAD_FAILED
+    assert within(result.retry_after, PERMANENT)
+    assert sorted(server.lines[2:]) == sorted([server.report, server.start_upload])
+
+
+@pytest.mark.parametrize(("status", "aborts"), [(409, False), (500, True), (404, True)])
+def test_upload_that_fails(server, query_plan, make_client, status, aborts):
+    server.script_session(query_plan)
+    server.script[server.upload] = status
+    result = make_client().run_once()
+    assert result.tasks[0].outcome is TaskOutcome.UPLOAD_FAILED
+    assert within(result.retry_after, PERMANENT)
+    assert server.submit not in server.lines
+    assert (server.abort in server.lines) is aborts
+    if aborts:
+        request = aggregations_pb2.AbortAggregationRequest.FromString(server.of(server.abort).body)
+        assert request.status.code == result.tasks[0].error.code
+        assert request.status.message
+        assert server.of(server.abort).headers["x-aggregate"] == "yes"
+
+
+def test_submit_that_fails(server, query_plan, make_client):
+    server.script_session(query_plan)
+    server.script[server.submit] = 404
+    result = make_client().run_once()
+    assert result.outcome is Outcome.FAILED
+    assert result.tasks[0].outcome is TaskOutcome.SUBMIT_FAILED
+    assert within(result.retry_after, ACCEPTED)
+    assert server.abort not in server.lines
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda plan: plan.phase.ClearField("example_query_spec"), Code.INTERNAL),
+        (
+            lambda plan: setattr(
+                plan.phase.example_query_spec.example_queries[0].example_selector,
+                "collection_uri",
+                "app:/unknown",
+            ),
+            Code.INTERNAL,
+        ),
+        (
+            lambda plan: setattr(
+                plan.phase.example_query_spec.example_queries[0], "min_output_row_count", 2
+            ),
+            Code.FAILED_PRECONDITION,
+        ),
+    ],
+)
+def test_failed_computations_are_reported(server, query_plan, make_client, spoil, code):
+    spoil(query_plan)
+    server.script_session(query_plan)
+    result = make_client().run_once()
+    assert result.outcome is Outcome.FAILED
+    assert result.tasks[0].outcome is TaskOutcome.COMPUTATION_FAILED
+    assert within(result.retry_after, ACCEPTED)
+    assert server.lines == [server.eligibility, server.start, server.report]
+    report = task_assignments_pb2.ReportTaskResultRequest.FromString(server.of(server.report).body)
+    assert report.computation_status_code == code
+    assert (report.task_name, report.aggregation_id) == ("task", "aggregation/1")
+
+
+def test_a_plan_that_is_no_message_is_a_failed_computation(server, query_plan, make_client):
+    server.script_session(query_plan)
+    assigned = server.assigned(query_plan)
+    assigned.task_assignment.plan.inline_resource.data = b"\xff\xff"
+    server.script[server.start] = server.done(assigned)
+    result = make_client().run_once()
+    assert result.tasks[0].outcome is TaskOutcome.COMPUTATION_FAILED
+    assert server.lines[-1] == server.report
+
+
+def test_a_faulty_store_does_not_take_down_the_device(server, query_plan, make_client):
+    def fail(query):
+        raise ZeroDivisionError("oops")
+
+    server.script_session(query_plan)
+    store = CallableStore(lambda selector: [], query=fail)
+    result = make_client(stores=store).run_once()
+    assert result.tasks[0].outcome is TaskOutcome.COMPUTATION_FAILED
+    assert "oops" in str(result.tasks[0].error)
+    assert server.lines[-1] == server.report
+
+
+def test_run_goes_on_after_failures(server, query_plan, make_client):
+    server.script_session(query_plan)
+    server.script[server.eligibility] = [500, server.eligibility_response()]
+    results = list(make_client().run(3, sleep=0))
+    assert [result.outcome for result in results] == [
+        Outcome.FAILED,
+        Outcome.CONTRIBUTED,
+        Outcome.CONTRIBUTED,
+    ]
