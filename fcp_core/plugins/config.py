@@ -77,16 +77,17 @@ class Option:
 
         :raises UsageError: with the origin, the value and what was expected.
         """
+        hint = ""
         try:
             value = convert(self.type, raw, base)
             if self.choices and value not in self.choices:
                 hint = did_you_mean(str(value), self.choices)
-                raise ValueError(f"one of {', '.join(self.choices)}{hint}")
+                raise ValueError(f"one of {', '.join(self.choices)}")
             if self.minimum is not None and value < self.minimum:
                 raise ValueError(f"at least {self.minimum:g}")
         except ValueError as error:
             shown = "***" if self.secret else repr(raw)
-            raise UsageError(f"{origin}: {shown} is not {error}.") from None
+            raise UsageError(f"{origin}: {shown} is not {error}.{hint}") from None
         return value
 
 

@@ -27,6 +27,8 @@ GROUP = "fcp"
 #: The distribution that owns the import package ``fcp_core``.
 DISTRIBUTION = "fcp-server"
 
+_HERE = Path(__file__).parent
+
 #: The hooks that may return an awaitable.
 ASYNC_HOOKS = frozenset({"fcp_startup", "fcp_shutdown"})
 #: The hooks that run as one chain; all others are called plugin by plugin.
@@ -188,6 +190,7 @@ def check_plugin(source: PluginSource, plugin: object) -> list[str]:
         ]
     specs = hook_specs()
     problems = []
+    marked = 0
     for name in dir(plugin):
         if not name.startswith("fcp_") and isinstance(plugin, ModuleType) and name.startswith("_"):
             continue
@@ -204,6 +207,7 @@ def check_plugin(source: PluginSource, plugin: object) -> list[str]:
                     f"{where}: {name} is not marked with hookimpl and would never run; decorate it."
                 )
             continue
+        marked += 1
         hook = opts.get("specname") or name
         if hook not in specs:
             if not opts.get("optionalhook"):
@@ -218,6 +222,10 @@ def check_plugin(source: PluginSource, plugin: object) -> list[str]:
             )
         elif wrapper and not inspect.isgeneratorfunction(function):
             problems.append(f"{where}: a wrapper of {hook} must be a generator; it has no yield.")
+    if not marked and not problems:
+        problems.append(
+            f"{source} implements no hook; mark its functions with fcp_core.plugins.hookimpl."
+        )
     return problems
 
 
@@ -276,7 +284,11 @@ def explain(error: BaseException) -> str:
     """Return an exception as a clause, with the place it was raised at."""
     if isinstance(error, UsageError):
         return str(error).removesuffix(".")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and Path(frame.filename).parent != _HERE
+    ]
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"
 

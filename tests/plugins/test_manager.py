@@ -1,0 +1,475 @@
+"""Loading plugins: what is found, what is chosen, and what is said about mistakes."""
+
+import importlib.metadata
+import logging
+import re
+
+import pytest
+
+from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.errors import UsageError
+from fcp_core.plugins import hookimpl
+from fcp_core.plugins.discovery import check_owner
+from fcp_core.plugins.manager import Plugins
+from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
+from fcp_core.rounds.tasks import TaskSpec
+
+IMPORT = "from fcp_core.plugins import hookimpl\n"
+
+
+def mistakes(load, *points, **arguments):
+    with pytest.raises(UsageError) as caught:
+        load(*points, **arguments)
+    return str(caught.value).splitlines()
+
+
+def aggregator(name, *uris):
+    return AggregatorFactory(name, frozenset(uris), "for tests", make=None, load=None)
+
+
+class Registers:
+    """A plugin that registers what it is given."""
+
+    def __init__(self, *factories):
+        self._factories = factories
+
+    @hookimpl
+    def fcp_register_aggregators(self):
+        return [f for f in self._factories if isinstance(f, AggregatorFactory)]
+
+    @hookimpl
+    def fcp_register_selection_policies(self):
+        return [f for f in self._factories if isinstance(f, SelectionPolicyFactory)]
+
+
+# What is there.
+
+
+def test_the_builtins_come_through_entry_points():
+    plugins = Plugins.load(environ={}, working_folder="/")
+    assert {"fifo", "uniform"} <= set(plugins.selection_policies)
+    assert {"memory", "sqlite"} <= set(plugins.storages)
+    assert {"federated_sum", "federated_mean"} <= set(plugins.aggregators)
+    assert "local" in plugins.engines
+    assert "simple" in plugins.protocols
+    names = {plugin.source.name: plugin.source for plugin in plugins.plugins}
+    assert names["builtin_policies"].distribution == "fcp-server"
+    assert names["builtin_policies"].version == importlib.metadata.version("fcp-server")
+
+
+def test_the_choices_can_be_made(load):
+    plugins = load()
+    assert type(plugins.make_storage()).__name__ == "MemoryStorage"
+    assert type(plugins.make_engine()).__name__ == "LocalEngine"
+    assert type(plugins.make_selection_policy()).__name__ == "FifoPolicy"
+    assert type(plugins.make_selection_policy("uniform", {"window": "1s"})).__name__ == (
+        "UniformPolicy"
+    )
+    assert plugins.make_protocol() is not plugins.make_protocol()
+    assert plugins.make_eligibility_policies() == []
+    assert plugins.aggregator_choices() == {}
+    with pytest.raises(UsageError, match=r"offers the selection 'fifi'\. Did you mean 'fifo'"):
+        plugins.make_selection_policy("fifi")
+    with pytest.raises(UsageError, match=r"option windw of selection\.uniform"):
+        plugins.make_selection_policy("uniform", {"windw": "1s"})
+
+
+def test_eligibility_policies_keep_their_order(load):
+    names = ["data_availability", "sampling_without_replacement"]
+    for order in (names, names[::-1]):
+        policies = load(overrides={"eligibility": order}).make_eligibility_policies()
+        assert [policy.NAME for policy in policies] == order
+
+
+def test_an_aggregator_of_choice_serves_its_uris(load):
+    robust = aggregator("robust", "federated_mean", "federated_weighted_mean")
+    plugins = load(extra=[Registers(robust)], overrides={"aggregator": "robust"})
+    assert plugins.aggregator_choices() == {
+        "federated_mean": "robust",
+        "federated_weighted_mean": "robust",
+    }
+    active = {offer.name: offer.active for offer in plugins.offers() if offer.kind == "aggregator"}
+    assert active["robust"]
+    assert active["federated_sum"]
+    assert not active["federated_mean"]
+    assert not load(extra=[Registers(robust)]).aggregator_choices()
+
+
+def test_aggregator_options_are_by_name(load):
+    class Plugin(Registers):
+        @hookimpl
+        def fcp_add_options(self, options):
+            options.add("aggregator.robust", "trim", "float", 0.1, "how much")
+
+    plugin = Plugin(aggregator("robust", "federated_mean"))
+    options = load(extra=[plugin], environ={"FCP_AGGREGATOR_ROBUST__TRIM": "0.2"})
+    assert options.aggregator_options()["robust"] == {"trim": 0.2}
+
+
+def test_plugins_of_the_configuration_are_modules_or_files(load, modules, tmp_path):
+    source = IMPORT + (
+        "from fcp_core.rounds.policies import SelectionPolicyFactory\n"
+        "@hookimpl\n"
+        "def fcp_register_selection_policies():\n"
+        "    return [SelectionPolicyFactory(__name__, 'x', None)]\n"
+    )
+    modules.write("extra_module", source)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "local.py").write_text(source)
+    config = tmp_path / "conf" / "site.cfg"
+    config.write_text("[fcp]\nplugins = extra_module, local.py\n")
+    plugins = load(config_file=config)
+    assert {"extra_module", "fcp_plugin_file_local"} <= set(plugins.selection_policies)
+    sources = {plugin.source.name: str(plugin.source) for plugin in plugins.plugins}
+    assert sources["local"] == f"plugin 'local' from {config} [fcp] plugins"
+
+
+def test_a_plugin_class_is_made_anew_for_every_server(load, modules):
+    modules.write(
+        "stateful",
+        IMPORT + "class Plugin:\n"
+        "    def __init__(self):\n"
+        "        self.seen = []\n"
+        "    @hookimpl\n"
+        "    def fcp_event(self, event):\n"
+        "        self.seen.append(event)\n",
+    )
+    point = modules.point("stateful", "stateful:Plugin")
+    first, second = load(point), load(point)
+    first.notify("event")
+    seen = [
+        [p.plugin.seen for p in plugins.plugins if p.source.name == "stateful"]
+        for plugins in (first, second)
+    ]
+    assert seen == [[["event"]], [[]]]
+
+
+def test_two_plugin_objects_of_one_class_are_two_plugins(load):
+    plugins = load(extra=[Registers(aggregator("a", "x")), Registers(aggregator("b", "x"))])
+    assert {"a", "b"} <= set(plugins.aggregators)
+
+
+def test_a_disabled_plugin_is_not_imported(load, modules):
+    modules.write("explosive", "raise RuntimeError('imported')")
+    point = modules.point("explosive", "explosive")
+    assert "cannot be imported: RuntimeError: imported" in mistakes(load, point)[0]
+    plugins = load(point, overrides={"disable_plugins": "explosive"})
+    assert "explosive" not in [plugin.source.name for plugin in plugins.plugins]
+
+
+def test_the_log_has_a_line_for_each_plugin(load, caplog):
+    with caplog.at_level(logging.INFO, "fcp_core.plugins"):
+        load()
+    assert any(
+        re.match(r"plugin 'builtin_policies' from fcp-server \S+: selection fifo, ", r.message)
+        for r in caplog.records
+    )
+
+
+def test_the_log_names_a_file_that_is_ignored(load, tmp_path, caplog):
+    (tmp_path / "setup.cfg").write_text("[fcp]\nselection = uniform\n")
+    (tmp_path / "fcp.cfg").write_text("[fcp]\nselection = fifo\n")
+    assert load().config.get("selection") == "uniform"
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path / 'fcp.cfg'} is ignored, since {tmp_path / 'setup.cfg'} has the configuration"
+    ]
+
+
+# Mistakes of plugins.
+
+BROKEN = {
+    "misspelt": (
+        "@hookimpl\ndef fcp_register_agregators(config): ...",
+        "no hook is called fcp_register_agregators. Did you mean fcp_register_aggregators?",
+    ),
+    "unmarked": (
+        "def fcp_event(event): ...",
+        "fcp_event is not marked with hookimpl and would never run; decorate it.",
+    ),
+    "argument": (
+        "@hookimpl\ndef fcp_register_aggregators(session): ...",
+        "fcp_register_aggregators asks for session; the hook passes config.",
+    ),
+    "no_arguments": (
+        "@hookimpl\ndef fcp_shutdown(config): ...",
+        "fcp_shutdown asks for config; the hook passes no arguments.",
+    ),
+    "default": (
+        "@hookimpl\ndef fcp_event(event=None): ...",
+        "fcp_event gives event a default and would never be passed it; drop it; "
+        "the hook passes event.",
+    ),
+    "star": (
+        "@hookimpl\ndef fcp_event(*events): ...",
+        "fcp_event takes *events, which is never filled; the hook passes event.",
+    ),
+    "keyword_only": (
+        "@hookimpl\ndef fcp_event(*, event): ...",
+        "fcp_event takes event by keyword only; drop the star; the hook passes event.",
+    ),
+    "asynchronous": (
+        "@hookimpl\nasync def fcp_event(event): ...",
+        "fcp_event must not be async; only fcp_shutdown and fcp_startup may.",
+    ),
+    "wrapper": (
+        "@hookimpl(wrapper=True)\ndef fcp_event(event):\n    return (yield)",
+        "fcp_event cannot be wrapped, since every plugin is called on its own.",
+    ),
+    "no_generator": (
+        "@hookimpl(wrapper=True)\ndef fcp_authenticate(method): ...",
+        "a wrapper of fcp_authenticate must be a generator; it has no yield.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_wrong_hook_is_told_with_its_place(load, modules, name):
+    source, message = BROKEN[name]
+    path = modules.write("broken", f"{IMPORT}\n{source}\n")
+    (line,) = mistakes(load, modules.point("demo", "broken"))
+    assert line == f"plugin 'demo' from demo-dist 1.2: {path}:3: {message}"
+
+
+def test_all_wrong_hooks_of_all_plugins_are_told_together(load, modules):
+    for name, (source, _) in BROKEN.items():
+        modules.write(f"broken_{name}", f"{IMPORT}\n{source}\n")
+    lines = mistakes(load, *[modules.point(name, f"broken_{name}") for name in BROKEN])
+    assert len(lines) == len(BROKEN)
+
+
+def test_an_optional_hook_of_a_newer_server_is_left_out(load, modules):
+    modules.write("newer", f"{IMPORT}\n@hookimpl(optionalhook=True)\ndef fcp_of_tomorrow(x): ...\n")
+    assert "newer" in [p.source.name for p in load(modules.point("newer", "newer")).plugins]
+
+
+def test_helpers_and_imported_modules_are_no_hooks(load, modules):
+    modules.write("fcp_helpers", "def fcp_anything(): ...\n")
+    modules.write(
+        "tidy",
+        IMPORT + "import fcp_helpers\nfrom fcp_helpers import fcp_anything\nfcp_api_version = 1\n"
+        "@hookimpl\ndef fcp_event(event): ...\n",
+    )
+    load(modules.point("tidy", "tidy"))
+
+
+def test_a_plugin_for_a_newer_api_is_refused(load, modules):
+    modules.write("newer", "fcp_api_version = 2\n")
+    assert mistakes(load, modules.point("newer", "newer")) == [
+        "plugin 'newer' from demo-dist 1.2 is written for version 2 of the hooks; this server has "
+        "version 1."
+    ]
+
+
+def test_a_plugin_without_hooks_is_refused(load, modules):
+    modules.write("empty", "x = 1\n")
+    assert mistakes(load, modules.point("empty", "empty")) == [
+        "plugin 'empty' from demo-dist 1.2 implements no hook; mark its functions with "
+        "fcp_core.plugins.hookimpl."
+    ]
+
+
+def test_a_plugin_with_a_syntax_error_says_where(load, modules):
+    modules.write("garbled", "x = 1\nthis is no Python\n")
+    assert mistakes(load, modules.point("garbled", "garbled")) == [
+        "plugin 'garbled' from demo-dist 1.2 cannot be imported: SyntaxError: invalid syntax "
+        "(garbled.py, line 2)."
+    ]
+
+
+def test_a_plugin_that_lacks_something_says_what(load, modules):
+    path = modules.write("lacking", "import there_is_no_such_module\n")
+    assert mistakes(load, modules.point("lacking", "lacking")) == [
+        "plugin 'lacking' from demo-dist 1.2 cannot be imported: ModuleNotFoundError: "
+        f"No module named 'there_is_no_such_module' ({path}:1)."
+    ]
+    (line,) = mistakes(load, overrides={"plugins": "there_is_no_such_module, nor.py"})[:1]
+    assert "from the program's overrides: plugins cannot be imported" in line
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ("None", "it returned None, not a list of AggregatorFactory"),
+        ("'mean'", "it returned 'mean', not a list of AggregatorFactory"),
+        ("['mean']", "its list has 'mean', which is no AggregatorFactory"),
+        ("factory('m')", "not a list of AggregatorFactory"),
+        ("[factory('two words')]", "the name 'two words' of a aggregator must be one word"),
+        ("[factory('m'), factory('m')]", "the aggregator 'm' is offered already by plugin 'demo'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_wrong_registration_is_told(load, modules, answer, message):
+    modules.write(
+        "wrong",
+        IMPORT + "from fcp_core.aggregation.aggregator import AggregatorFactory\n"
+        "def factory(name):\n"
+        "    return AggregatorFactory(name, frozenset(), '', None, None)\n"
+        f"@hookimpl\ndef fcp_register_aggregators():\n    return {answer}\n",
+    )
+    (line,) = mistakes(load, modules.point("demo", "wrong"))
+    assert line.startswith(
+        "plugin 'demo' from demo-dist 1.2 failed to register with fcp_register_aggregators: "
+    )
+    assert message in line
+
+
+def test_factories_of_one_name_name_both_distributions(load, modules):
+    modules.write(
+        "clash",
+        IMPORT + "from fcp_core.rounds.policies import SelectionPolicyFactory\n"
+        "@hookimpl\ndef fcp_register_selection_policies():\n"
+        "    return [SelectionPolicyFactory('fifo', 'mine', None)]\n",
+    )
+    point = modules.point("zz_clash", "clash")
+    (line,) = mistakes(load, point)
+    assert line.startswith("plugin 'zz_clash' from demo-dist 1.2 failed to register")
+    assert "'fifo' is offered already by plugin 'builtin_policies' from fcp-server" in line
+    assert "disable_plugins" in line
+    assert load(point, overrides={"disable_plugins": "zz_clash"}).selection_policies
+
+
+def test_plugins_of_one_name_name_both_distributions(load, modules):
+    modules.write("one", "")
+    points = [modules.point("demo", "one"), modules.point("demo", "two", "other-dist", "3")]
+    assert mistakes(load, *points) == [
+        "two plugins are called 'demo': from demo-dist 1.2 and from other-dist 3; uninstall one."
+    ]
+
+
+def test_a_module_that_is_installed_need_not_be_configured(load):
+    (line,) = mistakes(load, overrides={"plugins": "fcp_plugins.plugin"})
+    assert "is the same module as plugin 'builtin_policies' from fcp-server" in line
+
+
+def test_an_unknown_disabled_plugin_is_a_typo(load):
+    (line,) = mistakes(load, overrides={"disable_plugins": "builtin_polices"})
+    assert "no plugin is called 'builtin_polices'. Did you mean builtin_policies?" in line
+
+
+@pytest.mark.parametrize(
+    ("required", "message"),
+    [
+        ("fcp-server", None),
+        ("fcp_server >= 0.0.1", None),
+        ("builtin_policies", None),
+        ("demo-dist>=1.2", None),
+        ("demo-dist>=1.2.0.0", None),
+        ("demo-dist>=1.10", "demo-dist>=1.10 is required, but plugin 'demo' from demo-dist 1.2"),
+        ("secure-aggregation", "the required plugin 'secure-aggregation' is not installed"),
+        ("demo-dits", "the required plugin 'demo-dits' is not installed. Did you mean demo-dist?"),
+        ("demo-dist<3", "'demo-dist<3' is not of the form name or name>=1.2."),
+    ],
+)
+def test_required_plugins(load, modules, required, message):
+    modules.write("demo", f"{IMPORT}@hookimpl\ndef fcp_event(): ...\n")
+    point = modules.point("demo", "demo")
+    if message is None:
+        load(point, overrides={"required_plugins": required})
+    else:
+        (line,) = mistakes(load, point, overrides={"required_plugins": required})
+        assert line.startswith("the program's overrides: required_plugins: ")
+        assert message in line
+
+
+def test_a_release_candidate_is_not_the_release(load, modules):
+    modules.write("demo", f"{IMPORT}@hookimpl\ndef fcp_event(): ...\n")
+    point = modules.point("demo", "demo", version="1.2rc1")
+    mistakes(load, point, overrides={"required_plugins": "demo>=1.2"})
+    load(point, overrides={"required_plugins": "demo>=1.1"})
+
+
+def test_a_disabled_plugin_does_not_satisfy_a_requirement(load):
+    overrides = {"required_plugins": "builtin_policies", "disable_plugins": "builtin_policies"}
+    assert "is not installed" in mistakes(load, overrides=overrides)[0]
+
+
+def test_a_second_owner_of_our_package_is_refused(monkeypatch):
+    monkeypatch.setattr(
+        importlib.metadata,
+        "packages_distributions",
+        lambda: {"fcp_core": ["fcp-server", "fcp-core"]},
+    )
+    check_owner.cache_clear()
+    try:
+        with pytest.raises(UsageError, match="also installed by fcp-core, which is unrelated"):
+            Plugins.load()
+    finally:
+        check_owner.cache_clear()
+
+
+# Mistakes of the operator.
+
+
+def test_unknown_choices_are_told_with_what_is_installed(load, tmp_path):
+    (tmp_path / "setup.cfg").write_text("[fcp]\nstorage = memry\naggregator = mean, robust\n")
+    lines = mistakes(load, environ={"FCP_ELIGIBILITY": "minimum_seperation"})
+    assert lines[0] == (
+        "setup.cfg [fcp] storage: no active plugin offers the storage 'memry'. Did you mean "
+        "'memory'? Installed: memory, sqlite."
+    )
+    assert lines[1].startswith(
+        "environment FCP_ELIGIBILITY: no active plugin offers the eligibility "
+        "'minimum_seperation'. Did you mean 'minimum_separation'?"
+    )
+    assert lines[2].startswith("setup.cfg [fcp] aggregator: no active plugin offers the aggregator")
+    assert len(lines) == 4
+
+
+def test_a_default_that_is_not_installed_is_told(load):
+    lines = mistakes(load, builtin=False)
+    assert "[fcp] storage (default): no active plugin offers the storage 'memory'. Installed: none."
+    assert len(lines) == 4
+
+
+def test_two_aggregators_for_one_intrinsic_are_told(load):
+    one, two = aggregator("one", "federated_mean"), aggregator("two", "federated_mean", "other")
+    (line,) = mistakes(load, extra=[Registers(one, two)], overrides={"aggregator": "one, two"})
+    assert "one and two both serve federated_mean; keep one." in line
+
+
+def test_a_task_with_wrong_choices_is_told_all_of_them(load):
+    task = TaskSpec(
+        population="p",
+        name="t",
+        plan=b"",
+        aggregation=b"",
+        goal_count=1,
+        protocol="simpel",
+        selection="unifrom",
+        aggregators={"federated_sum": "federated_mean", "federated_mean": "nothing"},
+        options={"uniform": {}, "simple": {}},
+    )
+    problems = load().check_task(task)
+    assert [problem.split(".")[0] for problem in problems] == [
+        "no active plugin offers the protocol 'simpel'",
+        "no active plugin offers the selection 'unifrom'",
+        "the aggregator 'federated_mean' serves federated_mean, not federated_sum",
+        "no active plugin offers the aggregator 'nothing'",
+        "the task has options for 'uniform', which it does not use",
+        "the task has options for 'simple', which it does not use",
+    ]
+
+
+def test_a_task_with_wrong_options_is_told(load):
+    task = TaskSpec(
+        population="p",
+        name="t",
+        plan=b"",
+        aggregation=b"",
+        goal_count=1,
+        selection="uniform",
+        options={"uniform": {"window": "soon"}, "minimum_separation": {"current_index": 3}},
+    )
+    plugins = load(overrides={"eligibility": "minimum_separation"})
+    (problem,) = plugins.check_task(task)
+    assert problem.startswith("option window of selection.uniform: 'soon' is not a duration")
+
+
+def test_factory_types_are_told_apart(load):
+    class Plugin:
+        @hookimpl
+        def fcp_register_selection_policies(self):
+            return [EligibilityPolicyFactory("x", "x", None)]
+
+    (line,) = mistakes(load, extra=[Plugin()])
+    assert "which is no SelectionPolicyFactory" in line
