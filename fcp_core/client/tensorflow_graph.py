@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from fcp_core.client.executors import FEDERATED_SELECT_URI
 from fcp_core.errors import MissingExtraError
 from fcp_core.protocol.protos import plan_pb2
@@ -103,7 +105,7 @@ class _Importer:
         self._source = source
         try:
             self._def = self._tf.compat.v1.GraphDef.FromString(graph_bytes)
-        except Exception as error:  # the DecodeError of whichever protobuf TensorFlow runs on
+        except DecodeError as error:
             raise _bad(f"it is not a GraphDef: {error}") from error
         # Placement and colocation are the plan author's machine's, and colocation would name
         # nodes of other stages.
@@ -115,6 +117,9 @@ class _Importer:
             node.name: _Node(node, tuple(_node_name(i) for i in node.input))
             for node in self._def.node
         }
+        for name, node in self._nodes.items():
+            for missing in set(node.inputs) - set(self._nodes):
+                raise _bad(f"its node {name!r} reads {missing!r}, which there is not")
         self._imported: set[str] = set()
         self._outputs: dict[str, Any] = {}
         # What is added must not take the name of a node that is still to come.
@@ -159,12 +164,9 @@ class _Importer:
         pending = list(self._nodes[name].inputs)
         while pending:
             current = pending.pop()
-            if current in found:
-                continue
-            if current not in self._nodes:
-                raise _bad(f"it has no node {current!r}, which another one reads")
-            found.add(current)
-            pending.extend(self._nodes[current].inputs)
+            if current not in found:
+                found.add(current)
+                pending.extend(self._nodes[current].inputs)
         return found
 
     def _stage(self, names: set[str], graph: Any) -> None:

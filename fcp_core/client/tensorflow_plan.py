@@ -211,9 +211,11 @@ def _tensor_name(data: bytes) -> str:
 def _constants(tf: Any, constants: Any) -> dict[str, Any]:
     feeds = {}
     for name, data in constants.items():
+        holder = tf.compat.v1.AttrValue()  # a TensorProto has no public name of its own
         try:
-            value = tf.make_ndarray(tf.compat.v1.TensorProto.FromString(data))
-        except Exception as error:  # one of several kinds, by TensorFlow's version
+            holder.tensor.ParseFromString(data)
+            value = tf.make_ndarray(holder.tensor)
+        except (DecodeError, TypeError, ValueError) as error:
             raise _bad(f"the constant input {name!r} is not a tensor: {error}") from error
         feeds[name if ":" in name else f"{name}:0"] = value
     return feeds
