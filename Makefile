@@ -5,6 +5,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LINT := .venv-lint
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint test-light protos requirements bench clean
@@ -20,13 +21,19 @@ $(READY): requirements/dev.txt setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# mypy and ruff have an environment of their own: mypy wants newer packages than TensorFlow 2.14.
+$(LINT)/.ready: requirements/lint.txt
+	$(PYTHON) -m venv $(LINT)
+	$(LINT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/lint.txt
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/fcp demo
 
-lint: $(READY)
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+lint: $(READY) $(LINT)/.ready
+	$(LINT)/bin/ruff format --check .
+	$(LINT)/bin/ruff check .
+	$(LINT)/bin/mypy --python-executable $(BIN)/python
 
 check: $(READY) lint
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -44,14 +51,16 @@ test-light:
 protos: $(READY)
 	$(BIN)/python -m fcp_core.protocol.generate
 
+pin = { echo "\# Pinned for Python 3.11 from '$(2)' by 'make requirements'."; \
+	  uv pip compile $(2) --override requirements/overrides.txt --quiet \
+	    --python-version 3.11 --no-annotate --no-header; } > requirements/$(1).new && \
+	mv requirements/$(1).new requirements/$(1).txt
+
 # Resolve the pinned requirements anew (needs uv).
 requirements:
-	for extra in tff dev; do \
-	  extras="--extra tff"; [ $$extra = dev ] && extras="$$extras --extra dev"; \
-	  { echo "# Every package for Python 3.11 with '$$extras', pinned; made by 'make requirements'."; \
-	    uv pip compile setup.cfg $$extras --override requirements/overrides.txt --quiet \
-	      --python-version 3.11 --no-annotate --no-header; } > requirements/$$extra.new && \
-	  mv requirements/$$extra.new requirements/$$extra.txt; done
+	$(call pin,tff,setup.cfg --extra tff)
+	$(call pin,dev,setup.cfg --extra tff --extra dev)
+	$(call pin,lint,requirements/lint.in)
 
 clean:
-	rm -rf $(VENV) .venv-light build dist *.egg-info demo-out
+	rm -rf $(VENV) $(LINT) .venv-light build dist *.egg-info demo-out
