@@ -28,6 +28,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
             type="bool",
             default=False,
             help="sum in the clear what asks for secure aggregation; the server sees each value",
+            operator_only=True,
         )
     options.add(
         "protocol.simple",

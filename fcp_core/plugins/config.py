@@ -47,6 +47,7 @@ class Option:
     :param default: in the form the file would have it; None: not set unless given.
     :param minimum: the smallest number allowed.
     :param secret: never shown; better a path to a file with the secret.
+    :param operator_only: a task cannot set it: it is the operator's word against the author's.
     :param declared_by: the plugin, or "fcp".
     """
 
@@ -58,6 +59,7 @@ class Option:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     secret: bool = False
+    operator_only: bool = False
     declared_by: str = "fcp"
 
     @property
@@ -136,6 +138,7 @@ class OptionRegistry:
         choices: Sequence[str] = (),
         minimum: float | None = None,
         secret: bool = False,
+        operator_only: bool = False,
     ) -> None:
         """Declare an option.
 
@@ -145,11 +148,21 @@ class OptionRegistry:
         :param type: str, int, float, bool, duration, bytes, list, path or choice.
         :param default: a value or its text; None if it is not set by default.
         :param choices: the values that a "choice" may have.
+        :param operator_only: a task's own options cannot set it.
         :raises UsageError: if it is declared already, or the type or the default is wrong.
         """
         section, name = _normal(section), _normal(name).lower()
         option = Option(
-            section, name, type, default, help, tuple(choices), minimum, secret, self.owner
+            section,
+            name,
+            type,
+            default,
+            help,
+            tuple(choices),
+            minimum,
+            secret,
+            operator_only,
+            self.owner,
         )
         where = f"option {option.label} of {self.owner}"
         if type not in CONVERTERS or bool(choices) != (type == "choice"):
@@ -352,7 +365,8 @@ class Config:
         """Return the values of a section's options by name; empty if none is declared.
 
         :param overlay: values that win over the configured ones, for instance a task's own.
-        :raises UsageError: for an overlay with an unknown name or a wrong type.
+        :raises UsageError: for an overlay with an unknown name or a wrong type, or with an option
+            that only the operator may set.
         """
         values = {
             key: value.value
@@ -365,6 +379,11 @@ class Config:
                 raise UsageError(
                     f"option {key} of {name}: there is no such option.{did_you_mean(key, values)} "
                     f"Options: {', '.join(values) or 'none'}."
+                )
+            if option.operator_only:
+                raise UsageError(
+                    f"option {key} of {name}: a task cannot set it; the operator can, with "
+                    f"{option.label}."
                 )
             values[option.name] = option.parse(raw, f"option {key} of {name}", self.folder)
         return MappingProxyType(values)

@@ -8,7 +8,8 @@ import pytest
 from fcp_aggregators.key_index import KeyIndex
 from fcp_aggregators.plugin import fcp_add_options, fcp_register_aggregators
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
-from fcp_core.plugins.config import OptionRegistry
+from fcp_core.errors import UsageError
+from fcp_core.plugins.config import Config, OptionRegistry, Sources
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 
@@ -195,9 +196,21 @@ def test_secure_sums_are_refused_unless_they_are_allowed_by_name(uri):
         assert f"set allow_unprotected = true in [fcp:aggregator.{uri}]" in message
     dump = make(uri, INT, options=ALLOWED).dump()
     refusal(Code.FAILED_PRECONDITION, FACTORIES[uri].load, intrinsic(uri, INT), {}, dump)
+
+
+@pytest.mark.parametrize("uri", SECURE)
+def test_only_the_operator_allows_a_sum_in_the_clear(uri, tmp_path):
     registry = OptionRegistry()
     fcp_add_options(registry)
-    assert registry.get(f"aggregator.{uri}", "allow_unprotected").default is False
+    section = f"aggregator.{uri}"
+    refusing = Config(registry, Sources(working_folder=tmp_path, environ={}))
+    assert refusing.section(section) == {"allow_unprotected": False}
+    allowing = Sources(
+        working_folder=tmp_path, environ={}, overrides={f"{section}.allow_unprotected": True}
+    )
+    make(uri, INT, options=Config(registry, allowing).section(section))
+    with pytest.raises(UsageError, match="a task cannot set it"):
+        refusing.section(section, {"allow_unprotected": True})
 
 
 @pytest.mark.parametrize(
