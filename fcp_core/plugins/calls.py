@@ -137,7 +137,7 @@ class HookCaller:
         except StatusError:
             raise
         except Exception:
-            logger.exception("a plugin failed to authenticate a request to %s", path)
+            logger.exception("a plugin failed to authenticate a request")  # a path may hold a token
             raise StatusError(
                 Code.UNAVAILABLE, "the request could not be authenticated; try again later"
             ) from None
