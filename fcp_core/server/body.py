@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Awaitable
 from concurrent.futures import Executor
 
+import numpy as np
+
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.limits import InFlight, Limits, http_error
 
@@ -55,9 +57,12 @@ class BodyReader:
         self._inflater = _Inflater() if coding.endswith("gzip") else None
         self._check_received(length or 0)
         self._count(length or 0)
-        # The buffer has its final size from the start if that is known.
-        self._preallocated = self._inflater is None and length is not None
-        self._buffer = bytearray(length or 0) if self._preallocated else bytearray()
+        self._buffer = bytearray()
+        # The buffer has its final size from the start if that is known. Not a bytearray, which
+        # would be filled with zeros first: for a large body that costs as much as receiving it.
+        self._whole: memoryview | None = None
+        if self._inflater is None and length is not None:
+            self._whole = np.empty(length, np.uint8).data
 
     def receive(self, piece: bytes) -> Awaitable[None] | None:
         """Take the next piece; wait for what is returned before giving another.
@@ -69,8 +74,8 @@ class BodyReader:
             return None
         start = self._received
         self._received += len(piece)
-        if self._preallocated:
-            self._buffer[start : self._received] = piece
+        if self._whole is not None:
+            self._whole[start : self._received] = piece
             return None
         self._check_received(self._received)
         if self._inflater is None:
@@ -81,7 +86,7 @@ class BodyReader:
         self._count(len(self._buffer) + len(self._gathered))
         return self._inflate(self._inflater) if len(self._gathered) >= GATHER else None
 
-    async def finish(self) -> bytes | bytearray:
+    async def finish(self) -> bytearray | memoryview:
         """Return the whole body, decompressed.
 
         :raises StatusError: as :meth:`receive`, and INVALID_ARGUMENT for truncated gzip.
@@ -94,7 +99,7 @@ class BodyReader:
                     f"the gzip body is truncated: {self._received} bytes came and the stream does "
                     "not end",
                 )
-        return self._buffer
+        return self._buffer if self._whole is None else self._whole
 
     def close(self) -> None:
         """Stop counting the bytes: somebody else has them now, or nobody. May be repeated."""

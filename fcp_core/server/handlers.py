@@ -6,7 +6,7 @@ import asyncio
 import gzip
 import logging
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from http.client import responses
 from types import TracebackType
 from typing import Any, cast
@@ -66,6 +66,18 @@ class BaseHandler(RequestHandler):
         """Never called for a handler without a streamed body."""
         return None
 
+    def allowed(self) -> Sequence[str]:
+        """Return the methods that the address has."""
+        return ("GET", "HEAD")
+
+    def refuse_method(self) -> StatusError:
+        """Return the error for a method that the address has not."""
+        allowed = self.allowed()
+        self.set_header("Allow", ", ".join(allowed))
+        return http_error(
+            405, f"{self.request.method} is not allowed here; {' and '.join(allowed)} is"
+        )
+
     def check_header(self) -> None:
         """Refuse a header over the limit.
 
@@ -109,7 +121,9 @@ class BaseHandler(RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer an exception; what is not an answer to a client leaks nothing."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        if isinstance(error, HTTPError):
+        if status_code == 405:
+            error = self.refuse_method()
+        elif isinstance(error, HTTPError):
             error = http_error(status_code, responses.get(status_code, "refused"))
         elif not isinstance(error, StatusError):
             error = StatusError(Code.INTERNAL, "the server failed; its log says why")
@@ -233,16 +247,18 @@ class BodyHandler(BaseHandler):
 class RPCHandler(BodyHandler):
     """One call of the protocol, whichever: the routing table says which."""
 
+    def allowed(self) -> Sequence[str]:
+        """Return the verbs of the routes that match."""
+        return routes.verbs(self.request.path)
+
     async def admit(self) -> None:
         """Authenticate, find the route, make room for the body."""
         self._caller = self.authenticate()
         verb, path = self.request.method or "", self.request.path
         found = routes.match(verb, path)
         if found is None:
-            allowed = routes.verbs(path)
-            if allowed:
-                self.set_header("Allow", ", ".join(allowed))
-                raise http_error(405, f"{verb} is not allowed here; {' and '.join(allowed)} is")
+            if self.allowed():
+                raise self.refuse_method()
             raise StatusError(Code.NOT_FOUND, "there is no such route")
         self._route, self._variables = found
         self.label = self._route.name
@@ -268,7 +284,7 @@ class RPCHandler(BodyHandler):
 
     get = head = post = put = patch = delete = options = serve
 
-    def _parse(self, body: bytes | bytearray) -> Message:
+    def _parse(self, body: bytearray | memoryview) -> Message:
         request: Message = self._route.request_class()
         try:
             request.ParseFromString(bytes(body))

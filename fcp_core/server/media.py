@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import cast
 from urllib.parse import unquote
 
@@ -10,7 +11,6 @@ from tornado.http1connection import HTTP1Connection
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.handlers import BaseHandler, BodyHandler
-from fcp_core.server.limits import http_error
 
 UPLOAD = "/upload/v1/media/"
 DOWNLOAD = "/data/"
@@ -22,12 +22,15 @@ class UploadHandler(BodyHandler):
     label = "upload"
     _name: str | None = None
 
+    def allowed(self) -> Sequence[str]:
+        """Return the only method."""
+        return ("POST",)
+
     async def admit(self) -> None:
         """Authenticate, make room, and only then use up the resource name."""
         self.authenticate()
         if self.request.method != "POST":
-            self.set_header("Allow", "POST")
-            raise http_error(405, "an upload is a POST")
+            raise self.refuse_method()
         protocol = self.get_query_argument("upload_protocol", "raw")
         if protocol != "raw":
             raise StatusError(

@@ -117,6 +117,15 @@ def test_a_chunked_upload_over_the_limit(make_front, http, services, media):
     assert front.frontend.in_flight == 0
 
 
+def test_an_upload_that_waits_for_100(make_front, http, services, media):
+    with make_front(services).connect() as connection:
+        connection.send(http.head(UPLOAD, Content_Length=4, Expect="100-continue"))
+        assert connection.socket.recv(65536).startswith(b"HTTP/1.1 100 ")
+        connection.send(b"body")
+        assert connection.reply().status == 200
+    assert media.received == {"known/upload": b"body"}
+
+
 def test_a_method_or_a_protocol_that_is_not(make_front, http, services, media):
     front = make_front(services)
     reply = front.ask(http.head(UPLOAD, "GET"))
@@ -296,7 +305,8 @@ def test_downloads_need_no_key_and_end(make_front, http, services, media, plan):
     del media.files["group/plan"]
     reply = front.ask(http.head("/data/group/plan", "GET"))
     assert (reply.status, reply.error) == (404, (Code.NOT_FOUND, "nothing here"))
-    assert front.ask(http.head("/data/group/plan", Content_Length=0)).status == 405
+    reply = front.ask(http.head("/data/group/plan", Content_Length=0))
+    assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD")
 
 
 def test_a_client_that_does_not_read_is_let_go(make_front, http, services, media):
