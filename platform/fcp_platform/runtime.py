@@ -59,6 +59,7 @@ class LocalRuntime:
         self._ended = threading.Event()
         self._stub: Any = None
         self._channel: Any = None
+        self._previous: Any = None
         factory = tff.framework.ResourceManagingExecutorFactory(executor_stack_fn=self._executor)
         options = {
             "executor_fn": factory,
@@ -98,6 +99,7 @@ class LocalRuntime:
                     + ("" if code is None else f": it ended with status {code}")
                 )
             time.sleep(0.02)
+        self._previous = tff.framework.get_context_stack().current
         tff.framework.set_default_context(self._sync_context)
         return self
 
@@ -107,8 +109,8 @@ class LocalRuntime:
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """End the worker; TFF's default is again what it was after its import."""
-        tff.backends.native.set_sync_local_cpp_execution_context()
+        """End the worker; TFF's default is again what it was before."""
+        tff.framework.set_default_context(self._previous)
         self.stop()
 
     def stop(self) -> None:

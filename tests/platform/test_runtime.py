@@ -76,10 +76,11 @@ def test_default_context_is_restored() -> None:
     from fcp_platform.runtime import LocalRuntime
 
     stack = tff.framework.get_context_stack()
+    before = stack.current
     runtime = LocalRuntime()
     with runtime:
         assert runtime.pid is not None
         inside = stack.current
     assert runtime.pid is None
-    assert stack.current is not inside
+    assert stack.current is before is not inside
     runtime.stop()

@@ -1,0 +1,404 @@
+"""What a program's mistakes lead to: the errors of the platform's public names."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow_federated")
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import fcp_platform
+from fcp_core.errors import UsageError
+from fcp_core.protocol.checkpoint import write_checkpoint
+from fcp_core.protocol.protos import plan_pb2
+from fcp_platform import lowering, values
+
+pytestmark = pytest.mark.tff
+
+SELECTOR = plan_pb2.ExampleSelector(collection_uri="app:/x")
+STATE = tff.FederatedType(np.int32, tff.SERVER)
+DATA = tff.FederatedType(tff.SequenceType(np.str_), tff.CLIENTS)
+
+
+@tff.tensorflow.computation(tff.SequenceType(np.str_))
+def count(examples: Any) -> Any:
+    return examples.reduce(np.int32(0), lambda n, _: n + 1)
+
+
+@tff.federated_computation(STATE, DATA)
+def good(state: Any, data: Any) -> Any:
+    return state, tff.federated_sum(tff.federated_map(count, data))
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[Any]:
+    made = fcp_platform.FederatedContext("a/population")
+    yield made
+    made.__exit__(None, None, None)
+
+
+def select(**kwargs: Any) -> Any:
+    source = fcp_platform.FederatedDataSource("a/population", SELECTOR, **kwargs)
+    return source.iterator().select(1)
+
+
+def invoke(context: Any, comp: Any, *args: Any) -> Any:
+    """Invoke inside an event loop, as a program does."""
+
+    async def program() -> Any:
+        return context.invoke(comp, tff.structure.Struct([(None, arg) for arg in args]))
+
+    return asyncio.run(program())
+
+
+class TestComputation:
+    def test_properties(self) -> None:
+        comp = fcp_platform.FederatedComputation(good, name="a/b_1")
+        assert comp.name == "a/b_1"
+        assert comp.wrapped_computation is good
+        assert comp.type_signature == good.type_signature
+        form = comp.distribute_aggregate_form
+        assert isinstance(form, tff.backends.mapreduce.DistributeAggregateForm)
+        assert comp.distribute_aggregate_form is form
+        assert comp == fcp_platform.FederatedComputation(good, name="a/b_1")
+        assert hash(comp) == hash(fcp_platform.FederatedComputation(good, name="a/b_1"))
+        assert comp != fcp_platform.FederatedComputation(good, name="other")
+
+    @pytest.mark.parametrize("name", ["", "a/", "/a", "a b", "a-b", "a//b", "a\n"])
+    def test_name(self, name: str) -> None:
+        with pytest.raises(ValueError, match=r"^name must match"):
+            fcp_platform.FederatedComputation(good, name=name)
+
+    def test_not_a_computation(self) -> None:
+        with pytest.raises(TypeError, match="must be a TFF computation"):
+            fcp_platform.FederatedComputation(lambda state, data: (state, data), name="a")
+
+    def test_arguments_and_results(self) -> None:
+        @tff.federated_computation(STATE)
+        def one_argument(state: Any) -> Any:
+            return state, state
+
+        @tff.federated_computation(STATE, DATA)
+        def three_results(state: Any, data: Any) -> Any:
+            return state, state, state
+
+        @tff.federated_computation(STATE, DATA)
+        def one_result(state: Any, data: Any) -> Any:
+            return state
+
+        for comp, message in (
+            (one_argument, "take two arguments"),
+            (three_results, "return two values"),
+            (one_result, "return two values"),
+        ):
+            with pytest.raises(TypeError, match=message):
+                fcp_platform.FederatedComputation(comp, name="a")
+
+    def test_placements(self) -> None:
+        @tff.federated_computation(DATA, STATE)
+        def swapped(data: Any, state: Any) -> Any:
+            return state, tff.federated_sum(tff.federated_map(count, data))
+
+        @tff.federated_computation(STATE, DATA)
+        def kept_at_clients(state: Any, data: Any) -> Any:
+            return state, tff.federated_map(count, data)
+
+        with pytest.raises(TypeError, match=r"first argument \(state\) must be placed at SERVER"):
+            fcp_platform.FederatedComputation(swapped, name="a")
+        with pytest.raises(TypeError, match=r"second result \(metrics\) must be placed at SERVER"):
+            fcp_platform.FederatedComputation(kept_at_clients, name="a")
+
+    def test_state_of_another_type(self) -> None:
+        @tff.federated_computation(STATE, DATA)
+        def changed(state: Any, data: Any) -> Any:
+            metric = tff.federated_sum(tff.federated_map(count, data))
+            return tff.federated_zip((metric, state)), metric
+
+        with pytest.raises(TypeError, match="return a state of the type it takes"):
+            fcp_platform.FederatedComputation(changed, name="a")
+
+    def test_intrinsic_that_devices_cannot_run(self) -> None:
+        @tff.federated_computation(STATE, DATA)
+        def comp(state: Any, data: Any) -> Any:
+            counted = tff.federated_map(
+                tff.federated_computation(lambda d: tff.sequence_map(length, d)), data
+            )
+            summed = tff.federated_map(tff.federated_computation(tff.sequence_sum), counted)
+            return state, tff.federated_sum(summed)
+
+        with pytest.raises(ValueError, match=r"the intrinsic sequence_(map|sum) cannot run"):
+            fcp_platform.FederatedComputation(comp, name="a")
+
+    def test_broadcast_of_an_aggregate(self) -> None:
+        @tff.federated_computation(STATE, DATA)
+        def comp(state: Any, data: Any) -> Any:
+            sum_ = tff.federated_sum(tff.federated_map(count, data))
+            return state, tff.federated_sum(tff.federated_broadcast(sum_))
+
+        with pytest.raises(ValueError, match="broadcast"):
+            fcp_platform.FederatedComputation(comp, name="a")
+
+
+@tff.tensorflow.computation(np.str_)
+def length(example: Any) -> Any:
+    return tf.strings.length(example)
+
+
+class TestLowering:
+    def lower(self, comp: Any) -> lowering.Lowered:
+        return fcp_platform.FederatedComputation(comp, name="a").lowered
+
+    def test_nothing_aggregated(self) -> None:
+        @tff.federated_computation(STATE, DATA)
+        def comp(state: Any, data: Any) -> Any:
+            return state, state
+
+        with pytest.raises(ValueError, match="aggregates nothing"):
+            self.lower(comp)
+
+    def test_unknown_dimension(self) -> None:
+        @tff.tensorflow.computation(tff.SequenceType(np.str_))
+        def vector(examples: Any) -> Any:
+            return tf.fill([examples.reduce(np.int32(0), lambda n, _: n + 1)], 1.0)
+
+        @tff.federated_computation(STATE, DATA)
+        def comp(state: Any, data: Any) -> Any:
+            return state, tff.federated_max(tff.federated_map(vector, data))
+
+        with pytest.raises(TypeError, match=r"federated_max cannot aggregate 'update/0'"):
+            self.lower(comp)
+
+    def test_minimum_of_uint64(self) -> None:
+        @tff.tensorflow.computation(np.int32)
+        def unsigned(n: Any) -> Any:
+            return tf.cast(n, tf.uint64)
+
+        @tff.federated_computation(STATE, DATA)
+        def comp(state: Any, data: Any) -> Any:
+            n = tff.federated_map(unsigned, tff.federated_map(count, data))
+            return state, tff.federated_min(n)
+
+        with pytest.raises(TypeError, match="federated_min cannot aggregate tensor 'update/0'"):
+            self.lower(comp)
+
+    def test_function_that_reaches_out(self) -> None:
+        @tff.tensorflow.computation(np.int32, np.int32)
+        def add(a: Any, b: Any) -> Any:
+            return a + b
+
+        @tff.federated_computation(STATE, DATA)
+        def comp(state: Any, data: Any) -> Any:
+            n = tff.federated_map(count, data)
+            other = tff.tensorflow.computation(lambda: tf.constant(3))()
+            accumulate = tff.federated_computation(
+                lambda a, b: add(add(a, b), b), [np.int32, np.int32]
+            )
+            report = tff.federated_computation(lambda a: add(a, other), np.int32)
+            return state, tff.federated_aggregate(n, 0, accumulate, add, report)
+
+        with pytest.raises(ValueError, match="report function of a federated_aggregate uses"):
+            self.lower(comp)
+
+
+class TestDataSource:
+    def test_type_and_selection(self) -> None:
+        source = fcp_platform.FederatedDataSource("p", SELECTOR)
+        assert source.federated_type == DATA
+        iterator = source.iterator()
+        assert iterator.federated_type == DATA
+        assert iterator.select(3) == fcp_platform.DataSelectionConfig("p", SELECTOR, 1, 3)
+        nested = fcp_platform.FederatedDataSource("p", {"a": SELECTOR, "b": {"c": SELECTOR}})
+        strings = tff.SequenceType(np.str_)
+        assert nested.federated_type == tff.FederatedType(
+            [("a", strings), ("b", [("c", strings)])], tff.CLIENTS
+        )
+
+    def test_errors(self) -> None:
+        with pytest.raises(ValueError, match=r"^population_name must match"):
+            fcp_platform.FederatedDataSource("p p", SELECTOR)
+        with pytest.raises(TypeError, match="must be an ExampleSelector"):
+            fcp_platform.FederatedDataSource("p", {"a": "app:/x"})
+        with pytest.raises(ValueError, match="7"):
+            fcp_platform.FederatedDataSource("p", SELECTOR, 7)
+        iterator = fcp_platform.FederatedDataSource("p", SELECTOR).iterator()
+        for k in (None, 0, -1):
+            with pytest.raises(ValueError, match="k must be positive"):
+                iterator.select(k)
+        with pytest.raises(NotImplementedError):
+            iterator.to_bytes()
+        with pytest.raises(NotImplementedError):
+            type(iterator).from_bytes(b"")
+
+
+class TestContext:
+    comp = fcp_platform.FederatedComputation(good, name="good")
+
+    def test_constructor(self) -> None:
+        with pytest.raises(ValueError, match=r"^population_name must match"):
+            fcp_platform.FederatedContext("a b")
+        with pytest.raises(ValueError, match="minimum_fraction"):
+            fcp_platform.FederatedContext("a", minimum_fraction=0)
+        with pytest.raises(UsageError, match="retry_mim"):
+            fcp_platform.FederatedContext("a", config={"retry_mim": "1s"})
+
+    def test_port_is_bound_at_once(self, context: Any) -> None:
+        assert context.server_port > 0
+        with pytest.raises(UsageError):
+            fcp_platform.FederatedContext("a", port=context.server_port)
+
+    def test_other_computations(self, context: Any) -> None:
+        with pytest.raises(TypeError, match="no base_context"):
+            invoke(context, good, 1, select())
+
+        class Base:
+            def invoke(self, comp: Any, arg: Any) -> Any:
+                return comp, arg
+
+        with_base = fcp_platform.FederatedContext("a", base_context=Base())
+        assert with_base.invoke(good, None) == (good, None)
+        with_base.__exit__(None, None, None)
+
+    def test_arguments(self, context: Any) -> None:
+        with pytest.raises(ValueError, match="two arguments"):
+            invoke(context, self.comp, 1)
+        with pytest.raises(TypeError, match=r"arg\[0\] must be a value or structure of values"):
+            invoke(context, self.comp, None, select())
+        with pytest.raises(TypeError, match=r"arg\[0\] must be a value"):
+            invoke(context, self.comp, [object()], select())
+        with pytest.raises(TypeError, match=r"arg\[1\] must be the result of"):
+            invoke(context, self.comp, 1, [b"data"])
+        with pytest.raises(ValueError, match="'server' must be one value"):
+            invoke(context, self.comp, [1, 2], select())
+        other = fcp_platform.FederatedDataSource("other", SELECTOR).iterator().select(1)
+        with pytest.raises(ValueError, match="population 'other'"):
+            invoke(context, self.comp, 1, other)
+
+    def test_data_of_another_type(self, context: Any) -> None:
+        nested = fcp_platform.FederatedDataSource("a/population", {"a": SELECTOR})
+        with pytest.raises(TypeError, match="reads client data of type"):
+            invoke(context, self.comp, 1, nested.iterator().select(1))
+
+    def test_not_running(self, context: Any) -> None:
+        async def program() -> None:
+            state, _ = context.invoke(self.comp, tff.structure.Struct.unnamed(1, select()))
+            await state.get_value()
+
+        with pytest.raises(RuntimeError, match="not running"):
+            asyncio.run(program())
+
+
+class TestValues:
+    def test_containers(self) -> None:
+        @attrs.define
+        class Pair:
+            b: Any
+            a: Any
+
+        named = tff.StructType([("a", np.int32), ("b", tff.TensorType(np.str_, [1]))])
+        pair = collections.namedtuple("pair", ["a", "b"])
+        for value in (
+            {"b": ["x"], "a": 1},
+            Pair(["x"], 1),
+            pair(1, ["x"]),
+            [1, ["x"]],
+            tff.structure.Struct([("a", 1), ("b", ["x"])]),
+        ):
+            value_type = tff.StructType([("a", np.int32), ("b", [np.str_])])
+            flat = values.flatten(value, value_type, "server")
+            assert [(leaf.name, each) for leaf, each in flat] == [
+                ("server/a", 1),
+                ("server/b/0", "x"),
+            ]
+        with pytest.raises(ValueError, match="'server' has no element 'b'"):
+            values.flatten({"a": 1, "c": 2}, named, "server")
+        with pytest.raises(ValueError, match="'server' must have 2 elements"):
+            values.flatten({"a": 1}, named, "server")
+
+    def test_arrays(self) -> None:
+        def convert(value: Any, dtype: Any, shape: Any = ()) -> Any:
+            ((leaf, each),) = values.flatten(value, tff.TensorType(dtype, shape), "server")
+            return values.as_array(leaf, each)
+
+        assert convert(7, np.float32).dtype == np.float32
+        assert convert(tf.constant([1, 2]), np.int32, [None]).tolist() == [1, 2]
+        assert convert("é", np.str_).item() == "é"
+        with pytest.raises(ValueError, match="dtype"):
+            convert(7.5, np.int32)
+        with pytest.raises(ValueError, match="does not fit"):
+            convert(300, np.int8)
+        with pytest.raises(ValueError, match="shape"):
+            convert(np.zeros([3]), np.float64, [2])
+        with pytest.raises(ValueError, match="string"):
+            convert(3, np.str_)
+
+
+class TestReferences:
+    def get(self, data: bytes, name: str, dtype: Any, shape: Any = ()) -> Any:
+        async def program() -> Any:
+            future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+            future.set_result(data)
+            reference = fcp_platform.CheckpointTensorReference(name, dtype, shape, future)
+            assert reference.type_signature.shape == tuple(shape)
+            value = await reference.get_value()
+            assert await reference.get_value() is value
+            return value
+
+        return asyncio.run(program())
+
+    def test_values(self) -> None:
+        data = write_checkpoint(
+            {
+                "a": np.float32(2.5),
+                "b": np.arange(3),
+                "s": np.array(b"x\x00", dtype=object),
+            },
+            "tf_v1",
+        )
+        scalar = self.get(data, "a", tf.float32)
+        assert scalar == 2.5
+        assert scalar.dtype == np.float32
+        assert self.get(data, "b", np.int64, [3]).tolist() == [0, 1, 2]
+        assert self.get(data, "s", tf.string) == b"x\x00"
+
+    def test_errors(self) -> None:
+        data = write_checkpoint({"a": np.float32(2.5)}, "tf_v1")
+        with pytest.raises(tf.errors.NotFoundError):
+            self.get(data, "b", np.float32)
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            self.get(data, "a", np.int32)
+        with pytest.raises(tf.errors.DataLossError):
+            self.get(data[:-1], "a", np.float32)
+        with tf.Graph().as_default(), pytest.raises(ValueError, match="eager mode"):
+            self.get(data, "a", np.float32)
+
+
+def test_importing_the_package_is_cheap() -> None:
+    """Neither the package nor its plugin imports TensorFlow; without it an extra is named."""
+    program = """
+import sys
+sys.modules["tensorflow"] = sys.modules["tensorflow_federated"] = None
+import fcp_platform, fcp_platform.plugin
+from fcp_core.errors import MissingExtraError
+assert fcp_platform.plugin.fcp_register_aggregators()
+for name in fcp_platform.__all__:
+    try:
+        getattr(fcp_platform, name)
+    except MissingExtraError as error:
+        assert error.extra == "tff"
+    else:
+        raise AssertionError(name)
+"""
+    folder = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=folder)
