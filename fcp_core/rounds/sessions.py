@@ -163,9 +163,9 @@ class SessionBook:
             Code.NOT_FOUND, f"population {population!r} has no session {session_id!r}; check in"
         )
 
-    def is_lost(self, session_id: str) -> bool:
-        """Whether a session is known from before a restart."""
-        return session_id in self._lost
+    def knows(self, session_id: str) -> bool:
+        """Whether there is or was such a session, before a restart too."""
+        return session_id in self._sessions or session_id in self._lost
 
     def tick(self, now: float) -> tuple[list[DeviceSession], list[str]]:
         """Let time pass.

@@ -136,7 +136,8 @@ def test_sessions_expire_are_remembered_and_then_forgotten():
     assert code_of(book.find, "other", "lost") is Code.NOT_FOUND
     assert code_of(book.find, "other", "b") is Code.NOT_FOUND
     assert book.find(POPULATION, "b") is busy
-    assert book.is_lost("lost")
+    assert book.knows("lost")
+    assert book.knows("b")
     expired, forgotten = book.tick(15.0)
     assert (expired, sorted(forgotten)) == ([], ["b", "i", "lost", "w"])
     assert code_of(book.find, POPULATION, "b") is Code.NOT_FOUND

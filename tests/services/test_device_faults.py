@@ -252,6 +252,8 @@ def test_a_cancelled_request_waits_no_longer_and_a_cancelled_answer_is_taken_bac
             await other.cancel(second.name)
             assert (await world.status(task)).dropped == 1
             assert await kit.code_of(other.start_upload(assignment)) is Code.ABORTED
+            world.advance(601)
+            assert await kit.code_of(gone.poll(operation.name)) is Code.ABORTED
             unknown = gone.cancel("operations/none")
             assert await kit.code_of(unknown) is Code.NOT_FOUND
 

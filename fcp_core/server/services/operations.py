@@ -32,7 +32,8 @@ class Operations:
     ) -> longrunning.Operation:
         """Return an operation as it stands.
 
-        :raises StatusError: NOT_FOUND for an unknown name, ABORTED if it was lost at a restart.
+        :raises StatusError: NOT_FOUND for an unknown name, ABORTED if it expired or was lost at a
+            restart.
         """
         return self._find(request.name)
 
@@ -53,8 +54,8 @@ class Operations:
 
     def _find(self, name: str) -> longrunning.Operation:
         # The operation of an assignment is named after its session.
-        if self._operations.find(name) is None and self._sessions.is_lost(name.rpartition("/")[2]):
+        if self._operations.find(name) is None and self._sessions.knows(name.rpartition("/")[2]):
             raise StatusError(
-                Code.ABORTED, "the server was restarted and this operation is lost; check in again"
+                Code.ABORTED, "this operation has expired or was lost at a restart; check in again"
             )
         return self._operations.get(name)
