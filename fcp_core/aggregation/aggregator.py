@@ -60,6 +60,8 @@ class Accumulator(ABC):
     def report(self) -> list[Tensor]:
         """Return one tensor for each output, nested ones included, in depth-first order.
 
+        It may hand out the state itself: the accumulator is not used afterwards.
+
         :raises StatusError: FAILED_PRECONDITION if there is nothing to report.
         """
 

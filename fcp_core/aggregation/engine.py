@@ -51,7 +51,9 @@ class Fold(ABC):
     """The accumulators of one aggregation session. All methods are thread-safe.
 
     A future fails with StatusError: INVALID_ARGUMENT or NOT_FOUND for a contribution that does not
-    fit (nothing was changed), ABORTED once the fold has reported or was aborted.
+    fit, ALREADY_EXISTS for one that is in the fold already, RESOURCE_EXHAUSTED if it would have to
+    be kept and there is no room (nothing was changed, and its id is free again), ABORTED once the
+    fold has reported or was aborted.
     """
 
     @abstractmethod
@@ -68,7 +70,10 @@ class Fold(ABC):
 
     @abstractmethod
     def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:
-        """Finish and return the aggregate as a checkpoint."""
+        """Finish and return the aggregate as a checkpoint.
+
+        Every contribution that was added before is in it, or its future fails.
+        """
 
     @abstractmethod
     def abort(self) -> None:
