@@ -243,9 +243,10 @@ def test_imports_point_down(room):
     for path in paths:
         for module, name in imports_of(path):
             parts = (f"{module}.{name}" if module == "fcp_core" else module).split(".")
-            if parts[0] in OURS and parts[0] != "fcp_core":
-                wrong.append((path.name, module))
-            elif parts[0] == "fcp_core" and not set(parts[1:2]) <= BELOW[room] | {room}:
+            below = parts[0] not in OURS
+            if parts[0] == "fcp_core":
+                below = set(parts[1:2]) <= BELOW[room] | {room}
+            if not below:
                 wrong.append((path.name, module))
     assert wrong == []
 
