@@ -30,9 +30,8 @@ _CHUNK_EXAMPLES = 256
 _CHUNK_BYTES = 1 << 20
 _MAX_GRAPHS = 16
 
-#: Gives the examples of a serialized selector to the run that a token stands for. The flag says
-#: that an example is valid only until the next one is asked for.
-ExampleSource = Callable[[bytes, bytes], tuple[Iterable[bytes], bool]]
+#: Gives the examples of a serialized selector to the run that a token stands for.
+ExampleSource = Callable[[bytes, bytes], Iterable[bytes]]
 
 
 def import_tensorflow() -> Any:
@@ -212,8 +211,7 @@ def _dataset(tf: Any, source: ExampleSource, token: Any, selector: Any) -> Any:
     """Return the variant of a dataset of scalar strings, as ``ExternalDataset`` does."""
 
     def chunks(token: bytes, selector: bytes) -> Iterator[list[bytes]]:
-        examples, one_by_one = source(token, selector)
-        return _chunked(examples, 1 if one_by_one else _CHUNK_EXAMPLES)
+        return _chunked(source(token, selector))
 
     lists = tf.data.Dataset.from_generator(
         chunks, args=(token, selector), output_signature=tf.TensorSpec((None,), tf.string)
@@ -238,13 +236,13 @@ _REPLACEMENTS: dict[str, Callable[[Any, ExampleSource, Any, Any], Any]] = {
 }
 
 
-def _chunked(examples: Iterable[bytes], most: int) -> Iterator[list[bytes]]:
+def _chunked(examples: Iterable[bytes]) -> Iterator[list[bytes]]:
     chunk: list[bytes] = []
     size = 0
     for example in examples:
         chunk.append(example)
         size += len(example)
-        if len(chunk) >= most or size >= _CHUNK_BYTES:
+        if len(chunk) >= _CHUNK_EXAMPLES or size >= _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:

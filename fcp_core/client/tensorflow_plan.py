@@ -100,7 +100,7 @@ class TensorFlowExecutor(PlanExecutor):
             device_count={"GPU": 0},
         )
 
-    def _examples(self, token: bytes, selector_bytes: bytes) -> tuple[Iterable[bytes], bool]:
+    def _examples(self, token: bytes, selector_bytes: bytes) -> Iterable[bytes]:
         with self._lock:
             active = self._active.get(token)
         if active is None:
@@ -116,16 +116,16 @@ class _ActiveRun:
     scratch: Path
     failure: BaseException | None = None
 
-    def elements(self, selector_bytes: bytes) -> tuple[Iterable[bytes], bool]:
-        """Return what a dataset yields, and whether each element lasts only until the next."""
+    def elements(self, selector_bytes: bytes) -> Iterable[bytes]:
+        """Return what a dataset yields."""
         try:
             selector = plan_pb2.ExampleSelector.FromString(selector_bytes)
         except DecodeError as error:
             self.failure = _bad(f"an example selector is malformed: {error}")
             raise self.failure from error
         if selector.collection_uri == FEDERATED_SELECT_URI:
-            return self._slice_files(selector), True
-        return self._examples(selector), False
+            return self._slice_files(selector)
+        return self._examples(selector)
 
     def _examples(self, selector: plan_pb2.ExampleSelector) -> Iterator[bytes]:
         """Yield the store's examples."""
@@ -139,7 +139,11 @@ class _ActiveRun:
             raise
 
     def _slice_files(self, selector: plan_pb2.ExampleSelector) -> Iterator[bytes]:
-        """Yield the names of files with one slice each; a file is deleted when the next is."""
+        """Yield the names of files with one slice each.
+
+        They stay until the run ends: TensorFlow prefetches, so that the next name is asked for
+        before the file of this one is read.
+        """
         try:
             slices = plan_pb2.SlicesSelector.FromString(selector.criteria.value)
             for content in self.run.slices.slices(slices):
@@ -147,7 +151,6 @@ class _ActiveRun:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
                 yield os.fsencode(name)
-                Path(name).unlink()
         except Exception as error:
             self.failure = error
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,7 +178,7 @@ def test_two_datasets_and_nodes_in_odd_order(executor):
 
 
 class Slices:
-    """Serves checkpoints of one number, and sees that files do not pile up."""
+    """Serves checkpoints of one number each."""
 
     def __init__(self):
         self.asked = []
@@ -219,35 +218,6 @@ def test_federated_select_with_computed_keys(executor):
     store = store_of(b"a", b"abc")
     assert run(executor, make_plan(graph_def), store, slices=source)["total"] == 1 + 9
     assert source.asked == [("here", [1, 3])]
-
-
-def test_slice_files_last_until_the_next(executor, tmp_path):
-    seen = []
-
-    def look(path):
-        folder = Path(path.decode()).parent
-        seen.append(sorted(p.suffix for p in folder.iterdir() if p.suffix == ".slice"))
-        return np.int64(0)
-
-    class Files(Slices):
-        def slices(self, selector):
-            for content in super().slices(selector):
-                yield content
-                # The name was taken, the file is still there.
-                seen.append("next")
-
-    from fcp_core.client.tensorflow_plan import _ActiveRun
-
-    message = plan_pb2.ExampleSelector(collection_uri="internal:/federated_select")
-    message.criteria.Pack(plan_pb2.SlicesSelector(served_at_id="i", keys=[1, 2]))
-    work = PlanRun(plan_pb2.ClientOnlyPlan(), b"", None, Files(), Interruption())
-    files, one_by_one = _ActiveRun(work, tmp_path).elements(message.SerializeToString())
-    assert one_by_one
-    for name in files:
-        assert open_checkpoint(Path(name.decode()).read_bytes())
-        look(name)
-    assert seen == [[".slice"], "next", [".slice"], "next"]
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- failures -----------------------------------------------------------------------------------
