@@ -181,7 +181,8 @@ def test_a_failing_authentication_lets_nobody_in(load, caplog, answer):
         load(extra=[plugin("fcp_authenticate", function)]).authenticate(*REQUEST)
     assert caught.value.code is Code.UNAVAILABLE
     assert "secret" not in caught.value.message
-    assert "failed to authenticate a request to /v1/x" in caplog.text
+    assert "failed to authenticate a request" in caplog.text
+    assert "/v1/x" not in caplog.text  # paths carry tokens
 
 
 def test_claims_can_be_wrapped(load):
