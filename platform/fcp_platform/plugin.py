@@ -1,10 +1,13 @@
-"""What the TFF platform adds to a server: the aggregator of ``federated_aggregate``."""
+"""What the TFF platform adds: the aggregator of ``federated_aggregate``, and ``fcp demo``."""
 
 from __future__ import annotations
+
+import click
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.plugins.hookspecs import hookimpl
 from fcp_platform import aggregate
+from fcp_platform.demo.command import demo
 
 fcp_api_version = 1
 
@@ -13,3 +16,9 @@ fcp_api_version = 1
 def fcp_register_aggregators() -> list[AggregatorFactory]:
     """Return the aggregator of ``federated_aggregate``."""
     return [aggregate.FACTORY]
+
+
+@hookimpl
+def fcp_register_commands() -> list[click.Command]:
+    """Return ``fcp demo``."""
+    return [demo]

@@ -1,0 +1,195 @@
+"""What the demonstration's program trains, round by round; importing it imports TFF."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from fcp_core.errors import UsageError
+from fcp_core.protocol.protos import plan_pb2
+from fcp_platform import FederatedComputation, FederatedContext, FederatedDataSource
+from fcp_platform.demo import data
+from fcp_platform.demo.display import Board
+from fcp_platform.learning import learning_process_computation
+from fcp_platform.runtime import LocalRuntime
+
+if TYPE_CHECKING:
+    from fcp_platform.demo.program import Hosts, Outcome, Settings
+
+POPULATION = "demo/digits"
+_HIDDEN = 64
+_LEARNING_RATE = 0.3
+_EPOCHS = 5
+_BATCH = 10
+
+
+def network(seed: int) -> tf.keras.Model:
+    """Return a fresh 64-64-10 network whose weights follow from *seed*."""
+    initializer = functools.partial(tf.keras.initializers.GlorotUniform)
+    return tf.keras.Sequential(
+        [
+            tf.keras.layers.InputLayer([data.PIXELS]),
+            tf.keras.layers.Dense(
+                _HIDDEN, activation="relu", kernel_initializer=initializer(seed=seed)
+            ),
+            tf.keras.layers.Dense(data.CLASSES, kernel_initializer=initializer(seed=seed + 1)),
+        ]
+    )
+
+
+def learning_process(seed: int) -> Any:
+    """Return weighted federated averaging of the network, as a ``LearningProcess``."""
+    element_spec = (
+        tf.TensorSpec([None, data.PIXELS], tf.float32),
+        tf.TensorSpec([None, 1], tf.int64),
+    )
+
+    def model() -> Any:
+        return tff.learning.models.from_keras_model(
+            network(seed),
+            loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[tf.keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            input_spec=element_spec,
+        )
+
+    return tff.learning.algorithms.build_weighted_fed_avg(
+        model,
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(_LEARNING_RATE),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
+    )
+
+
+def batches(examples: tf.data.Dataset) -> tf.data.Dataset:
+    """Turn a device's serialized ``tf.train.Example`` messages into batches, several times over."""
+
+    def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        features = {
+            "pixels": tf.io.FixedLenFeature([data.PIXELS], tf.float32),
+            "label": tf.io.FixedLenFeature([1], tf.int64),
+        }
+        example = tf.io.parse_single_example(serialized, features)
+        return example["pixels"], example["label"]
+
+    return examples.map(parse).shuffle(256).repeat(_EPOCHS).batch(_BATCH)
+
+
+class Training:
+    """The program: rounds, evaluation, release of metrics, and state that outlives it."""
+
+    def __init__(
+        self, settings: Settings, board: Board, held_out: data.Digits, outcome: Outcome
+    ) -> None:
+        self._settings = settings
+        self._board = board
+        self._held_out = held_out
+        self._outcome = outcome
+        folder = settings.folder
+        self._states = tff.program.FileProgramStateManager(folder / "state", prefix="round_")
+        self._releases = tff.program.GroupingReleaseManager(
+            [
+                tff.program.TensorBoardReleaseManager(folder / "summaries"),
+                tff.program.CSVFileReleaseManager(folder / "metrics.csv"),
+            ]
+        )
+
+    async def run(self, hosts: Hosts) -> None:
+        """Train until the last round.
+
+        :param hosts: the client processes, which wait for the server's address.
+        :raises UsageError: if there is no state to resume, or a client process ends early.
+        :raises AggregationFailedError: if a round fails.
+        """
+        settings = self._settings
+        with LocalRuntime() as runtime:
+            context = FederatedContext(
+                POPULATION,
+                base_context=runtime.federated_context,
+                port=settings.port,
+                config=self._config(),
+                plugins=[self._board],
+                round_deadline=settings.round_deadline,
+            )
+            tff.framework.set_default_context(context)
+            with self._timed("TFF: process and initial state"):
+                process = learning_process(settings.seed)
+                state, first = await self._beginning(process.initialize())
+            with self._timed("TFF: lowering to a plan"):
+                computation = FederatedComputation(
+                    learning_process_computation(process, batches), name="train/digits"
+                )
+                computation.lowered  # noqa: B018  # lowered once, here, so that it can be timed
+            with context, self._timed("rounds"):
+                hosts.start(context.server_url)
+                await _unless(hosts.watch(), self._rounds(first, state, computation, process))
+
+    async def _rounds(self, first: int, state: Any, computation: Any, process: Any) -> None:
+        source = FederatedDataSource(
+            POPULATION, plan_pb2.ExampleSelector(collection_uri=data.COLLECTION_URI)
+        )
+        clients = source.iterator()
+        for number in range(first, self._settings.rounds + 1):
+            with self._board.round(number) as figures:
+                state, metrics = computation(state, clients.select(self._settings.contributions))
+                state, metrics = await tff.program.materialize_value((state, metrics))
+                weights = await tff.program.materialize_value(process.get_model_weights(state))
+                accuracy = self.evaluate(weights)
+                self._outcome.accuracy.append(accuracy)
+                train = metrics["client_work"]["train"]
+                figures.update(loss=float(train["loss"]), accuracy=accuracy)
+                await self._states.save(state, number)
+                await self._releases.release(
+                    {"train": train, "evaluation": {"accuracy": np.float32(accuracy)}}, number
+                )
+
+    def evaluate(self, weights: Any) -> float:
+        """Return the accuracy of a network with these weights on the held-out digits."""
+        model = network(self._settings.seed)
+        weights.assign_weights_to(model)
+        logits = model(self._held_out.images, training=False).numpy()
+        return float(np.mean(np.argmax(logits, axis=1) == self._held_out.labels))
+
+    def _config(self) -> dict[str, Any]:
+        # The devices have nothing else to do, so they come back at once; real ones would not.
+        config: dict[str, Any] = {"retry_min": 0.1, "retry_max": 0.4, "polling_interval": 0.05}
+        if self._settings.aggregator is not None:
+            config["aggregator"] = [self._settings.aggregator]
+        return config
+
+    async def _beginning(self, initial: Any) -> tuple[Any, int]:
+        """Return the state to begin with and the number of the first round."""
+        if not self._settings.resume:
+            return initial, 1
+        structure = await tff.program.materialize_value(initial)
+        state, version = await self._states.load_latest(structure)
+        if state is None:
+            raise UsageError(
+                f"there is no state of a finished round in {self._settings.folder}; run without "
+                "--resume first."
+            )
+        self._board.skip(version)
+        return state, version + 1
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._outcome.seconds[phase] = time.perf_counter() - began
+
+
+async def _unless(watch: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:
+    """Await *work*, but fail as soon as *watch* does."""
+    tasks = [asyncio.ensure_future(watch), asyncio.ensure_future(work)]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for task in done:
+        task.result()
