@@ -91,7 +91,7 @@ class FunctionAccumulator(Accumulator):
         """Return the number of inputs and the accumulator's leaves as a checkpoint."""
         tensors: dict[str, Tensor] = {_COUNT: np.array(self._num_inputs, np.int64)}
         tensors.update((str(index), leaf) for index, leaf in enumerate(self._leaves))
-        return write_checkpoint(tensors, "federated_compute")
+        return write_checkpoint(tensors, "tf_v1")
 
     @classmethod
     def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
