@@ -63,9 +63,17 @@ class PluginSource:
 def installed_sources(
     entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
 ) -> list[PluginSource]:
-    """Return the plugins that distributions announce, by name, without importing any."""
+    """Return the plugins that distributions announce, by name, without importing any.
+
+    :raises UsageError: if there is none, not even ours.
+    """
     if entry_points is None:
         entry_points = importlib.metadata.entry_points(group=GROUP)
+        if not entry_points:
+            raise UsageError(
+                f"no plugin is installed, not even the built-in ones: install {DISTRIBUTION} with "
+                f"pip, since a source tree alone announces nothing."
+            )
     found = []
     for entry in sorted(entry_points, key=lambda entry: (entry.name, entry.value)):
         dist = entry.dist

@@ -397,6 +397,12 @@ def test_a_second_owner_of_our_package_is_refused(monkeypatch):
         check_owner.cache_clear()
 
 
+def test_a_source_tree_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+    with pytest.raises(UsageError, match="install fcp-server with pip"):
+        Plugins.load(environ={}, working_folder="/")
+
+
 # Mistakes of the operator.
 
 
