@@ -89,10 +89,8 @@ class Assigner:
         self._group_of[task_id] = group
 
     def close(self, task_id: str) -> None:
-        """Take a task away."""
-        group = self._group_of.pop(task_id, None)
-        if group is not None and group not in self._group_of.values():
-            del self._groups[group]
+        """Take a task away. What its policy keeps stays: the next round goes on from there."""
+        self._group_of.pop(task_id, None)
 
     def arrive(self, candidate: Candidate) -> None:
         """Add a candidate."""
@@ -109,6 +107,9 @@ class Assigner:
         :returns: who leaves; those are no candidates any more.
         """
         outcome = Outcome()
+        for group in self._groups.values():
+            # A policy that is not asked this time has nothing to wait for.
+            group.tick = None
         self._turn_away(tasks, outcome)
         room: dict[str, list[OpenTask]] = {}
         for task in tasks:
@@ -177,7 +178,6 @@ class Assigner:
         refusals: dict[str, list[Reject]],
     ) -> None:
         candidates = {candidate.id: candidate for candidate in self._eligible(tasks)}
-        group.tick = None
         if not candidates:
             return
         view = SelectionView(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
@@ -25,11 +26,13 @@ def pack(message: Any) -> AnyMessage:
 class OperationBook:
     """The operations that devices may ask for.
 
-    :param retention: seconds for which an operation can be asked for after it was made or done.
+    :param retention: seconds for which an operation can be asked for once it is done.
+    :param on_change: told that :meth:`next_expiry` may have changed.
     """
 
-    def __init__(self, retention: float) -> None:
+    def __init__(self, retention: float, on_change: Callable[[], None] = lambda: None) -> None:
         self._retention = retention
+        self._on_change = on_change
         self._operations: Expiring[longrunning.Operation] = Expiring()
 
     def pending(self, name: str, metadata: Any, expires: float) -> longrunning.Operation:
@@ -39,7 +42,7 @@ class OperationBook:
             the published client asks again without a pause.
         """
         operation = longrunning.Operation(name=name, metadata=pack(metadata))
-        self._operations.put(name, operation, expires)
+        self._put(operation, expires)
         return operation
 
     def done(self, name: str, metadata: Any, response: Any, now: float) -> longrunning.Operation:
@@ -47,7 +50,7 @@ class OperationBook:
         operation = longrunning.Operation(
             name=name, metadata=pack(metadata), done=True, response=pack(response)
         )
-        self._operations.put(name, operation, now + self._retention)
+        self._put(operation, now + self._retention)
         return operation
 
     def finish(self, name: str, result: Any | StatusError, now: float) -> bool:
@@ -63,7 +66,7 @@ class OperationBook:
             operation.error.CopyFrom(result.to_proto())
         else:
             operation.response.CopyFrom(pack(result))
-        self._operations.put(name, operation, now + self._retention)
+        self._put(operation, now + self._retention)
         return True
 
     def cancel(self, name: str, now: float) -> bool:
@@ -98,3 +101,7 @@ class OperationBook:
     def next_expiry(self) -> float | None:
         """Return when the next operation expires."""
         return self._operations.next_expiry()
+
+    def _put(self, operation: longrunning.Operation, expires: float) -> None:
+        self._operations.put(operation.name, operation, expires)
+        self._on_change()

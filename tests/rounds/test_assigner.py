@@ -91,6 +91,30 @@ def test_who_is_held_stays_and_the_policy_is_asked_when_it_wishes():
     assert made.next_tick() is None
 
 
+def test_a_policy_that_is_not_asked_any_more_has_no_tick():
+    waiting = Scripted(lambda view: Selection((), None, 5.0))
+    holding = Scripted(lambda view: [])
+    made = assigner(waiting, task("t1"), group="g1")
+    made.open("t2", "g2", "holding", holding, {})
+    made.arrive(Candidate("a", 0.0))
+    made.decide([task("t1"), task("t2")], 1.0)
+    assert made.next_tick() == 6.0
+    made.decide([task("t1", capacity=0), task("t2")], 6.0)
+    assert made.next_tick() is None
+    assert made.waiting == 1
+
+
+def test_what_a_policy_keeps_outlives_its_task():
+    policy = Scripted(lambda view: Selection([Assign("a", view.tasks[0].task_id)], "kept"))
+    made = assigner(policy, task("t1"))
+    for name in ("t1", "t2"):
+        made.open(name, "g", "scripted", policy, {})
+        made.arrive(Candidate("a", 0.0))
+        made.decide([task(name)], 1.0)
+        made.close(name)
+    assert [view.state for view in policy.views] == [None, "kept"]
+
+
 def test_a_policy_that_asks_for_no_pause_gets_one():
     policy = Scripted(lambda view: Selection((), None, 0.0))
     made = assigner(policy, task())

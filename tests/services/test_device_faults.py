@@ -167,7 +167,7 @@ def test_abort_gives_the_place_back_and_uses_up_the_token(kit):
 def test_a_repeated_start_gives_the_same_answer(kit):
     async def main():
         async with kit.world() as world:
-            task = await world.submit(goal=1, over_selection=2)
+            task = await world.submit(goal=2, over_selection=2)
             device = world.device()
             await device.check_in()
             first, second = await device.start(), await device.start()
@@ -175,6 +175,8 @@ def test_a_repeated_start_gives_the_same_answer(kit):
             assert (await world.status(task)).assigned == 1
             await device.contribute(device.answer(second).task_assignment)
             assert await device.start() == first
+            world.advance(600)
+            assert await kit.code_of(device.start()) is Code.ABORTED
 
     asyncio.run(main())
 

@@ -71,7 +71,7 @@ class Services:
         self.ticker = Ticker(clock)
         self._sessions = SessionBook(settings.session_timeout, RETENTION)
         self._book = ContributionBook(tokens)
-        self._operations = OperationBook(OPERATION_RETENTION)
+        self._operations = OperationBook(OPERATION_RETENTION, self._schedule)
         self._populations = Populations(
             populations, lambda name: Population(name, rng, self.ticker)
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.protos import task_assignments_pb2 as pb
-from fcp_core.protocol.status import Code
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Rejection
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event, Rejected
@@ -68,8 +68,11 @@ class TaskAssignments:
         session.check_principal(principal)
         if session.operation is not None:
             known = self._operations.find(session.operation)
-            if known is not None:
-                return known
+            if known is None:
+                raise StatusError(
+                    Code.ABORTED, "this session has had its answer; check in again for another task"
+                )
+            return known
         session.check(principal)
         name = operation_name(session.session_id)
         metadata = pb.StartTaskAssignmentMetadata(

@@ -61,9 +61,12 @@ class Ticker:
         A test that moves a clock of its own calls it; otherwise the timer does.
         """
         now = self._clock.now()
+        due = []
         while (when := self._next()) is not None and when <= now:
             key = heapq.heappop(self._heap)[1]
-            callback = self._due.pop(key)[1]
+            due.append((when, key, self._due.pop(key)[1]))
+        # What they ask for has its turn later, even if it is due already: others come in between.
+        for when, key, callback in due:
             try:
                 callback(now)
             except Exception:

@@ -1,0 +1,151 @@
+"""Tasks as programs and operators handle them."""
+
+import asyncio
+
+import pytest
+
+from fcp_core.aggregation.configuration import configuration_to_proto
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.tasks import AssignmentMode, TaskState
+
+
+def test_cancelling_a_task_ends_it_for_everybody(kit):
+    async def main():
+        async with kit.world() as world:
+            task = await world.submit(goal=2)
+            device = world.device()
+            assignment = await device.assignment()
+            waiting = asyncio.create_task(kit.code_of(world.result(task)))
+            await kit.settle()
+            await world.services.tasks.cancel(task, "the operator said so")
+            assert await waiting is Code.CANCELLED
+            status = await world.status(task)
+            assert status.state is TaskState.CANCELLED
+            assert status.error == (Code.CANCELLED, "the operator said so")
+            assert await kit.code_of(device.start_upload(assignment)) is Code.ABORTED
+            await world.services.tasks.cancel(task)
+            assert (await world.status(task)).error == (Code.CANCELLED, "the operator said so")
+
+    asyncio.run(main())
+
+
+def test_a_forgotten_task_is_gone_but_its_late_devices_are_still_aborted(kit):
+    async def main():
+        async with kit.world() as world:
+            task = await world.submit(goal=1, over_selection=2)
+            device, late = world.device(), world.device()
+            assignment, late_assignment = await device.assignment(), await late.assignment()
+            assert await kit.code_of(world.services.tasks.forget(task)) is Code.FAILED_PRECONDITION
+            await device.contribute(assignment)
+            await world.result(task)
+            await world.services.tasks.forget(task)
+            for call in (world.status, world.result, world.services.tasks.forget):
+                assert await kit.code_of(call(task)) is Code.NOT_FOUND
+            assert await kit.code_of(late.start_upload(late_assignment)) is Code.ABORTED
+
+    asyncio.run(main())
+
+
+def test_a_task_that_ended_is_forgotten_after_its_retention(kit):
+    async def main():
+        async with kit.world(task_retention="2h") as world:
+            task = await world.submit(goal=1, over_selection=2)
+            device, late = world.device(), world.device()
+            assignment, late_assignment = await device.assignment(), await late.assignment()
+            await device.contribute(assignment)
+            await world.result(task)
+            world.advance(7199)
+            await kit.settle()
+            assert await world.result(task) == [1, 1]
+            world.advance(1)
+            await kit.settle()
+            assert await kit.code_of(world.result(task)) is Code.NOT_FOUND
+            # Nobody can come that late: the token is forgotten, and now the aggregation is too.
+            assert await kit.code_of(late.start_upload(late_assignment)) is Code.UNAUTHENTICATED
+            world.advance(10_000)
+            assert await kit.code_of(late.start_upload(late_assignment)) is Code.NOT_FOUND
+            assert world.services.tasks.next_tick() is None
+
+    asyncio.run(main())
+
+
+def test_a_task_that_cannot_run_is_refused_before_it_is_offered(kit):
+    async def main():
+        async with kit.world() as world:
+            unknown = Intrinsic(
+                "federated_nonsense",
+                (TensorSpec("a", DataType.INT64, ()),),
+                (TensorSpec("b", DataType.INT64, ()),),
+            )
+            bad = configuration_to_proto([unknown]).SerializeToString()
+            for kwargs, code, hint in (
+                ({"population": "no/such"}, Code.NOT_FOUND, "no/such"),
+                ({"name": "a b"}, Code.INVALID_ARGUMENT, "name"),
+                ({"goal": 0}, Code.INVALID_ARGUMENT, "goal_count"),
+                ({"aggregation": bad}, Code.INVALID_ARGUMENT, "federated_nonsense"),
+                ({"aggregation": b"\xff"}, Code.INVALID_ARGUMENT, "(?i)configuration"),
+                ({"selection": "fifi"}, Code.INVALID_ARGUMENT, "fifo"),
+                ({"protocol": "simpel"}, Code.INVALID_ARGUMENT, "simple"),
+                ({"options": {"uniform": {"window": 1}}}, Code.INVALID_ARGUMENT, "uniform"),
+                ({"deadline": float("nan")}, Code.INVALID_ARGUMENT, "deadline"),
+            ):
+                with pytest.raises(StatusError, match=hint) as caught:
+                    await world.submit(**kwargs)
+                assert caught.value.code is code
+            assert await world.services.tasks.list() == []
+            assert not world.recorder.of("TaskOpened")
+
+    asyncio.run(main())
+
+
+def test_one_name_has_one_mode_at_a_time(kit):
+    async def main():
+        async with kit.world() as world:
+            await world.submit(name="one")
+            many = world.submit(name="one", assignment_mode=AssignmentMode.MULTIPLE)
+            assert await kit.code_of(many) is Code.INVALID_ARGUMENT
+
+    asyncio.run(main())
+
+
+def test_populations_are_apart_and_can_be_added(kit):
+    async def main():
+        async with kit.world() as world:
+            task = await world.submit()
+            assert await kit.code_of(world.device(population="b").check_in()) is Code.NOT_FOUND
+            world.services.add_population("b")
+            stranger = world.device(population="b")
+            assert (await stranger.check_in()).WhichOneof("result") == "rejection_info"
+            device = world.device()
+            await device.check_in()
+            stranger.session_id = device.session_id
+            assert await kit.code_of(stranger.start()) is Code.NOT_FOUND
+            await device.contribute(device.answer(await device.start()).task_assignment)
+            await world.result(task)
+
+    asyncio.run(main())
+
+
+def test_without_given_populations_tasks_bring_theirs(kit):
+    async def main():
+        async with kit.world(populations=None) as world:
+            device = world.device()
+            assert await kit.code_of(device.check_in()) is Code.NOT_FOUND
+            task = await world.submit()
+            await device.run()
+            assert await world.result(task) == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_the_result_comes_in_the_format_that_was_asked_for(kit):
+    async def main():
+        async with kit.world() as world:
+            task = await world.submit(result_format="federated_compute")
+            await world.device().run()
+            data = await world.services.tasks.wait(task)
+            assert data.startswith(b"FCv1")
+            assert await world.result(task) == [1, 1]
+
+    asyncio.run(main())
