@@ -98,7 +98,7 @@ class _Root(click.Group):
         rows = {name: text for name, (_, _, text) in _LAZY.items()}
         for name, command in {**from_plugins, **self.commands}.items():
             if not command.hidden:
-                rows[name] = command.get_short_help_str(70)
+                rows[name] = command.get_short_help_str(150)
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows.items()))
 
