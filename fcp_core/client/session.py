@@ -62,7 +62,9 @@ class Session:
         except StatusError as error:
             self.error = error
             self._schedule.fail(error.code)
-            _LOG.warning("session failed: %s", error)
+            # An interruption is the owner's own wish, and nothing to warn of.
+            level = logging.INFO if error.code is Code.CANCELLED else logging.WARNING
+            _LOG.log(level, "session failed: %s", error)
             return self._outcome(Outcome.FAILED)
 
     def _run(self) -> Outcome:
