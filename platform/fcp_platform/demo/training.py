@@ -158,7 +158,7 @@ class Training:
 
     def _config(self) -> dict[str, Any]:
         # The devices have nothing else to do, so they come back at once; real ones would not.
-        config: dict[str, Any] = {"retry_min": 0.1, "retry_max": 0.4, "polling_interval": 0.05}
+        config: dict[str, Any] = {"retry_min": 0.3, "retry_max": 1.0, "polling_interval": 0.05}
         if self._settings.aggregator is not None:
             config["aggregator"] = [self._settings.aggregator]
         return config
