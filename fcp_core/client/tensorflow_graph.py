@@ -21,6 +21,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fcp_core.client.executors import FEDERATED_SELECT_URI
+from fcp_core.client.tensorflow_sessions import SessionPool
 from fcp_core.errors import MissingExtraError
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
@@ -68,10 +69,10 @@ class GraphCache:
     def __init__(self, source: ExampleSource) -> None:
         self._source = source
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[bytes, Any] = OrderedDict()
+        self._graphs: OrderedDict[bytes, SessionPool] = OrderedDict()
 
-    def get(self, graph_bytes: bytes) -> Any:
-        """Return the finalized ``tf.Graph`` of a serialized GraphDef, importing it if it is new.
+    def get(self, graph_bytes: bytes) -> SessionPool:
+        """Return the sessions of a serialized GraphDef, importing it if it is new.
 
         :raises StatusError: INVALID_ARGUMENT if the graph cannot be imported.
         """
@@ -126,8 +127,8 @@ class _Importer:
         while any(name.startswith(self._scope) for name in self._nodes):
             self._scope += "_"
 
-    def load(self) -> Any:
-        """Return the finalized graph."""
+    def load(self) -> SessionPool:
+        """Return the sessions of the graph, which is finalized."""
         graph = self._tf.Graph()
         with graph.as_default():
             for name in self._replaceable():
@@ -141,8 +142,9 @@ class _Importer:
                     self._outputs[f"{name}:0"] = replace(self._tf, self._source, *inputs)
                 self._imported.add(name)
             self._stage(set(self._nodes), graph)
+        pool = SessionPool(self._tf, graph)
         graph.finalize()
-        return graph
+        return pool
 
     def _replaceable(self) -> Iterator[str]:
         """Yield the nodes to replace, each after those that it depends on."""

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from fcp_core.client.executors import FEDERATED_SELECT_URI, PlanExecutor, PlanRun
 from fcp_core.client.tensorflow_graph import GraphCache, import_tensorflow
+from fcp_core.client.tensorflow_sessions import SessionPool
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
 from fcp_core.protocol.status import Code, StatusError
 
@@ -22,7 +23,7 @@ _TOKEN_BYTES = 16
 
 
 class TensorFlowExecutor(PlanExecutor):
-    """Imports a plan's graph once and runs it with fresh variables each time.
+    """Imports a plan's graph once; each run finds fresh variables.
 
     :param threads: how many threads an operation may use, unless the plan brings its own session
         configuration; few, so that many clients fit one machine.
@@ -42,7 +43,7 @@ class TensorFlowExecutor(PlanExecutor):
             has = "only a TFLite graph" if plan.tflite_graph else "no graph"
             raise StatusError(Code.UNIMPLEMENTED, f"the plan has {has}; a GraphDef is needed")
         tf = import_tensorflow()
-        graph = self._graphs.get(plan.graph)
+        sessions = self._graphs.get(plan.graph)
         spec = plan.phase.tensorflow_spec
         with tempfile.TemporaryDirectory(prefix="fcp-plan-") as scratch:
             feeds: dict[str, Any] = _constants(tf, spec.constant_inputs)
@@ -59,7 +60,7 @@ class TensorFlowExecutor(PlanExecutor):
             with self._lock:
                 self._active[token] = active
             try:
-                self._execute(tf, graph, spec, feeds, active)
+                self._execute(tf, sessions, spec, feeds, active)
             finally:
                 with self._lock:
                     del self._active[token]
@@ -71,34 +72,38 @@ class TensorFlowExecutor(PlanExecutor):
             return output.read_bytes()
 
     def _execute(
-        self, tf: Any, graph: Any, spec: Any, feeds: dict[str, Any], active: _ActiveRun
+        self, tf: Any, sessions: SessionPool, spec: Any, feeds: dict[str, Any], active: _ActiveRun
     ) -> None:
-        run = active.run
+        run, graph = active.run, sessions.graph
         try:
             fetches = [graph.as_graph_element(name) for name in spec.target_node_names]
             feed_dict = {graph.get_tensor_by_name(name): value for name, value in feeds.items()}
         except (KeyError, ValueError) as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"TensorFlow plan: {error}") from error
-        # A session of its own gives each run variables, tables and generators of its own.
-        with tf.compat.v1.Session(graph=graph, config=self._config(tf, run.plan)) as session:
-            try:
-                with run.interruption.unblocking(session.close):
-                    session.run(fetches, feed_dict=feed_dict)
-            except (tf.errors.OpError, RuntimeError) as error:
-                run.interruption.check()
-                if active.failure is not None:
-                    raise active.failure from error
-                raise StatusError(_code(error), f"the plan failed: {error}") from error
+        try:
+            with (
+                sessions.session(self._config(tf, run.plan)) as session,
+                run.interruption.unblocking(session.close),
+            ):
+                session.run(fetches, feed_dict=feed_dict)
+        except (tf.errors.OpError, RuntimeError) as error:
+            run.interruption.check()
+            if active.failure is not None:
+                raise active.failure from error
+            raise StatusError(_code(error), f"the plan failed: {error}") from error
 
     def _config(self, tf: Any, plan: plan_pb2.ClientOnlyPlan) -> Any:
         if plan.tensorflow_config_proto.value:
             return tf.compat.v1.ConfigProto.FromString(plan.tensorflow_config_proto.value)
-        return tf.compat.v1.ConfigProto(
+        config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=self._threads,
             # A dataset's functions run beside the operation that reads it.
             inter_op_parallelism_threads=max(2, self._threads),
             device_count={"GPU": 0},
         )
+        # A session runs once, so rewriting the graph costs more than it saves.
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        return config
 
     def _examples(self, token: bytes, selector_bytes: bytes) -> Iterable[bytes]:
         with self._lock:
