@@ -58,7 +58,7 @@ class FederatedComputation(tff.Computation):  # type: ignore[misc]
         return lowering.lower(*self._split)
 
     @functools.cached_property
-    def _split(self) -> tuple[Any, list[intrinsics.AggregateFunctions]]:
+    def _split(self) -> tuple[Any, intrinsics.Functions]:
         return lowering.distribute_aggregate_form(self._comp)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

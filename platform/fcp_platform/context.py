@@ -224,6 +224,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             assignment_mode=AssignmentMode(int(getattr(mode, "value", mode))),
             deadline=self._deadline,
             over_selection=self._over_selection,
+            slices=prepared.slices,
         )
         try:
             aggregate = await asyncio.wrap_future(self._thread.run(self._run_task(spec)))

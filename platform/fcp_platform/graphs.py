@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,13 @@ class LocalGraph:
         :param values: one array for each input, by the leaf's name.
         :returns: one array for each output, by the leaf's name; strings are objects (bytes).
         """
-        if not self.outputs:
-            return {}
+        (result,) = self.run_each([values])
+        return result
+
+    def run_each(
+        self, series: Iterable[Mapping[str, Any]]
+    ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
+        """Run it for each of a series of values, in one session; see :meth:`run`."""
         with tf.Graph().as_default() as graph:
             inputs = [
                 tf.compat.v1.placeholder(port.leaf.type.dtype, port.leaf.type.shape)
@@ -64,15 +69,16 @@ class LocalGraph:
             ]
             names = [port.tensor_name for port in self.inputs]
             outputs = self.add_to_graph(dict(zip(names, inputs, strict=True)), "run")
-        given = [values[port.leaf.name] for port in self.inputs]
         with tf.compat.v1.Session(graph=graph) as session:
-            results = session.run(outputs, dict(zip(inputs, given, strict=True)))
-        return {
-            port.leaf.name: np.asarray(
-                result, dtype=object if isinstance(result, (bytes, str)) else None
-            )
-            for port, result in zip(self.outputs, results, strict=True)
-        }
+            for values in series:
+                given = [values[port.leaf.name] for port in self.inputs]
+                results = session.run(outputs, dict(zip(inputs, given, strict=True)))
+                yield {
+                    port.leaf.name: np.asarray(
+                        result, dtype=object if isinstance(result, (bytes, str)) else None
+                    )
+                    for port, result in zip(self.outputs, results, strict=True)
+                }
 
 
 def local_graph(

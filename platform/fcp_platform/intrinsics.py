@@ -1,18 +1,21 @@
 """Rewriting of intrinsics that TFF's own DistributeAggregateForm does not take as they are.
 
-``federated_aggregate`` carries functions, which cannot be arguments of the form's aggregations. It
-is replaced by an intrinsic of ours whose last argument is a number, under which the functions are
-kept aside.
+``federated_aggregate`` and ``federated_select`` carry functions, which cannot be arguments of the
+form's aggregations and broadcasts. They are replaced by intrinsics of ours whose last argument is a
+number, under which the functions are kept aside. What is left of a select is a broadcast of the
+name of its slices, and the reading of slices on the device.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.compiler import (
+    building_block_factory,
     intrinsic_defs,
     transformation_utils,
     transformations,
@@ -20,8 +23,12 @@ from tensorflow_federated.python.core.impl.compiler import (
 )
 from tensorflow_federated.python.core.impl.types import computation_types
 
+from fcp_platform import select
+
 AGGREGATE_URI = "federated_aggregate"
+SELECT_URI = "federated_select"
 NUMBERED_AGGREGATE_URI = "fcp_federated_aggregate"
+NUMBERED_SELECT_URI = "fcp_federated_select"
 
 #: Aggregations that are handed to the aggregation core under their own names.
 AGGREGATIONS = frozenset(
@@ -70,6 +77,18 @@ class AggregateFunctions:
     report: Any
 
 
+@dataclass(frozen=True)
+class Functions:
+    """The functions of a computation's intrinsics, by their numbers.
+
+    :param aggregates: of each ``federated_aggregate``.
+    :param selects: of each ``federated_select``: (server's value, key) -> slice.
+    """
+
+    aggregates: list[AggregateFunctions] = field(default_factory=list)
+    selects: list[Any] = field(default_factory=list)
+
+
 def call_dominant(block: Any) -> Any:
     """Return a computation's block with every call of an intrinsic bound at the top.
 
@@ -80,11 +99,11 @@ def call_dominant(block: Any) -> Any:
 
     def check(inner: Any) -> None:
         if isinstance(inner, tff.framework.Intrinsic) and inner.uri not in (
-            _LOCAL | AGGREGATIONS | {AGGREGATE_URI}
+            _LOCAL | AGGREGATIONS | {AGGREGATE_URI, SELECT_URI}
         ):
             raise ValueError(
                 f"the intrinsic {inner.uri} cannot run on devices: it is neither local processing "
-                f"nor a broadcast nor one of the aggregations "
+                f"nor a broadcast nor {SELECT_URI} nor one of the aggregations "
                 f"{', '.join(sorted(AGGREGATIONS | {AGGREGATE_URI}))}"
             )
 
@@ -93,73 +112,113 @@ def call_dominant(block: Any) -> Any:
     return block
 
 
-def number_aggregates(block: Any) -> tuple[Any, list[AggregateFunctions]]:
-    """Replace each ``federated_aggregate`` of a call-dominant block by a numbered one.
+def number_functions(block: Any) -> tuple[Any, Functions]:
+    """Replace each ``federated_aggregate`` and ``federated_select`` by a numbered intrinsic.
 
+    :param block: a call-dominant block.
     :returns: the block, and the functions by number.
     :raises ValueError: if a function uses a value from outside of it.
     """
     _register()
-    functions: list[AggregateFunctions] = []
+    functions = Functions()
 
     def replace(inner: Any) -> tuple[Any, bool]:
         if not (
             isinstance(inner, tff.framework.Call)
             and isinstance(inner.function, tff.framework.Intrinsic)
-            and inner.function.uri == AGGREGATE_URI
         ):
             return inner, False
-        argument = inner.argument
-        value, zero, *rest = (
-            list(argument)
-            if isinstance(argument, tff.framework.Struct)
-            else [tff.framework.Selection(argument, index=index) for index in range(5)]
-        )
-        for label, function in zip(("accumulate", "merge", "report"), rest, strict=True):
-            if not tree_analysis.contains_no_unbound_references(function):
-                raise ValueError(
-                    f"the {label} function of a federated_aggregate uses a value from outside of "
-                    "it; pass it in with the values or with the accumulator"
-                )
-        functions.append(AggregateFunctions(*rest))
-        number = tff.framework.Literal(
-            np.int32(len(functions) - 1), computation_types.TensorType(np.int32)
-        )
-        intrinsic = tff.framework.Intrinsic(
-            NUMBERED_AGGREGATE_URI,
-            computation_types.FunctionType(
-                computation_types.StructType(
-                    [value.type_signature, zero.type_signature, number.type_signature]
-                ),
-                inner.type_signature,
-            ),
-        )
-        return (
-            tff.framework.Call(intrinsic, tff.framework.Struct([value, zero, number])),
-            True,
-        )
+        if inner.function.uri == AGGREGATE_URI:
+            return _numbered_aggregate(inner, functions.aggregates), True
+        if inner.function.uri == SELECT_URI:
+            return _numbered_select(inner, functions.selects), True
+        return inner, False
 
     block, _ = transformation_utils.transform_postorder(block, replace)
     return block, functions
 
 
+def _numbered_aggregate(call: Any, functions: list[AggregateFunctions]) -> Any:
+    value, zero, *rest = _arguments(call, 5)
+    for label, function in zip(("accumulate", "merge", "report"), rest, strict=True):
+        _check_closed(f"the {label} function of a federated_aggregate", function)
+    functions.append(AggregateFunctions(*rest))
+    number = len(functions) - 1
+    return _numbered_call(NUMBERED_AGGREGATE_URI, [value, zero], number, call.type_signature)
+
+
+def _numbered_select(call: Any, functions: list[Any]) -> Any:
+    keys, max_key, value, function = _arguments(call, 4)
+    _check_closed("the select function of a federated_select", function)
+    functions.append(function)
+    served_at_id = _numbered_call(
+        NUMBERED_SELECT_URI,
+        [max_key, value],
+        len(functions) - 1,
+        tff.FederatedType(np.str_, tff.CLIENTS, all_equal=True),
+    )
+    fetch = select.fetching(keys.type_signature.member, function.type_signature.result)
+    fetched = building_block_factory.create_federated_map_or_apply(
+        fetch,
+        building_block_factory.create_federated_zip(
+            tff.framework.Struct([("keys", keys), ("served_at_id", served_at_id)])
+        ),
+    )
+    if not call.type_signature.is_assignable_from(fetched.type_signature):
+        raise TypeError(
+            f"federated_select: slices are read as {fetched.type_signature}, the computation "
+            f"expects {call.type_signature}"
+        )
+    return fetched
+
+
+def _arguments(call: Any, count: int) -> list[Any]:
+    if isinstance(call.argument, tff.framework.Struct):
+        return list(call.argument)
+    return [tff.framework.Selection(call.argument, index=index) for index in range(count)]
+
+
+def _check_closed(what: str, function: Any) -> None:
+    if not tree_analysis.contains_no_unbound_references(function):
+        raise ValueError(
+            f"{what} uses a value from outside of it; pass it in with its other arguments"
+        )
+
+
+def _numbered_call(uri: str, arguments: Sequence[Any], number: int, result_type: Any) -> Any:
+    literal = tff.framework.Literal(np.int32(number), computation_types.TensorType(np.int32))
+    given = [*arguments, literal]
+    parameter_type = computation_types.StructType([value.type_signature for value in given])
+    intrinsic = tff.framework.Intrinsic(
+        uri, computation_types.FunctionType(parameter_type, result_type)
+    )
+    return tff.framework.Call(intrinsic, tff.framework.Struct(given))
+
+
 def _register() -> None:
-    """Make the numbered intrinsic known to TFF, once a process."""
+    """Make the numbered intrinsics known to TFF, once a process."""
     if intrinsic_defs.uri_to_intrinsic_def(NUMBERED_AGGREGATE_URI) is not None:
         return
-    abstract = computation_types.AbstractType
+    abstract, number = computation_types.AbstractType, computation_types.TensorType(np.int32)
     intrinsic_defs.IntrinsicDef(
         NUMBERED_AGGREGATE_URI.upper(),
         NUMBERED_AGGREGATE_URI,
         computation_types.FunctionType(
-            computation_types.StructType(
-                [
-                    computation_types.FederatedType(abstract("T"), tff.CLIENTS),
-                    abstract("U"),
-                    computation_types.TensorType(np.int32),
-                ]
-            ),
-            computation_types.FederatedType(abstract("R"), tff.SERVER),
+            [tff.FederatedType(abstract("T"), tff.CLIENTS), abstract("U"), number],
+            tff.FederatedType(abstract("R"), tff.SERVER),
         ),
         aggregation_kind=intrinsic_defs.AggregationKind.DEFAULT,
+    )
+    intrinsic_defs.IntrinsicDef(
+        NUMBERED_SELECT_URI.upper(),
+        NUMBERED_SELECT_URI,
+        computation_types.FunctionType(
+            [
+                tff.FederatedType(np.int32, tff.SERVER),
+                tff.FederatedType(abstract("S"), tff.SERVER),
+                number,
+            ],
+            tff.FederatedType(np.str_, tff.CLIENTS, all_equal=True),
+        ),
+        broadcast_kind=intrinsic_defs.BroadcastKind.DEFAULT,
     )

@@ -16,21 +16,15 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
-from fcp_platform import encoding, intrinsics, naming
+from fcp_platform import encoding, intrinsics, naming, select
 from fcp_platform.encoding import Encoding
 from fcp_platform.functions import serialize_functions
 from fcp_platform.graphs import LocalGraph, local_graph
-from fcp_platform.naming import Leaf
+from fcp_platform.naming import Constant, Leaf
+from fcp_platform.select import Select
 
 #: The prefix of what the server prepares for the broadcasts.
 PREPARED = "prepared"
-
-
-@dataclass(frozen=True)
-class Constant:
-    """An argument that the computation gives literally."""
-
-    value: np.ndarray[Any, Any]
 
 
 @dataclass
@@ -58,48 +52,41 @@ class Lowered:
     :param prepare: ``server/...`` to ``prepared/...`` and ``intermediate_state/...``.
     :param broadcast: where each ``client/...`` tensor comes from: a tensor that ``prepare`` makes,
         or a constant.
+    :param selects: what serves slices; each names them in a ``client/...`` tensor.
     :param client: the data's sequences and ``client/...`` to ``update/...``.
     :param result: ``intermediate_state/...`` and ``intermediate_update/0/...`` to ``server/...``
         and ``metrics/...``.
-    :param state: the leaves of the state; the types of the data, the new state and the metrics are
-        those of the computation.
     """
 
     prepare: LocalGraph
     broadcast: dict[Leaf, str | Constant]
+    selects: tuple[Select, ...]
     client: LocalGraph
     aggregations: Aggregations
     result: LocalGraph
-    state: tuple[Leaf, ...]
 
 
-def distribute_aggregate_form(comp: Any) -> tuple[Any, list[intrinsics.AggregateFunctions]]:
-    """Return TFF's DistributeAggregateForm and the functions of each ``federated_aggregate``.
+def distribute_aggregate_form(comp: Any) -> tuple[Any, intrinsics.Functions]:
+    """Return TFF's DistributeAggregateForm and the functions that it has no place for.
 
     :raises TypeError: if the computation has not two arguments and two results.
     :raises ValueError: if it cannot be split into broadcasts, local processing and aggregations;
         the message names the intrinsic at fault.
     """
-    functions: list[intrinsics.AggregateFunctions] = []
-
-    def preprocess(block: Any) -> Any:
-        block, found = intrinsics.number_aggregates(intrinsics.call_dominant(block))
-        functions.extend(found)
-        return block
-
+    block, functions = intrinsics.number_functions(
+        intrinsics.call_dominant(comp.to_building_block())
+    )
     form = tff.backends.mapreduce.get_distribute_aggregate_form_for_computation(
-        comp, tff_internal_preprocessing=preprocess
+        comp, tff_internal_preprocessing=lambda _: block
     )
     return form, functions
 
 
-def lower(
-    form: Any, functions: Sequence[intrinsics.AggregateFunctions], config: Any = None
-) -> Lowered:
+def lower(form: Any, functions: intrinsics.Functions, config: Any = None) -> Lowered:
     """Lower a computation.
 
     :param form: a ``tff.backends.mapreduce.DistributeAggregateForm``.
-    :param functions: the functions of each ``federated_aggregate``.
+    :param functions: the functions of its numbered intrinsics.
     :param config: Grappler's settings, a ``tf.compat.v1.ConfigProto``; None for TensorFlow's own.
     :raises ValueError: if a part of it cannot run where it has to; the message says which part.
     :raises TypeError: for a tensor that cannot travel; the message names it.
@@ -125,19 +112,17 @@ def lower(
     )
     for port in (*prepare.inputs, *prepare.outputs, *result.inputs, *result.outputs):
         _refuse_sequence(port.leaf)
-    lowered = Lowered(
-        prepare,
-        _broadcast(form.server_to_client_broadcast.to_building_block()),
-        client,
-        _aggregations(form.client_to_server_aggregation.to_building_block(), functions, config),
-        result,
-        tuple(naming.leaves(form.type_signature.parameter[0], naming.STATE)),
+    broadcast, selects = _broadcast(
+        form.server_to_client_broadcast.to_building_block(), functions.selects, config
     )
-    if not lowered.aggregations.configs:
+    aggregations = _aggregations(
+        form.client_to_server_aggregation.to_building_block(), functions.aggregates, config
+    )
+    if not aggregations.configs:
         raise ValueError(
             "the computation aggregates nothing: devices would have nothing to contribute"
         )
-    return lowered
+    return Lowered(prepare, broadcast, selects, client, aggregations, result)
 
 
 def _local(
@@ -157,16 +142,43 @@ def _refuse_sequence(leaf: Leaf) -> None:
         )
 
 
-def _broadcast(block: Any) -> dict[Leaf, str | Constant]:
+def _broadcast(
+    block: Any, functions: Sequence[Any], config: Any
+) -> tuple[dict[Leaf, str | Constant], tuple[Select, ...]]:
     sources: dict[Leaf, str | Constant] = {}
+    selects: list[Select] = []
     for index, (_, call) in enumerate(block.result.locals):
         targets = naming.leaves(call.type_signature, f"{naming.BROADCAST}/{index}")
+        if call.function.uri == intrinsics.NUMBERED_SELECT_URI:
+            made = _select(targets[0], call, functions, config)
+            selects.append(made)
+            sources[made.target] = Constant(np.array(made.served_at_id.encode(), dtype=object))
+            continue
         given = _argument_leaves(call.argument, (PREPARED,))
         for target, source in zip(targets, given, strict=True):
             _refuse_sequence(target)
             encoding.stored(target.name, target.type.dtype)
-            sources[target] = source.name if isinstance(source, Leaf) else source
-    return sources
+            sources[target] = _source(source)
+    return sources, tuple(selects)
+
+
+def _select(target: Leaf, call: Any, functions: Sequence[Any], config: Any) -> Select:
+    (max_key,), value, (number,) = (
+        _argument_leaves(argument, (PREPARED,)) for argument in _arguments(call)
+    )
+    assert isinstance(number, Constant)  # intrinsics.number_functions put it there
+    try:
+        graph = local_graph(functions[int(number.value)], select.PARAMETERS, select.SLICE, config)
+    except Exception as error:
+        raise ValueError(
+            f"the select function of a federated_select cannot be made one TensorFlow graph: "
+            f"{error}"
+        ) from error
+    return Select(target, _source(max_key), tuple(_source(leaf) for leaf in value), graph)
+
+
+def _source(leaf: Leaf | Constant) -> str | Constant:
+    return leaf.name if isinstance(leaf, Leaf) else leaf
 
 
 def _aggregations(
@@ -180,7 +192,7 @@ def _aggregations(
         arguments = [_argument_leaves(argument, prefixes) for argument in _arguments(call)]
         if uri == intrinsics.NUMBERED_AGGREGATE_URI:
             value, zero, (number,) = arguments
-            assert isinstance(number, Constant)  # intrinsics.number_aggregates put it there
+            assert isinstance(number, Constant)  # intrinsics.number_functions put it there
             _aggregate(found, index, value, zero, outputs, functions[int(number.value)], config)
             continue
         for position, output in enumerate(outputs):

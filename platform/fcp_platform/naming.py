@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow_federated as tff
 
 #: Prefixes of the names, by what a tensor is for.
@@ -32,6 +33,13 @@ class Leaf:
     def is_sequence(self) -> bool:
         """Whether it is a sequence rather than a tensor."""
         return isinstance(self.type, tff.SequenceType)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """What stands where a leaf could: a value that the computation gives literally."""
+
+    value: np.ndarray[Any, Any]
 
 
 def leaves(type_spec: Any, prefix: str) -> list[Leaf]:

@@ -11,6 +11,7 @@ from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
 from fcp_platform import encoding
 from fcp_platform.graphs import ancestors, only
 from fcp_platform.lowering import Lowered
+from fcp_platform.select import put_device_ops
 
 _INPUT = "input_filepath"
 _OUTPUT = "output_filepath"
@@ -49,6 +50,7 @@ def build_plan(
         ends.append(_INPUT)  # it is fed even if nothing reads it
     graph_def = only(graph_def, ancestors(graph_def, ends))
     _add_datasets(graph_def, selectors)
+    put_device_ops(graph_def, _TOKEN)
 
     plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString())
     spec = plan.phase.tensorflow_spec

@@ -14,7 +14,8 @@ import numpy as np
 from fcp_core.aggregation.configuration import configuration_from_server_aggregations
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_platform import encoding, naming
-from fcp_platform.lowering import Constant, Lowered
+from fcp_platform.lowering import Lowered
+from fcp_platform.naming import Constant
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Prepared:
 
     :param checkpoint: what devices download; empty if nothing is broadcast.
     :param aggregation: a serialized aggregation ``Configuration``.
+    :param slices: what ``federated_select`` serves: name -> key -> checkpoint.
     :param kept: the intermediate state, by tensor name, for :func:`finish`.
     """
 
     checkpoint: bytes
     aggregation: bytes
+    slices: Mapping[str, Mapping[int, bytes]]
     kept: Mapping[str, np.ndarray[Any, Any]]
 
 
@@ -53,6 +56,7 @@ def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prep
     return Prepared(
         write_checkpoint(broadcast, "tf_v1") if broadcast else b"",
         configuration.SerializeToString(),
+        {select.served_at_id: select.slices(values) for select in lowered.selects},
         kept,
     )
 

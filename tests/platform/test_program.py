@@ -28,6 +28,8 @@ from fcp_core.plugins import hookimpl
 from fcp_core.protocol.protos import client_runner_example_data_pb2, plan_pb2
 from fcp_core.protocol.protos.population_eligibility_spec_pb2 import PopulationEligibilitySpec
 from fcp_core.protocol.status import Code, StatusError
+from fcp_platform.learning import learning_process_computation
+from fcp_platform.runtime import LocalRuntime
 
 pytestmark = pytest.mark.tff
 
@@ -277,6 +279,61 @@ def test_secure_sums_only_where_the_operator_allows() -> None:
         assert asyncio.run(program()) == 8
 
 
+def test_select_serves_slices() -> None:
+    """Devices get the slices of their keys, in their order, repeated ones too."""
+    value_type = collections.OrderedDict(
+        table=tff.TensorType(np.float32, [6, 2]), words=tff.TensorType(np.str_, [6])
+    )
+
+    @tff.tensorflow.computation(value_type, np.int32)
+    def choose(value: Any, key: Any) -> Any:
+        row = tf.gather(value["table"], key)
+        return collections.OrderedDict(
+            row=row, word=tf.gather(value["words"], key), big=tf.cast(key, tf.uint64)
+        )
+
+    @tff.tensorflow.computation(tff.SequenceType(np.str_))
+    def client_keys(examples: Any) -> Any:
+        first = examples.take(1).reduce("", lambda _, x: x)
+        number = tf.strings.to_number(first, tf.int32)
+        return tf.ensure_shape(tf.stack([number, 5, number]), [3])
+
+    @tff.tensorflow.computation(tff.SequenceType(choose.type_signature.result))
+    def work(slices: Any) -> Any:
+        def step(state: Any, one: Any) -> Any:
+            weight = tf.cast(one["big"], tf.float32) + 1
+            total = state["total"] + weight * one["row"] * state["factor"]
+            length = state["length"] + tf.strings.length(one["word"])
+            return {"total": total, "factor": state["factor"] * 10, "length": length}
+
+        start = {"total": tf.zeros([2]), "factor": tf.constant(1.0), "length": tf.constant(0)}
+        end = slices.reduce(start, step)
+        return end["total"], end["length"]
+
+    @tff.federated_computation(tff.FederatedType(value_type, tff.SERVER), DATA)
+    def comp(state: Any, data: Any) -> Any:
+        keys = tff.federated_map(client_keys, data)
+        max_key = tff.federated_value(5, tff.SERVER)
+        slices = tff.federated_select(keys, max_key, state, choose)
+        return state, tff.federated_sum(tff.federated_map(work, slices))
+
+    computation = fcp_demo.FederatedComputation(comp, name="select")
+    # What all devices download is the name of the slices alone.
+    assert [leaf.type.dtype.type for leaf in computation.lowered.broadcast] == [np.str_]
+    table = np.arange(12, dtype=np.float32).reshape(6, 2)
+    words = np.array([b"a" * number for number in range(6)], object)
+
+    async def program() -> Any:
+        state = collections.OrderedDict(table=table, words=words)
+        _, metrics = computation(state, source().iterator().select(4))
+        return await tff.program.materialize_value(metrics)
+
+    with serving() as context, devices(context, holding(2, 2)):
+        total, length = asyncio.run(program())
+    np.testing.assert_allclose(total, 4 * (303 * table[2] + 60 * table[5]))
+    assert length == 4 * (2 + 5 + 2)
+
+
 def test_release_managers_and_program_state(tmp_path: Path) -> None:
     """References are released, saved and loaded by TFF's own managers; a program resumes."""
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")
@@ -309,6 +366,81 @@ def test_release_managers_and_program_state(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [(row["key"], row["sum"]) for row in rows] == [("1", "8"), ("2", "8"), ("3", "8")]
     assert list((tmp_path / "board").iterdir())
+
+
+def test_federated_averaging_with_evaluation_and_resumption(tmp_path: Path) -> None:
+    """Training and evaluation of a model by a program that ends and goes on from its state."""
+    labels, features = 3, 4
+
+    def build_keras_model() -> Any:
+        layers = [
+            tf.keras.layers.InputLayer(input_shape=(features,)),
+            tf.keras.layers.Dense(labels),
+        ]
+        return tf.keras.Sequential(layers)
+
+    model = tff.learning.models.functional_model_from_keras(
+        build_keras_model,
+        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        input_spec=(tf.TensorSpec([None, features]), tf.TensorSpec([None], tf.int64)),
+        metrics_constructor=collections.OrderedDict(
+            accuracy=tf.keras.metrics.SparseCategoricalAccuracy
+        ),
+    )
+
+    def parse_examples(examples: Any) -> Any:
+        def parse(batch: Any) -> Any:
+            numbers = tf.io.decode_csv(batch, [[0.0]] * features + [[0]])
+            return tf.stack(numbers[:-1], axis=1), tf.cast(numbers[-1], tf.int64)
+
+        return examples.repeat(3).batch(8).map(parse)
+
+    def examples(number: int) -> list[bytes]:
+        rng = np.random.default_rng(number)
+        rows = rng.normal(size=(40, features))
+        return [",".join(map(str, [*row, np.argmax(row[:labels])])).encode() for row in rows]
+
+    training = tff.learning.algorithms.build_weighted_fed_avg(
+        model, client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.3)
+    )
+    evaluation = tff.learning.algorithms.build_fed_eval(model)
+    train = fcp_demo.FederatedComputation(
+        learning_process_computation(training, parse_examples), name="train"
+    )
+    evaluate = fcp_demo.FederatedComputation(
+        learning_process_computation(evaluation, parse_examples), name="evaluate"
+    )
+    saved = tff.program.FileProgramStateManager(tmp_path / "state")
+
+    async def program(rounds: range) -> list[float]:
+        # What is not a FederatedComputation runs in the base context.
+        eval_state = evaluation.initialize()
+        initial_state = await tff.program.materialize_value(training.initialize())
+        state, version = await saved.load_latest(initial_state)
+        assert version == rounds[0]
+        state = initial_state if state is None else state
+        accuracies = []
+        for number in rounds:
+            state, _ = train(state, source().iterator().select(3))
+            await saved.save(state, number + 1)
+            weights = training.get_model_weights(state)
+            eval_state = evaluation.set_model_weights(eval_state, weights)
+            _, metrics = evaluate(eval_state, source().iterator().select(3))
+            metrics = await tff.program.materialize_value(metrics)
+            current = metrics["client_work"]["eval"]["current_round_metrics"]
+            accuracies.append(float(current["accuracy"]))
+        return accuracies
+
+    data = [lambda uri, number=number: examples(number) for number in range(3)]
+    with (
+        LocalRuntime() as runtime,
+        serving(base_context=runtime.federated_context) as context,
+        devices(context, data),
+    ):
+        accuracies = asyncio.run(program(range(2)))
+        accuracies += asyncio.run(program(range(2, 4)))
+    assert accuracies == sorted(accuracies)
+    assert accuracies[-1] > 0.8
 
 
 def test_tls(tmp_path: Path) -> None:
