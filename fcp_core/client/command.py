@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,25 +85,30 @@ def client(
     from fcp_core.protocol.status import Code, StatusError
 
     store = _store(example_data_path, num_empty_examples, tfrecord)
-    try:
-        device = Client(
-            server,
-            population,
-            stores=store,
-            api_key=api_key,
-            ca_file=test_cert,
-            client_version=client_version,
-            attestation_measurement=client_attestation_measurement,
-            retry_token=retry_token,
-            session=session,
-            history=History(history) if history else None,
-        )
-    except StatusError as error:
-        click.echo(f"fcp client: {error.message}", err=True)
-        sys.exit(1)
     sleep = None if sleep_after_round_secs < 0 else sleep_after_round_secs
     succeeded = False
-    with device, _ended_by_signals(device):
+    with ExitStack() as cleanup:
+        contributions = History(history) if history else None
+        if contributions is not None:
+            cleanup.callback(contributions.close)
+        try:
+            device = Client(
+                server,
+                population,
+                stores=store,
+                api_key=api_key,
+                ca_file=test_cert,
+                client_version=client_version,
+                attestation_measurement=client_attestation_measurement,
+                retry_token=retry_token,
+                session=session,
+                history=contributions,
+            )
+        except StatusError as error:
+            click.echo(f"fcp client: {error.message}", err=True)
+            sys.exit(1)
+        cleanup.enter_context(device)
+        cleanup.enter_context(_ended_by_signals(device))
         for number, result in enumerate(device.run(num_rounds, sleep), 1):
             click.echo(f"session {number}: {_describe(result)}")
             if result.error is None or result.error.code is not Code.CANCELLED:

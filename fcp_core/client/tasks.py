@@ -25,6 +25,7 @@ from fcp_core.client.resources import Router, concurrently, fetch
 from fcp_core.client.results import TaskOutcome, TaskResult
 from fcp_core.client.stores import ExampleStore
 from fcp_core.client.transport import Endpoint, Transport
+from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 
@@ -152,6 +153,10 @@ class TaskRunner:
             )
         except StatusError as error:
             return _Computed(time.perf_counter() - started, error=error)
+        except UsageError as error:  # a package is missing, as TensorFlow may be
+            failure = StatusError(Code.UNIMPLEMENTED, str(error))
+            failure.__cause__ = error
+            return _Computed(time.perf_counter() - started, error=failure)
         except Exception as error:
             # Stores and executors may be anybody's code; a fault in them must not take down the
             # device, and the server should hear of it.

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.client import CallableStore, Client, Outcome, RetryPolicy, make_query_result
+from fcp_core.client.transport import Transport
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import client_runner_example_data_pb2, data_type_pb2, plan_pb2
@@ -87,8 +88,8 @@ def histogram_task(goal):
 def start_server(tmp_path):
     running = []
 
-    def start(**arguments):
-        plugins = Plugins.load(environ={}, working_folder=tmp_path)
+    def start(overrides=None, **arguments):
+        plugins = Plugins.load(environ={}, overrides=overrides, working_folder=tmp_path)
         thread = ServerThread(Server(plugins, populations=[POPULATION], **arguments))
         running.append(thread)
         thread.start()
@@ -196,6 +197,52 @@ def test_many_devices_at_once(start_server, device):
         outcomes = list(pool.map(lambda client: client.run_once().outcome, clients))
     assert outcomes == [Outcome.CONTRIBUTED] * count
     assert result(thread, task_id)["total"].tolist() == [(1 << count) - 1, count]
+
+
+def uniform(candidates):
+    """Return settings under which a device waits until so many are there."""
+    return {
+        "selection": "uniform",
+        "selection.uniform.window": "1h",
+        "selection.uniform.min_candidates": str(candidates),
+        "polling_interval": "10ms",
+    }
+
+
+def test_devices_wait_for_their_draw(start_server, device):
+    thread = start_server(uniform(3))
+    task_id = submit(thread, sum_task(3))
+    clients = [device(thread.server.url, [1 << n, 1]) for n in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        outcomes = list(pool.map(lambda client: client.run_once().outcome, clients))
+    assert outcomes == [Outcome.CONTRIBUTED] * 3
+    assert result(thread, task_id)["total"].tolist() == [7, 3]
+
+
+def test_an_interrupted_device_gives_up_its_place(start_server, device, monkeypatch):
+    thread = start_server(uniform(2))
+    task_id = submit(thread, sum_task(2))
+    sessions, polled = [], threading.Event()
+    get_operation = Transport.get_operation
+
+    def poll(transport, endpoint, path):
+        polled.set()
+        return get_operation(transport, endpoint, path)
+
+    monkeypatch.setattr(Transport, "get_operation", poll)
+    waiting = device(thread.server.url, [1, 1])
+    runner = threading.Thread(target=lambda: sessions.append(waiting.run_once()))
+    runner.start()
+    # It waits for ever, since no other device comes.
+    assert polled.wait(60)
+    waiting.interrupt()
+    runner.join(60)
+    assert sessions[0].error.code is Code.CANCELLED
+    clients = [device(thread.server.url, [1 << n, 1]) for n in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(lambda client: client.run_once().outcome, clients))
+    assert outcomes == [Outcome.CONTRIBUTED] * 2
+    assert result(thread, task_id)["total"].tolist() == [6, 2]
 
 
 def test_a_failing_device_does_not_spoil_the_round(start_server, device):

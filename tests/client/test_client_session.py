@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 
 import pytest
 
@@ -13,6 +14,7 @@ from fcp_core.protocol.protos import (
     common_pb2,
     eligibility_eval_tasks_pb2,
     task_assignments_pb2,
+    tensorflow_struct_pb2,
 )
 from fcp_core.protocol.status import Code
 
@@ -402,6 +404,21 @@ def test_a_faulty_store_does_not_take_down_the_device(server, query_plan, make_c
     result = make_client(stores=store).run_once()
     assert result.tasks[0].outcome is TaskOutcome.COMPUTATION_FAILED
     assert "oops" in str(result.tasks[0].error)
+    assert server.lines[-1] == server.report
+
+
+def test_a_tensorflow_plan_without_tensorflow(server, query_plan, make_client, monkeypatch):
+    query_plan.graph = b"a graph that was never imported"
+    query_plan.phase.tensorflow_spec.SetInParent()
+    router = query_plan.phase.federated_compute
+    router.output_filepath_tensor_name = "output:0"
+    name = tensorflow_struct_pb2.TensorSpecProto(name="output:0").SerializeToString()
+    query_plan.phase.tensorflow_spec.input_tensor_specs.append(name)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    server.script_session(query_plan)
+    (task,) = make_client().run_once().tasks
+    assert task.error.code is Code.UNIMPLEMENTED
+    assert "fcp-server[tff]" in str(task.error)
     assert server.lines[-1] == server.report
 
 
