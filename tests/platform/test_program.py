@@ -254,6 +254,44 @@ def test_cancelled_program_cancels_the_round() -> None:
     assert [e.code for e in progress.events if type(e).__name__ == "TaskClosed"] == [Code.CANCELLED]
 
 
+def test_aggregate_on_the_server() -> None:
+    @tff.tensorflow.computation(np.int64, np.int64)
+    def longest(a: Any, b: Any) -> Any:
+        return tf.maximum(a, b)
+
+    @tff.tensorflow.computation(np.int64)
+    def report(a: Any) -> Any:
+        return tf.strings.join(["at most ", tf.strings.as_string(a)])
+
+    @tff.federated_computation(tff.FederatedType(np.int64, tff.SERVER), DATA)
+    def comp(state: Any, data: Any) -> Any:
+        sums = tff.federated_map(total, data)
+        return state, tff.federated_aggregate(sums, np.int64(0), longest, longest, report)
+
+    computation = fcp_demo.FederatedComputation(comp, name="aggregate")
+
+    async def program() -> Any:
+        _, metrics = computation(0, source().iterator().select(3))
+        return await metrics.get_value()
+
+    with serving() as context, devices(context, holding(8, 8, 8)):
+        assert asyncio.run(program()) == b"at most 8"
+
+
+def test_stopped_context_fails_its_rounds() -> None:
+    computation = fcp_demo.FederatedComputation(sum_up, name="sum")
+    progress = Progress()
+
+    async def program() -> None:
+        with serving(plugins=[progress]):
+            state, _ = computation(0, source().iterator().select(1))
+            await asyncio.to_thread(progress.wait_for, "TaskOpened")
+        with pytest.raises(fcp_demo.AggregationFailedError):
+            await state.get_value()
+
+    asyncio.run(program())
+
+
 def test_secure_sums_only_where_the_operator_allows() -> None:
     @tff.federated_computation(tff.FederatedType(np.int64, tff.SERVER), DATA)
     def secure(state: Any, data: Any) -> Any:
