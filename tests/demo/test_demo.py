@@ -1,0 +1,99 @@
+"""``fcp demo`` as its user runs it: real processes, real training, a real kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tensorflow_federated")
+
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
+
+SMALL = ["--rounds", "3", "--devices", "6", "--contributions", "3", "--processes", "2"]
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "fcp_core", "demo", "--folder", str(folder), *options]
+
+
+def run(folder: Path, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(folder, *options), capture_output=True, text=True, timeout=220, check=False
+    )
+    assert done.returncode == status, done.stderr[-4000:]
+    return done
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
+    return loaded
+
+
+def members_of(group: int) -> list[int]:
+    """Return the processes of a session, so that orphans are seen as well as children."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        if int(fields[3]) == group and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def test_the_default_run_reaches_its_accuracy(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    result = outcome(tmp_path)
+    assert len(result["accuracy"]) == 10
+    assert result["accuracy"][-1] >= 0.90
+    assert f"{result['accuracy'][-1]:.3f} after 10 rounds" in done.stdout
+    assert result["devices"]["contributed"] == 100
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "devices").glob("*/history.sqlite"))) == 30
+    assert list((tmp_path / "summaries").rglob("events.out.tfevents*"))
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 11
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find the processes left over")
+def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path, *SMALL, "--aggregator", "unweighted_mean"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "state" / "round_1").exists():
+        assert process.poll() is None, "the demonstration ended before its first round did"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert len(members_of(process.pid)) >= 3
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while members_of(process.pid):
+        assert time.monotonic() < deadline, "processes outlive the program"
+        time.sleep(0.05)
+    finished = len(list((tmp_path / "state").glob("round_*")))
+    run(tmp_path, *SMALL, "--resume")
+    assert len(outcome(tmp_path)["accuracy"]) == 3 - finished
+    assert (tmp_path / "state" / "round_3").exists()
+
+
+def test_mistakes_are_answered_in_a_sentence(tmp_path: Path) -> None:
+    for options, sentence in (
+        (["--resume"], "there is no program state in"),
+        (["--devices", "3", "--contributions", "4"], "--contributions 4 must be between 1 and"),
+        (["--aggregator", "medain"], "Did you mean 'median'?"),
+    ):
+        done = run(tmp_path / "none", *options, status=2)
+        assert sentence in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
