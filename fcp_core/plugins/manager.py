@@ -8,32 +8,26 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import pluggy
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
-from fcp_core.aggregation.engine import Engine, EngineFactory
-from fcp_core.aggregation.protocol import AggregationProtocol, AggregationProtocolFactory
+from fcp_core.aggregation.engine import EngineFactory
+from fcp_core.aggregation.protocol import AggregationProtocolFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins import discovery
 from fcp_core.plugins.calls import Call, HookCaller, collect_calls, run_all
-from fcp_core.plugins.config import Config, OptionRegistry, Sources, did_you_mean, load_config
+from fcp_core.plugins.choices import Choices, Offered, TaskChoices
+from fcp_core.plugins.config import Config, OptionRegistry, Sources, load_config
 from fcp_core.plugins.discovery import PluginSource
 from fcp_core.plugins.options import add_core_options, check_core_options
-from fcp_core.rounds.policies import (
-    EligibilityPolicy,
-    EligibilityPolicyFactory,
-    SelectionPolicy,
-    SelectionPolicyFactory,
-)
+from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
 from fcp_core.rounds.tasks import TaskSpec
-from fcp_core.storage.contract import Storage, StorageFactory
+from fcp_core.storage.contract import StorageFactory
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: What is registered: the kind, the hook, what the hook must return, the section's prefix.
 _KINDS: tuple[tuple[str, str, type], ...] = (
@@ -71,11 +65,8 @@ class LoadedPlugin:
     hooks: tuple[str, ...]
 
 
-class Plugins(HookCaller):
-    """The plugins of one server. Made by :meth:`load`; there is none at module level.
-
-    Each of the dictionaries maps a name to the factory that a plugin registered under it.
-    """
+class Plugins(HookCaller, Choices):
+    """The plugins of one server. Made by :meth:`load`; there is none at module level."""
 
     def __init__(
         self,
@@ -83,15 +74,9 @@ class Plugins(HookCaller):
         manager: pluggy.PluginManager,
         calls: Mapping[str, Sequence[Call]],
     ) -> None:
-        super().__init__(config, manager, calls)
+        HookCaller.__init__(self, config, manager, calls)
+        Choices.__init__(self, config, Offered())
         self.plugins: tuple[LoadedPlugin, ...] = ()
-        self.aggregators: dict[str, AggregatorFactory] = {}
-        self.protocols: dict[str, AggregationProtocolFactory] = {}
-        self.selection_policies: dict[str, SelectionPolicyFactory] = {}
-        self.eligibility_policies: dict[str, EligibilityPolicyFactory] = {}
-        self.storages: dict[str, StorageFactory] = {}
-        self.engines: dict[str, EngineFactory] = {}
-        self.commands: dict[str, click.Command] = {}
         self._owners: dict[tuple[str, str], PluginSource] = {}
 
     @classmethod
@@ -148,7 +133,9 @@ class Plugins(HookCaller):
             for source, plugin in loaded
         )
         plugins._collect()
-        plugins._check_choices()
+        problems = [problem for choices in plugins._scopes() for problem in choices.problems()]
+        if problems:
+            raise UsageError("\n".join(dict.fromkeys(problems)))
         for item in plugins.plugins:
             offers = [f"{o.kind} {o.name}" for o in plugins.offers() if o.plugin is item.source]
             logger.info("%s: %s", item.source, ", ".join(offers) or ", ".join(item.hooks))
@@ -156,80 +143,22 @@ class Plugins(HookCaller):
 
     # What is offered, and what is chosen.
 
-    def make_storage(self) -> Storage:
-        """Build the configured storage.
+    def for_population(self, name: str) -> Choices:
+        """Return what is chosen for the tasks of a population."""
+        return Choices(self.config.scoped(name), self.offered)
 
-        :raises UsageError: if its options do not do.
-        """
-        name = self.config.get("storage")
-        return self.storages[name].make(self.config.section(f"storage.{name}"))
-
-    def make_engine(self) -> Engine:
-        """Build the configured engine.
-
-        :raises UsageError: if its options do not do.
-        """
-        name = self.config.get("engine")
-        return self.engines[name].make(self.aggregators, self.config.section(f"engine.{name}"))
-
-    def make_selection_policy(
-        self, name: str | None = None, options: Mapping[str, Any] | None = None
-    ) -> SelectionPolicy:
-        """Build a selection policy.
-
-        :param name: None for the configured one.
-        :param options: options that win over the configured ones, such as a task's.
-        :raises UsageError: if there is none of that name, or the options do not do.
-        """
-        factory = self._choose("selection", self.selection_policies, name)
-        return factory.make(self.selection_options(factory.name, options))
-
-    def selection_options(
-        self, name: str | None = None, options: Mapping[str, Any] | None = None
-    ) -> Mapping[str, Any]:
-        """Return the options of a selection policy, for ``SelectionView.options``."""
-        return self.config.section(f"selection.{name or self.config.get('selection')}", options)
-
-    def make_protocol(
-        self, name: str | None = None, options: Mapping[str, Any] | None = None
-    ) -> AggregationProtocol:
-        """Build an aggregation protocol's machine; the arguments are as for selection policies.
-
-        :raises UsageError: if there is none of that name, or the options do not do.
-        """
-        factory = self._choose("protocol", self.protocols, name)
-        return factory.make(self.config.section(f"protocol.{factory.name}", options))
-
-    def make_eligibility_policies(self) -> list[EligibilityPolicy]:
-        """Build the configured eligibility policies, in the configured order.
-
-        :raises UsageError: if the options of one do not do.
-        """
-        return [
-            self.eligibility_policies[name].make(self.config.section(f"eligibility.{name}"))
-            for name in self.config.get("eligibility")
-        ]
-
-    def aggregator_choices(self) -> dict[str, str]:
-        """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
-        return {
-            uri: name
-            for name in self.config.get("aggregator")
-            for uri in sorted(self.aggregators[name].uris)
-        }
-
-    def aggregator_options(self) -> dict[str, Mapping[str, Any]]:
-        """Return the options of every aggregator that has any, by the aggregator's name."""
-        sections = {name: self.config.section(f"aggregator.{name}") for name in self.aggregators}
-        return {name: dict(options) for name, options in sections.items() if options}
+    def for_task(self, spec: TaskSpec) -> TaskChoices:
+        """Return what a task chooses itself, and what is chosen for it where it does not."""
+        return TaskChoices(self.config.scoped(spec.population, spec.name), self.offered, spec)
 
     def offers(self) -> list[Offer]:
         """Return everything that is offered, sorted by kind and name."""
-        chosen = {(kind, name) for kind, name, _ in self._choices()}
+        scopes = self._scopes()
+        chosen = {(kind, name) for scope in scopes for kind, name, _ in scope.chosen()}
         replaced = self.aggregator_choices()
         offers = []
         for kind, _, _ in _KINDS:
-            for name, factory in sorted(self._table(kind).items()):
+            for name, factory in sorted(self.offered.table(kind).items()):
                 if kind == "command":
                     summary, active = factory.get_short_help_str(80), True
                 else:
@@ -242,21 +171,9 @@ class Plugins(HookCaller):
 
     def check_task(self, task: TaskSpec) -> list[str]:
         """Return what is wrong with a task's choices, and what plugins find; one sentence each."""
-        return self._check_task_choices(task) + super().check_task(task)
+        return self.for_task(task).problems() + super().check_task(task)
 
     # Building the object.
-
-    def _table(self, kind: str) -> dict[str, Any]:
-        tables: dict[str, dict[str, Any]] = {
-            "aggregator": self.aggregators,
-            "protocol": self.protocols,
-            "selection": self.selection_policies,
-            "eligibility": self.eligibility_policies,
-            "storage": self.storages,
-            "engine": self.engines,
-            "command": self.commands,
-        }
-        return tables[kind]
 
     def _collect(self) -> None:
         for kind, hook, expected in _KINDS:
@@ -277,7 +194,7 @@ class Plugins(HookCaller):
             if not isinstance(name, str) or not re.fullmatch(r"[^\s,\[\]]+", name):
                 raise UsageError(f"the name {name!r} of a {kind} must be one word")
             owner = self._owners.setdefault((kind, name), call.source)
-            table = self._table(kind)
+            table = self.offered.table(kind)
             if name in table:
                 raise UsageError(
                     f"the {kind} {name!r} is offered already by {owner}; "
@@ -285,73 +202,16 @@ class Plugins(HookCaller):
                 )
             table[name] = factory
 
-    def _choices(self) -> list[tuple[str, str, str]]:
-        """Return (kind, name, origin) of everything that the configuration chooses."""
-        chosen = [
-            (kind, self.config.get(kind), self.config.origin("", kind))
-            for kind in ("storage", "engine", "protocol", "selection")
+    def _scopes(self) -> list[Choices]:
+        """Return what is chosen for all, for each population and for each task with a section."""
+        return [
+            self,
+            *(self.for_population(name) for name in self.config.scopes("population")),
+            *(
+                Choices(self.config.scoped(task=name), self.offered)
+                for name in self.config.scopes("task")
+            ),
         ]
-        for kind in ("eligibility", "aggregator"):
-            origin = self.config.origin("", kind)
-            chosen += [(kind, name, origin) for name in self.config.get(kind)]
-        return chosen
-
-    def _check_choices(self) -> None:
-        problems = []
-        served: dict[str, str] = {}
-        for kind, name, origin in self._choices():
-            where = f"[fcp] {kind} (default)" if origin == "default" else origin
-            if name not in self._table(kind):
-                problems.append(f"{where}: {self._missing(kind, name)}")
-            elif kind == "aggregator":
-                for uri in sorted(self.aggregators[name].uris):
-                    other = served.setdefault(uri, name)
-                    if other != name:
-                        problems.append(f"{where}: {other} and {name} both serve {uri}; keep one.")
-        if problems:
-            raise UsageError("\n".join(problems))
-
-    def _missing(self, kind: str, name: str) -> str:
-        known = sorted(self._table(kind))
-        hint = did_you_mean(name, known, repr)
-        return (
-            f"no active plugin offers the {kind} {name!r}.{hint} "
-            f"Installed: {', '.join(known) or 'none'}."
-        )
-
-    def _choose(self, kind: str, table: Mapping[str, T], name: str | None) -> T:
-        name = self.config.get(kind) if name is None else name
-        if name not in table:
-            raise UsageError(self._missing(kind, name))
-        return table[name]
-
-    def _check_task_choices(self, task: TaskSpec) -> list[str]:
-        problems = []
-        protocol = task.protocol or self.config.get("protocol")
-        selection = task.selection or self.config.get("selection")
-        sections: dict[str, str] = {}
-        for kind, name in (("protocol", protocol), ("selection", selection)):
-            sections[name] = f"{kind}.{name}"
-            if name not in self._table(kind):
-                problems.append(self._missing(kind, name))
-        for uri, name in task.aggregators.items():
-            if name not in self.aggregators:
-                problems.append(self._missing("aggregator", name))
-            elif uri not in self.aggregators[name].uris:
-                serves = ", ".join(sorted(self.aggregators[name].uris))
-                problems.append(f"the aggregator {name!r} serves {serves}, not {uri}.")
-        sections |= {name: f"aggregator.{name}" for name in self.aggregators}
-        sections |= {name: f"eligibility.{name}" for name in self.config.get("eligibility")}
-        for name, options in task.options.items():
-            if name not in sections:
-                hint = did_you_mean(name, sections, repr)
-                problems.append(f"the task has options for {name!r}, which it does not use.{hint}")
-                continue
-            try:
-                self.config.section(sections[name], options)
-            except UsageError as error:
-                problems.append(str(error))
-        return problems
 
 
 def _find(

@@ -11,8 +11,9 @@ told in :attr:`Outcome.problems` and otherwise ignored.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fcp_core.rounds.policies import (
@@ -120,31 +121,26 @@ class Assigner:
         for key, shown in room.items():
             if not self._candidates:
                 break
-            for candidate in self._eligible(shown):
-                askers[candidate.id] = askers.get(candidate.id, 0) + 1
-            self._ask(self._groups[key], shown, now, outcome, refusals)
+            names = {task.name for task in shown}
+            asked = {c.id: c for c in self._candidates.values() if c.eligible_for_any(names)}
+            if asked:
+                if len(room) > 1:
+                    for candidate_id in asked:
+                        askers[candidate_id] = askers.get(candidate_id, 0) + 1
+                self._ask(self._groups[key], asked, shown, now, outcome, refusals)
         for candidate_id, answers in refusals.items():
             # One that another policy holds stays.
-            if len(answers) == askers[candidate_id] and candidate_id in self._candidates:
+            everyone = len(answers) == askers.get(candidate_id, 1)
+            if everyone and candidate_id in self._candidates:
                 del self._candidates[candidate_id]
                 retry = next((answer.retry for answer in answers if answer.retry), None)
                 outcome.rejected.append(Rejection(candidate_id, "not_selected", retry))
-        left = {assign.task_id: 0 for assign in outcome.assigned}
-        for assign in outcome.assigned:
-            left[assign.task_id] += 1
-        self._turn_away(
-            [
-                OpenTask(
-                    task.task_id,
-                    task.name,
-                    task.capacity - left.get(task.task_id, 0),
-                    task.missing,
-                    task.created,
-                )
-                for task in tasks
-            ],
-            outcome,
-        )
+        if outcome.assigned:
+            taken = Counter(assign.task_id for assign in outcome.assigned)
+            self._turn_away(
+                [replace(task, capacity=task.capacity - taken[task.task_id]) for task in tasks],
+                outcome,
+            )
         return outcome
 
     def next_tick(self) -> float | None:
@@ -153,33 +149,23 @@ class Assigner:
             return None
         return min((g.tick for g in self._groups.values() if g.tick is not None), default=None)
 
-    def _eligible(self, tasks: Sequence[OpenTask]) -> list[Candidate]:
-        names = {task.name for task in tasks}
-        return [
-            candidate
-            for candidate in self._candidates.values()
-            if any(candidate.eligible(name) for name in names)
-        ]
-
     def _turn_away(self, tasks: Sequence[OpenTask], outcome: Outcome) -> None:
         """Reject the candidates for which no task has room."""
         names = {task.name for task in tasks if task.capacity > 0}
-        for candidate in list(self._candidates.values()):
-            if not any(candidate.eligible(name) for name in names):
-                del self._candidates[candidate.id]
-                outcome.rejected.append(Rejection(candidate.id, "no_task"))
+        away = [c.id for c in self._candidates.values() if not c.eligible_for_any(names)]
+        for candidate_id in away:
+            del self._candidates[candidate_id]
+            outcome.rejected.append(Rejection(candidate_id, "no_task"))
 
     def _ask(
         self,
         group: _Group,
+        candidates: dict[str, Candidate],
         tasks: Sequence[OpenTask],
         now: float,
         outcome: Outcome,
         refusals: dict[str, list[Reject]],
     ) -> None:
-        candidates = {candidate.id: candidate for candidate in self._eligible(tasks)}
-        if not candidates:
-            return
         view = SelectionView(
             candidates=tuple(candidates.values()),
             tasks=tuple(tasks),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from fcp_core.protocol.protos import population_eligibility_spec_pb2 as eligibility_pb2
@@ -68,6 +68,16 @@ class Candidate:
         """Whether the device may take a task of that name."""
         return self.weights is None or self.weights.get(task_name, 0.0) > 0
 
+    def eligible_for_any(self, task_names: Collection[str]) -> bool:
+        """Whether the device may take a task of one of these names."""
+        weights = self.weights
+        if weights is None:
+            return bool(task_names)
+        for name in task_names:  # noqa: SIM110 (asked about every candidate; a loop is faster)
+            if weights.get(name, 0.0) > 0:
+                return True
+        return False
+
 
 @dataclass(frozen=True)
 class OpenTask:
@@ -75,6 +85,7 @@ class OpenTask:
 
     :param capacity: how many more devices it may be given now.
     :param missing: how many contributions it still lacks.
+    :param pending: how many devices are at work on it.
     """
 
     task_id: str
@@ -82,6 +93,7 @@ class OpenTask:
     capacity: int
     missing: int
     created: float
+    pending: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,13 +155,31 @@ class SelectionPolicy(ABC):
         """Decide; called when a candidate arrives, when a task opens or frees, and on ticks."""
 
 
+class BoundPolicy(SelectionPolicy):
+    """A policy with the options it is always shown: what a policy that wraps another is given."""
+
+    def __init__(self, policy: SelectionPolicy, options: Mapping[str, Any]) -> None:
+        self.policy = policy
+        self.options = options
+
+    def select(self, view: SelectionView) -> Selection:
+        """Have the policy decide; the options of *view* are somebody else's."""
+        return self.policy.select(replace(view, options=self.options))
+
+
 @dataclass(frozen=True)
 class SelectionPolicyFactory:
-    """What a plugin registers: a recipe for a selection policy, chosen by *name*."""
+    """What a plugin registers: a recipe for a selection policy, chosen by *name*.
+
+    :param make: called with the policy's options; and, if it wraps another one, with that policy,
+        which is shown its own options whatever the view says.
+    :param wraps: the option that names the policy it wraps; None if it wraps none.
+    """
 
     name: str
     summary: str
-    make: Callable[[Mapping[str, Any]], SelectionPolicy]
+    make: Callable[..., SelectionPolicy]
+    wraps: str | None = None
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,9 @@ class TaskMachine:
 
     def view(self) -> OpenTask:
         """Return the task as a selection policy sees it."""
-        return OpenTask(self.task_id, self.name, self.capacity, self.missing, self.created)
+        return OpenTask(
+            self.task_id, self.name, self.capacity, self.missing, self.created, self.pending
+        )
 
     def status(self) -> TaskStatus:
         """Return the task as a watcher sees it."""

@@ -39,9 +39,9 @@ class _Choices:
 
     protocol: AggregationProtocol
     fold: Fold
-    selection: str
     policy: SelectionPolicy
-    policy_options: Mapping[str, Any]
+    #: The policy and those that it wraps, outermost first, with their options.
+    chain: Sequence[tuple[str, Mapping[str, Any]]]
 
 
 class Tasks:
@@ -297,11 +297,11 @@ class Tasks:
                         config.section(f"aggregator.{name}", spec.options[name])
                     )
             options = spec.options.get(selection, {})
+            chain = self._plugins.selection_chain(selection, options, spec.options)
             return _Choices(
                 protocol=self._plugins.make_protocol(protocol, spec.options.get(protocol, {})),
-                policy=self._plugins.make_selection_policy(selection, options),
-                policy_options=self._plugins.selection_options(selection, options),
-                selection=selection,
+                policy=self._plugins.make_selection_policy(selection, options, spec.options),
+                chain=chain,
                 fold=self._engine.open(
                     FoldJob(
                         configuration=spec.aggregation,
@@ -348,9 +348,13 @@ class Tasks:
         self._downloads.add(published)
         population = self._populations.for_task(spec.population)
         # Rounds share a policy only with equal options, which is what this key says.
-        options = msgspec.json.encode(dict(choices.policy_options), enc_hook=str, order="sorted")
-        group = f"{choices.selection} {options.decode()}"
-        population.open(round_, group, choices.selection, choices.policy, choices.policy_options)
+        group = msgspec.json.encode(
+            [(name, dict(options)) for name, options in choices.chain],
+            enc_hook=str,
+            order="sorted",
+        ).decode()
+        name, options = choices.chain[0]
+        population.open(round_, group, name, choices.policy, options)
         now = self._clock.now()
         round_.open(now)
         population.consider(now)
