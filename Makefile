@@ -36,17 +36,17 @@ lint: $(READY) $(LINT)/.ready
 	$(LINT)/bin/mypy --python-executable $(BIN)/python
 
 check: $(READY) lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 # The light core's tests with another Python: make test-light LIGHT_PYTHON=python3.13
 LIGHT_PYTHON ?= python3.13
 test-light:
 	$(LIGHT_PYTHON) -m venv .venv-light
 	.venv-light/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
-	.venv-light/bin/python -m pytest -q
+	.venv-light/bin/python -m pytest -q -n 2
 
 protos: $(READY)
 	$(BIN)/python -m fcp_core.protocol.generate
