@@ -201,7 +201,7 @@ def show(invocation: Invocation) -> None:
     loaded = invocation.plugins.config
     table = _table("option", "value", "from", "declared by")
     for item in loaded.options():
-        table.add_row(item.option.label, item.shown, item.origin, item.option.declared_by)
+        table.add_row(item.label, item.shown, item.origin, item.option.declared_by)
     click.echo(f"Configuration file: {loaded.file or 'none'}")
     for path in loaded.ignored:
         click.echo(f"Ignored, since one file wins whole: {path}")

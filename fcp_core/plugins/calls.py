@@ -150,7 +150,8 @@ class HookCaller:
 
         A plugin that fails is logged; ``retry_min`` and ``retry_max`` then decide.
         """
-        default = RetryWindow(self.config.get("retry_min"), self.config.get("retry_max"))
+        config = self.config.scoped(population)
+        default = RetryWindow(config.get("retry_min"), config.get("retry_max"))
         try:
             window = self.hook.fcp_retry_window(
                 population=population, accepted=accepted, load=load, now=now

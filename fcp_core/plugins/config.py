@@ -7,198 +7,43 @@ ours; there is no search upward. Core options stand in ``[fcp]``, those of one t
 its own: ``[fcp:storage.sqlite]``, in TOML ``[tool.fcp."storage.sqlite"]``. In the environment, a
 core option is called like ``FCP_RETRY_MIN``, and ``path`` of ``[fcp:storage.sqlite]`` is called
 ``FCP_STORAGE_SQLITE__PATH``.
+
+What stands in ``[fcp:population:NAME]`` holds for one population, and what stands in
+``[fcp:task:NAME]`` for the tasks of one name; a task's section wins over its population's, and both
+win over ``[fcp]``, wherever that has its values from. An option of a thing is written with its
+section there: ``selection.uniform.window``.
 """
 
 from __future__ import annotations
 
-import configparser
-import difflib
+import copy
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.values import CONVERTERS, convert, format_bytes
+from fcp_core.plugins.files import FILES, header, is_scope, normal, normal_key, read_file
+from fcp_core.plugins.registry import Option, OptionRegistry, OptionValue, did_you_mean
+from fcp_core.rounds.tasks import NAME_PATTERN
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-#: The files that are looked for in the working folder, in this order.
-FILES = ("setup.cfg", "fcp.cfg", "pyproject.toml")
+__all__ = [
+    "Config",
+    "Option",
+    "OptionRegistry",
+    "OptionValue",
+    "Sources",
+    "did_you_mean",
+    "load_config",
+]
 
 #: Variables that a container platform sets for a service that happens to be called "fcp".
 _SERVICE_LINK = re.compile(
     r"FCP_(?:\w+_)?(?:SERVICE_(?:HOST|PORT\w*)|PORT(?:_\d+_(?:TCP|UDP)\w*)?)"
 )
-
-
-@dataclass(frozen=True)
-class Option:
-    """A declared option.
-
-    :param section: ``""`` for ``[fcp]``, else the name of what it belongs to.
-    :param default: in the form the file would have it; None: not set unless given.
-    :param minimum: the smallest number allowed.
-    :param secret: never shown; better a path to a file with the secret.
-    :param operator_only: a task cannot set it: it is the operator's word against the author's.
-    :param declared_by: the plugin, or "fcp".
-    """
-
-    section: str
-    name: str
-    type: str
-    default: Any
-    help: str
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    secret: bool = False
-    operator_only: bool = False
-    declared_by: str = "fcp"
-
-    @property
-    def label(self) -> str:
-        """Its section and name as in a file: ``[fcp:storage.sqlite] path``."""
-        return _label(self.section, self.name)
-
-    @property
-    def variable(self) -> str:
-        """The environment variable that sets it."""
-        if not self.section:
-            return f"FCP_{self.name}".upper()
-        return f"FCP_{re.sub('[^A-Za-z0-9]', '_', self.section)}__{self.name}".upper()
-
-    def parse(self, raw: object, origin: str, base: Path) -> Any:
-        """Convert and check a raw value.
-
-        :raises UsageError: with the origin, the value and what was expected.
-        """
-        hint = ""
-        try:
-            value = convert(self.type, raw, base)
-            if self.choices and value not in self.choices:
-                hint = did_you_mean(str(value), self.choices)
-                raise ValueError(f"one of {', '.join(self.choices)}")
-            if self.minimum is not None and value < self.minimum:
-                raise ValueError(f"at least {self.minimum:g}")
-        except ValueError as error:
-            shown = "***" if self.secret else repr(raw)
-            raise UsageError(f"{origin}: {shown} is not {error}.{hint}") from None
-        return value
-
-
-@dataclass(frozen=True)
-class OptionValue:
-    """An option, its value and where the value came from."""
-
-    option: Option
-    value: Any
-    origin: str
-
-    @property
-    def shown(self) -> str:
-        """The value for a person to read; secrets are hidden."""
-        if self.value is None:
-            return ""
-        if self.option.secret:
-            return "***"
-        if isinstance(self.value, tuple):
-            return ", ".join(self.value)
-        if isinstance(self.value, bool):
-            return str(self.value).lower()
-        if self.option.type == "duration":
-            return f"{self.value:g}s"
-        if self.option.type == "bytes":
-            return format_bytes(self.value)
-        return str(self.value)
-
-
-class OptionRegistry:
-    """Collects the options that the core and the plugins declare."""
-
-    def __init__(self) -> None:
-        self._options: dict[tuple[str, str], Option] = {}
-        #: Who declares now; the plugin manager sets it.
-        self.owner = "fcp"
-
-    def add(
-        self,
-        section: str,
-        name: str,
-        type: str,
-        default: Any,
-        help: str,
-        *,
-        choices: Sequence[str] = (),
-        minimum: float | None = None,
-        secret: bool = False,
-        operator_only: bool = False,
-    ) -> None:
-        """Declare an option.
-
-        :param section: ``<kind>.<name>`` of the thing it is for, such as ``storage.sqlite``; ``""``
-            is the core's own.
-        :param name: lower case, words divided by ``_``.
-        :param type: str, int, float, bool, duration, bytes, list, path or choice.
-        :param default: a value or its text; None if it is not set by default.
-        :param choices: the values that a "choice" may have.
-        :param operator_only: a task's own options cannot set it.
-        :raises UsageError: if it is declared already, or the type or the default is wrong.
-        """
-        section, name = _normal(section), _normal(name).lower()
-        option = Option(
-            section,
-            name,
-            type,
-            default,
-            help,
-            tuple(choices),
-            minimum,
-            secret,
-            operator_only,
-            self.owner,
-        )
-        where = f"option {option.label} of {self.owner}"
-        if type not in CONVERTERS or bool(choices) != (type == "choice"):
-            raise UsageError(
-                f"{where}: the type must be one of {', '.join(CONVERTERS)}, and only a choice has "
-                f"choices; it is {type!r} with {len(choices)} choices."
-            )
-        other = self._options.get((section, name))
-        if other is not None:
-            raise UsageError(f"{where} is declared already, by {other.declared_by}.")
-        if default is not None:
-            option.parse(default, f"{where}: default", Path())
-        self._options[section, name] = option
-
-    def __iter__(self) -> Iterator[Option]:
-        """Iterate over the options, section by section."""
-        return iter(sorted(self._options.values(), key=lambda o: (o.section, o.name)))
-
-    def get(self, section: str, name: str) -> Option | None:
-        """Return a declared option, or None."""
-        return self._options.get((section, name))
-
-    def option(self, section: str, name: str) -> Option:
-        """Return an option that is declared.
-
-        :raises KeyError: if it is not.
-        """
-        return self._options[section, name]
-
-    def names(self, section: str) -> list[str]:
-        """Return the names of a section's options, sorted."""
-        return sorted(name for other, name in self._options if other == section)
-
-    def sections(self) -> list[str]:
-        """Return the names of the sections that have options, sorted; without the core's."""
-        return sorted({section for section, _ in self._options if section})
 
 
 @dataclass(frozen=True)
@@ -240,17 +85,22 @@ class Sources:
             if name.startswith("FCP_") and name != "FCP_CONFIG"
         }
         self._overrides: dict[tuple[str, str], _Raw] = {}
-        for key, value in (overrides or {}).items():
-            section, _, name = _normal(key).rpartition(".")
-            self._overrides[section, name.lower()] = _Raw(
-                value, f"{overrides_origin}: {key}", self.folder
-            )
+        #: By scope, then by the option's key.
+        self.scoped: dict[str, dict[str, _Raw]] = {}
         self._find_file(config_file or environ.get("FCP_CONFIG") or None)
+        for key, value in (overrides or {}).items():
+            raw = _Raw(value, f"{overrides_origin}: {key}", self.folder)
+            scope, _, rest = key.partition(".")
+            if is_scope(scope):
+                self.scoped.setdefault(scope, {})[normal_key(rest)] = raw
+            else:
+                section, _, name = normal_key(key).rpartition(".")
+                self._overrides[section, name] = raw
 
     def _find_file(self, named: str | os.PathLike[str] | None) -> None:
         if named is not None:
             path = self.folder / Path(named).expanduser()
-            sections = _read_file(path, str(path))
+            sections = read_file(path, str(path))
             if sections is None:
                 wanted = "[tool.fcp]" if path.suffix == ".toml" else "[fcp] or [fcp:...]"
                 raise UsageError(f"the configuration file {path} has no section {wanted}.")
@@ -260,7 +110,7 @@ class Sources:
             path = self.folder / name
             if not path.is_file():
                 continue
-            sections = _read_file(path, name)
+            sections = read_file(path, name)
             if sections is None:
                 continue
             if self.file is None:
@@ -272,10 +122,13 @@ class Sources:
         self.file = path
         toml = path.suffix == ".toml"
         for section, values in sections.items():
-            self._sections[section] = f"{shown} {_header(section, toml)}"
-            for name, value in values.items():
-                origin = f"{shown} {_header(section, toml)} {name}"
-                self._file[section, name] = _Raw(value, origin, path.parent)
+            where = f"{shown} {header(section, toml)}"
+            raws = {n: _Raw(value, f"{where} {n}", path.parent) for n, value in values.items()}
+            if is_scope(section):
+                self.scoped[section] = raws
+            else:
+                self._sections[section] = where
+                self._file |= {(section, name): raw for name, raw in raws.items()}
 
     def find(self, option: Option) -> _Raw | None:
         """Return the raw value that wins for an option, or None if none is given."""
@@ -312,7 +165,7 @@ class Sources:
         problems = []
         for section, origin in self._sections.items():
             if section and section not in sections:
-                hint = did_you_mean(section, sections, _header)
+                hint = did_you_mean(section, sections, header)
                 problems.append(f"{origin}: no active plugin has such options.{hint}")
         for (section, name), raw in [*self._file.items(), *self._overrides.items()]:
             if section and section not in sections:
@@ -321,7 +174,7 @@ class Sources:
                     problems.append(f"{raw.origin}: no active plugin has such options.{hint}")
             elif registry.get(section, name) is None:
                 names = registry.names(section)
-                listed = f" Options of {_header(section)}: {', '.join(names)}."
+                listed = f" Options of {header(section)}: {', '.join(names)}."
                 hint = did_you_mean(name, names) or listed
                 problems.append(f"{raw.origin}: there is no such option.{hint}")
         variables = [option.variable for option in registry]
@@ -351,8 +204,43 @@ class Config:
                 self._values[option.section, option.name] = sources.value(option)
             except UsageError as error:
                 problems.append(str(error))
+        self._scoped: dict[str, dict[tuple[str, str], OptionValue]] = {}
+        for scope, raws in sources.scoped.items():
+            values = self._scoped[scope] = {}
+            for key, raw in raws.items():
+                try:
+                    value = _scoped_value(registry, scope, key, raw)
+                    values[value.option.section, value.option.name] = value
+                except UsageError as error:
+                    problems.append(str(error))
         if problems:
             raise UsageError("\n".join(problems))
+
+    def scopes(self, kind: str | None = None) -> list[str]:
+        """Return the names of what has a section of its own, such as ``population:phones/all``.
+
+        :param kind: "population" or "task": only these, by their own names.
+        """
+        if kind is None:
+            return sorted(self._scoped)
+        return sorted(s.partition(":")[2] for s in self._scoped if s.startswith(f"{kind}:"))
+
+    def scoped(self, population: str = "", task: str = "") -> Config:
+        """Return the configuration as it is for a population, or for a task of one.
+
+        Names for which nothing is overridden are no mistake.
+        """
+        layers = [
+            self._scoped[scope]
+            for scope in (f"population:{population}", f"task:{task}")
+            if scope in self._scoped
+        ]
+        if not layers:
+            return self
+        view = copy.copy(self)
+        for layer in layers:
+            view._values = {**view._values, **layer}
+        return view
 
     def get(self, name: str) -> Any:
         """Return the value of a core option.
@@ -371,10 +259,10 @@ class Config:
         values = {
             key: value.value
             for (section, key), value in self._values.items()
-            if section == _normal(name)
+            if section == normal(name)
         }
         for key, raw in (overlay or {}).items():
-            option = self._registry.get(_normal(name), _normal(key).lower())
+            option = self._registry.get(normal(name), normal(key).lower())
             if option is None:
                 raise UsageError(
                     f"option {key} of {name}: there is no such option.{did_you_mean(key, values)} "
@@ -390,11 +278,34 @@ class Config:
 
     def origin(self, section: str, name: str) -> str:
         """Return where a value came from: ``default``, ``setup.cfg [fcp] storage``, ..."""
-        return self._values[_normal(section), name].origin
+        return self._values[normal(section), name].origin
 
     def options(self) -> list[OptionValue]:
-        """Return all options with their values, section by section."""
-        return [self._values[option.section, option.name] for option in self._registry]
+        """Return all options with their values, section by section; then what is overridden."""
+        everywhere = [self._values[option.section, option.name] for option in self._registry]
+        overridden = [
+            value for scope in self.scopes() for _, value in sorted(self._scoped[scope].items())
+        ]
+        return everywhere + overridden
+
+
+def _scoped_value(registry: OptionRegistry, scope: str, key: str, raw: _Raw) -> OptionValue:
+    kind, _, name = scope.partition(":")
+    if not NAME_PATTERN.fullmatch(name):
+        raise UsageError(
+            f"{raw.origin}: {name!r} is no name of a {kind}; it must match "
+            f"{NAME_PATTERN.pattern!r}."
+        )
+    section, _, word = key.rpartition(".")
+    option = registry.get(section, word)
+    if option is None or kind not in option.scopes:
+        allowed = [other.key for other in registry if kind in other.scopes]
+        problem = "there is no such option" if option is None else f"a {kind} cannot override it"
+        core = [name for name in allowed if "." not in name]
+        hint = did_you_mean(key, allowed) if option is None else ""
+        listed = f" A {kind} can override {', '.join(core)}, and options such as {allowed[-1]}."
+        raise UsageError(f"{raw.origin}: {problem}.{hint or listed}")
+    return OptionValue(option, option.parse(raw.value, raw.origin, raw.base), raw.origin, scope)
 
 
 def load_config(registry: OptionRegistry, sources: Sources | None = None) -> Config:
@@ -403,86 +314,3 @@ def load_config(registry: OptionRegistry, sources: Sources | None = None) -> Con
     :raises UsageError: as :class:`Sources` and :class:`Config` do.
     """
     return Config(registry, Sources() if sources is None else sources)
-
-
-def did_you_mean(word: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
-    """Return `` Did you mean X?`` for the known word that is most like *word*, or nothing."""
-    candidates = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), candidates, n=1, cutoff=0.6)
-    return f" Did you mean {show(candidates[close[0]])}?" if close else ""
-
-
-def _normal(name: str) -> str:
-    return name.replace("-", "_")
-
-
-def _header(section: str, toml: bool = False) -> str:
-    if toml:
-        return f'[tool.fcp."{section}"]' if section else "[tool.fcp]"
-    return f"[fcp:{section}]" if section else "[fcp]"
-
-
-def _label(section: str, name: str) -> str:
-    return f"{_header(section)} {name}"
-
-
-def _read_file(path: Path, shown: str) -> dict[str, dict[str, Any]] | None:
-    """Return the sections of ours, keys normalised; None if there is none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the configuration file {shown} cannot be read: {error}.") from None
-    found = _read_toml(text, shown) if path.suffix == ".toml" else _read_cfg(text, shown)
-    if not found:
-        return None
-    sections: dict[str, dict[str, Any]] = {}
-    for section, values in found:
-        target = sections.setdefault(_normal(section), {})
-        for key, value in values.items():
-            name = _normal(key).lower()
-            if name in target:
-                raise UsageError(f"{shown} {_label(section, key)}: the key is there twice.")
-            target[name] = value
-    return sections
-
-
-def _read_cfg(text: str, shown: str) -> list[tuple[str, Mapping[str, Any]]]:
-    # No default section: another tool's [DEFAULT] must not leak into ours.
-    parser = configparser.ConfigParser(interpolation=None, default_section="\0")
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    try:
-        parser.read_string(text, source=shown)
-    except configparser.Error as error:
-        message = " ".join(str(error).split())
-        raise UsageError(f"the configuration file {shown} cannot be read: {message}.") from None
-    return [
-        (section[4:], dict(parser.items(section)))
-        for section in parser.sections()
-        if section == "fcp" or section.startswith("fcp:")
-    ]
-
-
-def _read_toml(text: str, shown: str) -> list[tuple[str, Mapping[str, Any]]]:
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        # [tool.fcp.storage.sqlite] is a table inside of "storage", which cannot be a string too.
-        hint = ' Sections are written [tool.fcp."storage.sqlite"].' if "[tool.fcp." in text else ""
-        raise UsageError(f"the configuration file {shown}: {error}.{hint}") from None
-    table = document.get("tool", {}).get("fcp")
-    if table is None:
-        return []
-    found: list[tuple[str, Mapping[str, Any]]] = []
-
-    def walk(prefix: str, values: Mapping[str, Any]) -> None:
-        scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
-        tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-        if scalars or not tables:
-            found.append((prefix, scalars))
-        for key, value in tables.items():
-            walk(f"{prefix}.{key}" if prefix else key, value)
-
-    if not isinstance(table, dict):
-        raise UsageError(f"{shown}: tool.fcp must be a table.")
-    walk("", table)
-    return found

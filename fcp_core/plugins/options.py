@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, OptionRegistry
+from fcp_core.plugins.files import SCOPES
 
 #: The options that are read before any plugin is loaded.
 EARLY = ("plugins", "disable_plugins", "required_plugins")
@@ -12,8 +13,15 @@ EARLY = ("plugins", "disable_plugins", "required_plugins")
 def add_core_options(options: OptionRegistry) -> None:
     """Declare the core's options."""
 
-    def add(name: str, type: str, default: object, help: str, minimum: float | None = None) -> None:
-        options.add("", name, type, default, help, minimum=minimum)
+    def add(
+        name: str,
+        type: str,
+        default: object,
+        help: str,
+        minimum: float | None = None,
+        scopes: tuple[str, ...] = (),
+    ) -> None:
+        options.add("", name, type, default, help, minimum=minimum, scopes=scopes)
 
     add("plugins", "list", (), "modules, or .py files, to load beyond the installed plugins")
     add("disable_plugins", "list", (), "names of plugins that are not loaded")
@@ -28,15 +36,36 @@ def add_core_options(options: OptionRegistry) -> None:
         "list",
         (),
         "aggregators that replace the reference ones for the intrinsics they serve",
+        scopes=SCOPES,
     )
-    add("protocol", "str", "simple", "the aggregation protocol of a task that names none")
-    add("selection", "str", "fifo", "the selection policy of a task that names none")
-    add("eligibility", "list", (), "eligibility policies, all of which a device must pass")
+    add(
+        "protocol",
+        "str",
+        "simple",
+        "the aggregation protocol of a task that names none",
+        scopes=SCOPES,
+    )
+    add("selection", "str", "fifo", "the selection policy of a task that names none", scopes=SCOPES)
+    add(
+        "eligibility",
+        "list",
+        (),
+        "eligibility policies, all of which a device must pass",
+        scopes=("population",),
+    )
     add("storage", "str", "memory", "where tasks, sessions and partial aggregates are kept")
     add("engine", "str", "local", "where accumulators run")
-    add("retry_min", "duration", "10s", "the shortest time after which a device comes back")
-    add("retry_max", "duration", "30s", "the longest time after which a device comes back")
-    add("polling_interval", "duration", "500ms", "how often a waiting device asks again", 0.001)
+    for name, default, word in (("retry_min", "10s", "shortest"), ("retry_max", "30s", "longest")):
+        text = f"the {word} time after which a device comes back"
+        add(name, "duration", default, text, scopes=("population",))
+    add(
+        "polling_interval",
+        "duration",
+        "500ms",
+        "how often a waiting device asks again",
+        0.001,
+        scopes=("population",),
+    )
     add(
         "session_timeout",
         "duration",
@@ -48,15 +77,29 @@ def add_core_options(options: OptionRegistry) -> None:
         "duration",
         "10m",
         "how long an assigned device may take before it counts as dropped",
+        scopes=SCOPES,
     )
-    add("task_deadline", "duration", "1h", "when a task without a deadline of its own ends")
-    add("task_retention", "duration", "30d", "how long a task that ended is kept, with its result")
+    add(
+        "task_deadline",
+        "duration",
+        "1h",
+        "when a task without a deadline of its own ends",
+        scopes=SCOPES,
+    )
+    add(
+        "task_retention",
+        "duration",
+        "30d",
+        "how long a task that ended is kept, with its result",
+        scopes=SCOPES,
+    )
     add(
         "over_selection",
         "float",
         "1.0",
         "devices assigned at a time, as a multiple of the contributions still missing",
         1.0,
+        scopes=SCOPES,
     )
     add("max_body", "bytes", "1GiB", "the largest request body, as it is sent", 1)
     add("max_decompressed", "bytes", "1GiB", "the largest request body after decompression", 1)
@@ -68,13 +111,15 @@ def add_core_options(options: OptionRegistry) -> None:
 
 
 def check_core_options(config: Config) -> None:
-    """Refuse core options that contradict each other.
+    """Refuse core options that contradict each other, for all or for one population.
 
     :raises UsageError: naming both options and where they came from.
     """
-    low, high = config.get("retry_min"), config.get("retry_max")
-    if low > high:
-        raise UsageError(
-            f"retry_min ({low:g}s, from {config.origin('', 'retry_min')}) is above retry_max "
-            f"({high:g}s, from {config.origin('', 'retry_max')})."
-        )
+    for population in ("", *config.scopes("population")):
+        view = config.scoped(population)
+        low, high = view.get("retry_min"), view.get("retry_max")
+        if low > high:
+            raise UsageError(
+                f"retry_min ({low:g}s, from {view.origin('', 'retry_min')}) is above retry_max "
+                f"({high:g}s, from {view.origin('', 'retry_max')})."
+            )

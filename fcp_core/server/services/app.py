@@ -93,7 +93,6 @@ class Services:
 
         self.tasks = Tasks(
             plugins=plugins,
-            settings=settings,
             clock=clock,
             tokens=tokens,
             engine=self._engine,
@@ -113,7 +112,7 @@ class Services:
             on_open=self._opened,
         )
         self.task_assignments = TaskAssignments(
-            settings=settings,
+            plugins=plugins,
             clock=clock,
             tokens=tokens,
             populations=self._populations,
@@ -121,7 +120,6 @@ class Services:
             operations=self._operations,
             tasks=self.tasks,
             base_url=url,
-            notify=plugins.notify,
         )
         self.aggregations = Aggregations(
             clock=clock,

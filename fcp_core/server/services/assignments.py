@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
@@ -10,7 +11,7 @@ from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Rejection
 from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.events import Event, Rejected
+from fcp_core.rounds.events import Rejected
 from fcp_core.rounds.operations import OperationBook, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.policies import Candidate
@@ -20,8 +21,11 @@ from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.eligibility import code_of
 from fcp_core.server.services.population import Population, Populations, Waiter
 from fcp_core.server.services.round import Round
-from fcp_core.server.services.settings import RETENTION, Settings
+from fcp_core.server.services.settings import RETENTION
 from fcp_core.server.services.tasks import Tasks
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.manager import Plugins
 
 
 class TaskAssignments:
@@ -30,7 +34,7 @@ class TaskAssignments:
     def __init__(
         self,
         *,
-        settings: Settings,
+        plugins: Plugins,
         clock: Clock,
         tokens: TokenSource,
         populations: Populations,
@@ -38,9 +42,8 @@ class TaskAssignments:
         operations: OperationBook,
         tasks: Tasks,
         base_url: Callable[[], str],
-        notify: Callable[[Event], None],
     ) -> None:
-        self._settings = settings
+        self._plugins = plugins
         self._clock = clock
         self._tokens = tokens
         self._populations = populations
@@ -48,7 +51,6 @@ class TaskAssignments:
         self._operations = operations
         self._tasks = tasks
         self._base_url = base_url
-        self._notify = notify
         #: Who waits: operation -> population, candidate and session.
         self._waiting: dict[str, tuple[Population, str, DeviceSession]] = {}
 
@@ -75,12 +77,13 @@ class TaskAssignments:
             return known
         session.check(principal)
         name = operation_name(session.session_id)
+        config = self._plugins.config.scoped(population.name)
         metadata = pb.StartTaskAssignmentMetadata(
-            polling_interval=duration(self._settings.polling_interval)
+            polling_interval=duration(config.get("polling_interval"))
         )
         # A session that waits is answered when it expires, which is before the operation does.
         operation = self._operations.pending(
-            name, metadata, now + self._settings.session_timeout + RETENTION
+            name, metadata, now + self._sessions.timeout + RETENTION
         )
         session.wait(name)
         candidate = Candidate(
@@ -123,7 +126,7 @@ class TaskAssignments:
             if found is not None:
                 response.task_assignments.append(self._message(*found, session))
         if not response.task_assignments:
-            self._notify(Rejected(now, population.name, session.session_id, "no_task"))
+            self._plugins.notify(Rejected(now, population.name, session.session_id, "no_task"))
         return response
 
     async def report_task_result(
@@ -155,7 +158,7 @@ class TaskAssignments:
             population, candidate, session = waiting
             population.withdraw(candidate)
             session.stop_waiting("it was cancelled by the device")
-            self._notify(Rejected(now, population.name, session.session_id, "cancelled"))
+            self._plugins.notify(Rejected(now, population.name, session.session_id, "cancelled"))
 
     def give_back(self, operation: longrunning.Operation) -> None:
         """Take back a task whose device cancelled, perhaps without having seen it."""
@@ -187,7 +190,7 @@ class TaskAssignments:
         response = pb.StartTaskAssignmentResponse()
         response.rejection_info.SetInParent()
         self._operations.finish(name, response, now)
-        self._notify(Rejected(now, population.name, session.session_id, rejection.reason))
+        self._plugins.notify(Rejected(now, population.name, session.session_id, rejection.reason))
 
     def _message(self, round_: Round, token: str, session: DeviceSession) -> pb.TaskAssignment:
         base_url = self._base_url()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
@@ -15,7 +15,7 @@ from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy
 from fcp_core.rounds.sessions import DeviceSession, SessionBook
 from fcp_core.rounds.tokens import TokenSource
-from fcp_core.server.services.population import Population, Populations
+from fcp_core.server.services.population import Populations
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -40,6 +40,11 @@ class EligibilityEvalTasks:
     ) -> None:
         self._plugins = plugins
         self._policies: Sequence[EligibilityPolicy] = plugins.make_eligibility_policies()
+        #: Those of populations that have a section of their own in the configuration.
+        self._own_policies: Mapping[str, Sequence[EligibilityPolicy]] = {
+            name: plugins.for_population(name).make_eligibility_policies()
+            for name in plugins.config.scopes("population")
+        }
         self._clock = clock
         self._tokens = tokens
         self._populations = populations
@@ -67,8 +72,9 @@ class EligibilityEvalTasks:
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )
-        offer = make_offer(check_in, population.offered(), self._policies, now)
-        refusal = self._plugins.admit(check_in, now, self._policies)
+        policies = self._own_policies.get(population.name, self._policies)
+        offer = make_offer(check_in, population.offered(), policies, now)
+        refusal = self._plugins.admit(check_in, now, policies)
         if refusal is not None or not offer.names:
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
@@ -76,7 +82,14 @@ class EligibilityEvalTasks:
             self._plugins.notify(Rejected(now, population.name, session_id, reason))
             response.rejection_info.SetInParent()
         else:
-            self._accept(response, population, check_in, session_id, offer, now)
+            conditional = offer.unconditional != offer.names or bool(policies)
+            session = DeviceSession(
+                session_id,
+                check_in,
+                offered=offer.names,
+                unconditional=offer.unconditional if conditional else None,
+            )
+            self._accept(response, session, offer, now)
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
 
@@ -102,21 +115,12 @@ class EligibilityEvalTasks:
     def _accept(
         self,
         response: eets.EligibilityEvalTaskResponse,
-        population: Population,
-        check_in: CheckIn,
-        session_id: str,
+        session: DeviceSession,
         offer: Offer,
         now: float,
     ) -> None:
-        conditional = offer.unconditional != offer.names or self._policies
-        session = DeviceSession(
-            session_id,
-            check_in,
-            offered=offer.names,
-            unconditional=offer.unconditional if conditional else None,
-        )
         self._on_open(session, self._sessions.open(session, now))
-        response.session_id = session_id
+        response.session_id = session.session_id
         response.task_assignment_forwarding_info.CopyFrom(
             common.ForwardingInfo(target_uri_prefix=self._base_url())
         )
@@ -124,11 +128,11 @@ class EligibilityEvalTasks:
             response.no_eligibility_eval_configured.SetInParent()
         else:
             task = response.eligibility_eval_task
-            task.execution_id = session_id
+            task.execution_id = session.session_id
             task.population_eligibility_spec.CopyFrom(
-                spec_resource(offer.spec, check_in.supported_compression)
+                spec_resource(offer.spec, session.check_in.supported_compression)
             )
-        self._plugins.notify(CheckedIn(now, population.name, session_id))
+        self._plugins.notify(CheckedIn(now, session.check_in.population, session.session_id))
 
 
 def code_of(value: int) -> Code:

@@ -23,11 +23,12 @@ from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads, Published, publish
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.round import Round, RoundParts
-from fcp_core.server.services.settings import RETENTION, Settings
+from fcp_core.server.services.settings import RETENTION
 from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
+    from fcp_core.plugins.config import Config
     from fcp_core.plugins.manager import Plugins
 
 logger = logging.getLogger("fcp.services")
@@ -42,6 +43,9 @@ class _Choices:
     policy: SelectionPolicy
     #: The policy and those that it wraps, outermost first, with their options.
     chain: Sequence[tuple[str, Mapping[str, Any]]]
+    over_selection: float
+    deadline: float
+    assignment_timeout: float
 
 
 class Tasks:
@@ -55,7 +59,6 @@ class Tasks:
         self,
         *,
         plugins: Plugins,
-        settings: Settings,
         clock: Clock,
         tokens: TokenSource,
         engine: Engine,
@@ -66,7 +69,6 @@ class Tasks:
         on_kept: Callable[[], None],
     ) -> None:
         self._plugins = plugins
-        self._settings = settings
         self._clock = clock
         self._tokens = tokens
         self._engine = engine
@@ -179,7 +181,7 @@ class Tasks:
         self._records.pop(task_id, None)
         self._kept.pop(task_id)
         # A late device is still answered ABORTED.
-        late = self._settings.assignment_timeout + RETENTION
+        late = self._config_of(record).get("assignment_timeout") + RETENTION
         self.remember(record.aggregation_id, self._clock.now() + late)
         self._on_kept()
 
@@ -250,11 +252,14 @@ class Tasks:
             raise _no_task(task_id)
         return record
 
+    def _config_of(self, record: TaskRecord) -> Config:
+        return self._plugins.config.scoped(record.population, record.name)
+
     def _keep(self, record: TaskRecord) -> None:
         """Keep a task that has ended until its retention is over."""
         self._past_aggregations.add(record.aggregation_id)
         ended = record.created if record.finished is None else record.finished
-        self._kept.put(record.task_id, None, ended + self._settings.task_retention)
+        self._kept.put(record.task_id, None, ended + self._config_of(record).get("task_retention"))
         self._on_kept()
 
     async def _forget_old(self, task_id: str) -> None:
@@ -286,27 +291,20 @@ class Tasks:
 
         :raises StatusError: INVALID_ARGUMENT if something of it cannot be made.
         """
-        config = self._plugins.config
-        protocol = spec.protocol or config.get("protocol")
-        selection = spec.selection or config.get("selection")
-        aggregator_options = dict(self._plugins.aggregator_options())
+        chosen = self._plugins.for_task(spec)
         try:
-            for name in self._plugins.aggregators:
-                if name in spec.options:
-                    aggregator_options[name] = dict(
-                        config.section(f"aggregator.{name}", spec.options[name])
-                    )
-            options = spec.options.get(selection, {})
-            chain = self._plugins.selection_chain(selection, options, spec.options)
             return _Choices(
-                protocol=self._plugins.make_protocol(protocol, spec.options.get(protocol, {})),
-                policy=self._plugins.make_selection_policy(selection, options, spec.options),
-                chain=chain,
+                protocol=chosen.make_protocol(),
+                policy=chosen.make_selection_policy(),
+                chain=chosen.selection_chain(),
+                over_selection=chosen.over_selection,
+                deadline=chosen.deadline,
+                assignment_timeout=chosen.config.get("assignment_timeout"),
                 fold=self._engine.open(
                     FoldJob(
                         configuration=spec.aggregation,
-                        aggregators={**self._plugins.aggregator_choices(), **spec.aggregators},
-                        options=aggregator_options,
+                        aggregators=chosen.aggregator_choices(),
+                        options=chosen.aggregator_options(),
                     )
                 ),
             )
@@ -320,17 +318,16 @@ class Tasks:
     def _open(
         self, record: TaskRecord, spec: TaskSpec, choices: _Choices, published: Published
     ) -> None:
-        settings = self._settings
         machine = TaskMachine(
             task_id=record.task_id,
             population=record.population,
             name=record.name,
             goal_count=spec.goal_count,
             minimum_count=spec.minimum_count,
-            over_selection=spec.over_selection or settings.over_selection,
+            over_selection=choices.over_selection,
             created=record.created,
-            deadline=record.created + (spec.deadline or settings.task_deadline),
-            assignment_timeout=settings.assignment_timeout,
+            deadline=record.created + choices.deadline,
+            assignment_timeout=choices.assignment_timeout,
         )
         round_ = Round(
             slim(spec),
@@ -339,7 +336,7 @@ class Tasks:
             choices.protocol,
             choices.fold,
             published,
-            settings.assignment_timeout,
+            choices.assignment_timeout,
             self._parts,
         )
         self._records[record.task_id] = record

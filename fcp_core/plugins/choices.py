@@ -1,0 +1,320 @@
+"""What the configuration chooses among the things that plugins offer, for whom, and building it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.aggregation.engine import Engine, EngineFactory
+from fcp_core.aggregation.protocol import AggregationProtocol, AggregationProtocolFactory
+from fcp_core.errors import UsageError
+from fcp_core.plugins.config import Config, did_you_mean
+from fcp_core.rounds.policies import (
+    BoundPolicy,
+    EligibilityPolicy,
+    EligibilityPolicyFactory,
+    SelectionPolicy,
+    SelectionPolicyFactory,
+)
+from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.storage.contract import Storage, StorageFactory
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What plugins registered: a factory by name, for each kind."""
+
+    aggregators: dict[str, AggregatorFactory] = field(default_factory=dict)
+    protocols: dict[str, AggregationProtocolFactory] = field(default_factory=dict)
+    selection_policies: dict[str, SelectionPolicyFactory] = field(default_factory=dict)
+    eligibility_policies: dict[str, EligibilityPolicyFactory] = field(default_factory=dict)
+    storages: dict[str, StorageFactory] = field(default_factory=dict)
+    engines: dict[str, EngineFactory] = field(default_factory=dict)
+    commands: dict[str, click.Command] = field(default_factory=dict)
+
+    def table(self, kind: str) -> dict[str, Any]:
+        """Return the factories of a kind: aggregator, protocol, selection, ..., by name."""
+        tables: dict[str, dict[str, Any]] = {
+            "aggregator": self.aggregators,
+            "protocol": self.protocols,
+            "selection": self.selection_policies,
+            "eligibility": self.eligibility_policies,
+            "storage": self.storages,
+            "engine": self.engines,
+            "command": self.commands,
+        }
+        return tables[kind]
+
+    def missing(self, kind: str, name: str) -> str:
+        """Return the sentence for a name that nobody offers."""
+        known = sorted(self.table(kind))
+        return (
+            f"no active plugin offers the {kind} {name!r}.{did_you_mean(name, known, repr)} "
+            f"Installed: {', '.join(known) or 'none'}."
+        )
+
+
+class Choices:
+    """What is chosen: for all tasks, for those of one population, or for one task.
+
+    :param config: the configuration as it is there; see :meth:`Config.scoped`.
+    """
+
+    def __init__(self, config: Config, offered: Offered) -> None:
+        self.config = config
+        self.offered = offered
+
+    @property
+    def aggregators(self) -> dict[str, AggregatorFactory]:
+        """The aggregators by name."""
+        return self.offered.aggregators
+
+    @property
+    def protocols(self) -> dict[str, AggregationProtocolFactory]:
+        """The aggregation protocols by name."""
+        return self.offered.protocols
+
+    @property
+    def selection_policies(self) -> dict[str, SelectionPolicyFactory]:
+        """The selection policies by name."""
+        return self.offered.selection_policies
+
+    @property
+    def eligibility_policies(self) -> dict[str, EligibilityPolicyFactory]:
+        """The eligibility policies by name."""
+        return self.offered.eligibility_policies
+
+    @property
+    def storages(self) -> dict[str, StorageFactory]:
+        """The storages by name."""
+        return self.offered.storages
+
+    @property
+    def engines(self) -> dict[str, EngineFactory]:
+        """The engines by name."""
+        return self.offered.engines
+
+    @property
+    def commands(self) -> dict[str, click.Command]:
+        """The commands by name."""
+        return self.offered.commands
+
+    @property
+    def selection(self) -> str:
+        """The name of the selection policy."""
+        return self._name_of("selection")
+
+    @property
+    def protocol(self) -> str:
+        """The name of the aggregation protocol."""
+        return self._name_of("protocol")
+
+    def make_storage(self) -> Storage:
+        """Build the storage.
+
+        :raises UsageError: if its options do not do.
+        """
+        name = self._name_of("storage")
+        return self.storages[name].make(self._options("storage", name))
+
+    def make_engine(self) -> Engine:
+        """Build the engine.
+
+        :raises UsageError: if its options do not do.
+        """
+        name = self._name_of("engine")
+        return self.engines[name].make(self.aggregators, self._options("engine", name))
+
+    def make_selection_policy(
+        self, name: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> SelectionPolicy:
+        """Build a selection policy, and the one that it wraps, if it does.
+
+        :param name: None for the one that is chosen.
+        :param options: options that win over the configured ones.
+        :raises UsageError: if there is none of that name, or the options do not do.
+        """
+        *wrappers, (innermost, own) = self.selection_chain(name, options)
+        policy = self.selection_policies[innermost].make(own)
+        for wrapper, wrapper_options in reversed(wrappers):
+            policy = self.selection_policies[wrapper].make(
+                wrapper_options, BoundPolicy(policy, own)
+            )
+            own = wrapper_options
+        return policy
+
+    def selection_chain(
+        self, name: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return a selection policy and those that it wraps, outermost first, with their options.
+
+        The first one's options are for ``SelectionView.options``. The arguments are as for
+        :meth:`make_selection_policy`.
+
+        :raises UsageError: if one is not installed or wraps itself, or the options do not do.
+        """
+        name = self._installed("selection", name)
+        chain = [(name, self._options("selection", name, options))]
+        while (wraps := self.selection_policies[name].wraps) is not None:
+            inner = chain[-1][1][wraps]
+            label = f"[fcp:selection.{name}] {wraps}"
+            if inner not in self.selection_policies:
+                raise UsageError(f"{label}: {self.offered.missing('selection', inner)}")
+            if inner in dict(chain):
+                circle = " wraps ".join([*dict(chain), inner])
+                raise UsageError(f"{label}: {circle}; a policy cannot wrap itself.")
+            chain.append((inner, self._options("selection", inner)))
+            name = inner
+        return chain
+
+    def make_protocol(
+        self, name: str | None = None, options: Mapping[str, Any] | None = None
+    ) -> AggregationProtocol:
+        """Build an aggregation protocol's machine; the arguments are as for selection policies.
+
+        :raises UsageError: if there is none of that name, or the options do not do.
+        """
+        name = self._installed("protocol", name)
+        return self.protocols[name].make(self._options("protocol", name, options))
+
+    def make_eligibility_policies(self) -> list[EligibilityPolicy]:
+        """Build the eligibility policies, in the configured order.
+
+        :raises UsageError: if the options of one do not do.
+        """
+        return [
+            self.eligibility_policies[name].make(self._options("eligibility", name))
+            for name in self.config.get("eligibility")
+        ]
+
+    def aggregator_choices(self) -> dict[str, str]:
+        """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
+        return {
+            uri: name
+            for name in self.config.get("aggregator")
+            for uri in sorted(self.aggregators[name].uris)
+        }
+
+    def aggregator_options(self) -> dict[str, Mapping[str, Any]]:
+        """Return the options of every aggregator that has any, by the aggregator's name."""
+        sections = {name: self._options("aggregator", name) for name in self.aggregators}
+        return {name: dict(options) for name, options in sections.items() if options}
+
+    def chosen(self) -> list[tuple[str, str, str]]:
+        """Return (kind, name, origin) of everything that the configuration chooses."""
+        chosen = [
+            (kind, self.config.get(kind), self.config.origin("", kind))
+            for kind in ("storage", "engine", "protocol", "selection")
+        ]
+        for kind in ("eligibility", "aggregator"):
+            origin = self.config.origin("", kind)
+            chosen += [(kind, name, origin) for name in self.config.get(kind)]
+        return chosen
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with what is chosen, one sentence each."""
+        problems = []
+        served: dict[str, str] = {}
+        for kind, name, origin in self.chosen():
+            where = f"[fcp] {kind} (default)" if origin == "default" else origin
+            if name not in self.offered.table(kind):
+                problems.append(f"{where}: {self.offered.missing(kind, name)}")
+            elif kind == "selection":
+                try:
+                    self.selection_chain(name)
+                except UsageError as error:
+                    problems.append(str(error))
+            elif kind == "aggregator":
+                for uri in sorted(self.aggregators[name].uris):
+                    other = served.setdefault(uri, name)
+                    if other != name:
+                        problems.append(f"{where}: {other} and {name} both serve {uri}; keep one.")
+        return problems
+
+    def _name_of(self, kind: str) -> str:
+        name: str = self.config.get(kind)
+        return name
+
+    def _options(
+        self, kind: str, name: str, options: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        return self.config.section(f"{kind}.{name}", options)
+
+    def _installed(self, kind: str, name: str | None) -> str:
+        name = self._name_of(kind) if name is None else name
+        if name not in self.offered.table(kind):
+            raise UsageError(self.offered.missing(kind, name))
+        return name
+
+
+class TaskChoices(Choices):
+    """What is chosen for one task: what it says itself wins.
+
+    :param config: the configuration as it is for the task.
+    """
+
+    def __init__(self, config: Config, offered: Offered, spec: TaskSpec) -> None:
+        super().__init__(config, offered)
+        self._spec = spec
+
+    @property
+    def over_selection(self) -> float:
+        """How many devices are assigned at a time, as a multiple of those still missing."""
+        chosen: float = self._spec.over_selection or self.config.get("over_selection")
+        return chosen
+
+    @property
+    def deadline(self) -> float:
+        """Seconds from its creation until the task ends by itself."""
+        chosen: float = self._spec.deadline or self.config.get("task_deadline")
+        return chosen
+
+    def aggregator_choices(self) -> dict[str, str]:
+        """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
+        return {**super().aggregator_choices(), **self._spec.aggregators}
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with what the task says, one sentence each."""
+        spec = self._spec
+        problems = []
+        sections: dict[str, str] = {self.protocol: f"protocol.{self.protocol}"}
+        if self.protocol not in self.protocols:
+            problems.append(self.offered.missing("protocol", self.protocol))
+        try:
+            chain = [name for name, _ in self.selection_chain()]
+        except UsageError as error:
+            problems.append(str(error))
+            # Its options are wrong, or it is not there; either way they are its own.
+            chain = [self.selection]
+        sections |= {name: f"selection.{name}" for name in chain}
+        for uri, name in spec.aggregators.items():
+            if name not in self.aggregators:
+                problems.append(self.offered.missing("aggregator", name))
+            elif uri not in self.aggregators[name].uris:
+                serves = ", ".join(sorted(self.aggregators[name].uris))
+                problems.append(f"the aggregator {name!r} serves {serves}, not {uri}.")
+        sections |= {name: f"aggregator.{name}" for name in self.aggregators}
+        sections |= {name: f"eligibility.{name}" for name in self.config.get("eligibility")}
+        for name, options in spec.options.items():
+            if name not in sections:
+                hint = did_you_mean(name, sections, repr)
+                problems.append(f"the task has options for {name!r}, which it does not use.{hint}")
+                continue
+            try:
+                self.config.section(sections[name], options)
+            except UsageError as error:
+                problems.append(str(error))
+        return list(dict.fromkeys(problems))
+
+    def _name_of(self, kind: str) -> str:
+        own = {"protocol": self._spec.protocol, "selection": self._spec.selection}.get(kind)
+        return super()._name_of(kind) if own is None else own
+
+    def _options(
+        self, kind: str, name: str, options: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        return super()._options(kind, name, {**self._spec.options.get(name, {}), **(options or {})})

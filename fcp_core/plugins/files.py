@@ -1,0 +1,116 @@
+"""Reading configuration files: the sections of ours in an INI or TOML file."""
+
+from __future__ import annotations
+
+import configparser
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fcp_core.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: The files that are looked for in the working folder, in this order.
+FILES = ("setup.cfg", "fcp.cfg", "pyproject.toml")
+
+#: The kinds of section that hold for one population or one task: ``[fcp:population:phones/all]``.
+SCOPES = ("population", "task")
+
+
+def normal(name: str) -> str:
+    """Return a name as it is compared: ``-`` and ``_`` are the same."""
+    return name.replace("-", "_")
+
+
+def normal_key(key: str) -> str:
+    """Return the name of an option, with its section's name if it has one, as it is compared."""
+    section, dot, name = normal(key).rpartition(".")
+    return section + dot + name.lower()
+
+
+def is_scope(section: str) -> bool:
+    """Whether a section holds for one population or one task."""
+    return section.partition(":")[0] in SCOPES and ":" in section
+
+
+def header(section: str, toml: bool = False) -> str:
+    """Return a section's name as a file has it."""
+    if toml:
+        return f'[tool.fcp."{section}"]' if section else "[tool.fcp]"
+    return f"[fcp:{section}]" if section else "[fcp]"
+
+
+def label(section: str, name: str) -> str:
+    """Return a section and an option's name as a file has them."""
+    return f"{header(section)} {name}"
+
+
+def read_file(path: Path, shown: str) -> dict[str, dict[str, Any]] | None:
+    """Return the sections of ours, keys normalised; None if there is none.
+
+    :param shown: what errors call the file.
+    :raises UsageError: if it cannot be read, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration file {shown} cannot be read: {error}.") from None
+    found = _read_toml(text, shown) if path.suffix == ".toml" else _read_cfg(text, shown)
+    if not found:
+        return None
+    sections: dict[str, dict[str, Any]] = {}
+    for section, values in found:
+        target = sections.setdefault(section if is_scope(section) else normal(section), {})
+        for key, value in values.items():
+            name = normal_key(key)
+            if name in target:
+                raise UsageError(f"{shown} {label(section, key)}: the key is there twice.")
+            target[name] = value
+    return sections
+
+
+def _read_cfg(text: str, shown: str) -> list[tuple[str, Mapping[str, Any]]]:
+    # No default section: another tool's [DEFAULT] must not leak into ours.
+    parser = configparser.ConfigParser(interpolation=None, default_section="\0")
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        parser.read_string(text, source=shown)
+    except configparser.Error as error:
+        message = " ".join(str(error).split())
+        raise UsageError(f"the configuration file {shown} cannot be read: {message}.") from None
+    return [
+        (section[4:], dict(parser.items(section)))
+        for section in parser.sections()
+        if section == "fcp" or section.startswith("fcp:")
+    ]
+
+
+def _read_toml(text: str, shown: str) -> list[tuple[str, Mapping[str, Any]]]:
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        # [tool.fcp.storage.sqlite] is a table inside of "storage", which cannot be a string too.
+        hint = ' Sections are written [tool.fcp."storage.sqlite"].' if "[tool.fcp." in text else ""
+        raise UsageError(f"the configuration file {shown}: {error}.{hint}") from None
+    table = document.get("tool", {}).get("fcp")
+    if table is None:
+        return []
+    found: list[tuple[str, Mapping[str, Any]]] = []
+
+    def walk(prefix: str, values: Mapping[str, Any]) -> None:
+        scalars = {key: value for key, value in values.items() if not isinstance(value, dict)}
+        tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+        if scalars or not tables:
+            found.append((prefix, scalars))
+        for key, value in tables.items():
+            walk(f"{prefix}.{key}" if prefix else key, value)
+
+    if not isinstance(table, dict):
+        raise UsageError(f"{shown}: tool.fcp must be a table.")
+    walk("", table)
+    return found
