@@ -131,22 +131,23 @@ class Session:
             self._schedule.fail(error.code)
             _LOG.warning("multiple assignment failed: %s", error)
             return
-        received = []
+        wanted = []
         for assignment in response.task_assignments:
-            if assignment.task_name not in names:
+            if assignment.task_name in names:
+                wanted.append(assignment)
+            else:
                 _LOG.warning("the server sent task %r unasked", assignment.task_name)
-                continue
-            try:
-                received.append(self._runner.receive(assignment))
-            except StatusError as error:
-                if error.code is Code.CANCELLED:
-                    raise
-                self.error = error
-                self._schedule.fail(error.code)
-                _LOG.warning("task %r dropped: %s", assignment.task_name, error)
+        received = self._runner.receive(wanted)
+        self._transport.interruption.check()
+        for assignment, task in zip(wanted, received, strict=True):
+            if isinstance(task, StatusError):
+                self.error = task
+                self._schedule.fail(task.code)
+                _LOG.warning("task %r dropped: %s", assignment.task_name, task)
         for task in received:
-            self._run_task(task, assignments)
-        if received:
+            if isinstance(task, AssignedTask):
+                self._run_task(task, assignments)
+        if self.tasks:
             self._settle()
 
     def _run_single(self, assignments: Endpoint, eligibility: Eligibility) -> Outcome:
@@ -160,7 +161,9 @@ class Session:
         if kind == "rejection_info":
             self._schedule.reject()
             return self._outcome(Outcome.REJECTED)
-        task = self._runner.receive(response.task_assignment)
+        (task,) = self._runner.receive([response.task_assignment])
+        if isinstance(task, StatusError):
+            raise task
         self._run_task(task, assignments)
         self._settle()
         return self._outcome(Outcome.FAILED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -93,26 +93,50 @@ class TaskRunner:
         self._router = router
         self._pool = pool
 
-    def receive(self, assignment: Any) -> AssignedTask:
-        """Check an assignment and fetch plan and checkpoint, both at once.
+    def receive(self, assignments: Sequence[Any]) -> list[AssignedTask | StatusError]:
+        """Check assignments and fetch their plans and checkpoints, all at once.
 
-        :raises StatusError: INVALID_ARGUMENT for an assignment that this client cannot serve; the
-            status of a download that failed.
+        :returns: for each assignment the task, or why there is none: INVALID_ARGUMENT if this
+            client cannot serve it, or the status of a download that failed.
         """
-        endpoint = self._router.resolve(
-            assignment.aggregation_data_forwarding_info,
-            "aggregation_data_forwarding_info",
-            remember=True,
-        )
+        endpoints = [self._check(assignment) for assignment in assignments]
+        jobs = [
+            functools.partial(_fetched, self._transport, resource)
+            for assignment, endpoint in zip(assignments, endpoints, strict=True)
+            if isinstance(endpoint, Endpoint)
+            for resource in (assignment.plan, assignment.init_checkpoint)
+        ]
+        fetched = iter(concurrently(self._pool, jobs))
+        received: list[AssignedTask | StatusError] = []
+        for assignment, endpoint in zip(assignments, endpoints, strict=True):
+            if isinstance(endpoint, StatusError):
+                received.append(endpoint)
+                continue
+            plan, checkpoint = next(fetched), next(fetched)
+            if isinstance(plan, StatusError):
+                received.append(plan)
+            elif isinstance(checkpoint, StatusError):
+                received.append(checkpoint)
+            else:
+                received.append(AssignedTask(assignment, endpoint, plan, checkpoint))
+        return received
+
+    def _check(self, assignment: Any) -> Endpoint | StatusError:
+        """Return where an assignment's upload is started, or why the client cannot serve it."""
+        try:
+            endpoint = self._router.resolve(
+                assignment.aggregation_data_forwarding_info,
+                "aggregation_data_forwarding_info",
+                remember=True,
+            )
+        except StatusError as error:
+            return error
         kind = assignment.WhichOneof("aggregation_type")
         if kind in ("confidential_aggregation_info", "willow_aggregation_info"):
-            raise StatusError(
+            return StatusError(
                 Code.INVALID_ARGUMENT, f"task {assignment.task_name!r} wants {kind}, which is off"
             )
-        resources = (assignment.plan, assignment.init_checkpoint)
-        jobs = [functools.partial(fetch, self._transport, resource) for resource in resources]
-        plan, checkpoint = concurrently(self._pool, jobs)
-        return AssignedTask(assignment, endpoint, plan, checkpoint)
+        return endpoint
 
     def run(self, task: AssignedTask, endpoint: Endpoint) -> TaskResult:
         """Run a task and report it, whatever comes of it.
@@ -242,6 +266,13 @@ class TaskRunner:
             checkpoint_bytes=len(computed.checkpoint),
             uploaded_bytes=uploaded,
         )
+
+
+def _fetched(transport: Transport, resource: Any) -> bytes | StatusError:
+    try:
+        return fetch(transport, resource)
+    except StatusError as error:
+        return error
 
 
 def _reported(error: StatusError) -> Code:

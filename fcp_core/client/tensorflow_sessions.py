@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 #: Idle sessions that are kept for one graph; more only serve more devices at once.
-_MAX_IDLE = 4
+_MAX_IDLE = 16
 
 # Operations that TensorFlow calls stateful, but whose state is that of variables, of one run, or
 # of the outside world.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from fcp_core.client import History, Outcome, TaskOutcome
@@ -86,16 +88,43 @@ def test_tasks_of_both_modes(server, query_plan, make_client):
 def test_a_bad_assignment_drops_that_task_only(server, query_plan, make_client):
     server.script_session(query_plan)
     spec = SPEC()
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         spec.task_info.add(task_name=name, task_assignment_mode=MULTIPLE)
     with_spec(server, spec)
-    response = multiple_response(server, query_plan, "a", "b")
+    response = multiple_response(server, query_plan, "a", "b", "c")
     response.task_assignments[0].plan.uri = f"{server.url}/missing"
+    response.task_assignments[1].ClearField("aggregation_data_forwarding_info")
     server.script[server.multiple] = response
     result = make_client().run_once()
     assert result.outcome is Outcome.CONTRIBUTED
-    assert [task.task_name for task in result.tasks] == ["b"]
-    assert result.error.code is Code.NOT_FOUND
+    assert [task.task_name for task in result.tasks] == ["c"]
+    assert result.error.code is Code.INVALID_ARGUMENT
+
+
+def test_all_payloads_are_fetched_at_once(server, query_plan, make_client):
+    server.script_session(query_plan)
+    spec = SPEC()
+    response = multiple_response(server, query_plan, "a", "b")
+    barrier = threading.Barrier(4)
+
+    def file(content):
+        def serve(request):
+            barrier.wait(60)  # nobody is answered before all are there
+            return content
+
+        return serve
+
+    for task in response.task_assignments:
+        name = task.task_name
+        spec.task_info.add(task_name=name, task_assignment_mode=MULTIPLE)
+        task.plan.uri = f"{server.url}/{name}/plan"
+        task.init_checkpoint.uri = f"{server.url}/{name}/checkpoint"
+        server.script[f"GET /{name}/plan"] = file(query_plan.SerializeToString())
+        server.script[f"GET /{name}/checkpoint"] = file(b"")
+    with_spec(server, spec)
+    server.script[server.multiple] = response
+    result = make_client().run_once()
+    assert [task.outcome for task in result.tasks] == [TaskOutcome.CONTRIBUTED] * 2
 
 
 def test_one_of_several_uploads_fails(server, query_plan, make_client):
