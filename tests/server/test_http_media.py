@@ -86,11 +86,11 @@ def test_an_unknown_name_is_refused_before_the_body(make_front, http, services, 
     ("headers", "body", "status", "said"),
     [
         ({"Content_Encoding": "br"}, b"x", 400, "'br'"),
-        ({"Content_Encoding": "gzip"}, gzip.compress(bytes(9))[:-1], 400, "truncated"),
-        ({"Content_Encoding": "gzip"}, gzip.compress(bytes(9))[:5], 400, "truncated"),
+        ({"Content_Encoding": "gzip"}, gzip.compress(bytes(9), mtime=0)[:-1], 400, "truncated"),
+        ({"Content_Encoding": "gzip"}, gzip.compress(bytes(9), mtime=0)[:5], 400, "truncated"),
         ({"Content_Encoding": "gzip"}, bytes(400_000), 400, "not valid gzip"),
         ({}, bytes(500_001), 413, "500001"),
-        ({"Content_Encoding": "gzip"}, gzip.compress(bytes(2_000_000)), 413, "1000000"),
+        ({"Content_Encoding": "gzip"}, gzip.compress(bytes(2_000_000), mtime=0), 413, "1000000"),
     ],
 )
 def test_a_bad_upload_can_be_repeated(
