@@ -222,7 +222,7 @@ def _print(*tables: Table) -> None:
     from rich.console import Console
 
     # A pipe gets whole lines, so that they can be searched.
-    console = Console(width=None if sys.stdout.isatty() else 240, highlight=False, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else 2000, highlight=False, markup=False)
     for table in tables:
         console.print(table)
 

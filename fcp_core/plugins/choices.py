@@ -229,10 +229,15 @@ class Choices:
                 except UsageError as error:
                     problems.append(str(error))
             elif kind == "aggregator":
+                shared: dict[str, list[str]] = {}
                 for uri in sorted(self.aggregators[name].uris):
                     other = served.setdefault(uri, name)
                     if other != name:
-                        problems.append(f"{where}: {other} and {name} both serve {uri}; keep one.")
+                        shared.setdefault(other, []).append(uri)
+                problems += [
+                    f"{where}: {other} and {name} both serve {', '.join(uris)}; keep one."
+                    for other, uris in shared.items()
+                ]
         return problems
 
     def _name_of(self, kind: str) -> str:

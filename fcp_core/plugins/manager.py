@@ -87,6 +87,7 @@ class Plugins(HookCaller, Choices):
         environ: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         overrides_origin: str = "the program's overrides",
+        defaults: Mapping[str, Any] | None = None,
         extra: Iterable[object] = (),
         working_folder: str | os.PathLike[str] | None = None,
         entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
@@ -96,6 +97,7 @@ class Plugins(HookCaller, Choices):
         :param config_file: the configuration file; see :mod:`fcp_core.plugins.config`.
         :param environ: the environment; ``os.environ`` by default.
         :param overrides: configuration values that win, by dotted name.
+        :param defaults: defaults in place of the declared ones, by dotted name.
         :param extra: plugin objects of the program itself, such as an observer.
         :param working_folder: where configuration files are looked for; by default the current one.
         :param entry_points: instead of the installed ones.
@@ -111,7 +113,7 @@ class Plugins(HookCaller, Choices):
         )
         for path in sources.ignored:
             logger.warning("%s is ignored, since %s has the configuration", path, sources.file)
-        registry = OptionRegistry()
+        registry = OptionRegistry(defaults)
         add_core_options(registry)
         loaded = discovery.import_plugins(_find(registry, sources, extra, entry_points))
         manager = discovery.new_plugin_manager()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.plugins.files import SCOPES
+from fcp_core.plugins.server_options import add_server_options
 
 #: The options that are read before any plugin is loaded.
 EARLY = ("plugins", "disable_plugins", "required_plugins")
@@ -108,6 +109,7 @@ def add_core_options(options: OptionRegistry) -> None:
     add("idle_timeout", "duration", "1m", "how long a request's header, or a call, may take", 0.001)
     add("body_timeout", "duration", "10m", "how long an upload or a download may take", 0.001)
     add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
+    add_server_options(options)
 
 
 def check_core_options(config: Config) -> None:

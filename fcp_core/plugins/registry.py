@@ -119,9 +119,13 @@ class OptionValue:
 
 
 class OptionRegistry:
-    """Collects the options that the core and the plugins declare."""
+    """Collects the options that the core and the plugins declare.
 
-    def __init__(self) -> None:
+    :param defaults: defaults in place of the declared ones, by the option's key.
+    """
+
+    def __init__(self, defaults: Mapping[str, Any] | None = None) -> None:
+        self._defaults = dict(defaults or {})
         self._options: dict[tuple[str, str], Option] = {}
         #: Who declares now; the plugin manager sets it.
         self.owner = "fcp"
@@ -155,6 +159,7 @@ class OptionRegistry:
         :raises UsageError: if it is declared already, or the type or the default is wrong.
         """
         section, name = normal(section), normal(name).lower()
+        default = self._defaults.get(f"{section}.{name}" if section else name, default)
         option = Option(
             section,
             name,

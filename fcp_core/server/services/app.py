@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ from fcp_core.storage.records import DeviceSessionRecord, TokenRecord
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
+
+logger = logging.getLogger("fcp.services")
 
 
 class Services:
@@ -72,9 +75,14 @@ class Services:
         self._sessions = SessionBook(settings.session_timeout, RETENTION)
         self._book = ContributionBook(tokens)
         self._operations = OperationBook(OPERATION_RETENTION, self._schedule)
-        self._populations = Populations(
-            populations, lambda name: Population(name, rng, self.ticker)
-        )
+        served = None if populations is None else tuple(populations)
+        for name in plugins.config.scopes("population"):
+            if served is not None and name not in served:
+                logger.warning(
+                    "the configuration has a section for the population %r, which is not served",
+                    name,
+                )
+        self._populations = Populations(served, lambda name: Population(name, rng, self.ticker))
         downloads = Downloads()
 
         def make_parts(on_end: Callable[..., Any]) -> RoundParts:
