@@ -218,7 +218,11 @@ def _dataset(tf: Any, source: ExampleSource, token: Any, selector: Any) -> Any:
     lists = tf.data.Dataset.from_generator(
         chunks, args=(token, selector), output_signature=tf.TensorSpec((None,), tf.string)
     )
-    return lists.unbatch()._variant_tensor
+    # Optimising the pipeline costs each run more than a device's few examples could win back. A
+    # plan whose own options say otherwise prevails.
+    options = tf.data.Options()
+    options.experimental_optimization.apply_default_optimizations = False
+    return lists.unbatch().with_options(options)._variant_tensor
 
 
 def _selector(tf: Any, source: ExampleSource, served_at_id: Any, keys: Any) -> Any:
