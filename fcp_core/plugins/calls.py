@@ -13,7 +13,7 @@ import pluggy
 from fcp_core.errors import UsageError
 from fcp_core.plugins import discovery
 from fcp_core.plugins.config import Config
-from fcp_core.plugins.discovery import PluginSource, explain
+from fcp_core.plugins.discovery import PluginSource, explain, place_of
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 class Call:
     """One plugin's implementation of one hook."""
 
+    hook: str
     source: PluginSource
     order: tuple[int, int]
     function: Callable[..., Any] = field(repr=False)
@@ -47,12 +48,12 @@ def collect_calls(
         for impl in getattr(manager.hook, hook).get_hookimpls():
             index, source = sources[impl.plugin_name]
             rank = 0 if impl.tryfirst else 2 if impl.trylast else 1
-            found.append(Call(source, (rank, index), impl.function, tuple(impl.argnames)))
+            found.append(Call(hook, source, (rank, index), impl.function, tuple(impl.argnames)))
         calls[hook] = sorted(found, key=lambda call: call.order)
     return calls
 
 
-def run_all(calls: Sequence[Call], function: Callable[[Call], None], what: str) -> None:
+def run_all(calls: Sequence[Call], function: Callable[[Call], None]) -> None:
     """Run a stage for every plugin, and tell what is wrong with all of them together."""
     problems = []
     first: Exception | None = None
@@ -61,7 +62,8 @@ def run_all(calls: Sequence[Call], function: Callable[[Call], None], what: str) 
             function(call)
         except Exception as error:
             first = first or error
-            problems.append(f"{call.source} failed to {what}: {explain(error)}.")
+            where = f"{call.source}: {place_of(call.function)}"
+            problems.append(f"{where}: {call.hook} failed: {explain(error)}.")
     if problems:
         raise UsageError("\n".join(problems)) from first
 
@@ -184,7 +186,7 @@ class HookCaller:
         """
         for call in self._calls["fcp_startup"]:
             try:
-                await _settle(call(config=self.config))
+                await _settle(call(config=self.config.visible_to(str(call.source))))
             except Exception as error:
                 await self._shutdown(
                     [c for c in self._calls["fcp_shutdown"] if c.order[1] < call.order[1]]

@@ -216,6 +216,24 @@ class Config:
         if problems:
             raise UsageError("\n".join(problems))
 
+    def visible_to(self, plugin: str) -> Config:
+        """Return what a plugin may see: the core's options but for secrets, and its own.
+
+        :param plugin: the plugin as ``Option.declared_by`` has it.
+        """
+
+        def visible(option: Option) -> bool:
+            core = option.declared_by == "fcp" and not option.secret
+            return core or option.declared_by == plugin
+
+        view = copy.copy(self)
+        view._values = {k: v for k, v in self._values.items() if visible(v.option)}
+        view._scoped = {
+            scope: {k: v for k, v in values.items() if visible(v.option)}
+            for scope, values in self._scoped.items()
+        }
+        return view
+
     def scopes(self, kind: str | None = None) -> list[str]:
         """Return the names of what has a section of its own, such as ``population:phones/all``.
 
@@ -282,7 +300,7 @@ class Config:
 
     def options(self) -> list[OptionValue]:
         """Return all options with their values, section by section; then what is overridden."""
-        everywhere = [self._values[option.section, option.name] for option in self._registry]
+        everywhere = [value for _, value in sorted(self._values.items())]
         overridden = [
             value for scope in self.scopes() for _, value in sorted(self._scoped[scope].items())
         ]

@@ -179,7 +179,10 @@ def import_plugins(sources: Sequence[PluginSource]) -> list[tuple[PluginSource, 
             if inspect.isclass(plugin):
                 plugin = plugin()
         except Exception as error:
-            problems.append(f"{source} cannot be imported: {explain(error)}.")
+            problems.append(
+                f"{source} cannot be imported: {explain(error)}. Mend or remove it, or leave it "
+                f"out with [fcp] disable_plugins = {source.name}."
+            )
             continue
         loaded.append((source, plugin))
         problems += check_plugin(source, plugin)
@@ -194,7 +197,8 @@ def check_plugin(source: PluginSource, plugin: object) -> list[str]:
     if version != hookspecs.API_VERSION:
         return [
             f"{source} is written for version {version!r} of the hooks; this server has version "
-            f"{hookspecs.API_VERSION}."
+            f"{hookspecs.API_VERSION}. Install a release of the plugin for that version, or a "
+            f"newer {DISTRIBUTION}."
         ]
     specs = hook_specs()
     problems = []
@@ -207,7 +211,7 @@ def check_plugin(source: PluginSource, plugin: object) -> list[str]:
             function = function.__func__
         if not inspect.isroutine(function):
             continue
-        where = f"{source}: {_place(function)}"
+        where = f"{source}: {place_of(function)}"
         opts = getattr(function, "fcp_impl", None)
         if opts is None:
             if name in specs:
@@ -301,7 +305,8 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{place}"
 
 
-def _place(function: object) -> str:
+def place_of(function: object) -> str:
+    """Return the file and line of a function."""
     code = getattr(inspect.unwrap(function), "__code__", None)  # type: ignore[arg-type]
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
 

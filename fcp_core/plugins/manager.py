@@ -23,6 +23,7 @@ from fcp_core.plugins.choices import Choices, Offered, TaskChoices
 from fcp_core.plugins.config import Config, OptionRegistry, Sources, load_config
 from fcp_core.plugins.discovery import PluginSource
 from fcp_core.plugins.options import add_core_options, check_core_options
+from fcp_core.plugins.tracing import TraceSink, log_trace, trace_hooks
 from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.storage.contract import StorageFactory
@@ -91,6 +92,7 @@ class Plugins(HookCaller, Choices):
         extra: Iterable[object] = (),
         working_folder: str | os.PathLike[str] | None = None,
         entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
+        trace: TraceSink | None = None,
     ) -> Plugins:
         """Find, import, check and register the plugins, and read the configuration.
 
@@ -101,6 +103,7 @@ class Plugins(HookCaller, Choices):
         :param extra: plugin objects of the program itself, such as an observer.
         :param working_folder: where configuration files are looked for; by default the current one.
         :param entry_points: instead of the installed ones.
+        :param trace: told of every hook call; None: the log is, if ``trace_hooks`` says so.
         :raises UsageError: with all problems of the first stage that has any, one a line.
         """
         discovery.check_owner()
@@ -117,12 +120,15 @@ class Plugins(HookCaller, Choices):
         add_core_options(registry)
         loaded = discovery.import_plugins(_find(registry, sources, extra, entry_points))
         manager = discovery.new_plugin_manager()
-        for source, plugin in loaded:
+        for source, plugin in reversed(loaded):  # pluggy asks the last one first
             manager.register(plugin, name=source.name)
+        if trace is None and sources.value(registry.option("", "trace_hooks")).value:
+            logging.getLogger("fcp.hooks").setLevel(logging.INFO)
+            trace = log_trace
+        if trace is not None:
+            trace_hooks(manager, [source for source, _ in loaded], trace)
         calls = collect_calls(manager, loaded)
-        run_all(
-            calls["fcp_add_options"], lambda call: _declare(call, registry), "declare its options"
-        )
+        run_all(calls["fcp_add_options"], lambda call: _declare(call, registry))
         config = load_config(registry, sources)
         check_core_options(config)
         plugins = cls(config, manager, calls)
@@ -182,16 +188,18 @@ class Plugins(HookCaller, Choices):
             run_all(
                 self._calls[hook],
                 lambda call, k=kind, e=expected: self._take(call, k, e),  # type: ignore[misc]
-                f"register with {hook}",
             )
 
     def _take(self, call: Call, kind: str, expected: type) -> None:
-        answer = call(config=self.config)
+        answer = call(config=self.config.visible_to(str(call.source)))
         if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
-            raise UsageError(f"it returned {answer!r}, not a list of {expected.__name__}")
+            mend = "put it in a list" if isinstance(answer, expected) else "return one"
+            raise UsageError(f"it returned {answer!r}, not a list of {expected.__name__}; {mend}")
         for factory in answer:
             if not isinstance(factory, expected):
-                raise UsageError(f"its list has {factory!r}, which is no {expected.__name__}")
+                raise UsageError(
+                    f"its list has {factory!r}, which is no {expected.__name__}; leave it out"
+                )
             name = factory.name  # type: ignore[attr-defined]
             if not isinstance(name, str) or not re.fullmatch(r"[^\s,\[\]]+", name):
                 raise UsageError(f"the name {name!r} of a {kind} must be one word")

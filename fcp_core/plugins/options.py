@@ -5,10 +5,8 @@ from __future__ import annotations
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.plugins.files import SCOPES
+from fcp_core.plugins.front_options import add_front_options
 from fcp_core.plugins.server_options import add_server_options
-
-#: The options that are read before any plugin is loaded.
-EARLY = ("plugins", "disable_plugins", "required_plugins")
 
 
 def add_core_options(options: OptionRegistry) -> None:
@@ -32,6 +30,7 @@ def add_core_options(options: OptionRegistry) -> None:
         (),
         "plugins or distributions without which the server does not start; 'name>=1.2' is allowed",
     )
+    add("trace_hooks", "bool", "no", "write every hook call to the log fcp.hooks")
     add(
         "aggregator",
         "list",
@@ -102,13 +101,7 @@ def add_core_options(options: OptionRegistry) -> None:
         1.0,
         scopes=SCOPES,
     )
-    add("max_body", "bytes", "1GiB", "the largest request body, as it is sent", 1)
-    add("max_decompressed", "bytes", "1GiB", "the largest request body after decompression", 1)
-    add("max_in_flight", "bytes", "2GiB", "the sum of all request bodies held at a time", 1)
-    add("max_header", "bytes", "64KiB", "the largest request header", 1024)
-    add("idle_timeout", "duration", "1m", "how long a request's header, or a call, may take", 0.001)
-    add("body_timeout", "duration", "10m", "how long an upload or a download may take", 0.001)
-    add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
+    add_front_options(options)
     add_server_options(options)
 
 

@@ -256,7 +256,7 @@ def test_a_plugin_for_a_newer_api_is_refused(load, modules):
     modules.write("newer", "fcp_api_version = 2\n")
     assert mistakes(load, modules.point("newer", "newer")) == [
         "plugin 'newer' from demo-dist 1.2 is written for version 2 of the hooks; this server has "
-        "version 1."
+        "version 1. Install a release of the plugin for that version, or a newer fcp-server."
     ]
 
 
@@ -272,7 +272,8 @@ def test_a_plugin_with_a_syntax_error_says_where(load, modules):
     modules.write("garbled", "x = 1\nthis is no Python\n")
     assert mistakes(load, modules.point("garbled", "garbled")) == [
         "plugin 'garbled' from demo-dist 1.2 cannot be imported: SyntaxError: invalid syntax "
-        "(garbled.py, line 2)."
+        "(garbled.py, line 2). Mend or remove it, or leave it out with [fcp] disable_plugins = "
+        "garbled."
     ]
 
 
@@ -280,7 +281,8 @@ def test_a_plugin_that_lacks_something_says_what(load, modules):
     path = modules.write("lacking", "import there_is_no_such_module\n")
     assert mistakes(load, modules.point("lacking", "lacking")) == [
         "plugin 'lacking' from demo-dist 1.2 cannot be imported: ModuleNotFoundError: "
-        f"No module named 'there_is_no_such_module' ({path}:1)."
+        f"No module named 'there_is_no_such_module' ({path}:1). Mend or remove it, or leave it out "
+        "with [fcp] disable_plugins = lacking."
     ]
     (line,) = mistakes(load, overrides={"plugins": "there_is_no_such_module, nor.py"})[:1]
     assert "from the program's overrides: plugins cannot be imported" in line
@@ -289,17 +291,17 @@ def test_a_plugin_that_lacks_something_says_what(load, modules):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ("None", "it returned None, not a list of AggregatorFactory"),
+        ("None", "it returned None, not a list of AggregatorFactory; return one."),
         ("'mean'", "it returned 'mean', not a list of AggregatorFactory"),
-        ("['mean']", "its list has 'mean', which is no AggregatorFactory"),
-        ("factory('m')", "not a list of AggregatorFactory"),
+        ("['mean']", "its list has 'mean', which is no AggregatorFactory; leave it out."),
+        ("factory('m')", "not a list of AggregatorFactory; put it in a list."),
         ("[factory('two words')]", "the name 'two words' of a aggregator must be one word"),
         ("[factory('m'), factory('m')]", "the aggregator 'm' is offered already by plugin 'demo'"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_wrong_registration_is_told(load, modules, answer, message):
-    modules.write(
+    path = modules.write(
         "wrong",
         IMPORT + "from fcp_core.aggregation.aggregator import AggregatorFactory\n"
         "def factory(name):\n"
@@ -308,7 +310,7 @@ def test_a_wrong_registration_is_told(load, modules, answer, message):
     )
     (line,) = mistakes(load, modules.point("demo", "wrong"))
     assert line.startswith(
-        "plugin 'demo' from demo-dist 1.2 failed to register with fcp_register_aggregators: "
+        f"plugin 'demo' from demo-dist 1.2: {path}:5: fcp_register_aggregators failed: "
     )
     assert message in line
 
@@ -322,7 +324,7 @@ def test_factories_of_one_name_name_both_distributions(load, modules):
     )
     point = modules.point("zz_clash", "clash")
     (line,) = mistakes(load, point)
-    assert line.startswith("plugin 'zz_clash' from demo-dist 1.2 failed to register")
+    assert line.startswith("plugin 'zz_clash' from demo-dist 1.2: ")
     assert "'fifo' is offered already by plugin 'builtin_policies' from fcp-server" in line
     assert "disable_plugins" in line
     assert load(point, overrides={"disable_plugins": "zz_clash"}).selection_policies

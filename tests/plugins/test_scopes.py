@@ -146,7 +146,7 @@ MISTAKES = {
     "not for a population": (
         "[fcp:population:p]\nstorage = sqlite",
         r"\] storage: a population cannot override it. A population can override aggregator, .*"
-        r"retry_max.*, and options such as selection.uniform.window.",
+        r"retry_max.*, and options such as \S+\.\S+\.",
     ),
     "not for a task": ("[fcp:task:t]\neligibility =", r"eligibility: a task cannot override it"),
     "a thing's option": (

@@ -1,0 +1,26 @@
+"""The core options of what stands between devices and rounds: limits, downloads, logs, metrics."""
+
+from __future__ import annotations
+
+from fcp_core.plugins.files import SCOPES
+from fcp_core.plugins.registry import OptionRegistry
+
+
+def add_front_options(options: OptionRegistry) -> None:
+    """Declare them, in ``[fcp]``."""
+
+    def add(name: str, type: str, default: object, help: str, minimum: float | None = None) -> None:
+        options.add("", name, type, default, help, minimum=minimum)
+
+    add("max_body", "bytes", "1GiB", "the largest request body, as it is sent", 1)
+    add("max_decompressed", "bytes", "1GiB", "the largest request body after decompression", 1)
+    add("max_in_flight", "bytes", "2GiB", "the sum of all request bodies held at a time", 1)
+    add("max_header", "bytes", "64KiB", "the largest request header", 1024)
+    add("idle_timeout", "duration", "1m", "how long a request's header, or a call, may take", 0.001)
+    add("body_timeout", "duration", "10m", "how long an upload or a download may take", 0.001)
+    add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
+    add("metrics", "bool", "false", "serve /metrics for Prometheus")
+    add("metrics_address", "str", None, "host:port where /metrics is, instead of with the devices")
+    options.add(
+        "", "log_format", "choice", "text", "how the log is written", choices=("text", "json")
+    )
