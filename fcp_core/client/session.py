@@ -90,14 +90,15 @@ class Session:
             self._run_multiple(assignments, eligibility)
         if eligibility.may_start:
             return self._run_single(assignments, eligibility)
-        if not self.tasks:
+        if not self.tasks and self.error is None:
             self._schedule.reject()
         return self._outcome(Outcome.NO_TASK)
 
     def _evaluate(self, task: Any) -> Eligibility:
         """Return what the device is eligible for; report it if that cannot be told."""
         try:
-            if not is_set(task.population_eligibility_spec):
+            # One of no bytes is a specification too: that of a population without tasks.
+            if task.population_eligibility_spec.WhichOneof("resource") is None:
                 if is_set(task.plan):
                     raise StatusError(
                         Code.UNIMPLEMENTED, "eligibility by a TensorFlow plan without a spec"

@@ -17,6 +17,7 @@ from fcp_core.protocol.status import Code
 SPEC = population_eligibility_spec_pb2.PopulationEligibilitySpec
 SINGLE = SPEC.TaskInfo.TASK_ASSIGNMENT_MODE_SINGLE
 MULTIPLE = SPEC.TaskInfo.TASK_ASSIGNMENT_MODE_MULTIPLE
+PERMANENT = (4 * 3600 * 0.8, 4 * 3600 * 1.2)
 ACCEPTED = (100, 200)
 REJECTED = (1000, 2000)
 
@@ -153,11 +154,41 @@ def test_no_multiple_task_available(server, make_client):
     assert within(result.retry_after, REJECTED)
 
 
-def test_empty_spec_starts_nothing(server, make_client):
-    with_spec(server, SPEC(), by_uri=True)
+@pytest.mark.parametrize(("status", "window"), [(404, PERMANENT), (409, REJECTED)])
+def test_multiple_assignment_that_fails(server, make_client, status, window):
+    spec = SPEC()
+    spec.task_info.add(task_name="a", task_assignment_mode=MULTIPLE)
+    with_spec(server, spec)
+    server.script[server.multiple] = status
+    result = make_client().run_once()
+    assert result.outcome is Outcome.FAILED
+    assert within(result.retry_after, window)
+
+
+@pytest.mark.parametrize("by_uri", [True, False])
+def test_empty_spec_starts_nothing(server, make_client, by_uri):
+    with_spec(server, SPEC(), by_uri=by_uri)
     result = make_client().run_once()
     assert result.outcome is Outcome.NO_TASK
-    assert server.lines == [server.eligibility, "GET /spec"]
+    assert server.start not in server.lines
+
+
+def test_eligibility_without_a_spec_is_no_eligibility(server, make_client):
+    response = server.eligibility_response()
+    response.eligibility_eval_task.SetInParent()
+    server.script[server.eligibility] = response
+    server.script[server.start] = server.done(server.rejected())
+    assert make_client().run_once().outcome is Outcome.REJECTED
+    assert server.lines == [server.eligibility, server.start]
+
+
+def test_eligibility_by_a_plan_is_reported_as_unimplemented(server, make_client):
+    response = server.eligibility_response()
+    response.eligibility_eval_task.plan.inline_resource.data = b"a plan"
+    server.script[server.eligibility] = response
+    server.script[server.eligibility_report] = b""
+    assert make_client().run_once().error.code is Code.UNIMPLEMENTED
+    assert server.lines == [server.eligibility, server.eligibility_report]
 
 
 def eligibility_spec():
