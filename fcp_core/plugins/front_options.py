@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fcp_core.plugins.files import SCOPES
 from fcp_core.plugins.registry import OptionRegistry
 
 

@@ -60,12 +60,19 @@ class Contribution:
 
     :param assignment: the assignment it belongs to.
     :param session_id: the device session it belongs to.
+    :ivar assigned_at: when its device was assigned, in seconds since the epoch.
+    :ivar upload_seconds: how long its bytes took to come.
     """
 
-    def __init__(self, aggregation_id: str, assignment: str, session_id: str) -> None:
+    def __init__(
+        self, aggregation_id: str, assignment: str, session_id: str, assigned_at: float = 0.0
+    ) -> None:
         self.aggregation_id = aggregation_id
         self.assignment = assignment
         self.session_id = session_id
+        self.assigned_at = assigned_at
+        self.upload_seconds = 0.0
+        self._upload_began = 0.0
         self.stage = ContributionStage.AUTHORIZED
         self.body: Body | None = None
         self._ticket = UploadTicket("", "")
@@ -87,7 +94,7 @@ class Contribution:
         self.stage = ContributionStage.STARTED
         return ticket
 
-    def begin_upload(self, resource_name: str) -> None:
+    def begin_upload(self, resource_name: str, now: float = 0.0) -> None:
         """Let the bytes come.
 
         :raises StatusError: UNAUTHENTICATED for a name that is wrong or was used, ABORTED if the
@@ -100,8 +107,9 @@ class Contribution:
                 Code.UNAUTHENTICATED, "this upload has been used; each takes one body"
             )
         self.stage = ContributionStage.UPLOADING
+        self._upload_began = now
 
-    def finish_upload(self, resource_name: str, body: Body) -> None:
+    def finish_upload(self, resource_name: str, body: Body, now: float = 0.0) -> None:
         """Take the bytes.
 
         :raises StatusError: as :meth:`begin_upload`.
@@ -111,6 +119,7 @@ class Contribution:
         if self.stage is not ContributionStage.UPLOADING:
             raise StatusError(Code.UNAUTHENTICATED, "this upload has not begun or is finished")
         self.body = body
+        self.upload_seconds = now - self._upload_began
         self.stage = ContributionStage.UPLOADED
 
     def abandon_upload(self, resource_name: str) -> None:

@@ -13,11 +13,12 @@ from fcp_core.protocol.status import Code
 
 @dataclass(frozen=True)
 class CheckedIn:
-    """A device checked in."""
+    """A device checked in; *offered* are the names of the tasks that it was told of."""
 
     at: float
     population: str
     session_id: str
+    offered: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,13 @@ class Assigned:
 
 @dataclass(frozen=True)
 class Contributed:
-    """A device's contribution is in the aggregate; *size* is in bytes, after decompression."""
+    """A device's contribution is in the aggregate.
+
+    :param size: in bytes, after decompression.
+    :param seconds: how long it took since the device was assigned.
+    :param upload_seconds: how long its bytes took to come.
+    :param fold_seconds: how long it took from its submission to the aggregate.
+    """
 
     at: float
     population: str
@@ -51,6 +58,9 @@ class Contributed:
     task_id: str
     task_name: str
     size: int
+    seconds: float = 0.0
+    upload_seconds: float = 0.0
+    fold_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

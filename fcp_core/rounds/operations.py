@@ -34,6 +34,12 @@ class OperationBook:
         self._retention = retention
         self._on_change = on_change
         self._operations: Expiring[longrunning.Operation] = Expiring()
+        self._open: set[str] = set()
+
+    @property
+    def open(self) -> int:
+        """How many operations are not done."""
+        return len(self._open)
 
     def pending(self, name: str, metadata: Any, expires: float) -> longrunning.Operation:
         """Make an operation that is not done.
@@ -42,6 +48,7 @@ class OperationBook:
             the published client asks again without a pause.
         """
         operation = longrunning.Operation(name=name, metadata=pack(metadata))
+        self._open.add(name)
         self._put(operation, expires)
         return operation
 
@@ -62,6 +69,7 @@ class OperationBook:
         if operation is None or operation.done:
             return False
         operation.done = True
+        self._open.discard(name)
         if isinstance(result, StatusError):
             operation.error.CopyFrom(result.to_proto())
         else:
@@ -96,7 +104,9 @@ class OperationBook:
 
     def pop_due(self, now: float) -> list[longrunning.Operation]:
         """Forget what has expired, and return it."""
-        return [operation for _, operation in self._operations.pop_due(now)]
+        due = self._operations.pop_due(now)
+        self._open.difference_update(name for name, _ in due)
+        return [operation for _, operation in due]
 
     def next_expiry(self) -> float | None:
         """Return when the next operation expires."""

@@ -163,6 +163,10 @@ class SessionBook:
             Code.NOT_FOUND, f"population {population!r} has no session {session_id!r}; check in"
         )
 
+    def __len__(self) -> int:
+        """Return how many sessions are kept, those that have ended or expired among them."""
+        return len(self._sessions)
+
     def knows(self, session_id: str) -> bool:
         """Whether there is or was such a session, before a restart too."""
         return session_id in self._sessions or session_id in self._lost

@@ -64,6 +64,11 @@ class BodyReader:
         if self._inflater is None and length is not None:
             self._whole = np.empty(length, np.uint8).data
 
+    @property
+    def received(self) -> int:
+        """How many bytes came, as they were sent."""
+        return self._received
+
     def receive(self, piece: bytes) -> Awaitable[None] | None:
         """Take the next piece; wait for what is returned before giving another.
 

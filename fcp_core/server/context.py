@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.limits import InFlight, Limits
+from fcp_core.server.metrics import ServerMetrics
 
 if TYPE_CHECKING:
     from fcp_core.server.services import Services
@@ -38,10 +39,17 @@ class Context:
     :ivar requests: the tasks of the requests that are being served.
     """
 
-    def __init__(self, services: Services, authenticate: Authenticate, limits: Limits) -> None:
+    def __init__(
+        self,
+        services: Services,
+        authenticate: Authenticate,
+        limits: Limits,
+        metrics: ServerMetrics | None = None,
+    ) -> None:
         self.services = services
         self.authenticate = authenticate
         self.limits = limits
+        self.metrics = metrics
         self.in_flight = InFlight(limits.max_in_flight)
         self.executor = ThreadPoolExecutor(thread_name_prefix="fcp-server")
         self.stopping = False

@@ -12,13 +12,16 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.web import Application
 
 from fcp_core.errors import UsageError
 from fcp_core.server.context import Authenticate, Context
-from fcp_core.server.handlers import HealthHandler, RPCHandler, log_request
+from fcp_core.server.handlers import HealthHandler, MetricsHandler, RPCHandler, log_request
 from fcp_core.server.limits import Limits
+from fcp_core.server.logs import hide_addresses
 from fcp_core.server.media import DOWNLOAD, UPLOAD, DownloadHandler, UploadHandler
+from fcp_core.server.metrics import ServerMetrics
 
 if TYPE_CHECKING:
     from fcp_core.server.services import Services
@@ -93,11 +96,30 @@ def _bind(
         return sockets
 
 
+class FrontServer(HTTPServer):
+    """Tornado's server, which counts its connections."""
+
+    connections = 0
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        """Take a connection."""
+        self.connections += 1
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        """Let go of a connection."""
+        self.connections -= 1
+        super().on_close(server_conn)
+
+
 class Frontend:
     """One HTTP server on sockets that are bound already.
 
     :param authenticate: called with each protocol request's method, path, headers and peer.
     :param tls: serve HTTPS with this context; None is plain HTTP.
+    :param metrics: what is served at ``/metrics``; None: nothing.
+    :param metrics_sockets: where that is served, in plain HTTP, and nowhere else; none: with
+        everything else.
     """
 
     def __init__(
@@ -107,12 +129,17 @@ class Frontend:
         limits: Limits,
         sockets: Sequence[socket.socket],
         tls: ssl.SSLContext | None = None,
+        metrics: ServerMetrics | None = None,
+        metrics_sockets: Sequence[socket.socket] = (),
     ) -> None:
         self._sockets = list(sockets)
         self._tls = tls
         self._limits = limits
-        self._context = Context(services, authenticate, limits)
-        self._http: HTTPServer | None = None
+        self._context = Context(services, authenticate, limits, metrics)
+        self._metrics = metrics
+        self._metrics_sockets = list(metrics_sockets)
+        self._http: FrontServer | None = None
+        self._metrics_http: HTTPServer | None = None
 
     @property
     def in_flight(self) -> int:
@@ -122,16 +149,19 @@ class Frontend:
     def start(self) -> None:
         """Accept connections, on the running event loop."""
         shared = {"context": self._context}
+        own: list[Any] = [("/metrics", MetricsHandler, shared)]
+        hide_addresses()
         application = Application(
             [
                 (UPLOAD + ".*", UploadHandler, shared),
                 (DOWNLOAD + ".*", DownloadHandler, shared),
                 ("/healthz|/readyz", HealthHandler, shared),
+                *(own if self._metrics is not None and not self._metrics_sockets else ()),
                 (".*", RPCHandler, shared),
             ],
             log_function=log_request,
         )
-        self._http = HTTPServer(
+        self._http = FrontServer(
             application,
             ssl_options=self._tls,
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.
@@ -141,12 +171,23 @@ class Frontend:
             idle_connection_timeout=self._limits.idle_timeout,
         )
         self._http.add_sockets(self._sockets)
+        if self._metrics_sockets:
+            self._metrics_http = HTTPServer(
+                Application(own, log_function=log_request),
+                idle_connection_timeout=self._limits.idle_timeout,
+            )
+            self._metrics_http.add_sockets(self._metrics_sockets)
+        if self._metrics is not None:
+            front = self._http
+            self._metrics.watch(lambda: self._context.in_flight.held, lambda: front.connections)
 
     async def stop(self) -> None:
         """Stop accepting, let requests end within ``drain_timeout``, cut off the rest."""
         self._context.stopping = True
+        if self._metrics is not None:
+            self._metrics.stop()
         if self._http is None:
-            for listener in self._sockets:
+            for listener in (*self._sockets, *self._metrics_sockets):
                 listener.close()
         else:
             self._http.stop()
@@ -165,6 +206,10 @@ class Frontend:
                 logger.error("connections did not close within %g s", _CLOSE_TIME)
             await _settle(requests, _CLOSE_TIME)
             self._http = None
+        if self._metrics_http is not None:
+            self._metrics_http.stop()
+            await self._metrics_http.close_all_connections()
+            self._metrics_http = None
         self._context.executor.shutdown(wait=False, cancel_futures=True)
 
 

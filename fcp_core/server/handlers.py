@@ -20,6 +20,7 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.body import BodyReader
 from fcp_core.server.context import Context
+from fcp_core.server.exposition import CONTENT_TYPE
 from fcp_core.server.limits import http_error
 
 logger = logging.getLogger("fcp.server")
@@ -38,6 +39,9 @@ LINGER_TIME = 5.0
 #: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
 RETRY_AFTER = 5
 
+#: What a request is counted as whose client went away.
+GONE = 499
+
 _RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 
@@ -48,6 +52,8 @@ class BaseHandler(RequestHandler):
     label = "request"
     #: What the log adds, such as the session id.
     subject = ""
+    #: Whether it was counted.
+    accounted = False
 
     def initialize(self, context: Context) -> None:
         """Take what all handlers share."""
@@ -108,6 +114,36 @@ class BaseHandler(RequestHandler):
             peer=request.remote_ip or "",
         )
 
+    def account(self, status: int) -> None:
+        """Count the request and log it; quiet unless someone debugs."""
+        if self.accounted:
+            return
+        self.accounted = True
+        seconds = self.request.request_time()
+        if self.context.metrics is not None:
+            self.context.metrics.request(self.label, status, seconds, self.received())
+        if logger.isEnabledFor(logging.DEBUG):
+            about: dict[str, Any] = {"route": self.label, "status": status, "seconds": seconds}
+            if self.subject:
+                about["session_id"] = self.subject
+            logger.debug(
+                "%s %s -> %d in %.1f ms",
+                self.label,
+                self.subject,
+                status,
+                1000 * seconds,
+                extra={"fcp": about},
+            )
+
+    def received(self) -> int:
+        """Return how many bytes of the body came."""
+        return 0
+
+    def on_connection_close(self) -> None:
+        """Count a request whose client went away before it was answered."""
+        super().on_connection_close()
+        self.account(GONE)
+
     def respond(self, error: StatusError) -> None:
         """Write an error, without finishing."""
         self.set_status(error.http, responses.get(error.http, error.code.name))
@@ -154,6 +190,10 @@ class BodyHandler(BaseHandler):
 
         :raises StatusError: if not.
         """
+
+    def received(self) -> int:
+        """Return how many bytes of the body came and were wanted."""
+        return 0 if self.body is None else self.body.received
 
     def abandon(self) -> None:
         """Clean up after a request whose body will not be used. May be called again."""
@@ -322,16 +362,24 @@ class HealthHandler(BaseHandler):
     head = get
 
 
+class MetricsHandler(BaseHandler):
+    """``/metrics``: what the server measures, as Prometheus reads it."""
+
+    label = "metrics"
+
+    def get(self) -> None:
+        """Answer all metrics."""
+        assert self.context.metrics is not None  # there is no such route without them
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(self.context.metrics.render())
+
+    head = get
+
+
 def log_request(handler: RequestHandler) -> None:
-    """Log a request once it is answered; quiet unless someone debugs."""
-    if logger.isEnabledFor(logging.DEBUG) and isinstance(handler, BaseHandler):
-        logger.debug(
-            "%s %s -> %d in %.1f ms",
-            handler.label,
-            handler.subject,
-            handler.get_status(),
-            1000 * handler.request.request_time(),
-        )
+    """Count a request once it is answered; log it if someone debugs."""
+    if isinstance(handler, BaseHandler):
+        handler.account(handler.get_status())
 
 
 def _accepts_gzip(header: str) -> bool:

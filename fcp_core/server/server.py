@@ -11,10 +11,12 @@ from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
 from fcp_core.errors import UsageError
+from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
-from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.server.frontend import Frontend, bind
 from fcp_core.server.limits import Limits
+from fcp_core.server.metrics import ServerMetrics
 from fcp_core.server.services import Services
 from fcp_core.server.tls import server_context
 
@@ -72,16 +74,39 @@ class Server:
         #: Where devices reach it, with a slash at the end.
         self.url = external_url or _url(host, self.port, secure=tls is not None)
         self._plugins = plugins
+        clock = SystemClock() if clock is None else clock
+        metrics: ServerMetrics | None = None
+        measured: list[socket.socket] = []
         try:
+            if plugins.config.get("metrics"):
+                metrics = ServerMetrics(clock, lambda: self.services.counts())
+                measured = _metrics_sockets(plugins.config)
+            #: Where ``/metrics`` is; 0 if there is none.
+            self.metrics_port: int = measured[0].getsockname()[1] if measured else 0
+            if metrics is not None and not measured:
+                self.metrics_port = self.port
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
-                plugins, populations=populations or None, base_url=self.url, clock=clock, rng=rng
+                plugins,
+                populations=populations or None,
+                base_url=self.url,
+                clock=clock,
+                rng=rng,
+                observe=None if metrics is None else metrics.event,
             )
         except BaseException:
-            for listener in sockets:
+            for listener in (*sockets, *measured):
                 listener.close()
             raise
-        self._frontend = Frontend(self.services, plugins.authenticate, limits, sockets, tls)
+        self._frontend = Frontend(
+            self.services,
+            plugins.authenticate,
+            limits,
+            sockets,
+            tls,
+            metrics=metrics,
+            metrics_sockets=measured,
+        )
         self._state = "new"
         self._cleanup = AsyncExitStack()
 
@@ -115,6 +140,23 @@ class Server:
         self._state = "stopped"
         async with self._cleanup:
             await self._frontend.stop()
+
+
+def _metrics_sockets(config: Config) -> list[socket.socket]:
+    """Return what ``/metrics`` listens on, apart from everything else, if anything.
+
+    :raises UsageError: if the address is none, or cannot be listened on.
+    """
+    address = config.get("metrics_address")
+    if address is None:
+        return []
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise UsageError(
+            f"metrics_address {address!r} (from {config.origin('', 'metrics_address')}) must be "
+            "like localhost:9100."
+        )
+    return bind(host.strip("[]"), int(port))
 
 
 def _checked_url(url: str) -> str:

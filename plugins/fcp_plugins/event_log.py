@@ -17,4 +17,6 @@ def fcp_event(event: Event) -> None:
     if logger.isEnabledFor(logging.INFO):
         values = dataclasses.asdict(event)
         del values["at"]
-        logger.info("%s %s", type(event).__name__, " ".join(f"{k}={v}" for k, v in values.items()))
+        kind = type(event).__name__
+        text = " ".join(f"{key}={value}" for key, value in values.items())
+        logger.info("%s %s", kind, text, extra={"fcp": {"event": kind, **values}})

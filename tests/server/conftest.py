@@ -125,11 +125,11 @@ class Services:
 class Front:
     """A front on its own thread."""
 
-    def __init__(self, services, authenticate, limits, tls=None) -> None:
+    def __init__(self, services, authenticate, limits, tls=None, **more) -> None:
         self.services = services
         sockets = bind("localhost", 0)
         self.port = sockets[0].getsockname()[1]
-        self.frontend = Frontend(services, authenticate, limits, sockets, tls)
+        self.frontend = Frontend(services, authenticate, limits, sockets, tls, **more)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -159,8 +159,8 @@ class Front:
 def make_front():
     fronts = []
 
-    def make(services=None, authenticate=lambda **request: None, tls=None, **limits):
-        front = Front(services or Services(), authenticate, Limits(**limits), tls)
+    def make(services=None, authenticate=lambda **request: None, tls=None, metrics=None, **limits):
+        front = Front(services or Services(), authenticate, Limits(**limits), tls, metrics=metrics)
         fronts.append(front)
         return front
 

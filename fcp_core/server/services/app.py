@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fcp_core.aggregation.engine import Engine
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.contributions import Contribution, ContributionBook
+from fcp_core.rounds.events import Event
 from fcp_core.rounds.operations import OperationBook
 from fcp_core.rounds.sessions import DeviceSession, SessionBook
 from fcp_core.rounds.tokens import TokenSource
@@ -47,6 +48,7 @@ class Services:
     :param rng: the randomness of selection policies; secrets come from *tokens*.
     :param storage: instead of the configured one.
     :param engine: instead of the configured one.
+    :param observe: told of every event before the plugins are.
     """
 
     def __init__(
@@ -60,12 +62,19 @@ class Services:
         tokens: TokenSource | None = None,
         storage: Storage | None = None,
         engine: Engine | None = None,
+        observe: Callable[[Event], None] | None = None,
     ) -> None:
         clock = SystemClock() if clock is None else clock
         rng = random.Random() if rng is None else rng
         tokens = TokenSource() if tokens is None else tokens
         url = (lambda: base_url) if isinstance(base_url, str) else base_url
         settings = Settings.from_config(plugins.config)
+
+        def notify(event: Event) -> None:
+            if observe is not None:
+                observe(event)
+            plugins.notify(event)
+
         self._storage = plugins.make_storage() if storage is None else storage
         self._engine = plugins.make_engine() if engine is None else engine
         self._store = TaskStore(self._storage)
@@ -91,7 +100,7 @@ class Services:
                 ticker=self.ticker,
                 tokens=tokens,
                 book=self._book,
-                notify=plugins.notify,
+                notify=notify,
                 on_room=lambda round_: self._populations.get(round_.machine.population).consider(
                     clock.now()
                 ),
@@ -117,6 +126,7 @@ class Services:
             populations=self._populations,
             sessions=self._sessions,
             base_url=url,
+            notify=notify,
             on_open=self._opened,
         )
         self.task_assignments = TaskAssignments(
@@ -143,11 +153,20 @@ class Services:
             sessions=self._sessions,
             assignments=self.task_assignments,
         )
-        self.media = Media(self._book, downloads, settings.max_in_flight)
+        self.media = Media(clock, self._book, downloads, settings.max_in_flight)
 
     def add_population(self, name: str) -> None:
         """Let devices check in to a population from now on."""
         self._populations.add(name)
+
+    def counts(self) -> dict[str, int]:
+        """Return what there is of each at the moment."""
+        return {
+            "open_tasks": sum(len(population.open_rounds()) for population in self._populations),
+            "open_operations": self._operations.open,
+            "sessions": len(self._sessions),
+            "waiting": sum(population.waiting for population in self._populations),
+        }
 
     async def start(self) -> None:
         """Start the engine and the storage, and take up what an earlier run left in it.

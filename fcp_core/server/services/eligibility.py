@@ -10,7 +10,7 @@ from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eets
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.eligibility import Offer, make_offer, spec_resource
-from fcp_core.rounds.events import CheckedIn, Rejected
+from fcp_core.rounds.events import CheckedIn, Event, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy
 from fcp_core.rounds.sessions import DeviceSession, SessionBook
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 class EligibilityEvalTasks:
     """``google.internal.federatedcompute.v1.EligibilityEvalTasks``.
 
+    :param notify: told of check-ins.
     :param on_open: told of a new session and when it is forgotten.
     """
 
@@ -36,6 +37,7 @@ class EligibilityEvalTasks:
         populations: Populations,
         sessions: SessionBook,
         base_url: Callable[[], str],
+        notify: Callable[[Event], None],
         on_open: Callable[[DeviceSession, float], None],
     ) -> None:
         self._plugins = plugins
@@ -50,6 +52,7 @@ class EligibilityEvalTasks:
         self._populations = populations
         self._sessions = sessions
         self._base_url = base_url
+        self._notify = notify
         self._on_open = on_open
 
     async def request_eligibility_eval_task(
@@ -79,7 +82,7 @@ class EligibilityEvalTasks:
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
             reason = "refused" if refusal is not None else "no_task"
-            self._plugins.notify(Rejected(now, population.name, session_id, reason))
+            self._notify(Rejected(now, population.name, session_id, reason))
             response.rejection_info.SetInParent()
         else:
             conditional = offer.unconditional != offer.names or bool(policies)
@@ -109,7 +112,7 @@ class EligibilityEvalTasks:
         if code is not Code.OK:
             now = self._clock.now()
             reason = "eligibility_failed"
-            self._plugins.notify(Rejected(now, population.name, session.session_id, reason))
+            self._notify(Rejected(now, population.name, session.session_id, reason))
         return eets.ReportEligibilityEvalTaskResultResponse()
 
     def _accept(
@@ -132,7 +135,11 @@ class EligibilityEvalTasks:
             task.population_eligibility_spec.CopyFrom(
                 spec_resource(offer.spec, session.check_in.supported_compression)
             )
-        self._plugins.notify(CheckedIn(now, session.check_in.population, session.session_id))
+        self._notify(
+            CheckedIn(
+                now, session.check_in.population, session.session_id, tuple(sorted(offer.names))
+            )
+        )
 
 
 def code_of(value: int) -> Code:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.contributions import Body, Contribution, ContributionBook
 from fcp_core.server.services.downloads import Download, Downloads
 
@@ -13,7 +14,10 @@ class Media:
     :param max_held: how many bytes of uploads are held until they are submitted.
     """
 
-    def __init__(self, book: ContributionBook, downloads: Downloads, max_held: int) -> None:
+    def __init__(
+        self, clock: Clock, book: ContributionBook, downloads: Downloads, max_held: int
+    ) -> None:
+        self._clock = clock
         self._book = book
         self._downloads = downloads
         self._max_held = max_held
@@ -25,7 +29,7 @@ class Media:
         :raises StatusError: UNAUTHENTICATED for a name that is unknown or was used, ABORTED if the
             round is over.
         """
-        self._book.find(resource_name, "upload").begin_upload(resource_name)
+        self._book.find(resource_name, "upload").begin_upload(resource_name, self._clock.now())
 
     async def finish_upload(self, resource_name: str, body: Body) -> None:
         """Take the whole body, decompressed.
@@ -43,7 +47,7 @@ class Media:
                 f"the server holds {held} bytes of uploads that wait to be submitted and takes no "
                 f"more than {self._max_held}; upload again later",
             )
-        contribution.finish_upload(resource_name, body)
+        contribution.finish_upload(resource_name, body, self._clock.now())
         self._holding.add(contribution)
 
     async def abandon_upload(self, resource_name: str) -> None:

@@ -65,6 +65,11 @@ class Population:
             for round_ in self.open_rounds()
         ]
 
+    @property
+    def waiting(self) -> int:
+        """How many devices wait for a task."""
+        return self._assigner.waiting
+
     def load(self, now: float) -> Mapping[str, Any]:
         """Return how busy it is, for pace steering."""
         rounds = self.open_rounds()

@@ -116,6 +116,7 @@ class Round:
         self._clients: dict[str, int] = {}
         self._assignments: dict[int, str] = {}
         self._sizes: dict[str, int] = {}
+        self._submitted: dict[str, float] = {}
         self._answers: dict[str, asyncio.Future[tuple[Code, str]]] = {}
         self._result: bytes | None = None
         self._ended: TaskStatus | None = None
@@ -180,7 +181,7 @@ class Round:
         """Give a device session this task and return its authorization token."""
         assignment = self._parts.tokens.uuid()
         self.machine.assign(assignment, now)
-        contribution = Contribution(self.aggregation_id, assignment, session.session_id)
+        contribution = Contribution(self.aggregation_id, assignment, session.session_id, now)
         self._contributions[assignment] = contribution
         self._sessions[assignment] = session
         session.assign(self.aggregation_id, assignment)
@@ -238,6 +239,7 @@ class Round:
         contribution.submit(client_token, resource_name)
         answer = self._loop.create_future()
         self._answers[contribution.assignment] = answer
+        self._submitted[contribution.assignment] = now
         # The round goes on with it even if nobody waits for the answer any more.
         self._perform(self.machine.submit(contribution.assignment, now), now)
         code, message = await answer
@@ -351,10 +353,12 @@ class Round:
         code, message = self._close_message(self._clients[assignment])
         effects = self.machine.folded(assignment, code, message, now)
         if code is Code.OK and self.machine.stage(assignment) is None:
+            contribution = self._contributions.get(assignment)
             session = self._let_go(assignment)
             size = self._sizes.pop(assignment, 0)
+            submitted = self._submitted.pop(assignment, now)
             # A round that was cancelled meanwhile has let go of it already.
-            if session is not None:
+            if session is not None and contribution is not None:
                 self._answer(assignment, Code.OK, "")
                 self._parts.notify(
                     Contributed(
@@ -364,6 +368,9 @@ class Round:
                         self.task_id,
                         self.machine.name,
                         size,
+                        now - contribution.assigned_at,
+                        contribution.upload_seconds,
+                        now - submitted,
                     )
                 )
         return effects
@@ -371,6 +378,7 @@ class Round:
     def _release(self, effect: ReleaseAssignment, now: float) -> None:
         assignment = effect.assignment
         session = self._let_go(assignment, effect.message)
+        self._submitted.pop(assignment, None)
         client = self._clients.get(assignment)
         # At the end of a round the protocol closes the remaining clients itself.
         if client is not None and effect.phase != "round_over":

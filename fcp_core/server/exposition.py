@@ -1,0 +1,153 @@
+"""Counters, gauges and histograms, and the text that Prometheus reads (format 0.0.4)."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+#: The most sets of labels that one metric has; what comes beyond is counted under ``other``.
+MAX_SERIES = 2000
+
+Labels: TypeAlias = tuple[str, ...]
+
+
+class Metric:
+    """One metric: its name, its help and the names of its labels.
+
+    :param bound: the most sets of labels.
+    """
+
+    kind = ""
+
+    def __init__(
+        self, name: str, help: str, labels: Sequence[str] = (), bound: int = MAX_SERIES
+    ) -> None:
+        self.name = name
+        self.help = help
+        self.labels = tuple(labels)
+        self._bound = bound
+        self._series: dict[Labels, list[float]] = {}
+
+    def drop(self, **labels: str) -> None:
+        """Forget the series that have these values of these labels, if it has such labels."""
+        if not labels.keys() <= set(self.labels):
+            return
+        wanted = [(self.labels.index(name), value) for name, value in labels.items()]
+        for key in [k for k in self._series if all(k[i] == value for i, value in wanted)]:
+            del self._series[key]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the metric as text, series in the order in which they came."""
+        yield f"# HELP {self.name} {_escape(self.help, quotes=False)}"
+        yield f"# TYPE {self.name} {self.kind}"
+        for key, values in list(self._series.items()):
+            yield from self._samples(key, values)
+
+    def _samples(self, key: Labels, values: list[float]) -> Iterator[str]:
+        yield self._sample("", zip(self.labels, key, strict=True), values[0])
+
+    def _sample(self, suffix: str, labels: Iterable[tuple[str, str]], value: float) -> str:
+        text = ",".join(f'{name}="{_escape(value)}"' for name, value in labels)
+        return (
+            f"{self.name}{suffix}{{{text}}} {_number(value)}"
+            if text
+            else (f"{self.name}{suffix} {_number(value)}")
+        )
+
+    def _find(self, key: Labels, size: int) -> list[float]:
+        if len(key) != len(self.labels):
+            raise ValueError(f"{self.name} has the labels {self.labels}, not {len(key)} of them")
+        values = self._series.get(key)
+        if values is None:
+            if len(self._series) >= self._bound:
+                key = ("other",) * len(self.labels)
+            values = self._series.setdefault(key, [0.0] * size)
+        return values
+
+
+class Counter(Metric):
+    """A number that only grows."""
+
+    kind = "counter"
+
+    def add(self, *labels: str, amount: float = 1.0) -> None:
+        """Add to the series of these labels."""
+        self._find(labels, 1)[0] += amount
+
+
+class Gauge(Metric):
+    """A number that goes up and down, read when it is asked for.
+
+    :param read: returns the number; None if :meth:`set` gives the values.
+    """
+
+    kind = "gauge"
+
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        labels: Sequence[str] = (),
+        read: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__(name, help, labels)
+        self._read = read
+
+    def set(self, *labels: str, value: float) -> None:
+        """Set the series of these labels."""
+        self._find(labels, 1)[0] = value
+
+    def lines(self) -> Iterator[str]:
+        """Yield the metric as text, with its value of now."""
+        if self._read is not None:
+            self.set(value=self._read())
+        return super().lines()
+
+
+class Histogram(Metric):
+    """How numbers are distributed over fixed buckets.
+
+    :param buckets: upper bounds, ascending; one without an end is added.
+    """
+
+    kind = "histogram"
+
+    def __init__(
+        self, name: str, help: str, labels: Sequence[str] = (), *, buckets: Sequence[float]
+    ) -> None:
+        super().__init__(name, help, labels)
+        self._buckets = tuple(buckets)
+
+    def observe(self, *labels: str, value: float) -> None:
+        """Count a number in the series of these labels."""
+        values = self._find(labels, len(self._buckets) + 2)
+        values[bisect.bisect_left(self._buckets, value)] += 1
+        values[-1] += value
+
+    def _samples(self, key: Labels, values: list[float]) -> Iterator[str]:
+        labels = list(zip(self.labels, key, strict=True))
+        total = 0.0
+        for bound, count in zip((*self._buckets, float("inf")), values, strict=False):
+            total += count
+            yield self._sample("_bucket", [*labels, ("le", _number(bound))], total)
+        yield self._sample("_sum", labels, values[-1])
+        yield self._sample("_count", labels, total)
+
+
+def render(metrics: Iterable[Metric]) -> bytes:
+    """Return the metrics as Prometheus reads them."""
+    return "".join(f"{line}\n" for metric in metrics for line in metric.lines()).encode()
+
+
+def _number(value: float) -> str:
+    if value in (float("inf"), float("-inf")):
+        return "+Inf" if value > 0 else "-Inf"
+    return str(int(value)) if value == int(value) and abs(value) < 2**53 else repr(value)
+
+
+def _escape(text: str, quotes: bool = True) -> str:
+    text = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text.replace('"', '\\"') if quotes else text
