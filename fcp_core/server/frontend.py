@@ -15,7 +15,10 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 from tornado.web import Application
 
+from fcp_core.admin.api import PREFIX
 from fcp_core.errors import UsageError
+from fcp_core.server.admin.auth import TokenCheck
+from fcp_core.server.admin.handlers import AdminHandler
 from fcp_core.server.context import Authenticate, Context
 from fcp_core.server.handlers import HealthHandler, MetricsHandler, RPCHandler, log_request
 from fcp_core.server.limits import Limits
@@ -120,6 +123,7 @@ class Frontend:
     :param metrics: what is served at ``/metrics``; None: nothing.
     :param metrics_sockets: where that is served, in plain HTTP, and nowhere else; none: with
         everything else.
+    :param admin_token: what the admin API asks for; None: there is no admin API.
     """
 
     def __init__(
@@ -131,6 +135,7 @@ class Frontend:
         tls: ssl.SSLContext | None = None,
         metrics: ServerMetrics | None = None,
         metrics_sockets: Sequence[socket.socket] = (),
+        admin_token: str | None = None,
     ) -> None:
         self._sockets = list(sockets)
         self._tls = tls
@@ -140,6 +145,12 @@ class Frontend:
         self._metrics_sockets = list(metrics_sockets)
         self._http: FrontServer | None = None
         self._metrics_http: HTTPServer | None = None
+        self._check = None if admin_token is None else TokenCheck(admin_token)
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether there is an admin API."""
+        return self._check is not None
 
     @property
     def in_flight(self) -> int:
@@ -148,15 +159,20 @@ class Frontend:
 
     def start(self) -> None:
         """Accept connections, on the running event loop."""
-        shared = {"context": self._context}
-        own: list[Any] = [("/metrics", MetricsHandler, shared)]
+        shared: dict[str, Any] = {"context": self._context}
+        admin: list[Any] = []
+        if self._check is not None:
+            own = {"admin": self._context.services.admin, "check": self._check}
+            admin = [(f"{PREFIX}(?:/.*)?", AdminHandler, shared | own)]
+        measured: list[Any] = [("/metrics", MetricsHandler, shared)]
         hide_addresses()
         application = Application(
             [
+                *admin,
                 (UPLOAD + ".*", UploadHandler, shared),
                 (DOWNLOAD + ".*", DownloadHandler, shared),
                 ("/healthz|/readyz", HealthHandler, shared),
-                *(own if self._metrics is not None and not self._metrics_sockets else ()),
+                *(measured if self._metrics is not None and not self._metrics_sockets else ()),
                 (".*", RPCHandler, shared),
             ],
             log_function=log_request,
@@ -173,7 +189,7 @@ class Frontend:
         self._http.add_sockets(self._sockets)
         if self._metrics_sockets:
             self._metrics_http = HTTPServer(
-                Application(own, log_function=log_request),
+                Application(measured, log_function=log_request),
                 idle_connection_timeout=self._limits.idle_timeout,
             )
             self._metrics_http.add_sockets(self._metrics_sockets)
@@ -191,6 +207,8 @@ class Frontend:
                 listener.close()
         else:
             self._http.stop()
+            if self._check is not None:
+                self._context.services.admin.release()
             requests = self._context.requests
             await _settle(requests, self._limits.drain_timeout)
             if requests:

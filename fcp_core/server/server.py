@@ -14,6 +14,7 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
 from fcp_core.rounds.clock import Clock, SystemClock
+from fcp_core.server.admin.auth import read_token
 from fcp_core.server.frontend import Frontend, bind
 from fcp_core.server.limits import Limits
 from fcp_core.server.metrics import ServerMetrics
@@ -65,6 +66,7 @@ class Server:
         if keyfile is not None and certfile is None:
             raise UsageError(f"the TLS key file {os.fspath(keyfile)} needs a certificate file too.")
         limits = Limits.from_config(plugins.config)
+        admin_token = read_token(plugins.config)
         tls = None if certfile is None else server_context(certfile, keyfile)
         if external_url is not None:
             external_url = _checked_url(external_url)
@@ -106,9 +108,20 @@ class Server:
             tls,
             metrics=metrics,
             metrics_sockets=measured,
+            admin_token=admin_token,
         )
         self._state = "new"
         self._cleanup = AsyncExitStack()
+
+    @classmethod
+    def from_config(cls, plugins: Plugins) -> Server:
+        """Make the server that ``[fcp:server]`` describes.
+
+        :raises UsageError: as the constructor does.
+        """
+        options = dict(plugins.config.section("server"))
+        host = options.pop("host")
+        return cls(plugins, host="" if host == "*" else host, **options)
 
     async def start(self) -> None:
         """Start the services, then accept requests.
@@ -128,7 +141,12 @@ class Server:
         except BaseException:
             await self.stop()
             raise
-        logger.info("listening on port %d, for devices at %s", self.port, self.url)
+        logger.info(
+            "listening on port %d, for devices at %s, admin API %s",
+            self.port,
+            self.url,
+            "on" if self._frontend.has_admin else "off (there is no token)",
+        )
 
     async def stop(self) -> None:
         """Stop accepting, let requests end within ``drain_timeout``, stop the services.

@@ -15,6 +15,7 @@ class TaskRecord(Record):
     :param spec: the serialized specification, without its large parts.
     :param state: a ``TaskState`` value.
     :param code: the canonical code it ended with; 0 unless it failed.
+    :param submission_key: what the caller chose to find it again by.
     """
 
     KIND: ClassVar[str] = "task"
@@ -34,6 +35,7 @@ class TaskRecord(Record):
     finished: float | None = None
     code: int = 0
     message: str = ""
+    submission_key: str | None = None
 
 
 @dataclass(frozen=True)

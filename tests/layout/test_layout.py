@@ -220,7 +220,12 @@ BELOW = {
     "rounds": {"errors", "protocol", "aggregation"},
     "storage": {"errors", "protocol", "aggregation", "rounds"},
     "plugins": {"errors", "protocol", "aggregation", "rounds", "storage"},
-    "server": {"errors", "protocol", "aggregation", "rounds", "storage", "plugins"},
+    "tasks": {"errors", "protocol", "aggregation", "rounds"},
+    "admin": {"errors", "protocol", "aggregation", "rounds", "tasks"},
+    "server": {
+        *("errors", "protocol", "aggregation", "rounds", "storage", "plugins"),
+        *("tasks", "admin"),
+    },
     "client": {"errors", "protocol"},
 }
 

@@ -14,6 +14,7 @@ from fcp_core.rounds.events import Event
 from fcp_core.rounds.operations import OperationBook
 from fcp_core.rounds.sessions import DeviceSession, SessionBook
 from fcp_core.rounds.tokens import TokenSource
+from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.aggregations import Aggregations
 from fcp_core.server.services.assignments import TaskAssignments
 from fcp_core.server.services.downloads import Downloads
@@ -154,6 +155,13 @@ class Services:
             assignments=self.task_assignments,
         )
         self.media = Media(clock, self._book, downloads, settings.max_in_flight)
+        self.admin = Admin(
+            tasks=self.tasks,
+            populations=self._populations,
+            clock=clock,
+            url=url,
+            storage=plugins.config.get("storage"),
+        )
 
     def add_population(self, name: str) -> None:
         """Let devices check in to a population from now on."""

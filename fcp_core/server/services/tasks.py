@@ -79,6 +79,8 @@ class Tasks:
         self._on_kept = on_kept
         self._records: dict[str, TaskRecord] = {}
         self._rounds: dict[str, Round] = {}
+        #: Held by a submission with a key.
+        self._submitting = asyncio.Lock()
         self._by_aggregation: dict[str, Round] = {}
         #: Aggregations that have ended, as long as a late device may name them.
         self._past_aggregations: set[str] = set()
@@ -90,12 +92,31 @@ class Tasks:
 
     # For programs and operators.
 
-    async def submit(self, spec: TaskSpec) -> str:
+    async def submit(self, spec: TaskSpec, *, key: str | None = None) -> str:
         """Offer a task; return its id. It is stored, and open, when this returns.
 
+        :param key: chosen by the caller; a task that was submitted with it before, and is not
+            forgotten, is returned instead, however it stands.
         :raises StatusError: INVALID_ARGUMENT if the specification or what it asks for does not do,
-            naming all that plugins find wrong; NOT_FOUND for an unknown population.
+            naming all that plugins find wrong; NOT_FOUND for an unknown population; ALREADY_EXISTS
+            if the key is that of a task of another population or name.
         """
+        if key is None:
+            return await self._submit(spec, None)
+        # One that is on its way counts too: the caller may have lost its connection and be back.
+        async with self._submitting:
+            for record in self._records.values():
+                if record.submission_key == key:
+                    if (record.population, record.name) != (spec.population, spec.name):
+                        raise StatusError(
+                            Code.ALREADY_EXISTS,
+                            f"the key {key!r} is that of task {record.name} of population "
+                            f"{record.population}; use another for {spec.name}",
+                        )
+                    return record.task_id
+            return await self._submit(spec, key)
+
+    async def _submit(self, spec: TaskSpec, key: str | None) -> str:
         spec.check()
         self._check_modes(spec)
         if not self._populations.open_ended:
@@ -112,6 +133,7 @@ class Tasks:
             aggregation_id=self._tokens.uuid(),
             spec=encode_spec(spec),
             created=self._creation_time(),
+            submission_key=key,
         )
         choices = self._choose(spec)
         try:

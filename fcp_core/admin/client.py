@@ -1,0 +1,251 @@
+"""A client of the admin API, for programs and the command line. It blocks; threads may share it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+import urllib3
+from typing_extensions import Self
+
+from fcp_core.admin.api import BINARY, CSV, JSON, PREFIX
+from fcp_core.admin.messages import (
+    MAX_WAIT,
+    Cancellation,
+    Error,
+    PopulationList,
+    ServerStatus,
+    Submission,
+    Task,
+    TaskList,
+)
+from fcp_core.errors import UsageError
+from fcp_core.protocol.status import Code, StatusError, code_from_http
+from fcp_core.rounds.tasks import TaskSpec
+
+T = TypeVar("T")
+
+#: How long a server that does not answer is asked again by default, in seconds.
+PATIENCE = 60.0
+_CONNECT_TIMEOUT = 10.0
+_ANSWER_TIMEOUT = 60.0
+#: The pauses between tries grow from the first to the second, in seconds.
+_PAUSES = (0.1, 5.0)
+
+
+class AdminClient:
+    """Submits, watches and ends the tasks of a server.
+
+    A call whose answer does not come is repeated, until *patience* is over; that is safe, since a
+    submission carries a key.
+
+    :param url: where the server is, ``https://`` unless it is this machine.
+    :param token: what it asks for.
+    :param ca_file: PEM certificates to trust instead of the system's.
+    :param patience: seconds for which a server that cannot be reached is tried.
+    :raises UsageError: if the URL or the file does not do.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        *,
+        ca_file: str | os.PathLike[str] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        parts = urlsplit(url)
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        if parts.scheme not in ("https", "http") or not parts.hostname or parts.query:
+            raise UsageError(
+                f"the server's URL must be like https://fcp.example.org/, not {url!r}."
+            )
+        if parts.scheme == "http" and not local:
+            raise UsageError(
+                f"{url}: over plain HTTP the token would be for all to read; use HTTPS."
+            )
+        if ca_file is not None and not os.path.isfile(ca_file):
+            raise UsageError(f"the certificate file {os.fspath(ca_file)} does not exist.")
+        #: The server's address, with a slash at the end.
+        self.url = url.rstrip("/") + "/"
+        self._patience = patience
+        self._closed = threading.Event()
+        self._http = urllib3.PoolManager(
+            headers={"Authorization": f"Bearer {token}"},
+            ca_certs=None if ca_file is None else os.fspath(ca_file),
+            maxsize=16,
+            retries=False,
+        )
+
+    def submit(self, spec: TaskSpec, *, key: str | None = None) -> Task:
+        """Offer a task.
+
+        :param key: a task that was submitted with it before is returned instead.
+        :raises StatusError: what the server answers; UNAVAILABLE if it cannot be reached.
+        """
+        submission = Submission.of(spec, key or uuid.uuid4().hex)
+        return self._call("POST", "/tasks", Task, body=submission)
+
+    def list(self, population: str | None = None, state: str | None = None) -> list[Task]:
+        """Return all tasks, oldest first, or those of one population or state.
+
+        :raises StatusError: as :meth:`submit`; so do all methods.
+        """
+        query = {"population": population, "state": state}
+        return self._call("GET", "/tasks", TaskList, query=query).tasks
+
+    def get(self, task_id: str) -> Task:
+        """Return a task."""
+        return self._call("GET", _path(task_id), Task)
+
+    def wait(self, task_id: str, timeout: float | None = None) -> Task:
+        """Return a task once it has ended, or after *timeout* seconds as it is then.
+
+        :param timeout: None: wait as long as it takes.
+        """
+        if timeout is not None:
+            return self._wait(task_id, timeout)
+        while not (task := self._wait(task_id, MAX_WAIT / 2)).is_final:
+            pass
+        return task
+
+    def watch(self, task_id: str, interval: float = 1.0) -> Iterator[Task]:
+        """Yield a task now, whenever it has changed, and when it has ended.
+
+        :param interval: seconds between looks.
+        """
+        seen = self.get(task_id)
+        yield seen
+        while not seen.is_final:
+            task = self._wait(task_id, interval)
+            if task != seen:
+                yield task
+            seen = task
+
+    def cancel(self, task_id: str, reason: str | None = None) -> Task:
+        """End a task without a result."""
+        body = Cancellation() if reason is None else Cancellation(reason)
+        return self._call("POST", f"{_path(task_id)}:cancel", Task, body=body)
+
+    def forget(self, task_id: str) -> None:
+        """Delete a task that has ended, with its result; one that is gone already is no error."""
+        try:
+            self._call("DELETE", _path(task_id), Task)
+        except StatusError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+
+    def result(self, task_id: str) -> bytes:
+        """Return the result's checkpoint."""
+        return self._request("GET", f"{_path(task_id)}/result", accept=BINARY)
+
+    def csv(self, task_id: str) -> str:
+        """Return the result as CSV."""
+        return self._request("GET", f"{_path(task_id)}/result", accept=CSV).decode()
+
+    def populations(self) -> PopulationList:
+        """Return the populations."""
+        return self._call("GET", "/populations", PopulationList)
+
+    def status(self) -> ServerStatus:
+        """Return how the server is."""
+        return self._call("GET", "/status", ServerStatus)
+
+    def close(self) -> None:
+        """Close connections; calls that wait end soon with CANCELLED. May be repeated."""
+        self._closed.set()
+        self._http.clear()
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    def __exit__(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _wait(self, task_id: str, timeout: float) -> Task:
+        return self._call("GET", f"{_path(task_id)}:wait", Task, query={"timeout": timeout})
+
+    def _call(
+        self,
+        verb: str,
+        path: str,
+        answer: type[T],
+        *,
+        query: dict[str, Any] | None = None,
+        body: Any = None,
+    ) -> T:
+        data = self._request(verb, path, query=query, body=body)
+        try:
+            return msgspec.json.decode(data, type=answer)
+        except msgspec.MsgspecError as error:
+            raise StatusError(
+                Code.INTERNAL, f"{self.url} answered what is no {answer.__name__}: {error}"
+            ) from None
+
+    def _request(
+        self,
+        verb: str,
+        path: str,
+        *,
+        query: dict[str, Any] | None = None,
+        body: Any = None,
+        accept: str = JSON,
+    ) -> bytes:
+        given = {name: value for name, value in (query or {}).items() if value is not None}
+        url = self.url.rstrip("/") + PREFIX + path + (f"?{urlencode(given)}" if given else "")
+        data = None if body is None else msgspec.json.encode(body)
+        headers = {**self._http.headers, "Accept": accept, "Content-Type": JSON}
+        waited, pause = 0.0, _PAUSES[0]
+        while True:
+            try:
+                response = self._http.request(
+                    verb,
+                    url,
+                    body=data,
+                    headers=headers,
+                    redirect=False,
+                    timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_ANSWER_TIMEOUT),
+                )
+            except urllib3.exceptions.SSLError as error:
+                raise StatusError(Code.UNAVAILABLE, f"{self.url}: {error}") from None
+            except urllib3.exceptions.HTTPError as error:
+                problem = StatusError(Code.UNAVAILABLE, f"{self.url} cannot be reached: {error}")
+            else:
+                if response.status == 200:
+                    return response.data
+                problem = _error(response)
+            if problem.code is not Code.UNAVAILABLE or waited >= self._patience:
+                raise problem
+            if self._closed.wait(pause):
+                raise StatusError(Code.CANCELLED, "the client was closed")
+            waited += pause
+            pause = min(2 * pause, _PAUSES[1])
+
+
+def _path(task_id: str) -> str:
+    return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _error(response: urllib3.BaseHTTPResponse) -> StatusError:
+    """Return the error that a response is; what is no answer of ours is shown by its status."""
+    try:
+        return msgspec.json.decode(response.data, type=Error).to_error()
+    except (msgspec.MsgspecError, ValueError):
+        hint = ": is the admin API on?" if response.status == 404 else ""
+        return StatusError(
+            code_from_http(response.status),
+            f"the server answered with HTTP status {response.status}{hint}",
+        )

@@ -1,0 +1,84 @@
+"""``fcp serve``: a server that runs until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fcp_core.cli import Invocation
+    from fcp_core.server.server import Server
+
+logger = logging.getLogger("fcp.server")
+
+
+@click.command()
+@click.option("--host", help="What to listen on; '*' is every interface [default: localhost].")
+@click.option("--port", type=int, help="The port; 0 takes a free one [default: 8080].")
+@click.option(
+    "--population", "populations", multiple=True, help="The only populations; may be repeated."
+)
+@click.option("--certfile", type=click.Path(dir_okay=False), help="A PEM certificate: HTTPS only.")
+@click.option("--keyfile", type=click.Path(dir_okay=False), help="The certificate's key.")
+@click.option("--external-url", help="Where devices reach the server, if not where it listens.")
+@click.option(
+    "--admin-token-file",
+    type=click.Path(dir_okay=False),
+    help="A file with the token that the admin API asks for.",
+)
+@click.option("--storage", help="Where tasks are kept [default: sqlite].")
+@click.pass_obj
+def serve(
+    invocation: Invocation,
+    populations: tuple[str, ...],
+    admin_token_file: str | None,
+    storage: str | None,
+    **given: Any,
+) -> None:
+    """Serve devices and the admin API until SIGTERM or SIGINT.
+
+    The options are those of [fcp:server] and win over it. Tasks and results are kept in an SQLite
+    file unless another storage is chosen: a server that is started again goes on with them.
+    """
+    root = logging.getLogger()
+    root.setLevel(min(root.level, logging.INFO))
+    # Its debug messages are of no use here, and one a start is still one too many.
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    overrides = {f"server.{name}": value for name, value in given.items() if value is not None}
+    if populations:
+        overrides["server.populations"] = list(populations)
+    if admin_token_file is not None:
+        overrides["admin.token_file"] = admin_token_file
+    if storage is not None:
+        overrides["storage"] = storage
+    plugins = invocation.load_plugins(overrides=overrides, defaults={"storage": "sqlite"})
+
+    from fcp_core.server.server import Server
+
+    asyncio.run(_serve(Server.from_config(plugins)))
+
+
+async def _serve(server: Server) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def told(number: signal.Signals) -> None:
+        logger.info("%s: stopping; once more to stop at once", number.name)
+        stop.set()
+        # The second signal does what it does to any program.
+        for other in signals:
+            loop.remove_signal_handler(other)
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, told, number)
+    await server.start()
+    try:
+        await stop.wait()
+    finally:
+        await server.stop()
+    logger.info("stopped")

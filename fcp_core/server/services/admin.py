@@ -1,0 +1,176 @@
+"""What operators and remote programs may ask: the admin API without HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fcp_core.admin import openapi
+from fcp_core.admin.messages import (
+    Cancellation,
+    ListQuery,
+    Population,
+    PopulationList,
+    ResultTable,
+    ServerStatus,
+    Submission,
+    Task,
+    TaskList,
+    WaitQuery,
+)
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.tasks.tables import Table
+
+if TYPE_CHECKING:
+    from fcp_core.rounds.clock import Clock
+    from fcp_core.server.services.population import Populations
+    from fcp_core.server.services.tasks import Tasks
+
+
+class Admin:
+    """The calls of ``fcp_core.admin.api``, one method each. All of it runs on the event loop.
+
+    :param url: returns where devices reach the server.
+    :param storage: the name of the storage in use.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Tasks,
+        populations: Populations,
+        clock: Clock,
+        url: Callable[[], str],
+        storage: str,
+    ) -> None:
+        self._tasks = tasks
+        self._populations = populations
+        self._clock = clock
+        self._url = url
+        self._storage = storage
+        self._started = clock.now()
+        self._released = asyncio.Event()
+
+    def release(self) -> None:
+        """Answer those that wait now, and from now on at once: the server stops."""
+        self._released.set()
+
+    async def submit(self, submission: Submission) -> Task:
+        """Offer a task.
+
+        :raises StatusError: as ``Tasks.submit``.
+        """
+        return await self.get_task(
+            await self._tasks.submit(submission.to_spec(), key=submission.key)
+        )
+
+    async def list_tasks(self, query: ListQuery) -> TaskList:
+        """Return all tasks, or those of one population or state."""
+        tasks = [Task.of(status) for status in await self._tasks.list(query.population)]
+        return TaskList([task for task in tasks if query.state in (None, task.state)])
+
+    async def get_task(self, task_id: str) -> Task:
+        """Return a task.
+
+        :raises StatusError: NOT_FOUND if there is no such task.
+        """
+        return Task.of(await self._tasks.status(task_id))
+
+    async def forget(self, task_id: str) -> Task:
+        """Delete a task that has ended; return it as it was.
+
+        :raises StatusError: NOT_FOUND if there is no such task, FAILED_PRECONDITION if it goes on.
+        """
+        task = await self.get_task(task_id)
+        await self._tasks.forget(task_id)
+        return task
+
+    async def cancel(self, task_id: str, cancellation: Cancellation) -> Task:
+        """End a task without a result; return it when that is stored.
+
+        :raises StatusError: NOT_FOUND if there is no such task.
+        """
+        await self._tasks.cancel(task_id, cancellation.reason)
+        return await self.wait(task_id, WaitQuery())
+
+    async def wait(self, task_id: str, query: WaitQuery) -> Task:
+        """Return a task once it has ended, the time is over, or the server stops.
+
+        :raises StatusError: NOT_FOUND if there is no such task.
+        """
+        task = await self.get_task(task_id)
+        if task.is_final:
+            return task
+        ended = asyncio.ensure_future(self._tasks.wait(task_id))
+        released = asyncio.ensure_future(self._released.wait())
+        try:
+            await asyncio.wait(
+                (ended, released), timeout=query.timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            released.cancel()
+            ended.cancel()
+            # Why a task has no result is in its status.
+            await asyncio.gather(ended, released, return_exceptions=True)
+        return await self.get_task(task_id)
+
+    async def checkpoint(self, task_id: str) -> bytes:
+        """Return a task's result.
+
+        :raises StatusError: NOT_FOUND if there is no such task; FAILED_PRECONDITION if it goes on,
+            or ended without one.
+        """
+        task = await self.get_task(task_id)
+        if not task.is_final:
+            raise StatusError(
+                Code.FAILED_PRECONDITION, f"task {task_id} has not ended: wait for it first"
+            )
+        if task.error is not None:
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                f"task {task_id} ended without a result: {task.error.status}: {task.error.message}",
+            )
+        return await self._tasks.wait(task_id)
+
+    async def table(self, task_id: str) -> ResultTable:
+        """Return a task's result as a table.
+
+        :raises StatusError: as :meth:`checkpoint`; FAILED_PRECONDITION if it is no table.
+        """
+        data = await self.checkpoint(task_id)
+        return await asyncio.to_thread(lambda: ResultTable.of(Table.of(data)))
+
+    async def csv(self, task_id: str) -> str:
+        """Return a task's result as CSV.
+
+        :raises StatusError: as :meth:`table`.
+        """
+        data = await self.checkpoint(task_id)
+        return await asyncio.to_thread(lambda: Table.of(data).to_csv())
+
+    async def list_populations(self) -> PopulationList:
+        """Return all populations."""
+        now = self._clock.now()
+        return PopulationList(
+            [
+                Population.of(population.name, population.load(now))
+                for population in sorted(self._populations, key=lambda item: item.name)
+            ]
+        )
+
+    async def status(self) -> ServerStatus:
+        """Return how the server is."""
+        states = Counter(status.state.value for status in await self._tasks.list())
+        return ServerStatus(
+            version=openapi.version(),
+            url=self._url(),
+            started=self._started,
+            storage=self._storage,
+            tasks=dict(states),
+        )
+
+    async def openapi(self) -> dict[str, Any]:
+        """Return the description of the API."""
+        return openapi.describe()

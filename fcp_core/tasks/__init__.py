@@ -1,0 +1,1 @@
+"""Tasks without TensorFlow: described in a small file; their results as tables."""

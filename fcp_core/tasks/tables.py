@@ -1,0 +1,113 @@
+"""A result as a table: the columns of a checkpoint, written as CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fcp_core.errors import MissingExtraError, UsageError
+from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.status import Code, StatusError
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    :param dtype: a NumPy name, or ``string``.
+    :param values: integers, floats, or strings.
+    """
+
+    name: str
+    dtype: str
+    values: list[Any]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it holds strings."""
+        return self.dtype == "string"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of one length, at least one."""
+
+    columns: tuple[Column, ...]
+
+    @classmethod
+    def of(cls, checkpoint: bytes) -> Table:
+        """Read the table that a checkpoint is: each tensor a column, a scalar a column of one row.
+
+        Bytes that are not UTF-8 are shown with backslashes.
+
+        :raises StatusError: FAILED_PRECONDITION if it is no table; INVALID_ARGUMENT if it is no
+            checkpoint.
+        """
+        columns = []
+        for name, tensor in open_checkpoint(checkpoint).items():
+            if tensor.ndim > 1:
+                raise _no_table(f"tensor {name!r} has {tensor.ndim} dimensions")
+            values = tensor.reshape(-1).tolist()
+            text = tensor.dtype.kind == "O"
+            if text:
+                values = [value.decode("utf-8", "backslashreplace") for value in values]
+            columns.append(Column(name, "string" if text else tensor.dtype.name, values))
+        lengths = {column.name: len(column.values) for column in columns}
+        if len(set(lengths.values())) > 1:
+            sizes = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+            raise _no_table(f"its tensors have different lengths ({sizes})")
+        return cls(tuple(columns))
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Iterate over the rows."""
+        return zip(*(column.values for column in self.columns), strict=True)
+
+    def to_csv(self) -> str:
+        """Return the table as CSV, with a line of names first and lines that end in a newline."""
+        target = io.StringIO()
+        writer = csv.writer(target, lineterminator="\n")
+        writer.writerow([column.name for column in self.columns])
+        writer.writerows(self.rows())
+        return target.getvalue()
+
+    def write(self, path: Path) -> None:
+        """Write a file: Parquet if its name ends in ``.parquet``, JSON in ``.json``, else CSV.
+
+        :raises MissingExtraError: for Parquet without the package that writes it.
+        :raises UsageError: if the file cannot be written.
+        """
+        try:
+            if path.suffix == ".parquet":
+                self._write_parquet(path)
+            elif path.suffix == ".json":
+                path.write_bytes(msgspec.json.encode(self) + b"\n")
+            else:
+                path.write_text(self.to_csv(), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+
+    def _write_parquet(self, path: Path) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise MissingExtraError("writing Parquet", "analytics") from None
+        arrays = [
+            pyarrow.array(column.values, pyarrow.string() if column.is_text else column.dtype)
+            for column in self.columns
+        ]
+        names = [column.name for column in self.columns]
+        pyarrow.parquet.write_table(pyarrow.table(arrays, names), path)
+
+
+def _no_table(problem: str) -> StatusError:
+    return StatusError(
+        Code.FAILED_PRECONDITION,
+        f"the result is no table: {problem}; ask for the checkpoint (application/octet-stream)",
+    )
