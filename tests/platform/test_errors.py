@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import numpy as np
 import pytest
 
 pytest.importorskip("tensorflow_federated")
 
+import attrs
 import tensorflow as tf
 import tensorflow_federated as tff
 
