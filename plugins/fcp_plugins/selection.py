@@ -1,4 +1,7 @@
-"""The built-in selection policies: ``fifo`` and ``uniform``."""
+"""The built-in selection policies that choose among candidates, and their registration.
+
+Those that limit another policy are in :mod:`fcp_plugins.selection_limits`.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,17 @@ from fcp_core.plugins.config import OptionRegistry
 from fcp_core.rounds.policies import (
     Assign,
     Candidate,
+    Decision,
     OpenTask,
+    Reject,
     Selection,
     SelectionPolicy,
     SelectionPolicyFactory,
     SelectionView,
 )
+from fcp_plugins.selection_fair import FairSharePolicy, parse_shares
+from fcp_plugins.selection_gathering import Gathering
+from fcp_plugins.selection_limits import RateCappedPolicy, TimeWindowsPolicy, parse_windows
 
 
 class FifoPolicy(SelectionPolicy):
@@ -36,36 +44,155 @@ class UniformPolicy(SelectionPolicy):
     """
 
     def __init__(self, window: float, min_candidates: int | None) -> None:
-        self._window = window
-        self._min_candidates = min_candidates
+        self._gathering = Gathering(window, min_candidates)
 
     def select(self, view: SelectionView) -> Selection:
         """Decide."""
-        possible = [c for c in view.candidates if any(c.eligible(t.name) for t in view.tasks)]
-        if not possible:
-            return Selection()
-        oldest = min(candidate.arrived for candidate in possible)
-        opened = min(task.created for task in view.tasks)
-        remaining = max(oldest, opened) + self._window - view.now
-        enough = self._min_candidates is not None and len(possible) >= self._min_candidates
-        if remaining > 0 and not enough:
-            return Selection(tick_in=remaining)
+        possible, tick_in = self._gathering.look(view)
+        if tick_in is not None or not possible:
+            return Selection(tick_in=tick_in)
         return Selection(_assign(view.rng.sample(possible, len(possible)), view.tasks))
+
+
+class CohortPolicy(SelectionPolicy):
+    """Starts all devices of a round together, and leaves them alone until the round is over.
+
+    How many devices a round starts with is the task's: its missing contributions times its
+    over-selection. They are drawn uniformly once so many wait, or, with fewer, when the window is
+    over. Devices that drop out are not replaced as long as those at work can fill the round; the
+    task lets go of the rest once it has its goal.
+
+    :param window: how long a cohort may take to gather, in seconds.
+    """
+
+    def __init__(self, window: float) -> None:
+        self._window = window
+
+    def select(self, view: SelectionView) -> Selection:
+        """Decide."""
+        decisions: list[Decision] = []
+        ticks: list[float] = []
+        wanted: set[str] = set()
+        left = {candidate.id: candidate for candidate in view.candidates}
+        for task in view.tasks:
+            if task.capacity < 1 or task.pending >= task.missing:
+                continue
+            wanted.add(task.name)
+            able = [candidate for candidate in left.values() if candidate.eligible(task.name)]
+            if not able:
+                continue
+            began = max(task.created, min(candidate.arrived for candidate in able))
+            remaining = began + self._window - view.now
+            if len(able) >= task.capacity or remaining <= 0:
+                able = view.rng.sample(able, min(len(able), task.capacity))
+                decisions += [Assign(candidate.id, task.task_id) for candidate in able]
+            else:
+                ticks.append(remaining)
+            # Those who gather for one task are not taken by the next.
+            for candidate in able:
+                del left[candidate.id]
+        decisions += [Reject(c.id) for c in left.values() if not c.eligible_for_any(wanted)]
+        return Selection(decisions, tick_in=min(ticks, default=None))
+
+
+class WeightedPolicy(SelectionPolicy):
+    """Draws candidates without replacement, by the weights that they report for a task.
+
+    Of two devices the one with twice the weight is twice as likely to be drawn next. A device that
+    evaluated no eligibility counts with weight 1.
+
+    :param max_weight: a larger weight counts as this, since a device may claim anything.
+    """
+
+    def __init__(self, window: float, min_candidates: int | None, max_weight: float) -> None:
+        self._gathering = Gathering(window, min_candidates)
+        self._max_weight = max_weight
+
+    def select(self, view: SelectionView) -> Selection:
+        """Decide."""
+        possible, tick_in = self._gathering.look(view)
+        if tick_in is not None or not possible:
+            return Selection(tick_in=tick_in)
+        decisions = []
+        left = {candidate.id: candidate for candidate in possible}
+        for task in view.tasks:
+            keyed = []
+            for candidate in left.values():
+                if candidate.eligible(task.name):
+                    # The first of k exponential clocks rings in proportion to its rate.
+                    clock = view.rng.expovariate(1.0) / self._weight(candidate, task.name)
+                    keyed.append((clock, candidate.id))
+            for _, candidate_id in sorted(keyed)[: max(0, task.capacity)]:
+                del left[candidate_id]
+                decisions.append(Assign(candidate_id, task.task_id))
+        return Selection(decisions)
+
+    def _weight(self, candidate: Candidate, name: str) -> float:
+        if candidate.weights is None:
+            return 1.0
+        # So small a weight has no chance anyway, and dividing by it could overflow.
+        return max(min(candidate.weights[name], self._max_weight), 1e-100)
 
 
 def add_options(options: OptionRegistry) -> None:
     """Declare the policies' options."""
+    for name in ("uniform", "fair_share", "weighted"):
+        section = f"selection.{name}"
+        options.add(section, "window", "duration", "5s", "how long candidates gather before a draw")
+        options.add(
+            section,
+            "min_candidates",
+            "int",
+            None,
+            "draw as soon as so many candidates wait; not set: only when the window ends",
+            minimum=1,
+        )
     options.add(
-        "selection.uniform", "window", "duration", "5s", "how long candidates gather before a draw"
+        "selection.cohort",
+        "window",
+        "duration",
+        "1m",
+        "how long a round's devices may take to gather; it then starts with those there are",
     )
     options.add(
-        "selection.uniform",
-        "min_candidates",
-        "int",
-        None,
-        "draw as soon as so many candidates wait; not set: only when the window ends",
-        minimum=1,
+        "selection.fair_share",
+        "shares",
+        "list",
+        (),
+        "NAME=NUMBER, how many devices a task gets for one of a task with share 1; * is allowed",
     )
+    options.add(
+        "selection.weighted",
+        "max_weight",
+        "float",
+        100.0,
+        "a larger weight counts as this",
+        minimum=1e-6,
+    )
+    for name in ("rate_capped", "time_windows"):
+        section = f"selection.{name}"
+        options.add(section, "inner", "str", "fifo", "the policy that chooses, by name")
+        options.add(
+            section,
+            "wait",
+            "duration",
+            "1m",
+            "who would have to wait longer until anybody is assigned is sent away",
+        )
+    cap = "selection.rate_capped"
+    options.add(
+        cap, "period", "duration", "1h", "the period that the limits are for", minimum=0.001
+    )
+    options.add(cap, "limit", "int", None, "the most devices assigned in a period", minimum=1)
+    options.add(
+        cap, "task_limit", "int", None, "the same for the tasks of one name together", minimum=1
+    )
+    times = "selection.time_windows"
+    options.add(
+        times, "windows", "list", ("00:00-24:00",), "HH:MM-HH:MM, when devices are assigned"
+    )
+    options.add(times, "utc_offset", "str", "+00:00", "what the windows' clock is ahead of UTC")
+    options.add(times, "days", "list", (), "mon, tue, ...: the days windows begin on; not set: all")
 
 
 def factories() -> list[SelectionPolicyFactory]:
@@ -77,13 +204,51 @@ def factories() -> list[SelectionPolicyFactory]:
         SelectionPolicyFactory(
             "uniform",
             "let candidates gather, then draw uniformly without replacement",
-            _make_uniform,
+            lambda options: UniformPolicy(options["window"], options["min_candidates"]),
+        ),
+        SelectionPolicyFactory(
+            "cohort",
+            "start a round's devices together; over-select, and stop early at the goal",
+            lambda options: CohortPolicy(options["window"]),
+        ),
+        SelectionPolicyFactory(
+            "fair_share",
+            "serve the least served task; to devices with few choices, then long waits, first",
+            lambda options: FairSharePolicy(
+                options["window"], options["min_candidates"], parse_shares(options["shares"])
+            ),
+        ),
+        SelectionPolicyFactory(
+            "weighted",
+            "draw by the weights that devices report, without replacement",
+            lambda options: WeightedPolicy(
+                options["window"], options["min_candidates"], options["max_weight"]
+            ),
+        ),
+        SelectionPolicyFactory(
+            "rate_capped",
+            "at most so many assignments a period, chosen by another policy",
+            _make_rate_capped,
+            wraps="inner",
+        ),
+        SelectionPolicyFactory(
+            "time_windows",
+            "assign at some times of the day only, chosen by another policy",
+            _make_time_windows,
+            wraps="inner",
         ),
     ]
 
 
-def _make_uniform(options: Mapping[str, Any]) -> SelectionPolicy:
-    return UniformPolicy(options["window"], options["min_candidates"])
+def _make_rate_capped(options: Mapping[str, Any], inner: SelectionPolicy) -> SelectionPolicy:
+    return RateCappedPolicy(
+        inner, options["period"], options["limit"], options["task_limit"], options["wait"]
+    )
+
+
+def _make_time_windows(options: Mapping[str, Any], inner: SelectionPolicy) -> SelectionPolicy:
+    windows = parse_windows(options["windows"], options["days"], options["utc_offset"])
+    return TimeWindowsPolicy(inner, windows, options["wait"])
 
 
 def _assign(candidates: Sequence[Candidate], tasks: Sequence[OpenTask]) -> list[Assign]:

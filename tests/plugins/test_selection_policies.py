@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcp_core.rounds.policies import Assign, Candidate, OpenTask, SelectionView
-from fcp_plugins.selection import FifoPolicy, UniformPolicy
+from fcp_core.errors import UsageError
+from fcp_core.rounds.policies import Assign, Candidate, OpenTask, Reject, SelectionView
+from fcp_plugins.selection import CohortPolicy, FifoPolicy, UniformPolicy, WeightedPolicy
+from fcp_plugins.selection_fair import FairSharePolicy, parse_shares
 
 NAMES = ["t", "u", "v"]
 POLICIES = {
@@ -16,6 +18,8 @@ POLICIES = {
     "uniform": lambda: UniformPolicy(window=5.0, min_candidates=None),
     "uniform at once": lambda: UniformPolicy(window=0.0, min_candidates=None),
     "uniform with enough": lambda: UniformPolicy(window=5.0, min_candidates=2),
+    "fair share": lambda: FairSharePolicy(5.0, None, [("u", 2.0)]),
+    "weighted": lambda: WeightedPolicy(5.0, None, max_weight=2.0),
 }
 
 weights = st.none() | st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0.0, 1.0, 2.5]))
@@ -161,3 +165,131 @@ def test_many_candidates_without_room_cost_little():
     candidates = [Candidate(f"c{i}", float(i)) for i in range(100_000)]
     tasks = [OpenTask("x", "t", 1, 1, 0.0)]
     assert FifoPolicy().select(view_of(candidates, tasks)).decisions == [Assign("c0", "x")]
+
+
+# Cohorts.
+
+
+def test_a_cohort_gathers_and_starts_together():
+    task = OpenTask("x", "t", capacity=3, missing=2, created=0.0)
+    two = [Candidate("c0", 99.0), Candidate("c1", 100.0)]
+    early = CohortPolicy(60.0).select(view_of(two, [task]))
+    assert (list(early.decisions), early.tick_in) == ([], 59.0)
+    whole = CohortPolicy(60.0).select(view_of([*two, Candidate("c2", 100.0)], [task]))
+    assert {decision.candidate for decision in whole.decisions} == {"c0", "c1", "c2"}
+    late = CohortPolicy(60.0).select(view_of(two, [task], now=159.0))
+    assert {decision.candidate for decision in late.decisions} == {"c0", "c1"}
+
+
+@pytest.mark.parametrize(("pending", "tops_up"), [(2, False), (3, False), (1, True)])
+def test_a_cohort_is_topped_up_only_if_it_cannot_fill_the_round(pending, tops_up):
+    task = OpenTask("x", "t", capacity=1, missing=2, created=0.0, pending=pending)
+    selection = CohortPolicy(60.0).select(view_of([Candidate("c0", 100.0)], [task]))
+    expected = Assign("c0", "x") if tops_up else Reject("c0")
+    assert selection.decisions == [expected]
+
+
+def test_who_gathers_for_one_task_is_not_taken_by_the_next():
+    tasks = [OpenTask("old", "t", 2, 2, 0.0), OpenTask("new", "u", 1, 1, 0.0)]
+    candidates = [Candidate("c0", 100.0), Candidate("c1", 100.0, {"u": 1.0})]
+    selection = CohortPolicy(60.0).select(view_of(candidates, tasks))
+    assert selection.decisions == [Assign("c1", "new")]
+    assert selection.tick_in == 60.0
+
+
+# Fair shares.
+
+
+def serve(policy, tasks, rounds, eligible=None):
+    """Let one device at a time arrive, *rounds* times; count what each name got."""
+    counts, state = Counter(), None
+    names = {task.task_id: task.name for task in tasks}
+    for i in range(rounds):
+        candidate = Candidate(f"c{i}", 100.0, eligible)
+        view = SelectionView([candidate], tasks, 100.0, random.Random(i), state)
+        selection = policy.select(view)
+        state = selection.state
+        counts.update(names[decision.task_id] for decision in selection.decisions)
+    return counts, state
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=1))
+def test_tasks_are_served_in_proportion_to_their_shares(shares):
+    tasks = [OpenTask(f"x{name}", name, 5, 5, 0.0) for name in shares]
+    policy = FairSharePolicy(0.0, None, list(shares.items()))
+    counts, _ = serve(policy, tasks, 120)
+    for name, share in shares.items():
+        assert abs(counts[name] - 120 * share / sum(shares.values())) <= 1 + share
+
+
+def test_a_task_that_was_away_cannot_save_up():
+    policy = FairSharePolicy(0.0, None)
+    first = [OpenTask("x", "t", 5, 5, 0.0)]
+    _, state = serve(policy, first, 50)
+    both = [*first, OpenTask("y", "u", 5, 5, 0.0)]
+    candidates = [Candidate(f"d{i}", 100.0) for i in range(4)]
+    view = SelectionView(candidates, both, 100.0, random.Random(0), state)
+    assert Counter(d.task_id for d in policy.select(view).decisions) == {"x": 2, "y": 2}
+
+
+def test_what_is_kept_about_tasks_does_not_grow():
+    policy, state = FairSharePolicy(0.0, None), None
+    for i in range(50):
+        tasks = [OpenTask(f"x{i}", f"name/{i}", 5, 5, 0.0)]
+        candidates = [Candidate(f"c{i}.{k}", 100.0) for k in range(5)]
+        view = SelectionView(candidates, tasks, 100.0, random.Random(i), state)
+        state = policy.select(view).state
+    assert len(state["due"]) <= 2
+
+
+def test_few_choices_go_first_then_long_waits():
+    tasks = [OpenTask("x", "t", 1, 1, 0.0), OpenTask("y", "u", 1, 1, 0.0)]
+    able, picky = Candidate("able", 0.0), Candidate("picky", 100.0, {"t": 1.0})
+    policy = FairSharePolicy(5.0, None)
+    for seed in range(5):
+        selection = policy.select(view_of([able, picky], tasks, now=105.0, seed=seed))
+        assert set(selection.decisions) == {Assign("picky", "x"), Assign("able", "y")}
+        passed_over = [Candidate("new", 100.0), Candidate("old", 94.0)]
+        selection = policy.select(view_of(passed_over, tasks[:1], now=105.0, seed=seed))
+        assert selection.decisions == [Assign("old", "x")]
+
+
+@pytest.mark.parametrize("item", ["train", "train=", "=2", "train=0", "train=nan", "train=inf"])
+def test_shares_are_checked(item):
+    with pytest.raises(UsageError, match="shares"):
+        parse_shares([item])
+
+
+def test_shares_take_patterns():
+    assert parse_shares(["train/*=3", "a = 0.5"]) == [("train/*", 3.0), ("a", 0.5)]
+
+
+# Weights.
+
+
+def test_a_larger_weight_is_drawn_in_proportion():
+    """Weights 1, 2 and 5 (a claim of 1e9 counts as 5): each count within five deviations."""
+    policy = WeightedPolicy(0.0, None, max_weight=5.0)
+    candidates = [
+        Candidate("one", 0.0),
+        Candidate("two", 0.0, {"t": 2.0}),
+        Candidate("five", 0.0, {"t": 1e9}),
+        Candidate("none", 0.0, {"u": 1.0}),
+    ]
+    tasks = [OpenTask("x", "t", 1, 1, 0.0)]
+    rng, counts, draws = random.Random(5), Counter(), 4000
+    for _ in range(draws):
+        selection = policy.select(SelectionView(candidates, tasks, 100.0, rng))
+        counts.update(decision.candidate for decision in selection.decisions)
+    for name, weight in (("one", 1), ("two", 2), ("five", 5)):
+        share = weight / 8
+        assert abs(counts[name] - draws * share) < 5 * (draws * share * (1 - share)) ** 0.5
+    assert counts["none"] == 0
+
+
+@pytest.mark.parametrize("weight", [5e-324, float("inf")])
+def test_absurd_weights_break_nothing(weight):
+    policy = WeightedPolicy(0.0, None, max_weight=5.0)
+    candidates = [Candidate("c0", 0.0, {"t": weight}), Candidate("c1", 0.0, {"t": float("nan")})]
+    selection = policy.select(view_of(candidates, [OpenTask("x", "t", 2, 2, 0.0)]))
+    assert selection.decisions == [Assign("c0", "x")]

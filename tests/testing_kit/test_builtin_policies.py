@@ -1,7 +1,9 @@
 """Every built-in policy obeys the laws."""
 
+from dataclasses import replace
 from typing import ClassVar
 
+from fcp_core.rounds.policies import BoundPolicy
 from fcp_core.testing import EligibilityPolicyConformance, SelectionPolicyConformance
 from fcp_plugins import eligibility, selection
 
@@ -23,6 +25,56 @@ class TestUniform(SelectionPolicyConformance):
 class TestUniformWithEnough(SelectionPolicyConformance):
     factory = SELECTION["uniform"]
     options: ClassVar = {"window": 5.0, "min_candidates": 2}
+    fair = True
+
+
+class TestCohort(SelectionPolicyConformance):
+    factory = SELECTION["cohort"]
+    options: ClassVar = {"window": 60.0}
+    fair = True
+
+
+class TestFairShare(SelectionPolicyConformance):
+    factory = SELECTION["fair_share"]
+    options: ClassVar = {"window": 5.0, "min_candidates": None, "shares": ("train=3",)}
+    fair = True
+
+
+class TestWeighted(SelectionPolicyConformance):
+    factory = SELECTION["weighted"]
+    options: ClassVar = {"window": 5.0, "min_candidates": None, "max_weight": 100.0}
+    fair = True
+
+
+def wrapped(name, inner, options):
+    """Return a wrapper's factory as the kit takes one: with a policy to wrap."""
+    bound = BoundPolicy(SELECTION[inner].make(options), options)
+    factory = SELECTION[name]
+    return replace(factory, make=lambda own: factory.make(own, bound), wraps=None)
+
+
+class TestRateCapped(SelectionPolicyConformance):
+    factory = wrapped("rate_capped", "uniform", {"window": 5.0, "min_candidates": None})
+    options: ClassVar = {"period": 600.0, "limit": 8, "task_limit": 5, "wait": 300.0}
+    fair = True
+
+
+class TestRateCappedFairShare(SelectionPolicyConformance):
+    factory = wrapped(
+        "rate_capped", "fair_share", {"window": 5.0, "min_candidates": None, "shares": ()}
+    )
+    options: ClassVar = {"period": 600.0, "limit": 3, "task_limit": None, "wait": 0.0}
+
+
+class TestTimeWindows(SelectionPolicyConformance):
+    factory = wrapped("time_windows", "uniform", {"window": 5.0, "min_candidates": None})
+    options: ClassVar = {
+        "windows": ("13:00-14:00", "22:00-06:00"),
+        "utc_offset": "-03:00",
+        "days": (),
+        "wait": 86400.0,
+    }
+    patience = 3 * 86400.0
     fair = True
 
 
