@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: The core's commands that are imported when they are used: module, attribute and short help.
 _LAZY = {
     "client": ("fcp_core.client.command", "client", "Take part as a device."),
+    "openapi": ("fcp_core.admin.command", "openapi", "Print the description of the admin API."),
+    "serve": ("fcp_core.server.command", "serve", "Serve devices, and programs elsewhere."),
+    "tasks": ("fcp_core.admin.command", "tasks", "Submit, list, watch and cancel tasks."),
 }
 
 
@@ -47,12 +50,17 @@ class Invocation:
     _plugins: Plugins | None = field(default=None, repr=False)
 
     def load_plugins(
-        self, *, extra: Iterable[object] = (), overrides: Mapping[str, Any] | None = None
+        self,
+        *,
+        extra: Iterable[object] = (),
+        overrides: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Plugins:
         """Load the plugins and the configuration as the command line says.
 
         :param extra: further plugin objects.
         :param overrides: the command's own options; they win over ``--set``.
+        :param defaults: the command's own defaults; everything wins over them.
         :raises UsageError: if anything about them is wrong.
         """
         from fcp_core.plugins.manager import Plugins
@@ -61,6 +69,7 @@ class Invocation:
             config_file=self.config_file,
             overrides={**self.overrides, **(overrides or {})},
             overrides_origin="the command line",
+            defaults=defaults,
             extra=extra,
         )
 

@@ -34,6 +34,7 @@ logger = logging.getLogger("fcp.server")
 @click.pass_obj
 def serve(
     invocation: Invocation,
+    /,
     populations: tuple[str, ...],
     admin_token_file: str | None,
     storage: str | None,

@@ -1,0 +1,243 @@
+"""``fcp tasks`` and ``fcp openapi``: the admin API on the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fcp_core.errors import UsageError
+from fcp_core.protocol.status import StatusError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from fcp_core.admin.client import AdminClient
+    from fcp_core.admin.messages import Task
+    from fcp_core.cli import Invocation
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group()
+@click.option("--server", help="The server's address [default: [fcp:admin] url].")
+@click.option("--token-file", type=_FILE, help="A file with its admin token.")
+@click.option("--ca-file", type=_FILE, help="PEM certificates to trust, not the system's.")
+@click.pass_context
+def tasks(
+    ctx: click.Context, server: str | None, token_file: Path | None, ca_file: Path | None
+) -> None:
+    """Submit, list, watch and cancel the tasks of a server.
+
+    The token comes from --token-file, or from [fcp:admin] token_file, or from the environment
+    variable FCP_ADMIN__TOKEN.
+    """
+    invocation: Invocation = ctx.obj
+    ctx.obj = lambda: _connect(invocation, server, token_file, ca_file)
+
+
+def _connect(
+    invocation: Invocation, server: str | None, token_file: Path | None, ca_file: Path | None
+) -> AdminClient:
+    from fcp_core.admin.client import AdminClient
+
+    options = invocation.plugins.config.section("admin")
+    path = token_file or (None if options["token"] is not None else options["token_file"])
+    token = options["token"] if path is None else _read(path)
+    if token is None:
+        raise UsageError(
+            "there is no admin token: give --token-file, [fcp:admin] token_file, or the environment "
+            "variable FCP_ADMIN__TOKEN."
+        )
+    return AdminClient(server or options["url"], token, ca_file=ca_file or options["ca_file"])
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the token file {path} cannot be read: {error}.") from None
+
+
+@contextmanager
+def _client(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
+    """Give a client; what the server refuses ends the command with its message, and status 1."""
+    with connect() as client:
+        try:
+            yield client
+        except StatusError as error:
+            raise click.ClickException(f"{error.code.name}: {error.message}") from error
+
+
+@tasks.command()
+@click.argument("file", type=_FILE)
+@click.option("--key", help="A second submission with the same key returns the first's task.")
+@click.option("--watch", "watched", is_flag=True, help="Then watch it until it has ended.")
+@click.pass_obj
+def submit(connect: Any, file: Path, key: str | None, watched: bool) -> None:
+    """Offer the task that FILE describes, and print its id."""
+    from fcp_core.tasks.taskfile import read_task_file
+
+    try:
+        spec = read_task_file(file).to_spec()
+    except StatusError as error:
+        raise UsageError(f"{file}: {error.message}.") from None
+    with _client(connect) as client:
+        task = client.submit(spec, key=key)
+        click.echo(task.task_id)
+        if watched:
+            _watch(client, task.task_id)
+
+
+@tasks.command("list")
+@click.option("--population", help="Only those of one population.")
+@click.option("--state", type=click.Choice(["open", "closing", "completed", "failed", "cancelled"]))
+@click.pass_obj
+def list_(connect: Any, population: str | None, state: str | None) -> None:
+    """List the tasks, oldest first."""
+    from rich import box
+    from rich.table import Table
+
+    with _client(connect) as client:
+        found = client.list(population, state)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in ("task", "population", "name", "state", "contributed", "created", "error"):
+        table.add_column(column, overflow="fold")
+    for task in found:
+        table.add_row(
+            task.task_id,
+            task.population,
+            task.name,
+            task.state,
+            f"{task.contributed}/{task.goal_count}",
+            datetime.fromtimestamp(task.created).isoformat(" ", "seconds"),
+            "" if task.error is None else task.error.status,
+        )
+    _print(table)
+
+
+@tasks.command()
+@click.argument("task_id")
+@click.pass_obj
+def watch(connect: Any, task_id: str) -> None:
+    """Show a task until it has ended; status 1 if it has no result."""
+    with _client(connect) as client:
+        _watch(client, task_id)
+
+
+@tasks.command()
+@click.argument("task_id")
+@click.option("--reason", help="What its watchers are told.")
+@click.pass_obj
+def cancel(connect: Any, task_id: str, reason: str | None) -> None:
+    """End a task without a result; one that has ended stays as it is."""
+    with _client(connect) as client:
+        click.echo(_line(client.cancel(task_id, reason)))
+
+
+@tasks.command()
+@click.argument("task_id")
+@click.pass_obj
+def forget(connect: Any, task_id: str) -> None:
+    """Delete a task that has ended, with its result."""
+    with _client(connect) as client:
+        client.forget(task_id)
+
+
+@tasks.command()
+@click.argument("task_id")
+@click.option(
+    "-o",
+    "--output",
+    type=_FILE,
+    help="A file: .csv, .json, .parquet, or .ckpt for the checkpoint [default: CSV is printed].",
+)
+@click.option("--plot", type=_FILE, help="An SVG file for a bar chart.")
+@click.option("--column", help="What the chart shows [default: the first column of numbers].")
+@click.pass_obj
+def result(
+    connect: Any, task_id: str, output: Path | None, plot: Path | None, column: str | None
+) -> None:
+    """Fetch a task's result as a table, a checkpoint or a bar chart."""
+    from fcp_core.tasks.plots import bar_chart
+    from fcp_core.tasks.tables import Table
+
+    with _client(connect) as client:
+        task = client.get(task_id)
+        checkpoint = client.result(task_id)
+        if output is not None and output.suffix == ".ckpt":
+            _write(output, checkpoint)
+            if plot is None:
+                return
+        table = Table.of(checkpoint)
+    if plot is not None:
+        _write(plot, bar_chart(table, task.name, column).encode())
+    if output is None and plot is None:
+        click.echo(table.to_csv(), nl=False)
+    elif output is not None and output.suffix != ".ckpt":
+        table.write(output)
+
+
+@click.command()
+def openapi() -> None:
+    """Print the description of the admin API (OpenAPI 3.1)."""
+    import msgspec
+
+    from fcp_core.admin.openapi import describe
+
+    click.echo(msgspec.json.format(msgspec.json.encode(describe()), indent=2))
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def _watch(client: AdminClient, task_id: str) -> None:
+    """Show a task until it has ended.
+
+    :raises StatusError: if it ended without a result.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    if sys.stdout.isatty():
+        with Live(console=Console(highlight=False), auto_refresh=False) as live:
+            for task in client.watch(task_id, 0.5):
+                live.update(_progress(task), refresh=True)
+    else:
+        for task in client.watch(task_id):
+            click.echo(_line(task))
+    task.check()
+
+
+def _progress(task: Task) -> RenderableType:
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    bar = ProgressBar(total=task.goal_count, completed=task.contributed, width=60)
+    return Group(Text(_line(task)), bar)
+
+
+def _line(task: Task) -> str:
+    line = (
+        f"{task.name} {task.state}: {task.contributed} of {task.goal_count} contributed, "
+        f"{task.pending} at work, {task.dropped} dropped"
+    )
+    return line if task.error is None else f"{line} ({task.error.status}: {task.error.message})"
+
+
+def _print(item: RenderableType) -> None:
+    from rich.console import Console
+
+    # A pipe gets whole lines, so that they can be searched.
+    width = None if sys.stdout.isatty() else 2000
+    Console(width=width, highlight=False, markup=False).print(item)

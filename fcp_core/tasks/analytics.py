@@ -1,0 +1,232 @@
+"""A task of analytics: devices answer example queries, the server adds up. No TensorFlow anywhere.
+
+Each device answers the queries with vectors of one length, a row for each thing that it counts. The
+server adds the summed columns up, over all rows or for each distinct combination of keys; or it
+adds vectors of a fixed length up, element by element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fcp_core.aggregation.configuration import GROUP_BY_URI, configuration_to_proto
+from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
+from fcp_core.errors import UsageError
+from fcp_core.protocol import wkt
+from fcp_core.protocol.protos import data_type_pb2, plan_pb2
+from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
+
+#: What a vector may hold: on the device, and in the aggregation.
+DTYPES: Mapping[str, tuple[data_type_pb2.DataType, DataType]] = {
+    "int32": (data_type_pb2.INT32, DataType.INT32),
+    "int64": (data_type_pb2.INT64, DataType.INT64),
+    "float32": (data_type_pb2.FLOAT, DataType.FLOAT),
+    "float64": (data_type_pb2.DOUBLE, DataType.DOUBLE),
+    "string": (data_type_pb2.STRING, DataType.STRING),
+    "bytes": (data_type_pb2.BYTES, DataType.STRING),
+}
+_INTEGERS = ("int32", "int64")
+#: Sums get room to grow.
+_WIDER = {DataType.INT32: DataType.INT64, DataType.FLOAT: DataType.DOUBLE}
+_SUM_URI = "GoogleSQL:sum"
+_VECTOR_SUM_URI = "federated_sum"
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One output vector of a query.
+
+    :param dtype: a key of :data:`DTYPES`.
+    :param length: its fixed length, if it is summed element by element; None: any.
+    """
+
+    dtype: str
+    length: int | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question to a device's example store.
+
+    :param vectors: what it gives, by name; a device's vectors without a length are equally long.
+    :param criteria: the type URL and the value of the selector's ``criteria``; None: there are
+        none. What they mean is between the task and the application on the device.
+    :param minimum_rows: a device with fewer rows does not contribute.
+    """
+
+    collection_uri: str
+    vectors: Mapping[str, Vector]
+    criteria: tuple[str, bytes] | None = None
+    minimum_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Analytics:
+    """A task of analytics.
+
+    :param goal_count: how many devices' contributions complete it.
+    :param minimum_count: how many are enough at the deadline (default: the goal).
+    :param deadline: in seconds; None: the server's default.
+    :param group_by: the vectors whose values are the keys, in the result's order.
+    :param sums: columns of the result, and the vector that each is the sum of.
+    :param counts: the same for counts: sums of an integer vector in which the device counts, with
+        a 1 in each row to count rows.
+    :param minimum_group_size: only groups of at least so many rows are in the result.
+    """
+
+    population: str
+    name: str
+    goal_count: int
+    queries: tuple[Query, ...]
+    minimum_count: int | None = None
+    deadline: float | None = None
+    over_selection: float | None = None
+    assignment_mode: AssignmentMode = AssignmentMode.SINGLE
+    group_by: tuple[str, ...] = ()
+    sums: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
+    minimum_group_size: int | None = None
+
+    def to_spec(self) -> TaskSpec:
+        """Return the task's specification: the plan for devices, the aggregation for the server.
+
+        :raises UsageError: if the parts do not fit together, naming what does not.
+        :raises StatusError: INVALID_ARGUMENT for a name, a count or a time that no task may have.
+        """
+        vectors = self._vectors()
+        spec = TaskSpec(
+            population=self.population,
+            name=self.name,
+            plan=self._plan().SerializeToString(deterministic=True),
+            aggregation=configuration_to_proto(self._intrinsics(vectors)).SerializeToString(
+                deterministic=True
+            ),
+            goal_count=self.goal_count,
+            minimum_count=self.minimum_count,
+            assignment_mode=self.assignment_mode,
+            deadline=self.deadline,
+            over_selection=self.over_selection,
+            # This format keeps the order of the columns.
+            result_format="federated_compute",
+        )
+        spec.check()
+        return spec
+
+    def _vectors(self) -> dict[str, Vector]:
+        if not self.queries:
+            raise UsageError("the task has no query.")
+        vectors: dict[str, Vector] = {}
+        for query in self.queries:
+            if not query.vectors:
+                raise UsageError(f"the query of {query.collection_uri!r} has no vectors.")
+            for name, vector in query.vectors.items():
+                if name in vectors:
+                    raise UsageError(f"two queries have a vector {name!r}.")
+                if vector.dtype not in DTYPES:
+                    raise UsageError(
+                        f"vector {name!r}: {vector.dtype!r} is not one of {', '.join(DTYPES)}."
+                    )
+                if vector.length is not None and vector.length < 1:
+                    raise UsageError(f"vector {name!r}: its length must be at least 1.")
+                vectors[name] = vector
+        used = {*self.group_by, *self.sums.values(), *self.counts.values()}
+        unused = sorted(set(vectors) - used)
+        if unused:
+            raise UsageError(
+                f"vector {unused[0]!r} is neither a key nor summed: devices would send it for "
+                "nothing."
+            )
+        return vectors
+
+    def _plan(self) -> plan_pb2.ClientOnlyPlan:
+        plan = plan_pb2.ClientOnlyPlan()
+        router = plan.phase.federated_example_query
+        for query in self.queries:
+            message = plan.phase.example_query_spec.example_queries.add(
+                min_output_row_count=query.minimum_rows
+            )
+            message.example_selector.collection_uri = query.collection_uri
+            if query.criteria is not None:
+                type_url, value = query.criteria
+                message.example_selector.criteria.CopyFrom(wkt.Any(type_url=type_url, value=value))
+            for name, vector in query.vectors.items():
+                output = message.output_vector_specs[name]
+                output.vector_name = name
+                output.data_type = DTYPES[vector.dtype][0]
+                router.aggregations[name].federated_compute_checkpoint_aggregation.SetInParent()
+        return plan
+
+    def _intrinsics(self, vectors: Mapping[str, Vector]) -> list[Intrinsic]:
+        def vector(name: str, role: str) -> Vector:
+            if name not in vectors:
+                known = ", ".join(sorted(vectors))
+                raise UsageError(f"{role} {name!r} is no vector of a query; there is {known}.")
+            return vectors[name]
+
+        sums: list[tuple[str, str, Vector]] = []
+        for name, source in [*self.sums.items(), *self.counts.items()]:
+            role = f"{'sum' if name in self.sums else 'count'} {name!r}: the vector"
+            summed = vector(source, role)
+            if summed.dtype in ("string", "bytes"):
+                raise UsageError(f"{role} {source!r} holds {summed.dtype}, which cannot be summed.")
+            if name not in self.sums and summed.dtype not in _INTEGERS:
+                raise UsageError(f"{role} {source!r} must hold integers, not {summed.dtype}.")
+            sums.append((name, source, summed))
+        outputs = [*self.group_by, *self.sums, *self.counts]
+        twice = sorted({name for name in outputs if outputs.count(name) > 1})
+        if twice:
+            raise UsageError(f"two columns of the result are called {twice[0]!r}.")
+        if not outputs:
+            raise UsageError("the task has neither keys nor sums: nothing would come of it.")
+        keys = [(name, vector(name, "the key")) for name in self.group_by]
+        fixed = [name for name, _, summed in sums if summed.length is not None]
+        fixed += [name for name, key in keys if key.length is not None]
+        if not fixed:
+            return [self._group_by(keys, sums)]
+        if keys or len(fixed) < len(sums):
+            raise UsageError(
+                f"{fixed[0]!r} is a vector of fixed length, which is summed element by element: "
+                "that does not go together with keys, or with sums over rows; use two tasks."
+            )
+        if self.minimum_group_size is not None:
+            raise UsageError("a minimum group size needs keys to group by.")
+        return [
+            Intrinsic(
+                _VECTOR_SUM_URI,
+                # A federated_sum adds what it gets, in the dtype that it gets it in.
+                (TensorSpec(source, DTYPES[summed.dtype][1], (summed.length or 0,)),),
+                (TensorSpec(name, DTYPES[summed.dtype][1], (summed.length or 0,)),),
+            )
+            for name, source, summed in sums
+        ]
+
+    def _group_by(
+        self, keys: list[tuple[str, Vector]], sums: list[tuple[str, str, Vector]]
+    ) -> Intrinsic:
+        parameters: tuple[Parameter, ...] = ()
+        if self.minimum_group_size is not None:
+            if not keys:
+                raise UsageError("a minimum group size needs keys to group by.")
+            value = np.array(self.minimum_group_size, np.int64)
+            parameters = (Parameter("min_contributors_to_group", value),)
+        columns = tuple(TensorSpec(name, DTYPES[key.dtype][1], (-1,)) for name, key in keys)
+        return Intrinsic(
+            GROUP_BY_URI,
+            columns,
+            columns,
+            parameters,
+            tuple(
+                _column_sum(name, source, DTYPES[summed.dtype][1]) for name, source, summed in sums
+            ),
+        )
+
+
+def _column_sum(name: str, source: str, dtype: DataType) -> Intrinsic:
+    return Intrinsic(
+        _SUM_URI,
+        (TensorSpec(source, dtype, (-1,)),),
+        (TensorSpec(name, _WIDER.get(dtype, dtype), (-1,)),),
+    )
