@@ -124,7 +124,12 @@ class HookCaller:
         return Refusal("; ".join(dict.fromkeys(r.reason for r in refusals)), longest)
 
     def authenticate(
-        self, method: str, path: str, headers: Mapping[str, str], peer: str
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        peer: str,
+        certificate: Mapping[str, Any] | None = None,
     ) -> str | None:
         """Return who sends a request, or None if no plugin says.
 
@@ -132,7 +137,7 @@ class HookCaller:
         """
         try:
             principal = self.hook.fcp_authenticate(
-                method=method, path=path, headers=headers, peer=peer
+                method=method, path=path, headers=headers, peer=peer, certificate=certificate
             )
             if principal is not None and not isinstance(principal, str):
                 raise TypeError(f"expected a str or None, not {principal!r}")

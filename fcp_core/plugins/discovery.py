@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import pkgutil
 import re
 import sys
 import traceback
@@ -91,11 +92,15 @@ def installed_sources(
 
 
 def configured_source(item: str, origin: str, base: Path) -> PluginSource:
-    """Return the plugin that an item of ``[fcp] plugins`` names: a module or a ``.py`` file."""
+    """Return the plugin that an item of ``[fcp] plugins`` names.
+
+    :param item: a module, a ``.py`` file, or ``module:Class``.
+    """
     if item.endswith(".py"):
         path = base / Path(item).expanduser()
         return PluginSource(path.stem, functools.partial(_load_file, path), origin)
-    return PluginSource(item, functools.partial(importlib.import_module, item), origin, target=item)
+    load = pkgutil.resolve_name if ":" in item else importlib.import_module
+    return PluginSource(item, functools.partial(load, item), origin, target=item)
 
 
 def given_source(plugin: object, taken: Sequence[str]) -> PluginSource:

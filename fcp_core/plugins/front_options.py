@@ -18,6 +18,20 @@ def add_front_options(options: OptionRegistry) -> None:
     add("idle_timeout", "duration", "1m", "how long a request's header, or a call, may take", 0.001)
     add("body_timeout", "duration", "10m", "how long an upload or a download may take", 0.001)
     add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
+    each = "requests a second from one"
+    add("rate_per_address", "float", "0", f"{each} address, or one IPv6 /64; 0: no limit", 0)
+    add("burst_per_address", "int", 100, "how many of them may come at once", 1)
+    add("rate_per_key", "float", "0", f"{each} API key; 0: no limit", 0)
+    add("burst_per_key", "int", 1000, "how many of them may come at once", 1)
+    add("client_ca", "path", None, "PEM certificates that sign those of devices: mutual TLS")
+    options.add(
+        "",
+        "client_certificates",
+        "choice",
+        "required",
+        "whether a device must have a certificate of client_ca",
+        choices=("required", "optional"),
+    )
     add("metrics", "bool", "false", "serve /metrics for Prometheus")
     add("metrics_address", "str", None, "host:port where /metrics is, instead of with the devices")
     options.add(

@@ -184,7 +184,13 @@ def fcp_register_commands(config: Config) -> Iterable[click.Command]:  # type: i
 
 
 @hookspec(firstresult=True)
-def fcp_authenticate(method: str, path: str, headers: Mapping[str, str], peer: str) -> str | None:
+def fcp_authenticate(
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    peer: str,
+    certificate: Mapping[str, Any] | None,
+) -> str | None:
     """Say who sends a request.
 
     Claim; once a protocol request, before its body is read, on the event loop: be quick. The first
@@ -194,6 +200,8 @@ def fcp_authenticate(method: str, path: str, headers: Mapping[str, str], peer: s
     :param path: the request's path without its query. It may hold a token: do not log it.
     :param headers: the request's headers, names in lower case.
     :param peer: the address the request came from.
+    :param certificate: the client's TLS certificate as ``ssl.SSLSocket.getpeercert`` returns it, if
+        there is one that ``client_ca`` vouches for.
     :returns: a name for the sender, or None if the request is not this plugin's to judge. Later
         requests of a device session must come from the same sender.
     :raises StatusError: UNAUTHENTICATED or PERMISSION_DENIED if it is this plugin's to judge, and

@@ -14,6 +14,7 @@ from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.limits import InFlight, Limits
 from fcp_core.server.metrics import ServerMetrics
+from fcp_core.server.rates import RateLimit
 
 if TYPE_CHECKING:
     from fcp_core.server.services import Services
@@ -27,7 +28,14 @@ Method = Callable[[Message, "str | None"], Awaitable[Message]]
 class Authenticate(Protocol):
     """Says who sends a request (``fcp_authenticate``)."""
 
-    def __call__(self, method: str, path: str, headers: Mapping[str, str], peer: str) -> str | None:
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        peer: str,
+        certificate: Mapping[str, Any] | None = None,
+    ) -> str | None:
         """Return a name, or None; raise StatusError to refuse."""
         ...
 
@@ -51,6 +59,8 @@ class Context:
         self.limits = limits
         self.metrics = metrics
         self.in_flight = InFlight(limits.max_in_flight)
+        self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
+        self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.executor = ThreadPoolExecutor(thread_name_prefix="fcp-server")
         self.stopping = False
         self.requests: set[asyncio.Task[Any]] = set()

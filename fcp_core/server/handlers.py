@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import logging
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from http.client import responses
 from types import TracebackType
 from typing import Any, cast
@@ -22,8 +23,12 @@ from fcp_core.server.body import BodyReader
 from fcp_core.server.context import Context
 from fcp_core.server.exposition import CONTENT_TYPE
 from fcp_core.server.limits import http_error
+from fcp_core.server.rates import RateLimitError, address_key
 
 logger = logging.getLogger("fcp.server")
+
+#: Where devices send their API key.
+KEY_HEADER = "x-goog-api-key"
 
 PROTOBUF = "application/x-protobuf"
 
@@ -107,12 +112,30 @@ class BaseHandler(RequestHandler):
         """
         request = self.request
         headers = {name.lower(): value for name, value in request.headers.items()}
-        return self.context.authenticate(
+        principal = self.context.authenticate(
             method=request.method or "",
             path=request.path,
             headers=headers,
             peer=request.remote_ip or "",
+            certificate=self.certificate(),
         )
+        # A key that nobody knows has been refused; one that nobody checks counts as it is sent.
+        self.context.keys.take(principal or _digest(headers.get(KEY_HEADER, "")))
+        return principal
+
+    def certificate(self) -> Mapping[str, Any] | None:
+        """Return the client's verified certificate, if there is one."""
+        if self.request.protocol != "https":
+            return None
+        certificate = self.request.get_ssl_certificate()
+        return certificate if isinstance(certificate, dict) and certificate else None
+
+    def throttle(self) -> None:
+        """Refuse a request of an address that asks too often.
+
+        :raises RateLimitError: if it does.
+        """
+        self.context.addresses.take(address_key(self.request.remote_ip or ""))
 
     def account(self, status: int) -> None:
         """Count the request and log it; quiet unless someone debugs."""
@@ -149,7 +172,8 @@ class BaseHandler(RequestHandler):
         self.set_status(error.http, responses.get(error.http, error.code.name))
         self.set_header("Content-Type", PROTOBUF)
         if error.code in _RETRY_CODES:
-            self.set_header("Retry-After", str(RETRY_AFTER))
+            wait = error.wait if isinstance(error, RateLimitError) else RETRY_AFTER
+            self.set_header("Retry-After", str(wait))
         body = error.to_proto().SerializeToString()
         self.set_header("Content-Length", str(len(body)))
         self.write(body)
@@ -207,6 +231,7 @@ class BodyHandler(BaseHandler):
         connection.set_max_body_size(sys.maxsize)  # the body reader counts
         connection.set_body_timeout(self.context.limits.idle_timeout)
         try:
+            self.throttle()
             self.check_header()
             await self.admit()
         except StatusError as error:
@@ -380,6 +405,10 @@ def log_request(handler: RequestHandler) -> None:
     """Count a request once it is answered; log it if someone debugs."""
     if isinstance(handler, BaseHandler):
         handler.account(handler.get_status())
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("latin-1", "replace")).hexdigest()
 
 
 def _accepts_gzip(header: str) -> bool:

@@ -81,6 +81,7 @@ class DownloadHandler(BaseHandler):
     async def prepare(self) -> None:
         """Count the request."""
         self.context.enter()
+        self.throttle()
         self.check_header()
 
     async def get(self) -> None:

@@ -67,7 +67,18 @@ class Server:
             raise UsageError(f"the TLS key file {os.fspath(keyfile)} needs a certificate file too.")
         limits = Limits.from_config(plugins.config)
         admin_token = read_token(plugins.config)
-        tls = None if certfile is None else server_context(certfile, keyfile)
+        client_ca = plugins.config.get("client_ca")
+        if client_ca is not None and certfile is None:
+            raise UsageError(
+                f"client_ca (from {plugins.config.origin('', 'client_ca')}) needs a server that "
+                "speaks HTTPS: give it a certificate file."
+            )
+        required = plugins.config.get("client_certificates") == "required"
+        tls = (
+            None
+            if certfile is None
+            else server_context(certfile, keyfile, client_ca, required=required)
+        )
         if external_url is not None:
             external_url = _checked_url(external_url)
         sockets = bind(host, port, family=address_family or socket.AF_UNSPEC, reuse_port=reuse_port)

@@ -9,15 +9,25 @@ from fcp_core.errors import UsageError
 
 
 def server_context(
-    certfile: str | os.PathLike[str], keyfile: str | os.PathLike[str] | None = None
+    certfile: str | os.PathLike[str],
+    keyfile: str | os.PathLike[str] | None = None,
+    client_ca: str | os.PathLike[str] | None = None,
+    *,
+    required: bool = True,
 ) -> ssl.SSLContext:
     """Return a context for TLS 1.2 and newer.
 
     :param certfile: PEM; the certificate, then its chain, and the key if *keyfile* is None.
     :param keyfile: PEM, without a passphrase.
+    :param client_ca: PEM; the certificates that sign those of clients. None: clients show none.
+    :param required: refuse a client without one; otherwise only those with a bad one are.
     :raises UsageError: naming the file and what is wrong with it.
     """
-    for role, path in (("certificate", certfile), ("key", keyfile)):
+    for role, path in (
+        ("certificate", certfile),
+        ("key", keyfile),
+        ("client CA", client_ca),
+    ):
         if path is None:
             continue
         try:
@@ -48,4 +58,13 @@ def server_context(
             f"the TLS certificate {os.fspath(certfile)} with the key in {key} cannot be used: "
             f"{problem}."
         ) from None
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except ssl.SSLError as error:
+            raise UsageError(
+                f"the TLS client CA file {os.fspath(client_ca)} cannot be used: "
+                f"{error.reason or error}; it must have PEM certificates."
+            ) from None
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
