@@ -83,6 +83,7 @@ class HookCaller:
         self.config = config
         self.hook = manager.hook
         self._calls = calls
+        self._pacing: dict[str, tuple[RetryWindow, dict[str, Mapping[str, Any]]]] = {}
 
     def notify(self, event: Event) -> None:
         """Tell the observers; a failing one is logged and changes nothing."""
@@ -157,11 +158,12 @@ class HookCaller:
 
         A plugin that fails is logged; ``retry_min`` and ``retry_max`` then decide.
         """
-        config = self.config.scoped(population)
-        default = RetryWindow(config.get("retry_min"), config.get("retry_max"))
+        if population not in self._pacing:
+            self._pacing[population] = self._pacing_of(population)
+        default, pacing = self._pacing[population]
         try:
             window = self.hook.fcp_retry_window(
-                population=population, accepted=accepted, load=load, now=now
+                population=population, accepted=accepted, load=load, now=now, pacing=pacing
             )
             if window is None:
                 return default
@@ -171,6 +173,16 @@ class HookCaller:
             logger.exception("a plugin failed to choose a retry window")
             return default
         return window
+
+    def _pacing_of(self, population: str) -> tuple[RetryWindow, dict[str, Mapping[str, Any]]]:
+        """Return the configured window and the options of pace steering by name."""
+        config = self.config.scoped(population)
+        sections = {value.option.section for value in config.options()}
+        return RetryWindow(config.get("retry_min"), config.get("retry_max")), {
+            section.partition(".")[2]: config.section(section)
+            for section in sections
+            if section.startswith("pacing.")
+        }
 
     def check_task(self, task: TaskSpec) -> list[str]:
         """Return what plugins find wrong with a task, one sentence each."""

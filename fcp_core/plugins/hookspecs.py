@@ -215,7 +215,11 @@ def fcp_authenticate(
 
 @hookspec(firstresult=True)
 def fcp_retry_window(
-    population: str, accepted: bool, load: Mapping[str, Any], now: float
+    population: str,
+    accepted: bool,
+    load: Mapping[str, Any],
+    now: float,
+    pacing: Mapping[str, Mapping[str, Any]],
 ) -> RetryWindow | None:
     """Say when a device should come back.
 
@@ -224,9 +228,13 @@ def fcp_retry_window(
 
     :param population: the population that the device checks in to.
     :param accepted: whether the window is for a device that was given work.
-    :param load: ``open_tasks``, ``missing`` (contributions wanted), ``waiting`` (candidates),
-        ``check_in_rate`` (a second, over the last minute).
+    :param load: ``open_tasks``, ``missing`` (contributions wanted now), ``needs`` (the same,
+        remembered for some minutes), ``waiting`` (candidates), ``check_in_rate`` (a second, over
+        the last minute), ``population_size`` (an estimate), and ``pace``, the account behind the
+        last two, a :class:`fcp_core.rounds.pacing.Pace`, to ask but not to change.
     :param now: the time, in seconds since 1970.
+    :param pacing: the options of each section ``[fcp:pacing.NAME]``, by NAME, as they hold for the
+        population.
     :returns: a window, or None to leave it to the next plugin.
     :raises Exception: is logged; the window of the configuration is used.
 

@@ -6,10 +6,17 @@ from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import OptionRegistry
 from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
 from fcp_core.storage.contract import StorageFactory
-from fcp_plugins import eligibility, selection, storage_memory, storage_sqlite
+from fcp_plugins import (
+    eligibility,
+    pacing_adaptive,
+    selection,
+    storage_memory,
+    storage_sqlite,
+)
 from fcp_plugins.event_log import fcp_event
+from fcp_plugins.pacing_adaptive import fcp_retry_window
 
-__all__ = ["fcp_event"]
+__all__ = ["fcp_event", "fcp_retry_window"]
 
 
 @hookimpl
@@ -17,6 +24,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of everything here."""
     selection.add_options(options)
     eligibility.add_options(options)
+    pacing_adaptive.add_options(options)
     storage_sqlite.add_options(options)
 
 

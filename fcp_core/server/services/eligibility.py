@@ -64,7 +64,7 @@ class EligibilityEvalTasks:
         """
         now = self._clock.now()
         population = self._populations.get(request.population_name)
-        population.rate.count(now)
+        population.pace.came(now)
         check_in = _check_in(request, principal)
         session_id = self._tokens.uuid()
         load = population.load(now)
@@ -93,6 +93,8 @@ class EligibilityEvalTasks:
                 unconditional=offer.unconditional if conditional else None,
             )
             self._accept(response, session, offer, now)
+        given = rejected if response.HasField("rejection_info") else accepted
+        population.pace.handed_out(given, now)
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Rejection
-from fcp_core.rounds.pacing import CheckInRate
+from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, OfferedTask
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 from fcp_core.server.services.round import Round
@@ -32,7 +32,7 @@ class Population:
 
     def __init__(self, name: str, rng: random.Random, ticker: Ticker) -> None:
         self.name = name
-        self.rate = CheckInRate()
+        self.pace = Pace()
         self._assigner = Assigner(rng)
         self._ticker = ticker
         self._rounds: dict[str, Round] = {}
@@ -73,11 +73,15 @@ class Population:
     def load(self, now: float) -> Mapping[str, Any]:
         """Return how busy it is, for pace steering."""
         rounds = self.open_rounds()
+        missing = sum(round_.machine.missing for round_ in rounds)
         return {
             "open_tasks": len(rounds),
-            "missing": sum(round_.machine.missing for round_ in rounds),
+            "missing": missing,
+            "needs": self.pace.needs(missing, now),
             "waiting": self._assigner.waiting,
-            "check_in_rate": self.rate.rate(now),
+            "check_in_rate": self.pace.rate(now),
+            "population_size": self.pace.population_size(now),
+            "pace": self.pace,
         }
 
     def arrive(self, candidate: Candidate, waiter: Waiter, now: float) -> None:

@@ -1,0 +1,89 @@
+"""Pace steering: when devices are asked back, so that check-ins come at the rate that is wanted.
+
+A large population is spread: each device gets the earliest minute that still has room, as far as
+one can foresee who comes when (see :class:`fcp_core.rounds.pacing.Pace`). The far future is never
+filled up: who would overfill it, once more devices are awake than now, cannot be called off, while
+what is missing is made up for from minute to minute.
+
+A small population that was spread would never bring enough devices at a time. It gets a common time
+to come at, and comes then at the rate that is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fcp_core.plugins import hookimpl
+from fcp_core.plugins.config import OptionRegistry
+from fcp_core.rounds.pacing import HORIZON, SLOT, Pace
+from fcp_core.rounds.policies import RetryWindow
+
+SECTION = "pacing.adaptive"
+
+#: The share of a far minute that is left free, and the seconds after which a minute is far.
+_RESERVE = 0.5
+_FAR = 3600.0
+_FILL = 1 - _RESERVE * (1 - np.exp(-np.arange(HORIZON) * SLOT / _FAR))
+
+#: The shortest time, in seconds, over which a small population comes.
+_SHORTEST_MEETING = 5.0
+
+
+def add_options(options: OptionRegistry) -> None:
+    """Declare the options."""
+
+    def add(name: str, kind: str, default: object, text: str, minimum: float | None) -> None:
+        options.add(SECTION, name, kind, default, text, minimum=minimum, scopes=("population",))
+
+    add("enabled", "bool", False, "steer the pace of check-ins", None)
+    add(
+        "target_rate",
+        "float",
+        None,
+        "check-ins a second to aim for; not set: what the open tasks need",
+        0.001,
+    )
+    add("fill_time", "duration", "1m", "how soon an open task is to have its devices", 1)
+    add("min_delay", "duration", "2m", "no device is asked back sooner", 60)
+    add("max_delay", "duration", "24h", "no device is sent away for longer", 600)
+
+
+@hookimpl(trylast=True)
+def fcp_retry_window(
+    load: Mapping[str, Any], now: float, pacing: Mapping[str, Mapping[str, Any]]
+) -> RetryWindow | None:
+    """Choose a window, if the population's pace is to be steered."""
+    options = pacing["adaptive"]
+    return choose_window(load, options, now) if options["enabled"] else None
+
+
+def choose_window(load: Mapping[str, Any], options: Mapping[str, Any], now: float) -> RetryWindow:
+    """Return when a device that checks in now should come back.
+
+    :param load: ``pace``, ``needs`` and ``population_size``, as the hook gets them.
+    :param options: those of ``[fcp:pacing.adaptive]``.
+    """
+    pace: Pace = load["pace"]
+    shortest = options["min_delay"]
+    longest = min(max(options["max_delay"], 2 * shortest), HORIZON * SLOT)
+    period = 2 * shortest
+    # Before they have been given windows, all that is known of devices is that they come.
+    size = max(load["population_size"], pace.recent(period, now))
+    rate = options["target_rate"] or max(
+        load["needs"] / options["fill_time"], 2 * size / longest, 0.001
+    )
+    if size < rate * period:
+        meeting = math.ceil((now + shortest) / period) * period - now
+        return RetryWindow(meeting, meeting + max(size / rate, _SHORTEST_MEETING))
+    free = rate * SLOT * _FILL - pace.forecast(rate, now)
+    into = now % SLOT
+    first = math.ceil((into + shortest) / SLOT)
+    last = int(longest / SLOT)
+    slot = first + int(np.argmax(free[first:last] > 0))
+    if free[slot] <= 0:
+        return RetryWindow(longest / 2, longest)
+    return RetryWindow(slot * SLOT - into, (slot + 1) * SLOT - into)
