@@ -17,6 +17,9 @@ from typing_extensions import Self
 
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 
+#: The URI of the intrinsic that a joint aggregator is made for; no task can ask for it.
+JOINT_URI = "fcp:joint"
+
 #: Options of an aggregator as the configuration gives them: typed values by name.
 Options = Mapping[str, Any]
 
@@ -85,6 +88,10 @@ class AggregatorFactory:
     :param needs_all_inputs: it keeps every contribution until it reports (median, Krum); the engine
         then bounds how many bytes it may keep.
     :param nested_only: it is only usable inside another intrinsic (``GoogleSQL:sum``).
+    :param joint: it looks at a whole contribution (the norm of an update, a distance between two)
+        and not at each tensor alone. All intrinsics of a task that it serves then share one
+        accumulator: it is made for an intrinsic with the URI :data:`JOINT_URI` and nothing of its
+        own, which nests them in their order, also if there is one only.
     """
 
     name: str
@@ -94,3 +101,4 @@ class AggregatorFactory:
     load: Callable[[Intrinsic, Options, bytes], Accumulator]
     needs_all_inputs: bool = False
     nested_only: bool = False
+    joint: bool = False

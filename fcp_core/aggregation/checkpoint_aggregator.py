@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
-from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.aggregator import JOINT_URI, Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.aggregation.tensors import tensor_nbytes
@@ -57,7 +57,7 @@ def bind(
     chosen: Mapping[str, str],
     options: Mapping[str, Options],
 ) -> tuple[BoundIntrinsic, ...]:
-    """Find the aggregator of each intrinsic.
+    """Find the aggregator of each intrinsic; those of one joint aggregator become one.
 
     :param factories: the installed aggregators by name.
     :param chosen: the aggregator's name by intrinsic URI; a URI that is not listed is served by the
@@ -66,7 +66,8 @@ def bind(
     :raises StatusError: INVALID_ARGUMENT if the aggregator is not installed or cannot serve the
         URI; the message says which ones can.
     """
-    bound = []
+    bound: list[BoundIntrinsic] = []
+    joint: dict[str, int] = {}
     for intrinsic in intrinsics:
         uri = intrinsic.uri
         name = chosen.get(uri, uri)
@@ -81,7 +82,16 @@ def bind(
             raise StatusError(
                 Code.INVALID_ARGUMENT, f"intrinsic {uri!r}: aggregator {name!r} {problem}; {answer}"
             )
-        bound.append(BoundIntrinsic(intrinsic, factories[name], options.get(name, {})))
+        factory, own = factories[name], options.get(name, {})
+        if not factory.joint:
+            bound.append(BoundIntrinsic(intrinsic, factory, own))
+        elif name not in joint:
+            joint[name] = len(bound)
+            bound.append(BoundIntrinsic(Intrinsic(JOINT_URI, nested=(intrinsic,)), factory, own))
+        else:
+            known = bound[joint[name]].intrinsic
+            whole = replace(known, nested=(*known.nested, intrinsic))
+            bound[joint[name]] = BoundIntrinsic(whole, factory, own)
     return tuple(bound)
 
 

@@ -106,12 +106,13 @@ class AggregatorConformance:
         return result
 
     def test_the_factory_describes_itself(self) -> None:
-        """It has a name, a summary in one line, and serves the intrinsic."""
+        """It has a name, a summary in one line, and serves the intrinsic (or all that it joins)."""
         factory = self.factory
         assert factory.name
         assert factory.summary
         assert "\n" not in factory.summary
-        assert self.intrinsic.uri in factory.uris
+        served = self.intrinsic.nested if factory.joint else (self.intrinsic,)
+        assert {intrinsic.uri for intrinsic in served} <= factory.uris
 
     def test_the_factory_and_its_options_pickle(self) -> None:
         """Another process can be told which aggregator to run."""

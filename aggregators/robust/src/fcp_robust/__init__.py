@@ -1,0 +1,1 @@
+"""Robust aggregators for fcp-server."""
