@@ -45,10 +45,10 @@ def serve(
     The options are those of [fcp:server] and win over it. Tasks and results are kept in an SQLite
     file unless another storage is chosen: a server that is started again goes on with them.
     """
-    root = logging.getLogger()
-    root.setLevel(min(root.level, logging.INFO))
-    # Its debug messages are of no use here, and one a start is still one too many.
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # What happens to the server is said; what happens to each device is for --verbose.
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        for name in ("fcp.server", "fcp.services", "fcp_core.plugins"):
+            logging.getLogger(name).setLevel(logging.INFO)
     overrides = {f"server.{name}": value for name, value in given.items() if value is not None}
     if populations:
         overrides["server.populations"] = list(populations)
