@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from fcp_core.client.builtin_executors import default_executors
 from fcp_core.client.client import Client, Clock, SystemClock
 from fcp_core.client.executors import (
     InsufficientDataError,
     PlanExecutor,
     PlanRun,
     SliceSource,
-    default_executors,
 )
 from fcp_core.client.history import History
 from fcp_core.client.results import Outcome, SessionResult, TaskOutcome, TaskResult

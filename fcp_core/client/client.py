@@ -12,8 +12,9 @@ from typing import Protocol
 
 from typing_extensions import Self
 
+from fcp_core.client.builtin_executors import default_executors
 from fcp_core.client.calls import Calls
-from fcp_core.client.executors import PlanExecutor, default_executors
+from fcp_core.client.executors import PlanExecutor
 from fcp_core.client.history import History
 from fcp_core.client.interruption import Interruption
 from fcp_core.client.results import SessionResult

@@ -88,27 +88,6 @@ class PlanExecutor(ABC):
         """
 
 
-def default_executors() -> Mapping[str, PlanExecutor]:
-    """Return the built-in executors by plan kind, which is the name of the plan's ``spec`` field.
-
-    They are shared within the process, so that clients that run one TensorFlow plan import its
-    graph once. TensorFlow itself is imported when the first such plan arrives.
-    """
-    return _shared_executors()
-
-
-@functools.cache
-def _shared_executors() -> Mapping[str, PlanExecutor]:
-    # The executors build on this module, so it cannot import them at the top.
-    from fcp_core.client.example_query import ExampleQueryExecutor
-    from fcp_core.client.tensorflow_plan import TensorFlowExecutor
-
-    return {
-        "example_query_spec": ExampleQueryExecutor(),
-        "tensorflow_spec": TensorFlowExecutor(),
-    }
-
-
 def run_plan(executors: Mapping[str, PlanExecutor], run: PlanRun) -> bytes:
     """Run a plan with the executor of its kind.
 

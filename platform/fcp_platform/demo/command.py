@@ -68,7 +68,8 @@ def demo(
     # TensorFlow talks a lot while it loads; set before anything imports it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from fcp_platform.demo.display import Board
-    from fcp_platform.demo.program import Settings, run
+    from fcp_platform.demo.program import run
+    from fcp_platform.demo.settings import Settings
 
     settings = Settings(
         folder=folder,

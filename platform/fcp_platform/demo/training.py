@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,13 +18,11 @@ from fcp_core.protocol.protos import plan_pb2
 from fcp_platform import FederatedComputation, FederatedContext, FederatedDataSource
 from fcp_platform.demo import data
 from fcp_platform.demo.display import Board
+from fcp_platform.demo.hosts import Hosts
+from fcp_platform.demo.settings import POPULATION, Outcome, Settings
 from fcp_platform.learning import learning_process_computation
 from fcp_platform.runtime import LocalRuntime
 
-if TYPE_CHECKING:
-    from fcp_platform.demo.program import Hosts, Outcome, Settings
-
-POPULATION = "demo/digits"
 _HIDDEN = 64
 _LEARNING_RATE = 0.3
 _EPOCHS = 5

@@ -1,0 +1,23 @@
+"""The executors that every client has."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from fcp_core.client.example_query import ExampleQueryExecutor
+from fcp_core.client.executors import PlanExecutor
+from fcp_core.client.tensorflow_plan import TensorFlowExecutor
+
+
+@functools.cache
+def default_executors() -> Mapping[str, PlanExecutor]:
+    """Return the built-in executors by plan kind, which is the name of the plan's ``spec`` field.
+
+    They are shared within the process, so that clients that run one TensorFlow plan import its
+    graph once. TensorFlow itself is imported when the first such plan arrives.
+    """
+    return {
+        "example_query_spec": ExampleQueryExecutor(),
+        "tensorflow_spec": TensorFlowExecutor(),
+    }

@@ -1,0 +1,74 @@
+"""The processes that host the demonstration's devices, as its program sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fcp_core.errors import UsageError
+from fcp_platform.demo.settings import POPULATION
+
+
+class Hosts:
+    """The processes that host the devices.
+
+    :param folders: one for each device, dealt to the processes in turn.
+    """
+
+    def __init__(self, folders: Sequence[Path], processes: int) -> None:
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "fcp_platform.demo.devices", POPULATION]
+                + [str(folder) for folder in folders[number::processes]],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(processes)
+        ]
+
+    def start(self, server: str) -> None:
+        """Tell the processes where the server is."""
+        for process in self._processes:
+            assert process.stdin is not None  # asked for above
+            process.stdin.write(f"{server}\n")
+            process.stdin.flush()
+
+    async def watch(self) -> None:
+        """Return never, unless a process ends.
+
+        :raises UsageError: if one does; its own message is on standard error.
+        """
+        while True:
+            for process in self._processes:
+                if process.poll() is not None:
+                    raise UsageError(
+                        f"a client process ended early, with status {process.returncode}."
+                    )
+            await asyncio.sleep(0.5)
+
+    def stop(self) -> dict[str, float]:
+        """End the processes and return what their devices did, added up."""
+        total: collections.Counter[str] = collections.Counter()
+        for process in self._processes:
+            # Closing standard input is what asks them to end.
+            output, _ = process.communicate()
+            if output.strip():
+                total.update(json.loads(output))
+        return dict(total)
+
+
+@contextmanager
+def hosted(folders: Sequence[Path], processes: int, results: dict[str, float]) -> Iterator[Hosts]:
+    """Start client processes, and end them whatever happens; *results* gets what they did."""
+    hosts = Hosts(folders, processes)
+    try:
+        yield hosts
+    finally:
+        results.update(hosts.stop())

@@ -1,0 +1,68 @@
+"""What the demonstration is asked for, and what it comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fcp_core.errors import UsageError
+
+POPULATION = "demo/digits"
+HELD_OUT = 360
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``fcp demo`` was asked for.
+
+    :param folder: where examples, program state and summaries go.
+    :param contributions: how many contributions complete a round.
+    :param processes: how many processes host the devices.
+    :param aggregator: an aggregator plugin in place of the default; None keeps it.
+    :param resume: whether to go on after the last round that *folder* has the state of.
+    :param round_deadline: seconds after which a round fails.
+    """
+
+    folder: Path
+    rounds: int = 10
+    devices: int = 30
+    contributions: int = 10
+    processes: int = 2
+    seed: int = 0
+    aggregator: str | None = None
+    resume: bool = False
+    port: int = 0
+    round_deadline: float = 120.0
+
+    def check(self) -> None:
+        """Refuse what cannot work.
+
+        :raises UsageError: with the numbers that do not fit.
+        """
+        if not 1 <= self.contributions <= self.devices:
+            raise UsageError(
+                f"--contributions {self.contributions} must be between 1 and the number of devices "
+                f"({self.devices})."
+            )
+        if not 1 <= self.processes <= self.devices:
+            raise UsageError(
+                f"--processes {self.processes} must be between 1 and the number of devices "
+                f"({self.devices})."
+            )
+
+
+@dataclass
+class Outcome:
+    """What a run came to.
+
+    :param held_out: how many digits the devices do not have.
+    :param accuracy: on the held-out digits, after each round of this run.
+    :param seconds: wall time of the phases and of the plans on the devices (added up), and
+        processor time of the server's event loop.
+    :param devices: what the client processes did, added up.
+    """
+
+    held_out: int = HELD_OUT
+    accuracy: list[float] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    devices: dict[str, float] = field(default_factory=dict)
