@@ -13,10 +13,12 @@ from fcp_core.errors import MissingExtraError
 if TYPE_CHECKING:
     from fcp_core.testing.aggregators import AggregatorConformance
     from fcp_core.testing.eligibility import EligibilityPolicyConformance
+    from fcp_core.testing.protocols import AggregationProtocolConformance
     from fcp_core.testing.selection import SelectionPolicyConformance
     from fcp_core.testing.storage import StorageConformance
 
 __all__ = [
+    "AggregationProtocolConformance",
     "AggregatorConformance",
     "EligibilityPolicyConformance",
     "SelectionPolicyConformance",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AggregationProtocolConformance": "protocols",
     "AggregatorConformance": "aggregators",
     "EligibilityPolicyConformance": "eligibility",
     "SelectionPolicyConformance": "selection",
