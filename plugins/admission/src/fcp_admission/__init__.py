@@ -1,0 +1,1 @@
+"""Who may check in, and how often."""

@@ -1,0 +1,1 @@
+"""A lottery for fcp-server."""
