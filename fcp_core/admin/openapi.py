@@ -17,6 +17,7 @@ from fcp_core.protocol.status import http_status
 _COMMON = {
     400: "the request is malformed",
     401: "there is no valid token",
+    406: "no content type is acceptable",
     413: "the body is too large",
     431: "the header is too large",
     503: "the server is busy, or stopping; ask again",
@@ -91,8 +92,6 @@ def _operation(
         },
     }
     errors = dict(_COMMON)
-    if len(endpoint.answers) > 1:
-        errors[406] = "no content type is acceptable"
     for code in endpoint.codes:
         errors[http_status(code)] = code.name.lower().replace("_", " ")
     error = {"application/json": {"schema": by_type[Error]}}

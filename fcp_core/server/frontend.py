@@ -51,6 +51,8 @@ def bind(
     :param reuse_port: let other processes listen on the same port.
     :raises UsageError: if that cannot be; the message says why.
     """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"the port must be between 0 and 65535, not {port}.")
     for left in reversed(range(_PORT_TRIES)):
         try:
             return _bind(host, port, family, reuse_port)
