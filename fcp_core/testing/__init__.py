@@ -13,6 +13,7 @@ from fcp_core.errors import MissingExtraError
 if TYPE_CHECKING:
     from fcp_core.testing.aggregators import AggregatorConformance
     from fcp_core.testing.eligibility import EligibilityPolicyConformance
+    from fcp_core.testing.engines import EngineConformance
     from fcp_core.testing.protocols import AggregationProtocolConformance
     from fcp_core.testing.selection import SelectionPolicyConformance
     from fcp_core.testing.storage import StorageConformance
@@ -21,6 +22,7 @@ __all__ = [
     "AggregationProtocolConformance",
     "AggregatorConformance",
     "EligibilityPolicyConformance",
+    "EngineConformance",
     "SelectionPolicyConformance",
     "StorageConformance",
 ]
@@ -29,6 +31,7 @@ _MODULES = {
     "AggregationProtocolConformance": "protocols",
     "AggregatorConformance": "aggregators",
     "EligibilityPolicyConformance": "eligibility",
+    "EngineConformance": "engines",
     "SelectionPolicyConformance": "selection",
     "StorageConformance": "storage",
 }
