@@ -45,10 +45,6 @@ def serve(
     The options are those of [fcp:server] and win over it. Tasks and results are kept in an SQLite
     file unless another storage is chosen: a server that is started again goes on with them.
     """
-    # What happens to the server is said; what happens to each device is for --verbose.
-    if not logging.getLogger().isEnabledFor(logging.INFO):
-        for name in ("fcp.server", "fcp.services", "fcp_core.plugins"):
-            logging.getLogger(name).setLevel(logging.INFO)
     overrides = {f"server.{name}": value for name, value in given.items() if value is not None}
     if populations:
         overrides["server.populations"] = list(populations)
@@ -58,8 +54,14 @@ def serve(
         overrides["storage"] = storage
     plugins = invocation.load_plugins(overrides=overrides, defaults={"storage": "sqlite"})
 
+    from fcp_core.server.logs import configure_logging
     from fcp_core.server.server import Server
 
+    configure_logging(logging.getLogger().level, plugins.config.get("log_format"))
+    # What happens to the server is said; what happens to each device is for --verbose.
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        for name in ("fcp.server", "fcp.services"):
+            logging.getLogger(name).setLevel(logging.INFO)
     asyncio.run(_serve(Server.from_config(plugins)))
 
 

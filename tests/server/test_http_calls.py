@@ -252,7 +252,7 @@ def test_logs_are_quiet_and_carry_no_token(make_front, http, services, caplog):
 def test_who_may_not_is_refused_before_the_body(make_front, http, services, requests):
     seen = []
 
-    def authenticate(method, path, headers, peer):
+    def authenticate(method, path, headers, peer, certificate):
         seen.append((method, path, headers["x-goog-api-key"], peer))
         raise StatusError(Code.UNAUTHENTICATED, "wrong key")
 

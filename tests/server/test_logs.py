@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -60,6 +62,24 @@ def test_text_is_for_people(log):
     logging.getLogger("fcp.x").info("this")
     assert stream.getvalue().endswith(" INFO fcp.x: this\n")
     assert stream.getvalue().count("\n") == 1
+
+
+def test_fcp_serve_logs_as_it_is_configured(tmp_path):
+    command = [sys.executable, "-m", "fcp_core", "-s", "log_format=json", "serve", "--port", "0"]
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("FCP_")}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environ, stderr=subprocess.PIPE, text=True
+    ) as process:
+        entries = []
+        try:
+            for line in process.stderr:
+                entries.append(json.loads(line))
+                if "listening on" in entries[-1]["message"]:
+                    process.terminate()
+        finally:
+            process.kill()
+    assert {entry["level"] for entry in entries} == {"INFO"}
+    assert any("listening on" in entry["message"] for entry in entries)
 
 
 @pytest.mark.parametrize(
