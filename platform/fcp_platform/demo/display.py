@@ -41,6 +41,8 @@ class Board:
     def __init__(self, rounds: int, goal: int, console: Console | None = None) -> None:
         self.console = console or Console()
         self.totals = Counts()
+        #: What is going on while no round is; shown below the table.
+        self.status = ""
         #: Processor time of the server's event loop so far, in seconds.
         self.server_seconds = 0.0
         self._counts = Counts()
@@ -129,4 +131,4 @@ class Board:
             table.add_column(head, justify="right")
         for row in list(self._rows):
             table.add_row(*row)
-        return Group(table, self._progress)
+        return Group(table, self._progress, self.status)

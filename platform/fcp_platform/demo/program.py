@@ -36,6 +36,7 @@ def run(settings: Settings, board: Board) -> Outcome:
             shutil.rmtree(settings.folder / name, ignore_errors=True)
     folders = [settings.folder / "devices" / f"{n:02d}" for n in range(settings.devices)]
     with ExitStack() as stack:
+        board.status = "starting the client processes, loading TensorFlow Federated"
         hosts = stack.enter_context(hosted(folders, settings.processes, outcome.devices))
         training, held_out = data.load(settings.seed, HELD_OUT)
         for folder, hand in zip(

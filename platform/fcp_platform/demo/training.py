@@ -116,14 +116,17 @@ class Training:
                 round_deadline=settings.round_deadline,
             )
             tff.framework.set_default_context(context)
+            self._board.status = "building the learning process and its first state"
             with self._timed("TFF: process and initial state"):
                 process = learning_process(settings.seed)
                 state, first = await self._beginning(process.initialize())
+            self._board.status = "lowering the computation to a plan"
             with self._timed("TFF: lowering to a plan"):
                 computation = FederatedComputation(
                     learning_process_computation(process, batches), name="train/digits"
                 )
                 computation.lowered  # noqa: B018  # lowered once, here, so that it can be timed
+            self._board.status = ""
             with context, self._timed("rounds"):
                 hosts.start(context.server_url)
                 await _unless(hosts.watch(), self._rounds(first, state, computation, process))
