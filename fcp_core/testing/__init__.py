@@ -1,4 +1,4 @@
-"""What a plugin author tests with: conformance kits, and a server and devices for pytest.
+"""What a plugin author tests with: kits, a server and devices for pytest, the policy lab.
 
 Nothing is imported before it is used: the kits need the packages of the ``testing`` extra.
 """
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from fcp_core.testing.engines import EngineConformance
     from fcp_core.testing.protocols import AggregationProtocolConformance
     from fcp_core.testing.selection import SelectionPolicyConformance
+    from fcp_core.testing.servers import (
+        EventLog,
+        RunningServer,
+        make_device,
+        query_task,
+        run_devices,
+    )
+    from fcp_core.testing.simulation import simulate
     from fcp_core.testing.storage import StorageConformance
 
 __all__ = [
@@ -23,8 +31,14 @@ __all__ = [
     "AggregatorConformance",
     "EligibilityPolicyConformance",
     "EngineConformance",
+    "EventLog",
+    "RunningServer",
     "SelectionPolicyConformance",
     "StorageConformance",
+    "make_device",
+    "query_task",
+    "run_devices",
+    "simulate",
 ]
 
 _MODULES = {
@@ -32,8 +46,14 @@ _MODULES = {
     "AggregatorConformance": "aggregators",
     "EligibilityPolicyConformance": "eligibility",
     "EngineConformance": "engines",
+    "EventLog": "servers",
+    "RunningServer": "servers",
     "SelectionPolicyConformance": "selection",
     "StorageConformance": "storage",
+    "make_device": "servers",
+    "query_task": "servers",
+    "run_devices": "servers",
+    "simulate": "simulation",
 }
 
 

@@ -178,7 +178,7 @@ class CheckedLate(Good):
         try:
             return super().open(job, partials)
         except StatusError:
-            return spoilt(add=lambda self, c, b: failed(error))(self.local._factories, {}).local
+            return Wrapped(None)
 
 
 class Unbounded(Good):
