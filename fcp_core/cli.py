@@ -17,12 +17,24 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fcp_core.plugins.manager import Plugins
+    from fcp_core.plugins.tracing import TraceSink
 
 #: The core's commands that are imported when they are used: module, attribute and short help.
 _LAZY = {
     "client": ("fcp_core.client.command", "client", "Take part as a device."),
+    "plugin": ("fcp_core.plugins.scaffold", "plugin", "Write a plugin of your own."),
+    "plugins": (
+        "fcp_core.plugins_command",
+        "plugins",
+        "List what is installed, from where, and what is active; check and trace it.",
+    ),
     "openapi": ("fcp_core.admin.command", "openapi", "Print the description of the admin API."),
     "serve": ("fcp_core.server.command", "serve", "Serve devices, and programs elsewhere."),
+    "simulate": (
+        "fcp_core.testing.simulation.command",
+        "simulate",
+        "Try selection policies on virtual devices.",
+    ),
     "tasks": ("fcp_core.admin.command", "tasks", "Submit, list, watch and cancel tasks."),
 }
 
@@ -55,12 +67,16 @@ class Invocation:
         extra: Iterable[object] = (),
         overrides: Mapping[str, Any] | None = None,
         defaults: Mapping[str, Any] | None = None,
+        modules: Sequence[str] = (),
+        trace: TraceSink | None = None,
     ) -> Plugins:
         """Load the plugins and the configuration as the command line says.
 
         :param extra: further plugin objects.
         :param overrides: the command's own options; they win over ``--set``.
         :param defaults: the command's own defaults; everything wins over them.
+        :param modules: modules or files to load as if ``[fcp] plugins`` named them too.
+        :param trace: told of every hook call.
         :raises UsageError: if anything about them is wrong.
         """
         from fcp_core.plugins.manager import Plugins
@@ -71,6 +87,8 @@ class Invocation:
             overrides_origin="the command line",
             defaults=defaults,
             extra=extra,
+            modules=modules,
+            trace=trace,
         )
 
     @property
@@ -123,7 +141,7 @@ def _plugin_commands(ctx: click.Context) -> Mapping[str, click.Command]:
     if ctx.obj is None:
         ctx.obj = _invocation(ctx)
     commands: Mapping[str, click.Command] = ctx.obj.plugins.commands
-    clashes = sorted(set(commands) & {*_LAZY, "config", "plugins"})
+    clashes = sorted(set(commands) & {*_LAZY, "config"})
     if clashes:
         owners = {o.name: o.plugin for o in ctx.obj.plugins.offers() if o.kind == "command"}
         raise UsageError(
@@ -137,9 +155,10 @@ def _plugin_commands(ctx: click.Context) -> Mapping[str, click.Command]:
 def _invocation(ctx: click.Context) -> Invocation:
     settings: Sequence[str] = ctx.params.get("settings") or ()
     pairs = [item.partition("=") for item in settings]
+    traced = {"trace_hooks": "yes"} if ctx.params.get("trace_hooks") else {}
     return Invocation(
         config_file=ctx.params.get("config_file"),
-        overrides={name.strip(): value.strip() for name, _, value in pairs},
+        overrides={name.strip(): value.strip() for name, _, value in pairs} | traced,
     )
 
 
@@ -171,31 +190,23 @@ def _check_settings(
     callback=_check_settings,
     help="An option that wins over the file: storage=sqlite, storage.sqlite.path=fcp.db.",
 )
+@click.option(
+    "--trace-hooks", is_flag=True, is_eager=True, help="Log every call of a plugin's hook."
+)
 @click.option("-v", "--verbose", count=True, help="Log what happens; twice: every detail.")
 @click.version_option(package_name="fcp-server", message="%(package)s %(version)s")
 @click.pass_context
 def cli(
-    ctx: click.Context, config_file: str | None, settings: tuple[str, ...], verbose: int
+    ctx: click.Context,
+    config_file: str | None,
+    settings: tuple[str, ...],
+    trace_hooks: bool,
+    verbose: int,
 ) -> None:
     """Serve federated computations to devices, and take part in them."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     ctx.obj = _invocation(ctx)
-
-
-@cli.command()
-@click.pass_obj
-def plugins(invocation: Invocation) -> None:
-    """List what is installed, from where, and what is active."""
-    loaded = invocation.plugins
-    installed = _table("plugin", "from", "hooks")
-    for plugin in loaded.plugins:
-        installed.add_row(plugin.source.name, plugin.source.source, ", ".join(plugin.hooks))
-    offers = _table("kind", "name", "active", "plugin", "summary")
-    for offer in loaded.offers():
-        active = "yes" if offer.active else ""
-        offers.add_row(offer.kind, offer.name, active, offer.plugin.name, offer.summary)
-    _print(installed, offers)
 
 
 @cli.group()
@@ -208,16 +219,17 @@ def config() -> None:
 def show(invocation: Invocation) -> None:
     """Print every option: its value, where that came from, and who declared it."""
     loaded = invocation.plugins.config
-    table = _table("option", "value", "from", "declared by")
+    table = make_table("option", "value", "from", "declared by")
     for item in loaded.options():
         table.add_row(item.label, item.shown, item.origin, item.option.declared_by)
     click.echo(f"Configuration file: {loaded.file or 'none'}")
     for path in loaded.ignored:
         click.echo(f"Ignored, since one file wins whole: {path}")
-    _print(table)
+    print_tables(table)
 
 
-def _table(*columns: str) -> Table:
+def make_table(*columns: str) -> Table:
+    """Return an empty table as all commands print it."""
     from rich import box
     from rich.table import Table
 
@@ -227,7 +239,8 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _print(*tables: Table) -> None:
+def print_tables(*tables: Table) -> None:
+    """Print tables: as wide as the terminal, or as wide as they are into a pipe."""
     from rich.console import Console
 
     # A pipe gets whole lines, so that they can be searched.

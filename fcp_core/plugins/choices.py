@@ -186,10 +186,15 @@ class Choices:
 
         :raises UsageError: if the options of one do not do.
         """
-        return [
-            self.eligibility_policies[name].make(self._options("eligibility", name))
-            for name in self.config.get("eligibility")
-        ]
+        return [self.make_eligibility_policy(name) for name in self.config.get("eligibility")]
+
+    def make_eligibility_policy(self, name: str) -> EligibilityPolicy:
+        """Build an eligibility policy.
+
+        :raises UsageError: if there is none of that name, or the options do not do.
+        """
+        name = self._installed("eligibility", name)
+        return self.eligibility_policies[name].make(self._options("eligibility", name))
 
     def aggregator_choices(self) -> dict[str, str]:
         """Return which aggregator serves which intrinsic URI, where it is not the reference one."""

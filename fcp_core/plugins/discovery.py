@@ -41,6 +41,8 @@ class PluginSource:
     """A plugin that was found and not imported yet.
 
     :param name: the entry point's name, the module's, or the object's class.
+    :param target: the module, and the object in it if there is one.
+    :param path: the file, of a plugin that is one.
     :param distribution: where an installed plugin comes from; None for others.
     :param found: how it was found, for a person to read.
     """
@@ -51,6 +53,7 @@ class PluginSource:
     distribution: str | None = None
     version: str | None = None
     target: str = ""
+    path: str = ""
 
     @property
     def source(self) -> str:
@@ -98,7 +101,9 @@ def configured_source(item: str, origin: str, base: Path) -> PluginSource:
     """
     if item.endswith(".py"):
         path = base / Path(item).expanduser()
-        return PluginSource(path.stem, functools.partial(_load_file, path), origin)
+        return PluginSource(
+            path.stem, functools.partial(_load_file, path), origin, path=str(path.resolve())
+        )
     load = pkgutil.resolve_name if ":" in item else importlib.import_module
     return PluginSource(item, functools.partial(load, item), origin, target=item)
 
@@ -240,9 +245,15 @@ def check_plugin(source: PluginSource, plugin: object) -> list[str]:
         elif wrapper and not inspect.isgeneratorfunction(function):
             problems.append(f"{where}: a wrapper of {hook} must be a generator; it has no yield.")
     if not marked and not problems:
-        problems.append(
-            f"{source} implements no hook; mark its functions with fcp_core.plugins.hookimpl."
-        )
+        classes = [
+            name
+            for name, value in vars(plugin).items()
+            if inspect.isclass(value) and any(hasattr(m, "fcp_impl") for m in vars(value).values())
+        ]
+        mend = "mark its functions with fcp_core.plugins.hookimpl"
+        if classes and isinstance(plugin, ModuleType):
+            mend = f"its class does, so name that: {plugin.__name__}:{classes[0]}"
+        problems.append(f"{source} implements no hook; {mend}.")
     return problems
 
 

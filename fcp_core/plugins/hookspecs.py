@@ -209,7 +209,7 @@ def fcp_authenticate(
 
     .. versionadded:: 0.1
 
-    Example: ``fcp_admission.plugin``
+    Example: ``fcp_plugins.api_keys``
     """
 
 
@@ -240,7 +240,7 @@ def fcp_retry_window(
 
     .. versionadded:: 0.1
 
-    Example: ``fcp_admission.plugin``
+    Example: ``fcp_plugins.plugin``
     """
 
 

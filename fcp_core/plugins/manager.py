@@ -92,6 +92,7 @@ class Plugins(HookCaller, Choices):
         extra: Iterable[object] = (),
         working_folder: str | os.PathLike[str] | None = None,
         entry_points: Iterable[importlib.metadata.EntryPoint] | None = None,
+        modules: Sequence[str] = (),
         trace: TraceSink | None = None,
     ) -> Plugins:
         """Find, import, check and register the plugins, and read the configuration.
@@ -103,6 +104,7 @@ class Plugins(HookCaller, Choices):
         :param extra: plugin objects of the program itself, such as an observer.
         :param working_folder: where configuration files are looked for; by default the current one.
         :param entry_points: instead of the installed ones.
+        :param modules: modules or files to load as if ``[fcp] plugins`` named them too.
         :param trace: told of every hook call; None: the log is, if ``trace_hooks`` says so.
         :raises UsageError: with all problems of the first stage that has any, one a line.
         """
@@ -118,7 +120,7 @@ class Plugins(HookCaller, Choices):
             logger.warning("%s is ignored, since %s has the configuration", path, sources.file)
         registry = OptionRegistry(defaults)
         add_core_options(registry)
-        loaded = discovery.import_plugins(_find(registry, sources, extra, entry_points))
+        loaded = discovery.import_plugins(_find(registry, sources, modules, extra, entry_points))
         manager = discovery.new_plugin_manager()
         for source, plugin in reversed(loaded):  # pluggy asks the last one first
             manager.register(plugin, name=source.name)
@@ -141,7 +143,7 @@ class Plugins(HookCaller, Choices):
             for source, plugin in loaded
         )
         plugins._collect()
-        problems = [problem for choices in plugins._scopes() for problem in choices.problems()]
+        problems = [problem for choices in plugins.scopes() for problem in choices.problems()]
         if problems:
             raise UsageError("\n".join(dict.fromkeys(problems)))
         for item in plugins.plugins:
@@ -161,7 +163,7 @@ class Plugins(HookCaller, Choices):
 
     def offers(self) -> list[Offer]:
         """Return everything that is offered, sorted by kind and name."""
-        scopes = self._scopes()
+        scopes = self.scopes()
         chosen = {(kind, name) for scope in scopes for kind, name, _ in scope.chosen()}
         replaced = self.aggregator_choices()
         offers = []
@@ -212,7 +214,7 @@ class Plugins(HookCaller, Choices):
                 )
             table[name] = factory
 
-    def _scopes(self) -> list[Choices]:
+    def scopes(self) -> list[Choices]:
         """Return what is chosen for all, for each population and for each task with a section."""
         return [
             self,
@@ -227,6 +229,7 @@ class Plugins(HookCaller, Choices):
 def _find(
     registry: OptionRegistry,
     sources: Sources,
+    more: Sequence[str],
     extra: Iterable[object],
     entry_points: Iterable[importlib.metadata.EntryPoint] | None,
 ) -> list[PluginSource]:
@@ -240,6 +243,11 @@ def _find(
     modules, origin = early("plugins")
     base = sources.base(registry.option("", "plugins"))
     found += [discovery.configured_source(item, origin, base) for item in modules]
+    known = {place for s in found for place in (s.target, s.target.partition(":")[0], s.path)}
+    for item in more:
+        source = discovery.configured_source(item, "the command line", sources.folder)
+        if not known & ({source.target, source.path} - {""}):
+            found.append(source)
     for plugin in extra:
         found.append(discovery.given_source(plugin, [source.name for source in found]))
     active = discovery.select_sources(found, *early("disable_plugins"))

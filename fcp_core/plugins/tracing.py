@@ -20,7 +20,7 @@ logger = logging.getLogger("fcp.hooks")
 _WIDTH = 60
 
 #: Arguments that carry tokens and keys.
-_HIDDEN = frozenset({"headers", "path", "peer"})
+_HIDDEN = frozenset({"certificate", "headers", "path", "peer"})
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def trace_hooks(
     names = {source.name: source for source in sources}
     for hook in hook_specs():
         for impl in getattr(manager.hook, hook).get_hookimpls():
-            impl.function = _traced(
-                impl.function, hook, names[impl.plugin_name].name, tuple(impl.argnames), sink
-            )
+            trace = _traced_wrapper if impl.wrapper or impl.hookwrapper else _traced
+            teller = _Teller(hook, names[impl.plugin_name].name, tuple(impl.argnames), sink)
+            impl.function = trace(impl.function, teller)
 
 
 def short(value: Any) -> str:
@@ -86,57 +86,68 @@ def short(value: Any) -> str:
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
 
 
-def _traced(
-    function: Callable[..., Any], hook: str, plugin: str, names: Sequence[str], sink: TraceSink
-) -> Callable[..., Any]:
-    secret = hook == "fcp_authenticate"
+@dataclass(frozen=True)
+class _Teller:
+    """Tells the sink of one plugin's calls of one hook."""
 
-    def tell(values: Sequence[Any], answer: str, started: float) -> None:
+    hook: str
+    plugin: str
+    names: Sequence[str]
+    sink: TraceSink
+
+    def tell(self, values: Sequence[Any], answer: str, started: float) -> None:
+        seconds = time.perf_counter() - started
         arguments = {
-            name: "..." if secret and name in _HIDDEN else short(value)
-            for name, value in zip(names, values, strict=True)
+            name: "..." if self._hides(name) else short(value)
+            for name, value in zip(self.names, values, strict=True)
         }
-        sink(HookTrace(hook, plugin, arguments, answer, time.perf_counter() - started))
+        self.sink(HookTrace(self.hook, self.plugin, arguments, answer, seconds))
 
-    def describe(answer: Any) -> str:
-        return "somebody" if secret and isinstance(answer, str) else short(answer)
+    def describe(self, answer: Any) -> str:
+        who = self.hook == "fcp_authenticate" and isinstance(answer, str)
+        return "somebody" if who else short(answer)
 
+    def _hides(self, name: str) -> bool:
+        return self.hook == "fcp_authenticate" and name in _HIDDEN
+
+
+def _traced(function: Callable[..., Any], teller: _Teller) -> Callable[..., Any]:
     async def wait(answer: Awaitable[Any], values: Sequence[Any], started: float) -> None:
         try:
             result = await answer
         except Exception as error:
-            tell(values, f"raised {type(error).__name__}", started)
+            teller.tell(values, f"raised {type(error).__name__}", started)
             raise
-        tell(values, describe(result), started)
-
-    if inspect.isgeneratorfunction(function):
-
-        @functools.wraps(function)
-        def wrapper(*values: Any) -> Generator[Any, Any, Any]:
-            started = time.perf_counter()
-            try:
-                result = yield from function(*values)
-            except Exception as error:
-                tell(values, f"raised {type(error).__name__}", started)
-                raise
-            tell(values, f"wrapped {describe(result)}", started)
-            return result
-
-        return wrapper
+        teller.tell(values, teller.describe(result), started)
 
     @functools.wraps(function)
     def call(*values: Any) -> Any:
         started = time.perf_counter()
         try:
             result = function(*values)
+            if inspect.isgenerator(result):
+                result = list(result)
         except Exception as error:
-            tell(values, f"raised {type(error).__name__}", started)
+            teller.tell(values, f"raised {type(error).__name__}", started)
             raise
         if inspect.isawaitable(result):
             return wait(result, values, started)
-        if inspect.isgenerator(result):
-            result = list(result)
-        tell(values, describe(result), started)
+        teller.tell(values, teller.describe(result), started)
+        return result
+
+    return call
+
+
+def _traced_wrapper(function: Callable[..., Any], teller: _Teller) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*values: Any) -> Generator[Any, Any, Any]:
+        started = time.perf_counter()
+        try:
+            result = yield from function(*values)
+        except Exception as error:
+            teller.tell(values, f"raised {type(error).__name__}", started)
+            raise
+        teller.tell(values, f"wrapped {teller.describe(result)}", started)
         return result
 
     return call

@@ -1,1 +1,1 @@
-"""Who may check in, and how often."""
+"""Who may check in."""
