@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from fcp_core.admin.client import AdminClient
     from fcp_core.admin.messages import Task
-    from fcp_core.cli import Invocation
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -37,12 +36,12 @@ def tasks(
     The token comes from --token-file, or from [fcp:admin] token_file, or from the environment
     variable FCP_ADMIN__TOKEN.
     """
-    invocation: Invocation = ctx.obj
+    invocation = ctx.obj
     ctx.obj = lambda: _connect(invocation, server, token_file, ca_file)
 
 
 def _connect(
-    invocation: Invocation, server: str | None, token_file: Path | None, ca_file: Path | None
+    invocation: Any, server: str | None, token_file: Path | None, ca_file: Path | None
 ) -> AdminClient:
     from fcp_core.admin.client import AdminClient
 
@@ -51,8 +50,8 @@ def _connect(
     token = options["token"] if path is None else _read(path)
     if token is None:
         raise UsageError(
-            "there is no admin token: give --token-file, [fcp:admin] token_file, or the environment "
-            "variable FCP_ADMIN__TOKEN."
+            "there is no admin token: give --token-file, [fcp:admin] token_file, or the "
+            "environment variable FCP_ADMIN__TOKEN."
         )
     return AdminClient(server or options["url"], token, ca_file=ca_file or options["ca_file"])
 

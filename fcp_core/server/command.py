@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from fcp_core.cli import Invocation
     from fcp_core.server.server import Server
 
 logger = logging.getLogger("fcp.server")
@@ -33,7 +32,7 @@ logger = logging.getLogger("fcp.server")
 @click.option("--storage", help="Where tasks are kept [default: sqlite].")
 @click.pass_obj
 def serve(
-    invocation: Invocation,
+    invocation: Any,
     /,
     populations: tuple[str, ...],
     admin_token_file: str | None,
@@ -62,6 +61,8 @@ def serve(
     if not logging.getLogger().isEnabledFor(logging.INFO):
         for name in ("fcp.server", "fcp.services"):
             logging.getLogger(name).setLevel(logging.INFO)
+    for plugin in plugins.plugins:
+        logger.info("%s implements %s", plugin.source, ", ".join(plugin.hooks))
     asyncio.run(_serve(Server.from_config(plugins)))
 
 
