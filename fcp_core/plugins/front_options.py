@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fcp_core.plugins.files import SCOPES
 from fcp_core.plugins.registry import OptionRegistry
 
 
@@ -31,6 +32,25 @@ def add_front_options(options: OptionRegistry) -> None:
         "required",
         "whether a device must have a certificate of client_ca",
         choices=("required", "optional"),
+    )
+    add("download_prefix", "str", None, "what stands in front of data/, if not the server: a CDN")
+    options.add(
+        "",
+        "inline_resources_below",
+        "bytes",
+        "0B",
+        "plans and checkpoints of fewer bytes lie in the assignment; 0: none does",
+        minimum=0,
+        scopes=SCOPES,
+    )
+    options.add(
+        "",
+        "slices_from",
+        "choice",
+        "memory",
+        "where slices of federated select are served from",
+        choices=("memory", "storage"),
+        scopes=SCOPES,
     )
     add("metrics", "bool", "false", "serve /metrics for Prometheus")
     add("metrics_address", "str", None, "host:port where /metrics is, instead of with the devices")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from typing import cast
 from urllib.parse import unquote
@@ -11,6 +12,9 @@ from tornado.http1connection import HTTP1Connection
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.handlers import BaseHandler, BodyHandler
+from fcp_core.server.limits import http_error
+
+_RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})", re.IGNORECASE)
 
 UPLOAD = "/upload/v1/media/"
 DOWNLOAD = "/data/"
@@ -91,20 +95,57 @@ class DownloadHandler(BaseHandler):
         self.set_header("ETag", f'"{found.etag}"')
         age = int(found.max_age)
         self.set_header("Cache-Control", f"max-age={age}" if age > 0 else "no-cache")
+        self.set_header("Accept-Ranges", "bytes")
         if self.check_etag_header():
             self.set_status(304)
             self.clear_header("Content-Type")
             return
+        data = found.data
+        wanted = self._range(len(data), found.etag)
+        if wanted is not None:
+            if not wanted:
+                self.respond(http_error(416, f"there are {len(data)} bytes; the range has none"))
+                self.set_header("Content-Range", f"bytes */{len(data)}")
+                return
+            self.set_status(206)
+            self.set_header("Content-Range", f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}")
+            data = data[wanted.start : wanted.stop]
         self.set_header("Content-Type", found.content_type)
-        self.set_header("Content-Length", str(len(found.data)))
+        self.set_header("Content-Length", str(len(data)))
         if self.request.method == "HEAD":
             return
         # The header goes first, so that the data is written as it is, without a copy.
         self.flush()
-        self.write(found.data)
+        self.write(data)
         try:
             await asyncio.wait_for(self.flush(), self.context.limits.body_timeout)
         except asyncio.TimeoutError:
             cast(HTTP1Connection, self.request.connection).close()
 
     head = get
+
+    def _range(self, size: int, etag: str) -> range | None:
+        """Return which bytes are asked for, none of them if there are none; None: all."""
+        headers = self.request.headers
+        if self.request.method != "GET" or headers.get("If-Range", f'"{etag}"') != f'"{etag}"':
+            return None
+        return parse_range(headers.get("Range", ""), size)
+
+
+def parse_range(header: str, size: int) -> range | None:
+    """Return the bytes that a ``Range`` header asks for.
+
+    :returns: an empty range if there are no such bytes; None if the header is empty or malformed,
+        or asks for several ranges: all bytes then answer it, as RFC 9110 allows.
+    """
+    found = _RANGE.fullmatch(header.strip())
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        last = min(int(found[2]), size)
+        return range(size - last, size)
+    first = int(found[1])
+    end = min(int(found[2]) + 1, size) if found[2] else size
+    if found[2] and int(found[2]) < first:
+        return None
+    return range(first, end) if first < size else range(0)

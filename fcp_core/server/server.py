@@ -8,7 +8,6 @@ import random
 import socket
 from collections.abc import Collection
 from contextlib import AsyncExitStack
-from urllib.parse import urlsplit
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
@@ -20,6 +19,7 @@ from fcp_core.server.limits import Limits
 from fcp_core.server.metrics import ServerMetrics
 from fcp_core.server.services import Services
 from fcp_core.server.tls import server_context
+from fcp_core.server.urls import checked_url
 
 logger = logging.getLogger("fcp.server")
 
@@ -80,7 +80,7 @@ class Server:
             else server_context(certfile, keyfile, client_ca, required=required)
         )
         if external_url is not None:
-            external_url = _checked_url(external_url)
+            external_url = checked_url(external_url)
         sockets = bind(host, port, family=address_family or socket.AF_UNSPEC, reuse_port=reuse_port)
         #: The port it listens on.
         self.port: int = sockets[0].getsockname()[1]
@@ -188,21 +188,7 @@ def _metrics_sockets(config: Config) -> list[socket.socket]:
     return bind(host.strip("[]"), int(port))
 
 
-def _checked_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-        raise UsageError(
-            f"the external URL {url!r} must be like https://fcp.example.org/ or "
-            "http://localhost:8080/, without a query."
-        )
-    if parts.scheme == "http" and parts.hostname != "localhost":
-        logger.warning(
-            "devices refuse %s: the published client takes https:// and http://localhost: only", url
-        )
-    return url.rstrip("/") + "/"
-
-
 def _url(host: str, port: int, *, secure: bool) -> str:
     name = "localhost" if host in _LOCAL else host
     name = f"[{name}]" if ":" in name else name
-    return _checked_url(f"{'https' if secure else 'http'}://{name}:{port}/")
+    return checked_url(f"{'https' if secure else 'http'}://{name}:{port}/")

@@ -68,7 +68,11 @@ class Services:
         clock = SystemClock() if clock is None else clock
         rng = random.Random() if rng is None else rng
         tokens = TokenSource() if tokens is None else tokens
-        url = (lambda: base_url) if isinstance(base_url, str) else base_url
+        url: Callable[[], str] = (lambda: base_url) if isinstance(base_url, str) else base_url
+
+        def data_url() -> str:
+            return settings.download_prefix or url()
+
         settings = Settings.from_config(plugins.config)
 
         def notify(event: Event) -> None:
@@ -139,6 +143,8 @@ class Services:
             operations=self._operations,
             tasks=self.tasks,
             base_url=url,
+            data_url=data_url,
+            notify=notify,
         )
         self.aggregations = Aggregations(
             clock=clock,

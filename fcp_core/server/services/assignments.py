@@ -11,7 +11,7 @@ from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Rejection
 from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.events import Rejected
+from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.operations import OperationBook, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.policies import Candidate
@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 
 class TaskAssignments:
-    """``google.internal.federatedcompute.v1.TaskAssignments``."""
+    """``google.internal.federatedcompute.v1.TaskAssignments``.
+
+    :param data_url: what stands in front of ``data/`` in the addresses of downloads.
+    :param notify: told of devices that are sent away.
+    """
 
     def __init__(
         self,
@@ -42,8 +46,12 @@ class TaskAssignments:
         operations: OperationBook,
         tasks: Tasks,
         base_url: Callable[[], str],
+        data_url: Callable[[], str],
+        notify: Callable[[Event], None],
     ) -> None:
         self._plugins = plugins
+        self._data_url = data_url
+        self._notify = notify
         self._clock = clock
         self._tokens = tokens
         self._populations = populations
@@ -126,7 +134,7 @@ class TaskAssignments:
             if found is not None:
                 response.task_assignments.append(self._message(*found, session))
         if not response.task_assignments:
-            self._plugins.notify(Rejected(now, population.name, session.session_id, "no_task"))
+            self._notify(Rejected(now, population.name, session.session_id, "no_task"))
         return response
 
     async def report_task_result(
@@ -158,7 +166,7 @@ class TaskAssignments:
             population, candidate, session = waiting
             population.withdraw(candidate)
             session.stop_waiting("it was cancelled by the device")
-            self._plugins.notify(Rejected(now, population.name, session.session_id, "cancelled"))
+            self._notify(Rejected(now, population.name, session.session_id, "cancelled"))
 
     def give_back(self, operation: longrunning.Operation) -> None:
         """Take back a task whose device cancelled, perhaps without having seen it."""
@@ -190,21 +198,26 @@ class TaskAssignments:
         response = pb.StartTaskAssignmentResponse()
         response.rejection_info.SetInParent()
         self._operations.finish(name, response, now)
-        self._plugins.notify(Rejected(now, population.name, session.session_id, rejection.reason))
+        self._notify(Rejected(now, population.name, session.session_id, rejection.reason))
 
     def _message(self, round_: Round, token: str, session: DeviceSession) -> pb.TaskAssignment:
         base_url = self._base_url()
+        data_url = self._data_url()
+        formats = session.check_in.supported_compression
+        compressed = common.RESOURCE_COMPRESSION_FORMAT_GZIP in formats
         message = pb.TaskAssignment(
             aggregation_data_forwarding_info=common.ForwardingInfo(target_uri_prefix=base_url),
             aggregation_id=round_.aggregation_id,
-            plan=round_.published.resource("plan", base_url),
-            init_checkpoint=round_.published.resource("checkpoint", base_url),
+            plan=round_.published.resource("plan", data_url, compressed=compressed),
+            init_checkpoint=round_.published.resource(
+                "checkpoint", data_url, compressed=compressed
+            ),
             session_id=session.session_id,
             authorization_token=token,
             task_name=round_.spec.name,
         )
         message.aggregation_info.SetInParent()
-        select = round_.published.select_info(base_url)
+        select = round_.published.select_info(data_url, compressed=compressed)
         if select is not None:
             message.federated_select_uri_info.CopyFrom(select)
         return message

@@ -1,10 +1,17 @@
-"""What devices download: plans, checkpoints and slices, compressed once when a task opens."""
+"""What devices download: plans, checkpoints and slices, compressed once when a task opens.
+
+A device that cannot undo gzip is told of addresses whose group ends with ``.plain``; what it asks
+for there is decompressed once, and kept as long as the task is open.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
@@ -17,6 +24,15 @@ CHECKPOINT_TYPE = "application/octet-stream+gzip"
 
 #: Data over this size is compressed in the fastest way: weights hardly shrink.
 _LARGE = 1 << 20
+
+#: From this size on data is compressed and decompressed in another thread.
+_APART = 16 << 10
+
+_GZIP = "+gzip"
+_PLAIN = ".plain"
+
+#: Returns a slice by the name of its file, or None if there is none.
+SliceSource: TypeAlias = Callable[[str], Awaitable["bytes | None"]]
 
 #: How long a device may keep a plan in its cache, in seconds. Tasks of one computation carry the
 #: same plan, so that the next round's is there already; their checkpoints differ.
@@ -36,36 +52,83 @@ class Download:
     etag: str
     max_age: float
 
+    def plain(self) -> Download:
+        """Return it without compression."""
+        data = gzip.decompress(self.data)
+        return replace(self, data=data, content_type=self.content_type.removesuffix(_GZIP))
+
 
 @dataclass(frozen=True)
 class Published:
     """One task's resources.
 
     :param group: the part of their addresses that cannot be guessed.
-    :param files: by name.
+    :param files: by name, all compressed.
+    :param has_slices: whether there are slices too.
+    :param inline_below: resources of fewer bytes than this, as they are sent, are not fetched but
+        lie in the assignment.
+    :param slices: where slices come from that are not among the files.
     """
 
     group: str
     files: dict[str, Download]
+    has_slices: bool = False
+    inline_below: int = 0
+    slices: SliceSource | None = None
+    _plain: dict[str, Download] = field(default_factory=dict)
 
-    def resource(self, name: str, base_url: str) -> common.Resource:
-        """Return where a device finds a resource; one that is not published is empty."""
+    def resource(self, name: str, base_url: str, *, compressed: bool = True) -> common.Resource:
+        """Return a resource, or where a device finds it; one that is not published is empty.
+
+        :param base_url: what stands in front of ``data/``.
+        :param compressed: whether the device can undo gzip.
+        """
         file = self.files.get(name)
         if file is None:
             return common.Resource()
-        resource = common.Resource(uri=f"{base_url}data/{self.group}/{name}")
+        if self.inline_below:
+            sent = file if compressed else self._undone(name, file)
+            if len(sent.data) < self.inline_below:
+                return _inline(sent.data, compressed)
+        resource = common.Resource(uri=f"{base_url}data/{self._folder(compressed)}/{name}")
         if file.max_age > 0:
             resource.client_cache_id = file.etag
             resource.max_age.CopyFrom(duration(file.max_age))
         return resource
 
-    def select_info(self, base_url: str) -> assignments_pb2.FederatedSelectUriInfo | None:
+    def select_info(
+        self, base_url: str, *, compressed: bool = True
+    ) -> assignments_pb2.FederatedSelectUriInfo | None:
         """Return where a device finds slices, or None if there are none."""
-        if self.files.keys() <= {"plan", "checkpoint"}:
+        if not self.has_slices:
             return None
+        folder = f"{base_url}data/{self._folder(compressed)}"
         return assignments_pb2.FederatedSelectUriInfo(
-            uri_template=f"{base_url}data/{self.group}/{{served_at_id}}_{{key_base10}}"
+            uri_template=f"{folder}/{{served_at_id}}_{{key_base10}}"
         )
+
+    async def get(self, name: str, *, compressed: bool) -> Download | None:
+        """Return a file as it goes over the wire; None if there is none of that name."""
+        file = self.files.get(name)
+        if file is not None:
+            if compressed:
+                return file
+            return await _apart(len(file.data), self._undone, name, file)
+        data = None if self.slices is None else await self.slices(name)
+        if data is None:
+            return None
+        if not compressed:
+            kind = CHECKPOINT_TYPE.removesuffix(_GZIP)
+            return Download(data, kind, hashlib.sha256(data).hexdigest(), 0.0)
+        return await _apart(len(data), _compress, data, CHECKPOINT_TYPE)
+
+    def _folder(self, compressed: bool) -> str:
+        return self.group if compressed else self.group + _PLAIN
+
+    def _undone(self, name: str, file: Download) -> Download:
+        if name not in self._plain:
+            self._plain[name] = file.plain()
+        return self._plain[name]
 
 
 class Downloads:
@@ -82,29 +145,50 @@ class Downloads:
         """Take a task's resources back."""
         self._groups.pop(group, None)
 
-    def get(self, name: str) -> Download:
+    async def get(self, name: str) -> Download:
         """Return a resource.
 
-        :param name: ``<group>/<file>``.
+        :param name: ``<group>/<file>``, or ``<group>.plain/<file>``.
         :raises StatusError: NOT_FOUND if there is none, or its task has ended.
         """
         group, _, file = name.partition("/")
-        published = self._groups.get(group)
-        download = None if published is None else published.files.get(file)
+        published = self._groups.get(group.removesuffix(_PLAIN))
+        download = None
+        if published is not None:
+            download = await published.get(file, compressed=not group.endswith(_PLAIN))
         if download is None:
             raise StatusError(Code.NOT_FOUND, "there is nothing here; its task may have ended")
         return download
 
 
-def publish(group: str, spec: TaskSpec) -> Published:
-    """Compress a task's resources. Takes a while: not for the event loop."""
+def publish(
+    group: str, spec: TaskSpec, *, inline_below: int = 0, slices: SliceSource | None = None
+) -> Published:
+    """Compress a task's resources. Takes a while: not for the event loop.
+
+    :param slices: where slices come from; None: they are kept in memory.
+    """
     files = {"plan": _compress(spec.plan, PLAN_TYPE, _PLAN_AGE)}
     if spec.checkpoint:
         files["checkpoint"] = _compress(spec.checkpoint, CHECKPOINT_TYPE)
-    for served_at_id, slices in spec.slices.items():
-        for key, data in slices.items():
+    for served_at_id, by_key in spec.slices.items() if slices is None else ():
+        for key, data in by_key.items():
             files[f"{served_at_id}_{key}"] = _compress(data, CHECKPOINT_TYPE)
-    return Published(group, files)
+    return Published(group, files, any(spec.slices.values()), inline_below, slices)
+
+
+def _inline(data: bytes, compressed: bool) -> common.Resource:
+    inline = common.Resource.InlineResource(data=data)
+    if compressed:
+        inline.compression_format = common.RESOURCE_COMPRESSION_FORMAT_GZIP
+    return common.Resource(inline_resource=inline)
+
+
+async def _apart(size: int, function: Callable[..., Download], *arguments: object) -> Download:
+    """Run a function that takes long for large data; on the event loop if it is small."""
+    if size < _APART:
+        return function(*arguments)
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
 def _compress(data: bytes, content_type: str, max_age: float = 0.0) -> Download:

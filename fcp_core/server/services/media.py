@@ -64,4 +64,4 @@ class Media:
         :param name: what follows ``/data/`` in its address.
         :raises StatusError: NOT_FOUND if there is none, or its task has ended.
         """
-        return self._downloads.get(name)
+        return await self._downloads.get(name)

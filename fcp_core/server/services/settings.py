@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fcp_core.server.urls import checked_url
+
 if TYPE_CHECKING:
     from fcp_core.plugins.config import Config
 
@@ -22,15 +24,23 @@ class Settings:
 
     :param session_timeout: in seconds.
     :param max_in_flight: how many bytes of uploads are held until they are submitted.
+    :param download_prefix: what stands in front of ``data/`` in the addresses of downloads; ``""``
+        is where devices reach the server.
     """
 
     session_timeout: float
     max_in_flight: int
+    download_prefix: str
 
     @classmethod
     def from_config(cls, config: Config) -> Settings:
-        """Read the settings."""
+        """Read the settings.
+
+        :raises UsageError: if the prefix of downloads is no address.
+        """
+        prefix = config.get("download_prefix")
         return cls(
             session_timeout=config.get("session_timeout"),
             max_in_flight=config.get("max_in_flight"),
+            download_prefix="" if prefix is None else checked_url(prefix, "download_prefix"),
         )

@@ -86,6 +86,16 @@ class TaskStore:
         blob = await self._storage.transact(lambda tx: tx.get(BlobRecord, _result(task_id)))
         return None if blob is None else blob.data
 
+    async def slice(self, task_id: str, file: str) -> bytes | None:
+        """Return a slice of a task that has not ended, or None.
+
+        :param file: ``<served_at_id>_<key>``.
+        """
+        served_at_id, _, key = file.rpartition("_")
+        name = f"{task_id}/slice/{key}/{served_at_id}"
+        blob = await self._storage.transact(lambda tx: tx.get(BlobRecord, name))
+        return None if blob is None else blob.data
+
     async def forget(self, task_id: str) -> None:
         """Delete a task and its result."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -137,7 +138,7 @@ class Tasks:
         )
         choices = self._choose(spec)
         try:
-            published = await self._publish(spec)
+            published = await self._publish(task_id, spec)
             await self._store.add(record, spec)
         except BaseException:
             choices.fold.abort()
@@ -258,7 +259,7 @@ class Tasks:
                     "configuration, or use another storage."
                 ) from error
             self._populations.add(record.population)
-            self._open(record, spec, choices, await self._publish(spec))
+            self._open(record, spec, choices, await self._publish(record.task_id, spec))
 
     async def stop(self) -> None:
         """Let go of all rounds; their tasks go on when the storage is used again."""
@@ -333,9 +334,17 @@ class Tasks:
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
 
-    async def _publish(self, spec: TaskSpec) -> Published:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, publish, self._tokens.secret(), spec)
+    async def _publish(self, task_id: str, spec: TaskSpec) -> Published:
+        config = self._plugins.config.scoped(spec.population, spec.name)
+        stored = config.get("slices_from") == "storage"
+        work = functools.partial(
+            publish,
+            self._tokens.secret(),
+            spec,
+            inline_below=config.get("inline_resources_below"),
+            slices=functools.partial(self._store.slice, task_id) if stored else None,
+        )
+        return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _open(
         self, record: TaskRecord, spec: TaskSpec, choices: _Choices, published: Published

@@ -1,0 +1,232 @@
+"""What devices download: ranges, forms for every device, inline resources, slices, a CDN."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+import urllib3
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.protos import common_pb2
+from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
+from fcp_core.server import Server, ServerThread
+from fcp_core.server.media import parse_range
+
+WAIT = 30.0
+DATA = bytes(range(256)) * 4
+FILE = "/data/group/plan"
+
+
+# Ranges.
+
+
+@pytest.fixture
+def front(make_front, http):
+    services = http.Services()
+    services.media.files["group/plan"] = http.Download(DATA, "application/x+gzip", "tag", 60.0)
+    return make_front(services)
+
+
+@pytest.mark.parametrize(
+    ("header", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=5-9", 5, 9),
+        ("bytes=1000-", 1000, 1023),
+        ("bytes=-24", 1000, 1023),
+        ("bytes=-5000", 0, 1023),
+        ("bytes=1000-99999999", 1000, 1023),
+        ("Bytes = 7-8", 7, 8),
+    ],
+)
+def test_a_range(front, http, header, first, last):
+    with front.connect() as connection:
+        reply = connection.send(http.head(FILE, "GET", Range=header)).reply("GET")
+        assert (reply.status, reply.body) == (206, DATA[first : last + 1])
+        assert reply.headers["Content-Range"] == f"bytes {first}-{last}/1024"
+        assert reply.headers["ETag"] == '"tag"'
+        assert reply.headers["Content-Type"] == "application/x+gzip"
+        # The connection is good for more.
+        assert connection.send(http.head(FILE, "GET")).reply("GET").body == DATA
+
+
+@pytest.mark.parametrize("header", ["bytes=1024-", "bytes=5000-6000", "bytes=-0"])
+def test_a_range_that_is_not_there(front, http, header):
+    reply = front.ask(http.head(FILE, "GET", Range=header), method="GET")
+    assert reply.status == 416
+    assert reply.headers["Content-Range"] == "bytes */1024"
+    assert "1024 bytes" in reply.error[1]
+
+
+@pytest.mark.parametrize(
+    "header", ["bytes=9-5", "bytes=-", "bytes=1-2,5-6", "lines=1-2", "bytes=x-", "1-2", "bytes"]
+)
+def test_a_range_that_is_none_is_ignored(front, http, header):
+    reply = front.ask(http.head(FILE, "GET", Range=header), method="GET")
+    assert (reply.status, reply.body) == (200, DATA)
+    assert reply.headers["Accept-Ranges"] == "bytes"
+
+
+def test_a_range_of_what_the_client_has(front, http):
+    def ask(method="GET", **headers):
+        return front.ask(http.head(FILE, method, Range="bytes=4-", **headers), method=method)
+
+    assert ask(If_Range='"tag"').status == 206
+    for other in ('"old"', 'W/"tag"', "Sun, 22 Nov 2026 00:00:00 GMT"):
+        assert ask(If_Range=other).body == DATA
+    assert ask(If_None_Match='"tag"').status == 304
+    reply = ask("HEAD")
+    assert (reply.status, reply.headers["Content-Length"]) == (200, "1024")
+
+
+@given(st.text("bytes=-,0123456789 "), st.integers(0, 30))
+def test_any_range_header_is_within_the_data(header, size):
+    wanted = parse_range(header, size)
+    if wanted:
+        assert 0 <= wanted.start < wanted.stop <= size
+
+
+# What a server offers.
+
+
+@pytest.fixture
+def make_server(tmp_path):
+    running = []
+
+    def make(**overrides):
+        plugins = Plugins.load(environ={}, overrides=overrides, working_folder=tmp_path)
+        thread = ServerThread(Server(plugins))
+        running.append(thread)
+        thread.start()
+        return thread
+
+    yield make
+    for thread in running:
+        thread.stop()
+
+
+def submit(thread, spec):
+    return thread.run(thread.server.services.tasks.submit(spec)).result(WAIT)
+
+
+def assignment(device, formats=(common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP,)):
+    """Check in with these compression formats and get a task."""
+    request = eligibility_pb2.EligibilityEvalTaskRequest()
+    request.resource_capabilities.supported_compression_formats.extend(formats)
+    response = device.call(
+        device.entry,
+        f"/v1/eligibilityevaltasks/{device.population}:request",
+        request,
+        eligibility_pb2.EligibilityEvalTaskResponse,
+    )
+    device.session_id = response.session_id
+    device.forwarding = response.task_assignment_forwarding_info
+    return device.start()
+
+
+def get(uri):
+    with urllib3.PoolManager(retries=False, timeout=WAIT) as client:
+        reply = client.request("GET", uri, decode_content=False)
+        assert reply.status == 200
+        return reply.headers["Content-Type"], reply.data
+
+
+PLAN = b"the plan" * 5000
+SLICES = {"s_1": {0: b"zero", 7: b"seven" * 9000}, "other": {0: b"other"}}
+
+
+@pytest.mark.parametrize("kept", ["memory", "storage"])
+def test_each_device_gets_the_form_that_it_can_read(make_server, make_device, sum_task, kept):
+    thread = make_server(slices_from=kept)
+    spec = sum_task(goal=4, slices=SLICES)
+    spec = type(spec)(**{**spec.__dict__, "plan": PLAN})
+    task_id = submit(thread, spec)
+    packed = assignment(make_device(thread.server.url, "people"))
+    plain = assignment(make_device(thread.server.url, "people"), ())
+    kinds = ("application/x-protobuf", "application/octet-stream")
+    for task, suffix, read in ((packed, "+gzip", gzip.decompress), (plain, "", bytes)):
+        found = [get(resource.uri) for resource in (task.plan, task.init_checkpoint)]
+        assert [kind for kind, _ in found] == [kind + suffix for kind in kinds]
+        assert [read(data) for _, data in found] == [PLAN, b"the checkpoint"]
+        template = task.federated_select_uri_info.uri_template
+        for served_at_id, slices in SLICES.items():
+            for key, data in slices.items():
+                uri = template.replace("{served_at_id}", served_at_id)
+                kind, body = get(uri.replace("{key_base10}", str(key)))
+                assert (kind, read(body)) == (kinds[1] + suffix, data)
+        for missing in ("s_1_1", "nothing_0", "plan_", "_", "s_1"):
+            folder = template.rpartition("/")[0]
+            with urllib3.PoolManager(retries=False) as client:
+                assert client.request("GET", f"{folder}/{missing}").status == 404
+    thread.run(thread.server.services.tasks.cancel(task_id)).result(WAIT)
+    with urllib3.PoolManager(retries=False) as client:
+        for task in (packed, plain):
+            assert client.request("GET", task.plan.uri).status == 404
+
+
+def test_small_resources_lie_in_the_assignment(make_server, make_device, sum_task):
+    thread = make_server(inline_resources_below="100")
+    large = b"".join(bytes([n % 251, n // 251]) for n in range(500))
+    spec = sum_task(goal=2)
+    submit(thread, type(spec)(**{**spec.__dict__, "checkpoint": large}))
+    packed = assignment(make_device(thread.server.url, "people"))
+    plain = assignment(make_device(thread.server.url, "people"), ())
+    for task, format, read in ((packed, 1, gzip.decompress), (plain, 0, bytes)):
+        assert task.plan.WhichOneof("resource") == "inline_resource"
+        assert task.plan.inline_resource.compression_format == format
+        assert read(task.plan.inline_resource.data) == b"the plan"
+        assert not task.plan.client_cache_id
+        assert read(get(task.init_checkpoint.uri)[1]) == large
+
+
+def test_one_task_may_be_inline_and_another_not(make_server, make_device, sum_task, tmp_path):
+    (tmp_path / "fcp.cfg").write_text("[fcp:task:small]\ninline_resources_below = 1KiB\n")
+    thread = make_server()
+    for name in ("small", "sum"):
+        submit(thread, sum_task(goal=1, name=name))
+    kinds = {}
+    for _ in range(2):
+        task = assignment(make_device(thread.server.url, "people"))
+        kinds[task.task_name] = task.plan.WhichOneof("resource")
+    assert kinds == {"small": "inline_resource", "sum": "uri"}
+
+
+def test_a_cached_plan_is_named_by_its_content(make_server, make_device, sum_task):
+    thread = make_server()
+    for name, plan in (("a", b"same"), ("b", b"same"), ("c", b"other")):
+        spec = sum_task(goal=1, name=name)
+        submit(thread, type(spec)(**{**spec.__dict__, "plan": plan}))
+    tasks = {}
+    for _ in range(3):
+        task = assignment(make_device(thread.server.url, "people"))
+        tasks[task.task_name] = task
+        assert task.plan.max_age.seconds > 0
+        # Every round has a checkpoint of its own: keeping it would only take room.
+        assert not task.init_checkpoint.client_cache_id
+        assert not task.init_checkpoint.HasField("max_age")
+    ids = {name: task.plan.client_cache_id for name, task in tasks.items()}
+    assert ids["a"] == ids["b"] != ids["c"]
+
+
+def test_downloads_may_come_from_elsewhere(make_server, make_device, sum_task):
+    thread = make_server(download_prefix="https://cdn.example/fcp")
+    submit(thread, sum_task(slices=SLICES))
+    task = assignment(make_device(thread.server.url, "people"))
+    url = thread.server.url
+    for uri in (task.plan.uri, task.federated_select_uri_info.uri_template):
+        assert uri.startswith("https://cdn.example/fcp/data/")
+    assert task.aggregation_data_forwarding_info.target_uri_prefix == url
+    # What the CDN asks its origin for is there.
+    assert get(task.plan.uri.replace("https://cdn.example/fcp/", url))[0].endswith("+gzip")
+
+
+@pytest.mark.parametrize("prefix", ["cdn.example", "https://cdn.example/?x", "ftp://x/"])
+def test_a_prefix_that_is_none(tmp_path, prefix):
+    overrides = {"download_prefix": prefix}
+    plugins = Plugins.load(environ={}, overrides=overrides, working_folder=tmp_path)
+    with pytest.raises(UsageError, match="download_prefix"):
+        Server(plugins)
