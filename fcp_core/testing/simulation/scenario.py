@@ -8,6 +8,9 @@ from fcp_core.errors import UsageError
 from fcp_core.rounds.policies import RetryWindow
 from fcp_core.testing.simulation.devices import DeviceModel
 
+_ACCEPTED = RetryWindow(4 * 3600.0, 8 * 3600.0)
+_REJECTED = RetryWindow(3600.0, 3 * 3600.0)
+
 
 @dataclass(frozen=True)
 class TaskModel:
@@ -60,11 +63,11 @@ class Scenario:
     tasks: tuple[TaskModel, ...] = (TaskModel(),)
     hours: float = 24.0
     start: float = 1_795_305_600.0
-    retry_accepted: RetryWindow = RetryWindow(4 * 3600.0, 8 * 3600.0)
-    retry_rejected: RetryWindow = RetryWindow(3600.0, 3 * 3600.0)
+    retry_accepted: RetryWindow = _ACCEPTED
+    retry_rejected: RetryWindow = _REJECTED
     session_timeout: float = 900.0
     assignment_timeout: float = 600.0
-    step: float = 0.1
+    step: float = 0.25
 
     def __post_init__(self) -> None:
         for window in (self.retry_accepted, self.retry_rejected):

@@ -34,6 +34,7 @@ from fcp_core.rounds.task_machine import (
 )
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.testing.simulation.devices import Devices
+from fcp_core.testing.simulation.draws import Floats, Ints
 from fcp_core.testing.simulation.report import Report, RoundReport
 from fcp_core.testing.simulation.scenario import Scenario, TaskModel
 from fcp_core.testing.simulation.wakes import NEVER, Wakes
@@ -45,10 +46,16 @@ Pacing: TypeAlias = Callable[[bool, Mapping[str, Any], float], RetryWindow]
 #: The span of check-ins that is sorted at a time, and for which retry windows hold, in seconds.
 _SPAN = 60.0
 
+#: What comes by so much of a step too late is in time: it is the error of a sum.
+_EARLY = 1e-3
+
 
 @dataclass
 class _Round:
-    """A round, its machine and what became of its devices."""
+    """A round, its machine and what became of its devices.
+
+    :param opened: in seconds after the start.
+    """
 
     model: TaskModel
     machine: TaskMachine
@@ -133,7 +140,8 @@ class World:
             ):
                 self._decide(step, now)
             self._ask = False
-            room = self._has_room()
+            # Those who still wait are turned away with the next device that comes.
+            room = self._has_room() or self._assigner.waiting > 0
         self._turn_away(self._end - 1)
         return self._report()
 
@@ -183,7 +191,7 @@ class World:
                 deadline=now + model.deadline,
                 assignment_timeout=self._scenario.assignment_timeout,
             )
-            round_ = _Round(model, machine, now)
+            round_ = _Round(model, machine, step * self._step)
             self._rounds[machine.task_id] = round_
             self._assigner.open(machine.task_id, "lab", self._name, self._policy, self._options)
             self._schedule(round_, step)
@@ -261,6 +269,7 @@ class World:
     ) -> None:
         """Carry out a task machine's effects, in order."""
         queue = deque(effects)
+        released = False
         while queue:
             effect = queue.popleft()
             if isinstance(effect, FoldAssignment):
@@ -269,29 +278,30 @@ class World:
             elif isinstance(effect, ReleaseAssignment):
                 del self._at_work[effect.assignment]
                 round_.reasons[effect.phase] += 1
-                self._ask = True
+                released = True
             elif isinstance(effect, CompleteEffect):
                 queue.extend(round_.machine.reported(Code.OK, "", now))
             else:
-                self._close(round_, now)
+                self._close(round_, step * self._step)
                 pause = step * self._step + round_.model.pause
                 number = self._scenario.tasks.index(round_.model)
                 heapq.heappush(self._openings, (max(step + 1, self._to_step(pause)), number))
+        if released and round_.machine.capacity:
+            self._ask = True
 
-    def _close(self, round_: _Round, now: float) -> None:
+    def _close(self, round_: _Round, closed: float) -> None:
         del self._rounds[round_.machine.task_id]
         self._assigner.close(round_.machine.task_id)
-        self._keep(round_, now)
+        self._keep(round_, closed)
         self._ask = True
 
-    def _keep(self, round_: _Round, now: float | None) -> None:
+    def _keep(self, round_: _Round, closed: float | None) -> None:
         status = round_.machine.status()
-        start = self._scenario.start
         self._reports.append(
             RoundReport(
                 task=status.name,
-                opened=round_.opened - start,
-                closed=None if now is None else now - start,
+                opened=round_.opened,
+                closed=closed,
                 state=status.state,
                 assigned=status.assigned,
                 contributed=status.contributed,
@@ -305,9 +315,8 @@ class World:
     def _next_event(self, after: int) -> int:
         """Return the next step in which something but a check-in happens."""
         steps = [round_.tick for round_ in self._rounds.values()]
-        for heap in (self._finishes, self._openings, self._expiries):
-            if heap:
-                steps.append(heap[0][0])
+        queues = (self._finishes, self._openings, self._expiries)
+        steps.extend(queue[0][0] for queue in queues if queue)
         tick = self._assigner.next_tick()
         if tick is not None:
             steps.append(max(after + 1, self._step_of(tick)))
@@ -322,11 +331,11 @@ class World:
         return self._to_step(at - self._scenario.start)
 
     def _to_step(self, seconds: float) -> int:
-        # Without the small term, what is due at a step's own time could come a step later.
-        return math.ceil(seconds / self._step - 1e-6)
+        return math.ceil(seconds / self._step - _EARLY)
 
-    def _to_steps(self, seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        return np.ceil(seconds / self._step - 1e-6).astype(np.int64)
+    def _to_steps(self, seconds: Floats) -> Ints:
+        steps: Ints = np.ceil(seconds / self._step - _EARLY).astype(np.int64)
+        return steps
 
     def _window(self, accepted: bool, step: int) -> RetryWindow:
         if self._pacing is not None and step >= self._windows_until:
@@ -348,7 +357,7 @@ class World:
     def _has_room(self) -> bool:
         return any(round_.machine.capacity for round_ in self._rounds.values())
 
-    def _count(self, steps: npt.NDArray[np.int64]) -> None:
+    def _count(self, steps: Ints) -> None:
         seconds = (steps * self._step).astype(np.int64)
         first = int(seconds[0])
         counts = np.bincount(seconds - first)

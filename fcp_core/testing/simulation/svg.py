@@ -1,0 +1,138 @@
+"""Charts as SVG, as many as the policy lab needs: lines and bars, in panels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+#: Colours that most people can tell apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+_WIDTH, _HEIGHT = 460, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 44
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A panel of lines: points (x, y) by the name of the series."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]]
+    x_limit: float | None = None
+
+    def draw(self) -> list[str]:
+        """Return the panel's elements."""
+        points = [point for _, line in self.series for point in line]
+        x_ticks = _ticks(self.x_limit or max((x for x, _ in points), default=1.0))
+        y_ticks = _ticks(max((y for _, y in points), default=1.0))
+        x_max, y_max = self.x_limit or x_ticks[-1], y_ticks[-1]
+        parts = _frame(self.title, self.x_label, self.y_label, y_ticks)
+        for tick in x_ticks:
+            if tick <= x_max:
+                place = _LEFT + tick / x_max * _INNER_WIDTH
+                parts.append(_text(place, _HEIGHT - _BOTTOM + 16, _number(tick), "middle"))
+        for number, (_, line) in enumerate(self.series):
+            path = " ".join(
+                f"{_LEFT + min(x / x_max, 1.0) * _INNER_WIDTH:.1f},{_y(y / y_max):.1f}"
+                for x, y in line
+            )
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{_colour(number)}" '
+                f'stroke-width="1.6"/>'
+            )
+        return parts
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A panel of groups of bars: for each group its name and a value for each series."""
+
+    title: str
+    y_label: str
+    groups: Sequence[tuple[str, Sequence[float]]]
+
+    def draw(self) -> list[str]:
+        """Return the panel's elements."""
+        y_ticks = _ticks(max((value for _, values in self.groups for value in values), default=1.0))
+        parts = _frame(self.title, "", self.y_label, y_ticks)
+        width = _INNER_WIDTH / max(1, len(self.groups))
+        for place, (name, values) in enumerate(self.groups):
+            left = _LEFT + place * width
+            parts.append(_text(left + width / 2, _HEIGHT - _BOTTOM + 16, name, "middle"))
+            bar = width * 0.8 / max(1, len(values))
+            for number, value in enumerate(values):
+                x, y = left + width * 0.1 + number * bar, _y(value / y_ticks[-1])
+                parts.append(
+                    f'<rect x="{x:.1f}" y="{y:.1f}" width="{bar * 0.9:.1f}" '
+                    f'height="{_HEIGHT - _BOTTOM - y:.1f}" fill="{_colour(number)}"/>'
+                )
+        return parts
+
+
+_INNER_WIDTH = _WIDTH - _LEFT - _RIGHT
+_INNER_HEIGHT = _HEIGHT - _TOP - _BOTTOM
+
+
+def page(title: str, legend: Sequence[str], panels: Sequence[Lines | Bars]) -> str:
+    """Return an SVG document with the panels in two columns."""
+    height = 60 + math.ceil(len(panels) / 2) * _HEIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * _WIDTH}" height="{height}" '
+        f'viewBox="0 0 {2 * _WIDTH} {height}" font-family="sans-serif" font-size="11">',
+        f'<rect width="{2 * _WIDTH}" height="{height}" fill="white"/>',
+        _text(_LEFT, 24, title, "start", 'font-size="15" font-weight="bold"'),
+    ]
+    x = float(_LEFT)
+    for number, name in enumerate(legend):
+        parts.append(f'<rect x="{x}" y="38" width="12" height="12" fill="{_colour(number)}"/>')
+        parts.append(_text(x + 17, 48, name, "start"))
+        x += 40 + 6.5 * len(name)
+    for number, panel in enumerate(panels):
+        place = f"translate({number % 2 * _WIDTH},{60 + number // 2 * _HEIGHT})"
+        parts += [f'<g transform="{place}">', *panel.draw(), "</g>"]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _frame(title: str, x_label: str, y_label: str, y_ticks: Sequence[float]) -> list[str]:
+    middle = _TOP + _INNER_HEIGHT / 2
+    parts = [
+        _text(_LEFT, _TOP - 12, title, "start", 'font-size="12" font-weight="bold"'),
+        _text(_LEFT + _INNER_WIDTH / 2, _HEIGHT - 8, x_label, "middle"),
+        _text(14, middle, y_label, "middle", f'transform="rotate(-90 14 {middle})"'),
+    ]
+    for tick in y_ticks:
+        y = _y(tick / y_ticks[-1])
+        parts.append(
+            f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#ddd"/>'
+        )
+        parts.append(_text(_LEFT - 6, y + 4, _number(tick), "end"))
+    return parts
+
+
+def _y(share: float) -> float:
+    return _HEIGHT - _BOTTOM - share * _INNER_HEIGHT
+
+
+def _ticks(largest: float) -> list[float]:
+    """Return four to six round numbers from 0 to *largest* or a little more."""
+    if not largest > 0:
+        return [0.0, 1.0]
+    power = 10.0 ** math.floor(math.log10(largest / 4))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if largest / (s * power) <= 5)
+    return [number * step for number in range(math.ceil(largest / step - 1e-9) + 1)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _colour(number: int) -> str:
+    return COLOURS[number % len(COLOURS)]
+
+
+def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
