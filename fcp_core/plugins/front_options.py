@@ -19,6 +19,9 @@ def add_front_options(options: OptionRegistry) -> None:
     add("idle_timeout", "duration", "1m", "how long a request's header, or a call, may take", 0.001)
     add("body_timeout", "duration", "10m", "how long an upload or a download may take", 0.001)
     add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
+    add("max_connections", "int", 10_000, "connections at a time; the next is closed at once", 1)
+    add("max_sessions", "int", 500_000, "device sessions that are kept at a time", 1)
+    add("max_operations", "int", 100_000, "devices that may wait for a task at a time", 1)
     each = "requests a second from one"
     add("rate_per_address", "float", "0", f"{each} address, or one IPv6 /64; 0: no limit", 0)
     add("burst_per_address", "int", 100, "how many of them may come at once", 1)

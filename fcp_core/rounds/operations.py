@@ -28,10 +28,17 @@ class OperationBook:
 
     :param retention: seconds for which an operation can be asked for once it is done.
     :param on_change: told that :meth:`next_expiry` may have changed.
+    :param max_open: how many may be open at a time; None: any number.
     """
 
-    def __init__(self, retention: float, on_change: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        retention: float,
+        on_change: Callable[[], None] = lambda: None,
+        max_open: int | None = None,
+    ) -> None:
         self._retention = retention
+        self._max_open = max_open
         self._on_change = on_change
         self._operations: Expiring[longrunning.Operation] = Expiring()
         self._open: set[str] = set()
@@ -46,7 +53,14 @@ class OperationBook:
 
         :param metadata: must carry a polling interval if it is of a type that has one: with none,
             the published client asks again without a pause.
+        :raises StatusError: UNAVAILABLE if too many are open.
         """
+        if self._max_open is not None and len(self._open) >= self._max_open:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"{self._max_open} devices wait already, the most that this server keeps; ask "
+                "again later",
+            )
         operation = longrunning.Operation(name=name, metadata=pack(metadata))
         self._open.add(name)
         self._put(operation, expires)

@@ -127,17 +127,29 @@ class SessionBook:
 
     A session stays for *retention* seconds after it expired, so that a late device is answered
     ABORTED, which brings it back soon, and not NOT_FOUND.
+
+    :param max_sessions: how many are kept at a time; None: any number.
     """
 
-    def __init__(self, timeout: float, retention: float) -> None:
+    def __init__(self, timeout: float, retention: float, max_sessions: int | None = None) -> None:
         self.timeout = timeout
+        self._max_sessions = max_sessions
         self._retention = retention
         self._sessions: Expiring[DeviceSession] = Expiring()
         self._live: Expiring[DeviceSession] = Expiring()
         self._lost: Expiring[str] = Expiring()
 
     def open(self, session: DeviceSession, now: float) -> float:
-        """Add a session; return when it is forgotten."""
+        """Add a session; return when it is forgotten.
+
+        :raises StatusError: UNAVAILABLE if there are too many.
+        """
+        if self._max_sessions is not None and len(self._sessions) >= self._max_sessions:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"there are {self._max_sessions} sessions already, the most that this server "
+                "keeps; check in again later",
+            )
         forgotten = now + self.timeout + self._retention
         self._live.put(session.session_id, session, now + self.timeout)
         self._sessions.put(session.session_id, session, forgotten)

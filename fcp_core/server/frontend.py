@@ -102,12 +102,16 @@ def _bind(
 
 
 class FrontServer(HTTPServer):
-    """Tornado's server, which counts its connections."""
+    """Tornado's server, which counts and bounds its connections."""
 
     connections = 0
+    max_connections = 0
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        """Take a connection."""
+        """Take a connection, or close it if there are too many."""
+        if self.connections >= self.max_connections:
+            stream.close()
+            return
         self.connections += 1
         super().handle_stream(stream, address)
 
@@ -188,6 +192,7 @@ class Frontend:
             max_body_size=self._limits.max_header,
             idle_connection_timeout=self._limits.idle_timeout,
         )
+        self._http.max_connections = self._limits.max_connections
         self._http.add_sockets(self._sockets)
         if self._metrics_sockets:
             self._metrics_http = HTTPServer(

@@ -26,6 +26,7 @@ class Limits:
         call its body.
     :param body_timeout: how long an upload may take, and a download.
     :param drain_timeout: how long requests may go on after the server was told to stop.
+    :param max_connections: connections at a time; what comes beyond is closed at once.
     :param rate_per_address: requests a second from one address, or one IPv6 /64; 0: any number.
     :param burst_per_address: how many of them may come at once.
     :param rate_per_key: requests a second with one API key; 0: any number.
@@ -39,6 +40,7 @@ class Limits:
     idle_timeout: float = 60.0
     body_timeout: float = 600.0
     drain_timeout: float = 10.0
+    max_connections: int = 10_000
     rate_per_address: float = 0.0
     burst_per_address: int = 100
     rate_per_key: float = 0.0

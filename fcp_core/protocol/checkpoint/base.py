@@ -18,6 +18,10 @@ Tensor = NDArray[Any]
 #: One tensor or its serialized form must fit the 2 GiB that a protobuf message may have.
 MAX_MESSAGE_BYTES = 2**31 - 1
 
+#: The most tensors that one checkpoint may have. A model has thousands; a file of a gigabyte could
+#: name so many tiny ones that the table of their names would need many times that.
+MAX_TENSORS = 100_000
+
 # NumPy 1 has no more dimensions than this; no model comes near it.
 _MAX_RANK = 32
 
@@ -25,6 +29,15 @@ _MAX_RANK = 32
 def invalid(message: str) -> StatusError:
     """Return the error for a checkpoint, or a tensor, that cannot be read or written."""
     return StatusError(Code.INVALID_ARGUMENT, message)
+
+
+def check_tensors(count: int) -> None:
+    """Refuse a checkpoint with too many tensors.
+
+    :raises StatusError: INVALID_ARGUMENT if *count* is over :data:`MAX_TENSORS`.
+    """
+    if count > MAX_TENSORS:
+        raise invalid(f"the checkpoint has more than {MAX_TENSORS} tensors, or parts of tensors")
 
 
 class Entry(ABC):

@@ -20,6 +20,7 @@ from fcp_core.protocol.checkpoint.base import (
     Entry,
     Tensor,
     check_shape,
+    check_tensors,
     encode_text,
     invalid,
     little_endian_bytes,
@@ -67,6 +68,7 @@ def read_federated_compute(data: memoryview) -> Checkpoint:
         start, at = wire.read_span(data, at, end)
         entry = _FcEntry(data, name, start, at)
         entries.setdefault(name, entry)
+        check_tensors(len(entries))
     return Checkpoint("federated_compute", entries)
 
 

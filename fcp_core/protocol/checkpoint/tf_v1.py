@@ -22,6 +22,7 @@ from fcp_core.protocol.checkpoint.base import (
     Tensor,
     check_count,
     check_shape,
+    check_tensors,
     encode_text,
     invalid,
     little_endian_bytes,
@@ -158,6 +159,7 @@ def _read_chunk(
     """Add the tensors of the table between *start* and *end* to *entries*."""
     mine: dict[str, _TfEntry] | None = None
     for position, value in enumerate(read_table(data, start, end, verify=verify)):
+        check_tensors(position)
         for number, wire_type, *span in wire.fields(data, *value):
             if wire_type != wire.BYTES:
                 raise invalid(f"the checkpoint is corrupt: entry {position} is not a tensor")
@@ -173,6 +175,7 @@ def _read_chunk(
         if name in entries:
             raise invalid(f"the checkpoint holds the tensor {name!r} twice")
         entries[name] = entry
+    check_tensors(len(entries))
 
 
 def _read_meta(data: memoryview, start: int, end: int) -> dict[str, _TfEntry]:
@@ -187,6 +190,7 @@ def _read_meta(data: memoryview, start: int, end: int) -> dict[str, _TfEntry]:
             f"the checkpoint asks for readers of version {meta.versions.min_consumer}; this one "
             f"has version {_VERSION}"
         )
+    check_tensors(len(meta.tensor))
     entries: dict[str, _TfEntry] = {}
     for tensor in meta.tensor:
         if tensor.name in entries:

@@ -86,9 +86,11 @@ class Services:
         self._journal = Journal(self._storage)
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
-        self._sessions = SessionBook(settings.session_timeout, RETENTION)
+        self._sessions = SessionBook(settings.session_timeout, RETENTION, settings.max_sessions)
         self._book = ContributionBook(tokens)
-        self._operations = OperationBook(OPERATION_RETENTION, self._schedule)
+        self._operations = OperationBook(
+            OPERATION_RETENTION, self._schedule, settings.max_operations
+        )
         served = None if populations is None else tuple(populations)
         for name in plugins.config.scopes("population"):
             if served is not None and name not in served:

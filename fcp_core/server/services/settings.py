@@ -24,12 +24,16 @@ class Settings:
 
     :param session_timeout: in seconds.
     :param max_in_flight: how many bytes of uploads are held until they are submitted.
+    :param max_sessions: how many device sessions are kept, late ones among them.
+    :param max_operations: how many devices may wait for a task.
     :param download_prefix: what stands in front of ``data/`` in the addresses of downloads; ``""``
         is where devices reach the server.
     """
 
     session_timeout: float
     max_in_flight: int
+    max_sessions: int
+    max_operations: int
     download_prefix: str
 
     @classmethod
@@ -42,5 +46,7 @@ class Settings:
         return cls(
             session_timeout=config.get("session_timeout"),
             max_in_flight=config.get("max_in_flight"),
+            max_sessions=config.get("max_sessions"),
+            max_operations=config.get("max_operations"),
             download_prefix="" if prefix is None else checked_url(prefix, "download_prefix"),
         )

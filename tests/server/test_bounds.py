@@ -1,0 +1,109 @@
+"""What there may be at a time: connections, sessions, waiting devices, tensors, slow clients."""
+
+from __future__ import annotations
+
+import io
+import threading
+
+import numpy as np
+import pytest
+
+from fcp_core.protocol.checkpoint import base as checkpoints
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.protos import common_pb2
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.operations import OperationBook
+from fcp_core.rounds.policies import CheckIn
+from fcp_core.rounds.sessions import DeviceSession, SessionBook
+from fcp_core.server import handlers
+
+
+def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_front, http):
+    front = make_front(max_connections=3)
+    health = http.head("/healthz", "GET")
+    open_connections = [front.connect().send(health) for _ in range(3)]
+    assert [c.reply("GET").status for c in open_connections] == [200] * 3
+    with front.connect() as one_more:
+        assert one_more.is_closed()
+    # Those that are there go on.
+    assert open_connections[0].send(health).reply("GET").status == 200
+    for connection in open_connections:
+        connection.socket.close()
+    while True:  # the server sees an end a little later than it happens
+        with front.connect() as connection:
+            try:
+                assert connection.send(health).reply("GET").status == 200
+            except (ConnectionError, OSError, ValueError):
+                continue
+            break
+
+
+def test_many_slow_clients_end_and_others_are_served_meanwhile(make_front, http, monkeypatch):
+    monkeypatch.setattr(handlers, "LINGER_TIME", 0.3)
+    front = make_front(idle_timeout=0.3, body_timeout=0.3)
+    slow = [
+        b"GET /hea",
+        http.head("/v1/eligibilityevaltasks/p:request", Content_Length=100) + b"some",
+        http.head("/upload/v1/media/known/upload", Content_Length=100) + b"some",
+        http.head("/upload/v1/media/unknown", Content_Length=100) + b"some",
+        b"",
+    ]
+    connections = [front.connect().send(start) for start in slow * 20]
+    assert front.ask(http.head("/healthz", "GET"), method="GET").status == 200
+    ended = []
+
+    def drain(connection):
+        with connection:
+            answer = io.BytesIO()
+            while piece := connection.socket.recv(65536):
+                answer.write(piece)
+            ended.append(answer.getvalue())
+
+    threads = [threading.Thread(target=drain, args=(c,), daemon=True) for c in connections]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(http.WAIT)
+    assert len(ended) == len(connections)
+    assert front.frontend.in_flight == 0
+
+
+def test_open_operations_are_bounded():
+    book = OperationBook(retention=10.0, max_open=2)
+    metadata = common_pb2.ForwardingInfo()
+    for name in ("operations/a", "operations/b"):
+        book.pending(name, metadata, 100.0)
+    with pytest.raises(StatusError, match="2 devices wait already") as caught:
+        book.pending("operations/c", metadata, 100.0)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert book.find("operations/c") is None
+    book.done("operations/d", metadata, metadata, 0.0)  # takes no place
+    assert book.open == 2
+    book.cancel("operations/a", 0.0)
+    assert book.open == 1
+    book.pending("operations/c", metadata, 100.0)
+    book.pop_due(100.0)
+    assert book.open == 0
+
+
+def test_sessions_are_bounded():
+    book = SessionBook(timeout=10.0, retention=5.0, max_sessions=2)
+    for number in range(2):
+        book.open(DeviceSession(f"s{number}", CheckIn("p", "1", "", True, True)), float(number))
+    with pytest.raises(StatusError, match="2 sessions already") as caught:
+        book.open(DeviceSession("s2", CheckIn("p", "1", "", True, True)), 2.0)
+    assert caught.value.code is Code.UNAVAILABLE
+    book.tick(15.0)
+    book.open(DeviceSession("s2", CheckIn("p", "1", "", True, True)), 15.0)
+    assert len(book) == 2
+
+
+@pytest.mark.parametrize("format", ["tf_v1", "federated_compute"])
+def test_tensors_of_a_checkpoint_are_bounded(format, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MAX_TENSORS", 20)
+    enough = {f"t{number}": np.zeros(1, np.float32) for number in range(20)}
+    assert len(open_checkpoint(write_checkpoint(enough, format))) == 20
+    data = write_checkpoint({**enough, "more": np.zeros(1, np.float32)}, format)
+    with pytest.raises(StatusError, match="more than 20 tensors") as caught:
+        open_checkpoint(data)
+    assert caught.value.code is Code.INVALID_ARGUMENT
