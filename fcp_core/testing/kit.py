@@ -30,7 +30,10 @@ __all__ = ["Conformance", "Outside", "outside_calls", "pytest"]
 
 
 class Conformance:
-    """Base of the kits: how often each law is tried, and whether a failing example is made small.
+    """Base of the kits: how often each law is tried, and how.
+
+    A failing example is made small unless :attr:`shrink` is off; with :attr:`derandomize` the same
+    examples are tried each time.
 
     A kit's properties are functions inside of its methods, since hypothesis refuses one decorated
     method that several subclasses inherit.
@@ -38,6 +41,7 @@ class Conformance:
 
     max_examples: ClassVar[int] = 25
     shrink: ClassVar[bool] = True
+    derandomize: ClassVar[bool] = False
 
     def check(self, law: Callable[..., None], *strategies: SearchStrategy[Any]) -> None:
         """Try a law with examples that the strategies draw, one an argument."""
@@ -52,6 +56,7 @@ class Conformance:
             max_examples=self.max_examples,
             deadline=None,
             database=None,
+            derandomize=self.derandomize,
             phases=tuple(phase for phase in Phase if self.shrink or phase is not Phase.shrink),
             suppress_health_check=(
                 HealthCheck.too_slow,

@@ -1,107 +1,99 @@
-"""Every built-in policy obeys the laws."""
+"""Every built-in policy obeys the laws, with the options that the configuration gives it."""
 
-from dataclasses import replace
 from typing import ClassVar
 
-from fcp_core.rounds.policies import BoundPolicy
+from fcp_core.plugins.manager import Plugins
 from fcp_core.testing import EligibilityPolicyConformance, SelectionPolicyConformance
-from fcp_plugins import eligibility, selection
 
-SELECTION = {factory.name: factory for factory in selection.factories()}
-ELIGIBILITY = {factory.name: factory for factory in eligibility.factories()}
+PLUGINS = Plugins.load(environ={}, working_folder="/")
+SELECTION, ELIGIBILITY = PLUGINS.selection_policies, PLUGINS.eligibility_policies
 
 
-class TestFifo(SelectionPolicyConformance):
+def options(section, **changes):
+    return dict(PLUGINS.config.section(section, changes))
+
+
+class SelectionLaws(SelectionPolicyConformance):
+    max_examples = 8
+
+
+class EligibilityLaws(EligibilityPolicyConformance):
+    max_examples = 15
+
+
+class TestFifo(SelectionLaws):
     factory = SELECTION["fifo"]
+    options: ClassVar = options("selection.fifo")
     ordered = True
 
 
-class TestUniform(SelectionPolicyConformance):
+class TestUniform(SelectionLaws):
     factory = SELECTION["uniform"]
-    options: ClassVar = {"window": 5.0, "min_candidates": None}
+    options: ClassVar = options("selection.uniform")
     fair = True
 
 
-class TestUniformWithEnough(SelectionPolicyConformance):
+class TestUniformWithEnough(SelectionLaws):
     factory = SELECTION["uniform"]
-    options: ClassVar = {"window": 5.0, "min_candidates": 2}
+    options: ClassVar = options("selection.uniform", min_candidates=2)
     fair = True
 
 
-class TestCohort(SelectionPolicyConformance):
+class TestCohort(SelectionLaws):
     factory = SELECTION["cohort"]
-    options: ClassVar = {"window": 60.0}
+    options: ClassVar = options("selection.cohort")
     fair = True
 
 
-class TestFairShare(SelectionPolicyConformance):
+class TestFairShare(SelectionLaws):
     factory = SELECTION["fair_share"]
-    options: ClassVar = {"window": 5.0, "min_candidates": None, "shares": ("train=3",)}
-    fair = True
+    options: ClassVar = options("selection.fair_share", shares="train=2, *=1")
 
 
-class TestWeighted(SelectionPolicyConformance):
+class TestWeighted(SelectionLaws):
     factory = SELECTION["weighted"]
-    options: ClassVar = {"window": 5.0, "min_candidates": None, "max_weight": 100.0}
+    options: ClassVar = options("selection.weighted")
     fair = True
 
 
-def wrapped(name, inner, options):
-    """Return a wrapper's factory as the kit takes one: with a policy to wrap."""
-    bound = BoundPolicy(SELECTION[inner].make(options), options)
-    factory = SELECTION[name]
-    return replace(factory, make=lambda own: factory.make(own, bound), wraps=None)
+class TestRateCapped(SelectionLaws):
+    factory = SELECTION["rate_capped"]
+    options: ClassVar = options("selection.rate_capped", limit=5, period="10m")
+    ordered = True
 
 
-class TestRateCapped(SelectionPolicyConformance):
-    factory = wrapped("rate_capped", "uniform", {"window": 5.0, "min_candidates": None})
-    options: ClassVar = {"period": 600.0, "limit": 8, "task_limit": 5, "wait": 300.0}
-    fair = True
+class TestTimeWindows(SelectionLaws):
+    factory = SELECTION["time_windows"]
+    options: ClassVar = options("selection.time_windows", windows="02:00-04:00, 22:00-23:30")
+    ordered = True
 
 
-class TestRateCappedFairShare(SelectionPolicyConformance):
-    factory = wrapped(
-        "rate_capped", "fair_share", {"window": 5.0, "min_candidates": None, "shares": ()}
-    )
-    options: ClassVar = {"period": 600.0, "limit": 3, "task_limit": None, "wait": 0.0}
-
-
-class TestTimeWindows(SelectionPolicyConformance):
-    factory = wrapped("time_windows", "uniform", {"window": 5.0, "min_candidates": None})
-    options: ClassVar = {
-        "windows": ("13:00-14:00", "22:00-06:00"),
-        "utc_offset": "-03:00",
-        "days": (),
-        "wait": 86400.0,
-    }
-    patience = 3 * 86400.0
-    fair = True
-
-
-class TestSamplingWithoutReplacement(EligibilityPolicyConformance):
+class TestSamplingWithoutReplacement(EligibilityLaws):
     factory = ELIGIBILITY["sampling_without_replacement"]
-    options: ClassVar = {"min_period": 3600.0, "group_regex": "train/.*", "min_version": 1}
+    options: ClassVar = options("eligibility.sampling_without_replacement")
     task_options: ClassVar = {"min_period": "2h"}
 
 
-class TestMinimumSeparation(EligibilityPolicyConformance):
+class TestMinimumSeparation(EligibilityLaws):
     factory = ELIGIBILITY["minimum_separation"]
-    options: ClassVar = {
-        "minimum_separation": 1,
-        "current_index": None,
-        "index_period": 3600.0,
-        "min_trustworthiness_period": 60.0,
-        "min_version": 2,
-    }
+    options: ClassVar = options("eligibility.minimum_separation")
     task_options: ClassVar = {"current_index": 7}
 
 
-class TestDataAvailability(EligibilityPolicyConformance):
+class TestDataAvailability(EligibilityLaws):
     factory = ELIGIBILITY["data_availability"]
-    options: ClassVar = {
-        "collection_uri": "",
-        "min_example_count": 1,
-        "use_example_query_result_format": True,
-        "min_version": 1,
-    }
+    options: ClassVar = options(
+        "eligibility.data_availability", use_example_query_result_format="yes"
+    )
     task_options: ClassVar = {"collection_uri": "app:/taps", "min_example_count": 3}
+
+
+def test_no_built_in_policy_is_left_out():
+    kits = [value for name, value in globals().items() if name.startswith("Test")]
+    tried = {kit.factory.name for kit in kits}
+    ours = {
+        offer.name
+        for offer in PLUGINS.offers()
+        if offer.kind in ("selection", "eligibility") and offer.plugin.name == "builtin_policies"
+    }
+    assert tried == ours

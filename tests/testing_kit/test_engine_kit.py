@@ -237,6 +237,7 @@ def kit(make, **changes):
     class Laws(EngineConformance):
         factory = EngineFactory(**(fields | changes))
         shrink = False
+        derandomize = True
         timeout = 30.0
 
     return Laws()

@@ -185,7 +185,8 @@ def kit(cls, **changes):
     class Laws(AggregationProtocolConformance):
         factory = AggregationProtocolFactory(**(fields | changes))
         shrink = False
-        max_examples = 50
+        derandomize = True
+        max_examples = 300
 
     return Laws()
 
