@@ -1,17 +1,24 @@
-"""The reference of the hooks, made from their specifications.
+"""The references of the hooks and the options, made from what is specified and declared.
 
-``python -m fcp_core.plugins.reference > docs/hooks.md`` writes it anew; a test compares the two.
+``python -m fcp_core.plugins.reference docs`` writes them anew: ``docs/hooks.md``, and the tables in
+``docs/configuration.md``. Tests compare.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
+import os
 import re
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fcp_core.plugins import hookspecs
-from fcp_core.plugins.discovery import hook_specs
+from fcp_core.plugins.discovery import DISTRIBUTION, GROUP, hook_specs
+from fcp_core.plugins.manager import Plugins
+from fcp_core.plugins.registry import Option
 
 _KINDS = {
     "Registration": "collects what plugins offer; a failure stops the start-up",
@@ -78,8 +85,8 @@ def render() -> str:
     lines = [
         "# Hooks",
         "",
-        "Made from `fcp_core/plugins/hookspecs.py` by `python -m fcp_core.plugins.reference`; do",
-        "not edit this page.",
+        "Made from `fcp_core/plugins/hookspecs.py` by `python -m fcp_core.plugins.reference docs`;",
+        "do not edit this page.",
         "",
         "A plugin marks its functions with `fcp_core.plugins.hookimpl` and takes, by name, those",
         "of a hook's arguments that it wants. [plugins.md](plugins.md) tells how to write one.",
@@ -124,5 +131,59 @@ def _code(text: str) -> str:
     return text.replace("``", "`")
 
 
+def render_options() -> str:
+    """Return tables of the options of the server and the plugins of its distribution."""
+    plugins = Plugins.load(
+        environ={},
+        working_folder=os.sep,
+        entry_points=[
+            entry
+            for entry in importlib.metadata.entry_points(group=GROUP)
+            if entry.dist is not None and entry.dist.metadata["Name"] == DISTRIBUTION
+        ],
+    )
+    lines: list[str] = []
+    section = None
+    for value in plugins.config.options():
+        option = value.option
+        if option.section != section:
+            section = option.section
+            header = f"[fcp:{section}]" if section else "[fcp]"
+            lines += ["", f"### `{header}`", "", "| option | type | default | may differ by | |"]
+            lines.append("|---|---|---|---|---|")
+        meaning = option.help.replace("|", "\\|")
+        if option.operator_only:
+            meaning += "; not by the task itself"
+        cells = (f"`{option.name}`", option.type, _default(option), ", ".join(option.scopes))
+        lines.append(f"| {' | '.join(cells)} | {meaning} |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def write(folder: Path) -> None:
+    """Write the references into a folder of documents."""
+    (folder / "hooks.md").write_text(render(), encoding="utf-8")
+    page = folder / "configuration.md"
+    text = page.read_text(encoding="utf-8")
+    page.write_text(with_options(text, render_options()), encoding="utf-8")
+
+
+def with_options(page: str, tables: str) -> str:
+    """Return a page with other tables of options."""
+    before, begin, rest = page.partition("<!-- options -->\n")
+    _, end, after = rest.partition("<!-- end of options -->")
+    return before + begin + tables + end + after
+
+
+def _default(option: Option) -> str:
+    default = option.default
+    if default is None:
+        return "not set"
+    if isinstance(default, bool):
+        return "`yes`" if default else "`no`"
+    if isinstance(default, str | int | float):
+        return f"`{default}`" if default != "" else "empty"
+    return f"`{', '.join(map(str, default))}`" if default else "empty"
+
+
 if __name__ == "__main__":
-    print(render(), end="")
+    write(Path(sys.argv[1]))
