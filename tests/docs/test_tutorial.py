@@ -50,7 +50,7 @@ def run(command, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["plugins.md", "configuration.md"])
+@pytest.mark.parametrize("page", ["plugins.md", "configuration.md", "policy-lab.md"])
 def test_the_page_does_what_it_says(page, tmp_path, monkeypatch):
     blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
     assert {language for language, _, _ in blocks} <= KNOWN

@@ -1,7 +1,9 @@
 """The policy lab: the same seed, the same run; nothing is lost; as if done event by event."""
 
 import dataclasses
+import re
 import sys
+import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +16,15 @@ import fcp_core.testing
 from fcp_core.errors import UsageError
 from fcp_core.rounds.policies import Assign, RetryWindow, Selection, SelectionPolicy
 from fcp_core.rounds.tasks import TaskState
-from fcp_core.testing.simulation import DeviceModel, Scenario, TaskModel, gini, simulate
+from fcp_core.testing.simulation import (
+    DeviceModel,
+    Scenario,
+    TaskModel,
+    draw,
+    gini,
+    simulate,
+    summary,
+)
 from fcp_core.testing.simulation.devices import Devices
 from fcp_core.testing.simulation.draws import Draws, Purpose
 from fcp_core.testing.simulation.report import lorenz
@@ -313,3 +323,35 @@ def test_devices_are_like_their_model():
     # At 1 in the morning local time most are awake, at noon those that always are.
     assert devices.available(22 * 3600.0) > 0.9
     assert abs(devices.available(9 * 3600.0) - model.always) < 0.02
+
+
+def test_a_plot_stays_on_its_page():
+    """Every element lies on the page, and each policy has its line in each panel of lines."""
+    reports = simulate("fifo", "uniform:window=30s", scenario=SMALL)
+    root = ET.fromstring(draw(reports, "a < b & c"))
+    width, height = float(root.get("width")), float(root.get("height"))
+    space = "{http://www.w3.org/2000/svg}"
+    lines = [line.get("points") for line in root.iter(f"{space}polyline")]
+    assert len(lines) == 2 * 3
+    assert len(list(root.iter(f"{space}rect"))) == 1 + 2 + 2 * 3
+    assert "a < b & c" in [text.text for text in root.iter(f"{space}text")]
+    for group in root.iter(f"{space}g"):
+        x, y = map(float, re.findall(r"[\d.]+", group.get("transform")))
+        for line in group.iter(f"{space}polyline"):
+            for point in line.get("points").split():
+                left, top = map(float, point.split(","))
+                assert 50 <= left <= 447
+                assert 33 <= top <= 257
+                assert x + left <= width
+                assert y + top <= height
+        for bar in group.iter(f"{space}rect"):
+            assert float(bar.get("y")) + float(bar.get("height")) == pytest.approx(256, abs=0.2)
+
+
+def test_a_plot_of_nothing_is_empty():
+    (report,) = simulate("fifo", scenario=dataclasses.replace(SMALL, hours=0.01))
+    assert report.completed == ()
+    assert report.round_time(0.5) is None
+    assert report.waste == report.gini == 0.0
+    assert ET.fromstring(draw([report], "nothing")).tag.endswith("svg")
+    assert summary(report)[3] == ""
