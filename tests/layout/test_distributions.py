@@ -1,0 +1,109 @@
+"""The example plugins are distributions that a stranger could have written."""
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcp_core.plugins.discovery import PluginSource, check_plugin
+from fcp_core.plugins.manager import Plugins
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = sorted(
+    path.parent.relative_to(ROOT).as_posix()
+    for plain in ("aggregators", "plugins")
+    for path in (ROOT / plain).glob("*/setup.cfg")
+)
+
+
+def metadata(folder):
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / folder / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def words(text):
+    return re.findall(r"[\w.:/-]+", text)
+
+
+def requirements(folder):
+    """Return the names of the import packages that a distribution requires."""
+    found = re.findall(r"(?m)^\s*([\w-]+)", metadata(folder)["options"]["install_requires"])
+    return {"fcp_core" if name == "fcp-server" else name.replace("-", "_") for name in found}
+
+
+def entry_points(folder):
+    lines = metadata(folder)["options.entry_points"]["fcp"].strip().splitlines()
+    for line in lines:
+        name, _, value = line.partition("=")
+        yield importlib.metadata.EntryPoint(name.strip(), value.strip(), "fcp")
+
+
+def test_there_are_some():
+    assert {"aggregators/robust", "plugins/webhook"} <= set(FOLDERS)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_it_is_packaged_like_the_others(folder):
+    parser = metadata(folder)
+    assert parser["metadata"]["name"].startswith("fcp-server-")
+    assert "fcp-server>=" in parser["options"]["install_requires"]
+    listed = set(parser["options"]["packages"].split())
+    source = ROOT / folder / "src"
+    found = {
+        ".".join(path.parent.relative_to(source).parts) for path in source.rglob("__init__.py")
+    }
+    assert listed == found
+    assert all((source / name / "py.typed").exists() for name in listed if "." not in name)
+    assert list((ROOT / folder / "tests").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_tools_of_the_repository_know_it(folder):
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    source = f"{folder}/src"
+    assert source in words(parser["tool:pytest"]["pythonpath"])
+    assert source in words(parser["mypy"]["files"])
+    assert f"$MYPY_CONFIG_FILE_DIR/{source}" in parser["mypy"]["mypy_path"].split(":")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_it_uses_public_names_of_what_it_requires(folder):
+    """It sees nothing of ours that a stranger would not, not even the built-in plugins."""
+    allowed = set(sys.stdlib_module_names) | requirements(folder)
+    allowed |= set(metadata(folder)["options"]["packages"].split())
+    # What fcp-server brings itself may be used with it.
+    allowed |= {"click", "google", "numpy", "typing_extensions"}
+    for path in (ROOT / folder / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                assert name.split(".")[0] in allowed, f"{path}: {name}"
+                private = [part for part in name.split(".") if re.match(r"_(?!_)", part)]
+                assert not private or not name.startswith("fcp_core"), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_its_plugin_loads_and_its_options_are_in_its_readme(folder, tmp_path):
+    points = list(entry_points(folder))
+    for point in points:
+        plugin = point.load()
+        plugin = plugin() if isinstance(plugin, type) else plugin
+        assert check_plugin(PluginSource(point.name, point.load, "the test"), plugin) == []
+    installed = importlib.metadata.entry_points(group="fcp")
+    ours = [point for point in installed if point.name.startswith("builtin_")]
+    plugins = Plugins.load(environ={}, working_folder=tmp_path, entry_points=[*ours, *points])
+    readme = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    names = {point.name for point in points}
+    for value in plugins.config.options():
+        if any(f"plugin {name!r} " in value.option.declared_by for name in names):
+            assert f"`{value.option.name}`" in readme
