@@ -30,7 +30,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
 
 @hookimpl
 def fcp_register_selection_policies() -> list[SelectionPolicyFactory]:
-    """Offer ``fifo`` and ``uniform``."""
+    """Offer ``fifo``, ``uniform`` and the others of :mod:`fcp_plugins.selection`."""
     return selection.factories()
 
 
