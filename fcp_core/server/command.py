@@ -61,9 +61,10 @@ def serve(
     if not logging.getLogger().isEnabledFor(logging.INFO):
         for name in ("fcp.server", "fcp.services"):
             logging.getLogger(name).setLevel(logging.INFO)
+    server = Server.from_config(plugins)
     for plugin in plugins.plugins:
         logger.info("%s implements %s", plugin.source, ", ".join(plugin.hooks))
-    asyncio.run(_serve(Server.from_config(plugins)))
+    asyncio.run(_serve(server))
 
 
 async def _serve(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The federated context: runs a program's computations as rounds of a server in this process."""
+"""The federated context: runs a program's computations as rounds of a server."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.types import type_conversions
 from typing_extensions import Self
 
+from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
 from fcp_core.server.server import Server
-from fcp_core.server.thread import ServerThread
 from fcp_platform import naming, plans, rounds, values
 from fcp_platform.computation import FederatedComputation
 from fcp_platform.data_source import (
@@ -30,6 +30,7 @@ from fcp_platform.data_source import (
 )
 from fcp_platform.naming import Leaf
 from fcp_platform.references import CheckpointTensorReference
+from fcp_platform.runners import LocalRunner, RemoteRunner, TaskRunner
 
 
 class AggregationFailedError(ValueError):
@@ -46,8 +47,8 @@ class AggregationFailedError(ValueError):
 class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     """Runs :class:`FederatedComputation` on the devices of a population.
 
-    The server's socket is bound when the context is made; it serves between ``__enter__`` and
-    ``__exit__``.
+    Without *server* the context has a server of its own: its socket is bound when the context is
+    made, and it serves between ``__enter__`` and ``__exit__``.
 
     :param population_name: the population; a context has one.
     :param base_context: runs all other computations; None: they are refused.
@@ -61,12 +62,19 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         ``{"aggregator.federated_secure_sum.allow_unprotected": True}``.
     :param plugins: further plugin objects, such as an observer of events.
     :param external_url: where devices reach the server, if not where it listens.
+    :param server: the address of a server elsewhere, such as ``https://fcp.example.org/``, that the
+        rounds run on; the options of a server of its own are refused then.
+    :param token: the admin token of that server.
+    :param ca_file: PEM certificates to trust instead of the system's.
+    :param program: a name by which a program that is started again finds the rounds that it left on
+        that server; None: it leaves none behind.
     :param round_deadline: seconds after which a round ends by itself; None: the server's default.
     :param minimum_fraction: of a round's contributions, the part that is enough at its deadline.
     :param over_selection: how many devices may work at a time, as a multiple of the contributions
         still missing; None: the server's default.
     :raises ValueError: if the population's name is not one, or *minimum_fraction* no fraction.
-    :raises UsageError: if the configuration does not do, or the server cannot listen.
+    :raises UsageError: if the configuration does not do, the server cannot listen, or the options
+        are of two kinds of server.
     """
 
     def __init__(
@@ -83,6 +91,10 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         config: Mapping[str, Any] | None = None,
         plugins: Iterable[object] = (),
         external_url: str | None = None,
+        server: str | None = None,
+        token: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        program: str | None = None,
         round_deadline: float | None = None,
         minimum_fraction: float = 1.0,
         over_selection: float | None = None,
@@ -96,37 +108,48 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._minimum_fraction = minimum_fraction
         self._over_selection = over_selection
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
-        server = Server(
-            Plugins.load(
+        local: dict[str, Any] = {
+            "port": port,
+            "certfile": certfile,
+            "keyfile": keyfile,
+            "address_family": address_family,
+            "external_url": external_url,
+        }
+        remote = {"token": token, "ca_file": ca_file, "program": program}
+        self._runner: TaskRunner
+        if server is None:
+            _refuse(remote, "needs the address of a server: server='https://...'")
+            loaded = Plugins.load(
                 config_file=config_file,
                 # A program keeps its state itself, and its rounds end with it.
                 overrides={"storage": "memory", **(config or {})},
                 overrides_origin="FederatedContext(config=...)",
                 extra=plugins,
-            ),
-            populations=[population_name],
-            host=host,
-            port=port,
-            certfile=certfile,
-            keyfile=keyfile,
-            address_family=address_family,
-            external_url=external_url,
-        )
-        self._thread = ServerThread(server)
+            )
+            self._runner = LocalRunner(
+                Server(loaded, populations=[population_name], host=host, **local)
+            )
+        else:
+            own = {"config_file": config_file, "config": config, "plugins": tuple(plugins)}
+            own["host"] = host if host != "localhost" else None
+            _refuse({**local, **own}, f"is for a server of the program's own, not for {server}")
+            if token is None:
+                raise UsageError(f"the server {server} asks for its admin token: token=...")
+            self._runner = RemoteRunner(server, token, ca_file=ca_file, program=program)
 
     @property
     def server_port(self) -> int:
         """The port that the server listens on."""
-        return self._thread.server.port
+        return self._runner.port
 
     @property
     def server_url(self) -> str:
         """Where devices reach the server."""
-        return self._thread.server.url
+        return self._runner.url
 
     def __enter__(self) -> Self:
-        """Serve."""
-        self._thread.start()
+        """Serve, or connect."""
+        self._runner.start()
         return self
 
     def __exit__(
@@ -135,8 +158,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Stop serving; rounds that go on fail."""
-        self._thread.stop()
+        """Stop serving, or disconnect; rounds that the program waits for fail."""
+        self._runner.stop()
 
     def invoke(self, comp: Any, arg: Any) -> Any:
         """Start a round and return at once; must be called inside a running event loop.
@@ -199,7 +222,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         if key not in self._plans:
             _check_data(comp, data)
             plan: plan_pb2.ClientOnlyPlan = plans.build_plan(comp.lowered, selectors)
-            self._plans[key] = plan.SerializeToString()
+            # A program that is started again must make the same bytes.
+            self._plans[key] = plan.SerializeToString(deterministic=True)
         return self._plans[key]
 
     async def _round(
@@ -227,22 +251,20 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             slices=prepared.slices,
         )
         try:
-            aggregate = await asyncio.wrap_future(self._thread.run(self._run_task(spec)))
+            aggregate = await self._runner.run(spec)
         except StatusError as error:
             raise AggregationFailedError(comp.name, error) from error
         return await asyncio.to_thread(rounds.finish, comp.lowered, prepared, aggregate)
 
-    async def _run_task(self, spec: TaskSpec) -> bytes:
-        """Offer a task and wait for its result, on the server's event loop."""
-        tasks = self._thread.server.services.tasks
-        task_id = await tasks.submit(spec)
-        try:
-            result: bytes = await tasks.wait(task_id)
-        except asyncio.CancelledError:
-            await tasks.cancel(task_id, "the program does not wait for it any more")
-            raise
-        await tasks.forget(task_id)
-        return result
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    """Refuse options that were given and go with the other kind of server.
+
+    :raises UsageError: naming the first of them.
+    """
+    for name, value in options.items():
+        if value:
+            raise UsageError(f"FederatedContext({name}=...) {why}.")
 
 
 async def _materialize(leaf: Leaf, value: Any) -> tuple[str, Any]:

@@ -52,7 +52,7 @@ def build_plan(
     _add_datasets(graph_def, selectors)
     put_device_ops(graph_def, _TOKEN)
 
-    plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString())
+    plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString(deterministic=True))
     spec = plan.phase.tensorflow_spec
     spec.dataset_token_tensor_name = f"{_TOKEN}:0"
     spec.target_node_names.append(_SAVE)
