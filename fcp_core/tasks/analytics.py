@@ -97,13 +97,19 @@ class Analytics:
         :raises StatusError: INVALID_ARGUMENT for a name, a count or a time that no task may have.
         """
         vectors = self._vectors()
+        intrinsics = self._intrinsics(vectors)
+        used = {*self.group_by, *self.sums.values(), *self.counts.values()}
+        for name in vectors:
+            if name not in used:
+                raise UsageError(
+                    f"vector {name!r} is neither a key nor summed: devices would send it for "
+                    "nothing."
+                )
         spec = TaskSpec(
             population=self.population,
             name=self.name,
             plan=self._plan().SerializeToString(deterministic=True),
-            aggregation=configuration_to_proto(self._intrinsics(vectors)).SerializeToString(
-                deterministic=True
-            ),
+            aggregation=configuration_to_proto(intrinsics).SerializeToString(deterministic=True),
             goal_count=self.goal_count,
             minimum_count=self.minimum_count,
             assignment_mode=self.assignment_mode,
@@ -132,13 +138,6 @@ class Analytics:
                 if vector.length is not None and vector.length < 1:
                     raise UsageError(f"vector {name!r}: its length must be at least 1.")
                 vectors[name] = vector
-        used = {*self.group_by, *self.sums.values(), *self.counts.values()}
-        unused = sorted(set(vectors) - used)
-        if unused:
-            raise UsageError(
-                f"vector {unused[0]!r} is neither a key nor summed: devices would send it for "
-                "nothing."
-            )
         return vectors
 
     def _plan(self) -> plan_pb2.ClientOnlyPlan:

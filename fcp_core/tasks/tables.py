@@ -71,7 +71,12 @@ class Table:
     def to_csv(self) -> str:
         """Return the table as CSV, with a line of names first and lines that end in a newline."""
         target = io.StringIO()
-        writer = csv.writer(target, lineterminator="\n")
+        # Readers take a lone carriage return for a line's end, but the writer does not quote it.
+        returns = any(
+            "\r" in str(v) for c in self.columns if c.is_text for v in (c.name, *c.values)
+        )
+        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        writer = csv.writer(target, lineterminator="\n", quoting=quoting)
         writer.writerow([column.name for column in self.columns])
         writer.writerows(self.rows())
         return target.getvalue()

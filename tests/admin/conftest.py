@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -126,3 +127,10 @@ def serve(tmp_path):
     yield serve
     for process in processes:
         process.kill()
+
+
+@pytest.fixture
+def port_of_its_own():
+    """A port that was free a moment ago, for a process that is told its port."""
+    with socket.create_server(("localhost", 0)) as listener:
+        return listener.getsockname()[1]

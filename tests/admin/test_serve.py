@@ -1,7 +1,6 @@
 """``fcp serve`` as a process: start, stop, and what survives when it is killed."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -13,13 +12,10 @@ from fcp_core.cli import cli
 from fcp_core.tasks.tables import Table
 
 
-@pytest.fixture
-def port():
-    with socket.create_server(("localhost", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def test_a_killed_server_goes_on_where_it_was(serve, port, make_server, make_spec, contribute):
+def test_a_killed_server_goes_on_where_it_was(
+    serve, port_of_its_own, make_server, make_spec, contribute
+):
+    port = port_of_its_own
     url = f"http://localhost:{port}/"
     first = serve(port)
     with AdminClient(url, make_server.token) as client:
@@ -53,7 +49,8 @@ def test_a_killed_server_goes_on_where_it_was(serve, port, make_server, make_spe
 
 
 @pytest.mark.slow
-def test_waiting_calls_end_when_the_server_stops(serve, port, make_server, make_spec):
+def test_waiting_calls_end_when_the_server_stops(serve, port_of_its_own, make_server, make_spec):
+    port = port_of_its_own
     server = serve(port)
     url = f"http://localhost:{port}/"
     with AdminClient(url, make_server.token) as client:

@@ -1,0 +1,103 @@
+"""``fcp tasks`` against a server, and the example as its user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fcp_core.cli import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def fcp(make_server, monkeypatch, tmp_path):
+    """Run ``fcp tasks`` against a server; ``fcp.url`` is where it is."""
+    thread = make_server()
+    for name in [name for name in os.environ if name.startswith("FCP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCP_ADMIN__TOKEN", make_server.token)
+    monkeypatch.setenv("FCP_ADMIN__URL", thread.server.url)
+
+    def fcp(*arguments):
+        return CliRunner().invoke(cli, ["tasks", *arguments])
+
+    fcp.url = thread.server.url
+    return fcp
+
+
+@pytest.fixture
+def task_file(tmp_path, make_spec):
+    path = tmp_path / "task.toml"
+    path.write_text(make_spec.text)
+    return path
+
+
+def test_a_task_from_its_file_to_its_table(fcp, task_file, contribute, tmp_path):
+    submitted = fcp("submit", str(task_file), "--key", "k")
+    assert submitted.exit_code == 0, submitted.output
+    task_id = submitted.output.strip()
+    assert fcp("submit", str(task_file), "--key", "k").output.strip() == task_id
+    assert task_id in fcp("list", "--state", "open").output
+    early = fcp("result", task_id)
+    assert (early.exit_code, "has not ended" in early.output) == (1, True)
+    for _ in range(2):
+        contribute(fcp.url, maps=2, mail=1)
+    watched = fcp("watch", task_id)
+    assert (watched.exit_code, "completed: 2 of 2" in watched.output) == (0, True)
+    assert fcp("result", task_id).output == "app,launches\nmaps,4\nmail,2\n"
+    for name in ("t.csv", "t.json", "t.ckpt"):
+        assert fcp("result", task_id, "-o", name, "--plot", "t.svg").exit_code == 0
+    assert (tmp_path / "t.csv").read_text().startswith("app,launches")
+    assert (tmp_path / "t.ckpt").read_bytes().startswith(b"FCv1")
+    assert "launches: launches" in (tmp_path / "t.svg").read_text()
+    assert fcp("forget", task_id).exit_code == 0
+    assert "NOT_FOUND" in fcp("watch", task_id).output
+
+
+def test_a_cancelled_task_is_a_failure_for_its_watcher(fcp, task_file):
+    task_id = fcp("submit", str(task_file)).output.strip()
+    assert "no need" in fcp("cancel", task_id, "--reason", "no need").output
+    watched = fcp("watch", task_id)
+    assert (watched.exit_code, "CANCELLED: no need" in watched.output) == (1, True)
+
+
+def test_mistakes_are_told(fcp, task_file, monkeypatch):
+    task_file.write_text(task_file.read_text().replace("goal_count", "goal_cuont"))
+    wrong = fcp("submit", str(task_file))
+    assert (wrong.exit_code, "line" in wrong.output) == (2, True)
+    monkeypatch.setenv("FCP_ADMIN__TOKEN", "not-the-right-token")
+    refused = fcp("list")
+    assert (refused.exit_code, "UNAUTHENTICATED" in refused.output) == (1, True)
+    monkeypatch.delenv("FCP_ADMIN__TOKEN")
+    without = fcp("list")
+    assert (without.exit_code, "--token-file" in without.output) == (2, True)
+
+
+def test_the_description_is_printed():
+    result = CliRunner().invoke(cli, ["openapi"])
+    assert json.loads(result.output)["openapi"] == "3.1.0"
+
+
+@pytest.mark.slow
+def test_the_example_counts_app_launches(tmp_path, port_of_its_own):
+    result = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "examples" / "app_launches" / "run.py")),
+            *("--devices", "100", "--folder", str(tmp_path), "--port", str(port_of_its_own)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "groups are right" in result.stdout
+    assert (tmp_path / "launches.svg").exists()
