@@ -59,6 +59,15 @@ def add_core_options(options: OptionRegistry) -> None:
         text = f"the {word} time after which a device comes back"
         add(name, "duration", default, text, scopes=("population",))
     add(
+        "check_in_hold",
+        "duration",
+        0,
+        "how long a device that checks in is kept waiting for a task to open, before it is sent "
+        "away",
+        0,
+        scopes=("population",),
+    )
+    add(
         "polling_interval",
         "duration",
         "500ms",

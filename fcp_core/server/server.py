@@ -168,6 +168,8 @@ class Server:
             return
         self._state = "stopped"
         async with self._cleanup:
+            # Devices that are kept waiting would make the stop as long as they may wait.
+            self.services.eligibility_eval_tasks.release()
             await self._frontend.stop()
 
 

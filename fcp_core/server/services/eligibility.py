@@ -54,6 +54,8 @@ class EligibilityEvalTasks:
         self._base_url = base_url
         self._notify = notify
         self._on_open = on_open
+        self._holds: dict[str, float] = {}
+        self._released = False
 
     async def request_eligibility_eval_task(
         self, request: eets.EligibilityEvalTaskRequest, principal: str | None = None
@@ -65,6 +67,10 @@ class EligibilityEvalTasks:
         now = self._clock.now()
         population = self._populations.get(request.population_name)
         population.pace.came(now)
+        hold = self._hold(population.name)
+        if hold > 0:
+            await population.room(hold, now)
+            now = self._clock.now()
         check_in = _check_in(request, principal)
         session_id = self._tokens.uuid()
         load = population.load(now)
@@ -97,6 +103,21 @@ class EligibilityEvalTasks:
         population.pace.handed_out(given, now)
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
+
+    def release(self) -> None:
+        """Let go of the devices that are kept waiting, and keep none any more."""
+        self._released = True
+        for population in self._populations:
+            population.release()
+
+    def _hold(self, population: str) -> float:
+        """Return how long a device of a population may be kept waiting."""
+        if self._released:
+            return 0.0
+        if population not in self._holds:
+            view = self._plugins.config.scoped(population)
+            self._holds[population] = view.get("check_in_hold")
+        return self._holds[population]
 
     async def report_eligibility_eval_task_result(
         self, request: eets.ReportEligibilityEvalTaskResultRequest, principal: str | None = None

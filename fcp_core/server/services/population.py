@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +18,9 @@ from fcp_core.server.services.round import Round
 from fcp_core.server.services.ticker import Ticker
 
 logger = logging.getLogger("fcp.services")
+
+#: Seconds after which further devices are let in, if there still is room.
+_AGAIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Population:
         self._ticker = ticker
         self._rounds: dict[str, Round] = {}
         self._waiters: dict[str, Waiter] = {}
+        #: Devices that have checked in and are not answered yet, in order.
+        self._held: dict[int, asyncio.Future[None]] = {}
+        self._last_held = 0
 
     def open(self, round_: Round, group: str, policy_name: str, policy: Any, options: Any) -> None:
         """Add a round; its selection policy is shared by the rounds of one *group*."""
@@ -88,7 +95,7 @@ class Population:
         """Let a device wait for a SINGLE task; *waiter* may be told before this returns."""
         self._waiters[candidate.id] = waiter
         self._assigner.arrive(candidate)
-        self.consider(now)
+        self._decide(now)
 
     def withdraw(self, candidate: str) -> None:
         """Let a device wait no longer."""
@@ -96,7 +103,17 @@ class Population:
         self._assigner.withdraw(candidate)
 
     def consider(self, now: float) -> None:
-        """Have the selection policies decide about those who wait."""
+        """Have the selection policies decide about those who wait, and let in who is held.
+
+        To be called when there may be more room than before.
+        """
+        self._decide(now)
+        self._let_in(self._capacity())
+        # One that was let in may not come on.
+        again = now + _AGAIN if self._held and self._capacity() else None
+        self._ticker.at(f"held:{self.name}", again, self.consider)
+
+    def _decide(self, now: float) -> None:
         if self._assigner.waiting:
             rounds = {r.task_id: r for r in self.open_rounds(AssignmentMode.SINGLE)}
             outcome = self._assigner.decide([r.machine.view() for r in rounds.values()], now)
@@ -106,7 +123,42 @@ class Population:
                 self._waiters.pop(assign.candidate).assigned(rounds[assign.task_id], now)
             for rejection in outcome.rejected:
                 self._waiters.pop(rejection.candidate).rejected(rejection, now)
-        self._ticker.at(f"population:{self.name}", self._assigner.next_tick(), self.consider)
+        self._ticker.at(f"population:{self.name}", self._assigner.next_tick(), self._decide)
+
+    async def room(self, longest: float, now: float) -> None:
+        """Wait until there is a task that has room for one more device.
+
+        :param longest: seconds after which this returns in any case.
+        """
+        if self._capacity() > len(self._held):
+            return
+        self._last_held += 1
+        number = self._last_held
+        held = self._held[number] = asyncio.get_running_loop().create_future()
+        key = f"held:{self.name}:{number}"
+        self._ticker.at(key, now + longest, lambda now: _go_on(held))
+        try:
+            await held
+        finally:
+            self._held.pop(number, None)
+            self._ticker.at(key, None, self._decide)
+
+    def release(self) -> None:
+        """Let everybody go on who waits for room."""
+        self._let_in(len(self._held))
+
+    def _capacity(self) -> int:
+        return sum(round_.machine.capacity for round_ in self.open_rounds())
+
+    def _let_in(self, number: int) -> None:
+        """Let the first go on; more than there is room for would have come in vain."""
+        for key in list(self._held)[:number]:
+            _go_on(self._held.pop(key))
+
+
+def _go_on(held: asyncio.Future[None]) -> None:
+    if not held.done():
+        held.set_result(None)
 
 
 class Populations:
