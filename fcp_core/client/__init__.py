@@ -11,6 +11,7 @@ from fcp_core.client.executors import (
     SliceSource,
 )
 from fcp_core.client.history import History
+from fcp_core.client.python_tasks import PythonTaskExecutor, task
 from fcp_core.client.results import Outcome, SessionResult, TaskOutcome, TaskResult
 from fcp_core.client.stores import (
     CallableStore,
@@ -37,6 +38,7 @@ __all__ = [
     "Outcome",
     "PlanExecutor",
     "PlanRun",
+    "PythonTaskExecutor",
     "RetryPolicy",
     "SessionResult",
     "SliceSource",
@@ -47,5 +49,6 @@ __all__ = [
     "default_executors",
     "make_query_result",
     "read_tfrecord",
+    "task",
     "write_tfrecord",
 ]

@@ -7,17 +7,22 @@ from collections.abc import Mapping
 
 from fcp_core.client.example_query import ExampleQueryExecutor
 from fcp_core.client.executors import PlanExecutor
+from fcp_core.client.python_tasks import PythonTaskExecutor
 from fcp_core.client.tensorflow_plan import TensorFlowExecutor
+from fcp_core.protocol import python_plan
 
 
 @functools.cache
 def default_executors() -> Mapping[str, PlanExecutor]:
-    """Return the built-in executors by plan kind, which is the name of the plan's ``spec`` field.
+    """Return the built-in executors by plan kind: the name of the plan's ``spec`` field.
+
+    Plans of Python tasks set none; their kind is ``python_task``.
 
     They are shared within the process, so that clients that run one TensorFlow plan import its
     graph once. TensorFlow itself is imported when the first such plan arrives.
     """
     return {
         "example_query_spec": ExampleQueryExecutor(),
+        python_plan.KIND: PythonTaskExecutor(),
         "tensorflow_spec": TensorFlowExecutor(),
     }

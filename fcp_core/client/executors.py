@@ -13,6 +13,7 @@ from fcp_core.client.interruption import Interruption
 from fcp_core.client.resources import concurrently
 from fcp_core.client.stores import ExampleStore
 from fcp_core.client.transport import Transport
+from fcp_core.protocol import python_plan
 from fcp_core.protocol.status import Code, StatusError
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def run_plan(executors: Mapping[str, PlanExecutor], run: PlanRun) -> bytes:
     :raises StatusError: as the executor does; UNIMPLEMENTED if there is none for the kind.
     """
     kind: Any = run.plan.phase.WhichOneof("spec")
+    if python_plan.is_python_plan(run.plan):
+        kind = python_plan.KIND
     if kind is None:
         raise StatusError(Code.INVALID_ARGUMENT, "the plan says nothing to run: no spec is set")
     executor = executors.get(kind)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import Self
 
+from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.server import Server
 
 T = TypeVar("T")
@@ -86,6 +87,14 @@ class ServerThread:
             work.close()
             raise RuntimeError("the server is not running any more") from None
 
+    def complete(self, spec: TaskSpec) -> bytes:
+        """Offer a task and return its result, a checkpoint, as soon as it is there.
+
+        :raises StatusError: why it cannot be offered, or has no result.
+        :raises RuntimeError: if the server is not running.
+        """
+        return self.run(self._complete(spec)).result()
+
     def __enter__(self) -> Self:
         """Start."""
         self.start()
@@ -99,6 +108,10 @@ class ServerThread:
     ) -> None:
         """Stop."""
         self.stop()
+
+    async def _complete(self, spec: TaskSpec) -> bytes:
+        tasks = self.server.services.tasks
+        return await tasks.wait(await tasks.submit(spec))
 
     def _main(self) -> None:
         try:
