@@ -77,6 +77,10 @@ class Counter(Metric):
         """Add to the series of these labels."""
         self._find(labels, 1)[0] += amount
 
+    def get(self, *labels: str) -> float:
+        """Return the value of the series of these labels; 0 if there is none."""
+        return self._series.get(labels, [0.0])[0]
+
 
 class Gauge(Metric):
     """A number that goes up and down, read when it is asked for.

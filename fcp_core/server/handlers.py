@@ -182,7 +182,10 @@ class BaseHandler(RequestHandler):
         """Answer an exception; what is not an answer to a client leaks nothing."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if status_code == 405:
-            error = self.refuse_method()
+            try:
+                error = self.refuse_method()
+            except StatusError as malformed:  # so is the path
+                error = malformed
         elif isinstance(error, HTTPError):
             error = http_error(status_code, responses.get(status_code, "refused"))
         elif not isinstance(error, StatusError):

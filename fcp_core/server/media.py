@@ -9,6 +9,7 @@ from typing import cast
 from urllib.parse import unquote
 
 from tornado.http1connection import HTTP1Connection
+from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.handlers import BaseHandler, BodyHandler
@@ -121,6 +122,8 @@ class DownloadHandler(BaseHandler):
             await asyncio.wait_for(self.flush(), self.context.limits.body_timeout)
         except asyncio.TimeoutError:
             cast(HTTP1Connection, self.request.connection).close()
+        except StreamClosedError:
+            pass  # the client has gone; there is nobody to answer
 
     head = get
 

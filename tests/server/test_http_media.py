@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import logging
 import random
 import threading
 
 import pytest
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.clock import ManualClock
+from fcp_core.server.metrics import ServerMetrics
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
 
@@ -307,6 +310,30 @@ def test_downloads_need_no_key_and_end(make_front, http, services, media, plan):
     assert (reply.status, reply.error) == (404, (Code.NOT_FOUND, "nothing here"))
     reply = front.ask(http.head("/data/group/plan", Content_Length=0))
     assert (reply.status, reply.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_a_client_that_leaves_before_its_download_is_no_error(
+    make_front, http, services, media, caplog
+):
+    metrics = ServerMetrics(ManualClock(), dict)
+    file = http.Download(b"data", "application/x", "tag", 0.0)
+    began = threading.Event()
+
+    async def download(name):
+        began.set()
+        while metrics.requests.get("download", "499") == 0:
+            await asyncio.sleep(0)
+        return file
+
+    media.download = download
+    front = make_front(services, metrics=metrics)
+    with front.connect() as connection:
+        connection.send(http.head("/data/group/plan", "GET"))
+        assert began.wait(http.WAIT)
+        connection.reset()
+    front.stop()  # waits for the request
+    front.stop = lambda: None
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_a_client_that_does_not_read_is_let_go(make_front, http, services, media):

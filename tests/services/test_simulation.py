@@ -1,5 +1,7 @@
 """Random histories of a round: lost requests, lost answers, repeats, restarts, jumps in time.
 
+A request that got lost is a step that is not in the history. A duplicate arrives at the same time.
+
 Each device brings its own power of two. Whatever happens, the sum must be of exactly the devices
 whose submission the server accepted, each once; nothing but the stated codes is ever answered; and
 the round ends.
@@ -115,6 +117,7 @@ HISTORY = st.lists(
         # Devices that do all in order, or all but submit, so that rounds get somewhere.
         st.tuples(st.integers(0, 3), st.sampled_from(["session", "prepare"]), st.booleans()),
         st.tuples(st.just("all"), st.sampled_from(["prepare", "submit"]), st.just(False)),
+        st.tuples(st.just("twice"), st.sampled_from(STEPS), st.integers(0, 3)),
         st.tuples(st.just("time"), st.sampled_from([1.0, 29.9, 30.0, 61.0]), st.just(False)),
         st.tuples(st.just("together"), st.lists(st.integers(0, 3), max_size=4), st.just(False)),
     ),
@@ -138,6 +141,9 @@ def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit):
 
     @example(crowd, 1, 2.0, "fifo")
     @example(crowd, 3, 2.0, "fifo")
+    @example(
+        [("all", "prepare", False), *[("twice", "submit", n) for n in range(4)]], 3, 2.0, "fifo"
+    )
     @example([("all", "prepare", False), ("time", 1.0, False), *crowd], 2, 2.0, "uniform")
     @example([("all", "prepare", False), ("time", 30.0, False), *crowd], 2, 2.0, "fifo")
     @settings(max_examples=100, deadline=None)
@@ -171,6 +177,9 @@ def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit):
             for who, what, lost in history:
                 if who == "time":
                     world.advance(what)
+                elif who == "twice":
+                    phone = phones[lost]
+                    await asyncio.gather(step(phone, what), step(phone, what))
                 elif who == "together":
                     await asyncio.gather(*(step(phones[index], "submit") for index in what))
                 elif who == "all":

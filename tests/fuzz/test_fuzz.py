@@ -1,0 +1,128 @@
+"""Inputs that no device would send: no fault, no error in the log, no disturbed round."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tornado.web import Application
+
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol import routes
+from fcp_core.rounds.clock import ManualClock
+from fcp_core.server import Server
+from fcp_core.testing.fuzz import Direct, Fuzzer, Known, Phone, Request, send_raw
+from fcp_core.testing.fuzz_run import ALLOWED, fuzz, make_checkpoint, make_task
+
+
+def check(report):
+    assert [sent for _, sent in report.faults] == []
+    assert report.logged == []
+    assert report.honest_right
+    assert report.good
+
+
+def test_a_short_run():
+    report = asyncio.run(fuzz(1500, 3, honest=10))
+    check(report)
+    assert report.inputs == 1500
+    assert report.over_sockets > 5
+    # It is of use only if it gets somewhere, and is refused in more than one way.
+    assert report.statuses[200] > 150
+    assert {400, 401, 404, 405, 409} <= set(report.statuses)
+
+
+@pytest.mark.slow
+def test_a_long_run():
+    report = asyncio.run(fuzz(30_000, random.Random().randrange(2**32), honest=40))
+    check(report)
+    assert report.peak < 64 << 20
+
+
+def test_a_fault_is_found(monkeypatch):
+    """The run itself must notice what it is there to notice."""
+    from fcp_core.server.services.aggregations import Aggregations
+
+    async def broken(self, request, principal=None):
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(Aggregations, "abort_aggregation", broken)
+    report = asyncio.run(fuzz(400, 1, honest=2))
+    assert not report.good
+    assert report.fault_count > 0
+    assert {status for status, _ in report.faults} == {500}
+    assert any("Aggregations.AbortAggregation" in line for line in report.logged)
+
+
+# One handler at a time, with whatever Hypothesis makes.
+
+
+class Live:
+    """A server whose sessions stand at every stage, on a loop of its own."""
+
+    def __init__(self, folder):
+        self.loop = asyncio.new_event_loop()
+        plugins = Plugins.load(environ={}, working_folder=folder)
+        self.server = Server(plugins, clock=ManualClock())
+        self.run(self.server.start())
+        self.run(self.server.services.tasks.submit(make_task("fuzzed", 10**6)))
+        application = self.server._frontend._http.request_callback
+        assert isinstance(application, Application)
+        self.direct = Direct(application)
+        self.known = Known(populations=["fuzzed"])
+        for steps in (1, 2, 3, 4, 5):
+            phone = Phone(self.direct.send, "fuzzed", make_checkpoint(1), self.known)
+            self.run(phone.session(steps))
+
+    def run(self, work):
+        return self.loop.run_until_complete(work)
+
+    def stop(self):
+        self.run(self.server.stop())
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    live = Live(tmp_path_factory.mktemp("live"))
+    yield live
+    live.stop()
+
+
+@pytest.mark.parametrize("route", routes.ROUTES, ids=lambda route: route.name)
+def test_every_call_with_any_message(live, route, caplog):
+    @settings(max_examples=12, deadline=None)
+    @given(st.randoms(use_true_random=False), st.integers(1, 3))
+    def run(rng, pieces):
+        fuzzer = Fuzzer(rng, live.known, make_checkpoint(1))
+        fuzzer._routes = [route]
+        answer = live.run(live.direct.send(fuzzer.call(), pieces))
+        assert answer.status < 500 or answer.status in ALLOWED
+
+    run()
+    assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+def test_any_bytes_over_a_socket(live, caplog):
+    @settings(max_examples=20, deadline=None)
+    @given(st.randoms(use_true_random=False))
+    def run(rng):
+        fuzzer = Fuzzer(rng, live.known, make_checkpoint(1))
+        statuses = live.run(send_raw(live.server.port, fuzzer.spoil_raw(fuzzer.request())))
+        assert all(status < 500 or status in ALLOWED for status in statuses)
+
+    run()
+    assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+# What it found.
+
+
+def test_a_malformed_path_with_a_method_that_is_none(live, caplog):
+    answer = live.run(live.direct.send(Request("BREW", "/v1/operations/%c2d")))
+    assert answer.status == 400
+    assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
