@@ -8,6 +8,7 @@ from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFa
 from fcp_core.storage.contract import StorageFactory
 from fcp_plugins import (
     eligibility,
+    eligibility_verdicts,
     pacing_adaptive,
     selection,
     storage_memory,
@@ -24,6 +25,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of everything here."""
     selection.add_options(options)
     eligibility.add_options(options)
+    eligibility_verdicts.add_options(options)
     pacing_adaptive.add_options(options)
     storage_sqlite.add_options(options)
 
@@ -36,8 +38,8 @@ def fcp_register_selection_policies() -> list[SelectionPolicyFactory]:
 
 @hookimpl
 def fcp_register_eligibility_policies() -> list[EligibilityPolicyFactory]:
-    """Offer the policies that devices evaluate by themselves."""
-    return eligibility.factories()
+    """Offer the policies that devices evaluate by themselves, and the server's verdicts."""
+    return [*eligibility.factories(), *eligibility_verdicts.factories()]
 
 
 @hookimpl
