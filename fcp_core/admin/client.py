@@ -46,18 +46,22 @@ class AdminClient:
     submission carries a key.
 
     :param url: where the server is, ``https://`` unless it is this machine.
-    :param token: what it asks for.
+    :param token: what it asks for; None: nothing is sent.
     :param ca_file: PEM certificates to trust instead of the system's.
+    :param certfile: a PEM certificate to show.
+    :param keyfile: its key, if that is not in *certfile*.
     :param patience: seconds for which a server that cannot be reached is tried.
-    :raises UsageError: if the URL or the file does not do.
+    :raises UsageError: if the URL or a file does not do.
     """
 
     def __init__(
         self,
         url: str,
-        token: str,
+        token: str | None,
         *,
         ca_file: str | os.PathLike[str] | None = None,
+        certfile: str | os.PathLike[str] | None = None,
+        keyfile: str | os.PathLike[str] | None = None,
         patience: float = PATIENCE,
     ) -> None:
         parts = urlsplit(url)
@@ -70,15 +74,19 @@ class AdminClient:
             raise UsageError(
                 f"{url}: over plain HTTP the token would be for all to read; use HTTPS."
             )
-        if ca_file is not None and not os.path.isfile(ca_file):
-            raise UsageError(f"the certificate file {os.fspath(ca_file)} does not exist.")
+        files = [None if file is None else os.fspath(file) for file in (ca_file, certfile, keyfile)]
+        for file in files:
+            if file is not None and not os.path.isfile(file):
+                raise UsageError(f"the certificate file {file} does not exist.")
         #: The server's address, with a slash at the end.
         self.url = url.rstrip("/") + "/"
         self._patience = patience
         self._closed = threading.Event()
         self._http = urllib3.PoolManager(
-            headers={"Authorization": f"Bearer {token}"},
-            ca_certs=None if ca_file is None else os.fspath(ca_file),
+            headers={} if token is None else {"Authorization": f"Bearer {token}"},
+            ca_certs=files[0],
+            cert_file=files[1],
+            key_file=files[2],
             maxsize=16,
             retries=False,
         )

@@ -48,12 +48,18 @@ def _connect(
     options = invocation.plugins.config.section("admin")
     path = token_file or (None if options["token"] is not None else options["token_file"])
     token = options["token"] if path is None else _read(path)
-    if token is None:
+    if token is None and options["client_certfile"] is None:
         raise UsageError(
             "there is no admin token: give --token-file, [fcp:admin] token_file, or the "
             "environment variable FCP_ADMIN__TOKEN."
         )
-    return AdminClient(server or options["url"], token, ca_file=ca_file or options["ca_file"])
+    return AdminClient(
+        server or options["url"],
+        token,
+        ca_file=ca_file or options["ca_file"],
+        certfile=options["client_certfile"],
+        keyfile=options["client_keyfile"],
+    )
 
 
 def _read(path: Path) -> str:

@@ -25,5 +25,9 @@ def add_server_options(options: OptionRegistry) -> None:
 
     admin("token_file", "path", None, "a file with the token that the admin API asks for")
     admin("token", "str", None, "that token itself; better from the environment", secret=True)
+    names = "common names of client certificates that open the admin API as the token does"
+    admin("certificate_names", "list", (), names)
     admin("url", "str", "http://localhost:8080/", "the server that 'fcp tasks' talks to")
     admin("ca_file", "path", None, "PEM certificates to trust instead of the system's")
+    admin("client_certfile", "path", None, "a PEM certificate that 'fcp tasks' shows")
+    admin("client_keyfile", "path", None, "its key, if that is in a file of its own")

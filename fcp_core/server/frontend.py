@@ -17,7 +17,7 @@ from tornado.web import Application
 
 from fcp_core.admin.api import PREFIX
 from fcp_core.errors import UsageError
-from fcp_core.server.admin.auth import TokenCheck
+from fcp_core.server.admin.auth import AdminCheck
 from fcp_core.server.admin.handlers import AdminHandler
 from fcp_core.server.context import Authenticate, Context
 from fcp_core.server.handlers import HealthHandler, MetricsHandler, RPCHandler, log_request
@@ -129,7 +129,7 @@ class Frontend:
     :param metrics: what is served at ``/metrics``; None: nothing.
     :param metrics_sockets: where that is served, in plain HTTP, and nowhere else; none: with
         everything else.
-    :param admin_token: what the admin API asks for; None: there is no admin API.
+    :param admin_check: who may use the admin API; None: there is none.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Frontend:
         tls: ssl.SSLContext | None = None,
         metrics: ServerMetrics | None = None,
         metrics_sockets: Sequence[socket.socket] = (),
-        admin_token: str | None = None,
+        admin_check: AdminCheck | None = None,
     ) -> None:
         self._sockets = list(sockets)
         self._tls = tls
@@ -151,7 +151,7 @@ class Frontend:
         self._metrics_sockets = list(metrics_sockets)
         self._http: FrontServer | None = None
         self._metrics_http: HTTPServer | None = None
-        self._check = None if admin_token is None else TokenCheck(admin_token)
+        self._check = admin_check
 
     @property
     def has_admin(self) -> bool:

@@ -13,7 +13,7 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
 from fcp_core.rounds.clock import Clock, SystemClock
-from fcp_core.server.admin.auth import read_token
+from fcp_core.server.admin.auth import AdminCheck
 from fcp_core.server.frontend import Frontend, bind
 from fcp_core.server.limits import Limits
 from fcp_core.server.metrics import ServerMetrics
@@ -66,7 +66,7 @@ class Server:
         if keyfile is not None and certfile is None:
             raise UsageError(f"the TLS key file {os.fspath(keyfile)} needs a certificate file too.")
         limits = Limits.from_config(plugins.config)
-        admin_token = read_token(plugins.config)
+        admin_check = AdminCheck.from_config(plugins.config)
         client_ca = plugins.config.get("client_ca")
         if client_ca is not None and certfile is None:
             raise UsageError(
@@ -119,7 +119,7 @@ class Server:
             tls,
             metrics=metrics,
             metrics_sockets=measured,
-            admin_token=admin_token,
+            admin_check=admin_check,
         )
         self._state = "new"
         self._cleanup = AsyncExitStack()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import importlib.util
 import json
 import sys
@@ -22,9 +23,11 @@ from fcp_core.admin.api import ENDPOINTS, find
 from fcp_core.admin.messages import Submission
 from fcp_core.admin.openapi import describe
 from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
+from fcp_core.server import Server, ServerThread
 
 WAIT = 30.0
 
@@ -320,8 +323,6 @@ def test_no_request_breaks_the_server(fuzzed, request):
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory):
     """A server with a task that is open and one that is cancelled; for all examples together."""
-    from fcp_core.plugins.manager import Plugins
-    from fcp_core.server import Server, ServerThread
     from fcp_core.tasks.analytics import Analytics, Query, Vector
 
     token = "another-token-that-is-long"
@@ -361,3 +362,77 @@ def test_the_client_says_when_nobody_is_there(make_server):
     ):
         client.list()
     assert caught.value.code is Code.UNAVAILABLE
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """A folder with a certificate authority, a server's and two clients' certificates."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder = tmp_path_factory.mktemp("certificates")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    day = datetime.timedelta(days=1)
+
+    def name(text):
+        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+    def make(common_name, issuer=None):
+        key = ec.generate_private_key(ec.SECP256R1())
+        ca_name, ca_key = issuer or (common_name, key)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name(common_name))
+            .issuer_name(name(ca_name))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - day)
+            .not_valid_after(now + day)
+            .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .sign(ca_key, hashes.SHA256())
+        )
+        pem = serialization.Encoding.PEM
+        data = certificate.public_bytes(pem) + key.private_bytes(
+            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        (folder / f"{common_name}.pem").write_bytes(data)
+        return common_name, key
+
+    authority = make("authority")
+    for common_name in ("server", "operator", "device"):
+        make(common_name, authority)
+    return folder
+
+
+def test_a_certificate_opens_as_the_token_does(certificates, tmp_path):
+    authority = certificates / "authority.pem"
+    plugins = Plugins.load(
+        environ={},
+        overrides={
+            "client_ca": str(authority),
+            "client_certificates": "optional",
+            "admin.certificate_names": "operator",
+        },
+        working_folder=tmp_path,
+    )
+    with ServerThread(Server(plugins, certfile=certificates / "server.pem")) as thread:
+
+        def client(token, certfile):
+            path = None if certfile is None else certificates / certfile
+            return AdminClient(
+                thread.server.url, token, ca_file=authority, certfile=path, patience=0
+            )
+
+        with client(None, "operator.pem") as operator:
+            assert operator.list() == []
+        for token, certfile in ((None, "device.pem"), ("some-token-or-other", None)):
+            with client(token, certfile) as other, pytest.raises(StatusError) as caught:
+                other.list()
+            assert caught.value.code is Code.UNAUTHENTICATED
+
+
+def test_names_of_certificates_need_an_authority(make_server):
+    with pytest.raises(UsageError, match="client_ca"):
+        make_server(admin__certificate_names="operator")

@@ -1,12 +1,13 @@
-"""Who may use the admin API: whoever has the token."""
+"""Who may use the admin API: whoever has the token, or a certificate of a user."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
@@ -46,24 +47,51 @@ def read_token(config: Config) -> str | None:
     return str(token)
 
 
-class TokenCheck:
-    """Compares tokens with the right one, in a time that tells nothing; keeps a hash only."""
+class AdminCheck:
+    """Lets in who has the token, compared in a time that tells nothing, or a right certificate.
 
-    def __init__(self, token: str) -> None:
-        self._hash = _hash(token)
+    :param token: only its hash is kept; None: no token lets anybody in.
+    :param names: the common names of the client certificates that do.
+    """
 
-    def check(self, authorization: str) -> None:
-        """Check the value of an ``Authorization`` header.
+    def __init__(self, token: str | None, names: Collection[str] = ()) -> None:
+        self._hash = None if token is None else _hash(token)
+        self._names = frozenset(names)
 
-        :raises StatusError: UNAUTHENTICATED if it has not the right token.
+    @classmethod
+    def from_config(cls, config: Config) -> AdminCheck | None:
+        """Return what ``[fcp:admin]`` says; None if it lets nobody in.
+
+        :raises UsageError: if the token does not do, or certificates are named but not asked for.
+        """
+        token, names = read_token(config), config.section("admin")["certificate_names"]
+        if names and config.get("client_ca") is None:
+            raise UsageError(
+                f"certificate_names (from {config.origin('admin', 'certificate_names')}) needs "
+                "client_ca: without it no client shows a certificate."
+            )
+        return cls(token, names) if token is not None or names else None
+
+    def check(self, authorization: str, certificate: Mapping[str, Any] | None) -> None:
+        """Check who sends a request.
+
+        :param authorization: the value of the ``Authorization`` header.
+        :param certificate: the client's, verified, as ``ssl`` gives it.
+        :raises StatusError: UNAUTHENTICATED if neither is right.
         """
         scheme, _, token = authorization.partition(" ")
-        right = hmac.compare_digest(_hash(token.strip()), self._hash)
-        if scheme.lower() != "bearer" or not right:
-            raise StatusError(
-                Code.UNAUTHENTICATED,
-                "the admin API needs the header 'Authorization: Bearer TOKEN' with its token",
-            )
+        right = hmac.compare_digest(_hash(token.strip()), self._hash or b"")
+        if right and scheme.lower() == "bearer":
+            return
+        subject = certificate.get("subject", ()) if certificate else ()
+        pairs = [pair for part in subject for pair in part]
+        if any(key == "commonName" and value in self._names for key, value in pairs):
+            return
+        raise StatusError(
+            Code.UNAUTHENTICATED,
+            "the admin API needs the header 'Authorization: Bearer TOKEN' with its token"
+            + (", or a client certificate of one of its users" if self._names else ""),
+        )
 
 
 def _hash(token: str) -> bytes:

@@ -17,7 +17,7 @@ from fcp_core.server.handlers import RETRY_AFTER, BodyHandler
 from fcp_core.server.limits import http_error
 
 if TYPE_CHECKING:
-    from fcp_core.server.admin.auth import TokenCheck
+    from fcp_core.server.admin.auth import AdminCheck
     from fcp_core.server.context import Context
     from fcp_core.server.services.admin import Admin
 
@@ -35,7 +35,7 @@ class AdminHandler(BodyHandler):
 
     label = "admin"
 
-    def initialize(self, context: Context, admin: Admin, check: TokenCheck) -> None:  # type: ignore[override]
+    def initialize(self, context: Context, admin: Admin, check: AdminCheck) -> None:  # type: ignore[override]
         """Take what all handlers share, and the API's own."""
         super().initialize(context)
         self._admin = admin
@@ -66,7 +66,7 @@ class AdminHandler(BodyHandler):
 
     async def admit(self) -> None:
         """Authenticate, find the call, make room for the body."""
-        self._check.check(self.request.headers.get("Authorization", ""))
+        self._check.check(self.request.headers.get("Authorization", ""), self.certificate())
         found = api.find(self.request.path)
         if not found:
             raise StatusError(Code.NOT_FOUND, "there is no such call; see /admin/v1/openapi.json")
