@@ -75,8 +75,11 @@ class Table:
         returns = any(
             "\r" in str(v) for c in self.columns if c.is_text for v in (c.name, *c.values)
         )
-        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-        writer = csv.writer(target, lineterminator="\n", quoting=quoting)
+        writer = csv.writer(
+            target,
+            lineterminator="\n",
+            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
+        )
         writer.writerow([column.name for column in self.columns])
         writer.writerows(self.rows())
         return target.getvalue()
