@@ -88,6 +88,18 @@ class TestDataAvailability(EligibilityLaws):
     task_options: ClassVar = {"collection_uri": "app:/taps", "min_example_count": 3}
 
 
+class TestClientVersion(EligibilityLaws):
+    factory = ELIGIBILITY["client_version"]
+    options: ClassVar = options("eligibility.client_version", minimum="1.4")
+    task_options: ClassVar = {"minimum": "1.5"}
+
+
+class TestCapabilities(EligibilityLaws):
+    factory = ELIGIBILITY["capabilities"]
+    options: ClassVar = options("eligibility.capabilities", required="gzip")
+    task_options: ClassVar = {"required": "willow"}
+
+
 def test_no_built_in_policy_is_left_out():
     kits = [value for name, value in globals().items() if name.startswith("Test")]
     tried = {kit.factory.name for kit in kits}
