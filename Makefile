@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LINT := .venv-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint test-light protos requirements bench clean
+.PHONY: help demo test check lint test-light protos docs requirements bench fuzz clean
 
 help:
 	@head -2 Makefile | cut -c3-
@@ -50,6 +50,18 @@ test-light:
 
 protos: $(READY)
 	$(BIN)/python -m fcp_core.protocol.generate
+
+# The reference of the hooks and the tables of the options, from the declarations.
+docs: $(READY)
+	$(BIN)/python -m fcp_core.plugins.reference docs
+
+bench: $(READY)
+	for part in checkpoint fold ingest simulation digits demo; do \
+	  echo "== $$part"; $(BIN)/python benchmarks/bench_$$part.py || exit 1; done
+
+FUZZ_INPUTS ?= 1000000
+fuzz: $(READY)
+	$(BIN)/python benchmarks/fuzz.py --inputs $(FUZZ_INPUTS)
 
 pin = { echo "\# Pinned for Python 3.11 from '$(2)' by 'make requirements'."; \
 	  uv pip compile $(2) --override requirements/overrides.txt --quiet \
