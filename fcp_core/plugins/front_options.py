@@ -24,9 +24,9 @@ def add_front_options(options: OptionRegistry) -> None:
     add("max_operations", "int", 100_000, "devices that may wait for a task at a time", 1)
     each = "requests a second from one"
     add("rate_per_address", "float", "0", f"{each} address, or one IPv6 /64; 0: no limit", 0)
-    add("burst_per_address", "int", 100, "how many of them may come at once", 1)
+    add("burst_per_address", "int", 100, "requests of one address that may come at once", 1)
     add("rate_per_key", "float", "0", f"{each} API key; 0: no limit", 0)
-    add("burst_per_key", "int", 1000, "how many of them may come at once", 1)
+    add("burst_per_key", "int", 1000, "requests with one API key that may come at once", 1)
     add("client_ca", "path", None, "PEM certificates that sign those of devices: mutual TLS")
     options.add(
         "",
