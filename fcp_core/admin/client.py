@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import uuid
@@ -16,7 +17,6 @@ from typing_extensions import Self
 
 from fcp_core.admin.api import BINARY, CSV, JSON, PREFIX
 from fcp_core.admin.messages import (
-    MAX_WAIT,
     Cancellation,
     Error,
     PopulationList,
@@ -35,6 +35,8 @@ T = TypeVar("T")
 PATIENCE = 60.0
 _CONNECT_TIMEOUT = 10.0
 _ANSWER_TIMEOUT = 60.0
+#: How long one call waits for a task's end.
+_WAIT = 30.0
 #: The pauses between tries grow from the first to the second, in seconds.
 _PAUSES = (0.1, 5.0)
 
@@ -117,11 +119,13 @@ class AdminClient:
 
         :param timeout: None: wait as long as it takes.
         """
-        if timeout is not None:
-            return self._wait(task_id, timeout)
-        while not (task := self._wait(task_id, MAX_WAIT / 2)).is_final:
-            pass
-        return task
+        left = math.inf if timeout is None else timeout
+        while True:
+            piece = min(left, _WAIT)
+            task = self._wait(task_id, piece)
+            left -= piece
+            if task.is_final or left <= 0:
+                return task
 
     def watch(self, task_id: str, interval: float = 1.0) -> Iterator[Task]:
         """Yield a task now, whenever it has changed, and when it has ended.
