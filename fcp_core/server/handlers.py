@@ -249,7 +249,7 @@ class BodyHandler(BaseHandler):
         headers = self.request.headers
         announced = headers.get("Content-Length", "0")
         # Tornado itself refuses a length that is not a number.
-        chunked = "Transfer-Encoding" in headers or not announced.isdigit()
+        chunked = "Transfer-Encoding" in headers or not _is_number(announced)
         self.body = BodyReader(
             headers.get("Content-Encoding", ""),
             None if chunked else int(announced),
@@ -287,7 +287,7 @@ class BodyHandler(BaseHandler):
         self._discard = LINGER
         self.respond(error)
         announced = self.request.headers.get("Content-Length", "0")
-        if not announced.isdigit() or int(announced) > LINGER:
+        if not _is_number(announced) or int(announced) > LINGER:
             self.set_header("Connection", "close")
         if "Expect" in self.request.headers:
             self.finish()  # such a client sends no body once it has an answer
@@ -408,6 +408,11 @@ def log_request(handler: RequestHandler) -> None:
     """Count a request once it is answered; log it if someone debugs."""
     if isinstance(handler, BaseHandler):
         handler.account(handler.get_status())
+
+
+def _is_number(text: str) -> bool:
+    """Whether *text* is digits; a superscript three is one to Python, but to no other."""
+    return text.isascii() and text.isdigit()
 
 
 def _digest(key: str) -> str:

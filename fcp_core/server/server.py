@@ -182,7 +182,7 @@ def _metrics_sockets(config: Config) -> list[socket.socket]:
     if address is None:
         return []
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise UsageError(
             f"metrics_address {address!r} (from {config.origin('', 'metrics_address')}) must be "
             "like localhost:9100."

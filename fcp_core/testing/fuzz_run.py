@@ -86,7 +86,7 @@ async def fuzz(inputs: int, seed: int, *, socket_share: float = 0.02, honest: in
     """
     rng = random.Random(seed)
     clock = ManualClock()
-    overrides = {"assignment_timeout": "1000d", "task_deadline": "1000d"}
+    overrides = {"assignment_timeout": "1h", "task_deadline": "1000d"}
     server = Server(Plugins.load(environ={}, overrides=overrides), clock=clock, rng=rng)
     errors = _Errors()
     logging.getLogger().addHandler(errors)

@@ -122,6 +122,14 @@ def test_any_bytes_over_a_socket(live, caplog):
 # What it found.
 
 
+def test_a_length_that_is_a_number_to_python_only(live, caplog):
+    for path in ("/v1/eligibilityevaltasks/fuzzed:request", "/nowhere", "/upload/v1/media/x"):
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: \xb30\r\n\r\n"
+        statuses = live.run(send_raw(live.server.port, head.encode("latin-1")))
+        assert all(400 <= status < 500 for status in statuses)
+    assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
 def test_a_malformed_path_with_a_method_that_is_none(live, caplog):
     answer = live.run(live.direct.send(Request("BREW", "/v1/operations/%c2d")))
     assert answer.status == 400
