@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fcp_core.client.eligibility_plan import EligibilityPlan
 from fcp_core.client.history import History
 from fcp_core.client.retry import seconds_of
 from fcp_core.client.stores import ExampleStore
@@ -23,6 +24,7 @@ MULTIPLE = _TaskInfo.TASK_ASSIGNMENT_MODE_MULTIPLE
 _VERSIONS = {
     "data_availability_policy": 2,
     "swor_policy": 1,
+    "tf_custom_policy": 1,
     "min_sep_policy": 3,
 }
 #: The version of the task eligibility information that is sent.
@@ -33,7 +35,8 @@ _INFO_VERSION = 1
 class Eligibility:
     """What the device found.
 
-    :param weights: by task name, 1.0 or 0.0; None if there was nothing to evaluate.
+    :param weights: by task name, 1.0 or 0.0 unless a plan gave others; None if there was nothing
+        to evaluate.
     :param multiple_tasks: the tasks to ask for by name.
     :param may_start: whether the device asks for a single assignment.
     """
@@ -71,6 +74,7 @@ class EligibilityDecider:
     :param history: the device's contributions; without it, tasks whose policies ask for them are
         ineligible.
     :param now: the time in seconds since the epoch.
+    :param plan: evaluates custom policies; without it, tasks with such are ineligible.
     """
 
     def __init__(
@@ -79,11 +83,14 @@ class EligibilityDecider:
         store: ExampleStore,
         history: History | None,
         now: Callable[[], float],
+        plan: EligibilityPlan | None = None,
     ) -> None:
         self._population = population
         self._store = store
         self._history = history
         self._now = now
+        self._plan = plan
+        self._given: Mapping[str, float] = {}
 
     def decide(self, spec: Any) -> Eligibility:
         """Return what the device is eligible for.
@@ -94,8 +101,13 @@ class EligibilityDecider:
         weights = None
         if spec.eligibility_policies:
             verdicts: dict[tuple[str, str], bool] = {}
+            asked = self._ask_plan(spec)
             weights = {
-                task.task_name: 1.0 if self._passes(task, spec, verdicts) else 0.0
+                task.task_name: (
+                    (self._given[task.task_name] if task.task_name in asked else 1.0)
+                    if self._passes(task, spec, verdicts)
+                    else 0.0
+                )
                 for task in spec.task_info
             }
         multiple = tuple(
@@ -106,6 +118,22 @@ class EligibilityDecider:
         )
         may_start = any(task.task_assignment_mode != MULTIPLE for task in spec.task_info)
         return Eligibility(weights, multiple, may_start)
+
+    def _ask_plan(self, spec: Any) -> Mapping[str, Sequence[str]]:
+        """Have the plan weigh the tasks that have policies for it; return these policies' names."""
+        custom = {
+            index: policy
+            for index, policy in enumerate(spec.eligibility_policies)
+            if policy.WhichOneof("policy_type") == "tf_custom_policy"
+        }
+        asked = {
+            task.task_name: [custom[i].name for i in task.eligibility_policy_indices if i in custom]
+            for task in spec.task_info
+            if any(index in custom for index in task.eligibility_policy_indices)
+        }
+        if asked and self._plan is not None:
+            self._given = self._plan.weights(asked, custom.values())
+        return asked
 
     def _passes(self, task: Any, spec: Any, verdicts: dict[tuple[str, str], bool]) -> bool:
         for index in task.eligibility_policy_indices:
@@ -127,6 +155,8 @@ class EligibilityDecider:
             return False
         if kind == "data_availability_policy":
             return self._has_data(policy.data_availability_policy)
+        if kind == "tf_custom_policy":
+            return self._given.get(task_name, 0.0) > 0
         if self._history is None:
             return False
         if kind == "swor_policy":

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from fcp_core.client.calls import Calls
 from fcp_core.client.eligibility import UNCONFIGURED, Eligibility, EligibilityDecider
+from fcp_core.client.eligibility_plan import EligibilityPlan
+from fcp_core.client.executors import SliceSource
 from fcp_core.client.operations import parse
-from fcp_core.client.resources import Router, fetch, is_set
+from fcp_core.client.resources import Router, concurrently, fetch, is_set
 from fcp_core.client.results import Outcome, TaskOutcome, TaskResult
 from fcp_core.client.retry import RetrySchedule
 from fcp_core.client.tasks import AssignedTask, Device, TaskRunner
@@ -99,11 +101,10 @@ class Session:
         try:
             # One of no bytes is a specification too: that of a population without tasks.
             if task.population_eligibility_spec.WhichOneof("resource") is None:
-                if is_set(task.plan):
-                    raise StatusError(
-                        Code.UNIMPLEMENTED, "eligibility by a TensorFlow plan without a spec"
-                    )
-                return UNCONFIGURED
+                plan = self._eligibility_plan(task)
+                if plan is None:
+                    return UNCONFIGURED
+                return Eligibility(plan.weights(), multiple_tasks=(), may_start=True)
             spec = parse(
                 population_eligibility_spec_pb2.PopulationEligibilitySpec,
                 fetch(self._transport, task.population_eligibility_spec),
@@ -111,12 +112,37 @@ class Session:
             )
             device = self._device
             decider = EligibilityDecider(
-                device.population, device.store, device.history, device.now
+                device.population,
+                device.store,
+                device.history,
+                device.now,
+                self._eligibility_plan(task),
             )
             return decider.decide(spec)
         except StatusError as error:
             self._calls.report_eligibility(self._router.entry, self._session_id, error.code)
             raise
+
+    def _eligibility_plan(self, task: Any) -> EligibilityPlan | None:
+        """Fetch the plan that evaluates eligibility, if there is one with a checkpoint."""
+        if not (is_set(task.plan) and is_set(task.init_checkpoint)):
+            return None
+        device = self._device
+        plan, checkpoint = concurrently(
+            self._pool,
+            [
+                functools.partial(fetch, self._transport, resource)
+                for resource in (task.plan, task.init_checkpoint)
+            ],
+        )
+        return EligibilityPlan(
+            plan,
+            checkpoint,
+            device.executors,
+            device.store,
+            SliceSource(self._transport, self._pool, ""),
+            self._transport.interruption,
+        )
 
     def _run_multiple(self, assignments: Endpoint, eligibility: Eligibility) -> None:
         """Take and run the tasks that are asked for by name; failures concern them alone."""

@@ -14,7 +14,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from fcp_core.client.executors import FEDERATED_SELECT_URI
 from fcp_core.client.tensorflow_sessions import SessionPool
 from fcp_core.errors import MissingExtraError
-from fcp_core.protocol.protos import plan_pb2
+from fcp_core.protocol.protos import federated_api_pb2, plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 
 #: Examples cross into TensorFlow in lists: per element, the crossing costs more than the example.
@@ -58,6 +58,19 @@ def selector_for_slices(served_at_id: bytes, keys: Iterable[int]) -> bytes:
     selector = plan_pb2.ExampleSelector(collection_uri=FEDERATED_SELECT_URI)
     selector.criteria.Pack(slices)
     return bytes(selector.SerializeToString(deterministic=True))
+
+
+def eligibility_info(version: int, names: Sequence[bytes], weights: Sequence[float]) -> bytes:
+    """Return the serialized ``TaskEligibilityInfo`` of tasks and their weights.
+
+    What the operation ``CreateTaskEligibilityInfo`` computes.
+
+    :raises ValueError: if there are not as many weights as names.
+    """
+    info = federated_api_pb2.TaskEligibilityInfo(version=version)
+    for name, weight in zip(names, weights, strict=True):
+        info.task_weights.add(task_name=name.decode(), weight=weight)
+    return bytes(info.SerializeToString(deterministic=True))
 
 
 class GraphCache:
@@ -135,11 +148,16 @@ class _Importer:
                 self._stage(self._ancestors(name), graph)
                 node = self._nodes[name].definition
                 inputs = [self._tensor(graph, i) for i in node.input if not i.startswith("^")]
-                if len(inputs) != 2:
-                    raise _bad(f"{node.op} {name!r} has {len(inputs)} inputs instead of 2")
-                replace = _REPLACEMENTS[node.op]
+                wanted, replace = _REPLACEMENTS[node.op]
+                if len(inputs) != wanted:
+                    raise _bad(f"{node.op} {name!r} has {len(inputs)} inputs instead of {wanted}")
                 with graph.name_scope(self._scope):
-                    self._outputs[f"{name}:0"] = replace(self._tf, self._source, *inputs)
+                    output = replace(self._tf, self._source, *inputs)
+                # The plan may name what is computed here as its output; a dataset it cannot.
+                named = output.dtype == self._tf.string
+                self._outputs[f"{name}:0"] = (
+                    self._tf.identity(output, name=name) if named else output
+                )
                 self._imported.add(name)
             self._stage(set(self._nodes), graph)
         pool = SessionPool(self._tf, graph)
@@ -236,9 +254,24 @@ def _selector(tf: Any, source: ExampleSource, served_at_id: Any, keys: Any) -> A
     return result
 
 
-_REPLACEMENTS: dict[str, Callable[[Any, ExampleSource, Any, Any], Any]] = {
-    "ExternalDataset": _dataset,
-    "MakeSlicesSelectorExampleSelector": _selector,
+def _eligibility(tf: Any, source: ExampleSource, version: Any, names: Any, weights: Any) -> Any:
+    """Return what ``CreateTaskEligibilityInfo`` does."""
+    result = tf.numpy_function(
+        lambda version, names, weights: eligibility_info(
+            int(version), names.reshape(-1).tolist(), weights.reshape(-1).tolist()
+        ),
+        (version, names, weights),
+        tf.string,
+    )
+    result.set_shape(())
+    return result
+
+
+#: What stands for an operation that stock TensorFlow does not have, and how many inputs it takes.
+_REPLACEMENTS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "ExternalDataset": (2, _dataset),
+    "MakeSlicesSelectorExampleSelector": (2, _selector),
+    "CreateTaskEligibilityInfo": (3, _eligibility),
 }
 
 

@@ -6,7 +6,7 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,44 +39,71 @@ class TensorFlowExecutor(PlanExecutor):
         """Run the plan's target nodes in one call and return the checkpoint that they wrote."""
         plan = run.plan
         io = _Routing.of(plan)
+        with tempfile.TemporaryDirectory(prefix="fcp-plan-") as scratch:
+            output = Path(scratch, "output.ckpt")
+            feeds = {io.output_filepath: str(output)}
+            self._run(run, Path(scratch), io.input_filepath, feeds, "")
+            if not output.exists():
+                targets = list(plan.phase.tensorflow_spec.target_node_names)
+                raise StatusError(Code.INTERNAL, f"the plan's targets {targets} wrote no file")
+            return output.read_bytes()
+
+    def weigh(self, run: PlanRun) -> bytes:
+        """Run an eligibility plan and return what its router names: a ``TaskEligibilityInfo``.
+
+        :raises StatusError: as :meth:`run` does.
+        """
+        router = run.plan.phase.federated_compute_eligibility
+        name = router.task_eligibility_info_tensor_name
+        if not name:
+            raise _bad("its router names no task_eligibility_info tensor")
+        with tempfile.TemporaryDirectory(prefix="fcp-plan-") as scratch:
+            value = self._run(run, Path(scratch), router.input_filepath_tensor_name, {}, name)
+        if not isinstance(value, bytes):
+            raise _bad(f"{name} is no scalar string")
+        return value
+
+    def _run(
+        self, run: PlanRun, scratch: Path, input_filepath: str, given: dict[str, str], wanted: str
+    ) -> Any:
+        """Run the plan's target nodes, and return the tensor *wanted*, if it is named."""
+        plan = run.plan
         if not plan.graph:
             has = "only a TFLite graph" if plan.tflite_graph else "no graph"
             raise StatusError(Code.UNIMPLEMENTED, f"the plan has {has}; a GraphDef is needed")
         tf = import_tensorflow()
         sessions = self._graphs.get(plan.graph)
         spec = plan.phase.tensorflow_spec
-        with tempfile.TemporaryDirectory(prefix="fcp-plan-") as scratch:
-            feeds: dict[str, Any] = _constants(tf, spec.constant_inputs)
-            output = Path(scratch, "output.ckpt")
-            if io.input_filepath:
-                checkpoint = Path(scratch, "input.ckpt")
-                checkpoint.write_bytes(run.checkpoint)
-                feeds[io.input_filepath] = str(checkpoint)
-            feeds[io.output_filepath] = str(output)
-            token = secrets.token_bytes(_TOKEN_BYTES)
-            if spec.dataset_token_tensor_name:
-                feeds[spec.dataset_token_tensor_name] = token
-            active = _ActiveRun(run, Path(scratch))
+        feeds: dict[str, Any] = {**_constants(tf, spec.constant_inputs), **given}
+        if input_filepath:
+            checkpoint = scratch / "input.ckpt"
+            checkpoint.write_bytes(run.checkpoint)
+            feeds[input_filepath] = str(checkpoint)
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        if spec.dataset_token_tensor_name:
+            feeds[spec.dataset_token_tensor_name] = token
+        active = _ActiveRun(run, scratch)
+        with self._lock:
+            self._active[token] = active
+        try:
+            targets = [*spec.target_node_names, *([wanted] if wanted else [])]
+            values = self._execute(tf, sessions, targets, feeds, active)
+            return values[-1] if wanted else None
+        finally:
             with self._lock:
-                self._active[token] = active
-            try:
-                self._execute(tf, sessions, spec, feeds, active)
-            finally:
-                with self._lock:
-                    del self._active[token]
-            if not output.exists():
-                raise StatusError(
-                    Code.INTERNAL,
-                    f"the plan's targets {list(spec.target_node_names)} wrote no file",
-                )
-            return output.read_bytes()
+                del self._active[token]
 
     def _execute(
-        self, tf: Any, sessions: SessionPool, spec: Any, feeds: dict[str, Any], active: _ActiveRun
-    ) -> None:
+        self,
+        tf: Any,
+        sessions: SessionPool,
+        targets: Sequence[str],
+        feeds: dict[str, Any],
+        active: _ActiveRun,
+    ) -> Any:
         run, graph = active.run, sessions.graph
         try:
-            fetches = [graph.as_graph_element(name) for name in spec.target_node_names]
+            fetches = [graph.as_graph_element(name) for name in targets]
             feed_dict = {graph.get_tensor_by_name(name): value for name, value in feeds.items()}
         except (KeyError, ValueError) as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"TensorFlow plan: {error}") from error
@@ -85,7 +112,7 @@ class TensorFlowExecutor(PlanExecutor):
                 sessions.session(self._config(tf, run.plan)) as session,
                 run.interruption.unblocking(session.close),
             ):
-                session.run(fetches, feed_dict=feed_dict)
+                return session.run(fetches, feed_dict=feed_dict)
         except (tf.errors.OpError, RuntimeError) as error:
             run.interruption.check()
             if active.failure is not None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from fcp_core.protocol.protos import common_pb2 as common
+from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.protos import population_eligibility_spec_pb2 as eligibility_pb2
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, OfferedTask
 from fcp_core.rounds.tasks import AssignmentMode
 
@@ -24,6 +28,55 @@ class Offer:
     spec: eligibility_pb2.PopulationEligibilitySpec | None
     names: frozenset[str]
     unconditional: frozenset[str]
+
+
+class EligibilityTask(EligibilityPolicy):
+    """A plan that a population's devices run to weigh the tasks that they are offered.
+
+    It reaches them as a custom policy of the tasks that it decides about, so that only devices
+    that evaluate policies are offered these.
+
+    :param plan: a serialized ``ClientOnlyPlan`` whose router is a
+        ``FederatedComputeEligibilityIORouter``.
+    :param checkpoint: what the plan reads; published clients fetch neither if one is empty.
+    :param name: the policy's name, which the plan sees.
+    :param arguments: the policy's arguments.
+    :param task_names: the tasks it decides about; None: all.
+    :raises StatusError: INVALID_ARGUMENT if the plan is no such plan, or the checkpoint is empty.
+    """
+
+    def __init__(
+        self,
+        plan: bytes,
+        checkpoint: bytes,
+        *,
+        name: str = "eligibility_task",
+        arguments: bytes = b"",
+        task_names: Collection[str] | None = None,
+    ) -> None:
+        try:
+            router = plan_pb2.ClientOnlyPlan.FromString(plan).phase.WhichOneof("io_router")
+        except DecodeError as error:
+            raise _bad(f"the plan is not a ClientOnlyPlan: {error}") from None
+        if router != "federated_compute_eligibility":
+            raise _bad(f"the plan's router must be federated_compute_eligibility, not {router}")
+        if not checkpoint:
+            raise _bad("the checkpoint must not be empty: devices would not run the plan")
+        self.plan = plan
+        self.checkpoint = checkpoint
+        self._names = None if task_names is None else frozenset(task_names)
+        self._policy = eligibility_pb2.EligibilityPolicyEvalSpec(name=name, min_version=1)
+        self._policy.tf_custom_policy.arguments = arguments
+
+    def policies(
+        self, population: str, task: OfferedTask, now: float
+    ) -> Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]:
+        """Return the custom policy, for the tasks that it decides about."""
+        return (self._policy,) if self._names is None or task.name in self._names else ()
+
+
+def _bad(problem: str) -> StatusError:
+    return StatusError(Code.INVALID_ARGUMENT, f"eligibility task: {problem}")
 
 
 def make_offer(
@@ -72,8 +125,12 @@ def make_offer(
 def spec_resource(
     spec: eligibility_pb2.PopulationEligibilitySpec, supported_compression: Sequence[int]
 ) -> common.Resource:
-    """Return the specification as an inline resource, compressed if the device can undo that."""
-    data = spec.SerializeToString()
+    """Return the specification as an inline resource."""
+    return inline_resource(spec.SerializeToString(), supported_compression)
+
+
+def inline_resource(data: bytes, supported_compression: Sequence[int]) -> common.Resource:
+    """Return data as an inline resource, compressed if the device can undo that."""
     inline = common.Resource.InlineResource(data=data)
     if common.RESOURCE_COMPRESSION_FORMAT_GZIP in supported_compression:
         inline.data = gzip.compress(data, mtime=0)

@@ -182,12 +182,13 @@ def test_eligibility_without_a_spec_is_no_eligibility(server, make_client):
     assert server.lines == [server.eligibility, server.start]
 
 
-def test_eligibility_by_a_plan_is_reported_as_unimplemented(server, make_client):
+def test_an_eligibility_plan_that_cannot_be_run_is_reported(server, make_client):
     response = server.eligibility_response()
     response.eligibility_eval_task.plan.inline_resource.data = b"a plan"
+    response.eligibility_eval_task.init_checkpoint.inline_resource.data = b"its input"
     server.script[server.eligibility] = response
     server.script[server.eligibility_report] = b""
-    assert make_client().run_once().error.code is Code.UNIMPLEMENTED
+    assert make_client().run_once().error.code is Code.INVALID_ARGUMENT
     assert server.lines == [server.eligibility, server.eligibility_report]
 
 

@@ -9,7 +9,13 @@ from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eets
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.eligibility import Offer, make_offer, spec_resource
+from fcp_core.rounds.eligibility import (
+    EligibilityTask,
+    Offer,
+    inline_resource,
+    make_offer,
+    spec_resource,
+)
 from fcp_core.rounds.events import CheckedIn, Event, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy
@@ -55,6 +61,7 @@ class EligibilityEvalTasks:
         self._notify = notify
         self._on_open = on_open
         self._holds: dict[str, float] = {}
+        self._tasks: dict[str, EligibilityTask] = {}
         self._released = False
 
     async def request_eligibility_eval_task(
@@ -82,6 +89,8 @@ class EligibilityEvalTasks:
             retry_window_if_accepted=window_message(accepted)
         )
         policies = self._own_policies.get(population.name, self._policies)
+        if population.name in self._tasks:
+            policies = [*policies, self._tasks[population.name]]
         offer = make_offer(check_in, population.offered(), policies, now)
         refusal = self._plugins.admit(check_in, now, policies)
         if refusal is not None or not offer.names:
@@ -103,6 +112,21 @@ class EligibilityEvalTasks:
         population.pace.handed_out(given, now)
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
+
+    def set_eligibility_task(self, population: str, task: EligibilityTask | None) -> None:
+        """Have a plan decide what a population's devices are eligible for, from now on.
+
+        A device that cannot run it, or sends no weights, is given none of the tasks that the plan
+        decides about. Nothing of it is stored: a server that is started again must be told again.
+
+        :param task: None: no plan any more.
+        :raises StatusError: NOT_FOUND for an unknown population.
+        """
+        name = self._populations.get(population).name
+        if task is None:
+            self._tasks.pop(name, None)
+        else:
+            self._tasks[name] = task
 
     def release(self) -> None:
         """Let go of the devices that are kept waiting, and keep none any more."""
@@ -158,6 +182,11 @@ class EligibilityEvalTasks:
             task.population_eligibility_spec.CopyFrom(
                 spec_resource(offer.spec, session.check_in.supported_compression)
             )
+            own = self._tasks.get(session.check_in.population)
+            if own is not None:
+                compression = session.check_in.supported_compression
+                task.plan.CopyFrom(inline_resource(own.plan, compression))
+                task.init_checkpoint.CopyFrom(inline_resource(own.checkpoint, compression))
         self._notify(
             CheckedIn(
                 now, session.check_in.population, session.session_id, tuple(sorted(offer.names))
