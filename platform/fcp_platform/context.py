@@ -18,6 +18,7 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
 from fcp_core.server.server import Server
 from fcp_platform import naming, plans, rounds, values
@@ -146,6 +147,15 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     def server_url(self) -> str:
         """Where devices reach the server."""
         return self._runner.url
+
+    def set_eligibility_task(self, task: EligibilityTask | None) -> None:
+        """Have a TensorFlow plan decide what the population's devices are eligible for.
+
+        :param task: the plan, its input and the tasks that it decides about; None: no plan any
+            more.
+        :raises UsageError: if the server is elsewhere: only its own program can tell it.
+        """
+        self._runner.set_eligibility_task(self._population, task)
 
     def __enter__(self) -> Self:
         """Serve, or connect."""

@@ -22,6 +22,7 @@ from fcp_core.admin.messages import Submission
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.server import Server
 from fcp_core.server.thread import ServerThread
@@ -66,6 +67,13 @@ class TaskRunner(ABC):
         :raises StatusError: why there is none.
         """
 
+    @abstractmethod
+    def set_eligibility_task(self, population: str, task: EligibilityTask | None) -> None:
+        """Have a plan decide what devices are eligible for; None: no plan any more.
+
+        :raises UsageError: if this server cannot be told so.
+        """
+
 
 class LocalRunner(TaskRunner):
     """Runs tasks on a server of this process; they end with it."""
@@ -86,6 +94,11 @@ class LocalRunner(TaskRunner):
     async def run(self, spec: TaskSpec) -> bytes:
         """Offer a task and wait; one that nobody waits for any more is cancelled."""
         return await asyncio.wrap_future(self._thread.run(self._run(spec)))
+
+    def set_eligibility_task(self, population: str, task: EligibilityTask | None) -> None:
+        """Tell the server; the next device that checks in gets the plan."""
+        service = self._thread.server.services.eligibility_eval_tasks
+        service.set_eligibility_task(population, task)
 
     async def _run(self, spec: TaskSpec) -> bytes:
         """Do so on the server's event loop."""
@@ -137,6 +150,13 @@ class RemoteRunner(TaskRunner):
         wait(self._cancelling, _CANCEL_TIME)
         self._client.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def set_eligibility_task(self, population: str, task: EligibilityTask | None) -> None:
+        """Refuse: the admin API has no call for it."""
+        raise UsageError(
+            f"the eligibility task of {population!r} cannot be set from a program elsewhere; set "
+            "it in the server's own process."
+        )
 
     async def run(self, spec: TaskSpec) -> bytes:
         """Offer a task, or find it again, and wait."""
