@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -142,18 +142,35 @@ def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -
 
 @contextmanager
 def _ended_by_signals(device: Client) -> Iterator[None]:
-    """Interrupt the device politely when the process is asked to end."""
+    """Interrupt the device politely when the process is asked to end.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        # Not on this thread: it may hold one of the locks that interrupting takes.
-        threading.Thread(target=device.interrupt, daemon=True).start()
+    The interpreter runs a signal's handler between two steps of the main thread, so a signal that
+    comes just before a blocking call would wait for that call. What is written to the wake-up
+    descriptor is read at once, on a thread of its own.
+    """
+    told, wake = socket.socketpair()
+    wake.setblocking(False)
 
-    previous = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    def watch() -> None:
+        if told.recv(1):
+            device.interrupt()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    previous = {
+        number: signal.signal(number, lambda number, frame: None)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    previous_wake = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(previous_wake)
         for number, handler in previous.items():
             signal.signal(number, handler)
+        wake.close()
+        watcher.join()
+        told.close()
 
 
 def _describe(result: SessionResult) -> str:

@@ -1,0 +1,20 @@
+"""What every test gets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo what a command that ran in this process did to the loggers."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for name, logger in logging.Logger.manager.loggerDict.items():
+        if name.startswith("fcp") and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
