@@ -7,6 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
+from fcp_core.testing.aggregators import AggregatorConformance
+from fcp_core.testing.kit import Conformance
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the quick part of the suite try fewer examples of each law of the kits."""
+    if config.getoption("markexpr") == "not slow":
+        AggregatorConformance.max_examples = 8
+        Conformance.max_examples = 8
+
 
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:

@@ -135,6 +135,7 @@ def holding(*numbers: int) -> list[Callable[[str], list[bytes]]]:
     return [lambda uri, number=number: [str(number).encode()] for number in numbers]
 
 
+@pytest.mark.slow
 def test_reference_program_with_client_processes(tmp_path: Path) -> None:
     """The documentation's program: a sum over two rounds, by processes of the command line."""
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")
@@ -406,6 +407,7 @@ def test_release_managers_and_program_state(tmp_path: Path) -> None:
     assert list((tmp_path / "board").iterdir())
 
 
+@pytest.mark.slow
 def test_federated_averaging_with_evaluation_and_resumption(tmp_path: Path) -> None:
     """Training and evaluation of a model by a program that ends and goes on from its state."""
     labels, features = 3, 4

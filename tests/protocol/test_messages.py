@@ -236,6 +236,7 @@ def test_the_generated_modules_are_what_the_proto_files_give(tmp_path: Path) -> 
 
 
 @pytest.mark.tff
+@pytest.mark.slow
 @pytest.mark.parametrize("tensorflow_first", [True, False])
 def test_the_messages_load_beside_tensorflow(tensorflow_first: bool) -> None:
     pytest.importorskip("tensorflow")
