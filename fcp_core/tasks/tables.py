@@ -69,7 +69,10 @@ class Table:
         return zip(*(column.values for column in self.columns), strict=True)
 
     def to_csv(self) -> str:
-        """Return the table as CSV, with a line of names first and lines that end in a newline."""
+        """Return the table as CSV, with a line of names first and lines that end in a newline.
+
+        :raises StatusError: FAILED_PRECONDITION for a NUL in a text, before Python 3.11.
+        """
         target = io.StringIO()
         # Readers take a lone carriage return for a line's end, but the writer does not quote it.
         returns = any(
@@ -80,8 +83,14 @@ class Table:
             lineterminator="\n",
             quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
         )
-        writer.writerow([column.name for column in self.columns])
-        writer.writerows(self.rows())
+        try:
+            writer.writerow([column.name for column in self.columns])
+            writer.writerows(self.rows())
+        except csv.Error as error:
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                f"this Python cannot write the table as CSV ({error}); ask for JSON",
+            ) from None
         return target.getvalue()
 
     def write(self, path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -122,7 +123,11 @@ def table(**columns):
     return Table.of(write_checkpoint(tensors, "federated_compute"))
 
 
-@given(st.lists(st.tuples(st.text(max_size=10), st.integers(-(2**63), 2**63 - 1)), max_size=20))
+# Before Python 3.11 the csv module neither writes nor reads a NUL.
+TEXTS = st.text(max_size=10).filter(lambda text: sys.version_info >= (3, 11) or "\0" not in text)
+
+
+@given(st.lists(st.tuples(TEXTS, st.integers(-(2**63), 2**63 - 1)), max_size=20))
 def test_csv_says_what_the_checkpoint_says(rows):
     names, numbers = [row[0] for row in rows], [row[1] for row in rows]
     result = table(key=(names, object), sum=(numbers, np.int64))
