@@ -2,13 +2,11 @@
 
 A :class:`Fuzzer` makes inputs from a source of randomness: messages with arbitrary fields, bytes of
 valid requests changed here and there, addresses and headers likewise, all salted with names and
-tokens of sessions that are really open. :class:`Direct` gives a request to the server's handlers
-without a socket, which is many times faster; :func:`send_raw` writes bytes to a socket.
+tokens of sessions that are really open. How they reach the server is ``fuzz_transport``'s affair.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import random
 import re
@@ -18,13 +16,12 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from google.protobuf.message import Message
-from tornado.httputil import HTTPHeaders, HTTPInputError, RequestStartLine
-from tornado.web import Application
 
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos import aggregations_pb2, task_assignments_pb2
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as operations_pb2
+from fcp_core.testing.fuzz_transport import Request
 
 T = TypeVar("T")
 
@@ -68,142 +65,6 @@ _ODD_HEADERS = [
     ("X-Forwarded-For", "1.2.3.4"),
     ("Authorization", "Bearer x"),
 ]
-
-
-@dataclass(frozen=True)
-class Request:
-    """One HTTP request."""
-
-    method: str
-    path: str
-    body: bytes = b""
-    headers: tuple[tuple[str, str], ...] = ()
-
-    def raw(self) -> bytes:
-        """Return it as it goes over a socket."""
-        lines = [f"{self.method} {self.path} HTTP/1.1", "Host: localhost"]
-        lines += [f"{name}: {value}" for name, value in self.headers]
-        lines += [f"Content-Length: {len(self.body)}", "Connection: close", "", ""]
-        return "\r\n".join(lines).encode("utf-8", "surrogateescape") + self.body
-
-
-@dataclass
-class Answer:
-    """What came back."""
-
-    status: int = 0
-    body: bytes = b""
-
-
-class Direct:
-    """Gives requests to an application as Tornado's connections do, but without a connection.
-
-    :param application: the server's.
-    :param patience: seconds after which a request without an answer is an error.
-    """
-
-    def __init__(self, application: Application, patience: float = 30.0) -> None:
-        self._application = application
-        self._patience = patience
-
-    async def send(self, request: Request, pieces: int = 1) -> Answer:
-        """Return the answer to a request.
-
-        :param pieces: in how many pieces the body comes.
-        :raises asyncio.TimeoutError: if there is none in time.
-        """
-        try:
-            return await asyncio.wait_for(self._send(request, pieces), self._patience)
-        except HTTPInputError:  # Tornado's connection answers these by itself
-            return Answer(400)
-
-    async def _send(self, request: Request, pieces: int) -> Answer:
-        connection = _Connection()
-        delegate = self._application.start_request(object(), connection)  # type: ignore[arg-type]
-        headers = HTTPHeaders({"Host": "localhost"})
-        for name, value in request.headers:
-            headers.add(name, value)
-        headers["Content-Length"] = str(len(request.body))
-        line = RequestStartLine(request.method, request.path, "HTTP/1.1")
-        await _settle(delegate.headers_received(line, headers))
-        step = max(1, -(-len(request.body) // pieces))
-        for start in range(0, len(request.body), step):
-            if connection.done.done():
-                break
-            await _settle(delegate.data_received(request.body[start : start + step]))
-        if not connection.done.done():
-            delegate.finish()
-        await connection.done
-        return connection.answer
-
-
-class _Connection:
-    """Stands for a connection to one handler."""
-
-    class _Context:
-        remote_ip = "203.0.113.7"
-        protocol = "http"
-
-    def __init__(self) -> None:
-        self.context = self._Context()
-        self.answer = Answer()
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Never closes."""
-
-    def set_max_body_size(self, size: int) -> None:
-        """Has no limit of its own."""
-
-    def set_body_timeout(self, timeout: float) -> None:
-        """Never is slow."""
-
-    def write_headers(
-        self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None
-    ) -> asyncio.Future[None]:
-        """Take the answer's status and what comes with it."""
-        if start_line.code >= 200:
-            self.answer.status = start_line.code
-        return self.write(chunk or b"")
-
-    def write(self, chunk: bytes) -> asyncio.Future[None]:
-        """Take a part of the answer."""
-        self.answer.body += chunk
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        written.set_result(None)
-        return written
-
-    def finish(self) -> None:
-        """Take the end of the answer."""
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def close(self) -> None:
-        """Take the end of the connection."""
-        self.finish()
-
-
-async def _settle(result: Any) -> None:
-    if result is not None:
-        await result
-
-
-async def send_raw(port: int, data: bytes, patience: float = 30.0) -> list[int]:
-    """Write bytes to a server and close; return the status of each answer.
-
-    :raises asyncio.TimeoutError: if the server does not close in time.
-    """
-    reader, writer = await asyncio.open_connection("localhost", port)
-    try:
-        writer.write(data)
-        writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), patience)
-    except ConnectionError:
-        answer = b""
-    finally:
-        writer.close()
-    parts = answer.split(b"HTTP/1.1 ")[1:]
-    return [int(part[:3]) for part in parts if part[:3].isdigit()]
 
 
 @dataclass

@@ -21,7 +21,8 @@ from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.tasks import TaskSpec, TaskState
 from fcp_core.server import Server
-from fcp_core.testing.fuzz import Direct, Fuzzer, Known, Phone, Request, send_raw
+from fcp_core.testing.fuzz import Fuzzer, Known, Phone
+from fcp_core.testing.fuzz_transport import Direct, Request, send_raw
 
 #: Statuses that a server may well answer with: the protocol's own, and 501 for a service that this
 #: server does not offer. Any other from 500 on is a fault.
