@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: The core's commands that are imported when they are used: module, attribute and short help.
 _LAZY = {
+    "bench": ("fcp_core.bench.command", "bench", "Put a server under load."),
     "client": ("fcp_core.client.command", "client", "Take part as a device."),
     "plugin": ("fcp_core.plugins.scaffold", "plugin", "Write a plugin of your own."),
     "plugins": (

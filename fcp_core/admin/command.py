@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,12 +38,20 @@ def tasks(
     variable FCP_ADMIN__TOKEN.
     """
     invocation = ctx.obj
-    ctx.obj = lambda: _connect(invocation, server, token_file, ca_file)
+    ctx.obj = lambda: connect(invocation, server, token_file, ca_file)
 
 
-def _connect(
-    invocation: Any, server: str | None, token_file: Path | None, ca_file: Path | None
+def connect(
+    invocation: Any,
+    server: str | None,
+    token_file: Path | None,
+    ca_file: str | os.PathLike[str] | None,
 ) -> AdminClient:
+    """Return a client of a server's admin API, as the options and the configuration say.
+
+    :param server: None: the configuration's.
+    :raises UsageError: if there is no token, or something cannot be read.
+    """
     from fcp_core.admin.client import AdminClient
 
     options = invocation.plugins.config.section("admin")

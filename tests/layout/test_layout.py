@@ -227,6 +227,7 @@ BELOW = {
         *("tasks", "admin"),
     },
     "client": {"errors", "protocol"},
+    "bench": {"errors", "protocol", "aggregation", "rounds", "admin", "svg", "cli"},
 }
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fcp_core.svg import Bars, Lines, page
 from fcp_core.testing.simulation.report import Report, lorenz
-from fcp_core.testing.simulation.svg import Bars, Lines, page
 
 #: Seconds over which check-ins are averaged.
 _BIN = 600

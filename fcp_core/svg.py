@@ -1,4 +1,4 @@
-"""Charts as SVG, as many as the policy lab needs: lines and bars, in panels."""
+"""Charts as SVG, as many as the policy lab and the benchmarks need: lines and bars, in panels."""
 
 from __future__ import annotations
 

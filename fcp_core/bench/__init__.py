@@ -1,0 +1,8 @@
+"""Virtual devices that load a server: the real protocol over real sockets."""
+
+from __future__ import annotations
+
+from fcp_core.bench.load import Load, drive
+from fcp_core.bench.report import Report, StepTimes
+
+__all__ = ["Load", "Report", "StepTimes", "drive"]

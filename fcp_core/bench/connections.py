@@ -1,0 +1,305 @@
+"""HTTP/1.1 for many virtual devices in one process: little of it, and cheap.
+
+A library's client costs about as much as the server that it measures. This one knows what a device
+needs: one request at a time on a kept connection, ready-made bodies, and answers with a length, in
+chunks, or up to the end of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+from urllib.parse import urlsplit
+
+from fcp_core.errors import UsageError
+
+
+class Answer(NamedTuple):
+    """An answer: its HTTP status and its body."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where connections go.
+
+    :param header: the ``Host`` line, with its end.
+    """
+
+    host: str
+    port: int
+    secure: bool
+    header: str
+
+    @staticmethod
+    def of(url: str) -> Origin:
+        """Return the origin of an address.
+
+        :raises ValueError: if it is none that a device could use.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is no http:// or https:// address")
+        secure = parts.scheme == "https"
+        port = parts.port or (443 if secure else 80)
+        return Origin(parts.hostname, port, secure, f"Host: {parts.netloc}\r\n")
+
+
+class Connection(asyncio.Protocol):
+    """A kept connection with one request at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._data = bytearray()
+        self._head: _Head | None = None
+        #: Whether another request can be sent.
+        self.reusable = True
+        self.bytes_received = 0
+
+    async def exchange(self, head: bytes, body: bytes) -> Answer:
+        """Send a request and return its answer.
+
+        :raises ConnectionError: if the connection ends before the answer does.
+        """
+        if self._transport is None or self._transport.is_closing():
+            raise ConnectionResetError("the server closed the connection")
+        self._waiter = self._loop.create_future()
+        if len(body) > _JOINED:
+            self._transport.write(head)
+            self._transport.write(body)
+        else:
+            self._transport.write(head + body)
+        try:
+            return await self._waiter
+        except asyncio.CancelledError:
+            self.reusable = False
+            raise
+
+    def close(self) -> None:
+        """Close it."""
+        self.reusable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End: an answer without a length is complete now, any other is lost."""
+        self.reusable = False
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if self._head is not None and self._head.until_end:
+            self._finish(self._head.status, bytes(self._data))
+        else:
+            waiter.set_exception(ConnectionResetError("the server closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        """Take a piece of an answer."""
+        self.bytes_received += len(data)
+        self._data += data
+        while self._head is None or self._head.status < 200:
+            end = self._data.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            try:
+                self._head = _Head.parse(bytes(self._data[:end]))
+            except ValueError as error:
+                self._fail(error)
+                return
+            del self._data[: end + 4]
+        head = self._head
+        if head.chunked:
+            body = _unchunk(self._data)
+            if body is not None:
+                self._data.clear()
+                self._finish(head.status, body)
+        elif not head.until_end and len(self._data) >= head.length:
+            body = bytes(self._data[: head.length])
+            del self._data[: head.length]
+            self._finish(head.status, body)
+
+    def _finish(self, status: int, body: bytes) -> None:
+        if self._head is not None and self._head.last:
+            self.reusable = False
+        self._head = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(Answer(status, body))
+
+    def _fail(self, error: Exception) -> None:
+        self.reusable = False
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(ConnectionError(str(error)))
+        if self._transport is not None:
+            self._transport.abort()
+
+
+#: Bodies up to this size are sent in one piece with their header.
+_JOINED = 16 << 10
+
+
+class _Head(NamedTuple):
+    """What matters of an answer's header."""
+
+    status: int
+    length: int
+    chunked: bool
+    until_end: bool
+    last: bool
+
+    @staticmethod
+    def parse(data: bytes) -> _Head:
+        """Read a header.
+
+        :raises ValueError: if it is none of HTTP/1.
+        """
+        first, _, rest = data.partition(b"\r\n")
+        if not first.startswith(b"HTTP/1."):
+            raise ValueError("the server does not answer with HTTP/1.1")
+        status = int(first[9:12])
+        length, chunked, last = -1, False, first.startswith(b"HTTP/1.0")
+        for line in rest.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            name = name.lower()
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                chunked = value.strip().lower() == b"chunked"
+            elif name == b"connection":
+                last = value.strip().lower() == b"close"
+        if status < 200 or status in (204, 304):
+            length, chunked = 0, False
+        return _Head(status, length, chunked, length < 0 and not chunked, last)
+
+
+def _unchunk(data: bytearray) -> bytes | None:
+    """Return a body in chunks, or None if its end has not come yet."""
+    at = 0
+    pieces: list[bytes] = []
+    while True:
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            return None
+        size = int(data[at:end].partition(b";")[0], 16)
+        at = end + 2
+        if size == 0:
+            # Trailers, if there are any, end with an empty line too.
+            return b"".join(pieces) if data.find(b"\r\n", at) >= 0 else None
+        if len(data) < at + size + 2:
+            return None
+        pieces.append(bytes(data[at : at + size]))
+        at += size + 2
+
+
+class Connections:
+    """Kept connections by where they go; a new one is made if none is free.
+
+    :param tls: for ``https://``.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self._free: dict[Origin, deque[Connection]] = {}
+        self._origins: dict[str, Origin] = {}
+        self._all: set[Connection] = set()
+        self._closed_bytes = 0
+        #: How many were made.
+        self.opened = 0
+
+    @property
+    def bytes_received(self) -> int:
+        """How many bytes came, headers among them."""
+        return self._closed_bytes + sum(connection.bytes_received for connection in self._all)
+
+    def origin(self, url: str) -> Origin:
+        """Return the origin of an address.
+
+        :raises ValueError: as :meth:`Origin.of`.
+        """
+        base = url[: url.find("/", 8)] if url.find("/", 8) > 0 else url
+        if base not in self._origins:
+            self._origins[base] = Origin.of(base)
+        return self._origins[base]
+
+    async def exchange(self, origin: Origin, head: bytes, body: bytes) -> Answer:
+        """Send a request on a free connection and return its answer.
+
+        A kept connection that the server closed in the meantime is replaced.
+
+        :raises UsageError: if this process may not open so many files.
+        :raises OSError: if the server cannot be reached or closes the connection.
+        """
+        while True:
+            connection = self._take(origin)
+            kept = connection is not None
+            if connection is None:
+                connection = await self._open(origin)
+            try:
+                answer = await connection.exchange(head, body)
+            except ConnectionError:
+                self._drop(connection)
+                if kept:
+                    continue
+                raise
+            except asyncio.CancelledError:
+                self._drop(connection)
+                raise
+            if connection.reusable:
+                self._free[origin].append(connection)
+            else:
+                self._drop(connection)
+            return answer
+
+    def close(self) -> None:
+        """Close all connections."""
+        for connection in list(self._all):
+            self._drop(connection)
+
+    def _take(self, origin: Origin) -> Connection | None:
+        free = self._free.setdefault(origin, deque())
+        while free:
+            connection = free.pop()
+            if connection.reusable:
+                return connection
+            self._drop(connection)
+        return None
+
+    async def _open(self, origin: Origin) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(
+                Connection, origin.host, origin.port, ssl=self._tls if origin.secure else None
+            )
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise too_many_files(self.opened) from None
+            raise
+        self.opened += 1
+        self._all.add(connection)
+        return connection
+
+    def _drop(self, connection: Connection) -> None:
+        if connection in self._all:
+            self._all.remove(connection)
+            self._closed_bytes += connection.bytes_received
+        connection.close()
+
+
+def too_many_files(connections: int) -> UsageError:
+    """Return the error for a process that may not open one file for each connection."""
+    return UsageError(
+        f"this process may not open the files that {connections} connections need: allow more "
+        "(ulimit -n), or use fewer (--connections)."
+    )
