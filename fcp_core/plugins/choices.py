@@ -278,6 +278,12 @@ class TaskChoices(Choices):
         return chosen
 
     @property
+    def max_at_work(self) -> int | None:
+        """How many devices may be assigned at a time in any case; None: no such limit."""
+        chosen: int | None = self._spec.max_at_work or self.config.get("task_max_at_work")
+        return chosen
+
+    @property
     def deadline(self) -> float:
         """Seconds from its creation until the task ends by itself."""
         chosen: float = self._spec.deadline or self.config.get("task_deadline")

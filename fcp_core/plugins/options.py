@@ -80,6 +80,7 @@ def add_core_options(options: OptionRegistry) -> None:
         "duration",
         "15m",
         "how long a device session lives from check-in to the start of its last assignment",
+        scopes=("population",),
     )
     add(
         "assignment_timeout",
@@ -108,6 +109,22 @@ def add_core_options(options: OptionRegistry) -> None:
         "1.0",
         "devices assigned at a time, as a multiple of the contributions still missing",
         1.0,
+        scopes=SCOPES,
+    )
+    add(
+        "max_at_work",
+        "int",
+        None,
+        "devices that may be at work at a time in a population, on all its tasks together",
+        1,
+        scopes=("population",),
+    )
+    add(
+        "task_max_at_work",
+        "int",
+        None,
+        "devices that may be at work at a time on one task",
+        1,
         scopes=SCOPES,
     )
     add_front_options(options)

@@ -10,6 +10,7 @@ told in :attr:`Outcome.problems` and otherwise ignored.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from fcp_core.rounds.policies import (
     RetryWindow,
     SelectionPolicy,
     SelectionView,
+    choose_at_most,
 )
 
 
@@ -101,16 +103,18 @@ class Assigner:
         """Take a candidate away, if it still waits."""
         self._candidates.pop(candidate, None)
 
-    def decide(self, tasks: Sequence[OpenTask], now: float) -> Outcome:
+    def decide(self, tasks: Sequence[OpenTask], now: float, limit: int | None = None) -> Outcome:
         """Ask the policies.
 
         :param tasks: the SINGLE tasks that are open and were added, oldest first.
+        :param limit: how many devices may be assigned in all; None: as many as the tasks take.
         :returns: who leaves; those are no candidates any more.
         """
         outcome = Outcome()
         for group in self._groups.values():
             # A policy that is not asked this time has nothing to wait for.
             group.tick = None
+        tasks = _within(tasks, limit)
         self._turn_away(tasks, outcome)
         room: dict[str, list[OpenTask]] = {}
         for task in tasks:
@@ -118,16 +122,25 @@ class Assigner:
                 room.setdefault(self._group_of[task.task_id], []).append(task)
         refusals: dict[str, list[Reject]] = {}
         askers: dict[str, int] = {}
-        for key, shown in room.items():
-            if not self._candidates:
+        keys = list(room)
+        left = limit
+        if left is not None:
+            # Whoever has the fewest at work is asked first: no policy takes all places for ever.
+            keys.sort(key=lambda key: sum(task.pending for task in room[key]))
+        for key in keys:
+            if not self._candidates or left == 0:
                 break
+            shown = _within(room[key], left)
             names = {task.name for task in shown}
             asked = {c.id: c for c in self._candidates.values() if c.eligible_for_any(names)}
             if asked:
                 if len(room) > 1:
                     for candidate_id in asked:
                         askers[candidate_id] = askers.get(candidate_id, 0) + 1
-                self._ask(self._groups[key], asked, shown, now, outcome, refusals)
+                before = len(outcome.assigned)
+                self._ask(self._groups[key], asked, shown, now, outcome, refusals, left)
+                if left is not None:
+                    left -= len(outcome.assigned) - before
         for candidate_id, answers in refusals.items():
             # One that another policy holds stays.
             everyone = len(answers) == askers.get(candidate_id, 1)
@@ -137,10 +150,8 @@ class Assigner:
                 outcome.rejected.append(Rejection(candidate_id, "not_selected", retry))
         if outcome.assigned:
             taken = Counter(assign.task_id for assign in outcome.assigned)
-            self._turn_away(
-                [replace(task, capacity=task.capacity - taken[task.task_id]) for task in tasks],
-                outcome,
-            )
+            rest = [replace(task, capacity=task.capacity - taken[task.task_id]) for task in tasks]
+            self._turn_away(_within(rest, left), outcome)
         return outcome
 
     def next_tick(self) -> float | None:
@@ -165,6 +176,7 @@ class Assigner:
         now: float,
         outcome: Outcome,
         refusals: dict[str, list[Reject]],
+        limit: int | None,
     ) -> None:
         view = SelectionView(
             candidates=tuple(candidates.values()),
@@ -175,7 +187,7 @@ class Assigner:
             options=group.options,
         )
         try:
-            selection = group.policy.select(view)
+            selection = choose_at_most(limit, group.policy, view)
         except Exception as error:  # A plugin may raise anything.
             outcome.problems.append(
                 f"selection policy {group.name} raised {type(error).__name__}: {error}"
@@ -186,6 +198,7 @@ class Assigner:
             # A policy that asks for no pause at all would keep the server busy.
             group.tick = now + max(selection.tick_in, 0.01)
         left = {task.task_id: task for task in tasks}
+        room = len(outcome.assigned) + (math.inf if limit is None else limit)
         capacity = {task.task_id: task.capacity for task in tasks}
         for decision in selection.decisions:
             problem = None
@@ -198,7 +211,7 @@ class Assigner:
                 problem = f"was assigned task {decision.task_id}, which is not open to it"
             elif not candidate.eligible(left[decision.task_id].name):
                 problem = f"was assigned task {decision.task_id}, for which it is not eligible"
-            elif capacity[decision.task_id] < 1:
+            elif capacity[decision.task_id] < 1 or len(outcome.assigned) >= room:
                 problem = f"was assigned task {decision.task_id}, which is full"
             else:
                 capacity[decision.task_id] -= 1
@@ -208,3 +221,10 @@ class Assigner:
                 outcome.problems.append(
                     f"selection policy {group.name}: candidate {decision.candidate} {problem}"
                 )
+
+
+def _within(tasks: Sequence[OpenTask], limit: int | None) -> Sequence[OpenTask]:
+    """Return the tasks with no more room each than there is in all."""
+    if limit is None:
+        return tasks
+    return [replace(task, capacity=min(task.capacity, limit)) for task in tasks]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -153,6 +154,23 @@ class SelectionPolicy(ABC):
     @abstractmethod
     def select(self, view: SelectionView) -> Selection:
         """Decide; called when a candidate arrives, when a task opens or frees, and on ticks."""
+
+
+def choose_at_most(limit: int | None, policy: SelectionPolicy, view: SelectionView) -> Selection:
+    """Have a policy choose at most *limit* devices; None: as many as the tasks take.
+
+    If it chose more, it is asked again with no more room than there is in all, divided as it began
+    to: what it then keeps in its state is what came of it.
+    """
+    selection = policy.select(view)
+    assigned = [d.task_id for d in selection.decisions if isinstance(d, Assign)]
+    if limit is None or len(assigned) <= limit:
+        return selection
+    room = Counter(assigned[:limit])
+    tasks = [replace(t, capacity=room[t.task_id]) for t in view.tasks if room[t.task_id]]
+    names = {task.name for task in tasks}
+    candidates = [c for c in view.candidates if c.eligible_for_any(names)]
+    return policy.select(replace(view, tasks=tasks, candidates=candidates))
 
 
 class BoundPolicy(SelectionPolicy):

@@ -128,11 +128,20 @@ class SessionBook:
     A session stays for *retention* seconds after it expired, so that a late device is answered
     ABORTED, which brings it back soon, and not NOT_FOUND.
 
+    :param timeout: how long a session lives, in seconds.
     :param max_sessions: how many are kept at a time; None: any number.
+    :param timeouts: the same as *timeout* for the populations where it differs.
     """
 
-    def __init__(self, timeout: float, retention: float, max_sessions: int | None = None) -> None:
-        self.timeout = timeout
+    def __init__(
+        self,
+        timeout: float,
+        retention: float,
+        max_sessions: int | None = None,
+        timeouts: Mapping[str, float] | None = None,
+    ) -> None:
+        self._timeout = timeout
+        self._timeouts = dict(timeouts or {})
         self._max_sessions = max_sessions
         self._retention = retention
         self._sessions: Expiring[DeviceSession] = Expiring()
@@ -150,10 +159,15 @@ class SessionBook:
                 f"there are {self._max_sessions} sessions already, the most that this server "
                 "keeps; check in again later",
             )
-        forgotten = now + self.timeout + self._retention
-        self._live.put(session.session_id, session, now + self.timeout)
+        timeout = self.timeout_of(session.check_in.population)
+        forgotten = now + timeout + self._retention
+        self._live.put(session.session_id, session, now + timeout)
         self._sessions.put(session.session_id, session, forgotten)
         return forgotten
+
+    def timeout_of(self, population: str) -> float:
+        """Return how long a session of a population lives, in seconds."""
+        return self._timeouts.get(population, self._timeout)
 
     def restore(self, session_id: str, population: str, forgotten: float) -> None:
         """Remember a session from before a restart, which is answered ABORTED."""

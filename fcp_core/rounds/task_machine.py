@@ -82,6 +82,7 @@ class TaskMachine:
 
     :param deadline: when it ends by itself, in seconds since the epoch.
     :param over_selection: devices at work at a time, as a multiple of the missing contributions.
+    :param max_at_work: devices at work at a time in any case; None: no such limit.
     :param assignment_timeout: seconds after which an assignment whose device has not submitted is
         dropped.
     """
@@ -98,6 +99,7 @@ class TaskMachine:
         created: float,
         deadline: float,
         assignment_timeout: float,
+        max_at_work: int | None = None,
     ) -> None:
         self.task_id = task_id
         self.population = population
@@ -106,6 +108,7 @@ class TaskMachine:
         self.minimum_count = goal_count if minimum_count is None else minimum_count
         self.created = created
         self.deadline = deadline
+        self.max_at_work = max_at_work
         self._over_selection = over_selection
         self._assignment_timeout = assignment_timeout
         self.state = TaskState.OPEN
@@ -138,6 +141,8 @@ class TaskMachine:
             return 0
         # Without the small term, 1.1 times 10 would be 12.
         wanted = math.ceil(self._over_selection * self.missing - 1e-9)
+        if self.max_at_work is not None:
+            wanted = min(wanted, self.max_at_work)
         return max(0, wanted - self.pending)
 
     def stage(self, assignment: str) -> AssignmentStage | None:
@@ -278,6 +283,7 @@ class TaskMachine:
         assert len(self._queue) == stages[AssignmentStage.QUEUED], "the queue is what is queued"
         assert len(self._expiry) == stages[AssignmentStage.ASSIGNED], "what is assigned expires"
         assert not (self._queue and self._folding < self.missing), "no place stays free"
+        assert self.max_at_work is None or self.pending <= self.max_at_work, "the cap holds"
         assert not self.state.is_final or not self._live, "nothing is left at the end"
         if self.state is TaskState.CLOSING:
             assert bool(self._folding) != self._completing, "closing goes on to an end"

@@ -52,6 +52,8 @@ class TaskSpec:
     :param deadline: seconds until the task ends by itself; None: the server's default.
     :param over_selection: how many devices may be assigned at a time, as a multiple of the
         contributions still missing; at least 1; None: the server's default.
+    :param max_at_work: how many devices may be assigned at a time in any case, at least 1; None:
+        the server's default.
     :param slices: for federated select, ``served_at_id`` -> key -> checkpoint.
     :param result_format: the checkpoint format of the result.
     :param protocol: the aggregation protocol, by name; None: the server's default.
@@ -70,6 +72,7 @@ class TaskSpec:
     assignment_mode: AssignmentMode = AssignmentMode.SINGLE
     deadline: float | None = None
     over_selection: float | None = None
+    max_at_work: int | None = None
     slices: Mapping[str, Mapping[int, bytes]] = field(default_factory=dict)
     result_format: CheckpointFormat = "tf_v1"
     protocol: str | None = None
@@ -94,6 +97,8 @@ class TaskSpec:
             )
         if self.over_selection is not None and not self.over_selection >= 1:
             raise _bad(f"over_selection must be at least 1, not {self.over_selection}")
+        if self.max_at_work is not None and self.max_at_work < 1:
+            raise _bad(f"max_at_work must be at least 1, not {self.max_at_work}")
         if self.deadline is not None and not self.deadline > 0:
             raise _bad(f"deadline must be a positive number of seconds, not {self.deadline}")
 

@@ -84,6 +84,7 @@ class Analytics:
     minimum_count: int | None = None
     deadline: float | None = None
     over_selection: float | None = None
+    max_at_work: int | None = None
     assignment_mode: AssignmentMode = AssignmentMode.SINGLE
     group_by: tuple[str, ...] = ()
     sums: Mapping[str, str] = field(default_factory=dict)
@@ -115,6 +116,7 @@ class Analytics:
             assignment_mode=self.assignment_mode,
             deadline=self.deadline,
             over_selection=self.over_selection,
+            max_at_work=self.max_at_work,
             # This format keeps the order of the columns.
             result_format="federated_compute",
         )

@@ -63,6 +63,7 @@ def parse_task(text: str, shown: str = "task") -> Analytics:
         minimum_count=task.get("minimum_count", int, None),
         deadline=task.duration("deadline"),
         over_selection=task.get("over_selection", float, None),
+        max_at_work=task.get("max_at_work", int, None),
         assignment_mode=AssignmentMode[
             task.choice("assignment_mode", ("single", "multiple"), "single").upper()
         ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from fcp_core.rounds.policies import (
     Selection,
     SelectionPolicy,
     SelectionView,
+    choose_at_most,
 )
 
 #: Into how many parts the period of a rate cap is divided: assignments are remembered by the part
@@ -72,7 +72,7 @@ class RateCappedPolicy(SelectionPolicy):
         selection = Selection(state=state["inner"])
         if candidates and shown:
             inner_view = replace(view, candidates=candidates, tasks=shown, state=state["inner"])
-            selection = self._choose(inner_view, total)
+            selection = choose_at_most(total, self._inner, inner_view)
         decisions = list(selection.decisions)
         name_of = {task.task_id: task.name for task in view.tasks}
         for decision in decisions:
@@ -114,20 +114,6 @@ class RateCappedPolicy(SelectionPolicy):
             if room > 0:
                 shown.append(replace(task, capacity=room))
         return shown, total
-
-    def _choose(self, view: SelectionView, total: int | None) -> Selection:
-        """Have the inner policy choose at most *total* devices."""
-        selection = self._inner.select(view)
-        assigned = [d.task_id for d in selection.decisions if isinstance(d, Assign)]
-        if total is None or len(assigned) <= total:
-            return selection
-        # It is asked again with no more room than is left in all, divided as it began to: what it
-        # then keeps in its state is what came of it.
-        room = Counter(assigned[:total])
-        tasks = [replace(t, capacity=room[t.task_id]) for t in view.tasks if room[t.task_id]]
-        names = {task.name for task in tasks}
-        candidates = [c for c in view.candidates if c.eligible_for_any(names)]
-        return self._inner.select(replace(view, tasks=tasks, candidates=candidates))
 
     def _until(self, name: str, log: _Log) -> float:
         """Return in how many seconds a task of that name may be given again."""

@@ -242,6 +242,7 @@ def test_submissions_are_specifications(make_spec):
         assignment_mode=AssignmentMode.MULTIPLE,
         deadline=1.5,
         over_selection=2.0,
+        max_at_work=7,
         slices={"s": {1: b"x"}},
         result_format="federated_compute",
         protocol="simple",

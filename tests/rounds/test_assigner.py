@@ -204,3 +204,70 @@ def test_whatever_a_policy_says_nobody_is_assigned_wrongly(candidates, shapes, r
         given_to = [a.candidate for a in outcome.assigned if a.task_id == each.task_id]
         assert len(given_to) <= each.capacity
         assert all(known[candidate].eligible(each.name) for candidate in given_to)
+
+
+# A limit on all tasks together.
+
+
+def test_a_limit_holds_for_all_policies_together_and_the_rest_is_turned_away():
+    made = Assigner(random.Random(0))
+    for group in "gh":
+        made.open(f"t{group}", group, "scripted", Scripted(fifo), {})
+    for name in "abcde":
+        made.arrive(Candidate(name, 0.0))
+    outcome = made.decide([task("tg", capacity=2), task("th", capacity=9)], 1.0, 3)
+    assert [a.task_id for a in outcome.assigned] == ["tg", "tg", "th"]
+    assert [r.reason for r in outcome.rejected] == ["no_task"] * 2
+    made.arrive(Candidate("f", 0.0))
+    outcome = made.decide([task("tg", capacity=2)], 1.0, 0)
+    assert (outcome.assigned, len(outcome.rejected)) == ([], 1)
+
+
+def test_the_last_place_goes_to_the_policy_with_the_fewest_at_work():
+    made = Assigner(random.Random(0))
+    for group in "gh":
+        made.open(f"t{group}", group, "scripted", Scripted(fifo), {})
+    made.arrive(Candidate("a", 0.0))
+    busy = OpenTask("tg", "n", 9, 9, 0.0, pending=2)
+    idle = OpenTask("th", "n", 9, 9, 0.0, pending=1)
+    assert made.decide([busy, idle], 1.0, 1).assigned == [Assign("a", "th")]
+
+
+def test_a_policy_keeps_what_came_of_its_choice():
+    def count(view):
+        decisions = fifo(view)
+        return Selection(decisions, (view.state or 0) + len(decisions))
+
+    policy = Scripted(count)
+    made = assigner(policy, task("t", capacity=5))
+    for name in "abc":
+        made.arrive(Candidate(name, 0.0))
+    assert len(made.decide([task("t", capacity=5)], 1.0, 2).assigned) == 2
+    made.arrive(Candidate("d", 0.0))
+    made.decide([task("t", capacity=3)], 2.0, 2)
+    assert [view.state for view in policy.views][-1] == 2
+
+
+def test_a_policy_that_will_not_keep_to_the_limit_is_told_of():
+    def stubborn(view):
+        return [Assign(c.id, "t") for c in view.candidates]
+
+    made = assigner(Scripted(stubborn), task("t", capacity=5))
+    for name in "abc":
+        made.arrive(Candidate(name, 0.0))
+    outcome = made.decide([task("t", capacity=5)], 1.0, 1)
+    assert len(outcome.assigned) == 1
+    assert len(outcome.problems) == 2
+
+
+@given(st.integers(0, 8), st.lists(st.integers(0, 4), min_size=1, max_size=4), st.integers(0, 12))
+def test_no_more_than_the_limit_and_no_fewer_than_possible(limit, capacities, devices):
+    made = Assigner(random.Random(0))
+    tasks = [task(f"t{i}", f"n{i}", capacity) for i, capacity in enumerate(capacities)]
+    for i, each in enumerate(tasks):
+        made.open(each.task_id, f"g{i % 2}", "scripted", Scripted(fifo), {})
+    for i in range(devices):
+        made.arrive(Candidate(f"c{i}", 0.0))
+    outcome = made.decide(tasks, 1.0, limit)
+    assert len(outcome.assigned) == min(limit, sum(capacities), devices)
+    assert len(outcome.assigned) + len(outcome.rejected) + made.waiting == devices

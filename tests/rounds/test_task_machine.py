@@ -17,7 +17,7 @@ from fcp_core.rounds.task_machine import (
 from fcp_core.rounds.tasks import TaskState
 
 
-def machine(goal=2, minimum=None, over_selection=1.0, deadline=100.0, timeout=10.0):
+def machine(goal=2, minimum=None, over_selection=1.0, deadline=100.0, timeout=10.0, cap=None):
     return TaskMachine(
         task_id="t",
         population="p",
@@ -28,6 +28,7 @@ def machine(goal=2, minimum=None, over_selection=1.0, deadline=100.0, timeout=10
         created=0.0,
         deadline=deadline,
         assignment_timeout=timeout,
+        max_at_work=cap,
     )
 
 
@@ -154,9 +155,10 @@ class Model(RuleBasedStateMachine):
         goal=st.integers(1, 4),
         over=st.sampled_from([1.0, 1.3, 3.0]),
         minimum=st.none() | st.just(1),
+        cap=st.none() | st.integers(1, 3),
     )
-    def open(self, goal, over, minimum):
-        self.task = machine(goal, minimum, over)
+    def open(self, goal, over, minimum, cap):
+        self.task = machine(goal, minimum, over, cap=cap)
         self.names = [f"d{index}" for index in range(40)]
         self.at_work, self.submitted, self.folding = {}, [], set()
         self.done, self.gone = set(), set()

@@ -75,6 +75,10 @@ class Services:
 
         settings = Settings.from_config(plugins.config)
 
+        def make_population(name: str) -> Population:
+            limit = plugins.config.scoped(name).get("max_at_work")
+            return Population(name, rng, self.ticker, limit)
+
         def notify(event: Event) -> None:
             if observe is not None:
                 observe(event)
@@ -86,7 +90,15 @@ class Services:
         self._journal = Journal(self._storage)
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
-        self._sessions = SessionBook(settings.session_timeout, RETENTION, settings.max_sessions)
+        self._sessions = SessionBook(
+            settings.session_timeout,
+            RETENTION,
+            settings.max_sessions,
+            {
+                name: plugins.config.scoped(name).get("session_timeout")
+                for name in plugins.config.scopes("population")
+            },
+        )
         self._book = ContributionBook(tokens)
         self._operations = OperationBook(
             OPERATION_RETENTION, self._schedule, settings.max_operations
@@ -98,7 +110,7 @@ class Services:
                     "the configuration has a section for the population %r, which is not served",
                     name,
                 )
-        self._populations = Populations(served, lambda name: Population(name, rng, self.ticker))
+        self._populations = Populations(served, make_population)
         downloads = Downloads()
 
         def make_parts(on_end: Callable[..., Any]) -> RoundParts:
@@ -108,9 +120,9 @@ class Services:
                 tokens=tokens,
                 book=self._book,
                 notify=notify,
-                on_room=lambda round_: self._populations.get(round_.machine.population).consider(
-                    clock.now()
-                ),
+                on_left=lambda round_, contributed: self._populations.get(
+                    round_.machine.population
+                ).left(round_, contributed=contributed, now=clock.now()),
                 on_issue=self._issued,
                 on_end=on_end,
             )
@@ -216,12 +228,13 @@ class Services:
         await self._storage.stop()
 
     def _opened(self, session: DeviceSession, forgotten: float) -> None:
+        population = session.check_in.population
         self._journal.put(
             DeviceSessionRecord(
                 session_id=session.session_id,
-                population=session.check_in.population,
+                population=population,
                 state=session.state.value,
-                created=forgotten - RETENTION - self._sessions.timeout,
+                created=forgotten - RETENTION - self._sessions.timeout_of(population),
                 expires=forgotten,
             )
         )

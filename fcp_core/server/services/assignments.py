@@ -91,7 +91,7 @@ class TaskAssignments:
         )
         # A session that waits is answered when it expires, which is before the operation does.
         operation = self._operations.pending(
-            name, metadata, now + self._sessions.timeout + RETENTION
+            name, metadata, now + self._sessions.timeout_of(population.name) + RETENTION
         )
         session.wait(name)
         candidate = Candidate(
@@ -130,7 +130,7 @@ class TaskAssignments:
                 for round_ in population.open_rounds(AssignmentMode.MULTIPLE)
                 if round_.spec.name == name
             ]
-            found = _pick(rounds, session, now)
+            found = _pick(population, rounds, session, now)
             if found is not None:
                 response.task_assignments.append(self._message(*found, session))
         if not response.task_assignments:
@@ -231,7 +231,9 @@ def _weights(request: pb.StartTaskAssignmentRequest) -> dict[str, float] | None:
     }
 
 
-def _pick(rounds: list[Round], session: DeviceSession, now: float) -> tuple[Round, str] | None:
+def _pick(
+    population: Population, rounds: list[Round], session: DeviceSession, now: float
+) -> tuple[Round, str] | None:
     """Return the round of one name that a device gets, with its token, or None.
 
     :param rounds: the open ones, oldest first.
@@ -241,6 +243,6 @@ def _pick(rounds: list[Round], session: DeviceSession, now: float) -> tuple[Roun
             token = round_.reissue(session, now)
             return None if token is None else (round_, token)
     for round_ in rounds:
-        if round_.machine.capacity:
+        if population.has_room(round_):
             return round_, round_.assign(session, now)
     return None

@@ -32,10 +32,16 @@ class Waiter:
 
 
 class Population:
-    """One population's open tasks and waiting devices."""
+    """One population's open tasks and waiting devices.
 
-    def __init__(self, name: str, rng: random.Random, ticker: Ticker) -> None:
+    :param max_at_work: how many devices may be at work on its tasks at a time; None: any number.
+    """
+
+    def __init__(
+        self, name: str, rng: random.Random, ticker: Ticker, max_at_work: int | None = None
+    ) -> None:
         self.name = name
+        self._max_at_work = max_at_work
         self.pace = Pace()
         self._assigner = Assigner(rng)
         self._ticker = ticker
@@ -113,10 +119,38 @@ class Population:
         again = now + _AGAIN if self._held and self._capacity() else None
         self._ticker.at(f"held:{self.name}", again, self.consider)
 
+    def left(self, round_: Round, *, contributed: bool, now: float) -> None:
+        """Take note that a device has left a round: there may be room for another.
+
+        :param contributed: whether it did; if not, the round misses one more than it thought.
+        """
+        capped = self._max_at_work is not None
+        if contributed:
+            # Without a cap a contribution takes its place with it.
+            capped = capped or round_.machine.max_at_work is not None
+            room = capped and self._capacity() > 0
+        else:
+            room = capped or round_.machine.capacity > 0
+        if room:
+            self.consider(now)
+
+    def has_room(self, round_: Round) -> bool:
+        """Whether a round may be given one more device."""
+        return round_.machine.capacity > 0 and self._places() != 0
+
+    def _places(self) -> int | None:
+        """Return how many more devices may be at work; None: any number."""
+        if self._max_at_work is None:
+            return None
+        at_work = sum(round_.machine.pending for round_ in self._rounds.values())
+        return max(0, self._max_at_work - at_work)
+
     def _decide(self, now: float) -> None:
         if self._assigner.waiting:
             rounds = {r.task_id: r for r in self.open_rounds(AssignmentMode.SINGLE)}
-            outcome = self._assigner.decide([r.machine.view() for r in rounds.values()], now)
+            outcome = self._assigner.decide(
+                [r.machine.view() for r in rounds.values()], now, self._places()
+            )
             for problem in outcome.problems:
                 logger.error("population %s: %s", self.name, problem)
             for assign in outcome.assigned:
@@ -148,7 +182,9 @@ class Population:
         self._let_in(len(self._held))
 
     def _capacity(self) -> int:
-        return sum(round_.machine.capacity for round_ in self.open_rounds())
+        capacity = sum(round_.machine.capacity for round_ in self.open_rounds())
+        places = self._places()
+        return capacity if places is None else min(capacity, places)
 
     def _let_in(self, number: int) -> None:
         """Let the first go on; more than there is room for would have come in vain."""

@@ -69,7 +69,7 @@ _UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
 class RoundParts:
     """What a round works with.
 
-    :param on_room: told when the task can take a device again.
+    :param on_left: told that devices have left the task, and whether only by contributing.
     :param on_issue: told of a contribution that got a fresh authorization token, when the token is
         forgotten, and the hash of the one it replaces, if any.
     :param on_end: stores how the round ended; returns the status that counts.
@@ -80,7 +80,7 @@ class RoundParts:
     tokens: TokenSource
     book: ContributionBook
     notify: Callable[[Event], None]
-    on_room: Callable[[Round], None]
+    on_left: Callable[[Round, bool], None]
     on_issue: Callable[[Contribution, float, str | None], None]
     on_end: Callable[[Round, bytes | None], Awaitable[TaskStatus]]
 
@@ -118,6 +118,7 @@ class Round:
         self._sizes: dict[str, int] = {}
         self._submitted: dict[str, float] = {}
         self._answers: dict[str, asyncio.Future[tuple[Code, str]]] = {}
+        self._contributed = False  # since devices that left were last told of
         self._result: bytes | None = None
         self._ended: TaskStatus | None = None
         self._stopped = False
@@ -297,21 +298,22 @@ class Round:
     def _perform(self, effects: Sequence[TaskEffect], now: float) -> None:
         """Carry out the task machine's effects, in order."""
         queue = deque(effects)
-        room = False
+        dropped = False
         while queue:
             effect = queue.popleft()
             if isinstance(effect, FoldAssignment):
                 queue.extend(self._begin_fold(effect.assignment, now))
             elif isinstance(effect, ReleaseAssignment):
                 self._release(effect, now)
-                room = True
+                dropped = True
             elif isinstance(effect, CompleteEffect):
                 self._carry_out(self._protocol.complete(now))
             else:
                 self._end(effect, now)
         self._schedule()
-        if room and self.machine.capacity:
-            self._parts.on_room(self)
+        contributed, self._contributed = self._contributed, False
+        if dropped or contributed:
+            self._parts.on_left(self, not dropped)
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
         """Carry out the aggregation protocol's effects, in order."""
@@ -355,6 +357,7 @@ class Round:
         if code is Code.OK and self.machine.stage(assignment) is None:
             contribution = self._contributions.get(assignment)
             session = self._let_go(assignment)
+            self._contributed = True
             size = self._sizes.pop(assignment, 0)
             submitted = self._submitted.pop(assignment, now)
             # A round that was cancelled meanwhile has let go of it already.

@@ -30,6 +30,7 @@ class _StoredSpec(msgspec.Struct, frozen=True):
     selection: str | None
     aggregators: dict[str, str]
     options: dict[str, dict[str, Any]]
+    max_at_work: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def encode_spec(spec: TaskSpec) -> bytes:
         selection=spec.selection,
         aggregators=dict(spec.aggregators),
         options={name: dict(options) for name, options in spec.options.items()},
+        max_at_work=spec.max_at_work,
     )
     try:
         return msgspec.msgpack.encode(stored)
@@ -206,4 +208,5 @@ def _decode_spec(record: TaskRecord, blobs: Mapping[str, bytes]) -> TaskSpec:
         selection=stored.selection,
         aggregators=stored.aggregators,
         options=stored.options,
+        max_at_work=stored.max_at_work,
     )

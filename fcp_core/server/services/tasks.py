@@ -45,6 +45,7 @@ class _Choices:
     #: The policy and those that it wraps, outermost first, with their options.
     chain: Sequence[tuple[str, Mapping[str, Any]]]
     over_selection: float
+    max_at_work: int | None
     deadline: float
     assignment_timeout: float
 
@@ -321,6 +322,7 @@ class Tasks:
                 policy=chosen.make_selection_policy(),
                 chain=chosen.selection_chain(),
                 over_selection=chosen.over_selection,
+                max_at_work=chosen.max_at_work,
                 deadline=chosen.deadline,
                 assignment_timeout=chosen.config.get("assignment_timeout"),
                 fold=self._engine.open(
@@ -356,6 +358,7 @@ class Tasks:
             goal_count=spec.goal_count,
             minimum_count=spec.minimum_count,
             over_selection=choices.over_selection,
+            max_at_work=choices.max_at_work,
             created=record.created,
             deadline=record.created + choices.deadline,
             assignment_timeout=choices.assignment_timeout,
