@@ -121,6 +121,7 @@ async def drive(url: str, load: Load) -> Report:
             task.cancel()
         await asyncio.gather(*devices, return_exceptions=True)
         connections.close()
+        await asyncio.sleep(0)  # for what asyncio does about each that is closed
     if broken:
         raise broken[0]
     return recorder.report(
