@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fcp_core.client.operations import await_operation, parse
@@ -39,7 +39,9 @@ class Calls:
         self._about: dict[str, Any] = {
             "client_version": common_pb2.ClientVersion(version_code=client_version),
             "resource_capabilities": common_pb2.ResourceCapabilities(
-                supported_compression_formats=[common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP]
+                supported_compression_formats=(
+                    [common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP] if transport.compress else []
+                )
             ),
         }
         if attestation_measurement:
@@ -65,18 +67,22 @@ class Calls:
         response_class = eligibility_eval_tasks_pb2.EligibilityEvalTaskResponse
         return parse(response_class, answer, "the eligibility response")
 
-    def report_eligibility(self, endpoint: Endpoint, session_id: str, code: Code) -> None:
-        """Report how the eligibility evaluation went. A failure changes nothing."""
+    def report_eligibility(
+        self, endpoint: Endpoint, session_id: str, code: Code
+    ) -> Callable[[], None]:
+        """Report how the eligibility evaluation went. A failure changes nothing.
+
+        :returns: to be called later: waits until the server has heard it.
+        """
         status_code: Any = int(code)
         request = eligibility_eval_tasks_pb2.ReportEligibilityEvalTaskResultRequest(
             status_code=status_code
         )
-        self._tell(
-            endpoint,
+        path = (
             f"v1/populations/{self._population}/eligibilityevaltasks/"
-            f"{path_variable(session_id)}:reportresult",
-            request,
+            f"{path_variable(session_id)}:reportresult"
         )
+        return self._transport.tell(endpoint, path, request.SerializeToString())
 
     def start_assignment(self, endpoint: Endpoint, session_id: str, info: Any) -> Any:
         """Return the ``StartTaskAssignmentResponse``, once the server has decided.
@@ -105,11 +111,14 @@ class Calls:
         response_class = task_assignments_pb2.PerformMultipleTaskAssignmentsResponse
         return parse(response_class, answer, "the answer to performmultiple")
 
-    def report_task(self, endpoint: Endpoint, assignment: Any, code: Code, seconds: float) -> None:
+    def report_task(
+        self, endpoint: Endpoint, assignment: Any, code: Code, seconds: float
+    ) -> Callable[[], None]:
         """Report how a computation went. A failure changes nothing.
 
         :param assignment: the ``TaskAssignment``.
         :param seconds: how long the computation took.
+        :returns: to be called later: waits until the server has heard it.
         """
         nanos = round(seconds * 1e9)
         status_code: Any = int(code)
@@ -121,13 +130,11 @@ class Calls:
                 computation_execution_duration=Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
             ),
         )
-        self._tell(
-            endpoint,
-            self._assignment_path(assignment.session_id, "reportresult"),
-            request,
-            # That it was interrupted is still said.
-            farewell=code is Code.CANCELLED,
-        )
+        path = self._assignment_path(assignment.session_id, "reportresult")
+        if code is Code.CANCELLED:  # that it was interrupted is still said
+            self._say_farewell(endpoint, path, request)
+            return lambda: None
+        return self._transport.tell(endpoint, path, request.SerializeToString())
 
     def start_upload(self, endpoint: Endpoint, assignment: Any) -> Any:
         """Return the ``StartAggregationDataUploadResponse``, its client token filled in."""
@@ -161,12 +168,11 @@ class Calls:
         request.status.code = int(error.code)
         request.status.message = "the client could not upload its result"
         path = self._aggregation_path(aggregation_id, client_token, "abort")
-        self._tell(endpoint, path, request, farewell=True)
+        self._say_farewell(endpoint, path, request)
 
-    def _tell(self, endpoint: Endpoint, path: str, request: Any, *, farewell: bool = False) -> None:
+    def _say_farewell(self, endpoint: Endpoint, path: str, request: Any) -> None:
         with contextlib.suppress(StatusError):
-            body = request.SerializeToString()
-            self._transport.call(endpoint, path, body, retried=False, farewell=farewell)
+            self._transport.call(endpoint, path, request.SerializeToString(), farewell=True)
 
     def _assignment_path(self, session_id: str, verb: str) -> str:
         session = path_variable(session_id)

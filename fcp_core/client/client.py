@@ -63,7 +63,7 @@ class Client:
     :param clock: tells the time; None is the machine's.
     :param rng: draws retry times; None is seeded by the machine.
     :param retry: when requests answered UNAVAILABLE are sent again within a session.
-    :param compress: whether request bodies are gzip-encoded.
+    :param compress: whether request bodies are gzip-encoded, and answers and resources may be.
     :param timeout: seconds without any byte from the server before a request is given up.
     :raises StatusError: INVALID_ARGUMENT for an entry point or a population that is not allowed.
     """

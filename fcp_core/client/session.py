@@ -120,7 +120,7 @@ class Session:
             )
             return decider.decide(spec)
         except StatusError as error:
-            self._calls.report_eligibility(self._router.entry, self._session_id, error.code)
+            self._calls.report_eligibility(self._router.entry, self._session_id, error.code)()
             raise
 
     def _eligibility_plan(self, task: Any) -> EligibilityPlan | None:
@@ -200,13 +200,11 @@ class Session:
         if self._reported:
             return call()
         self._reported = True
-        report = self._pool.submit(
-            self._calls.report_eligibility, self._router.entry, self._session_id, Code.OK
-        )
+        reported = self._calls.report_eligibility(self._router.entry, self._session_id, Code.OK)
         try:
             return call()
         finally:
-            report.result()
+            reported()
 
     def _run_task(self, task: AssignedTask, assignments: Endpoint) -> None:
         result = self._runner.run(task, assignments)

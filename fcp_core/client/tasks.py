@@ -148,7 +148,7 @@ class TaskRunner:
             _LOG.warning("task %r failed: %s", task.assignment.task_name, computed.error)
             self._calls.report_task(
                 endpoint, task.assignment, _reported(computed.error), computed.seconds
-            )
+            )()
             return self._result(task, TaskOutcome.COMPUTATION_FAILED, computed)
         return self._contribute(task, endpoint, computed)
 
@@ -196,9 +196,7 @@ class TaskRunner:
     ) -> TaskResult:
         assignment = task.assignment
         remembered = self._remember(assignment, computed)
-        report = self._pool.submit(
-            self._calls.report_task, endpoint, assignment, Code.OK, computed.seconds
-        )
+        reported = self._calls.report_task(endpoint, assignment, Code.OK, computed.seconds)
         try:
             started = self._calls.start_upload(task.data_endpoint, assignment)
             protocol = self._router.resolve(
@@ -212,7 +210,7 @@ class TaskRunner:
             self._forget(remembered)
             return self._result(task, TaskOutcome.UPLOAD_FAILED, computed, error)
         finally:
-            report.result()
+            reported()
         name, token = started.resource.resource_name, started.client_token
         try:
             self._transport.interruption.check()

@@ -7,28 +7,35 @@ compression, what a response may carry, when to try again) and nothing of the me
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import random
 import re
-import socket
 import threading
+import time
 import urllib.parse
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import urllib3
-import urllib3.connection
-import urllib3.connectionpool
-from urllib3.exceptions import HTTPError, LocationValueError, ProtocolError, ReadTimeoutError
-
+from fcp_core.client.connection import (
+    Answer,
+    BadAnswerError,
+    Connection,
+    MalformedError,
+    Pool,
+    StaleError,
+    request_head,
+    split_url,
+)
 from fcp_core.client.interruption import Interruption
 from fcp_core.protocol.status import Code, StatusError, code_from_http
 
 _ENTRY_URI = re.compile(r"https://.+|http://localhost([:/].*)?", re.IGNORECASE | re.DOTALL)
 _URI = re.compile(r"https://.+|http://localhost:.+", re.IGNORECASE | re.DOTALL)
 _MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_CONNECT_SECONDS = 30.0
 #: Time for best-effort calls (cancel, abort) in seconds, whether or not the client was interrupted.
 FAREWELL_SECONDS = 10.0
 # Checkpoints of floats hardly shrink at any level; the fastest costs the device the least.
@@ -88,62 +95,13 @@ def check_uri(uri: str, *, entry_point: bool = False) -> None:
         )
 
 
-class _Connections:
-    """The open sockets, so that an interruption can end what waits on them."""
+@dataclass(frozen=True)
+class _UnderWay:
+    """A request that was sent, and where its answer will come."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
-        self._down = False
-        self._thread = threading.local()
-
-    @contextlib.contextmanager
-    def exempt(self) -> Iterator[None]:
-        """Let this thread connect although the others were shut down."""
-        self._thread.exempt = True
-        try:
-            yield
-        finally:
-            self._thread.exempt = False
-
-    def add(self, sock: socket.socket) -> None:
-        with self._lock:
-            self._sockets.add(sock)
-            late = self._down and not getattr(self._thread, "exempt", False)
-        if late:
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-    def discard(self, sock: socket.socket) -> None:
-        with self._lock:
-            self._sockets.discard(sock)
-
-    def shut_down(self) -> None:
-        with self._lock:
-            self._down = True
-            sockets = list(self._sockets)
-        for sock in sockets:
-            try:
-                # The plain socket's own method: the TLS one would drop the TLS state under a
-                # thread that is reading.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except OSError:
-                continue  # closed in the meantime, which is what was wanted
-
-
-def _tracked(
-    base: type[urllib3.connection.HTTPConnection], connections: _Connections
-) -> type[urllib3.connection.HTTPConnection]:
-    class Connection(base):  # type: ignore[misc, valid-type]
-        def connect(self) -> None:
-            super().connect()
-            connections.add(self.sock)
-
-        def close(self) -> None:
-            if self.sock is not None:
-                connections.discard(self.sock)
-            super().close()
-
-    return Connection
+    method: str
+    url: str
+    connection: Connection
 
 
 class Transport:
@@ -151,7 +109,7 @@ class Transport:
 
     :param api_key: sent as ``x-goog-api-key`` with every protocol request, even if empty.
     :param ca_file: a PEM file of certificates to trust instead of the system's.
-    :param compress: whether request bodies are gzip-encoded (empty ones too).
+    :param compress: whether request bodies are gzip-encoded (empty ones too), and answers may be.
     :param timeout: seconds without any byte from the server before a request is given up.
     """
 
@@ -171,30 +129,19 @@ class Transport:
         self.bytes_received = 0
         self._lock = threading.Lock()
         self._api_key = api_key
-        self._compress = compress
+        self.compress = compress
         self._retry = retry or RetryPolicy()
         self._rng = rng or random.Random()
-        self._timeout = urllib3.Timeout(connect=min(timeout, 30.0), read=timeout)
-        self._connections = _Connections()
-        options: dict[str, Any] = {"maxsize": 8, "cert_reqs": "CERT_REQUIRED"}
-        if ca_file is not None:
-            options["ca_certs"] = ca_file
-        self._pools = urllib3.PoolManager(num_pools=16, **options)
-        connections = self._connections
-
-        class HTTPPool(urllib3.connectionpool.HTTPConnectionPool):
-            ConnectionCls = _tracked(urllib3.connection.HTTPConnection, connections)
-
-        class HTTPSPool(urllib3.connectionpool.HTTPSConnectionPool):
-            ConnectionCls = _tracked(  # type: ignore[assignment]
-                urllib3.connection.HTTPSConnection, connections
-            )
-
-        self._pools.pool_classes_by_scheme = {"http": HTTPPool, "https": HTTPSPool}
+        self._timeout = timeout
+        self._pool = Pool(ca_file)
+        self._common = {
+            "Accept-Encoding": "gzip" if compress else "identity",
+            "User-Agent": "fcp-client",
+        }
 
     def close(self) -> None:
         """Close every idle connection."""
-        self._pools.clear()
+        self._pool.close()
 
     def call(
         self,
@@ -202,19 +149,45 @@ class Transport:
         path: str,
         body: bytes,
         *,
-        retried: bool = True,
         farewell: bool = False,
     ) -> bytes:
         """POST a protocol message and return the response's bytes.
 
-        :param retried: whether an UNAVAILABLE answer is tried again.
         :param farewell: for cancel and abort: goes out although the client was interrupted, and
             is given up after ten seconds.
         :raises StatusError: the response's status, or what went wrong on the way.
         """
         headers, sent = self._outgoing(endpoint, body)
-        _, data = self._with_retries("POST", endpoint.url(path), headers, sent, retried, farewell)
+        _, data = self._with_retries("POST", endpoint.url(path), headers, sent, True, farewell)
         return data
+
+    def tell(self, endpoint: Endpoint, path: str, body: bytes) -> Callable[[], None]:
+        """POST a protocol message whose answer changes nothing. Failures change nothing either.
+
+        :returns: to be called once other requests have gone out: waits for the answer.
+        """
+        headers, sent = self._outgoing(endpoint, body)
+        url = endpoint.url(path)
+        under_way: _UnderWay | None = None
+        with contextlib.suppress(StatusError), self.interruption.unblocking(self._pool.shut_down):
+            under_way = self._begin("POST", url, headers, sent)
+        if under_way is None:
+            return lambda: None
+        return functools.partial(self._end_telling, under_way, headers, sent)
+
+    def _end_telling(self, under_way: _UnderWay, headers: dict[str, str], sent: bytes) -> None:
+        try:
+            with self.interruption.unblocking(self._pool.shut_down):
+                moved = _redirect(self._finish(under_way)) is not None
+        except StaleError:
+            moved = True
+        except StatusError:
+            # Dropped already, but for an interruption that came before.
+            self._pool.drop(under_way.connection)
+            return
+        if moved:
+            with contextlib.suppress(StatusError):
+                self._follow(under_way.method, under_way.url, headers, sent, False)
 
     def upload(self, endpoint: Endpoint, resource_name: str, body: bytes) -> int:
         """POST raw bytes to a byte-stream resource and return how many went over the wire."""
@@ -253,7 +226,7 @@ class Transport:
         headers = self._headers(endpoint)
         if body:
             headers["Content-Type"] = "application/x-protobuf"
-        if self._compress:
+        if self.compress:
             headers["Content-Encoding"] = "gzip"
             body = gzip.compress(body, _GZIP_LEVEL, mtime=0)
         return headers, body
@@ -286,30 +259,32 @@ class Transport:
         self, method: str, url: str, headers: dict[str, str], body: bytes | None, farewell: bool
     ) -> tuple[str, bytes]:
         for _ in range(_MAX_REDIRECTS):
-            response = self._send(method, url, headers, body, farewell)
-            target = response.get_redirect_location()
-            if not target:
-                return _content(response, url)
+            answer = self._send(method, url, headers, body, farewell)
+            target = _redirect(answer)
+            if target is None:
+                content_type, data = _content(answer, url)
+                with self._lock:
+                    self.bytes_received += len(data)
+                return content_type, data
             there = urllib.parse.urljoin(url, target)
             check_uri(there)
             if urllib.parse.urlsplit(there).netloc != urllib.parse.urlsplit(url).netloc:
                 headers = {}  # the key is for the server that it was given for
-            if response.status not in (307, 308) and method != "GET":
+            if answer.status not in (307, 308) and method != "GET":
                 method, body = "GET", None
             url = there
         raise StatusError(Code.UNKNOWN, f"{url}: more than {_MAX_REDIRECTS} redirects")
 
     def _send(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None, farewell: bool
-    ) -> urllib3.BaseHTTPResponse:
-        sent = {"Accept-Encoding": "gzip", "User-Agent": "fcp-client", **headers}
+    ) -> Answer:
         if farewell:
-            with self._connections.exempt():
-                timeout = urllib3.Timeout(total=FAREWELL_SECONDS)
-                return self._exchange(method, url, sent, body, timeout)
-        with self.interruption.unblocking(self._connections.shut_down):
+            with self._pool.exempt():
+                deadline = time.monotonic() + FAREWELL_SECONDS
+                return self._exchange(method, url, headers, body, deadline)
+        with self.interruption.unblocking(self._pool.shut_down):
             try:
-                return self._exchange(method, url, sent, body, self._timeout)
+                return self._exchange(method, url, headers, body)
             except StatusError:
                 self.interruption.check()  # then it failed because we closed it
                 raise
@@ -320,34 +295,72 @@ class Transport:
         url: str,
         headers: dict[str, str],
         body: bytes | None,
-        timeout: urllib3.Timeout,
-        stale: bool = True,
-    ) -> urllib3.BaseHTTPResponse:
+        deadline: float | None = None,
+    ) -> Answer:
+        under_way = self._begin(method, url, headers, body, deadline)
         try:
-            response = self._pools.urlopen(
-                method,
-                url,
-                body=body,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                timeout=timeout,
-            )
-        except ProtocolError as error:
-            # A kept connection that the server closed in the same instant: nothing was answered.
-            if stale and isinstance(error.args[-1], ConnectionError):
-                return self._exchange(method, url, headers, body, timeout, stale=False)
-            raise StatusError(Code.UNAVAILABLE, f"{url}: {error}") from error
-        except ReadTimeoutError as error:
-            raise StatusError(Code.DEADLINE_EXCEEDED, f"{url}: {error}") from error
-        except LocationValueError as error:
+            return self._finish(under_way)
+        except StaleError:
+            # Nothing was answered, and most probably nothing was read.
+            return self._finish(self._begin(method, url, headers, body, deadline, fresh=True))
+
+    def _begin(
+        self,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        deadline: float | None = None,
+        *,
+        fresh: bool = False,
+    ) -> _UnderWay:
+        """Send a request; its answer is still to be waited for.
+
+        :param deadline: by the monotonic clock, for this and the answer; None: there is none.
+        :param fresh: not over a connection that was used before.
+        :raises StatusError: if it cannot be sent.
+        """
+        try:
+            origin, target = split_url(url)
+            length = None if body is None else len(body)
+            head = request_head(method, origin, target, {**self._common, **headers}, length)
+        except MalformedError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"{url}: {error}") from error
-        except (HTTPError, OSError) as error:
+        timeout = self._timeout
+        if deadline is not None:
+            timeout = min(timeout, FAREWELL_SECONDS)
+        try:
+            connection = self._pool.take(origin, min(timeout, _CONNECT_SECONDS), fresh=fresh)
+        except OSError as error:
+            raise StatusError(Code.UNAVAILABLE, f"{url}: {error}") from error
+        try:
+            connection.set_limit(timeout, deadline)
+            connection.send(head, body or b"")
+        except OSError as error:
+            self._pool.drop(connection)
             raise StatusError(Code.UNAVAILABLE, f"{url}: {error}") from error
         with self._lock:
             self.bytes_sent += len(body or b"")
-            self.bytes_received += len(response.data)
-        return response
+        return _UnderWay(method, url, connection)
+
+    def _finish(self, under_way: _UnderWay) -> Answer:
+        """Wait for the answer to a request.
+
+        :raises StaleError: if it went over a kept connection that was closed meanwhile.
+        :raises StatusError: if there is none, or it is malformed.
+        """
+        url, connection = under_way.url, under_way.connection
+        try:
+            answer = connection.receive(under_way.method)
+        except BaseException as error:
+            self._pool.drop(connection)
+            if isinstance(error, TimeoutError):
+                raise StatusError(Code.DEADLINE_EXCEEDED, f"{url}: {error}") from error
+            if isinstance(error, (BadAnswerError, OSError)):
+                raise StatusError(Code.UNAVAILABLE, f"{url}: {error}") from error
+            raise
+        self._pool.give_back(connection)
+        return answer
 
 
 def gunzip(data: bytes, what: str) -> bytes:
@@ -363,14 +376,24 @@ def gunzip(data: bytes, what: str) -> bytes:
         ) from error
 
 
-def _content(response: urllib3.BaseHTTPResponse, url: str) -> tuple[str, bytes]:
-    code = code_from_http(response.status)
+def _redirect(answer: Answer) -> str | None:
+    return answer.headers.get("location") if answer.status in _REDIRECTS else None
+
+
+def _content(answer: Answer, url: str) -> tuple[str, bytes]:
+    code = code_from_http(answer.status)
     if code is not Code.OK:
         # The body of an error is not read: the status alone counts.
-        raise StatusError(code, f"{url} answered HTTP {response.status}")
-    encoding = response.headers.get("Content-Encoding", "").lower()
+        raise StatusError(code, f"{url} answered HTTP {answer.status}")
+    encoding = answer.headers.get("content-encoding", "").lower()
     if encoding not in ("", "identity", "gzip"):
         raise StatusError(
             Code.INVALID_ARGUMENT, f"{url} answered with content encoding {encoding!r}, not gzip"
         )
-    return response.headers.get("Content-Type", ""), response.data
+    data = answer.body
+    if encoding == "gzip" and data:  # an empty body that is said to be gzip is an empty body
+        try:
+            data = gunzip(data, f"the answer of {url}")
+        except StatusError as error:  # it was spoiled on the way: another try may help
+            raise StatusError(Code.UNAVAILABLE, error.message) from error
+    return answer.headers.get("content-type", ""), data

@@ -108,6 +108,10 @@ def test_headers_follow_the_forwarding_info(server, query_plan, make_client):
 def test_uncompressed_requests_and_an_empty_key(server, query_plan, make_client):
     server.script_session(query_plan)
     assert make_client(compress=False, api_key="").run_once().outcome is Outcome.CONTRIBUTED
+    check_in = server.of(server.eligibility)
+    assert check_in.headers["accept-encoding"] == "identity"
+    request = eligibility_eval_tasks_pb2.EligibilityEvalTaskRequest.FromString(check_in.body)
+    assert not request.resource_capabilities.supported_compression_formats
     for request in server.requests:
         assert "content-encoding" not in request.headers
         assert request.headers["x-goog-api-key"] == ""
