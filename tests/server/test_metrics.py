@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from pathlib import Path
@@ -46,6 +47,54 @@ def parse(text):
 
 def sample(samples, name, **labels):
     return samples.get((name, frozenset(labels.items())), 0.0)
+
+
+# The event loop.
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """A loop whose time can be moved on, as by a callback that takes long."""
+
+    skipped = 0.0
+
+    def time(self):
+        return super().time() + self.skipped
+
+
+def test_a_callback_that_takes_long_is_seen_by_all_that_would_have_waited():
+    """In 0.5 s ten measurements were due; the first waited 0.5 s, the last hardly at all."""
+    loop = JumpingLoop()
+    metrics = ServerMetrics(ManualClock(0.0), lambda: COUNTS)
+
+    async def main():
+        metrics.watch(lambda: 0, lambda: 0)
+        while not sample(parse(metrics.render()), "fcp_loop_lag_seconds_count"):
+            loop.skipped += 0.01
+            await asyncio.sleep(0)
+        before = parse(metrics.render())
+        loop.skipped += 0.5
+        while True:
+            await asyncio.sleep(0)
+            after = parse(metrics.render())
+            if sample(after, "fcp_loop_lag_seconds_count") > sample(
+                before, "fcp_loop_lag_seconds_count"
+            ):
+                metrics.stop()
+                return before, after
+
+    try:
+        before, after = loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+    def grown(name, **labels):
+        return sample(after, name, **labels) - sample(before, name, **labels)
+
+    count = grown("fcp_loop_lag_seconds_count")
+    assert count >= 10
+    assert count - grown("fcp_loop_lag_seconds_bucket", le="0.2") >= 5
+    assert count - grown("fcp_loop_lag_seconds_bucket", le="0.02") >= 9
+    assert grown("fcp_loop_lag_seconds_sum") >= 2.2
 
 
 # The text form.
