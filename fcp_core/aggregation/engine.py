@@ -47,6 +47,18 @@ class Partial:
     contributions: tuple[str, ...]
 
 
+class HeldBody(ABC):
+    """A checkpoint in the memory of another process of this server, which folds it there."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return its size in bytes."""
+
+    @abstractmethod
+    def drop(self) -> None:
+        """Forget it: it will not be folded."""
+
+
 class Fold(ABC):
     """The accumulators of one aggregation session. All methods are thread-safe.
 
@@ -59,6 +71,20 @@ class Fold(ABC):
     @abstractmethod
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
         """Fold one checkpoint; the blob is not kept after the future is done."""
+
+    def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
+        """Fold one checkpoint where it lies.
+
+        Only a server of several processes asks for it, and of its own engine.
+        """
+        raise NotImplementedError(f"{type(self).__name__} folds what is in this process only")
+
+    def on_loss(self, callback: Callable[[str], None]) -> None:
+        """Have *callback* told why, from any thread, should contributions in the fold be lost.
+
+        It is told once, and never after the report or :meth:`abort`. A fold that has lost some
+        takes no more. Most folds cannot lose any without the whole process.
+        """
 
     @abstractmethod
     def merge(self, partial: Partial) -> Future[None]:

@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
+from fcp_core.aggregation.engine import HeldBody
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.tokens import TokenSource, digest
 
-#: An uploaded checkpoint, as it came off the socket.
-Body: TypeAlias = bytes | bytearray | memoryview
+#: An uploaded checkpoint, as it came off the socket of this process or lies in another.
+Body: TypeAlias = bytes | bytearray | memoryview | HeldBody
 
 _LOST = "this assignment is no longer known; check in again"
 
@@ -173,6 +174,8 @@ class Contribution:
         """Close it: what is asked of it from now on is answered ABORTED, with *why*."""
         if self.stage is not ContributionStage.SUBMITTED:
             self.stage = ContributionStage.ENDED
+        if isinstance(self.body, HeldBody):
+            self.body.drop()
         self.body = None
         self._why = why
 

@@ -23,7 +23,7 @@ from fcp_core.server.services.journal import Journal
 from fcp_core.server.services.media import Media
 from fcp_core.server.services.operations import Operations
 from fcp_core.server.services.population import Population, Populations
-from fcp_core.server.services.round import RoundParts
+from fcp_core.server.services.round_parts import RoundParts
 from fcp_core.server.services.settings import OPERATION_RETENTION, RETENTION, Settings
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.tasks import Tasks
@@ -113,7 +113,7 @@ class Services:
         self._populations = Populations(served, make_population)
         downloads = Downloads()
 
-        def make_parts(on_end: Callable[..., Any]) -> RoundParts:
+        def make_parts(on_end: Callable[..., Any], on_loss: Callable[..., Any]) -> RoundParts:
             return RoundParts(
                 clock=clock,
                 ticker=self.ticker,
@@ -125,6 +125,7 @@ class Services:
                 ).left(round_, contributed=contributed, now=clock.now()),
                 on_issue=self._issued,
                 on_end=on_end,
+                on_loss=on_loss,
             )
 
         self.tasks = Tasks(

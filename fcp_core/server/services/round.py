@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fcp_core.aggregation.engine import Fold
+from fcp_core.aggregation.engine import Fold, HeldBody
 from fcp_core.aggregation.protocol import (
     AbortFoldEffect,
     AggregationProtocol,
@@ -27,14 +27,12 @@ from fcp_core.aggregation.protocol import (
 )
 from fcp_core.protocol.protos import aggregation_protocol_messages_pb2 as messages
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.contributions import (
     Contribution,
-    ContributionBook,
     ContributionStage,
     UploadTicket,
 )
-from fcp_core.rounds.events import Assigned, Contributed, Dropped, Event, TaskClosed, TaskOpened
+from fcp_core.rounds.events import Assigned, Contributed, Dropped, TaskClosed, TaskOpened
 from fcp_core.rounds.sessions import DeviceSession
 from fcp_core.rounds.task_machine import (
     AssignmentStage,
@@ -46,43 +44,12 @@ from fcp_core.rounds.task_machine import (
     TaskMachine,
 )
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
-from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Published
+from fcp_core.server.services.outcomes import outcome_of, told
+from fcp_core.server.services.round_parts import RoundParts
 from fcp_core.server.services.settings import RETENTION
-from fcp_core.server.services.ticker import Ticker
 
 logger = logging.getLogger("fcp.services")
-
-#: What a device may be told as it is; anything else is the server's own affair.
-_TELLABLE = (
-    Code.OK,
-    Code.INVALID_ARGUMENT,
-    Code.RESOURCE_EXHAUSTED,
-    Code.ABORTED,
-    Code.UNAVAILABLE,
-)
-#: What a checkpoint that does not fit is called further down.
-_UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
-
-
-@dataclass(frozen=True)
-class RoundParts:
-    """What a round works with.
-
-    :param on_left: told that devices have left the task, and whether only by contributing.
-    :param on_issue: told of a contribution that got a fresh authorization token, when the token is
-        forgotten, and the hash of the one it replaces, if any.
-    :param on_end: stores how the round ended; returns the status that counts.
-    """
-
-    clock: Clock
-    ticker: Ticker
-    tokens: TokenSource
-    book: ContributionBook
-    notify: Callable[[Event], None]
-    on_left: Callable[[Round, bool], None]
-    on_issue: Callable[[Contribution, float, str | None], None]
-    on_end: Callable[[Round, bytes | None], Awaitable[TaskStatus]]
 
 
 class Round:
@@ -141,12 +108,31 @@ class Round:
 
     def open(self, now: float) -> None:
         """Begin: from now on the round takes devices and keeps its times."""
-        self._protocol.start(0, now)
+        self._begin(now)
         machine = self.machine
         self._parts.notify(
             TaskOpened(now, machine.population, self.task_id, machine.name, machine.goal_count)
         )
         self._schedule()
+
+    def begin_anew(
+        self, machine: TaskMachine, protocol: AggregationProtocol, fold: Fold, now: float
+    ) -> None:
+        """Begin again with nothing, as after a restart of the server.
+
+        Those who are at work are told ABORTED; those who have contributed are told nothing.
+        """
+        for effect in self.machine.cancel(Code.ABORTED, "the round began anew", now):
+            if isinstance(effect, ReleaseAssignment):
+                self._release(effect, now)
+        self._fold.abort()
+        self.machine, self._protocol, self._fold = machine, protocol, fold
+        self._clients.clear()
+        self._assignments.clear()
+        self._sizes.clear()
+        self._begin(now)
+        self._schedule()
+        self._parts.on_left(self, False)
 
     async def wait(self) -> bytes:
         """Return the result as soon as it is stored.
@@ -277,6 +263,20 @@ class Round:
 
     # Carrying out effects.
 
+    def _begin(self, now: float) -> None:
+        fold, loop = self._fold, self._loop
+
+        def lost(why: str) -> None:
+            if fold is self._fold and not self._stopped and not self.machine.state.is_final:
+                self._parts.on_loss(self, why)
+
+        def from_engine(why: str) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(lost, why)
+
+        fold.on_loss(from_engine)
+        self._protocol.start(0, now)
+
     @property
     def _key(self) -> str:
         return f"round:{self.task_id}"
@@ -332,7 +332,11 @@ class Round:
         else:
             blob = effect.blob
         self._sizes[assignment] = len(blob)
-        self._when_done(self._fold.add(assignment, blob), partial(self._folded, effect.client_id))
+        if isinstance(blob, HeldBody):
+            future = self._fold.add_held(assignment, blob)
+        else:
+            future = self._fold.add(assignment, blob)
+        self._when_done(future, partial(self._folded, effect.client_id))
 
     def _begin_fold(self, assignment: str, now: float) -> list[TaskEffect]:
         client = self._clients[assignment]
@@ -346,7 +350,7 @@ class Round:
 
     def _folded(self, client: int, future: Future[None]) -> None:
         now = self._parts.clock.now()
-        code, message = _outcome(future)
+        code, message = outcome_of(future)
         self._carry_out(self._protocol.folded(client, code, message, now))
         self._perform(self._settle(self._assignments[client], now), now)
 
@@ -413,11 +417,7 @@ class Round:
         answer = self._answers.pop(assignment, None)
         if answer is None or answer.done():
             return
-        if code in _UNFIT:
-            code = Code.INVALID_ARGUMENT
-        elif code not in _TELLABLE:
-            code, message = Code.INTERNAL, "the contribution could not be aggregated"
-        answer.set_result((code, message))
+        answer.set_result(told(code, message))
 
     def _close_message(self, client: int) -> tuple[Code, str]:
         message = self._protocol.poll(client)
@@ -428,7 +428,7 @@ class Round:
 
     def _reported(self, future: Future[bytes]) -> None:
         now = self._parts.clock.now()
-        code, message = _outcome(future)
+        code, message = outcome_of(future)
         if code is Code.OK:
             self._result = future.result()
         self._carry_out(self._protocol.reported(code, message, now))
@@ -466,9 +466,10 @@ class Round:
 
     def _when_done(self, future: Future[Any], then: Callable[[Future[Any]], None]) -> None:
         """Have *then* called on the event loop once the engine is done."""
+        fold = self._fold
 
         def on_loop(done: Future[Any]) -> None:
-            if self._stopped:
+            if self._stopped or fold is not self._fold:
                 return
             try:
                 then(done)
@@ -485,15 +486,3 @@ class Round:
                 self._loop.call_soon_threadsafe(on_loop, done)
 
         future.add_done_callback(from_engine)
-
-
-def _outcome(future: Future[Any]) -> tuple[Code, str]:
-    error = None if future.cancelled() else future.exception()
-    if future.cancelled():
-        return Code.ABORTED, "the round is over"
-    if error is None:
-        return Code.OK, ""
-    if isinstance(error, StatusError):
-        return error.code, error.message
-    logger.error("the aggregation engine failed", exc_info=error)
-    return Code.INTERNAL, f"the aggregation engine failed: {error}"

@@ -23,7 +23,8 @@ from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads, Published, publish
 from fcp_core.server.services.population import Populations
-from fcp_core.server.services.round import Round, RoundParts
+from fcp_core.server.services.round import Round
+from fcp_core.server.services.round_parts import RoundParts
 from fcp_core.server.services.settings import RETENTION
 from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
 from fcp_core.storage.records import TaskRecord
@@ -53,7 +54,8 @@ class _Choices:
 class Tasks:
     """The tasks of a server. Every method runs on the server's event loop.
 
-    :param make_parts: returns what rounds work with, given how to store their end.
+    :param make_parts: returns what rounds work with, given how to store their end and what to do
+        when contributions are lost.
     :param on_kept: told that :meth:`next_tick` may have changed.
     """
 
@@ -67,7 +69,7 @@ class Tasks:
         store: TaskStore,
         populations: Populations,
         downloads: Downloads,
-        make_parts: Callable[[Callable[..., Any]], RoundParts],
+        make_parts: Callable[[Callable[..., Any], Callable[..., Any]], RoundParts],
         on_kept: Callable[[], None],
     ) -> None:
         self._plugins = plugins
@@ -77,7 +79,7 @@ class Tasks:
         self._store = store
         self._populations = populations
         self._downloads = downloads
-        self._parts = make_parts(self._ended)
+        self._parts = make_parts(self._ended, self._begin_anew)
         self._on_kept = on_kept
         self._records: dict[str, TaskRecord] = {}
         self._rounds: dict[str, Round] = {}
@@ -351,18 +353,7 @@ class Tasks:
     def _open(
         self, record: TaskRecord, spec: TaskSpec, choices: _Choices, published: Published
     ) -> None:
-        machine = TaskMachine(
-            task_id=record.task_id,
-            population=record.population,
-            name=record.name,
-            goal_count=spec.goal_count,
-            minimum_count=spec.minimum_count,
-            over_selection=choices.over_selection,
-            max_at_work=choices.max_at_work,
-            created=record.created,
-            deadline=record.created + choices.deadline,
-            assignment_timeout=choices.assignment_timeout,
-        )
+        machine = _machine(record, spec, choices)
         round_ = Round(
             slim(spec),
             record.aggregation_id,
@@ -395,6 +386,19 @@ class Tasks:
         status = round_.machine.status()
         self._downloads.remove(round_.published.group)
         self._populations.get(status.population).close(round_, self._clock.now())
+    def _begin_anew(self, round_: Round, why: str) -> None:
+        """Have a round begin anew that has lost contributions."""
+        now = self._clock.now()
+        record = self._records[round_.task_id]
+        logger.error("the round of task %s begins anew: %s", record.name, why)
+        try:
+            choices = self._choose(round_.spec)
+        except StatusError as error:
+            round_.cancel(Code.INTERNAL, f"contributions were lost: {why}; {error.message}")
+            return
+        machine = _machine(record, round_.spec, choices)
+        round_.begin_anew(machine, choices.protocol, choices.fold, now)
+
         record = _ended_record(self._records[status.task_id], status)
         try:
             await self._store.end(record, result)
@@ -418,6 +422,21 @@ def _ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
     return dataclasses.replace(
         record,
         state=status.state.value,
+def _machine(record: TaskRecord, spec: TaskSpec, choices: _Choices) -> TaskMachine:
+    return TaskMachine(
+        task_id=record.task_id,
+        population=record.population,
+        name=record.name,
+        goal_count=spec.goal_count,
+        minimum_count=spec.minimum_count,
+        over_selection=choices.over_selection,
+        max_at_work=choices.max_at_work,
+        created=record.created,
+        deadline=record.created + choices.deadline,
+        assignment_timeout=choices.assignment_timeout,
+    )
+
+
         assigned=status.assigned,
         contributed=status.contributed,
         dropped=status.dropped,
