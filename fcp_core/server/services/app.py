@@ -124,8 +124,8 @@ class Services:
                     round_.machine.population
                 ).left(round_, contributed=contributed, now=clock.now()),
                 on_issue=self._issued,
-                on_end=on_end,
                 on_loss=on_loss,
+                on_end=on_end,
             )
 
         self.tasks = Tasks(

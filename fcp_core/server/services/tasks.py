@@ -381,11 +381,6 @@ class Tasks:
         round_.open(now)
         population.consider(now)
 
-    async def _ended(self, round_: Round, result: bytes | None) -> TaskStatus:
-        """Store how a round ended and take it away."""
-        status = round_.machine.status()
-        self._downloads.remove(round_.published.group)
-        self._populations.get(status.population).close(round_, self._clock.now())
     def _begin_anew(self, round_: Round, why: str) -> None:
         """Have a round begin anew that has lost contributions."""
         now = self._clock.now()
@@ -399,6 +394,11 @@ class Tasks:
         machine = _machine(record, round_.spec, choices)
         round_.begin_anew(machine, choices.protocol, choices.fold, now)
 
+    async def _ended(self, round_: Round, result: bytes | None) -> TaskStatus:
+        """Store how a round ended and take it away."""
+        status = round_.machine.status()
+        self._downloads.remove(round_.published.group)
+        self._populations.get(status.population).close(round_, self._clock.now())
         record = _ended_record(self._records[status.task_id], status)
         try:
             await self._store.end(record, result)
@@ -417,11 +417,6 @@ class Tasks:
         return status
 
 
-def _ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
-    code, message = status.error or (Code.OK, "")
-    return dataclasses.replace(
-        record,
-        state=status.state.value,
 def _machine(record: TaskRecord, spec: TaskSpec, choices: _Choices) -> TaskMachine:
     return TaskMachine(
         task_id=record.task_id,
@@ -437,6 +432,11 @@ def _machine(record: TaskRecord, spec: TaskSpec, choices: _Choices) -> TaskMachi
     )
 
 
+def _ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
+    code, message = status.error or (Code.OK, "")
+    return dataclasses.replace(
+        record,
+        state=status.state.value,
         assigned=status.assigned,
         contributed=status.contributed,
         dropped=status.dropped,
