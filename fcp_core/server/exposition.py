@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -12,6 +13,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_SERIES = 2000
 
 Labels: TypeAlias = tuple[str, ...]
+
+#: The series of one metric, and of several by name, as another process sends them.
+Series: TypeAlias = Sequence[tuple[Sequence[str], Sequence[float]]]
+Dump: TypeAlias = Mapping[str, Series]
 
 
 class Metric:
@@ -39,11 +44,29 @@ class Metric:
         for key in [k for k in self._series if all(k[i] == value for i, value in wanted)]:
             del self._series[key]
 
-    def lines(self) -> Iterator[str]:
-        """Yield the metric as text, series in the order in which they came."""
+    def dump(self) -> Series:
+        """Return all series."""
+        return [(key, list(values)) for key, values in self._series.items()]
+
+    def absorb(self, series: Series) -> None:
+        """Add what another process measured."""
+        for labels, more in series:
+            values = self._find(tuple(labels), len(more))
+            for index, value in enumerate(more):
+                values[index] += value
+
+    def lines(self, others: Iterable[Series] = ()) -> Iterator[str]:
+        """Yield the metric as text, series in the order in which they came.
+
+        :param others: what other processes measured: the sum is shown.
+        """
         yield f"# HELP {self.name} {_escape(self.help, quotes=False)}"
         yield f"# TYPE {self.name} {self.kind}"
-        for key, values in list(self._series.items()):
+        whole = copy.copy(self)
+        whole._series = {key: list(values) for key, values in self._series.items()}
+        for series in others:
+            whole.absorb(series)
+        for key, values in whole._series.items():
             yield from self._samples(key, values)
 
     def _samples(self, key: Labels, values: list[float]) -> Iterator[str]:
@@ -104,11 +127,19 @@ class Gauge(Metric):
         """Set the series of these labels."""
         self._find(labels, 1)[0] = value
 
-    def lines(self) -> Iterator[str]:
+    def dump(self) -> Series:
+        """Return all series, with the value of now."""
+        self._look()
+        return super().dump()
+
+    def lines(self, others: Iterable[Series] = ()) -> Iterator[str]:
         """Yield the metric as text, with its value of now."""
+        self._look()
+        return super().lines(others)
+
+    def _look(self) -> None:
         if self._read is not None:
             self.set(value=self._read())
-        return super().lines()
 
 
 class Histogram(Metric):
@@ -141,9 +172,16 @@ class Histogram(Metric):
         yield self._sample("_count", labels, total)
 
 
-def render(metrics: Iterable[Metric]) -> bytes:
-    """Return the metrics as Prometheus reads them."""
-    return "".join(f"{line}\n" for metric in metrics for line in metric.lines()).encode()
+def render(metrics: Iterable[Metric], others: Sequence[Dump] = ()) -> bytes:
+    """Return the metrics as Prometheus reads them.
+
+    :param others: what other processes measured: the sums are shown.
+    """
+    return "".join(
+        f"{line}\n"
+        for metric in metrics
+        for line in metric.lines([dump[metric.name] for dump in others if metric.name in dump])
+    ).encode()
 
 
 def _number(value: float) -> str:

@@ -66,6 +66,13 @@ def configure_logging(
     return handler
 
 
+def log_levels() -> dict[str, int]:
+    """Return what decides how much is logged, for another process: levels by logger's name."""
+    names = ("", "fcp", "fcp.server", "fcp.services", "fcp.hooks")
+    levels = {name: logging.getLogger(name or None).level for name in names}
+    return {name: level for name, level in levels.items() if level or not name}
+
+
 def hide_addresses() -> None:
     """Have Tornado's logs show no address of a client."""
     for name in _TORNADO:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter as Count
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import Clock
@@ -25,7 +25,7 @@ from fcp_core.rounds.events import (
     TaskOpened,
 )
 from fcp_core.rounds.expiring import Expiring
-from fcp_core.server.exposition import Counter, Gauge, Histogram, Metric, render
+from fcp_core.server.exposition import Counter, Dump, Gauge, Histogram, Metric, render
 
 #: How long the series of a task without an open round are kept, in seconds.
 KEPT = 3600.0
@@ -55,6 +55,8 @@ class ServerMetrics:
         self._lag_timer: asyncio.TimerHandle | None = None
         self._in_flight: Callable[[], int] = lambda: 0
         self._connections: Callable[[], int] = lambda: 0
+        #: Returns what the other processes of the server measure; None: there are none.
+        self.others: Callable[[], Awaitable[Sequence[Dump]]] | None = None
         self.check_ins = Counter(
             "fcp_check_ins_total", "Devices that checked in and were told of tasks.", ["population"]
         )
@@ -180,10 +182,27 @@ class ServerMetrics:
             self._lag_timer.cancel()
             self._lag_timer = None
 
-    def render(self) -> bytes:
-        """Return all metrics as Prometheus reads them."""
+    async def expose(self) -> bytes:
+        """Return the metrics of all processes of the server as Prometheus reads them."""
+        return self.render(() if self.others is None else await self.others())
+
+    def render(self, others: Sequence[Dump] = ()) -> bytes:
+        """Return all metrics as Prometheus reads them.
+
+        :param others: what other processes measured: the sums are shown.
+        """
         self._drop_old()
-        return render(self._metrics)
+        return render(self._metrics, others)
+
+    def dump(self) -> Dump:
+        """Return what was measured, for :meth:`render` and :meth:`absorb`."""
+        return {metric.name: metric.dump() for metric in self._metrics}
+
+    def absorb(self, dump: Dump) -> None:
+        """Count as one's own what a process measured that is no more; its gauges are over."""
+        for metric in self._metrics:
+            if not isinstance(metric, Gauge):
+                metric.absorb(dump.get(metric.name, ()))
 
     def names(self) -> list[str]:
         """Return the names of all metrics."""
