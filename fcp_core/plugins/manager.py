@@ -41,6 +41,16 @@ _KINDS: tuple[tuple[str, str, type], ...] = (
     ("command", "fcp_register_commands", click.Command),
 )
 
+#: Hooks that every process of a server calls.
+_NEEDED_EVERYWHERE = frozenset(
+    {
+        "fcp_add_options",
+        "fcp_authenticate",
+        "fcp_register_aggregators",
+        "fcp_register_engines",
+    }
+)
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -79,6 +89,23 @@ class Plugins(HookCaller, Choices):
         Choices.__init__(self, config, Offered())
         self.plugins: tuple[LoadedPlugin, ...] = ()
         self._owners: dict[tuple[str, str], PluginSource] = {}
+        self._recipe: dict[str, Any] = {}
+        self._local: list[str] = []
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the arguments of :meth:`load` for another process that receives and folds.
+
+        Plugins that the program brings as objects are not among them: they observe, select and
+        decide in this process only.
+
+        :raises UsageError: if one of those would be needed there too.
+        """
+        if self._local:
+            raise UsageError(
+                f"plugins that are objects of this program cannot serve in several processes: "
+                f"{', '.join(self._local)}. Name their modules in [fcp] plugins instead."
+            )
+        return dict(self._recipe)
 
     @classmethod
     def load(
@@ -109,6 +136,16 @@ class Plugins(HookCaller, Choices):
         :raises UsageError: with all problems of the first stage that has any, one a line.
         """
         discovery.check_owner()
+        extra = list(extra)
+        recipe = {
+            "config_file": config_file,
+            "environ": environ,
+            "overrides": overrides,
+            "overrides_origin": overrides_origin,
+            "defaults": defaults,
+            "working_folder": os.getcwd() if working_folder is None else working_folder,
+            "modules": list(modules),
+        }
         sources = Sources(
             config_file=config_file,
             environ=environ,
@@ -142,6 +179,13 @@ class Plugins(HookCaller, Choices):
             )
             for source, plugin in loaded
         )
+        plugins._recipe = recipe
+        plugins._local = [
+            f"{item.source.name} ({', '.join(needed)})"
+            for item in plugins.plugins
+            if any(item.plugin is plugin for plugin in extra)
+            and (needed := sorted(_NEEDED_EVERYWHERE.intersection(item.hooks)))
+        ]
         plugins._collect()
         problems = [problem for choices in plugins.scopes() for problem in choices.problems()]
         if problems:

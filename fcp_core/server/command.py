@@ -24,6 +24,7 @@ logger = logging.getLogger("fcp.server")
 @click.option("--certfile", type=click.Path(dir_okay=False), help="A PEM certificate: HTTPS only.")
 @click.option("--keyfile", type=click.Path(dir_okay=False), help="The certificate's key.")
 @click.option("--external-url", help="Where devices reach the server, if not where it listens.")
+@click.option("--processes", type=int, help="How many processes serve together [default: 1].")
 @click.option(
     "--admin-token-file",
     type=click.Path(dir_okay=False),

@@ -129,6 +129,7 @@ class Frontend:
     :param metrics: what is served at ``/metrics``; None: nothing.
     :param metrics_sockets: where that is served, in plain HTTP, and nowhere else; none: with
         everything else.
+    :param metrics_apart: whether it is served by another process only.
     :param admin_check: who may use the admin API; None: there is none.
     """
 
@@ -141,6 +142,7 @@ class Frontend:
         tls: ssl.SSLContext | None = None,
         metrics: ServerMetrics | None = None,
         metrics_sockets: Sequence[socket.socket] = (),
+        metrics_apart: bool = False,
         admin_check: AdminCheck | None = None,
     ) -> None:
         self._sockets = list(sockets)
@@ -149,6 +151,7 @@ class Frontend:
         self._context = Context(services, authenticate, limits, metrics)
         self._metrics = metrics
         self._metrics_sockets = list(metrics_sockets)
+        self._metrics_here = metrics is not None and not (metrics_sockets or metrics_apart)
         self._http: FrontServer | None = None
         self._metrics_http: HTTPServer | None = None
         self._check = admin_check

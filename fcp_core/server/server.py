@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -16,7 +17,10 @@ from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.server.admin.auth import AdminCheck
 from fcp_core.server.frontend import Frontend, bind
 from fcp_core.server.limits import Limits
+from fcp_core.server.logs import log_levels
 from fcp_core.server.metrics import ServerMetrics
+from fcp_core.server.processes.peers import Assignment, Workers
+from fcp_core.server.processes.spread import SpreadEngine
 from fcp_core.server.services import Services
 from fcp_core.server.tls import server_context
 from fcp_core.server.urls import checked_url
@@ -42,10 +46,13 @@ class Server:
     :param address_family: ``socket.AF_INET`` or ``AF_INET6``; None: both.
     :param external_url: where devices reach the server, if that is not where it listens: behind a
         proxy, or by a name of its own.
-    :param reuse_port: let several processes listen on one port.
+    :param reuse_port: let other servers listen on the same port.
+    :param processes: how many processes serve as one: this one, which also decides, and others
+        that receive and fold. They start with the server and end with it.
     :param clock: tells the time; None is the machine's.
     :param rng: makes choices; None is seeded by the machine.
-    :raises UsageError: if it cannot listen, or the certificate cannot be used.
+    :raises UsageError: if it cannot listen, the certificate cannot be used, or a plugin is an
+        object of this program that other processes would need.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Server:
         address_family: socket.AddressFamily | None = None,
         external_url: str | None = None,
         reuse_port: bool = False,
+        processes: int = 1,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -81,7 +89,11 @@ class Server:
         )
         if external_url is not None:
             external_url = checked_url(external_url)
-        sockets = bind(host, port, family=address_family or socket.AF_UNSPEC, reuse_port=reuse_port)
+        if processes < 1:
+            raise UsageError(f"processes must be at least 1, not {processes}.")
+        recipe = plugins.recipe() if processes > 1 else {}
+        family = address_family or socket.AF_UNSPEC
+        sockets = bind(host, port, family=family, reuse_port=reuse_port or processes > 1)
         #: The port it listens on.
         self.port: int = sockets[0].getsockname()[1]
         #: Where devices reach it, with a slash at the end.
@@ -98,9 +110,29 @@ class Server:
             self.metrics_port: int = measured[0].getsockname()[1] if measured else 0
             if metrics is not None and not measured:
                 self.metrics_port = self.port
+            engine = None
+            self._workers: Workers | None = None
+            if processes > 1:
+                engine = SpreadEngine(plugins.make_engine(), processes)
+
+                def assign(number: int) -> Assignment:
+                    return Assignment(
+                        number=number,
+                        recipe=recipe,
+                        host=host,
+                        port=self.port,
+                        family=int(family),
+                        certfile=_absolute(certfile),
+                        keyfile=_absolute(keyfile),
+                        metrics_apart=bool(measured),
+                        log_levels=log_levels(),
+                    )
+
+                self._workers = Workers(processes - 1, assign, engine, metrics)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
                 plugins,
+                engine=engine,
                 populations=populations or None,
                 base_url=self.url,
                 clock=clock,
@@ -146,8 +178,12 @@ class Server:
         try:
             await self._plugins.startup()
             self._cleanup.push_async_callback(self._plugins.shutdown)
+            if self._workers is not None:
+                self._cleanup.push_async_callback(self._workers.stop)
             await self.services.start()
             self._cleanup.push_async_callback(self.services.stop)
+            if self._workers is not None:
+                await self._workers.start(self.services)
             self._frontend.start()
         except BaseException:
             await self.stop()
@@ -170,7 +206,19 @@ class Server:
         async with self._cleanup:
             # Devices that are kept waiting would make the stop as long as they may wait.
             self.services.eligibility_eval_tasks.release()
-            await self._frontend.stop()
+            if self._workers is None:
+                await self._frontend.stop()
+            else:
+                await asyncio.gather(self._workers.drain(), self._frontend.stop())
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The ids of the other processes that serve at the moment."""
+        return [] if self._workers is None else self._workers.pids
+
+
+def _absolute(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
 
 
 def _metrics_sockets(config: Config) -> list[socket.socket]:

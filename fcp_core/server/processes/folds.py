@@ -1,0 +1,70 @@
+"""A worker's share of the folds: the uploads that it received, and where they are folded."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any, TypeAlias
+
+import msgspec
+
+from fcp_core.aggregation.engine import Engine, Fold, FoldJob
+from fcp_core.protocol.status import Code, StatusError
+
+Blob: TypeAlias = bytes | bytearray | memoryview
+
+
+class WorkerFolds:
+    """Keeps uploads by number, and folds them when it is told to.
+
+    The public coroutines but :meth:`keep` are what the process that decides may call.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._numbers = itertools.count(1)
+        self._bodies: dict[int, Blob] = {}
+        self._folds: dict[int, Fold] = {}
+
+    def keep(self, body: Blob) -> int:
+        """Keep an upload; return its number."""
+        number = next(self._numbers)
+        self._bodies[number] = body
+        return number
+
+    async def drop_body(self, number: int) -> None:
+        """Forget an upload, if it is still there."""
+        self._bodies.pop(number, None)
+
+    async def open_fold(self, fold: int, job: dict[str, Any]) -> None:
+        """Begin a share of a fold."""
+        self._folds[fold] = self._engine.open(msgspec.convert(job, FoldJob))
+
+    async def fold(self, fold: int, contribution: str, number: int) -> None:
+        """Fold an upload, and forget it.
+
+        :raises StatusError: as ``Fold.add``.
+        """
+        body = self._bodies.pop(number, None)
+        if body is None:
+            raise StatusError(Code.ABORTED, "this upload was dropped; check in again")
+        future = self._find(fold).add(contribution, body)
+        del body
+        await asyncio.wrap_future(future)
+
+    async def partial(self, fold: int) -> tuple[bytes, tuple[str, ...]]:
+        """Return what has been folded."""
+        partial = await asyncio.wrap_future(self._find(fold).partial())
+        return partial.data, partial.contributions
+
+    async def drop_fold(self, fold: int) -> None:
+        """Drop a share of a fold, if it is still there."""
+        found = self._folds.pop(fold, None)
+        if found is not None:
+            found.abort()
+
+    def _find(self, fold: int) -> Fold:
+        found = self._folds.get(fold)
+        if found is None:
+            raise StatusError(Code.ABORTED, "the aggregation was aborted")
+        return found

@@ -1,0 +1,212 @@
+"""What two processes of one server say to each other: calls in frames, over a socket of their own.
+
+A frame is a length of four bytes and as many bytes of MessagePack, an array of three:
+
+    [number, name, arguments]            a call, answered under its number; 0: it wants no answer
+    [-number, None, result]              its answer
+    [-number, [code, message, http], None]   what it failed with
+
+Either side calls, many calls are under way at a time, and answers come in any order; frames are
+handed on in the order in which they were sent. The bytes of uploads are in none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias, cast
+
+import msgspec
+
+from fcp_core.protocol.status import Code, StatusError
+
+logger = logging.getLogger("fcp.server")
+
+#: Answers a call: its arguments to its result, which MessagePack can carry.
+Handler: TypeAlias = Callable[..., Awaitable[Any]]
+
+_HEADER = 4
+#: The longest frame, in bytes.
+MAX_FRAME = (1 << 32) - 1
+
+
+def encode_frame(number: int, head: Any, payload: Any) -> bytes:
+    """Return a frame.
+
+    :raises ValueError: if it would be longer than :data:`MAX_FRAME`.
+    """
+    data = _ENCODER.encode((number, head, payload))
+    if len(data) > MAX_FRAME:
+        raise ValueError(f"a frame of {len(data)} bytes is too long for a link of processes")
+    return len(data).to_bytes(_HEADER, "big") + data
+
+
+class FrameReader:
+    """Puts frames together from the pieces that a socket gives."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._wanted = _HEADER
+
+    def feed(self, piece: bytes) -> list[Any]:
+        """Take the next piece; return the frames that are whole with it.
+
+        :raises ValueError: for bytes that are no frame.
+        """
+        buffer = self._buffer
+        buffer += piece
+        frames = []
+        at = 0
+        with memoryview(buffer) as view:
+            while len(view) - at >= self._wanted:
+                end = at + _HEADER + int.from_bytes(view[at : at + _HEADER], "big")
+                if end > len(view):
+                    self._wanted = end - at
+                    break
+                frame = _DECODER.decode(view[at + _HEADER : end])
+                if not isinstance(frame, list) or len(frame) != 3 or type(frame[0]) is not int:
+                    raise ValueError("a link of processes carried something that is no frame")
+                frames.append(frame)
+                at = end
+                self._wanted = _HEADER
+        del buffer[:at]
+        return frames
+
+
+class Link(asyncio.Protocol):
+    """One end of the socket between two processes.
+
+    :param handlers: what the other side may call, by name.
+    :param on_lost: told once that the other side is gone.
+    """
+
+    def __init__(self, handlers: Mapping[str, Handler], on_lost: Callable[[], None]) -> None:
+        self._handlers = dict(handlers)
+        self._on_lost = on_lost
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._last = 0
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._lost = False
+        self._out: list[bytes] = []
+
+    def serve(self, **handlers: Handler) -> None:
+        """Let the other side call more."""
+        self._handlers.update(handlers)
+
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """Call what the other side has under a name.
+
+        :raises StatusError: what it failed with; UNAVAILABLE if the other side is gone.
+        """
+        if self._lost:
+            raise _gone()
+        self._last = number = self._last + 1
+        answer = self._calls[number] = self._loop.create_future()
+        try:
+            self._send(number, name, arguments)
+            return await answer
+        finally:
+            del self._calls[number]
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """Call something whose answer nobody waits for; in vain if the other side is gone."""
+        if not self._lost:
+            self._send(0, name, arguments)
+
+    def close(self) -> None:
+        """Hang up; what the other side had asked for is given up."""
+        for task in self._tasks:
+            task.cancel()
+        if self._transport is not None:
+            self._transport.close()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take answers, and begin to answer calls."""
+        try:
+            frames = self._reader.feed(data)
+        except ValueError:  # also what MessagePack raises
+            logger.exception("a link between processes of the server is broken")
+            assert self._transport is not None  # it gave the data
+            self._transport.abort()
+            return
+        for number, head, payload in frames:
+            if number < 0:
+                self._take(-number, head, payload)
+            else:
+                task = self._loop.create_task(self._serve(number, head, payload))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what waits for the other side."""
+        self._lost = True
+        self._on_lost()
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(_gone())
+
+    # Inside.
+
+    def _send(self, number: int, head: Any, payload: Any) -> None:
+        frame = encode_frame(number, head, payload)
+        # What is said in one turn of the loop goes out in one write.
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame)
+
+    def _flush(self) -> None:
+        frames, self._out = self._out, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+
+    def _take(self, number: int, error: Any, result: Any) -> None:
+        answer = self._calls.get(number)
+        if answer is None or answer.done():
+            return  # whoever asked has gone
+        if error is None:
+            answer.set_result(result)
+        else:
+            code, message, http = error
+            answer.set_exception(StatusError(Code(code), message, http=http))
+
+    async def _serve(self, number: int, name: str, arguments: list[Any]) -> None:
+        error: Any = None
+        result: Any = None
+        try:
+            result = await self._handlers[name](*arguments)
+        except StatusError as refusal:
+            error = (int(refusal.code), refusal.message, refusal.http)
+        except Exception:
+            logger.exception("the call %r of another process of the server failed", name)
+            message = "another process of the server failed; its log says why"
+            error = (int(Code.INTERNAL), message, None)
+        if number and not self._lost:
+            self._send(-number, error, result)
+
+
+def _gone() -> StatusError:
+    return StatusError(Code.UNAVAILABLE, "a process of the server has ended; ask again")
+
+
+def _plain(value: Any) -> Any:
+    """Return something of the configuration as MessagePack carries it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} cannot be sent to another process of the server")
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
+_DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()

@@ -1,0 +1,136 @@
+"""A worker process: receives requests and folds uploads; another process decides.
+
+It is a fresh interpreter, started by the process that decides with one socket between the two. It
+ends when it is hung up on, which is also what happens when that process dies; signals to the whole
+group (a terminal's interrupt, a service manager's stop) are left to that process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from typing import Any, cast
+
+import msgspec
+
+from fcp_core.aggregation.engine import Engine
+from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.clock import SystemClock
+from fcp_core.server.admin.auth import AdminCheck
+from fcp_core.server.frontend import Frontend, bind
+from fcp_core.server.limits import Limits
+from fcp_core.server.logs import configure_logging
+from fcp_core.server.processes.folds import WorkerFolds
+from fcp_core.server.processes.link import Link
+from fcp_core.server.processes.peers import Assignment
+from fcp_core.server.processes.standin import RemoteServices, WorkerMetrics
+from fcp_core.server.services import Services
+from fcp_core.server.tls import server_context
+
+logger = logging.getLogger("fcp.server")
+
+
+class Worker:
+    """A front, an engine, and the link to the process that decides."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+        self.link = Link(
+            {"start": self._start, "drain": self._drain, "measures": self._measures},
+            self.ended.set,
+        )
+        self._frontend: Frontend | None = None
+        self._plugins: Plugins | None = None
+        self._engine: Engine | None = None
+        self._metrics: WorkerMetrics | None = None
+
+    async def _start(self, told: Any) -> None:
+        """Listen.
+
+        :raises StatusError: FAILED_PRECONDITION with what an operator can mend.
+        """
+        try:
+            await self._begin(msgspec.convert(told, Assignment))
+        except UsageError as error:
+            raise StatusError(Code.FAILED_PRECONDITION, str(error)) from None
+
+    async def _begin(self, told: Assignment) -> None:
+        self._plugins = plugins = Plugins.load(**told.recipe)
+        configure_logging(told.log_levels.pop(""), plugins.config.get("log_format"))
+        for name, level in told.log_levels.items():
+            logging.getLogger(name).setLevel(level)
+        config = plugins.config
+        tls = None
+        if told.certfile is not None:
+            required = config.get("client_certificates") == "required"
+            tls = server_context(
+                told.certfile, told.keyfile, config.get("client_ca"), required=required
+            )
+        self._engine = engine = plugins.make_engine()
+        folds = WorkerFolds(engine)
+        self.link.serve(
+            fold=folds.fold,
+            open_fold=folds.open_fold,
+            drop_fold=folds.drop_fold,
+            drop_body=folds.drop_body,
+            partial=folds.partial,
+        )
+        if config.get("metrics"):
+            self._metrics = WorkerMetrics(SystemClock(), self.link)
+        await plugins.startup()
+        engine.start()
+        sockets = bind(
+            told.host, told.port, family=socket.AddressFamily(told.family), reuse_port=True
+        )
+        self._frontend = Frontend(
+            cast(Services, RemoteServices(self.link, folds)),
+            plugins.authenticate,
+            Limits.from_config(config),
+            sockets,
+            tls,
+            metrics=self._metrics,
+            metrics_apart=told.metrics_apart,
+            admin_check=AdminCheck.from_config(config),
+        )
+        self._frontend.start()
+        logger.info("process %d of the server (pid %d) is ready", told.number, os.getpid())
+
+    async def _drain(self) -> None:
+        """Stop accepting, and wait for the requests that are under way."""
+        if self._frontend is not None:
+            await self._frontend.stop()
+
+    async def _measures(self) -> Any:
+        """Return what this process measures."""
+        return {} if self._metrics is None else self._metrics.dump()
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        self.link.close()
+        await self._drain()
+        if self._engine is not None:
+            self._engine.stop()
+        if self._plugins is not None:
+            await self._plugins.shutdown()
+
+
+def main(descriptor: int) -> None:
+    """Run until the process that decides hangs up.
+
+    :param descriptor: of the socket to it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    asyncio.run(_run(socket.socket(fileno=descriptor)))
+
+
+async def _run(connection: socket.socket) -> None:
+    worker = Worker()
+    await asyncio.get_running_loop().create_unix_connection(lambda: worker.link, sock=connection)
+    await worker.ended.wait()
+    await worker.close()
