@@ -9,6 +9,9 @@ from urllib.parse import unquote
 
 from fcp_core.admin.messages import (
     Cancellation,
+    EligibilityList,
+    EligibilitySettings,
+    EligibilitySummary,
     ListQuery,
     PopulationList,
     ResultTable,
@@ -142,6 +145,39 @@ ENDPOINTS = (
         "/populations",
         "List the populations and how busy they are.",
         {JSON: PopulationList},
+    ),
+    Endpoint(
+        "list_eligibility_tasks",
+        "GET",
+        "/eligibility_tasks",
+        "List the populations that have an eligibility task.",
+        {JSON: EligibilityList},
+    ),
+    Endpoint(
+        "set_eligibility_task",
+        "PUT",
+        "/eligibility_tasks/{population}",
+        "Give a population an eligibility task, in place of the one it has; it is stored, and "
+        "holds for the next check-in, when this is answered.",
+        {JSON: EligibilitySummary},
+        body=EligibilitySettings,
+        codes=(Code.INVALID_ARGUMENT, Code.NOT_FOUND),
+    ),
+    Endpoint(
+        "get_eligibility_task",
+        "GET",
+        "/eligibility_tasks/{population}",
+        "Return a population's eligibility task.",
+        {JSON: EligibilitySettings},
+        codes=(Code.NOT_FOUND,),
+    ),
+    Endpoint(
+        "remove_eligibility_task",
+        "DELETE",
+        "/eligibility_tasks/{population}",
+        "Take a population's eligibility task away.",
+        {JSON: EligibilitySummary},
+        codes=(Code.NOT_FOUND,),
     ),
     Endpoint("status", "GET", "/status", "Return how the server is.", {JSON: ServerStatus}),
     Endpoint(

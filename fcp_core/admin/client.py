@@ -18,6 +18,9 @@ from typing_extensions import Self
 from fcp_core.admin.api import BINARY, CSV, JSON, PREFIX
 from fcp_core.admin.messages import (
     Cancellation,
+    EligibilityList,
+    EligibilitySettings,
+    EligibilitySummary,
     Error,
     PopulationList,
     ServerStatus,
@@ -27,6 +30,7 @@ from fcp_core.admin.messages import (
 )
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError, code_from_http
+from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import TaskSpec
 
 T = TypeVar("T")
@@ -165,6 +169,27 @@ class AdminClient:
         """Return the populations."""
         return self._call("GET", "/populations", PopulationList)
 
+    def set_eligibility_task(self, population: str, task: EligibilityTask) -> EligibilitySummary:
+        """Give a population an eligibility task, in place of the one it has."""
+        body = EligibilitySettings.of(task)
+        return self._call("PUT", _eligibility(population), EligibilitySummary, body=body)
+
+    def eligibility_task(self, population: str) -> EligibilityTask:
+        """Return a population's eligibility task."""
+        return self._call("GET", _eligibility(population), EligibilitySettings).to_task()
+
+    def eligibility_tasks(self) -> EligibilityList:
+        """Return which populations have an eligibility task."""
+        return self._call("GET", "/eligibility_tasks", EligibilityList)
+
+    def remove_eligibility_task(self, population: str) -> None:
+        """Take a population's eligibility task away; that it has none is no error."""
+        try:
+            self._call("DELETE", _eligibility(population), EligibilitySummary)
+        except StatusError as error:
+            if error.code is not Code.NOT_FOUND:
+                raise
+
     def status(self) -> ServerStatus:
         """Return how the server is."""
         return self._call("GET", "/status", ServerStatus)
@@ -249,6 +274,10 @@ class AdminClient:
 
 def _path(task_id: str) -> str:
     return f"/tasks/{quote(task_id, safe='')}"
+
+
+def _eligibility(population: str) -> str:
+    return f"/eligibility_tasks/{quote(population, safe='')}"
 
 
 def _error(response: urllib3.BaseHTTPResponse) -> StatusError:

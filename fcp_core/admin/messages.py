@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.eligibility import PLAN_POLICY, EligibilityTask, PolicyChoice
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec, TaskState, TaskStatus
 from fcp_core.tasks.tables import Table
 
@@ -61,6 +62,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_
     result_format: Literal["tf_v1", "federated_compute"] = "tf_v1"
     protocol: str | None = None
     selection: str | None = None
+    eligibility: list[str] = []
     aggregators: dict[str, str] = {}
     options: dict[str, dict[str, Any]] = {}
 
@@ -86,6 +88,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_
             result_format=spec.result_format,
             protocol=spec.protocol,
             selection=spec.selection,
+            eligibility=list(spec.eligibility),
             aggregators=dict(spec.aggregators),
             options={name: dict(options) for name, options in spec.options.items()},
         )
@@ -108,6 +111,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_
             result_format=self.result_format,
             protocol=self.protocol,
             selection=self.selection,
+            eligibility=self.eligibility,
             aggregators=self.aggregators,
             options=self.options,
         )
@@ -235,6 +239,99 @@ class PopulationList(msgspec.Struct):
     populations: list[Population]
 
 
+class EligibilityPolicy(
+    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """An eligibility policy by name, its options, and the tasks that it is for; null: all."""
+
+    policy: Annotated[str, Meta(min_length=1, max_length=200)]
+    options: dict[str, Any] = {}
+    task_names: list[Name] | None = None
+
+
+class EligibilitySettings(
+    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
+    """The eligibility task of a population; the fields are those of an ``EligibilityTask``."""
+
+    #: A serialized ``ClientOnlyPlan`` with an eligibility router; empty: none.
+    plan: bytes = b""
+    checkpoint: bytes = b""
+    name: Annotated[str, Meta(min_length=1, max_length=200)] = PLAN_POLICY
+    arguments: bytes = b""
+    task_names: list[Name] | None = None
+    policies: list[EligibilityPolicy] = []
+    covers: list[str] = []
+
+    @classmethod
+    def of(cls, task: EligibilityTask) -> EligibilitySettings:
+        """Return the message of a task."""
+        return cls(
+            plan=task.plan,
+            checkpoint=task.checkpoint,
+            name=task.name,
+            arguments=task.arguments,
+            task_names=_list(task.task_names),
+            policies=[
+                EligibilityPolicy(
+                    policy=choice.policy,
+                    options=dict(choice.options),
+                    task_names=_list(choice.task_names),
+                )
+                for choice in task.policies
+            ],
+            covers=list(task.covers),
+        )
+
+    def to_task(self) -> EligibilityTask:
+        """Return the task.
+
+        :raises StatusError: INVALID_ARGUMENT if it is none.
+        """
+        return EligibilityTask(
+            plan=self.plan,
+            checkpoint=self.checkpoint,
+            name=self.name,
+            arguments=self.arguments,
+            task_names=self.task_names,
+            policies=[
+                PolicyChoice(choice.policy, choice.options, choice.task_names)
+                for choice in self.policies
+            ],
+            covers=self.covers,
+        )
+
+
+class EligibilitySummary(msgspec.Struct, kw_only=True):
+    """Which population has an eligibility task, and what it asks; sizes are in bytes."""
+
+    population: str
+    created: float
+    plan_size: int
+    checkpoint_size: int
+    task_names: list[str] | None
+    policies: list[EligibilityPolicy]
+
+    @classmethod
+    def of(cls, population: str, task: EligibilityTask, created: float) -> EligibilitySummary:
+        """Return the message of a task."""
+        settings = EligibilitySettings.of(task)
+        return cls(
+            population=population,
+            created=created,
+            plan_size=len(task.plan),
+            checkpoint_size=len(task.checkpoint),
+            task_names=settings.task_names,
+            policies=settings.policies,
+        )
+
+
+class EligibilityList(msgspec.Struct):
+    """The populations that have an eligibility task, sorted by name."""
+
+    eligibility_tasks: list[EligibilitySummary]
+
+
 class ServerStatus(msgspec.Struct, kw_only=True):
     """The server: its version, where devices reach it, and how many tasks are in which state."""
 
@@ -262,3 +359,7 @@ class ResultTable(msgspec.Struct):
     def of(cls, table: Table) -> ResultTable:
         """Return the message of a table."""
         return cls([Column(c.name, c.dtype, c.values) for c in table.columns])
+
+
+def _list(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else list(names)

@@ -16,7 +16,7 @@ from fcp_core.plugins.config import Config
 from fcp_core.plugins.discovery import PluginSource, explain, place_of
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.events import Event
-from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow
+from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow, combined
 from fcp_core.rounds.tasks import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -93,36 +93,19 @@ class HookCaller:
             except Exception:
                 logger.exception("%s failed on %s", call.source, type(event).__name__)
 
-    def admit(
-        self, check_in: CheckIn, now: float, policies: Sequence[EligibilityPolicy] = ()
-    ) -> Refusal | None:
+    def admit(self, check_in: CheckIn, now: float) -> Refusal | None:
         """Ask whether a device may check in: any refusal wins, an exception counts as one.
 
-        :param policies: eligibility policies that are asked too.
         :returns: all reasons with the longest retry window, or None.
         """
-        refusals: list[Refusal] = []
+        return combined(
+            _verdict(str(call.source), lambda call=call: call(check_in=check_in, now=now))  # type: ignore[misc]
+            for call in self._calls["fcp_admit_checkin"]
+        )
 
-        def ask(who: str, function: Callable[[], Refusal | None]) -> None:
-            try:
-                answer = function()
-                if answer is not None and not isinstance(answer, Refusal):
-                    raise TypeError(f"expected a Refusal or None, not {answer!r}")
-            except Exception:
-                logger.exception("%s failed to judge a check-in; the device is refused", who)
-                answer = Refusal("the check-in could not be judged")
-            if answer is not None:
-                refusals.append(answer)
-
-        for call in self._calls["fcp_admit_checkin"]:
-            ask(str(call.source), lambda call=call: call(check_in=check_in, now=now))  # type: ignore[misc]
-        for policy in policies:
-            ask(type(policy).__name__, lambda policy=policy: policy.admit(check_in, now))  # type: ignore[misc]
-        if not refusals:
-            return None
-        windows = [refusal.retry for refusal in refusals if refusal.retry is not None]
-        longest = max(windows, key=lambda w: (w.delay_max, w.delay_min), default=None)
-        return Refusal("; ".join(dict.fromkeys(r.reason for r in refusals)), longest)
+    def judge(self, policy: EligibilityPolicy, check_in: CheckIn, now: float) -> Refusal | None:
+        """Ask an eligibility policy for its own verdict; an exception counts as a refusal."""
+        return _verdict(type(policy).__name__, lambda: policy.admit(check_in, now))
 
     def authenticate(
         self,
@@ -220,6 +203,17 @@ class HookCaller:
                 await _settle(call())
             except Exception:
                 logger.exception("%s failed to shut down", call.source)
+
+
+def _verdict(who: str, ask: Callable[[], Refusal | None]) -> Refusal | None:
+    try:
+        answer = ask()
+        if answer is not None and not isinstance(answer, Refusal):
+            raise TypeError(f"expected a Refusal or None, not {answer!r}")
+    except Exception:
+        logger.exception("%s failed to judge a check-in; the device is refused", who)
+        return Refusal("the check-in could not be judged")
+    return answer
 
 
 async def _settle(result: Any) -> None:

@@ -188,13 +188,16 @@ class Choices:
         """
         return [self.make_eligibility_policy(name) for name in self.config.get("eligibility")]
 
-    def make_eligibility_policy(self, name: str) -> EligibilityPolicy:
+    def make_eligibility_policy(
+        self, name: str, options: Mapping[str, Any] | None = None
+    ) -> EligibilityPolicy:
         """Build an eligibility policy.
 
+        :param options: options that win over the configured ones.
         :raises UsageError: if there is none of that name, or the options do not do.
         """
         name = self._installed("eligibility", name)
-        return self.eligibility_policies[name].make(self._options("eligibility", name))
+        return self.eligibility_policies[name].make(self._options("eligibility", name, options))
 
     def aggregator_choices(self) -> dict[str, str]:
         """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
@@ -293,6 +296,21 @@ class TaskChoices(Choices):
         """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
         return {**super().aggregator_choices(), **self._spec.aggregators}
 
+    def own_eligibility_policies(self) -> list[EligibilityPolicy] | None:
+        """Build the task's eligibility policies; None if they are those of its population.
+
+        They are its own if the configuration has a section for tasks of its name, if it names
+        policies, which come on top of the configured ones, or if it has options for one.
+
+        :raises UsageError: if the options of one do not do.
+        """
+        spec = self._spec
+        own = spec.eligibility or not self.eligibility_policies.keys().isdisjoint(spec.options)
+        if not own and spec.name not in self.config.scopes("task"):
+            return None
+        names = dict.fromkeys([*self.config.get("eligibility"), *spec.eligibility])
+        return [self.make_eligibility_policy(name) for name in names]
+
     def problems(self) -> list[str]:
         """Return what is wrong with what the task says, one sentence each."""
         spec = self._spec
@@ -314,7 +332,13 @@ class TaskChoices(Choices):
                 serves = ", ".join(sorted(self.aggregators[name].uris))
                 problems.append(f"the aggregator {name!r} serves {serves}, not {uri}.")
         sections |= {name: f"aggregator.{name}" for name in self.aggregators}
-        sections |= {name: f"eligibility.{name}" for name in self.config.get("eligibility")}
+        problems += [
+            self.offered.missing("eligibility", name)
+            for name in spec.eligibility
+            if name not in self.eligibility_policies
+        ]
+        # An eligibility task may bring a policy at any time.
+        sections |= {name: f"eligibility.{name}" for name in self.eligibility_policies}
         for name, options in spec.options.items():
             if name not in sections:
                 hint = did_you_mean(name, sections, repr)

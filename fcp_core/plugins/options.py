@@ -51,7 +51,7 @@ def add_core_options(options: OptionRegistry) -> None:
         "list",
         (),
         "eligibility policies, all of which a device must pass",
-        scopes=("population",),
+        scopes=SCOPES,
     )
     add("storage", "str", "memory", "where tasks, sessions and partial aggregates are kept")
     add("engine", "str", "local", "where accumulators run")

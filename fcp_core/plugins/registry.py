@@ -18,7 +18,7 @@ _SCOPES: Mapping[str, tuple[str, ...]] = {
     "aggregator": SCOPES,
     "protocol": SCOPES,
     "selection": SCOPES,
-    "eligibility": ("population",),
+    "eligibility": SCOPES,
 }
 
 
@@ -154,8 +154,8 @@ class OptionRegistry:
         :param choices: the values that a "choice" may have.
         :param operator_only: a task's own options cannot set it.
         :param scopes: which kinds of section may override it; by default "population" and "task"
-            for options of aggregators, protocols and selection policies, "population" for those
-            of eligibility policies, and none for others.
+            for options of aggregators, protocols, selection and eligibility policies, and none
+            for others.
         :raises UsageError: if it is declared already, or the type or the default is wrong.
         """
         section, name = normal(section), normal(name).lower()

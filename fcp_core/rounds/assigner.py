@@ -99,6 +99,12 @@ class Assigner:
         """Add a candidate."""
         self._candidates[candidate.id] = candidate
 
+    def restrict(self, weights: Mapping[str, float] | None) -> None:
+        """Give the candidates that may take any task these weights instead."""
+        for key, candidate in self._candidates.items():
+            if candidate.weights is None:
+                self._candidates[key] = replace(candidate, weights=weights)
+
     def withdraw(self, candidate: str) -> None:
         """Take a candidate away, if it still waits."""
         self._candidates.pop(candidate, None)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from google.protobuf.message import DecodeError
 
@@ -15,6 +16,89 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, OfferedTask
 from fcp_core.rounds.tasks import AssignmentMode
 
+#: The name of the policy that a population's plan evaluates, unless it is given another.
+PLAN_POLICY = "eligibility_task"
+
+
+@dataclass(frozen=True)
+class PolicyChoice:
+    """One of the policies that an eligibility task adds.
+
+    :param policy: its name, as ``[fcp] eligibility`` has it.
+    :param options: its options; they win over the configured ones.
+    :param task_names: the tasks that it is for; None: all.
+    """
+
+    policy: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    task_names: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class EligibilityTask:
+    """How a population's devices find out what they are eligible for: a plan, policies, or both.
+
+    The plan weighs tasks on the device. It reaches devices as a custom policy of the tasks that it
+    decides about. The policies come on top of those that the configuration chooses.
+
+    :param plan: a serialized ``ClientOnlyPlan`` whose router is a
+        ``FederatedComputeEligibilityIORouter``; empty: none.
+    :param checkpoint: what the plan reads; published clients fetch neither if one is empty.
+    :param name: the name of the plan's policy, which the plan sees.
+    :param arguments: that policy's arguments.
+    :param task_names: the tasks that the plan decides about; None: all.
+    :param policies: policies that devices evaluate themselves, or that are the server's verdict.
+    :param covers: the names of policies that the plan checks too, so that a device that evaluates
+        no policies may go by the plan alone.
+    :raises StatusError: INVALID_ARGUMENT if there is neither, the plan is no such plan, or one of
+        plan and checkpoint is there without the other.
+    """
+
+    plan: bytes = b""
+    checkpoint: bytes = b""
+    name: str = PLAN_POLICY
+    arguments: bytes = b""
+    task_names: Sequence[str] | None = None
+    policies: Sequence[PolicyChoice] = ()
+    covers: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what devices would not run."""
+        if not self.plan:
+            if self.checkpoint:
+                raise _bad("there is a checkpoint, but no plan to read it")
+            if not self.policies:
+                raise _bad("it needs a plan or policies")
+            return
+        try:
+            router = plan_pb2.ClientOnlyPlan.FromString(self.plan).phase.WhichOneof("io_router")
+        except DecodeError as error:
+            raise _bad(f"the plan is not a ClientOnlyPlan: {error}") from None
+        if router != "federated_compute_eligibility":
+            raise _bad(f"the plan's router must be federated_compute_eligibility, not {router}")
+        if not self.checkpoint:
+            raise _bad("the checkpoint must not be empty: devices would not run the plan")
+        if not self.name:
+            raise _bad("the name must not be empty: the plan knows its policy by it")
+
+
+class PlanPolicy(EligibilityPolicy):
+    """The custom policy that stands for a population's plan."""
+
+    def __init__(self, task: EligibilityTask) -> None:
+        self._spec = eligibility_pb2.EligibilityPolicyEvalSpec(name=task.name, min_version=1)
+        self._spec.tf_custom_policy.arguments = task.arguments
+
+    def policies(
+        self, population: str, task: OfferedTask, now: float
+    ) -> Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]:
+        """Return the custom policy."""
+        return (self._spec,)
+
+
+def _bad(problem: str) -> StatusError:
+    return StatusError(Code.INVALID_ARGUMENT, f"eligibility task: {problem}")
+
 
 @dataclass(frozen=True)
 class Offer:
@@ -23,81 +107,50 @@ class Offer:
     :param spec: what the device gets; None if it needs none.
     :param names: the names of the tasks in the offer.
     :param unconditional: those for which nothing has to be evaluated.
+    :param plan_alone: whether the device gets the population's plan without a specification.
+    :param conditional: whether a task may have policies that the device has not evaluated.
     """
 
     spec: eligibility_pb2.PopulationEligibilitySpec | None
     names: frozenset[str]
     unconditional: frozenset[str]
+    plan_alone: bool = False
+    conditional: bool = False
+
+    @property
+    def asks_plan(self) -> bool:
+        """Whether the device needs the population's plan to evaluate it."""
+        policies = () if self.spec is None else self.spec.eligibility_policies
+        return self.plan_alone or any(
+            policy.WhichOneof("policy_type") == "tf_custom_policy" for policy in policies
+        )
 
 
-class EligibilityTask(EligibilityPolicy):
-    """A plan that a population's devices run to weigh the tasks that they are offered.
-
-    It reaches them as a custom policy of the tasks that it decides about, so that only devices
-    that evaluate policies are offered these.
-
-    :param plan: a serialized ``ClientOnlyPlan`` whose router is a
-        ``FederatedComputeEligibilityIORouter``.
-    :param checkpoint: what the plan reads; published clients fetch neither if one is empty.
-    :param name: the policy's name, which the plan sees.
-    :param arguments: the policy's arguments.
-    :param task_names: the tasks it decides about; None: all.
-    :raises StatusError: INVALID_ARGUMENT if the plan is no such plan, or the checkpoint is empty.
-    """
-
-    def __init__(
-        self,
-        plan: bytes,
-        checkpoint: bytes,
-        *,
-        name: str = "eligibility_task",
-        arguments: bytes = b"",
-        task_names: Collection[str] | None = None,
-    ) -> None:
-        try:
-            router = plan_pb2.ClientOnlyPlan.FromString(plan).phase.WhichOneof("io_router")
-        except DecodeError as error:
-            raise _bad(f"the plan is not a ClientOnlyPlan: {error}") from None
-        if router != "federated_compute_eligibility":
-            raise _bad(f"the plan's router must be federated_compute_eligibility, not {router}")
-        if not checkpoint:
-            raise _bad("the checkpoint must not be empty: devices would not run the plan")
-        self.plan = plan
-        self.checkpoint = checkpoint
-        self._names = None if task_names is None else frozenset(task_names)
-        self._policy = eligibility_pb2.EligibilityPolicyEvalSpec(name=name, min_version=1)
-        self._policy.tf_custom_policy.arguments = arguments
-
-    def policies(
-        self, population: str, task: OfferedTask, now: float
-    ) -> Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]:
-        """Return the custom policy, for the tasks that it decides about."""
-        return (self._policy,) if self._names is None or task.name in self._names else ()
-
-
-def _bad(problem: str) -> StatusError:
-    return StatusError(Code.INVALID_ARGUMENT, f"eligibility task: {problem}")
+#: What a device is offered that may not take part.
+NO_OFFER = Offer(None, frozenset(), frozenset())
 
 
 def make_offer(
     check_in: CheckIn,
-    tasks: Iterable[OfferedTask],
-    policies: Sequence[EligibilityPolicy],
+    tasks: Iterable[tuple[OfferedTask, Sequence[EligibilityPolicy]]],
     now: float,
+    plan: EligibilityTask | None = None,
 ) -> Offer:
     """Return what a device that checks in is offered.
 
     A device gets a PopulationEligibilitySpec if it can take several tasks, since it asks for them
-    by the names in there, or if there is something to evaluate and it can. Otherwise it asks for
-    a SINGLE task right away, and gets none that it would have to be evaluated for.
+    by the names in there, or if there is something to evaluate and it can. A device that evaluates
+    no policies gets none of the tasks that have any, unless the population's plan says all that
+    they ask: then it gets the plan alone, and SINGLE tasks only, since nothing tells it the names
+    of others.
 
-    :param tasks: the open tasks, oldest first; of several with one name the first counts.
+    :param tasks: the open tasks with their policies, oldest first; of several with one name the
+        first counts.
+    :param plan: the population's, if it has a plan.
     """
-    spec = eligibility_pb2.PopulationEligibilitySpec()
-    indices: dict[bytes, int] = {}
-    names: set[str] = set()
-    unconditional: set[str] = set()
-    for task in tasks:
+    offered = []
+    names = set()
+    for task, policies in tasks:
         multiple = task.assignment_mode is AssignmentMode.MULTIPLE
         if task.name in names or (multiple and not check_in.supports_multiple_task_assignment):
             continue
@@ -106,11 +159,42 @@ def make_offer(
             for policy in policies
             for policy_spec in policy.policies(check_in.population, task, now)
         ]
-        if wanted and not check_in.supports_native_eligibility:
+        by_plan = not multiple and plan is not None and _says_all(plan, wanted)
+        if wanted and not check_in.supports_native_eligibility and not by_plan:
             continue
         names.add(task.name)
-        if not wanted:
-            unconditional.add(task.name)
+        offered.append((task, wanted))
+    if not check_in.supports_native_eligibility and any(wanted for _, wanted in offered):
+        offered = [pair for pair in offered if pair[0].assignment_mode is AssignmentMode.SINGLE]
+        return Offer(None, _names(offered), _names(offered, unconditional=True), plan_alone=True)
+    spec = _spec(offered)
+    needed = spec.eligibility_policies or check_in.supports_multiple_task_assignment
+    return Offer(spec if needed else None, _names(offered), _names(offered, unconditional=True))
+
+
+_Offered: TypeAlias = Sequence[
+    tuple[OfferedTask, Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]]
+]
+
+
+def _says_all(
+    plan: EligibilityTask, wanted: Iterable[eligibility_pb2.EligibilityPolicyEvalSpec]
+) -> bool:
+    """Whether the weights of a plan say all that these policies ask."""
+    return all(
+        spec.WhichOneof("policy_type") == "tf_custom_policy" or spec.name in plan.covers
+        for spec in wanted
+    )
+
+
+def _names(offered: _Offered, *, unconditional: bool = False) -> frozenset[str]:
+    return frozenset(task.name for task, wanted in offered if not (unconditional and wanted))
+
+
+def _spec(offered: _Offered) -> eligibility_pb2.PopulationEligibilitySpec:
+    spec = eligibility_pb2.PopulationEligibilitySpec()
+    indices: dict[bytes, int] = {}
+    for task, wanted in offered:
         info = spec.task_info.add(
             task_name=task.name, task_assignment_mode=task.assignment_mode.value
         )
@@ -118,22 +202,16 @@ def make_offer(
             index = _index_of(spec, indices, policy_spec)
             if index not in info.eligibility_policy_indices:
                 info.eligibility_policy_indices.append(index)
-    needed = spec.eligibility_policies or check_in.supports_multiple_task_assignment
-    return Offer(spec if needed else None, frozenset(names), frozenset(unconditional))
+    return spec
 
 
 def spec_resource(
     spec: eligibility_pb2.PopulationEligibilitySpec, supported_compression: Sequence[int]
 ) -> common.Resource:
-    """Return the specification as an inline resource."""
-    return inline_resource(spec.SerializeToString(), supported_compression)
-
-
-def inline_resource(data: bytes, supported_compression: Sequence[int]) -> common.Resource:
-    """Return data as an inline resource, compressed if the device can undo that."""
-    inline = common.Resource.InlineResource(data=data)
+    """Return the specification as an inline resource, compressed if the device can undo that."""
+    inline = common.Resource.InlineResource(data=spec.SerializeToString())
     if common.RESOURCE_COMPRESSION_FORMAT_GZIP in supported_compression:
-        inline.data = gzip.compress(data, mtime=0)
+        inline.data = gzip.compress(inline.data, mtime=0)
         inline.compression_format = common.RESOURCE_COMPRESSION_FORMAT_GZIP
     return common.Resource(inline_resource=inline)
 

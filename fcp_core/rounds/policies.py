@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -31,6 +31,16 @@ class Refusal:
 
     reason: str
     retry: RetryWindow | None = None
+
+
+def combined(refusals: Iterable[Refusal | None]) -> Refusal | None:
+    """Return several answers as one: all reasons with the longest window; None if all are None."""
+    found = [refusal for refusal in refusals if refusal is not None]
+    if not found:
+        return None
+    windows = [refusal.retry for refusal in found if refusal.retry is not None]
+    longest = max(windows, key=lambda w: (w.delay_max, w.delay_min), default=None)
+    return Refusal("; ".join(dict.fromkeys(refusal.reason for refusal in found)), longest)
 
 
 @dataclass(frozen=True)

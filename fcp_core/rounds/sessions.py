@@ -38,12 +38,15 @@ class DeviceSession:
     :param offered: the names of the tasks it was told of.
     :param unconditional: the names of those it may be given although it has evaluated nothing;
         None: any task at all.
+    :param plan_alone: whether it weighs what it was told of by a plan that does not know of the
+        unconditional ones.
     """
 
     session_id: str
     check_in: CheckIn
     offered: frozenset[str] = frozenset()
     unconditional: frozenset[str] | None = None
+    plan_alone: bool = False
     waiting: bool = False
     operation: str | None = None
     ended: str | None = None
@@ -116,10 +119,17 @@ class DeviceSession:
             self.ended = why
 
     def weights(self, reported: Mapping[str, float] | None) -> Mapping[str, float] | None:
-        """Return the weights that count, given what the device reported, if anything."""
-        if reported is not None:
+        """Return the weights that count, given what the device reported, if anything.
+
+        Only those of tasks that it was offered do: it cannot have evaluated others.
+        """
+        if self.unconditional is None:
             return reported
-        return None if self.unconditional is None else dict.fromkeys(self.unconditional, 1.0)
+        free = dict.fromkeys(self.unconditional, 1.0)
+        if reported is None:
+            return free
+        offered = {name: weight for name, weight in reported.items() if name in self.offered}
+        return {**offered, **free} if self.plan_alone else offered
 
 
 class SessionBook:

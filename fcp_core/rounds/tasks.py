@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -58,6 +58,8 @@ class TaskSpec:
     :param result_format: the checkpoint format of the result.
     :param protocol: the aggregation protocol, by name; None: the server's default.
     :param selection: the selection policy, by name; None: the server's default.
+    :param eligibility: eligibility policies, by name, on top of those that the configuration
+        chooses.
     :param aggregators: which aggregator serves which intrinsic URI, by name, beyond the defaults.
     :param options: options for the policy, protocol and aggregators, by their names.
     """
@@ -77,6 +79,7 @@ class TaskSpec:
     result_format: CheckpointFormat = "tf_v1"
     protocol: str | None = None
     selection: str | None = None
+    eligibility: Sequence[str] = ()
     aggregators: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

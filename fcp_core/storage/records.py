@@ -93,3 +93,22 @@ class PartialRecord(Record):
     aggregation_id: str
     data: bytes
     contributions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EligibilityTaskRecord(Record):
+    """The eligibility task of a population.
+
+    :param spec: the serialized task, without its plan and the plan's checkpoint.
+    :param group: the part of the plan's address that cannot be guessed.
+    """
+
+    KIND: ClassVar[str] = "eligibility_task"
+    KEY: ClassVar[str] = "population"
+
+    population: str
+    spec: bytes
+    plan: bytes
+    checkpoint: bytes
+    group: str
+    created: float

@@ -105,7 +105,7 @@ class EligibilityPolicyConformance(Conformance):
         """All that is asked of a task reaches a device that can evaluate it, and only then."""
 
         def law(check_in: CheckIn, tasks: list[OfferedTask], now: float) -> None:
-            offer = make_offer(check_in, tasks, [self.make()], now)
+            offer = make_offer(check_in, [(task, [self.make()]) for task in tasks], now)
             shown = {task.name: task for task in tasks}
             for info in offer.spec.task_info if offer.spec is not None else ():
                 task = shown[info.task_name]

@@ -149,11 +149,15 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         return self._runner.url
 
     def set_eligibility_task(self, task: EligibilityTask | None) -> None:
-        """Have a TensorFlow plan decide what the population's devices are eligible for.
+        """Say how the population's devices find out what they are eligible for.
 
-        :param task: the plan, its input and the tasks that it decides about; None: no plan any
-            more.
-        :raises UsageError: if the server is elsewhere: only its own program can tell it.
+        It holds for who checks in from now on. A server elsewhere keeps it when the program ends,
+        and a server of the program's own that was told to store what it knows does too.
+
+        :param task: a TensorFlow plan that weighs tasks on the device, policies, or both, in place
+            of what the population has; None: nothing any more.
+        :raises StatusError: if a policy is not installed or its options do not do, or the server
+            cannot be reached.
         """
         self._runner.set_eligibility_task(self._population, task)
 

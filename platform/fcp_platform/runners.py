@@ -69,9 +69,9 @@ class TaskRunner(ABC):
 
     @abstractmethod
     def set_eligibility_task(self, population: str, task: EligibilityTask | None) -> None:
-        """Have a plan decide what devices are eligible for; None: no plan any more.
+        """Give a population an eligibility task, in place of the one it has; None: none any more.
 
-        :raises UsageError: if this server cannot be told so.
+        :raises StatusError: if the server does not take it, or cannot be reached.
         """
 
 
@@ -80,12 +80,17 @@ class LocalRunner(TaskRunner):
 
     def __init__(self, server: Server) -> None:
         self._thread = ServerThread(server)
+        #: What was set before the start, by population.
+        self._early: dict[str, EligibilityTask | None] | None = {}
         self.url = server.url
         self.port = server.port
 
     def start(self) -> None:
         """Serve."""
         self._thread.start()
+        early, self._early = self._early or {}, None
+        for population, task in early.items():
+            self.set_eligibility_task(population, task)
 
     def stop(self) -> None:
         """Stop serving; tasks that go on fail."""
@@ -96,9 +101,19 @@ class LocalRunner(TaskRunner):
         return await asyncio.wrap_future(self._thread.run(self._run(spec)))
 
     def set_eligibility_task(self, population: str, task: EligibilityTask | None) -> None:
-        """Tell the server; the next device that checks in gets the plan."""
-        service = self._thread.server.services.eligibility_eval_tasks
-        service.set_eligibility_task(population, task)
+        """Tell the server, as soon as it runs; the next device that checks in goes by it."""
+        if self._early is None:
+            self._thread.run(self._set(population, task)).result()
+        else:
+            self._early[population] = task
+
+    async def _set(self, population: str, task: EligibilityTask | None) -> None:
+        """Do so on the server's event loop."""
+        tasks = self._thread.server.services.eligibility_tasks
+        if task is not None:
+            await tasks.set(population, task)
+        elif tasks.has(population):
+            await tasks.remove(population)
 
     async def _run(self, spec: TaskSpec) -> bytes:
         """Do so on the server's event loop."""
@@ -152,11 +167,11 @@ class RemoteRunner(TaskRunner):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def set_eligibility_task(self, population: str, task: EligibilityTask | None) -> None:
-        """Refuse: the admin API has no call for it."""
-        raise UsageError(
-            f"the eligibility task of {population!r} cannot be set from a program elsewhere; set "
-            "it in the server's own process."
-        )
+        """Tell the server; it keeps the task when the program ends."""
+        if task is None:
+            self._client.remove_eligibility_task(population)
+        else:
+            self._client.set_eligibility_task(population, task)
 
     async def run(self, spec: TaskSpec) -> bytes:
         """Offer a task, or find it again, and wait."""

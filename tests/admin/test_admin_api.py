@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 
 from fcp_core.admin import AdminClient
 from fcp_core.admin.api import ENDPOINTS, find
-from fcp_core.admin.messages import Submission
+from fcp_core.admin.messages import EligibilitySettings, Submission
 from fcp_core.admin.openapi import describe
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
 from fcp_core.server import Server, ServerThread
 
@@ -247,12 +249,89 @@ def test_submissions_are_specifications(make_spec):
         result_format="federated_compute",
         protocol="simple",
         selection="fifo",
+        eligibility=["data_availability"],
         aggregators={"a": "b"},
         options={"fifo": {"x": 1}},
     )
     assert all(getattr(spec, f.name) != f.default for f in fields(TaskSpec))
     data = msgspec.json.encode(Submission.of(spec))
     assert msgspec.json.decode(data, type=Submission).to_spec() == spec
+
+
+def eligibility_plan():
+    message = plan_pb2.ClientOnlyPlan()
+    message.phase.federated_compute_eligibility.task_eligibility_info_tensor_name = "info:0"
+    return message.SerializeToString()
+
+
+FULL = EligibilityTask(
+    eligibility_plan(),
+    b"input",
+    name="mine",
+    arguments=b"\x00\xff",
+    task_names=["train"],
+    policies=[
+        PolicyChoice("sampling_without_replacement", {"min_period": "2h"}, ["train"]),
+        PolicyChoice("minimum_separation"),
+    ],
+    covers=["minimum_separation"],
+)
+
+
+def test_eligibility_settings_are_eligibility_tasks():
+    assert set(EligibilitySettings.__struct_fields__) == {f.name for f in fields(EligibilityTask)}
+    assert all(getattr(FULL, f.name) != f.default for f in fields(EligibilityTask))
+    data = msgspec.json.encode(EligibilitySettings.of(FULL))
+    assert msgspec.json.decode(data, type=EligibilitySettings).to_task() == FULL
+
+
+def test_the_life_of_an_eligibility_task(api, thread, make_server):
+    path = "/eligibility_tasks/phones%2Fall"
+    assert api("GET", "/eligibility_tasks").json() == {"eligibility_tasks": []}
+    assert api("GET", path).status == api("DELETE", path).status == 404
+    body = json.loads(msgspec.json.encode(EligibilitySettings.of(FULL)))
+    summary = api("PUT", path, body).json()
+    assert (summary["population"], summary["checkpoint_size"]) == ("phones/all", 5)
+    assert [policy["policy"] for policy in summary["policies"]] == [
+        "sampling_without_replacement",
+        "minimum_separation",
+    ]
+    assert api("GET", path).json() == body
+    assert api("GET", "/eligibility_tasks").json() == {"eligibility_tasks": [summary]}
+    assert api("GET", "/populations").json()["populations"][0]["name"] == "phones/all"
+    assert api("PUT", path, body, token="wrong").status == 401
+    assert api("PATCH", path).headers["Allow"] == "DELETE, GET, PUT"
+
+    with AdminClient(thread.server.url, make_server.token, patience=0) as client:
+        assert client.eligibility_task("phones/all") == FULL
+        policies = EligibilityTask(policies=[PolicyChoice("minimum_separation")], covers=[])
+        assert client.set_eligibility_task("phones/all", policies).plan_size == 0
+        assert client.eligibility_task("phones/all") == policies
+        (found,) = client.eligibility_tasks().eligibility_tasks
+        assert found.population == "phones/all"
+        for _ in range(2):
+            client.remove_eligibility_task("phones/all")
+        with pytest.raises(StatusError, match="has no eligibility task"):
+            client.eligibility_task("phones/all")
+    assert api("DELETE", path).status == 404
+
+
+@pytest.mark.parametrize(
+    ("population", "body", "named"),
+    [
+        ("p", {}, "a plan or policies"),
+        ("p", {"plan": "AAAA", "checkpoint": "AAAA"}, "not a ClientOnlyPlan"),
+        ("p", {"policies": [{"policy": "samplng"}]}, "no active plugin offers"),
+        ("p", {"policies": [{"policy": "data_availability", "option": 1}]}, "unknown field"),
+        ("p", {"policies": [{"policy": "data_availability", "task_names": ["a b"]}]}, "task_names"),
+        ("a b", {"policies": [{"policy": "minimum_separation"}]}, "population"),
+    ],
+)
+def test_a_wrong_eligibility_task_is_told_what_is_wrong(api, population, body, named):
+    reply = api("PUT", f"/eligibility_tasks/{quote(population, safe='')}", body)
+    assert reply.status == 400
+    assert named in reply.json()["message"]
+    assert api("GET", "/eligibility_tasks").json() == {"eligibility_tasks": []}
 
 
 def test_the_description_describes_what_there_is():
@@ -275,6 +354,9 @@ def requests(draw):
     if "{task_id}" in path:
         task_id = draw(st.sampled_from(["KNOWN", "DONE"]) | st.text(min_size=1, max_size=8))
         path = path.replace("{task_id}", quote(task_id, safe=""))
+    if "{population}" in path:
+        population = draw(st.sampled_from(["p", "p/q"]) | st.text(min_size=1, max_size=8))
+        path = path.replace("{population}", quote(population, safe=""))
     query = {
         parameter["name"]: draw(SCHEMAS.values(parameter["schema"]) | st.text(max_size=4))
         for parameter in operation["parameters"]

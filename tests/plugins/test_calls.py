@@ -123,7 +123,14 @@ def test_eligibility_policies_have_a_veto_too(load):
         def admit(self, check_in, now):
             return Refusal(f"never, at {now}")
 
-    assert load().admit(CHECK_IN, 2.0, [EligibilityPolicy(), Never()]) == Refusal("never, at 2.0")
+    class Broken(EligibilityPolicy):
+        def admit(self, check_in, now):
+            return "no"
+
+    plugins = load()
+    assert plugins.judge(EligibilityPolicy(), CHECK_IN, 2.0) is None
+    assert plugins.judge(Never(), CHECK_IN, 2.0) == Refusal("never, at 2.0")
+    assert plugins.judge(Broken(), CHECK_IN, 2.0) == Refusal("the check-in could not be judged")
 
 
 def test_all_problems_of_a_task_are_collected(load):

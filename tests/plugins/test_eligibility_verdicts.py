@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
-from fcp_core.rounds.policies import CheckIn, RetryWindow
+from fcp_core.rounds.policies import CheckIn, RetryWindow, combined
 from fcp_plugins.eligibility_verdicts import Capabilities, ClientVersion
 
 
@@ -87,6 +87,10 @@ def test_it_is_asked_at_check_in():
         },
     )
     policies = plugins.make_eligibility_policies()
-    refusal = plugins.admit(check_in("2.9"), 0.0, policies)
-    assert refusal.reason == "the client is older than 3; the client lacks willow"
-    assert plugins.admit(check_in("3", supports_willow=True), 0.0, policies) is None
+
+    def refusal(device):
+        return combined(plugins.judge(policy, device, 0.0) for policy in policies)
+
+    found = refusal(check_in("2.9"))
+    assert found.reason == "the client is older than 3; the client lacks willow"
+    assert refusal(check_in("3", supports_willow=True)) is None

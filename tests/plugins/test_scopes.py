@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fcp_core.errors import UsageError
-from fcp_core.rounds.policies import RetryWindow
-from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.policies import OfferedTask, RetryWindow
+from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
 
 TWO = """
 [fcp]
@@ -138,6 +138,32 @@ def _operator_only():
     return f"{secure_sum.FACTORIES[0].name}.{secure_sum.OPTION}"
 
 
+def test_a_task_has_eligibility_policies_of_its_own(configured):
+    plugins = configured(
+        "[fcp]\neligibility = client_version\n"
+        "[fcp:task:nightly]\neligibility = data_availability\n"
+        "eligibility.data_availability.collection_uri = app:/nights\n"
+        "[fcp:task:anyone]\neligibility =\n"
+    )
+
+    def own(**more):
+        policies = plugins.for_task(spec(**more)).own_eligibility_policies()
+        return policies and [type(policy).__name__ for policy in policies]
+
+    assert own() is None
+    assert own(name="nightly") == ["DataAvailability"]
+    assert own(name="anyone") == []
+    # What it names itself comes on top: the operator's word stands.
+    more = ["sampling_without_replacement", "client_version"]
+    assert own(eligibility=more) == ["ClientVersion", "SamplingWithoutReplacement"]
+    assert own(options={"minimum_separation": {"current_index": 3}}) == ["ClientVersion"]
+    (policy,) = plugins.for_task(spec(name="nightly")).own_eligibility_policies()
+    (asked,) = policy.policies("phones/all", OfferedTask("nightly", AssignmentMode.SINGLE), 0.0)
+    assert asked.data_availability_policy.selector.collection_uri == "app:/nights"
+    problems = plugins.check_task(spec(eligibility=["data_availabilty"]))
+    assert any("Did you mean 'data_availability'?" in problem for problem in problems)
+
+
 MISTAKES = {
     "unknown": (
         "[fcp:population:p]\nselecton = fifo",
@@ -148,7 +174,7 @@ MISTAKES = {
         r"\] storage: a population cannot override it. A population can override aggregator, .*"
         r"retry_max.*, and options such as \S+\.\S+\.",
     ),
-    "not for a task": ("[fcp:task:t]\neligibility =", r"eligibility: a task cannot override it"),
+    "not for a task": ("[fcp:task:t]\nretry_min = 1s", r"retry_min: a task cannot override it"),
     "a thing's option": (
         "[fcp:task:t]\nstorage.sqlite.path = x",
         r"storage.sqlite.path: a task cannot override it",

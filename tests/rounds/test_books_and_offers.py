@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcp_core.protocol.protos import plan_pb2, task_assignments_pb2
 from fcp_core.protocol.protos import population_eligibility_spec_pb2 as eligibility_pb2
-from fcp_core.protocol.protos import task_assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.eligibility import make_offer, spec_resource
+from fcp_core.rounds.eligibility import EligibilityTask, make_offer, spec_resource
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.operations import OperationBook, operation_name
 from fcp_core.rounds.pacing import CheckInRate, duration, window_message
@@ -113,7 +113,7 @@ def test_a_rejection_ends_a_session_only_if_nothing_is_left_of_it():
 
 def test_weights_are_those_reported_or_of_what_needs_no_evaluation():
     free = DeviceSession("s", check_in())
-    bound = DeviceSession("s", check_in(), unconditional=frozenset({"a"}))
+    bound = DeviceSession("s", check_in(), frozenset({"a", "b"}), frozenset({"a"}))
     assert free.weights(None) is None
     assert bound.weights(None) == {"a": 1.0}
     assert bound.weights({"b": 0.5}) == {"b": 0.5}
@@ -161,6 +161,10 @@ def spec(name, period):
 SINGLE, MULTIPLE = AssignmentMode.SINGLE, AssignmentMode.MULTIPLE
 
 
+def offer_to(device, tasks, policy, plan=None):
+    return make_offer(device, [(task, [policy]) for task in tasks], 0.0, plan)
+
+
 def test_an_offer_lists_each_name_once_and_equal_policies_once():
     tasks = [
         OfferedTask("a", SINGLE),
@@ -169,7 +173,7 @@ def test_an_offer_lists_each_name_once_and_equal_policies_once():
         OfferedTask("c", SINGLE),
     ]
     policy = Policy(("a", [spec("swor", 1)]), ("b", [spec("swor", 2), spec("swor", 1)]))
-    offer = make_offer(check_in(), tasks, [policy], 0.0)
+    offer = offer_to(check_in(), tasks, policy)
     infos = {i.task_name: list(i.eligibility_policy_indices) for i in offer.spec.task_info}
     assert infos == {"a": [0], "b": [1, 0], "c": []}
     assert [p.name for p in offer.spec.eligibility_policies] == ["swor", "swor-2"]
@@ -180,13 +184,81 @@ def test_an_offer_lists_each_name_once_and_equal_policies_once():
 def test_a_device_is_offered_only_what_it_can_evaluate_and_take():
     tasks = [OfferedTask("a", SINGLE), OfferedTask("b", MULTIPLE), OfferedTask("c", SINGLE)]
     policy = Policy(("a", [spec("swor", 1)]))
-    plain = make_offer(check_in(multiple=False, native=False), tasks, [policy], 0.0)
+    plain = offer_to(check_in(multiple=False, native=False), tasks, policy)
     assert plain.spec is None
     assert plain.names == plain.unconditional == {"c"}
-    native = make_offer(check_in(multiple=False), tasks, [policy], 0.0)
+    native = offer_to(check_in(multiple=False), tasks, policy)
     assert [i.task_name for i in native.spec.task_info] == ["a", "c"]
-    several = make_offer(check_in(native=False), tasks, [policy], 0.0)
+    several = offer_to(check_in(native=False), tasks, policy)
     assert [i.task_name for i in several.spec.task_info] == ["b", "c"]
+
+
+def plan_spec(name="mine"):
+    made = eligibility_pb2.EligibilityPolicyEvalSpec(name=name, min_version=1)
+    made.tf_custom_policy.SetInParent()
+    return made
+
+
+def test_a_device_that_evaluates_no_policies_goes_by_the_plan_where_that_says_all():
+    message = plan_pb2.ClientOnlyPlan()
+    message.phase.federated_compute_eligibility.task_eligibility_info_tensor_name = "info:0"
+    plan = EligibilityTask(message.SerializeToString(), b"x", covers=["covered"])
+    by_name = {
+        "plan": [plan_spec(), plan_spec("another")],
+        "covered": [plan_spec(), spec("covered", 1)],
+        "native": [plan_spec(), spec("swor", 1)],
+        "free": [],
+        "many": [plan_spec()],
+        "many_free": [],
+    }
+    tasks = [OfferedTask(name, MULTIPLE if "many" in name else SINGLE) for name in by_name]
+    policy = Policy(*by_name.items())
+    plain = check_in(native=False)
+    offer = offer_to(plain, tasks, policy, plan)
+    assert offer.plan_alone
+    assert offer.asks_plan
+    assert offer.spec is None
+    assert offer.names == {"plan", "covered", "free"}
+    assert offer.unconditional == {"free"}
+    # It gets no plan that says nothing, and MULTIPLE tasks then.
+    for other in (offer_to(plain, tasks, policy), offer_to(plain, tasks[2:], policy, plan)):
+        assert not other.plan_alone
+        assert not other.asks_plan
+        assert [info.task_name for info in other.spec.task_info] == ["free", "many_free"]
+    native = offer_to(check_in(), tasks, policy, plan)
+    assert native.asks_plan
+    assert native.names == set(by_name)
+    assert not offer_to(check_in(), tasks[3:4], policy, plan).asks_plan
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "it needs a plan or policies"),
+        ({"checkpoint": b"x"}, "no plan to read it"),
+    ],
+)
+def test_an_eligibility_task_has_something_in_it(fields, message):
+    with pytest.raises(StatusError, match=message) as caught:
+        EligibilityTask(**fields)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("plan_alone", [False, True])
+def test_weights_count_for_tasks_that_were_offered(plan_alone):
+    session = DeviceSession(
+        "s",
+        check_in(),
+        frozenset({"a", "free"}),
+        frozenset({"free"}),
+        plan_alone=plan_alone,
+    )
+    assert session.weights(None) == {"free": 1.0}
+    found = session.weights({"a": 0.5, "free": 0.0, "later": 1.0})
+    # A plan that runs alone does not know of the tasks that it was not asked about.
+    assert found == {"a": 0.5, "free": 1.0 if plan_alone else 0.0}
+    anything = DeviceSession("s", check_in(), frozenset({"a"}))
+    assert anything.weights({"later": 1.0}) == {"later": 1.0}
 
 
 def test_a_spec_is_compressed_only_for_devices_that_can_undo_it():

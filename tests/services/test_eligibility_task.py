@@ -20,7 +20,7 @@ from fcp_core.protocol.protos import (
     task_eligibility_context_pb2,
 )
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.eligibility import EligibilityTask
+from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
 from fcp_core.server.server import Server
 from fcp_core.server.thread import ServerThread
 
@@ -41,13 +41,14 @@ def test_the_plan_reaches_devices_and_their_weights_are_honoured(kit):
     async def main():
         async with kit.world() as world:
             task = EligibilityTask(PLAN, b"data", arguments=b"args", task_names=["train"])
-            world.services.eligibility_eval_tasks.set_eligibility_task(kit.population, task)
+            await world.services.eligibility_tasks.set(kit.population, task)
             await world.submit(goal=1, name="train")
             device = world.device()
             response = await device.check_in()
             given = response.eligibility_eval_task
-            assert gzip.decompress(given.plan.inline_resource.data) == PLAN
-            assert gzip.decompress(given.init_checkpoint.inline_resource.data) == b"data"
+            assert await fetched(world, given.plan) == PLAN
+            assert await fetched(world, given.init_checkpoint) == b"data"
+            assert given.plan.client_cache_id
             (policy,) = device.spec(response).eligibility_policies
             assert policy.tf_custom_policy.arguments == b"args"
             # Without weights, or with zero, there is nothing for it.
@@ -59,22 +60,30 @@ def test_the_plan_reaches_devices_and_their_weights_are_honoured(kit):
     asyncio.run(main())
 
 
+async def fetched(world, resource):
+    """Fetch a resource that has an address, as a device does."""
+    assert resource.uri.startswith("https://fcp.example/data/")
+    download = await world.services.media.download(resource.uri.partition("/data/")[2])
+    return gzip.decompress(download.data)
+
+
 def test_only_the_tasks_it_decides_about_are_withheld_from_plain_devices(kit):
     async def main():
         async with kit.world() as world:
-            service = world.services.eligibility_eval_tasks
-            service.set_eligibility_task(
-                kit.population, EligibilityTask(PLAN, b"data", task_names=["train"])
-            )
+            tasks = world.services.eligibility_tasks
+            swor = PolicyChoice("sampling_without_replacement", task_names=["train"])
+            await tasks.set(kit.population, EligibilityTask(policies=[swor]))
             await world.submit(goal=1, name="train")
             await world.submit(goal=2, name="count")
             plain = world.device(native=False)
-            assert (await plain.assignment()).task_name == "count"
-            service.set_eligibility_task(kit.population, None)
+            assert (await plain.assignment({"train": 1.0, "count": 1.0})).task_name == "count"
+            await tasks.remove(kit.population)
             assert (await world.device(native=False).assignment()).task_name == "train"
+            with pytest.raises(StatusError, match="has no eligibility task"):
+                await tasks.remove(kit.population)
             unknown = EligibilityTask(PLAN, b"data")
             with pytest.raises(StatusError, match="no population"):
-                service.set_eligibility_task("elsewhere", unknown)
+                await tasks.set("elsewhere", unknown)
 
     asyncio.run(main())
 
@@ -83,7 +92,11 @@ def test_only_the_tasks_it_decides_about_are_withheld_from_plain_devices(kit):
     ("data", "checkpoint", "message"),
     [
         (b"\xff", b"x", "not a ClientOnlyPlan"),
-        (b"", b"x", "must be federated_compute_eligibility, not None"),
+        (
+            plan_pb2.ClientOnlyPlan(graph=b"g").SerializeToString(),
+            b"x",
+            "must be federated_compute_eligibility, not None",
+        ),
         (PLAN, b"", "must not be empty"),
     ],
 )
@@ -221,7 +234,7 @@ def test_a_real_plan_decides_who_takes_what(kit):
 
     server = Server(Plugins.load(environ={}, working_folder="/"), populations=["p"])
     with ServerThread(server) as running:
-        running.run(_set(server, task)).result()
+        running.run(server.services.eligibility_tasks.set("p", task)).result()
         spec = running.server.services.tasks.submit(_spec(kit))
         running.run(spec).result()
         outcomes = {}
@@ -233,10 +246,6 @@ def test_a_real_plan_decides_who_takes_what(kit):
     # It was given the task; that its plan is none is another matter.
     assert outcomes[5].outcome is Outcome.FAILED
     assert [result.task_name for result in outcomes[5].tasks] == ["sum"]
-
-
-async def _set(server, task):
-    server.services.eligibility_eval_tasks.set_eligibility_task("p", task)
 
 
 def _spec(kit):

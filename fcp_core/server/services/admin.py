@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fcp_core.admin import openapi
 from fcp_core.admin.messages import (
     Cancellation,
+    EligibilityList,
+    EligibilitySettings,
+    EligibilitySummary,
     ListQuery,
     Population,
     PopulationList,
@@ -25,6 +28,7 @@ from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
     from fcp_core.rounds.clock import Clock
+    from fcp_core.server.services.eligibility_tasks import EligibilityTasks
     from fcp_core.server.services.population import Populations
     from fcp_core.server.services.tasks import Tasks
 
@@ -40,12 +44,14 @@ class Admin:
         self,
         *,
         tasks: Tasks,
+        eligibility_tasks: EligibilityTasks,
         populations: Populations,
         clock: Clock,
         url: Callable[[], str],
         storage: str,
     ) -> None:
         self._tasks = tasks
+        self._eligibility_tasks = eligibility_tasks
         self._populations = populations
         self._clock = clock
         self._url = url
@@ -159,6 +165,40 @@ class Admin:
                 for population in sorted(self._populations, key=lambda item: item.name)
             ]
         )
+
+    async def set_eligibility_task(
+        self, population: str, settings: EligibilitySettings
+    ) -> EligibilitySummary:
+        """Give a population an eligibility task, in place of the one it has.
+
+        :raises StatusError: as ``EligibilityTasks.set``; INVALID_ARGUMENT if it is none.
+        """
+        found = await self._eligibility_tasks.set(population, settings.to_task())
+        return EligibilitySummary.of(found.population, found.task, found.created)
+
+    async def get_eligibility_task(self, population: str) -> EligibilitySettings:
+        """Return a population's eligibility task.
+
+        :raises StatusError: NOT_FOUND if it has none.
+        """
+        return EligibilitySettings.of(self._eligibility_tasks.get(population).task)
+
+    async def list_eligibility_tasks(self) -> EligibilityList:
+        """Return which populations have one."""
+        return EligibilityList(
+            [
+                EligibilitySummary.of(found.population, found.task, found.created)
+                for found in self._eligibility_tasks.list()
+            ]
+        )
+
+    async def remove_eligibility_task(self, population: str) -> EligibilitySummary:
+        """Take a population's eligibility task away; return what it was.
+
+        :raises StatusError: NOT_FOUND if it has none.
+        """
+        found = await self._eligibility_tasks.remove(population)
+        return EligibilitySummary.of(found.population, found.task, found.created)
 
     async def status(self) -> ServerStatus:
         """Return how the server is."""

@@ -19,6 +19,7 @@ from fcp_core.server.services.aggregations import Aggregations
 from fcp_core.server.services.assignments import TaskAssignments
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.eligibility import EligibilityEvalTasks
+from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.journal import Journal
 from fcp_core.server.services.media import Media
 from fcp_core.server.services.operations import Operations
@@ -139,13 +140,24 @@ class Services:
             make_parts=make_parts,
             on_kept=self._schedule,
         )
+        self.eligibility_tasks = EligibilityTasks(
+            plugins=plugins,
+            clock=clock,
+            ticker=self.ticker,
+            tokens=tokens,
+            storage=self._storage,
+            populations=self._populations,
+            downloads=downloads,
+        )
         self.eligibility_eval_tasks = EligibilityEvalTasks(
             plugins=plugins,
             clock=clock,
             tokens=tokens,
             populations=self._populations,
             sessions=self._sessions,
+            eligibility_tasks=self.eligibility_tasks,
             base_url=url,
+            data_url=data_url,
             notify=notify,
             on_open=self._opened,
         )
@@ -178,6 +190,7 @@ class Services:
         self.media = Media(clock, self._book, downloads, settings.max_in_flight)
         self.admin = Admin(
             tasks=self.tasks,
+            eligibility_tasks=self.eligibility_tasks,
             populations=self._populations,
             clock=clock,
             url=url,
@@ -214,6 +227,7 @@ class Services:
                 )
                 self.tasks.remember(token.aggregation_id, token.expires)
             self.ticker.start()
+            await self.eligibility_tasks.load()
             await self.tasks.restore(loaded.tasks)
             self._schedule()
         except BaseException:

@@ -168,13 +168,23 @@ def publish(
 
     :param slices: where slices come from; None: they are kept in memory.
     """
-    files = {"plan": _compress(spec.plan, PLAN_TYPE, _PLAN_AGE)}
-    if spec.checkpoint:
-        files["checkpoint"] = _compress(spec.checkpoint, CHECKPOINT_TYPE)
+    files = _plan_files(spec.plan, spec.checkpoint)
     for served_at_id, by_key in spec.slices.items() if slices is None else ():
         for key, data in by_key.items():
             files[f"{served_at_id}_{key}"] = _compress(data, CHECKPOINT_TYPE)
     return Published(group, files, any(spec.slices.values()), inline_below, slices)
+
+
+def publish_plan(group: str, plan: bytes, checkpoint: bytes, *, inline_below: int = 0) -> Published:
+    """Compress a plan and its checkpoint. Takes a while: not for the event loop."""
+    return Published(group, _plan_files(plan, checkpoint), inline_below=inline_below)
+
+
+def _plan_files(plan: bytes, checkpoint: bytes) -> dict[str, Download]:
+    files = {"plan": _compress(plan, PLAN_TYPE, _PLAN_AGE)}
+    if checkpoint:
+        files["checkpoint"] = _compress(checkpoint, CHECKPOINT_TYPE)
+    return files
 
 
 def _inline(data: bytes, compressed: bool) -> common.Resource:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eets
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.eligibility import (
-    EligibilityTask,
-    Offer,
-    inline_resource,
-    make_offer,
-    spec_resource,
-)
+from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resource
 from fcp_core.rounds.events import CheckedIn, Event, Rejected
 from fcp_core.rounds.pacing import window_message
-from fcp_core.rounds.policies import CheckIn, EligibilityPolicy
+from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
 from fcp_core.rounds.sessions import DeviceSession, SessionBook
 from fcp_core.rounds.tokens import TokenSource
-from fcp_core.server.services.population import Populations
+from fcp_core.server.services.eligibility_tasks import EligibilityTasks
+from fcp_core.server.services.population import Population, Populations
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -30,6 +26,7 @@ if TYPE_CHECKING:
 class EligibilityEvalTasks:
     """``google.internal.federatedcompute.v1.EligibilityEvalTasks``.
 
+    :param data_url: what stands in front of ``data/`` in the addresses of downloads.
     :param notify: told of check-ins.
     :param on_open: told of a new session and when it is forgotten.
     """
@@ -42,7 +39,9 @@ class EligibilityEvalTasks:
         tokens: TokenSource,
         populations: Populations,
         sessions: SessionBook,
+        eligibility_tasks: EligibilityTasks,
         base_url: Callable[[], str],
+        data_url: Callable[[], str],
         notify: Callable[[Event], None],
         on_open: Callable[[DeviceSession, float], None],
     ) -> None:
@@ -58,10 +57,11 @@ class EligibilityEvalTasks:
         self._populations = populations
         self._sessions = sessions
         self._base_url = base_url
+        self._data_url = data_url
         self._notify = notify
         self._on_open = on_open
         self._holds: dict[str, float] = {}
-        self._tasks: dict[str, EligibilityTask] = {}
+        self._tasks = eligibility_tasks
         self._released = False
 
     async def request_eligibility_eval_task(
@@ -88,24 +88,20 @@ class EligibilityEvalTasks:
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )
-        policies = self._own_policies.get(population.name, self._policies)
-        if population.name in self._tasks:
-            policies = [*policies, self._tasks[population.name]]
-        offer = make_offer(check_in, population.offered(), policies, now)
-        refusal = self._plugins.admit(check_in, now, policies)
-        if refusal is not None or not offer.names:
+        offer, refusal = self._offer(check_in, population, now)
+        if not offer.names:
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
             reason = "refused" if refusal is not None else "no_task"
             self._notify(Rejected(now, population.name, session_id, reason))
             response.rejection_info.SetInParent()
         else:
-            conditional = offer.unconditional != offer.names or bool(policies)
             session = DeviceSession(
                 session_id,
                 check_in,
                 offered=offer.names,
-                unconditional=offer.unconditional if conditional else None,
+                unconditional=offer.unconditional if offer.conditional else None,
+                plan_alone=offer.plan_alone,
             )
             self._accept(response, session, offer, now)
         given = rejected if response.HasField("rejection_info") else accepted
@@ -113,20 +109,42 @@ class EligibilityEvalTasks:
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
 
-    def set_eligibility_task(self, population: str, task: EligibilityTask | None) -> None:
-        """Have a plan decide what a population's devices are eligible for, from now on.
+    def _offer(
+        self, check_in: CheckIn, population: Population, now: float
+    ) -> tuple[Offer, Refusal | None]:
+        """Return what a device is offered, and why it is not offered more.
 
-        A device that cannot run it, or sends no weights, is given none of the tasks that the plan
-        decides about. Nothing of it is stored: a server that is started again must be told again.
-
-        :param task: None: no plan any more.
-        :raises StatusError: NOT_FOUND for an unknown population.
+        A policy that refuses a device withholds the tasks that it is for.
         """
-        name = self._populations.get(population).name
-        if task is None:
-            self._tasks.pop(name, None)
-        else:
-            self._tasks[name] = task
+        common = self._own_policies.get(population.name, self._policies)
+        refusal = self._plugins.admit(check_in, now)
+        if refusal is not None:
+            return NO_OFFER, refusal
+        verdicts: dict[int, Refusal | None] = {}
+
+        def judge(policy: EligibilityPolicy) -> Refusal | None:
+            if id(policy) not in verdicts:
+                verdicts[id(policy)] = self._plugins.judge(policy, check_in, now)
+            return verdicts[id(policy)]
+
+        tasks = []
+        refusals: list[Refusal | None] = []
+        conditional = bool(common) or self._tasks.has(population.name)
+        for task, own in population.offered():
+            policies = [
+                *(common if own is None else own),
+                *self._tasks.policies(population.name, task),
+            ]
+            conditional = conditional or bool(policies)
+            found = combined(map(judge, policies))
+            if found is None:
+                tasks.append((task, policies))
+            refusals.append(found)
+        if not refusals:
+            refusals = [judge(policy) for policy in common]
+        plan = self._tasks.plan(population.name)
+        offer = make_offer(check_in, tasks, now, None if plan is None else plan[0])
+        return replace(offer, conditional=conditional), combined(refusals)
 
     def release(self) -> None:
         """Let go of the devices that are kept waiting, and keep none any more."""
@@ -174,19 +192,23 @@ class EligibilityEvalTasks:
         response.task_assignment_forwarding_info.CopyFrom(
             common.ForwardingInfo(target_uri_prefix=self._base_url())
         )
-        if offer.spec is None:
+        if offer.spec is None and not offer.plan_alone:
             response.no_eligibility_eval_configured.SetInParent()
         else:
+            formats = session.check_in.supported_compression
             task = response.eligibility_eval_task
             task.execution_id = session.session_id
-            task.population_eligibility_spec.CopyFrom(
-                spec_resource(offer.spec, session.check_in.supported_compression)
-            )
-            own = self._tasks.get(session.check_in.population)
-            if own is not None:
-                compression = session.check_in.supported_compression
-                task.plan.CopyFrom(inline_resource(own.plan, compression))
-                task.init_checkpoint.CopyFrom(inline_resource(own.checkpoint, compression))
+            if offer.spec is not None:
+                task.population_eligibility_spec.CopyFrom(spec_resource(offer.spec, formats))
+            plan = self._tasks.plan(session.check_in.population)
+            if plan is not None and offer.asks_plan:
+                _, published = plan
+                compressed = common.RESOURCE_COMPRESSION_FORMAT_GZIP in formats
+                url = self._data_url()
+                task.plan.CopyFrom(published.resource("plan", url, compressed=compressed))
+                task.init_checkpoint.CopyFrom(
+                    published.resource("checkpoint", url, compressed=compressed)
+                )
         self._notify(
             CheckedIn(
                 now, session.check_in.population, session.session_id, tuple(sorted(offer.names))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Rejection
 from fcp_core.rounds.pacing import Pace
-from fcp_core.rounds.policies import Candidate, OfferedTask
+from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 from fcp_core.server.services.round import Round
 from fcp_core.server.services.ticker import Ticker
@@ -46,19 +46,37 @@ class Population:
         self._assigner = Assigner(rng)
         self._ticker = ticker
         self._rounds: dict[str, Round] = {}
+        #: The eligibility policies of the rounds that have their own.
+        self._eligibility: dict[str, Sequence[EligibilityPolicy]] = {}
         self._waiters: dict[str, Waiter] = {}
         #: Devices that have checked in and are not answered yet, in order.
         self._held: dict[int, asyncio.Future[None]] = {}
         self._last_held = 0
 
-    def open(self, round_: Round, group: str, policy_name: str, policy: Any, options: Any) -> None:
-        """Add a round; its selection policy is shared by the rounds of one *group*."""
+    def open(
+        self,
+        round_: Round,
+        group: str,
+        policy_name: str,
+        policy: Any,
+        options: Any,
+        eligibility: Sequence[EligibilityPolicy] | None = None,
+    ) -> None:
+        """Add a round; its selection policy is shared by the rounds of one *group*.
+
+        :param eligibility: its own eligibility policies; None: it has those of the population.
+        """
         self._rounds[round_.task_id] = round_
+        if eligibility is not None:
+            self._eligibility[round_.task_id] = eligibility
+            # Those who wait and were asked nothing were not asked about this one either.
+            self._assigner.restrict(self._unasked())
         self._assigner.open(round_.task_id, group, policy_name, policy, options)
 
     def close(self, round_: Round, now: float) -> None:
         """Take a round away; whoever waited only for it is sent away."""
         if self._rounds.pop(round_.task_id, None) is not None:
+            self._eligibility.pop(round_.task_id, None)
             self._assigner.close(round_.task_id)
             self.consider(now)
 
@@ -71,12 +89,29 @@ class Population:
             and (mode is None or round_.spec.assignment_mode is mode)
         ]
 
-    def offered(self) -> list[OfferedTask]:
-        """Return the open tasks as eligibility policies see them, oldest first."""
+    def offered(self) -> list[tuple[OfferedTask, Sequence[EligibilityPolicy] | None]]:
+        """Return the open tasks as eligibility policies see them, oldest first.
+
+        Each comes with its own eligibility policies; None: it has those of the population.
+        """
         return [
-            OfferedTask(round_.spec.name, round_.spec.assignment_mode, round_.spec.options)
+            (
+                OfferedTask(round_.spec.name, round_.spec.assignment_mode, round_.spec.options),
+                self._eligibility.get(round_.task_id),
+            )
             for round_ in self.open_rounds()
         ]
+
+    def _unasked(self) -> Mapping[str, float] | None:
+        """Return the weights of a device that was asked nothing; None: it may take any task."""
+        if not any(self._eligibility.values()):
+            return None
+        asked: set[str] = set()
+        others: set[str] = set()
+        for round_ in self.open_rounds():
+            own = self._eligibility.get(round_.task_id)
+            (asked if own else others).add(round_.spec.name)
+        return dict.fromkeys(others - asked, 1.0)
 
     @property
     def waiting(self) -> int:
@@ -100,6 +135,8 @@ class Population:
     def arrive(self, candidate: Candidate, waiter: Waiter, now: float) -> None:
         """Let a device wait for a SINGLE task; *waiter* may be told before this returns."""
         self._waiters[candidate.id] = waiter
+        if candidate.weights is None:
+            candidate = replace(candidate, weights=self._unasked())
         self._assigner.arrive(candidate)
         self._decide(now)
 

@@ -31,6 +31,7 @@ class _StoredSpec(msgspec.Struct, frozen=True):
     aggregators: dict[str, str]
     options: dict[str, dict[str, Any]]
     max_at_work: int | None = None
+    eligibility: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ def encode_spec(spec: TaskSpec) -> bytes:
         aggregators=dict(spec.aggregators),
         options={name: dict(options) for name, options in spec.options.items()},
         max_at_work=spec.max_at_work,
+        eligibility=list(spec.eligibility),
     )
     try:
         return msgspec.msgpack.encode(stored)
@@ -209,4 +211,5 @@ def _decode_spec(record: TaskRecord, blobs: Mapping[str, bytes]) -> TaskSpec:
         aggregators=stored.aggregators,
         options=stored.options,
         max_at_work=stored.max_at_work,
+        eligibility=stored.eligibility,
     )

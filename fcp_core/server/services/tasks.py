@@ -17,7 +17,7 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.expiring import Expiring
-from fcp_core.rounds.policies import SelectionPolicy
+from fcp_core.rounds.policies import EligibilityPolicy, SelectionPolicy
 from fcp_core.rounds.task_machine import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.rounds.tokens import TokenSource
@@ -45,6 +45,8 @@ class _Choices:
     policy: SelectionPolicy
     #: The policy and those that it wraps, outermost first, with their options.
     chain: Sequence[tuple[str, Mapping[str, Any]]]
+    #: Its own eligibility policies; None: those of its population.
+    eligibility: Sequence[EligibilityPolicy] | None
     over_selection: float
     max_at_work: int | None
     deadline: float
@@ -323,6 +325,7 @@ class Tasks:
                 protocol=chosen.make_protocol(),
                 policy=chosen.make_selection_policy(),
                 chain=chosen.selection_chain(),
+                eligibility=chosen.own_eligibility_policies(),
                 over_selection=chosen.over_selection,
                 max_at_work=chosen.max_at_work,
                 deadline=chosen.deadline,
@@ -376,7 +379,9 @@ class Tasks:
             order="sorted",
         ).decode()
         name, options = choices.chain[0]
-        population.open(round_, group, name, choices.policy, options)
+        population.open(
+            round_, group, name, choices.policy, options, eligibility=choices.eligibility
+        )
         now = self._clock.now()
         round_.open(now)
         population.consider(now)

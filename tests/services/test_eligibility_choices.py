@@ -1,0 +1,355 @@
+"""Who is asked what, and who is given what: by population, by task, and across restarts."""
+
+import asyncio
+
+import pytest
+
+from fcp_core.errors import UsageError
+from fcp_core.protocol.protos import plan_pb2
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
+from fcp_core.rounds.policies import EligibilityPolicy, EligibilityPolicyFactory, Refusal
+from fcp_core.rounds.tasks import AssignmentMode
+from fcp_core.storage.records import EligibilityTaskRecord
+
+DATA = {"collection_uri": "app:/taps"}
+
+
+def plan():
+    message = plan_pb2.ClientOnlyPlan()
+    message.phase.federated_compute_eligibility.task_eligibility_info_tensor_name = "info:0"
+    return message.SerializeToString()
+
+
+FULL = EligibilityTask(
+    plan(),
+    b"input",
+    name="mine",
+    arguments=b"17",
+    task_names=["train"],
+    policies=[
+        PolicyChoice("data_availability", {**DATA, "min_example_count": "3"}, ["train", "test"]),
+        PolicyChoice("sampling_without_replacement", {"min_period": "2h"}),
+    ],
+    covers=["data_availability"],
+)
+
+
+def asked(device, response):
+    """Return the names of the policies of each task, as the device is told."""
+    spec = device.spec(response)
+    names = [policy.name for policy in spec.eligibility_policies]
+    return {
+        info.task_name: {names[index] for index in info.eligibility_policy_indices}
+        for info in spec.task_info
+    }
+
+
+def test_an_eligibility_task_brings_policies_with_options(kit):
+    async def main():
+        async with kit.world() as world:
+            await world.services.eligibility_tasks.set(kit.population, FULL)
+            for name in ("train", "test", "other"):
+                await world.submit(name=name)
+            device = world.device()
+            response = await device.check_in()
+            assert asked(device, response) == {
+                "train": {"mine", "data_availability", "sampling_without_replacement"},
+                "test": {"data_availability", "sampling_without_replacement"},
+                "other": {"sampling_without_replacement"},
+            }
+            policies = {p.name: p for p in device.spec(response).eligibility_policies}
+            assert policies["mine"].tf_custom_policy.arguments == b"17"
+            assert policies["data_availability"].data_availability_policy.min_example_count == 3
+            swor = policies["sampling_without_replacement"].swor_policy
+            assert swor.min_period.seconds == 7200
+            # One that sends no weights is not given any of them.
+            assert device.answer(await device.start()).HasField("rejection_info")
+
+    asyncio.run(main())
+
+
+def test_a_restart_keeps_eligibility_tasks(kit, tmp_path):
+    def world(**overrides):
+        path = str(tmp_path / "fcp.sqlite")
+        return kit.world(storage="sqlite", storage__sqlite__path=path, **overrides)
+
+    async def main():
+        async with world() as first:
+            tasks = first.services.eligibility_tasks
+            before = await tasks.set(kit.population, EligibilityTask(policies=FULL.policies))
+            assert tasks.list() == [before]
+            before = await tasks.set(kit.population, FULL)
+            assert tasks.list() == [before]
+        async with world() as second:
+            tasks = second.services.eligibility_tasks
+            assert tasks.list() == [before]
+            await second.submit(name="train")
+            device = second.device()
+            assert "mine" in asked(device, await device.check_in())["train"]
+            assert (await device.check_in()).eligibility_eval_task.plan.uri
+            assert await tasks.remove(kit.population) == before
+        async with world() as third:
+            assert third.services.eligibility_tasks.list() == []
+            found = await third.services._storage.transact(
+                lambda tx: list(tx.select(EligibilityTaskRecord))
+            )
+            assert found == []
+            device = third.device()
+            # The task is the one of before, and nobody is asked any more.
+            assert (await device.assignment()).task_name == "train"
+
+    asyncio.run(main())
+
+
+def test_an_eligibility_task_whose_plugin_is_gone_stops_the_start(kit, tmp_path):
+    class Plugin:
+        def fcp_register_eligibility_policies(self):
+            return [EligibilityPolicyFactory("lunar", "x", lambda options: EligibilityPolicy())]
+
+    from fcp_core.plugins import hookimpl
+
+    Plugin.fcp_register_eligibility_policies = hookimpl(Plugin.fcp_register_eligibility_policies)
+    storage = {"storage": "sqlite", "storage__sqlite__path": str(tmp_path / "fcp.sqlite")}
+
+    async def main():
+        async with kit.world(extra=[Plugin()], **storage) as world:
+            task = EligibilityTask(policies=[PolicyChoice("lunar")])
+            await world.services.eligibility_tasks.set(kit.population, task)
+        with pytest.raises(UsageError, match=r"phones/all, of an earlier run.*'lunar'"):
+            async with kit.world(**storage):
+                pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (PolicyChoice("data_availabilty"), "Did you mean 'data_availability'"),
+        (PolicyChoice("data_availability", {"min_count": 1}), "there is no such option"),
+        (PolicyChoice("data_availability", {"min_example_count": 0}), "at least 1"),
+        (PolicyChoice("sampling_without_replacement", {"group_regex": "("}), "regular expression"),
+        (PolicyChoice("data_availability", {"collection_uri": {1, 2}}), "collection_uri"),
+        (PolicyChoice("minimum_separation", {"current_index": 2**80}), "numbers"),
+    ],
+)
+def test_a_policy_that_cannot_be_made_changes_nothing(kit, choice, message):
+    async def main():
+        async with kit.world() as world:
+            tasks = world.services.eligibility_tasks
+            before = await tasks.set(kit.population, FULL)
+            with pytest.raises(StatusError, match=message) as caught:
+                await tasks.set(kit.population, EligibilityTask(policies=[choice]))
+            assert caught.value.code is Code.INVALID_ARGUMENT
+            assert tasks.list() == [before]
+
+    asyncio.run(main())
+
+
+def test_a_population_that_tasks_bring_is_brought_by_an_eligibility_task_too(kit):
+    async def main():
+        async with kit.world(populations=None) as world:
+            await world.services.eligibility_tasks.set(kit.population, FULL)
+            # It is known now: a device is sent away for a while, not for hours.
+            assert (await world.device().check_in()).HasField("rejection_info")
+
+    asyncio.run(main())
+
+
+def test_a_device_that_evaluates_no_policies_gets_the_plan_alone(kit):
+    async def main():
+        async with kit.world() as world:
+            tasks = world.services.eligibility_tasks
+            covered = PolicyChoice("data_availability", DATA, ["train"])
+            native = PolicyChoice("sampling_without_replacement", task_names=["native"])
+            await tasks.set(
+                kit.population,
+                EligibilityTask(
+                    plan(),
+                    b"input",
+                    task_names=["train", "plan", "native", "many"],
+                    policies=[covered, native],
+                    covers=["data_availability"],
+                ),
+            )
+            for name in ("train", "plan", "native", "free"):
+                await world.submit(5, name=name)
+            await world.submit(5, name="many", assignment_mode=AssignmentMode.MULTIPLE)
+            await world.submit(5, name="free_many", assignment_mode=AssignmentMode.MULTIPLE)
+
+            device = world.device(native=False, multiple=True)
+            given = (await device.check_in()).eligibility_eval_task
+            assert given.plan.uri
+            assert given.init_checkpoint.uri
+            assert not given.HasField("population_eligibility_spec")
+            (checked_in,) = world.recorder.of("CheckedIn")
+            assert checked_in.offered == ("free", "plan", "train")
+            # The plan may say what it likes of a task that it does not decide about alone.
+            operation = await device.start({"native": 1.0, "plan": 0.5, "train": 0.0, "free": 0.0})
+            assert device.answer(operation).task_assignment.task_name == "plan"
+
+            async def gets(weights):
+                found = await world.device(native=False).assignment(weights)
+                return None if found is None else found.task_name
+
+            assert await gets({"train": 1.0, "native": 1.0}) == "train"
+            assert await gets({"native": 1.0, "train": 0.0, "plan": 0.0}) == "free"
+            assert await gets(None) == "free"
+            # One that evaluates policies is offered everything.
+            device = world.device(multiple=True)
+            assert set(asked(device, await device.check_in())) == {
+                *("train", "plan", "native", "free", "many", "free_many")
+            }
+
+            await tasks.set(kit.population, EligibilityTask(plan(), b"x", policies=[native]))
+            await tasks.remove(kit.population)
+            plain = world.device(native=False, multiple=True)
+            assert set(asked(plain, await plain.check_in())) >= {"native", "many"}
+
+    asyncio.run(main())
+
+
+def test_a_plan_that_was_replaced_can_still_be_fetched_for_a_while(kit):
+    async def main():
+        async with kit.world(session_timeout="10m") as world:
+            tasks = world.services.eligibility_tasks
+            await tasks.set(kit.population, FULL)
+            await world.submit(name="train")
+            uri = (await world.device().check_in()).eligibility_eval_task.plan.uri
+            name = uri.partition("/data/")[2]
+            await tasks.set(kit.population, FULL)
+            media = world.services.media
+            assert (await world.device().check_in()).eligibility_eval_task.plan.uri != uri
+            world.advance(599)
+            await media.download(name)
+            world.advance(2)
+            assert await kit.code_of(media.download(name)) is Code.NOT_FOUND
+
+    asyncio.run(main())
+
+
+def test_a_task_names_policies_of_its_own(kit):
+    async def main():
+        async with kit.world() as world:
+            await world.submit(2, name="plain")
+            options = {"data_availability": DATA, "minimum_separation": {"current_index": 4}}
+            await world.submit(
+                2,
+                name="picky",
+                eligibility=["data_availability", "minimum_separation"],
+                options=options,
+            )
+            device = world.device()
+            response = await device.check_in()
+            assert asked(device, response) == {
+                "plain": set(),
+                "picky": {"data_availability", "minimum_separation"},
+            }
+            separation = device.spec(response).eligibility_policies[1].min_sep_policy
+            assert separation.current_index == 4
+            assert (await world.device().assignment()).task_name == "plain"
+            found = await world.device().assignment({"plain": 0.0, "picky": 1.0})
+            assert found.task_name == "picky"
+            assert await kit.code_of(world.submit(eligibility=["tides"])) is Code.INVALID_ARGUMENT
+
+    asyncio.run(main())
+
+
+def test_a_task_of_the_configuration_wins_over_its_population(kit):
+    sections = {
+        "population:phones/all.eligibility": "sampling_without_replacement",
+        "task:picky.eligibility": "data_availability",
+        "task:picky.eligibility.data_availability.collection_uri": "app:/taps",
+        "task:anyone.eligibility": "",
+    }
+
+    async def main():
+        async with kit.world(**sections) as world:
+            for name in ("plain", "picky", "anyone"):
+                await world.submit(name=name)
+            device = world.device()
+            assert asked(device, await device.check_in()) == {
+                "plain": {"sampling_without_replacement"},
+                "picky": {"data_availability"},
+                "anyone": set(),
+            }
+            assert (await world.device().assignment()).task_name == "anyone"
+
+    asyncio.run(main())
+
+
+def test_policies_of_a_task_survive_a_restart(kit, tmp_path):
+    storage = {"storage": "sqlite", "storage__sqlite__path": str(tmp_path / "fcp.sqlite")}
+
+    async def main():
+        async with kit.world(**storage) as world:
+            await world.submit(
+                name="picky", eligibility=["data_availability"], options={"data_availability": DATA}
+            )
+        async with kit.world(**storage) as world:
+            device = world.device()
+            assert asked(device, await device.check_in()) == {"picky": {"data_availability"}}
+
+    asyncio.run(main())
+
+
+def test_a_device_that_waits_is_not_given_a_task_that_it_was_not_asked_about(kit):
+    async def main():
+        async with kit.world() as world:
+            await world.submit(1, name="full")
+            waiting, first = world.device(), world.device()
+            await waiting.check_in()
+            assert (await first.assignment()).task_name == "full"
+            # It may take what opens later, but for what it would have to be asked about.
+            picky = {"eligibility": ["data_availability"], "options": {"data_availability": DATA}}
+            await world.submit(5, name="picky", **picky)
+            assert waiting.answer(await waiting.start()).HasField("rejection_info")
+
+    async def held():
+        window = {"selection": "uniform", "selection__uniform__window": "10s"}
+        async with kit.world(**window) as world:
+            await world.submit(1, name="full")
+            waiting = world.device()
+            await waiting.check_in()
+            operation = await waiting.start()
+            picky = {"eligibility": ["data_availability"], "options": {"data_availability": DATA}}
+            oldest = await world.submit(5, name="picky", **picky)
+            world.advance(11)
+            found = waiting.answer(await waiting.poll(operation.name))
+            assert found.task_assignment.task_name == "full"
+            assert (await world.status(oldest)).assigned == 0
+
+    asyncio.run(main())
+    asyncio.run(held())
+
+
+class Late(EligibilityPolicy):
+    """Refuses everybody, and says so with its name."""
+
+    def admit(self, check_in, now):
+        return Refusal("not for you")
+
+
+def test_a_verdict_withholds_the_tasks_that_it_is_for(kit):
+    from fcp_core.plugins import hookimpl
+
+    class Plugin:
+        @hookimpl
+        def fcp_register_eligibility_policies(self):
+            return [EligibilityPolicyFactory("late", "refuses", lambda options: Late())]
+
+    async def main():
+        async with kit.world(extra=[Plugin()]) as world:
+            await world.submit(2, name="picky", eligibility=["late"])
+            assert (await world.device().check_in()).HasField("rejection_info")
+            (rejected,) = world.recorder.of("Rejected")
+            assert rejected.reason == "refused"
+            await world.submit(2, name="plain")
+            device = world.device()
+            response = await device.check_in()
+            assert not response.HasField("rejection_info")
+            found = device.answer(await device.start({"picky": 1.0, "plain": 1.0}))
+            assert found.task_assignment.task_name == "plain"
+
+    asyncio.run(main())
