@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import urllib.parse
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -76,6 +77,33 @@ def is_set(resource: Any) -> bool:
     """Whether a ``Resource`` stands for anything."""
     kind = resource.WhichOneof("resource")
     return kind == "uri" or (kind == "inline_resource" and bool(resource.inline_resource.data))
+
+
+def fetch_all(
+    pool: ThreadPoolExecutor, transport: Transport, resources: Sequence[Any]
+) -> list[bytes | StatusError]:
+    """Fetch resources, those that have to be downloaded at the same time.
+
+    :returns: for each its bytes, or why they cannot be had.
+    """
+    jobs = [functools.partial(_fetched, transport, resource) for resource in resources]
+    apart = [
+        job
+        for job, resource in zip(jobs, resources, strict=True)
+        if resource.WhichOneof("resource") == "uri"
+    ]
+    downloaded = iter(concurrently(pool, apart))
+    return [
+        next(downloaded) if resource.WhichOneof("resource") == "uri" else job()
+        for job, resource in zip(jobs, resources, strict=True)
+    ]
+
+
+def _fetched(transport: Transport, resource: Any) -> bytes | StatusError:
+    try:
+        return fetch(transport, resource)
+    except StatusError as error:
+        return error
 
 
 def concurrently(pool: ThreadPoolExecutor, jobs: Sequence[Callable[[], T]]) -> list[T]:

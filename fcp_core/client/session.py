@@ -13,7 +13,7 @@ from fcp_core.client.eligibility import UNCONFIGURED, Eligibility, EligibilityDe
 from fcp_core.client.eligibility_plan import EligibilityPlan
 from fcp_core.client.executors import SliceSource
 from fcp_core.client.operations import parse
-from fcp_core.client.resources import Router, concurrently, fetch, is_set
+from fcp_core.client.resources import Router, fetch, fetch_all, is_set
 from fcp_core.client.results import Outcome, TaskOutcome, TaskResult
 from fcp_core.client.retry import RetrySchedule
 from fcp_core.client.tasks import AssignedTask, Device, TaskRunner
@@ -128,13 +128,12 @@ class Session:
         if not (is_set(task.plan) and is_set(task.init_checkpoint)):
             return None
         device = self._device
-        plan, checkpoint = concurrently(
-            self._pool,
-            [
-                functools.partial(fetch, self._transport, resource)
-                for resource in (task.plan, task.init_checkpoint)
-            ],
-        )
+        parts = []
+        for part in fetch_all(self._pool, self._transport, (task.plan, task.init_checkpoint)):
+            if isinstance(part, StatusError):
+                raise part
+            parts.append(part)
+        plan, checkpoint = parts
         return EligibilityPlan(
             plan,
             checkpoint,

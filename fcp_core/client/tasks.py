@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from fcp_core.client.executors import (
     run_plan,
 )
 from fcp_core.client.history import History
-from fcp_core.client.resources import Router, concurrently, fetch
+from fcp_core.client.resources import Router, fetch_all
 from fcp_core.client.results import TaskOutcome, TaskResult
 from fcp_core.client.stores import ExampleStore
 from fcp_core.client.transport import Endpoint, Transport
@@ -100,13 +99,13 @@ class TaskRunner:
             client cannot serve it, or the status of a download that failed.
         """
         endpoints = [self._check(assignment) for assignment in assignments]
-        jobs = [
-            functools.partial(_fetched, self._transport, resource)
+        resources = [
+            resource
             for assignment, endpoint in zip(assignments, endpoints, strict=True)
             if isinstance(endpoint, Endpoint)
             for resource in (assignment.plan, assignment.init_checkpoint)
         ]
-        fetched = iter(concurrently(self._pool, jobs))
+        fetched = iter(fetch_all(self._pool, self._transport, resources))
         received: list[AssignedTask | StatusError] = []
         for assignment, endpoint in zip(assignments, endpoints, strict=True):
             if isinstance(endpoint, StatusError):
@@ -264,13 +263,6 @@ class TaskRunner:
             checkpoint_bytes=len(computed.checkpoint),
             uploaded_bytes=uploaded,
         )
-
-
-def _fetched(transport: Transport, resource: Any) -> bytes | StatusError:
-    try:
-        return fetch(transport, resource)
-    except StatusError as error:
-        return error
 
 
 def _reported(error: StatusError) -> Code:

@@ -274,10 +274,9 @@ class Config:
         :raises UsageError: for an overlay with an unknown name or a wrong type, or with an option
             that only the operator may set.
         """
+        wanted = normal(name)
         values = {
-            key: value.value
-            for (section, key), value in self._values.items()
-            if section == normal(name)
+            key: value.value for (section, key), value in self._values.items() if section == wanted
         }
         for key, raw in (overlay or {}).items():
             option = self._registry.get(normal(name), normal(key).lower())
