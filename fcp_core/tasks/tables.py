@@ -97,7 +97,7 @@ class Table:
         """Write a file: Parquet if its name ends in ``.parquet``, JSON in ``.json``, else CSV.
 
         :raises MissingExtraError: for Parquet without the package that writes it.
-        :raises UsageError: if the file cannot be written.
+        :raises UsageError: if the file cannot be written, or that package does not work here.
         """
         try:
             if path.suffix == ".parquet":
@@ -113,8 +113,10 @@ class Table:
         try:
             import pyarrow
             import pyarrow.parquet
-        except ImportError:
+        except ModuleNotFoundError:
             raise MissingExtraError("writing Parquet", "analytics") from None
+        except ImportError as error:
+            raise UsageError(f"writing Parquet: pyarrow cannot be imported: {error}.") from error
         arrays = [
             pyarrow.array(column.values, pyarrow.string() if column.is_text else column.dtype)
             for column in self.columns

@@ -101,3 +101,31 @@ def test_the_example_counts_app_launches(tmp_path, port_of_its_own):
     assert result.returncode == 0, result.stderr
     assert "groups are right" in result.stdout
     assert (tmp_path / "launches.svg").exists()
+
+
+def test_a_result_as_a_parquet_file(fcp, task_file, contribute, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    task_id = fcp("submit", str(task_file)).output.strip()
+    for number in range(2):
+        contribute(fcp.url, **{"na\0ïve ☃": 2**40 + number, "": 0})
+    assert fcp("watch", task_id).exit_code == 0
+    written = fcp("result", task_id, "-o", "t.parquet")
+    assert (written.exit_code, written.output) == (0, "")
+    table = parquet.read_table(tmp_path / "t.parquet")
+    assert table.to_pylist() == [
+        {"app": "na\0ïve ☃", "launches": 2**41 + 1},
+        {"app": "", "launches": 0},
+    ]
+
+
+def test_a_result_without_rows_as_a_parquet_file(fcp, task_file, contribute, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    text = task_file.read_text().replace("[result]", "[result]\nminimum_group_size = 9")
+    task_file.write_text(text)
+    task_id = fcp("submit", str(task_file)).output.strip()
+    for _ in range(2):
+        contribute(fcp.url, maps=1)
+    assert fcp("watch", task_id).exit_code == 0
+    assert fcp("result", task_id, "-o", "t.parquet").exit_code == 0
+    table = parquet.read_table(tmp_path / "t.parquet")
+    assert (table.column_names, table.num_rows) == (["app", "launches"], 0)

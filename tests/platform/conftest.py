@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,11 @@ def _options(plugins: Plugins) -> dict[str, Any]:
         name: plugins.config.section(f"aggregator.{name}")
         for name in ("federated_secure_sum", "federated_secure_sum_bitwidth")
     }
+
+
+@pytest.fixture
+def port_of_its_own() -> int:
+    """A port that was free a moment ago, for a process that is told its port."""
+    with socket.create_server(("localhost", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,147 @@
+"""Several federated programs at a time on one ``fcp serve``; one is killed and comes back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tensorflow_federated")
+
+from fcp_core.admin import AdminClient
+from fcp_core.client import CallableStore, Client
+
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
+
+TOKEN = "a-token-that-is-long-enough"
+COLLECTION = "app:/numbers"
+ROUNDS, COHORT = 2, 2
+
+#: Adds up the numbers of its devices over two rounds; its name and population are arguments.
+PROGRAM = f"""
+import asyncio, sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+import fcp_platform
+from fcp_core.protocol.protos import plan_pb2
+
+name, population, url = sys.argv[1:]
+
+@tff.tensorflow.computation(tff.SequenceType(np.str_))
+def total(examples):
+    return examples.reduce(np.int64(0), lambda s, x: s + tf.strings.to_number(x, tf.int64))
+
+@tff.tensorflow.computation(np.int64, np.int64)
+def add(a, b):
+    return a + b
+
+@tff.federated_computation(
+    tff.FederatedType(np.int64, tff.SERVER),
+    tff.FederatedType(tff.SequenceType(np.str_), tff.CLIENTS),
+)
+def sum_up(state, data):
+    sum_ = tff.federated_sum(tff.federated_map(total, data))
+    return tff.federated_map(add, (state, sum_)), sum_
+
+async def main(context):
+    comp = fcp_platform.FederatedComputation(sum_up, name=name)
+    selector = plan_pb2.ExampleSelector(collection_uri={COLLECTION!r})
+    data = fcp_platform.FederatedDataSource(population, selector).iterator()
+    state = np.int64(0)
+    for _ in range({ROUNDS}):
+        state, _ = context.invoke(comp, [state, data.select({COHORT})])
+    return await state.get_value()
+
+with fcp_platform.FederatedContext(
+    population, server=url, token={TOKEN!r}, program="program " + name
+) as context:
+    print("sum", asyncio.run(main(context)))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start Python with arguments; what still runs at the end is killed."""
+    running = []
+
+    def start(*arguments):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("FCP_")}
+        with (tmp_path / f"log-{len(running)}").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=tmp_path,
+                env={**environment, "FCP_ADMIN__TOKEN": TOKEN, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        process.log = Path(log.name)
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def contribute(url, population, number):
+    """Be a device until it has contributed its number."""
+    store = CallableStore(lambda selector: [str(number).encode()])
+    with Client(url, population, stores={COLLECTION: store}) as client:
+        for result in client.run(num_rounds=10_000):
+            if result.outcome.name == "CONTRIBUTED":
+                return
+
+
+def sum_of(process):
+    assert process.wait(60) == 0, process.log.read_text()
+    return int(process.log.read_text().split("sum ")[1])
+
+
+def test_programs_share_a_server_and_one_that_is_killed_finds_its_round(
+    start, tmp_path, port_of_its_own
+):
+    url = f"http://localhost:{port_of_its_own}/"
+    options = ("retry_min=20ms", "retry_max=60ms", "polling_interval=20ms")
+    overrides = [word for option in options for word in ("--set", option)]
+    server = start(
+        "-m", "fcp_core", *overrides, "serve", "--port", str(port_of_its_own),
+        "--population", "test/shared", "--population", "test/own",
+    )  # fmt: skip
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    wanted = {"one": "test/shared", "two": "test/shared", "three": "test/own"}
+    programs = {n: start(str(program), n, population, url) for n, population in wanted.items()}
+    with AdminClient(url, TOKEN, patience=30) as admin, ThreadPoolExecutor(8) as threads:
+        while len(admin.list(None, "open")) < len(wanted):
+            assert all(process.poll() is None for process in programs.values())
+            assert server.poll() is None
+            time.sleep(0.05)
+        programs["one"].kill()
+        programs["one"].wait()
+        # Its round goes on without it.
+        contribute(url, "test/shared", 1)
+        programs["one"] = start(str(program), "one", "test/shared", url)
+        devices = [
+            threads.submit(contribute, url, population, 1 << bit)
+            for population, bits in (("test/shared", range(1, 8)), ("test/own", range(8, 12)))
+            for bit in bits
+        ]
+        sums = {name: sum_of(process) for name, process in programs.items()}
+        for device in devices:
+            device.result(30)
+        # Each contribution is in the result of exactly one program of its population.
+        assert sums["one"] | sums["two"] == sums["one"] + sums["two"] == 0xFF
+        assert [sums[name].bit_count() for name in wanted] == [ROUNDS * COHORT] * 3
+        assert sums["three"] == 0xF00
+        assert admin.list() == []
+    server.terminate()
+    assert server.wait(30) == 0, server.log.read_text()
