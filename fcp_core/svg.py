@@ -16,30 +16,46 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 44
 
 @dataclass(frozen=True)
 class Lines:
-    """A panel of lines: points (x, y) by the name of the series."""
+    """A panel of lines: points (x, y) by the name of the series.
+
+    :param x_limit: where the panel ends on the right; None: with the last point.
+    :param logarithmic: whether equal ratios of x are equally far apart; x is above 0 then.
+    """
 
     title: str
     x_label: str
     y_label: str
     series: Sequence[tuple[str, Sequence[tuple[float, float]]]]
     x_limit: float | None = None
+    logarithmic: bool = False
 
     def draw(self) -> list[str]:
         """Return the panel's elements."""
         points = [point for _, line in self.series for point in line]
-        x_ticks = _ticks(self.x_limit or max((x for x, _ in points), default=1.0))
+        xs = [x for x, _ in points] or [1.0]
+        if self.x_limit is not None:
+            xs.append(self.x_limit)
+        if self.logarithmic:
+            x_ticks = [10.0**power for power in _powers(min(xs), max(xs))]
+            least, most = x_ticks[0], x_ticks[-1]
+        else:
+            x_ticks = _ticks(self.x_limit or max(xs))
+            least, most = 0.0, self.x_limit or x_ticks[-1]
+
+        def place(x: float) -> float:
+            if self.logarithmic:
+                share = math.log(x / least) / math.log(most / least)
+            else:
+                share = x / most
+            return _LEFT + min(share, 1.0) * _INNER_WIDTH
+
         y_ticks = _ticks(max((y for _, y in points), default=1.0))
-        x_max, y_max = self.x_limit or x_ticks[-1], y_ticks[-1]
         parts = _frame(self.title, self.x_label, self.y_label, y_ticks)
         for tick in x_ticks:
-            if tick <= x_max:
-                place = _LEFT + tick / x_max * _INNER_WIDTH
-                parts.append(_text(place, _HEIGHT - _BOTTOM + 16, _number(tick), "middle"))
+            if tick <= most:
+                parts.append(_text(place(tick), _HEIGHT - _BOTTOM + 16, _number(tick), "middle"))
         for number, (_, line) in enumerate(self.series):
-            path = " ".join(
-                f"{_LEFT + min(x / x_max, 1.0) * _INNER_WIDTH:.1f},{_y(y / y_max):.1f}"
-                for x, y in line
-            )
+            path = " ".join(f"{place(x):.1f},{_y(y / y_ticks[-1]):.1f}" for x, y in line)
             parts.append(
                 f'<polyline points="{path}" fill="none" stroke="{_colour(number)}" '
                 f'stroke-width="1.6"/>'
@@ -126,8 +142,14 @@ def _ticks(largest: float) -> list[float]:
     return [number * step for number in range(math.ceil(largest / step - 1e-9) + 1)]
 
 
+def _powers(least: float, most: float) -> range:
+    """Return the powers of ten that two numbers lie between; there are at least two."""
+    first = math.floor(math.log10(least) + 1e-9)
+    return range(first, max(math.ceil(math.log10(most) - 1e-9), first + 1) + 1)
+
+
 def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if 1e4 <= value < 1e7 else f"{value:.4g}"
 
 
 def _colour(number: int) -> str:

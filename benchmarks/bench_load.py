@@ -1,0 +1,117 @@
+"""What a device costs the server in rounds of 100 to 10,000 devices.
+
+Each round is one of ``fcp bench load``: devices with a 4-byte update, 64 of them talking at a time,
+against ``fcp serve`` in a process of its own that was warmed up. Small rounds are repeated until
+they come to 1,000 devices; each size is measured with servers of its own, in turn, and the median
+counts. In the plot's second line all devices of a round wait until the last is there (selection
+``cohort``), and poll meanwhile.
+
+    python benchmarks/bench_load.py [--quick] [--svg docs/images/load.svg]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from goals import Goal
+from own_server import own_server
+
+from fcp_core.bench.report import ServerCost
+from fcp_core.svg import Lines, page
+
+SIZES = (100, 300, 1_000, 3_000, 10_000)
+QUICK_SIZES = (50, 200, 800)
+#: Devices that a figure comes from, at least.
+DEVICES = 1_000
+#: Devices that come before the measurement.
+WARM_UP = 200
+#: How often each size is measured.
+TURNS = 2
+#: How much a device may cost in the dearest size, as a multiple of what it costs in the cheapest.
+FLAT = 1.15
+
+
+def cost(size: int, **settings: str) -> float:
+    """Return milliseconds of the server's processor time for each device of rounds of a size."""
+    with own_server(**settings) as target:
+        target.load(WARM_UP)
+        costs = []
+        for _ in range(max(1, DEVICES // size)):
+            server = target.load(size).server
+            assert isinstance(server, ServerCost)  # it is our own
+            costs.append(server.cpu_ms_per_device)
+    return statistics.mean(costs)
+
+
+def measure(sizes: Sequence[int], turns: int, **settings: str) -> dict[int, float]:
+    """Return the median cost of a device for rounds of each size."""
+    found: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(turns):
+        for size in sizes:
+            found[size].append(cost(size, **settings))
+            print(f"{size:6d} devices: {found[size][-1]:.2f} ms each", file=sys.stderr)
+    return {size: statistics.median(costs) for size, costs in found.items()}
+
+
+def goals(quick: bool) -> list[Goal]:
+    """Measure."""
+    return goals_of(measure(QUICK_SIZES if quick else SIZES, 1 if quick else TURNS))
+
+
+def goals_of(costs: dict[int, float]) -> list[Goal]:
+    """Return the goals for what was measured. A round that is not complete is an error before."""
+    least, most = min(costs), max(costs)
+    return [
+        Goal("scale", "devices that complete one round", most, most, "devices", at_most=False),
+        Goal(
+            "scale",
+            f"processor time a device, {least:,} to {most:,} devices in a round: dearest to "
+            f"cheapest ({min(costs.values()):.2f} ms)",
+            max(costs.values()) / min(costs.values()),
+            FLAT,
+        ),
+    ]
+
+
+def draw(costs: dict[int, float], waiting: dict[int, float]) -> str:
+    """Return the plot."""
+    series = [
+        ("64 devices at a time", costs),
+        ("all wait for the last", waiting),
+    ]
+    return page(
+        "What a device costs the server",
+        [name for name, _ in series],
+        [
+            Lines(
+                "Processor time",
+                "devices in one round",
+                "ms a device",
+                [(name, [(float(n), ms) for n, ms in found.items()]) for name, found in series],
+                logarithmic=True,
+            )
+        ],
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="smaller rounds")
+    parser.add_argument("--svg", type=Path, help="draw the cost by the size of the round")
+    given = parser.parse_args()
+    sizes, turns = (QUICK_SIZES, 1) if given.quick else (SIZES, TURNS)
+    costs = measure(sizes, turns)
+    for goal in goals_of(costs):
+        print("  ".join(goal.row()))
+    if given.svg is not None:
+        waiting = measure(sizes, 1, selection="cohort")
+        given.svg.write_text(draw(costs, waiting), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
