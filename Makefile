@@ -55,9 +55,9 @@ protos: $(READY)
 docs: $(READY)
 	$(BIN)/python -m fcp_core.plugins.reference docs
 
+# All goals in one table, for docs/performance.md: make bench. Smaller inputs: make bench QUICK=1
 bench: $(READY)
-	for part in checkpoint fold ingest simulation digits demo; do \
-	  echo "== $$part"; $(BIN)/python benchmarks/bench_$$part.py || exit 1; done
+	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick,--write docs/performance.md)
 
 FUZZ_INPUTS ?= 1000000
 fuzz: $(READY)
