@@ -1,7 +1,7 @@
 """The same as ``../numpy_digits/run.py``, but the devices train with PyTorch.
 
-The server and the program know nothing of it: they see named arrays. Without PyTorch this says so
-and ends.
+The server and the program know nothing of it: they see named arrays. Without PyTorch, or without
+the digits of scikit-learn, this says so and ends.
 
     python examples/pytorch_digits/run.py
 """
@@ -17,8 +17,10 @@ HERE = Path(__file__).parent
 
 def main() -> int:
     """Run the example; return 0."""
-    if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed, so there is nothing to show: pip install torch")
+    packages = {"torch": "torch", "sklearn": "scikit-learn"}
+    missing = [p for name, p in packages.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"There is nothing to show without more packages: pip install {' '.join(missing)}")
         return 0
     sys.path.insert(0, str(HERE.parent / "numpy_digits"))
     # The module of that name beside this one is this one.

@@ -239,12 +239,50 @@ def test_the_example_learns():
     assert "6 rounds in" in run.stdout
 
 
-def test_the_pytorch_example_runs_or_says_what_is_missing():
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLES / "pytorch_digits" / "run.py"), "--rounds", "3"],
+def run_with_pytorch(*arguments):
+    return subprocess.run(
+        [sys.executable, *arguments, str(EXAMPLES / "pytorch_digits" / "run.py"), "--rounds", "5"],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
+    ).stdout
+
+
+def test_the_pytorch_example_says_what_is_missing():
+    # -S: without the packages that are installed.
+    assert "pip install torch" in run_with_pytorch("-S")
+
+
+@pytest.mark.slow
+def test_the_pytorch_example_learns():
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    found = [float(value) for value in re.findall(r"accuracy ([\d.]+)", run_with_pytorch())]
+    assert len(found) == 5
+    assert found[-1] > 0.85
+
+
+def test_pytorch_trains_as_numpy_does():
+    """Both examples do the same arithmetic, so a fleet may mix them."""
+    pytest.importorskip("torch")
+    script = """
+import sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import devices, digits
+rng = np.random.default_rng(1)
+examples = np.zeros(50, digits.EXAMPLE)
+examples["pixels"], examples["digit"] = rng.random((50, 64)), rng.integers(0, 10, 50)
+network, settings = digits.initial(2), {"epochs": 2, "learning_rate": 0.1, "batch": 8}
+trained, weight = devices.train(network, [example.tobytes() for example in examples], settings)
+wanted = digits.train(network, examples, 2, 0.1, 8)
+assert weight == 50
+for name, values in wanted.items():
+    np.testing.assert_allclose(trained[name], values, rtol=1e-4, atol=1e-5)
+    assert trained[name].dtype == np.float32
+    assert not np.array_equal(values, network[name])
+"""
+    subprocess.run(
+        [sys.executable, "-c", script, str(EXAMPLES / "pytorch_digits")], timeout=60, check=True
     )
-    assert "PyTorch is not installed" in run.stdout or "3 rounds in" in run.stdout
