@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 _LAZY = {
     "bench": ("fcp_core.bench.command", "bench", "Put a server under load."),
     "client": ("fcp_core.client.command", "client", "Take part as a device."),
+    "eligibility": (
+        "fcp_core.admin.eligibility_command",
+        "eligibility",
+        "Say how devices find out what they are eligible for.",
+    ),
     "plugin": ("fcp_core.plugins.scaffold", "plugin", "Write a plugin of your own."),
     "plugins": (
         "fcp_core.plugins_command",

@@ -21,24 +21,34 @@ if TYPE_CHECKING:
     from fcp_core.admin.client import AdminClient
     from fcp_core.admin.messages import Task
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.group()
-@click.option("--server", help="The server's address [default: [fcp:admin] url].")
-@click.option("--token-file", type=_FILE, help="A file with its admin token.")
-@click.option("--ca-file", type=_FILE, help="PEM certificates to trust, not the system's.")
-@click.pass_context
-def tasks(
-    ctx: click.Context, server: str | None, token_file: Path | None, ca_file: Path | None
-) -> None:
-    """Submit, list, watch and cancel the tasks of a server.
+def admin_group(name: str, text: str) -> click.Group:
+    """Return a group of commands that find a way to make a client in ``ctx.obj``.
 
-    The token comes from --token-file, or from [fcp:admin] token_file, or from the environment
-    variable FCP_ADMIN__TOKEN.
+    :param text: what its help begins with.
     """
-    invocation = ctx.obj
-    ctx.obj = lambda: connect(invocation, server, token_file, ca_file)
+
+    @click.group(
+        name,
+        help=f"{text}\n\nThe token comes from --token-file, or from [fcp:admin] token_file, or "
+        "from the environment variable FCP_ADMIN__TOKEN.",
+    )
+    @click.option("--server", help="The server's address [default: [fcp:admin] url].")
+    @click.option("--token-file", type=FILE, help="A file with its admin token.")
+    @click.option("--ca-file", type=FILE, help="PEM certificates to trust, not the system's.")
+    @click.pass_context
+    def group(
+        ctx: click.Context, server: str | None, token_file: Path | None, ca_file: Path | None
+    ) -> None:
+        invocation = ctx.obj
+        ctx.obj = lambda: connect(invocation, server, token_file, ca_file)
+
+    return group
+
+
+tasks = admin_group("tasks", "Submit, list, watch and cancel the tasks of a server.")
 
 
 def connect(
@@ -79,7 +89,7 @@ def _read(path: Path) -> str:
 
 
 @contextmanager
-def _client(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
+def connected(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
     """Give a client; what the server refuses ends the command with its message, and status 1."""
     with connect() as client:
         try:
@@ -89,7 +99,7 @@ def _client(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
 
 
 @tasks.command()
-@click.argument("file", type=_FILE)
+@click.argument("file", type=FILE)
 @click.option("--key", help="A second submission with the same key returns the first's task.")
 @click.option("--watch", "watched", is_flag=True, help="Then watch it until it has ended.")
 @click.pass_obj
@@ -101,7 +111,7 @@ def submit(connect: Any, file: Path, key: str | None, watched: bool) -> None:
         spec = read_task_file(file).to_spec()
     except StatusError as error:
         raise UsageError(f"{file}: {error.message}.") from None
-    with _client(connect) as client:
+    with connected(connect) as client:
         task = client.submit(spec, key=key)
         click.echo(task.task_id)
         if watched:
@@ -117,7 +127,7 @@ def list_(connect: Any, population: str | None, state: str | None) -> None:
     from rich import box
     from rich.table import Table
 
-    with _client(connect) as client:
+    with connected(connect) as client:
         found = client.list(population, state)
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for column in ("task", "population", "name", "state", "contributed", "created", "error"):
@@ -132,7 +142,7 @@ def list_(connect: Any, population: str | None, state: str | None) -> None:
             datetime.fromtimestamp(task.created).isoformat(" ", "seconds"),
             "" if task.error is None else task.error.status,
         )
-    _print(table)
+    show(table)
 
 
 @tasks.command()
@@ -140,7 +150,7 @@ def list_(connect: Any, population: str | None, state: str | None) -> None:
 @click.pass_obj
 def watch(connect: Any, task_id: str) -> None:
     """Show a task until it has ended; status 1 if it has no result."""
-    with _client(connect) as client:
+    with connected(connect) as client:
         _watch(client, task_id)
 
 
@@ -150,7 +160,7 @@ def watch(connect: Any, task_id: str) -> None:
 @click.pass_obj
 def cancel(connect: Any, task_id: str, reason: str | None) -> None:
     """End a task without a result; one that has ended stays as it is."""
-    with _client(connect) as client:
+    with connected(connect) as client:
         click.echo(_line(client.cancel(task_id, reason)))
 
 
@@ -159,7 +169,7 @@ def cancel(connect: Any, task_id: str, reason: str | None) -> None:
 @click.pass_obj
 def forget(connect: Any, task_id: str) -> None:
     """Delete a task that has ended, with its result."""
-    with _client(connect) as client:
+    with connected(connect) as client:
         client.forget(task_id)
 
 
@@ -168,10 +178,10 @@ def forget(connect: Any, task_id: str) -> None:
 @click.option(
     "-o",
     "--output",
-    type=_FILE,
+    type=FILE,
     help="A file: .csv, .json, .parquet, or .ckpt for the checkpoint [default: CSV is printed].",
 )
-@click.option("--plot", type=_FILE, help="An SVG file for a bar chart.")
+@click.option("--plot", type=FILE, help="An SVG file for a bar chart.")
 @click.option("--column", help="What the chart shows [default: the first column of numbers].")
 @click.pass_obj
 def result(
@@ -181,16 +191,16 @@ def result(
     from fcp_core.tasks.plots import bar_chart
     from fcp_core.tasks.tables import Table
 
-    with _client(connect) as client:
+    with connected(connect) as client:
         task = client.get(task_id)
         checkpoint = client.result(task_id)
         if output is not None and output.suffix == ".ckpt":
-            _write(output, checkpoint)
+            write(output, checkpoint)
             if plot is None:
                 return
         table = Table.of(checkpoint)
     if plot is not None:
-        _write(plot, bar_chart(table, task.name, column).encode())
+        write(plot, bar_chart(table, task.name, column).encode())
     if output is None and plot is None:
         click.echo(table.to_csv(), nl=False)
     elif output is not None and output.suffix != ".ckpt":
@@ -207,7 +217,11 @@ def openapi() -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(describe()), indent=2))
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
+    """Write a file.
+
+    :raises UsageError: if it cannot be written.
+    """
     try:
         path.write_bytes(data)
     except OSError as error:
@@ -249,7 +263,8 @@ def _line(task: Task) -> str:
     return line if task.error is None else f"{line} ({task.error.status}: {task.error.message})"
 
 
-def _print(item: RenderableType) -> None:
+def show(item: RenderableType) -> None:
+    """Print a table or the like: in a pipe, each line whole."""
     from rich.console import Console
 
     # A pipe gets whole lines, so that they can be searched.

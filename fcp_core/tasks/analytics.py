@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,8 @@ class Analytics:
     :param counts: the same for counts: sums of an integer vector in which the device counts, with
         a 1 in each row to count rows.
     :param minimum_group_size: only groups of at least so many rows are in the result.
+    :param eligibility: the options of eligibility policies, by the policies' names, that come on
+        top of those that the server's configuration chooses.
     """
 
     population: str
@@ -90,6 +93,7 @@ class Analytics:
     sums: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, str] = field(default_factory=dict)
     minimum_group_size: int | None = None
+    eligibility: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def to_spec(self) -> TaskSpec:
         """Return the task's specification: the plan for devices, the aggregation for the server.
@@ -117,6 +121,8 @@ class Analytics:
             deadline=self.deadline,
             over_selection=self.over_selection,
             max_at_work=self.max_at_work,
+            eligibility=tuple(self.eligibility),
+            options={name: options for name, options in self.eligibility.items() if options},
             # This format keeps the order of the columns.
             result_format="federated_compute",
         )
