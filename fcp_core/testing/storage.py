@@ -20,9 +20,9 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import pytest
 from hypothesis import settings as hypothesis_settings
@@ -35,6 +35,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from fcp_core.storage import records
 from fcp_core.storage.contract import Record, Storage, Transaction
 
 T = TypeVar("T")
@@ -187,6 +188,42 @@ class StorageConformance(ABC):
             assert await storage.transact(lambda tx: list(tx.select(Item))) == [Item("kept")]
 
         self.run(tmp_path / "store", use)
+
+    def test_keeps_what_the_server_keeps(self, tmp_path: Path) -> None:
+        """A record of each of the server's kinds comes back, is found, is replaced and goes."""
+        kinds = [kind for kind in vars(records).values() if _is_kind(kind)]
+        assert kinds
+        path = tmp_path / "store"
+
+        def replace_one(tx: Transaction, first: Record, second: Record) -> None:
+            assert tx.get(type(first), first.key) == first
+            tx.put(second)
+
+        async def use(storage: Storage) -> None:
+            for kind in kinds:
+                first, second = (_record_of(kind, number) for number in range(2))
+                await storage.transact(lambda tx: tx.put(first))  # noqa: B023 (awaited at once)
+                await storage.transact(lambda tx: replace_one(tx, first, second))  # noqa: B023
+                for index in kind.INDEXES:
+                    for record, found in ((first, []), (second, [second])):
+                        equals = {index: getattr(record, index)}
+                        assert (
+                            await storage.transact(
+                                lambda tx: list(tx.select(kind, **equals))  # noqa: B023
+                            )
+                            == found
+                        )
+
+        async def again(storage: Storage) -> None:
+            for kind in kinds:
+                second = _record_of(kind, 1)
+                left = await storage.transact(lambda tx: list(tx.select(kind)))  # noqa: B023
+                assert left == ([second] if self.durable else [])
+                await storage.transact(lambda tx: tx.delete(kind, second.key))  # noqa: B023
+                assert await storage.transact(lambda tx: list(tx.select(kind))) == []  # noqa: B023
+
+        self.run(path, use)
+        self.run(path, again)
 
     def test_refuses_an_unknown_index(self, tmp_path: Path) -> None:
         """Selecting by a field that is not indexed is an error, and not an empty answer."""
@@ -358,6 +395,30 @@ class StorageConformance(ABC):
             stdout=subprocess.PIPE,
             text=True,
         )
+
+
+def _is_kind(value: object) -> TypeGuard[type[Record]]:
+    return isinstance(value, type) and issubclass(value, Record) and value is not Record
+
+
+def _record_of(kind: type[Record], number: int) -> Any:
+    """Return a record with a value of its own in each field but the key."""
+    values: dict[str, Any] = {
+        "str": f"text {number}",
+        "str | None": f"more text {number}",
+        "bytes": bytes([number, 255]),
+        "int": number,
+        "float": number + 0.5,
+        "float | None": number + 0.25,
+        "bool": bool(number),
+        "tuple[str, ...]": ("a", str(number)),
+    }
+    return kind(
+        **{
+            field.name: "the key" if field.name == kind.KEY else values[str(field.type)]
+            for field in fields(kind)
+        }
+    )
 
 
 class _Model(RuleBasedStateMachine):

@@ -67,6 +67,7 @@ def test_the_kit_finds_in_memory(broken, tmp_path, name, check):
     [
         ("StaleIndex", "test_a_transaction_reads_its_own_writes"),
         ("StaleIndex", "test_behaves_like_a_dictionary"),
+        ("StaleIndex", "test_keeps_what_the_server_keeps"),
         ("HalfTransactions", "test_returns_and_raises_what_the_body_does"),
     ],
 )
