@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.buffers import Buffers
 from fcp_core.server.limits import InFlight, Limits
 from fcp_core.server.metrics import ServerMetrics
 from fcp_core.server.rates import RateLimit
@@ -44,7 +45,6 @@ class Context:
     """The services, the limits, and what is going on at the moment.
 
     :ivar stopping: whether the server was told to stop.
-    :ivar requests: the tasks of the requests that are being served.
     """
 
     def __init__(
@@ -62,25 +62,47 @@ class Context:
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.executor = ThreadPoolExecutor(thread_name_prefix="fcp-server")
+        self.buffers = Buffers()
         self.stopping = False
-        self.requests: set[asyncio.Task[Any]] = set()
+        #: The requests that are not answered, and the tasks that serve them.
+        self._busy: set[object] = set()
+        #: Those among them that :meth:`settle` waits for.
+        self._awaited: set[object] = set()
+        self._settled = asyncio.Event()
         self._calls: set[asyncio.Task[Any]] = set()
         self._methods: dict[tuple[str, str], Method | None] = {}
 
-    def enter(self) -> None:
-        """Count the current task among the requests until it is done."""
-        task = asyncio.current_task()
-        assert task is not None  # handlers run in tasks
-        self.spawned(task)
+    def enter(self, request: object) -> None:
+        """Wait for a request before the server stops, until it :meth:`leaves <leave>`."""
+        self._busy.add(request)
+
+    def leave(self, request: object) -> None:
+        """Wait for a request no longer. May be repeated."""
+        self._busy.discard(request)
+        if self._awaited:
+            self._awaited.discard(request)
+            if not self._awaited:
+                self._settled.set()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run *work* apart from any request; the server waits for it before it stops."""
-        self.spawned(asyncio.get_running_loop().create_task(work))
+        """Run *work* in a task of its own; the server waits for it before it stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._busy.add(task)
+        task.add_done_callback(self.leave)
 
-    def spawned(self, task: asyncio.Task[Any]) -> None:
-        """Keep a task, and wait for it before the server stops."""
-        self.requests.add(task)
-        task.add_done_callback(self.requests.discard)
+    async def settle(self, timeout: float) -> bool:
+        """Wait until nothing goes on any more that goes on now; return whether that is so.
+
+        :param timeout: how long to wait, in seconds.
+        """
+        self._awaited = set(self._busy)
+        if self._awaited:
+            self._settled.clear()
+            try:
+                await asyncio.wait_for(self._settled.wait(), timeout)
+            except asyncio.TimeoutError:
+                return False
+        return True
 
     async def call(self, work: Awaitable[T]) -> T:
         """Wait for a service.
@@ -101,12 +123,10 @@ class Context:
         finally:
             self._calls.discard(task)
 
-    def cancel_calls(self) -> set[asyncio.Task[Any]]:
-        """Give up the service calls that are still under way; return their requests' tasks."""
-        calls = set(self._calls)
-        for task in calls:
+    def cancel_calls(self) -> None:
+        """Give up the service calls that are still under way; their requests are answered."""
+        for task in set(self._calls):
             task.cancel()
-        return calls
 
     def method(self, route: Route) -> Method:
         """Return the service's method behind a route.

@@ -8,19 +8,22 @@ import errno
 import logging
 import socket
 import ssl
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
-from tornado.web import Application
+from tornado.routing import Router
 
 from fcp_core.admin.api import PREFIX
 from fcp_core.errors import UsageError
 from fcp_core.server.admin.auth import AdminCheck
 from fcp_core.server.admin.handlers import AdminHandler
 from fcp_core.server.context import Authenticate, Context
-from fcp_core.server.handlers import HealthHandler, MetricsHandler, RPCHandler, log_request
+from fcp_core.server.exchange import Handler
+from fcp_core.server.handlers import HealthHandler, MetricsHandler, NothingHandler, RPCHandler
 from fcp_core.server.limits import Limits
 from fcp_core.server.logs import hide_addresses
 from fcp_core.server.media import DOWNLOAD, UPLOAD, DownloadHandler, UploadHandler
@@ -121,6 +124,48 @@ class FrontServer(HTTPServer):
         super().on_close(server_conn)
 
 
+class FrontRouter(Router):
+    """Says which handler takes a request.
+
+    :param metrics_here: whether ``/metrics`` is served.
+    :param admin_check: who may use the admin API; None: there is none.
+    """
+
+    def __init__(
+        self, context: Context, metrics_here: bool, admin_check: AdminCheck | None
+    ) -> None:
+        self._context = context
+        self._metrics_here = metrics_here
+        self._check = admin_check
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Handler:
+        """Return a handler for one request."""
+        path, context = request.path, self._context
+        if path.startswith(UPLOAD):
+            return UploadHandler(context, request)
+        if path.startswith(DOWNLOAD):
+            return DownloadHandler(context, request)
+        if path in ("/healthz", "/readyz"):
+            return HealthHandler(context, request)
+        if path == "/metrics" and self._metrics_here:
+            return MetricsHandler(context, request)
+        if self._check is not None and (path == PREFIX or path.startswith(f"{PREFIX}/")):
+            return AdminHandler(context, request, context.services.admin, self._check)
+        return RPCHandler(context, request)
+
+
+class MetricsRouter(Router):
+    """Serves ``/metrics`` and nothing else."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Handler:
+        """Return a handler for one request."""
+        kind = MetricsHandler if request.path == "/metrics" else NothingHandler
+        return kind(self._context, request)
+
+
 class Frontend:
     """One HTTP server on sockets that are bound already.
 
@@ -168,38 +213,21 @@ class Frontend:
 
     def start(self) -> None:
         """Accept connections, on the running event loop."""
-        shared: dict[str, Any] = {"context": self._context}
-        admin: list[Any] = []
-        if self._check is not None:
-            own = {"admin": self._context.services.admin, "check": self._check}
-            admin = [(f"{PREFIX}(?:/.*)?", AdminHandler, shared | own)]
-        measured: list[Any] = [("/metrics", MetricsHandler, shared)]
         hide_addresses()
-        application = Application(
-            [
-                *admin,
-                (UPLOAD + ".*", UploadHandler, shared),
-                (DOWNLOAD + ".*", DownloadHandler, shared),
-                ("/healthz|/readyz", HealthHandler, shared),
-                *(measured if self._metrics is not None and not self._metrics_sockets else ()),
-                (".*", RPCHandler, shared),
-            ],
-            log_function=log_request,
-        )
         self._http = FrontServer(
-            application,
+            FrontRouter(self._context, self._metrics_here, self._check),
             ssl_options=self._tls,
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.
             max_header_size=4 * self._limits.max_header,
-            # Handlers that take a body set their own limit.
-            max_body_size=self._limits.max_header,
+            max_body_size=sys.maxsize,  # handlers count themselves
             idle_connection_timeout=self._limits.idle_timeout,
         )
         self._http.max_connections = self._limits.max_connections
         self._http.add_sockets(self._sockets)
         if self._metrics_sockets:
             self._metrics_http = HTTPServer(
-                Application(measured, log_function=log_request),
+                MetricsRouter(self._context),
+                max_body_size=sys.maxsize,
                 idle_connection_timeout=self._limits.idle_timeout,
             )
             self._metrics_http.add_sockets(self._metrics_sockets)
@@ -219,28 +247,22 @@ class Frontend:
             self._http.stop()
             if self._check is not None:
                 self._context.services.admin.release()
-            requests = self._context.requests
-            await _settle(requests, self._limits.drain_timeout)
-            if requests:
+            if not await self._context.settle(self._limits.drain_timeout):
                 logger.warning(
-                    "%d requests did not end within %g s and are cut off",
-                    len(requests),
+                    "some requests did not end within %g s and are cut off",
                     self._limits.drain_timeout,
                 )
-                await _settle(self._context.cancel_calls(), _CLOSE_TIME)
+                self._context.cancel_calls()
+                await self._context.settle(_CLOSE_TIME)
             try:
                 await asyncio.wait_for(self._http.close_all_connections(), _CLOSE_TIME)
             except asyncio.TimeoutError:
                 logger.error("connections did not close within %g s", _CLOSE_TIME)
-            await _settle(requests, _CLOSE_TIME)
+            await self._context.settle(_CLOSE_TIME)
             self._http = None
         if self._metrics_http is not None:
             self._metrics_http.stop()
             await self._metrics_http.close_all_connections()
             self._metrics_http = None
         self._context.executor.shutdown(wait=False, cancel_futures=True)
-
-
-async def _settle(tasks: Collection[asyncio.Task[Any]], timeout: float) -> None:
-    if tasks:
-        await asyncio.wait(set(tasks), timeout=timeout)
+        self._context.buffers.close()

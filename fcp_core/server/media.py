@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Awaitable, Sequence
 from urllib.parse import unquote
 
-from tornado.http1connection import HTTP1Connection
-from tornado.iostream import StreamClosedError
-
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.handlers import BaseHandler, BodyHandler
+from fcp_core.server.exchange import Handler
+from fcp_core.server.handlers import DeviceHandler
 from fcp_core.server.limits import http_error
 
 _RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})", re.IGNORECASE)
+_TAG = re.compile(r'\*|(?:W/)?"[^"]*"')
 
 UPLOAD = "/upload/v1/media/"
 DOWNLOAD = "/data/"
 
 
-class UploadHandler(BodyHandler):
+class UploadHandler(DeviceHandler):
     """``POST /upload/v1/media/{resource_name}?upload_protocol=raw``: one contribution's bytes."""
 
     label = "upload"
@@ -31,21 +29,24 @@ class UploadHandler(BodyHandler):
         """Return the only method."""
         return ("POST",)
 
-    async def admit(self) -> None:
+    def admit(self) -> Awaitable[None]:
         """Authenticate, make room, and only then use up the resource name."""
         self.authenticate()
         if self.request.method != "POST":
             raise self.refuse_method()
-        protocol = self.get_query_argument("upload_protocol", "raw")
-        if protocol != "raw":
+        protocol = self.request.query_arguments.get("upload_protocol", [b"raw"])[-1]
+        if protocol != b"raw":
             raise StatusError(
-                Code.INVALID_ARGUMENT, f"upload_protocol {protocol!r} is not supported; use raw"
+                Code.INVALID_ARGUMENT,
+                f"upload_protocol {protocol.decode('utf-8', 'replace')!r} is not supported; use "
+                "raw",
             )
-        connection = cast(HTTP1Connection, self.request.connection)
-        connection.set_body_timeout(self.context.limits.body_timeout)
+        self.limit_time(self.context.limits.body_timeout)
         # First the room: a device that is told to come back needs the name again.
         self.open_body()
-        name = unquote(self.request.path[len(UPLOAD) :])
+        return self._begin(unquote(self.request.path[len(UPLOAD) :]))
+
+    async def _begin(self, name: str) -> None:
         await self.context.call(self.context.services.media.begin_upload(name))
         self._name = name
 
@@ -58,14 +59,8 @@ class UploadHandler(BodyHandler):
 
     async def serve(self) -> None:
         """Hand the whole body to the service."""
-        if self.refused():
-            return
         assert self.body is not None  # made by admit, which did not refuse
-        try:
-            body = await self.body.finish()
-        except StatusError:
-            self.abandon()
-            raise
+        body = await self.body.finish()
         name, self._name = self._name, None
         if name is None:
             return  # the connection was lost while the last bytes were decompressed
@@ -73,59 +68,49 @@ class UploadHandler(BodyHandler):
             await self.context.call(self.context.services.media.finish_upload(name, body))
         finally:
             self.body.close()
-        self.finish()
-
-    get = head = post = put = patch = delete = options = serve
+        self.answer()
 
 
-class DownloadHandler(BaseHandler):
+class DownloadHandler(Handler):
     """``GET /data/...``: a plan, a checkpoint or a slice, as it is stored."""
 
     label = "download"
 
-    async def prepare(self) -> None:
-        """Count the request."""
-        self.context.enter()
-        self.throttle()
-        self.check_header()
-
-    async def get(self) -> None:
+    async def serve(self) -> None:
         """Send it, or say that the client's copy is still good."""
         name = unquote(self.request.path[len(DOWNLOAD) :])
         found = await self.context.call(self.context.services.media.download(name))
-        self.set_header("ETag", f'"{found.etag}"')
         age = int(found.max_age)
-        self.set_header("Cache-Control", f"max-age={age}" if age > 0 else "no-cache")
-        self.set_header("Accept-Ranges", "bytes")
-        if self.check_etag_header():
-            self.set_status(304)
-            self.clear_header("Content-Type")
+        headers = {
+            "ETag": f'"{found.etag}"',
+            "Cache-Control": f"max-age={age}" if age > 0 else "no-cache",
+            "Accept-Ranges": "bytes",
+            "Content-Type": found.content_type,
+        }
+        if _is_known(self.request.headers.get("If-None-Match", ""), found.etag):
+            self.answer(b"", 304, headers)
             return
-        data = found.data
+        data, status = found.data, 200
         wanted = self._range(len(data), found.etag)
         if wanted is not None:
             if not wanted:
-                self.respond(http_error(416, f"there are {len(data)} bytes; the range has none"))
-                self.set_header("Content-Range", f"bytes */{len(data)}")
+                error = http_error(416, f"there are {len(data)} bytes; the range has none")
+                body, more = self.describe(error)
+                headers |= {**more, "Content-Range": f"bytes */{len(data)}"}
+                self.answer(body, 416, headers)
                 return
-            self.set_status(206)
-            self.set_header("Content-Range", f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}")
+            status = 206
+            headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}"
             data = data[wanted.start : wanted.stop]
-        self.set_header("Content-Type", found.content_type)
-        self.set_header("Content-Length", str(len(data)))
-        if self.request.method == "HEAD":
-            return
         # The header goes first, so that the data is written as it is, without a copy.
-        self.flush()
-        self.write(data)
-        try:
-            await asyncio.wait_for(self.flush(), self.context.limits.body_timeout)
-        except asyncio.TimeoutError:
-            cast(HTTP1Connection, self.request.connection).close()
-        except StreamClosedError:
-            pass  # the client has gone; there is nobody to answer
-
-    head = get
+        self.begin_answer(len(data), status, headers)
+        if self.request.method != "HEAD":
+            try:
+                written = self.connection.write(data)
+                await asyncio.wait_for(written, self.context.limits.body_timeout)
+            except asyncio.TimeoutError:
+                self.connection.close()
+        self.end_answer()
 
     def _range(self, size: int, etag: str) -> range | None:
         """Return which bytes are asked for, none of them if there are none; None: all."""
@@ -152,3 +137,9 @@ def parse_range(header: str, size: int) -> range | None:
     if found[2] and int(found[2]) < first:
         return None
     return range(first, end) if first < size else range(0)
+
+
+def _is_known(header: str, etag: str) -> bool:
+    """Whether an ``If-None-Match`` header names what has this tag."""
+    tags = _TAG.findall(header)
+    return tags[:1] == ["*"] or f'"{etag}"' in [tag.removeprefix("W/") for tag in tags]

@@ -55,6 +55,11 @@ class RateLimit:
         self._time = time
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
+    @property
+    def active(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._rate > 0
+
     def __len__(self) -> int:
         """Return how many buckets there are."""
         return len(self._buckets)

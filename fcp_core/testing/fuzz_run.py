@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
-from tornado.web import Application
+from tornado.httputil import HTTPServerConnectionDelegate
 
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
@@ -114,7 +114,7 @@ class _Run:
         self._fuzzer = Fuzzer(rng, self._known, make_checkpoint(1))
         http = server._frontend._http
         assert http is not None  # the server runs
-        self._direct = Direct(cast(Application, http.request_callback))
+        self._direct = Direct(cast(HTTPServerConnectionDelegate, http.request_callback))
 
     async def prepare(self) -> None:
         """Open the round that is fuzzed and the one that must not mind."""

@@ -11,8 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tornado.httputil import HTTPHeaders, HTTPInputError, RequestStartLine
-from tornado.web import Application
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+)
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ class Answer:
 
 
 class Direct:
-    """Gives requests to an application as Tornado's connections do, but without a connection.
+    """Gives requests to handlers as Tornado's connections do, but without a connection.
 
-    :param application: the server's.
+    :param router: makes the server's handlers.
     :param patience: seconds after which a request without an answer is an error.
     """
 
-    def __init__(self, application: Application, patience: float = 30.0) -> None:
-        self._application = application
+    def __init__(self, router: HTTPServerConnectionDelegate, patience: float = 30.0) -> None:
+        self._router = router
         self._patience = patience
 
     async def send(self, request: Request, pieces: int = 1) -> Answer:
@@ -63,23 +67,41 @@ class Direct:
             return Answer(400)
 
     async def _send(self, request: Request, pieces: int) -> Answer:
-        connection = _Connection()
-        delegate = self._application.start_request(object(), connection)  # type: ignore[arg-type]
+        connection = _Connection(request.body)
+        delegate = self._router.start_request(object(), connection)  # type: ignore[arg-type]
         headers = HTTPHeaders({"Host": "localhost"})
         for name, value in request.headers:
             headers.add(name, value)
         headers["Content-Length"] = str(len(request.body))
         line = RequestStartLine(request.method, request.path, "HTTP/1.1")
         await _settle(delegate.headers_received(line, headers))
-        step = max(1, -(-len(request.body) // pieces))
-        for start in range(0, len(request.body), step):
+        # What a handler has read itself, it does not get again.
+        body = connection.stream.left[: int(headers["Content-Length"])]
+        step = max(1, -(-len(body) // pieces))
+        for start in range(0, len(body), step):
             if connection.done.done():
                 break
-            await _settle(delegate.data_received(request.body[start : start + step]))
+            await _settle(delegate.data_received(bytes(body[start : start + step])))
         if not connection.done.done():
             delegate.finish()
         await connection.done
         return connection.answer
+
+
+class _Stream:
+    """Stands for the stream of a connection, all of whose bytes have come."""
+
+    def __init__(self, body: bytes) -> None:
+        self.left = memoryview(body)
+
+    async def read_into(self, buffer: memoryview) -> int:
+        """Fill a buffer."""
+        buffer[:] = self.left[: len(buffer)]
+        self.left = self.left[len(buffer) :]
+        return len(buffer)
+
+    def write(self, data: bytes) -> None:
+        """Take what tells a client to go on."""
 
 
 class _Connection:
@@ -89,19 +111,14 @@ class _Connection:
         remote_ip = "203.0.113.7"
         protocol = "http"
 
-    def __init__(self) -> None:
+    def __init__(self, body: bytes) -> None:
         self.context = self._Context()
+        self.stream = _Stream(body)
         self.answer = Answer()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """Never closes."""
-
-    def set_max_body_size(self, size: int) -> None:
-        """Has no limit of its own."""
-
-    def set_body_timeout(self, timeout: float) -> None:
-        """Never is slow."""
 
     def write_headers(
         self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None

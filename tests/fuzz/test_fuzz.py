@@ -9,7 +9,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tornado.web import Application
+from tornado.routing import Router
 
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
@@ -71,9 +71,9 @@ class Live:
         self.server = Server(plugins, clock=ManualClock())
         self.run(self.server.start())
         self.run(self.server.services.tasks.submit(make_task("fuzzed", 10**6)))
-        application = self.server._frontend._http.request_callback
-        assert isinstance(application, Application)
-        self.direct = Direct(application)
+        router = self.server._frontend._http.request_callback
+        assert isinstance(router, Router)
+        self.direct = Direct(router)
         self.known = Known(populations=["fuzzed"])
         for steps in (1, 2, 3, 4, 5):
             phone = Phone(self.direct.send, "fuzzed", make_checkpoint(1), self.known)

@@ -15,7 +15,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.operations import OperationBook
 from fcp_core.rounds.policies import CheckIn
 from fcp_core.rounds.sessions import DeviceSession, SessionBook
-from fcp_core.server import handlers
+from fcp_core.server import exchange
 
 
 def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_front, http):
@@ -39,7 +39,7 @@ def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_fro
 
 
 def test_many_slow_clients_end_and_others_are_served_meanwhile(make_front, http, monkeypatch):
-    monkeypatch.setattr(handlers, "LINGER_TIME", 0.3)
+    monkeypatch.setattr(exchange, "LINGER_TIME", 0.3)
     front = make_front(idle_timeout=0.3, body_timeout=0.3)
     slow = [
         b"GET /hea",

@@ -342,12 +342,7 @@ def test_a_client_that_does_not_read_is_let_go(make_front, http, services, media
     with front.connect() as connection:
         connection.send(http.head("/data/g/large", "GET"))
         assert connection.socket.recv(8) == b"HTTP/1.1"
-
-        async def all_done():
-            while front.frontend._context.requests:
-                await asyncio.wait(set(front.frontend._context.requests))
-
-        front.run(all_done())
+        assert front.run(front.frontend._context.settle(http.WAIT))
         left = 0
         with contextlib.suppress(ConnectionResetError):
             while piece := connection.socket.recv(1 << 20):

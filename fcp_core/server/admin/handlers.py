@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from http.client import responses
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,10 +12,12 @@ import msgspec
 from fcp_core.admin import api
 from fcp_core.admin.messages import Error
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.handlers import RETRY_AFTER, BodyHandler
+from fcp_core.server.exchange import Handler
 from fcp_core.server.limits import http_error
 
 if TYPE_CHECKING:
+    from tornado.httputil import HTTPServerRequest
+
     from fcp_core.server.admin.auth import AdminCheck
     from fcp_core.server.context import Context
     from fcp_core.server.services.admin import Admin
@@ -30,41 +31,39 @@ _VARIANTS = {("result", api.BINARY): "checkpoint", ("result", api.JSON): "table"
 _VARIANTS["result", api.CSV] = "csv"
 
 
-class AdminHandler(BodyHandler):
-    """One call of the admin API, whichever: the declarations say which."""
+class AdminHandler(Handler):
+    """One call of the admin API, whichever: the declarations say which.
+
+    Its answers are to be kept out of caches.
+    """
 
     label = "admin"
+    answer_headers = {  # noqa: RUF012 (the base class declares it)
+        "Content-Type": api.JSON,
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
 
-    def initialize(self, context: Context, admin: Admin, check: AdminCheck) -> None:  # type: ignore[override]
-        """Take what all handlers share, and the API's own."""
-        super().initialize(context)
+    def __init__(
+        self, context: Context, request: HTTPServerRequest, admin: Admin, check: AdminCheck
+    ) -> None:
+        super().__init__(context, request)
         self._admin = admin
         self._check = check
-
-    def set_default_headers(self) -> None:
-        """Keep answers out of caches."""
-        super().set_default_headers()
-        self.set_header("Content-Type", api.JSON)
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("X-Content-Type-Options", "nosniff")
 
     def allowed(self) -> Sequence[str]:
         """Return the verbs of the calls at the address."""
         return sorted(api.find(self.request.path))
 
-    def respond(self, error: StatusError) -> None:
-        """Write an error as JSON, without finishing."""
-        self.set_status(error.http, responses.get(error.http, error.code.name))
-        self.set_header("Content-Type", api.JSON)
+    def describe(self, error: StatusError) -> tuple[bytes, dict[str, str]]:
+        """Return an error as JSON."""
+        _, headers = super().describe(error)
+        headers["Content-Type"] = api.JSON
         if error.code is Code.UNAUTHENTICATED:
-            self.set_header("WWW-Authenticate", "Bearer")
-        if error.code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED):
-            self.set_header("Retry-After", str(RETRY_AFTER))
-        body = msgspec.json.encode(Error.of(error))
-        self.set_header("Content-Length", str(len(body)))
-        self.write(body)
+            headers["WWW-Authenticate"] = "Bearer"
+        return msgspec.json.encode(Error.of(error)), headers
 
-    async def admit(self) -> None:
+    def admit(self) -> None:
         """Authenticate, find the call, make room for the body."""
         self._check.check(self.request.headers.get("Authorization", ""), self.certificate())
         found = api.find(self.request.path)
@@ -82,8 +81,6 @@ class AdminHandler(BodyHandler):
 
     async def serve(self) -> None:
         """Parse, call, answer."""
-        if self.refused():
-            return
         assert self.body is not None  # made by admit, which did not refuse
         arguments: list[Any] = list(self._variables.values())
         try:
@@ -97,13 +94,11 @@ class AdminHandler(BodyHandler):
         name = _VARIANTS.get((self._endpoint.method, self._kind), self._endpoint.method)
         method: Callable[..., Awaitable[Any]] = getattr(self._admin, name)
         answer = await self.context.call(method(*arguments))
-        self.set_header("Content-Type", self._kind)
-        self.set_header("Vary", "Accept")
         if self._kind == api.JSON:
             answer = msgspec.json.encode(answer)
-        self.finish(answer)
-
-    get = head = post = put = patch = delete = options = serve
+        elif isinstance(answer, str):
+            answer = answer.encode()
+        self.answer(answer, headers={"Content-Type": self._kind, "Vary": "Accept"})
 
     def _parse_query(self) -> Any:
         values = {}

@@ -1,0 +1,116 @@
+"""Memory for the bodies of uploads, used again and again.
+
+The kernel fills fresh memory with zeros page by page, which for a large body costs about as much as
+receiving it. So a body's memory comes back here once nobody looks at it any more: not by a call
+that somebody could forget or make too early, but when the last view on it is gone, be it the
+service's, the fold's or that of an aggregator that keeps its inputs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+#: The most bytes that are kept while nobody uses them.
+KEPT = 64 << 20
+#: Seconds after which memory that nobody used goes back to the operating system.
+IDLE = 5.0
+#: Sizes are rounded up to this many bytes, so that bodies of about one size share memory.
+GRAIN = 64 << 10
+
+
+class Buffers:
+    """Lends memory; all methods are the event loop's.
+
+    :param kept: the most bytes to keep for later.
+    :param time: tells seconds.
+    """
+
+    def __init__(self, kept: int = KEPT, *, time: Callable[[], float] = time.monotonic) -> None:
+        self._bound = kept
+        self._time = time
+        #: What came back, from any thread, even in the middle of a method of this class.
+        self._returned: deque[tuple[float, mmap.mmap]] = deque()
+        #: What is free, and since when; oldest first.
+        self._free: list[tuple[float, mmap.mmap]] = []
+        #: How much is lent, as far as what came back was put among what is free.
+        self._lent = 0
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def free(self) -> int:
+        """How many bytes wait for their next use."""
+        self._collect()
+        return sum(len(block) for _, block in self._free)
+
+    def take(self, size: int) -> memoryview:
+        """Return writable memory of *size* bytes, at the beginning of a page.
+
+        It holds whatever was in it before, and comes back by itself.
+        """
+        self._collect()
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(IDLE, self._tick)
+        wanted = -(-max(size, 1) // GRAIN) * GRAIN
+        block = self._find(wanted) or _fresh(wanted)
+        array = np.frombuffer(block, np.uint8, size)
+        self._lent += 1
+        weakref.finalize(array, self._take_back, block).atexit = False
+        return array.data  # every view on it holds the array, and nothing else does
+
+    def close(self) -> None:
+        """Give everything back that is free, and look after nothing any more."""
+        self._closed = True
+        self._free.clear()
+        self._returned.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def trim(self) -> None:
+        """Give back to the operating system what nobody used for :data:`IDLE` seconds."""
+        self._collect()
+        since = self._time() - IDLE
+        self._free = [entry for entry in self._free if entry[0] > since]
+
+    def _tick(self) -> None:
+        self.trim()
+        # With nothing to look after there is no timer until something is lent again.
+        again = bool(self._free or self._lent)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(IDLE, self._tick) if again else None
+
+    def _find(self, wanted: int) -> mmap.mmap | None:
+        """Return free memory that is large enough and not much larger; the newest is warm."""
+        for index in reversed(range(len(self._free))):
+            if wanted <= len(self._free[index][1]) <= wanted + wanted // 4:
+                return self._free.pop(index)[1]
+        return None
+
+    def _take_back(self, block: mmap.mmap) -> None:
+        if not self._closed:
+            self._returned.append((self._time(), block))
+
+    def _collect(self) -> None:
+        """Put what came back among what is free, within the bound."""
+        while self._returned:
+            self._free.append(self._returned.popleft())
+            self._lent -= 1
+        free = sum(len(block) for _, block in self._free)
+        while free > self._bound:
+            free -= len(self._free.pop(0)[1])
+
+
+def _fresh(size: int) -> mmap.mmap:
+    """Return memory of its own, which goes back to the operating system when it is dropped."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size)
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
