@@ -76,6 +76,15 @@ def add_core_options(options: OptionRegistry) -> None:
         scopes=("population",),
     )
     add(
+        "max_poll_rate",
+        "float",
+        1000.0,
+        "polls a second of all waiting devices together: with more of them each asks less often, "
+        "at least once a minute; 0: no limit",
+        0,
+        scopes=("population",),
+    )
+    add(
         "session_timeout",
         "duration",
         "15m",

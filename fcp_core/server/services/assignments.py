@@ -27,6 +27,9 @@ from fcp_core.server.services.tasks import Tasks
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
 
+#: The published client waits no longer than this, in seconds.
+LONGEST_POLLING_INTERVAL = 60.0
+
 
 class TaskAssignments:
     """``google.internal.federatedcompute.v1.TaskAssignments``.
@@ -61,6 +64,8 @@ class TaskAssignments:
         self._base_url = base_url
         #: Who waits: operation -> population, candidate and session.
         self._waiting: dict[str, tuple[Population, str, DeviceSession]] = {}
+        #: By population: how often a waiting device asks, and how often all of them may.
+        self._polling: dict[str, tuple[float, float]] = {}
 
     async def start_task_assignment(
         self, request: pb.StartTaskAssignmentRequest, principal: str | None = None
@@ -85,10 +90,7 @@ class TaskAssignments:
             return known
         session.check(principal)
         name = operation_name(session.session_id)
-        config = self._plugins.config.scoped(population.name)
-        metadata = pb.StartTaskAssignmentMetadata(
-            polling_interval=duration(config.get("polling_interval"))
-        )
+        metadata = self._metadata(population)
         # A session that waits is answered when it expires, which is before the operation does.
         operation = self._operations.pending(
             name, metadata, now + self._sessions.timeout_of(population.name) + RETENTION
@@ -159,6 +161,12 @@ class TaskAssignments:
             )
         return pb.ReportTaskResultResponse()
 
+    def pace(self, operation: longrunning.Operation) -> None:
+        """Say in an operation that is not done when its device may ask again."""
+        waiting = self._waiting.get(operation.name)
+        if waiting is not None:
+            operation.metadata.Pack(self._metadata(waiting[0]))
+
     def withdraw(self, operation: str, now: float) -> None:
         """Take back what a cancelled operation asked for."""
         waiting = self._waiting.pop(operation, None)
@@ -185,6 +193,19 @@ class TaskAssignments:
             population, candidate, _ = waiting
             population.withdraw(candidate)
             self._rejected(session.operation, Rejection(candidate, "expired"), now)
+
+    def _metadata(self, population: Population) -> pb.StartTaskAssignmentMetadata:
+        """Return the pause until the next poll: the more devices wait, the longer."""
+        if population.name not in self._polling:
+            config = self._plugins.config.scoped(population.name)
+            self._polling[population.name] = (
+                config.get("polling_interval"),
+                config.get("max_poll_rate"),
+            )
+        interval, rate = self._polling[population.name]
+        if rate:
+            interval = max(interval, min(population.waiting / rate, LONGEST_POLLING_INTERVAL))
+        return pb.StartTaskAssignmentMetadata(polling_interval=duration(interval))
 
     def _assigned(self, name: str, session: DeviceSession, round_: Round, now: float) -> None:
         self._waiting.pop(name)

@@ -35,7 +35,10 @@ class Operations:
         :raises StatusError: NOT_FOUND for an unknown name, ABORTED if it expired or was lost at a
             restart.
         """
-        return self._find(request.name)
+        operation = self._find(request.name)
+        if not operation.done:
+            self._assignments.pace(operation)
+        return operation
 
     async def cancel_operation(
         self, request: longrunning.CancelOperationRequest, principal: str | None = None

@@ -22,6 +22,11 @@ logger = logging.getLogger("fcp.services")
 #: Seconds after which further devices are let in, if there still is room.
 _AGAIN = 0.2
 
+#: From so many waiting devices on, the policies are not asked at each arrival any more...
+_MANY = 100
+#: ... but as many times this many seconds apart: they look at all who wait, which takes a while.
+_LOOK = 20e-6
+
 
 @dataclass(frozen=True)
 class Waiter:
@@ -52,6 +57,8 @@ class Population:
         #: Devices that have checked in and are not answered yet, in order.
         self._held: dict[int, asyncio.Future[None]] = {}
         self._last_held = 0
+        #: When policies were asked last, and when an arrival is a reason to ask them again.
+        self._asked = self._ask_again = 0.0
 
     def open(
         self,
@@ -133,12 +140,18 @@ class Population:
         }
 
     def arrive(self, candidate: Candidate, waiter: Waiter, now: float) -> None:
-        """Let a device wait for a SINGLE task; *waiter* may be told before this returns."""
+        """Let a device wait for a SINGLE task; *waiter* may be told before this returns.
+
+        Where many wait, the policies hear of it a moment later, together with others.
+        """
         self._waiters[candidate.id] = waiter
         if candidate.weights is None:
             candidate = replace(candidate, weights=self._unasked())
         self._assigner.arrive(candidate)
-        self._decide(now)
+        if self._asked <= now < self._ask_again:
+            self._set_tick(self._ask_again)
+        else:
+            self._decide(now)
 
     def withdraw(self, candidate: str) -> None:
         """Let a device wait no longer."""
@@ -194,7 +207,14 @@ class Population:
                 self._waiters.pop(assign.candidate).assigned(rounds[assign.task_id], now)
             for rejection in outcome.rejected:
                 self._waiters.pop(rejection.candidate).rejected(rejection, now)
-        self._ticker.at(f"population:{self.name}", self._assigner.next_tick(), self._decide)
+        waiting = self._assigner.waiting
+        self._asked, self._ask_again = now, now + (waiting * _LOOK if waiting >= _MANY else 0.0)
+        self._set_tick(None)
+
+    def _set_tick(self, when: float | None) -> None:
+        """Ask the policies again when one of them wants to be, or earlier if *when* is."""
+        ticks = [tick for tick in (self._assigner.next_tick(), when) if tick is not None]
+        self._ticker.at(f"population:{self.name}", min(ticks, default=None), self._decide)
 
     async def room(self, longest: float, now: float) -> None:
         """Wait until there is a task that has room for one more device.
