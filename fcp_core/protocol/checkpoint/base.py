@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcp_core.protocol.status import Code, StatusError
+
+if TYPE_CHECKING:
+    from fcp_core.protocol.checkpoint.layout import Layout
 
 #: A tensor in memory. String tensors are object arrays whose elements are ``bytes``.
 Tensor = NDArray[Any]
@@ -40,8 +43,16 @@ def check_tensors(count: int) -> None:
         raise invalid(f"the checkpoint has more than {MAX_TENSORS} tensors, or parts of tensors")
 
 
+#: Where some bytes of a checkpoint begin and end.
+Span = tuple[int, int]
+
+
 class Entry(ABC):
-    """One tensor of an opened checkpoint, not decoded yet."""
+    """One tensor of an opened checkpoint, not decoded yet: what it is, and where its bytes lie.
+
+    It does not hold the checkpoint's bytes, so that it serves every checkpoint in which the same
+    things lie in the same places.
+    """
 
     @abstractmethod
     def spec(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -51,10 +62,21 @@ class Entry(ABC):
         """
 
     @abstractmethod
-    def tensor(self) -> Tensor:
-        """Decode; numeric tensors that are stored as such are views on the file.
+    def tensor(self, data: memoryview) -> Tensor:
+        """Decode; numeric tensors that are stored as such are views on *data*.
 
         :raises StatusError: INVALID_ARGUMENT if the stored data do not fit dtype and shape.
+        """
+
+    @abstractmethod
+    def values(self) -> Sequence[Span]:
+        """Return the spans that opening a checkpoint does not look into."""
+
+    @abstractmethod
+    def elements(self, data: memoryview) -> Span | None:
+        """Return the span of the elements, if they lie in one piece and as they are in memory.
+
+        None if they do not, or if :meth:`tensor` would refuse them.
         """
 
 
@@ -66,14 +88,24 @@ class Checkpoint(Mapping[str, Tensor]):
     kept: each access decodes anew.
     """
 
-    def __init__(self, format: str, entries: Mapping[str, Entry]) -> None:
+    def __init__(
+        self, format: str, data: memoryview, entries: Mapping[str, Entry], blocks: Sequence[Span]
+    ) -> None:
         #: ``tf_v1`` or ``federated_compute``.
         self.format = format
-        self._entries = entries
+        #: The bytes that were opened.
+        self.data = data
+        #: What is where.
+        self.entries = entries
+        #: What is covered by a checksum, which takes the four bytes after each span.
+        self.blocks = blocks
+        #: What other checkpoints of the same structure have in common with this one (see
+        #: :class:`fcp_core.protocol.checkpoint.CheckpointReader`); None if that is not known.
+        self.layout: Layout | None = None
 
     def names(self) -> tuple[str, ...]:
         """Return the names in the order of the file."""
-        return tuple(self._entries)
+        return tuple(self.entries)
 
     def spec(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """Return dtype (``object`` for strings) and shape of a tensor without decoding it.
@@ -89,35 +121,35 @@ class Checkpoint(Mapping[str, Tensor]):
         :raises StatusError: NOT_FOUND if there is none of that name; INVALID_ARGUMENT if its data
             do not fit its dtype and shape, or if it is stored in slices.
         """
-        tensor = self._entry(name).tensor()
+        tensor = self._entry(name).tensor(self.data)
         tensor.flags.writeable = False
         return tensor
 
     def _entry(self, name: str) -> Entry:
         try:
-            return self._entries[name]
+            return self.entries[name]
         except KeyError:
             raise StatusError(
                 Code.NOT_FOUND,
-                f"the checkpoint has no tensor {name!r}; it has {_listing(tuple(self._entries))}",
+                f"the checkpoint has no tensor {name!r}; it has {_listing(tuple(self.entries))}",
             ) from None
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._entries:
+        if name not in self.entries:
             raise KeyError(name)
         return self.get_tensor(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self.entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __repr__(self) -> str:
-        return f"<Checkpoint {self.format}: {_listing(tuple(self._entries))}>"
+        return f"<Checkpoint {self.format}: {_listing(tuple(self.entries))}>"
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from fcp_core.protocol.checkpoint.base import (
     MAX_MESSAGE_BYTES,
     Checkpoint,
     Entry,
+    Span,
     Tensor,
     check_shape,
     check_tensors,
@@ -69,14 +70,13 @@ def read_federated_compute(data: memoryview) -> Checkpoint:
         entry = _FcEntry(data, name, start, at)
         entries.setdefault(name, entry)
         check_tensors(len(entries))
-    return Checkpoint("federated_compute", entries)
+    return Checkpoint("federated_compute", data, entries, ())
 
 
 class _FcEntry(Entry):
     """One tensor message, read but for its content."""
 
     def __init__(self, data: memoryview, name: str, start: int, end: int) -> None:
-        self._data = data
         self._name = name
         number = 0
         dims: list[int] = []
@@ -118,16 +118,22 @@ class _FcEntry(Entry):
     def spec(self) -> tuple[np.dtype[Any], tuple[int, ...]]:
         return self._dtype, self._shape
 
-    def tensor(self) -> Tensor:
+    def tensor(self, data: memoryview) -> Tensor:
         start, end = self._content
         if self._dtype.kind == "O":
-            return string_tensor(self._strings(start, end), self._shape)
-        return np.frombuffer(self._data[start:end], self._dtype).reshape(self._shape)
+            return string_tensor(self._strings(data, start, end), self._shape)
+        return np.frombuffer(data[start:end], self._dtype).reshape(self._shape)
 
-    def _strings(self, start: int, end: int) -> list[bytes]:
+    def values(self) -> Sequence[Span]:
+        return (self._content,)
+
+    def elements(self, data: memoryview) -> Span | None:
+        return None if self._dtype.kind == "O" else self._content
+
+    def _strings(self, data: memoryview, start: int, end: int) -> list[bytes]:
         """Return the elements: all lengths come first, then all bytes."""
         count = math.prod(self._shape)
-        head = self._data[start : min(end, start + count * wire.LONGEST_VARINT)]
+        head = data[start : min(end, start + count * wire.LONGEST_VARINT)]
         ends = np.flatnonzero(np.frombuffer(head, np.uint8) < 0x80)
         if ends.size < count:
             raise invalid(f"tensor {self._name!r} has fewer lengths of strings than strings")
@@ -140,7 +146,7 @@ class _FcEntry(Entry):
         # No length over the whole means that the sum cannot have run over.
         if lengths.min() < 0 or lengths.max() > left or stops[-1] > left:
             raise invalid(f"tensor {self._name!r} has strings that reach beyond its content")
-        content = bytes(self._data[start + at : end])
+        content = bytes(data[start + at : end])
         bounds = [0, *stops.tolist()]
         return [content[a:b] for a, b in itertools.pairwise(bounds)]
 

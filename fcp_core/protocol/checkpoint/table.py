@@ -10,7 +10,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_core.protocol.checkpoint.base import invalid
+from fcp_core.protocol.checkpoint.base import Span, invalid
 from fcp_core.protocol.checkpoint.wire import read_varint, varint
 
 FOOTER_SIZE = 48
@@ -25,10 +25,11 @@ Buffer = bytes | NDArray[np.uint8]
 
 
 def read_table(
-    data: memoryview, start: int, end: int, *, verify: bool
-) -> Iterator[tuple[int, int]]:
+    data: memoryview, start: int, end: int, blocks: list[Span], *, verify: bool
+) -> Iterator[Span]:
     """Yield start and end of each value in the table between *start* and *end*, in key order.
 
+    :param blocks: takes what each block's checksum covers: its contents and the type after them.
     :param verify: check the checksum of each block.
     :raises StatusError: INVALID_ARGUMENT if it is not a well-formed table, if a block is compressed
         or if a checksum is wrong.
@@ -46,6 +47,7 @@ def read_table(
         _block(data, start, limit, handle, verify=verify, what=what)
         for handle, what in zip(handles, ("metaindex", "index"), strict=True)
     )
+    blocks += ((first, last + 1) for first, last in (metaindex, index))
     for _ in _entries(data, *metaindex):
         pass
     # It always lies there; elsewhere it belongs to another table, of which this is a torn part.
@@ -60,6 +62,7 @@ def read_table(
         if block[0] < free:
             raise invalid("the checkpoint is corrupt: its index names overlapping blocks")
         free = block[1]
+        blocks.append((block[0], block[1] + 1))
         yield from _entries(data, *block)
 
 
@@ -71,7 +74,7 @@ def _block(
     *,
     verify: bool,
     what: str,
-) -> tuple[int, int]:
+) -> Span:
     """Return the span of a block's contents."""
     offset, size = handle
     if offset + size + _TRAILER_SIZE > limit - start:
@@ -94,7 +97,7 @@ def _block(
     return first, last
 
 
-def _entries(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:
+def _entries(data: memoryview, start: int, end: int) -> Iterator[Span]:
     """Yield the spans of the values of a block; keys are skipped, for the values repeat them."""
     if end - start < 4:
         raise invalid("the checkpoint is corrupt: a block is too short for its restart points")

@@ -7,7 +7,7 @@ that cannot be represented here spoils only itself.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from fcp_core.protocol.checkpoint.base import (
     MAX_MESSAGE_BYTES,
     Checkpoint,
     Entry,
+    Span,
     Tensor,
     check_count,
     check_shape,
@@ -40,6 +41,7 @@ from fcp_core.protocol.protos import (
     tensorflow_saved_tensor_slice_pb2,
     tensorflow_tensor_slice_pb2,
 )
+from fcp_core.protocol.status import StatusError
 
 # The version of the format that TensorFlow writes, and the newest that this reader knows.
 _VERSION = 1
@@ -122,8 +124,9 @@ def read_tf_v1(data: memoryview, *, verify: bool) -> Checkpoint:
     :raises StatusError: INVALID_ARGUMENT if it is truncated or corrupt, or holds a name twice.
     """
     entries: dict[str, _TfEntry] = {}
-    _read_chunk(data, 0, len(data), entries, verify=verify)
-    return Checkpoint("tf_v1", entries)
+    blocks: list[Span] = []
+    _read_chunk(data, 0, len(data), entries, blocks, verify=verify)
+    return Checkpoint("tf_v1", data, entries, blocks)
 
 
 def read_appended(data: memoryview, *, verify: bool) -> Checkpoint:
@@ -148,17 +151,24 @@ def read_appended(data: memoryview, *, verify: bool) -> Checkpoint:
             break
         end = start
     entries: dict[str, _TfEntry] = {}
+    blocks: list[Span] = []
     for start, stop in reversed(chunks):
-        _read_chunk(data, start, stop, entries, verify=verify)
-    return Checkpoint("tf_v1", entries)
+        _read_chunk(data, start, stop, entries, blocks, verify=verify)
+    return Checkpoint("tf_v1", data, entries, blocks)
 
 
 def _read_chunk(
-    data: memoryview, start: int, end: int, entries: dict[str, _TfEntry], *, verify: bool
+    data: memoryview,
+    start: int,
+    end: int,
+    entries: dict[str, _TfEntry],
+    blocks: list[Span],
+    *,
+    verify: bool,
 ) -> None:
-    """Add the tensors of the table between *start* and *end* to *entries*."""
+    """Add the tensors and blocks of the table between *start* and *end*."""
     mine: dict[str, _TfEntry] | None = None
-    for position, value in enumerate(read_table(data, start, end, verify=verify)):
+    for position, value in enumerate(read_table(data, start, end, blocks, verify=verify)):
         check_tensors(position)
         for number, wire_type, *span in wire.fields(data, *value):
             if wire_type != wire.BYTES:
@@ -196,7 +206,7 @@ def _read_meta(data: memoryview, start: int, end: int) -> dict[str, _TfEntry]:
         if tensor.name in entries:
             raise invalid(f"the checkpoint holds the tensor {tensor.name!r} twice")
         dims = None if tensor.shape.unknown_rank else tuple(dim.size for dim in tensor.shape.dim)
-        entries[tensor.name] = _TfEntry(data, tensor.name, tensor.type, dims)
+        entries[tensor.name] = _TfEntry(tensor.name, tensor.type, dims)
     return entries
 
 
@@ -227,14 +237,11 @@ def _read_slice(data: memoryview, start: int, end: int, entries: Mapping[str, _T
 class _TfEntry(Entry):
     """One variable: what the list of tensors says of it, and where its slices lie."""
 
-    def __init__(
-        self, data: memoryview, name: str, number: int, dims: tuple[int, ...] | None
-    ) -> None:
-        self._data = data
+    def __init__(self, name: str, number: int, dims: tuple[int, ...] | None) -> None:
         self._name = name
         self._number = number
         self._dims = dims
-        self.slices: list[tuple[tuple[int, int], tuple[int, int]]] = []
+        self.slices: list[tuple[Span, Span]] = []
 
     def _kind(self) -> _Kind:
         kind = _KINDS.get(self._number)
@@ -251,11 +258,25 @@ class _TfEntry(Entry):
             raise invalid(f"tensor {self._name!r} has no shape: its rank is unknown")
         return dtype, check_shape(self._name, self._dims, dtype.itemsize)
 
-    def tensor(self) -> Tensor:
+    def values(self) -> Sequence[Span]:
+        return [values for _, values in self.slices]
+
+    def elements(self, data: memoryview) -> Span | None:
+        try:
+            kind = self._kind()
+            if kind.coding != "raw":
+                return None
+            self.tensor(data)
+            parts = self._parts(data, kind, *self._only_slice(data, self.spec()[1]))
+        except StatusError:
+            return None
+        return parts[0] if len(parts) == 1 else None
+
+    def tensor(self, data: memoryview) -> Tensor:
         kind = self._kind()
         dtype, shape = self.spec()
-        start, end = self._only_slice(shape)
-        parts = self._values(kind, start, end)
+        spans = self._parts(data, kind, *self._only_slice(data, shape))
+        parts = [data[first:last] for first, last in spans]
         if kind.coding == "bytes":
             check_count(self._name, shape, len(parts))
             return string_tensor([bytes(part) for part in parts], shape)
@@ -280,14 +301,14 @@ class _TfEntry(Entry):
             return wide.view(dtype).reshape(shape)
         return wire.decode_varints(packed, count, dtype).reshape(shape)
 
-    def _only_slice(self, shape: tuple[int, ...]) -> tuple[int, int]:
+    def _only_slice(self, data: memoryview, shape: tuple[int, ...]) -> Span:
         """Return the span of the TensorProto that holds the whole variable."""
         if not self.slices:
             raise invalid(f"the checkpoint lists the tensor {self._name!r} but holds no values")
         (first, last), values = self.slices[0]
         try:
             extents = tensorflow_tensor_slice_pb2.TensorSliceProto.FromString(
-                bytes(self._data[first:last])
+                bytes(data[first:last])
             ).extent
         except DecodeError:
             raise invalid(
@@ -309,15 +330,15 @@ class _TfEntry(Entry):
             )
         return values
 
-    def _values(self, kind: _Kind, start: int, end: int) -> list[memoryview]:
+    def _parts(self, data: memoryview, kind: _Kind, start: int, end: int) -> list[Span]:
         """Return the payloads of the field that holds the values."""
         parts = []
-        for number, wire_type, first, last in wire.fields(self._data, start, end):
+        for number, wire_type, first, last in wire.fields(data, start, end):
             if number != kind.field:
                 continue
             if wire_type not in (wire.BYTES, _UNPACKED[number]):
                 raise invalid(f"the checkpoint is corrupt: wire type {wire_type} at byte {first}")
-            parts.append(self._data[first:last])
+            parts.append((first, last))
         return parts
 
 

@@ -1,0 +1,92 @@
+"""The structure that checkpoints of one task have in common.
+
+The contributions to a task hold the same tensors in the same places; only the numbers differ. What
+opening a checkpoint looks at is therefore, byte for byte, what it was in the one before: everything
+but the values and the checksums. Comparing those bytes decides what parsing them would.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fcp_core.protocol.checkpoint.base import Checkpoint, Span
+from fcp_core.protocol.kernels import Kernels
+
+#: The most bytes of structure that are worth remembering.
+_MOST_BYTES = 1 << 22
+
+_CHECKSUM_BYTES = 4
+
+
+class Layout:
+    """Recognises checkpoints that differ from a known one in values and checksums only.
+
+    :param checkpoint: a checkpoint that was opened by parsing it.
+    :param kernels: what compares bytes and computes checksums.
+    :raises ValueError: if its values cannot be told from its structure, as where parts overlap, or
+        if its structure takes too many bytes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, kernels: Kernels) -> None:
+        data = checkpoint.data
+        self.format = checkpoint.format
+        self.entries = checkpoint.entries
+        self.blocks = tuple(checkpoint.blocks)
+        #: Where the elements lie, by name, of tensors that are stored in one piece as in memory.
+        self.elements: dict[str, Span] = {}
+        free: list[Span] = [(end, end + _CHECKSUM_BYTES) for _, end in self.blocks]
+        for name, entry in self.entries.items():
+            elements = entry.elements(data)
+            if elements is None:
+                free += entry.values()
+            else:
+                self.elements[name] = elements
+                free.append(elements)
+        self._check_disjoint(free)
+        self._size = len(data)
+        structure = list(_gaps(sorted(free), len(data)))
+        if sum(end - start for start, end in structure) > _MOST_BYTES:
+            raise ValueError("too much structure")
+        self._is_same = kernels.matcher(
+            np.array(structure, np.int64).reshape(-1, 2),
+            b"".join(data[start:end] for start, end in structure),
+        )
+        self._is_intact = kernels.verifier(np.array(self.blocks, np.int64).reshape(-1, 2))
+
+    def open(self, data: memoryview, *, verify: bool) -> Checkpoint | None:
+        """Return *data* as a checkpoint, or None if it has to be parsed.
+
+        What this accepts, parsing accepts, with the same result. What this does not accept may
+        still be a checkpoint.
+
+        :param verify: check the checksums.
+        """
+        if len(data) != self._size or not self._is_same(data):
+            return None
+        if verify and not self._is_intact(data):
+            return None
+        checkpoint = Checkpoint(self.format, data, self.entries, self.blocks)
+        checkpoint.layout = self
+        return checkpoint
+
+    def _check_disjoint(self, free: Sequence[Span]) -> None:
+        """Make sure that no value and no checksum is part of the structure as well."""
+        blocks = sorted((start, end + _CHECKSUM_BYTES) for start, end in self.blocks)
+        for spans in (blocks, sorted(free)):
+            for (_, end), (start, _) in itertools.pairwise(spans):
+                if start < end:
+                    raise ValueError("overlapping parts")
+
+
+def _gaps(spans: Sequence[Span], size: int) -> Iterator[Span]:
+    """Yield what lies between *spans*, which are in order, and around them."""
+    at = 0
+    for start, end in spans:
+        if at < start:
+            yield at, start
+        at = max(at, end)
+    if at < size:
+        yield at, size

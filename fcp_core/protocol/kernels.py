@@ -1,0 +1,205 @@
+"""The loops over a contribution's bytes: comparing, checking and adding them.
+
+NumPy runs them; if the distribution ``fcp-server-fast`` is installed, compiled code does, with the
+same results to the last bit. Each method prepares a loop once and returns a function that runs it
+many times; the functions are thread-safe except that one array may be added to by one at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, Protocol
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+Spans = NDArray[np.int64]
+Bytes = memoryview | NDArray[np.uint8]
+
+#: Bytes copied or multiplied at once: they stay in the processor's cache.
+_CHUNK_BYTES = 1 << 18
+
+#: Fewer bytes are collected with their neighbours' before they are added: a call costs more.
+_SHORT_BYTES = 1 << 15
+
+_CRC_MASK = 0xA282EAD8
+
+
+class Adder(Protocol):
+    """Adds the elements of a checkpoint to an array."""
+
+    def __call__(self, data: Bytes, weights: Sequence[float]) -> None:
+        """Add.
+
+        :param data: the checkpoint, or what a tensor of it was decoded to.
+        :param weights: the factors that the rows name; exact in the dtype of the array.
+        """
+
+
+class Kernels(ABC):
+    """One implementation of the loops."""
+
+    #: For messages and tests.
+    name: str
+
+    @abstractmethod
+    def matcher(self, spans: Spans, expected: bytes) -> Callable[[memoryview], bool]:
+        """Prepare to compare.
+
+        :param spans: start and end of each part, int64[n, 2], within the data.
+        :param expected: the parts, one after another.
+        :returns: whether some data have these parts.
+        """
+
+    @abstractmethod
+    def verifier(self, blocks: Spans) -> Callable[[memoryview], bool]:
+        """Prepare to check masked CRC-32C checksums, which lie in the four bytes after each block.
+
+        :param blocks: start and end of each block, int64[n, 2], within the data.
+        :returns: whether all checksums of some data are right.
+        """
+
+    @abstractmethod
+    def adder(self, total: NDArray[Any], rows: Spans) -> Adder:
+        """Prepare to add elements, and elements times weights, to *total*.
+
+        Products are rounded before they are added, floats that overflow become infinite, integers
+        wrap around.
+
+        :param total: a one-dimensional array of 4 or 8 byte floats or integers, little endian.
+        :param rows: int64[n, 4]: the index in *total* where to begin, the byte of the data where
+            to begin, how many elements, and the index of the weight, or -1. Weights are for floats
+            only. No two rows have an element of *total* in common.
+        """
+
+
+class NumpyKernels(Kernels):
+    """The loops in NumPy."""
+
+    name = "numpy"
+
+    def matcher(self, spans: Spans, expected: bytes) -> Callable[[memoryview], bool]:
+        """Prepare to compare."""
+        parts = [slice(start, end) for start, end in spans.tolist()]
+        return lambda data: b"".join([data[part] for part in parts]) == expected
+
+    def verifier(self, blocks: Spans) -> Callable[[memoryview], bool]:
+        """Prepare to check checksums."""
+        parts = [(slice(*span), slice(span[1], span[1] + 4)) for span in blocks.tolist()]
+
+        def verify(data: memoryview) -> bool:
+            raw = np.frombuffer(data, np.uint8)
+            for block, checksum in parts:
+                crc: int = google_crc32c.value(raw[block])
+                masked = ((crc >> 15 | crc << 17) + _CRC_MASK) & 0xFFFFFFFF
+                if masked != int.from_bytes(data[checksum], "little"):
+                    return False
+            return True
+
+        return verify
+
+    def adder(self, total: NDArray[Any], rows: Spans) -> Adder:
+        """Prepare to add."""
+        return _NumpyAdder(total, rows)
+
+
+class _NumpyAdder:
+    """Adds long runs where they lie, and short ones after collecting their neighbours."""
+
+    def __init__(self, total: NDArray[Any], rows: Spans) -> None:
+        self._dtype = total.dtype
+        # Each part of the total, where its elements come from, and the index of their weight.
+        self._runs: list[tuple[NDArray[Any], list[slice], int]] = []
+        size = self._dtype.itemsize
+        start = end = room = 0
+        weighed = -1
+        for first, source, count, weight in rows.tolist():
+            # A product needs room, a sum of a long run none.
+            step = _CHUNK_BYTES // size if weight >= 0 else max(count, 1)
+            for at in range(0, count, step):
+                length = min(step, count - at)
+                begin = source + at * size
+                piece = slice(begin, begin + length * size)
+                if first + at == end and weight == weighed and length * size <= room:
+                    self._runs[-1][1].append(piece)
+                else:
+                    start = first + at
+                    room = _CHUNK_BYTES if length * size < _SHORT_BYTES else 0
+                    self._runs.append((total[:0], [piece], weight))
+                    weighed = weight
+                room = room - length * size if length * size < _SHORT_BYTES else 0
+                end = first + at + length
+                self._runs[-1] = (total[start:end], self._runs[-1][1], weight)
+        self._scratch = np.empty(_CHUNK_BYTES // size, self._dtype)
+        self._collected = np.empty(_CHUNK_BYTES, np.uint8)
+
+    def __call__(self, data: Bytes, weights: Sequence[float]) -> None:
+        raw = np.frombuffer(data, np.uint8)
+        factors = [self._dtype.type(weight) for weight in weights]
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            for part, pieces, weight in self._runs:
+                if len(pieces) == 1:
+                    packed = raw[pieces[0]]
+                else:
+                    packed = self._collected[: part.nbytes]
+                    np.concatenate([raw[piece] for piece in pieces], out=packed)
+                values = packed.view(self._dtype)
+                if weight >= 0:
+                    values = np.multiply(values, factors[weight], out=self._scratch[: part.size])
+                np.add(part, values, out=part)
+
+
+class CompiledKernels(Kernels):
+    """The loops of the distribution ``fcp-server-fast``.
+
+    :param module: its module ``fcp_fast``.
+    """
+
+    name = "compiled"
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def matcher(self, spans: Spans, expected: bytes) -> Callable[[memoryview], bool]:
+        """Prepare to compare."""
+        table = np.ascontiguousarray(spans, np.int64)
+        same: Callable[..., bool] = self._module.same
+        return lambda data: same(data, table, expected)
+
+    def verifier(self, blocks: Spans) -> Callable[[memoryview], bool]:
+        """Prepare to check checksums."""
+        if not self._module.HARDWARE_CRC:
+            return NumpyKernels().verifier(blocks)
+        table = np.ascontiguousarray(blocks, np.int64)
+        intact: Callable[..., bool] = self._module.intact
+        return lambda data: intact(data, table)
+
+    def adder(self, total: NDArray[Any], rows: Spans) -> Adder:
+        """Prepare to add."""
+        table = np.ascontiguousarray(rows, np.int64)
+        kind = f"{total.dtype.kind}{total.dtype.itemsize}"
+        add: Callable[..., None] = self._module.add
+
+        def run(data: Bytes, weights: Sequence[float]) -> None:
+            add(total, kind, data, table, np.array(weights, np.float64))
+
+        return run
+
+
+@functools.cache
+def compiled_kernels() -> Kernels | None:
+    """Return the compiled loops, or None if they are not installed."""
+    try:
+        import fcp_fast
+    except ImportError:
+        return None
+    return CompiledKernels(fcp_fast)
+
+
+def default_kernels() -> Kernels:
+    """Return the compiled loops if they are installed, otherwise those in NumPy."""
+    return compiled_kernels() or NumpyKernels()

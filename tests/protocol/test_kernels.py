@@ -1,0 +1,149 @@
+"""The loops in NumPy and the compiled ones give the same, to the last bit."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcp_core.protocol.kernels import NumpyKernels, compiled_kernels, default_kernels
+
+DTYPES = ["<f4", "<f8", "<i4", "<i8", "<u8"]
+LOOPS = [NumpyKernels(), *filter(None, [compiled_kernels()])]
+EVERY = pytest.mark.parametrize("kernels", LOOPS, ids=lambda kernels: kernels.name)
+
+#: What rounds, overflows, vanishes or compares oddly.
+ODD = [0.0, -0.0, 1.0, -1.5, 1 / 3, 3e38, -3e38, 1e-45, -1e-45, 1e300, np.inf, -np.inf, np.nan]
+
+
+def same_bits(one: Any, other: Any) -> bool:
+    """Whether two arrays are the same; which of two NaNs survives a sum is nobody's promise."""
+    if one.dtype.kind == "f":
+        if not np.array_equal(np.isnan(one), np.isnan(other)):
+            return False
+        one, other = (np.where(np.isnan(item), 0, item) for item in (one, other))
+    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+
+
+def plain(total: Any, rows: Any, data: bytes, weights: Any) -> Any:
+    """Add row by row, as an accumulator on its own does."""
+    total = total.copy()
+    with np.errstate(all="ignore"):
+        for first, source, count, weight in rows:
+            values = np.frombuffer(data, total.dtype, count, source)
+            if weight >= 0:
+                values = values * total.dtype.type(weights[weight])
+            total[first : first + count] += values
+    return total
+
+
+@st.composite
+def additions(draw: Any, longest: int) -> Any:
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    counts = draw(st.lists(st.integers(0, longest), max_size=6))
+    weights = draw(st.lists(st.sampled_from([0.5, 1 / 3, 7.0, 1e-3, 1e38]), max_size=2))
+    if dtype.kind != "f":
+        weights = []
+    gaps = draw(st.lists(st.integers(0, 9), min_size=2 * len(counts), max_size=2 * len(counts)))
+    rows, first, source = [], 0, draw(st.integers(0, 9))
+    for index, count in enumerate(counts):
+        weight = draw(st.integers(-1, len(weights) - 1))
+        # Neighbours in the total lie apart in the data, or together, in any order of the rows.
+        first += gaps[2 * index] if draw(st.booleans()) else 0
+        rows.append((first, source, count, weight))
+        first += count
+        source += count * dtype.itemsize + gaps[2 * index + 1]
+    size = first + draw(st.integers(0, 3))
+
+    def values(count: int) -> Any:
+        if dtype.kind != "f":
+            info = np.iinfo(dtype)
+            return rng.integers(info.min, info.max, count, dtype, endpoint=True)
+        found = rng.normal(size=count).astype(dtype) * dtype.type(1e3)
+        with np.errstate(over="ignore"):
+            odd = rng.choice(np.array(ODD), count).astype(dtype)
+        return np.where(rng.random(count) < 0.1, odd, found).astype(dtype)
+
+    data = bytearray(rng.bytes(source))
+    for _, at, count, _ in rows:
+        data[at : at + count * dtype.itemsize] = values(count).tobytes()
+    return values(size), draw(st.permutations(rows)), bytes(data), weights
+
+
+def check(case: Any) -> None:
+    total, rows, data, weights = case
+    expected = plain(total, rows, data, weights)
+    table = np.array(rows, np.int64).reshape(-1, 4)
+    for kernels in LOOPS:
+        got = total.copy()
+        add = kernels.adder(got, table)
+        add(memoryview(data), weights)
+        assert same_bits(got, expected), kernels.name
+        add(np.frombuffer(data, np.uint8), weights)
+        assert same_bits(got, plain(expected, rows, data, weights)), kernels.name
+
+
+@settings(max_examples=40, deadline=None)
+@given(additions(60))
+def test_few_elements_are_added_alike(case: Any) -> None:
+    check(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(additions(120_000))
+def test_many_elements_are_added_alike(case: Any) -> None:
+    check(case)
+
+
+def test_short_runs_are_collected_and_long_ones_are_not() -> None:
+    counts = [1, 3000, 9000, 2000, 1, 70_000, 5] * 3
+    total = np.zeros(sum(counts), np.float32)
+    first = np.cumsum([0, *counts[:-1]])
+    for weight in (-1, 0):
+        rows = [
+            (at, 3 + 4 * at + 7 * index, counts[index], weight) for index, at in enumerate(first)
+        ]
+        check((total, rows, os.urandom(4 * total.size + 200), [1.5]))
+
+
+@EVERY
+def test_parts_match_only_if_every_byte_does(kernels: Any) -> None:
+    data = bytearray(os.urandom(200))
+    spans = np.array([[0, 3], [3, 3], [10, 60], [199, 200]])
+    same = kernels.matcher(spans, b"".join(data[a:b] for a, b in spans))
+    assert same(memoryview(data))
+    inside = {at for start, end in spans for at in range(start, end)}
+    for at in range(200):
+        data[at] ^= 1
+        assert same(memoryview(data)) is (at not in inside)
+        data[at] ^= 1
+    assert kernels.matcher(np.empty((0, 2), np.int64), b"")(memoryview(data))
+
+
+@EVERY
+def test_checksums_are_right_only_if_every_bit_is(kernels: Any) -> None:
+    data = bytearray(os.urandom(1300))
+    blocks = [(0, 20), (24, 24), (30, 1200)]
+    for start, end in blocks:
+        crc = google_crc32c.value(bytes(data[start:end]))
+        masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+        data[end : end + 4] = masked.to_bytes(4, "little")
+    intact = kernels.verifier(np.array(blocks))
+    assert intact(memoryview(data))
+    covered = {at for start, end in blocks for at in range(start, end + 4)}
+    for at in range(len(data)):
+        data[at] ^= 0x10
+        assert intact(memoryview(data)) is (at not in covered)
+        data[at] ^= 0x10
+    assert kernels.verifier(np.empty((0, 2), np.int64))(memoryview(data))
+
+
+def test_the_compiled_loops_are_the_default_where_they_are_installed() -> None:
+    assert default_kernels().name == ("numpy" if compiled_kernels() is None else "compiled")
