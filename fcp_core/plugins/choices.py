@@ -299,17 +299,16 @@ class TaskChoices(Choices):
     def own_eligibility_policies(self) -> list[EligibilityPolicy] | None:
         """Build the task's eligibility policies; None if they are those of its population.
 
-        They are its own if the configuration has a section for tasks of its name, if it names
-        policies, which come on top of the configured ones, or if it has options for one.
+        They are its own if the configuration has a section for tasks of its name, or if it names
+        policies itself. Those come on top of the configured ones, with the task's options: they
+        cannot weaken what the operator asks of a device.
 
         :raises UsageError: if the options of one do not do.
         """
-        spec = self._spec
-        own = spec.eligibility or not self.eligibility_policies.keys().isdisjoint(spec.options)
-        if not own and spec.name not in self.config.scopes("task"):
+        if not self._spec.eligibility and self._spec.name not in self.config.scopes("task"):
             return None
-        names = dict.fromkeys([*self.config.get("eligibility"), *spec.eligibility])
-        return [self.make_eligibility_policy(name) for name in names]
+        configured = Choices(self.config, self.offered).make_eligibility_policies()
+        return configured + [self.make_eligibility_policy(name) for name in self._spec.eligibility]
 
     def problems(self) -> list[str]:
         """Return what is wrong with what the task says, one sentence each."""
@@ -346,6 +345,8 @@ class TaskChoices(Choices):
                 continue
             try:
                 self.config.section(sections[name], options)
+                if name in self.eligibility_policies:
+                    self.make_eligibility_policy(name)
             except UsageError as error:
                 problems.append(str(error))
         return list(dict.fromkeys(problems))

@@ -15,7 +15,8 @@ from fcp_platform.select import put_device_ops
 
 _INPUT = "input_filepath"
 _OUTPUT = "output_filepath"
-_TOKEN = "data_token"
+#: The placeholder of the token that datasets are read with.
+TOKEN = "data_token"
 _SAVE = "save_client_update_tensors"
 _DATASET_OP = "ExternalDataset"
 
@@ -36,7 +37,7 @@ def build_plan(
         )
     graph = tf.Graph()
     with graph.as_default():
-        token = tf.compat.v1.placeholder(tf.string, (), _TOKEN)
+        token = tf.compat.v1.placeholder(tf.string, (), TOKEN)
         inputs = _restore(lowered) if lowered.broadcast else {}
         for index, port in enumerate(data):
             inputs[port.tensor_name] = tf.compat.v1.placeholder(tf.variant, (), f"data_{index}")
@@ -45,23 +46,23 @@ def build_plan(
         outputs = lowered.client.add_to_graph(inputs, "work")
         _save(lowered, outputs)
     graph_def = graph.as_graph_def()
-    ends = [_SAVE, _TOKEN, *(f"data_{index}" for index in range(len(data)))]
+    ends = [_SAVE, TOKEN, *(f"data_{index}" for index in range(len(data)))]
     if lowered.broadcast:
         ends.append(_INPUT)  # it is fed even if nothing reads it
     graph_def = only(graph_def, ancestors(graph_def, ends))
-    _add_datasets(graph_def, selectors)
-    put_device_ops(graph_def, _TOKEN)
+    add_datasets(graph_def, selectors)
+    put_device_ops(graph_def, TOKEN)
 
     plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString(deterministic=True))
     spec = plan.phase.tensorflow_spec
-    spec.dataset_token_tensor_name = f"{_TOKEN}:0"
+    spec.dataset_token_tensor_name = f"{TOKEN}:0"
     spec.target_node_names.append(_SAVE)
     router = plan.phase.federated_compute
     if lowered.broadcast:
         router.input_filepath_tensor_name = f"{_INPUT}:0"
-        spec.input_tensor_specs.append(_path_spec(_INPUT))
+        spec.input_tensor_specs.append(string_spec(_INPUT))
     router.output_filepath_tensor_name = f"{_OUTPUT}:0"
-    spec.input_tensor_specs.append(_path_spec(_OUTPUT))
+    spec.input_tensor_specs.append(string_spec(_OUTPUT))
     return plan
 
 
@@ -103,8 +104,12 @@ def _save(lowered: Lowered, outputs: list[Any]) -> None:
     )
 
 
-def _add_datasets(graph_def: Any, selectors: list[plan_pb2.ExampleSelector]) -> None:
-    """Turn the placeholders of the data into the op that stock TensorFlow does not have."""
+def add_datasets(graph_def: Any, selectors: list[plan_pb2.ExampleSelector]) -> None:
+    """Turn the placeholders of the data into the op that stock TensorFlow does not have.
+
+    :param graph_def: changed in place; it has a placeholder ``data_0``, ``data_1``, ... for each
+        selector, and one called :data:`TOKEN`.
+    """
     nodes = {node.name: node for node in graph_def.node}
     for index, selector in enumerate(selectors):
         constant = graph_def.node.add(name=f"data_{index}/selector", op="Const")
@@ -116,10 +121,11 @@ def _add_datasets(graph_def: Any, selectors: list[plan_pb2.ExampleSelector]) -> 
         dataset.Clear()
         dataset.name = f"data_{index}"
         dataset.op = _DATASET_OP
-        dataset.input.extend([_TOKEN, constant.name])
+        dataset.input.extend([TOKEN, constant.name])
 
 
-def _path_spec(name: str) -> bytes:
+def string_spec(name: str) -> bytes:
+    """Return the serialized specification of a scalar string, the node's only output."""
     spec = tensorflow_struct_pb2.TensorSpecProto(name=f"{name}:0", dtype=tf.string.as_datatype_enum)
     spec.shape.SetInParent()
     return bytes(spec.SerializeToString())

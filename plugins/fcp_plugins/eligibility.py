@@ -185,10 +185,32 @@ class DataAvailability(_DevicePolicy):
         return True
 
 
+class TensorFlowCustom(_DevicePolicy):
+    """The plan of the population's eligibility task decides; without such a plan nobody passes."""
+
+    NAME = "tensorflow_custom"
+    SUMMARY = "the plan of the population's eligibility task finds the device eligible"
+    OPTIONS = (
+        ("arguments", "str", "", "what the plan is told beside the task's name", None),
+        _MIN_VERSION,
+    )
+
+    def fill(
+        self,
+        spec: eligibility_pb2.EligibilityPolicyEvalSpec,
+        options: Mapping[str, Any],
+        now: float,
+    ) -> bool:
+        """Fill in the policy."""
+        spec.tf_custom_policy.arguments = options["arguments"].encode()
+        return True
+
+
 _POLICIES: tuple[type[_DevicePolicy], ...] = (
     SamplingWithoutReplacement,
     MinimumSeparation,
     DataAvailability,
+    TensorFlowCustom,
 )
 
 

@@ -384,23 +384,6 @@ class TestReferences:
             self.get(data, "a", np.float32)
 
 
-def test_an_eligibility_task_is_for_a_server_of_ones_own() -> None:
-    from fcp_core.protocol.status import StatusError
-    from fcp_core.rounds.eligibility import EligibilityTask
-
-    plan = plan_pb2.ClientOnlyPlan()
-    plan.phase.federated_compute_eligibility.task_eligibility_info_tensor_name = "info:0"
-    task = EligibilityTask(plan.SerializeToString(), b"input")
-    with fcp_platform.FederatedContext("p") as context:
-        context.set_eligibility_task(task)
-        context.set_eligibility_task(None)
-    remote = fcp_platform.FederatedContext("p", server="http://localhost:1/", token="secret" * 8)
-    with pytest.raises(UsageError, match="it in the server's own process"):
-        remote.set_eligibility_task(task)
-    with pytest.raises(StatusError, match="the plan's router"):
-        EligibilityTask(plan_pb2.ClientOnlyPlan().SerializeToString(), b"input")
-
-
 def test_importing_the_package_is_cheap() -> None:
     """Neither the package nor its plugin imports TensorFlow; without it an extra is named."""
     program = """

@@ -98,6 +98,15 @@ def test_without_a_collection_nothing_is_asked(load):
     assert found.data_availability_policy.selector.collection_uri == "app:/x"
 
 
+def test_the_plan_is_told_the_tasks_own_arguments(load):
+    (found,) = specs(load, "tensorflow_custom", arguments="all")
+    assert found == spec(
+        name="tensorflow_custom", min_version=1, tf_custom_policy={"arguments": b"all"}
+    )
+    (found,) = specs(load, "tensorflow_custom", task_options={"arguments": "näher"})
+    assert found.tf_custom_policy.arguments == "näher".encode()
+
+
 def test_options_out_of_range_are_refused(load):
     with pytest.raises(UsageError, match="min_example_count: 0 is not at least 1"):
         specs(load, "data_availability", min_example_count=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fcp_core.errors import UsageError
-from fcp_core.rounds.policies import OfferedTask, RetryWindow
+from fcp_core.rounds.policies import CheckIn, OfferedTask, RetryWindow
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
 
 TWO = """
@@ -155,13 +155,29 @@ def test_a_task_has_eligibility_policies_of_its_own(configured):
     assert own(name="anyone") == []
     # What it names itself comes on top: the operator's word stands.
     more = ["sampling_without_replacement", "client_version"]
-    assert own(eligibility=more) == ["ClientVersion", "SamplingWithoutReplacement"]
-    assert own(options={"minimum_separation": {"current_index": 3}}) == ["ClientVersion"]
+    assert own(eligibility=more) == [
+        "ClientVersion",
+        "SamplingWithoutReplacement",
+        "ClientVersion",
+    ]
     (policy,) = plugins.for_task(spec(name="nightly")).own_eligibility_policies()
     (asked,) = policy.policies("phones/all", OfferedTask("nightly", AssignmentMode.SINGLE), 0.0)
     assert asked.data_availability_policy.selector.collection_uri == "app:/nights"
     problems = plugins.check_task(spec(eligibility=["data_availabilty"]))
     assert any("Did you mean 'data_availability'?" in problem for problem in problems)
+    broken = {"sampling_without_replacement": {"group_regex": "("}}
+    (problem,) = plugins.check_task(spec(options=broken))
+    assert "regular expression" in problem
+
+
+def test_a_task_cannot_weaken_the_operators_verdict(configured):
+    plugins = configured(
+        "[fcp]\neligibility = client_version\n[fcp:eligibility.client_version]\nminimum = 2\n"
+    )
+    task = spec(eligibility=["client_version"], options={"client_version": {"minimum": "1"}})
+    policies = plugins.for_task(task).own_eligibility_policies()
+    old = CheckIn("phones/all", "1.5", "", True, True)
+    assert [policy.admit(old, 0.0) is None for policy in policies] == [False, True]
 
 
 MISTAKES = {

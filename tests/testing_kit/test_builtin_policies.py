@@ -88,6 +88,12 @@ class TestDataAvailability(EligibilityLaws):
     task_options: ClassVar = {"collection_uri": "app:/taps", "min_example_count": 3}
 
 
+class TestTensorFlowCustom(EligibilityLaws):
+    factory = ELIGIBILITY["tensorflow_custom"]
+    options: ClassVar = options("eligibility.tensorflow_custom")
+    task_options: ClassVar = {"arguments": "17"}
+
+
 class TestClientVersion(EligibilityLaws):
     factory = ELIGIBILITY["client_version"]
     options: ClassVar = options("eligibility.client_version", minimum="1.4")
