@@ -13,12 +13,17 @@ LINT := .venv-lint
 help:
 	@head -2 Makefile | cut -c3-
 
-$(READY): requirements/dev.txt setup.cfg pyproject.toml
+FAST := $(wildcard aggregators/fast/setup.* aggregators/fast/src/fcp_fast/*.[ch])
+
+$(READY): requirements/dev.txt setup.cfg pyproject.toml $(FAST)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "make: the TFF extra needs Python 3.11; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@CC="$(CC)" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --no-build-isolation -e aggregators/fast >$(VENV)/fast.log 2>&1 || \
+	  echo "make: $(CC) could not compile the fast loops, so NumPy folds ($(VENV)/fast.log says why)" >&2
 	@touch $@
 
 # mypy and ruff have an environment of their own: mypy wants newer packages than TensorFlow 2.14.

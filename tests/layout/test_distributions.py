@@ -37,8 +37,9 @@ def requirements(folder):
 
 
 def entry_points(folder):
-    lines = metadata(folder)["options.entry_points"]["fcp"].strip().splitlines()
-    for line in lines:
+    """Yield the plugins; a distribution may have none and only bring code that ours looks for."""
+    lines = metadata(folder).get("options.entry_points", "fcp", fallback="").strip()
+    for line in lines.splitlines():
         name, _, value = line.partition("=")
         yield importlib.metadata.EntryPoint(name.strip(), value.strip(), "fcp")
 

@@ -1,0 +1,416 @@
+/* The loops over a contribution's bytes: comparing, checking and adding them.
+ *
+ * Every function takes its data through the buffer protocol, checks all offsets against the sizes of
+ * the buffers before it reads or changes anything, and lets go of the interpreter's lock while it
+ * works on more than a few kilobytes. Tables are int64, row by row.
+ *
+ * The numbers are NumPy's to the last bit: a product is rounded before it is added, so nothing here
+ * may be contracted to fused multiply-adds or computed in a wider format.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "crc32c.h"
+
+#ifdef __FAST_MATH__
+#error "fast-math would change the numbers"
+#endif
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+#error "floats must be computed in their own format"
+#endif
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "checkpoints hold little-endian numbers, which these loops take as they are"
+#endif
+
+/* Below this many bytes the interpreter's lock is kept: giving it away costs more. */
+#define SHORT_BYTES 16384
+
+enum { MATCH_COLUMNS = 2, ROW_COLUMNS = 4 };
+
+/* Whether start and end lie in order within size bytes, with room for extra bytes after them. */
+static int within(int64_t start, int64_t end, int64_t extra, Py_ssize_t size)
+{
+    return start >= 0 && start <= end && end <= (int64_t)size - extra;
+}
+
+/* Return the rows of a table, or -1 with an exception set. */
+static Py_ssize_t rows_of(const Py_buffer *table, int columns, const char *what)
+{
+    Py_ssize_t width = (Py_ssize_t)(columns * sizeof(int64_t));
+    if (table->len % width || ((uintptr_t)table->buf) % sizeof(int64_t)) {
+        PyErr_Format(PyExc_ValueError, "%s must be an aligned int64 array of %d columns", what,
+                     columns);
+        return -1;
+    }
+    return table->len / width;
+}
+
+static int out_of_bounds(const char *what, Py_ssize_t row)
+{
+    PyErr_Format(PyExc_ValueError, "%s: row %zd is out of bounds", what, row);
+    return -1;
+}
+
+PyDoc_STRVAR(crc32c_doc,
+"crc32c($module, data, value=0, method=None, /)\n--\n\n"
+"Return the CRC-32C of *data*, going on from *value*.\n\n"
+":param method: one of :data:`METHODS`; None: the fastest.\n"
+":raises ValueError: for a method that this processor does not have.");
+
+static PyObject *fast_crc32c(PyObject *module, PyObject *args)
+{
+    Py_buffer data;
+    unsigned int value = 0;
+    const char *name = NULL;
+    if (!PyArg_ParseTuple(args, "y*|Iz:crc32c", &data, &value, &name))
+        return NULL;
+    crc_function function = name ? crc32c_method(name) : crc32c_best();
+    if (!function) {
+        PyBuffer_Release(&data);
+        return PyErr_Format(PyExc_ValueError, "this processor has no method %s", name);
+    }
+    uint32_t crc;
+    PyThreadState *state = data.len > SHORT_BYTES ? PyEval_SaveThread() : NULL;
+    crc = function(value, data.buf, (size_t)data.len);
+    if (state)
+        PyEval_RestoreThread(state);
+    PyBuffer_Release(&data);
+    return PyLong_FromUnsignedLong(crc);
+}
+
+PyDoc_STRVAR(same_doc,
+"same($module, data, spans, expected, /)\n--\n\n"
+"Return whether the parts of *data* that *spans* names are *expected*.\n\n"
+":param spans: start and end of each part, int64[n, 2].\n"
+":param expected: the parts, one after another.\n"
+":raises ValueError: if a part does not lie within *data*, or the parts have another length.");
+
+static PyObject *fast_same(PyObject *module, PyObject *args)
+{
+    Py_buffer data, spans, expected;
+    if (!PyArg_ParseTuple(args, "y*y*y*:same", &data, &spans, &expected))
+        return NULL;
+    int result = -1;
+    const int64_t *row = spans.buf;
+    const char *bytes = data.buf, *wanted = expected.buf;
+    Py_ssize_t rows = rows_of(&spans, MATCH_COLUMNS, "spans"), at = 0;
+    if (rows < 0)
+        goto done;
+    for (Py_ssize_t i = 0; i < rows; i++) {
+        int64_t start = row[2 * i], end = row[2 * i + 1];
+        if (!within(start, end, 0, data.len)) {
+            out_of_bounds("spans", i);
+            goto done;
+        }
+        if (end - start > (int64_t)(expected.len - at)) {
+            PyErr_SetString(PyExc_ValueError, "the parts are longer than what is expected");
+            goto done;
+        }
+        at += (Py_ssize_t)(end - start);
+    }
+    if (at != expected.len) {
+        PyErr_SetString(PyExc_ValueError, "the parts are shorter than what is expected");
+        goto done;
+    }
+    result = 1;
+    for (Py_ssize_t i = 0; i < rows && result; i++) {
+        size_t length = (size_t)(row[2 * i + 1] - row[2 * i]);
+        result = memcmp(bytes + row[2 * i], wanted, length) == 0;
+        wanted += length;
+    }
+done:
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&spans);
+    PyBuffer_Release(&expected);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+PyDoc_STRVAR(intact_doc,
+"intact($module, data, blocks, /)\n--\n\n"
+"Return whether the masked CRC-32C of each block is in the four bytes after it.\n\n"
+":param blocks: start and end of each block, int64[n, 2].\n"
+":raises ValueError: if a block and its checksum do not lie within *data*.");
+
+static PyObject *fast_intact(PyObject *module, PyObject *args)
+{
+    Py_buffer data, blocks;
+    if (!PyArg_ParseTuple(args, "y*y*:intact", &data, &blocks))
+        return NULL;
+    int result = -1;
+    const int64_t *row = blocks.buf;
+    const uint8_t *bytes = data.buf;
+    Py_ssize_t rows = rows_of(&blocks, MATCH_COLUMNS, "blocks");
+    if (rows < 0)
+        goto done;
+    for (Py_ssize_t i = 0; i < rows; i++) {
+        if (!within(row[2 * i], row[2 * i + 1], 4, data.len)) {
+            out_of_bounds("blocks", i);
+            goto done;
+        }
+    }
+    crc_function function = crc32c_best();
+    PyThreadState *state = data.len > SHORT_BYTES ? PyEval_SaveThread() : NULL;
+    result = 1;
+    for (Py_ssize_t i = 0; i < rows && result; i++) {
+        const uint8_t *end = bytes + row[2 * i + 1];
+        uint32_t crc = function(0, bytes + row[2 * i], (size_t)(row[2 * i + 1] - row[2 * i]));
+        uint32_t masked = ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
+        uint32_t stored = (uint32_t)end[0] | (uint32_t)end[1] << 8 | (uint32_t)end[2] << 16 |
+                          (uint32_t)end[3] << 24;
+        result = masked == stored;
+    }
+    if (state)
+        PyEval_RestoreThread(state);
+done:
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&blocks);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+#if defined(__GNUC__) || defined(__clang__)
+#define PREFETCH(address) __builtin_prefetch((const void *)(address))
+#else
+#define PREFETCH(address) ((void)0)
+#endif
+
+/* How far ahead bytes are asked for; beyond the end that does nothing. */
+#define AHEAD 4096
+
+/* Elements come from any address: memcpy of one is an unaligned load. */
+#define ADD_ONE(type, at, factor)                                                                 \
+    do {                                                                                          \
+        type value;                                                                               \
+        memcpy(&value, source + (at) * (int64_t)sizeof(type), sizeof(type));                      \
+        type product = value factor;                                                              \
+        total[at] += product;                                                                     \
+    } while (0)
+
+/* Aligned stores first, then lines of 256 bytes, which the compiler turns into vectors. */
+#define ADD_MANY(type, factor)                                                                    \
+    const int64_t step = 256 / (int64_t)sizeof(type);                                             \
+    int64_t i = 0;                                                                                \
+    for (; i < count && ((uintptr_t)(total + i) & 63); i++)                                       \
+        ADD_ONE(type, i, factor);                                                                 \
+    for (; i + step <= count; i += step) {                                                        \
+        for (int64_t j = 0; j < step; j++)                                                        \
+            ADD_ONE(type, i + j, factor);                                                         \
+        for (int line = 0; line < 256; line += 64)                                                \
+            PREFETCH((uintptr_t)source + (uintptr_t)i * sizeof(type) + AHEAD + line);             \
+    }                                                                                             \
+    for (; i < count; i++)                                                                        \
+        ADD_ONE(type, i, factor);
+
+#define ADD(name, type, target)                                                                   \
+    target static void name(type *restrict total, const char *restrict source, int64_t count)     \
+    {                                                                                             \
+        ADD_MANY(type, )                                                                          \
+    }
+
+#define ADD_PRODUCT(name, type, target)                                                           \
+    target static void name(type *restrict total, const char *restrict source, int64_t count,     \
+                            type weight)                                                          \
+    {                                                                                             \
+        ADD_MANY(type, *weight)                                                                   \
+    }
+
+/* Unsigned integers, whose sums wrap around: signed ones have the same bits. */
+typedef struct {
+    void (*add_float)(float *, const char *, int64_t);
+    void (*add_double)(double *, const char *, int64_t);
+    void (*add_int32)(uint32_t *, const char *, int64_t);
+    void (*add_int64)(uint64_t *, const char *, int64_t);
+    void (*add_float_product)(float *, const char *, int64_t, float);
+    void (*add_double_product)(double *, const char *, int64_t, double);
+} Adders;
+
+#define ADDERS(suffix, target)                                                                    \
+    ADD(add_float_##suffix, float, target)                                                        \
+    ADD(add_double_##suffix, double, target)                                                      \
+    ADD(add_int32_##suffix, uint32_t, target)                                                     \
+    ADD(add_int64_##suffix, uint64_t, target)                                                     \
+    ADD_PRODUCT(add_float_product_##suffix, float, target)                                        \
+    ADD_PRODUCT(add_double_product_##suffix, double, target)                                      \
+    static const Adders suffix##_adders = {                                                       \
+        add_float_##suffix, add_double_##suffix,        add_int32_##suffix,                       \
+        add_int64_##suffix, add_float_product_##suffix, add_double_product_##suffix};
+
+ADDERS(any, )
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+/* Without FMA, which this name does not include. */
+ADDERS(avx2, __attribute__((target("avx2"))))
+
+static const Adders *choose_adders(void)
+{
+    return __builtin_cpu_supports("avx2") ? &avx2_adders : &any_adders;
+}
+#else
+static const Adders *choose_adders(void) { return &any_adders; }
+#endif
+
+static const Adders *adders;
+
+typedef enum { FLOAT, DOUBLE, INT32, INT64 } Kind;
+
+static int kind_of(const char *name, Kind *kind)
+{
+    static const struct {
+        const char *name;
+        Kind kind;
+    } kinds[] = {{"f4", FLOAT}, {"f8", DOUBLE}, {"i4", INT32},
+                 {"u4", INT32}, {"i8", INT64},  {"u8", INT64}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (strcmp(name, kinds[i].name) == 0) {
+            *kind = kinds[i].kind;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "unknown kind %s", name);
+    return -1;
+}
+
+static int check_rows(const int64_t *row, Py_ssize_t rows, int64_t size, Kind kind,
+                      const Py_buffer *total, const Py_buffer *data, const Py_buffer *weights)
+{
+    int64_t room = total->len / size, known = weights->len / (int64_t)sizeof(double);
+    for (Py_ssize_t i = 0; i < rows; i++, row += ROW_COLUMNS) {
+        int64_t first = row[0], source = row[1], count = row[2], weight = row[3];
+        if (first < 0 || source < 0 || count < 0 || count > room || first > room - count ||
+            count * size > (int64_t)data->len || source > (int64_t)data->len - count * size)
+            return out_of_bounds("rows", i);
+        if (weight < -1 || weight >= known || (weight >= 0 && kind != FLOAT && kind != DOUBLE))
+            return out_of_bounds("rows (its weight)", i);
+    }
+    return 0;
+}
+
+static void add_rows(const int64_t *row, Py_ssize_t rows, Kind kind, void *total,
+                     const char *data, const double *weights)
+{
+    for (Py_ssize_t i = 0; i < rows; i++, row += ROW_COLUMNS) {
+        const char *source = data + row[1];
+        switch (kind) {
+        case FLOAT:
+            if (row[3] < 0)
+                adders->add_float((float *)total + row[0], source, row[2]);
+            else
+                adders->add_float_product((float *)total + row[0], source, row[2],
+                                           (float)weights[row[3]]);
+            break;
+        case DOUBLE:
+            if (row[3] < 0)
+                adders->add_double((double *)total + row[0], source, row[2]);
+            else
+                adders->add_double_product((double *)total + row[0], source, row[2],
+                                           weights[row[3]]);
+            break;
+        case INT32:
+            adders->add_int32((uint32_t *)total + row[0], source, row[2]);
+            break;
+        case INT64:
+            adders->add_int64((uint64_t *)total + row[0], source, row[2]);
+            break;
+        }
+    }
+}
+
+PyDoc_STRVAR(add_doc,
+"add($module, total, kind, data, rows, weights, /)\n--\n\n"
+"Add elements of *data*, times weights where there are any, to *total*.\n\n"
+":param total: an aligned array of numbers.\n"
+":param kind: what they are: f4, f8, i4, u4, i8 or u8.\n"
+":param rows: int64[n, 4]: the index in *total* and the byte of *data* where to begin, how many\n"
+"    elements, and the index of the weight, or -1.\n"
+":param weights: float64[m].\n"
+":raises ValueError: if a row is out of bounds; *total* is not changed then.");
+
+static PyObject *fast_add(PyObject *module, PyObject *args)
+{
+    Py_buffer total, data, rows, weights;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "w*sy*y*y*:add", &total, &name, &data, &rows, &weights))
+        return NULL;
+    int result = -1;
+    Kind kind;
+    Py_ssize_t count = rows_of(&rows, ROW_COLUMNS, "rows");
+    if (count < 0 || kind_of(name, &kind) < 0)
+        goto done;
+    int64_t size = kind == FLOAT || kind == INT32 ? 4 : 8;
+    if (((uintptr_t)total.buf) % (uintptr_t)size || total.len % size ||
+        ((uintptr_t)weights.buf) % sizeof(double)) {
+        PyErr_SetString(PyExc_ValueError, "total and weights must be aligned arrays");
+        goto done;
+    }
+    if (check_rows(rows.buf, count, size, kind, &total, &data, &weights) < 0)
+        goto done;
+    PyThreadState *state = data.len > SHORT_BYTES ? PyEval_SaveThread() : NULL;
+    add_rows(rows.buf, count, kind, total.buf, data.buf, weights.buf);
+    if (state)
+        PyEval_RestoreThread(state);
+    result = 0;
+done:
+    PyBuffer_Release(&total);
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&weights);
+    if (result < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"crc32c", fast_crc32c, METH_VARARGS, crc32c_doc},
+    {"same", fast_same, METH_VARARGS, same_doc},
+    {"intact", fast_intact, METH_VARARGS, intact_doc},
+    {"add", fast_add, METH_VARARGS, add_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int prepare(PyObject *module)
+{
+    crc32c_prepare();
+    adders = choose_adders();
+    PyObject *names = PyTuple_New(0);
+    for (size_t i = 0; names && crc32c_methods[i].name; i++) {
+        if (!crc32c_methods[i].available)
+            continue;
+        Py_ssize_t count = PyTuple_GET_SIZE(names);
+        PyObject *name = PyUnicode_FromString(crc32c_methods[i].name);
+        if (!name || _PyTuple_Resize(&names, count + 1) < 0) {
+            Py_XDECREF(name);
+            Py_CLEAR(names);
+            break;
+        }
+        PyTuple_SET_ITEM(names, count, name);
+    }
+    if (!names)
+        return -1;
+    int hardware = PyTuple_GET_SIZE(names) > 1;
+    if (PyModule_AddObject(module, "METHODS", names) < 0) {
+        Py_DECREF(names);
+        return -1;
+    }
+    PyObject *flag = PyBool_FromLong(hardware);
+    if (PyModule_AddObject(module, "HARDWARE_CRC", flag) < 0) {
+        Py_DECREF(flag);
+        return -1;
+    }
+    return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, prepare},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "fcp_fast._kernels", .m_methods = methods, .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__kernels(void)
+{
+    return PyModuleDef_Init(&definition);
+}
