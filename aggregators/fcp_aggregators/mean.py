@@ -20,7 +20,13 @@ from fcp_aggregators.checks import (
     parse_state,
     same_configuration,
 )
-from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.aggregator import (
+    Accumulator,
+    Addition,
+    AggregatorFactory,
+    Options,
+    Total,
+)
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
@@ -68,9 +74,9 @@ class MeanAccumulator(Accumulator):
         value = intrinsic.inputs[0]
         weight_dtype = intrinsic.inputs[1].dtype if self._weighted else DataType.INT32
         self._num_inputs = 0
-        self._sum: Tensor = np.zeros(value.shape, value.dtype.numpy)
+        self._sums = Total(np.zeros(value.shape, value.dtype.numpy))
         # With equal weights it stays 0, as upstream, and the number of inputs divides.
-        self._weights: Tensor = np.zeros((), weight_dtype.numpy)
+        self._weight_sums = Total(np.zeros((), weight_dtype.numpy))
 
     @classmethod
     def load(cls, intrinsic: Intrinsic, use_weights: bool, data: bytes) -> Self:
@@ -85,6 +91,14 @@ class MeanAccumulator(Accumulator):
             array[...] = np.frombuffer(raw, array.dtype).reshape(array.shape)
         self._num_inputs = state.num_inputs
         return self
+
+    @property
+    def _sum(self) -> Tensor:
+        return self._sums.array
+
+    @property
+    def _weights(self) -> Tensor:
+        return self._weight_sums.array
 
     @property
     def num_inputs(self) -> int:
@@ -112,6 +126,18 @@ class MeanAccumulator(Accumulator):
             else:
                 np.add(self._sum, value, out=self._sum)
         self._num_inputs += 1
+
+    def additions(self) -> Sequence[Addition] | None:
+        """Return that the value is added, times its weight, and the weight; not of a subclass."""
+        if type(self) is not MeanAccumulator:
+            return None
+        if not self._weighted:
+            return (Addition(self._sums, 0),)
+        return Addition(self._sums, 0, weight=1), Addition(self._weight_sums, 1)
+
+    def added(self, count: int) -> None:
+        """Count contributions that were added."""
+        self._num_inputs += count
 
     def merge(self, other: Self) -> None:
         """Add both sums."""

@@ -59,6 +59,22 @@ def fcp_add_options(options: OptionRegistry) -> None:
         default=DEFAULT_INLINE_BYTES,
         help="smaller contributions are folded where they arrive",
     )
+    options.add(
+        "engine.local",
+        "verify_checksums",
+        type="bool",
+        default=True,
+        help="check the checksums of contributions that have them (TF V1 checkpoints)",
+        operator_only=True,
+    )
+    options.add(
+        "engine.local",
+        "compiled",
+        type="bool",
+        default=True,
+        help="fold with the compiled loops of fcp-server-fast where it is installed",
+        operator_only=True,
+    )
 
 
 @hookimpl

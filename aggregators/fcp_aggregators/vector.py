@@ -22,7 +22,13 @@ from fcp_aggregators.checks import (
     parse_state,
     same_configuration,
 )
-from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.aggregator import (
+    Accumulator,
+    Addition,
+    AggregatorFactory,
+    Options,
+    Total,
+)
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 
@@ -44,7 +50,7 @@ class VectorAccumulator(Accumulator):
         check_same(intrinsic, spec, output)
         self._intrinsic = intrinsic
         self._num_inputs = 0
-        self._vector = self.identity(spec.shape, spec.dtype.numpy)
+        self._total = Total(self.identity(spec.shape, spec.dtype.numpy))
 
     @classmethod
     def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
@@ -56,6 +62,10 @@ class VectorAccumulator(Accumulator):
         loaded = np.frombuffer(state.vector_data, self._vector.dtype)
         self._vector[...] = loaded.reshape(self._vector.shape)
         return self
+
+    @property
+    def _vector(self) -> Tensor:
+        return self._total.array
 
     @property
     def num_inputs(self) -> int:
@@ -103,6 +113,14 @@ class VectorAccumulator(Accumulator):
 
 class SumAccumulator(VectorAccumulator):
     """The sum; zeros if there was no input."""
+
+    def additions(self) -> Sequence[Addition] | None:
+        """Return that the input is added; a subclass may do something else."""
+        return (Addition(self._total, 0),) if type(self) is SumAccumulator else None
+
+    def added(self, count: int) -> None:
+        """Count inputs that were added."""
+        self._num_inputs += count
 
     def identity(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
         """Return zeros."""

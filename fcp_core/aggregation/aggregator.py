@@ -24,6 +24,35 @@ JOINT_URI = "fcp:joint"
 Options = Mapping[str, Any]
 
 
+class Total:
+    """An array that inputs are added to.
+
+    Its owner changes the array in place only, and reads it through :attr:`array` each time:
+    whoever folds may have moved the elements to another place.
+    """
+
+    def __init__(self, array: Tensor) -> None:
+        #: The elements so far: a number of float, double or an integer dtype for each.
+        self.array = array
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One step of an accumulator: ``total += inputs[value]``, or that times ``inputs[weight]``.
+
+    Both are rounded in the total's dtype, first the product and then the sum.
+
+    :param total: of the value's dtype and number of elements.
+    :param value: the position of the input that is added.
+    :param weight: the position of an input that holds one number; None: the value itself is added.
+        Only for totals of floats.
+    """
+
+    total: Total
+    value: int
+    weight: int | None = None
+
+
 class Accumulator(ABC):
     """The running state of one intrinsic. Not thread-safe: one owner at a time."""
 
@@ -47,6 +76,20 @@ class Accumulator(ABC):
 
         The tensors may be views on a buffer that is reused: copy what is kept.
         """
+
+    def additions(self) -> Sequence[Addition] | None:
+        """Return what :meth:`accumulate` does, if that is nothing but additions; optional.
+
+        With them, a contribution to many intrinsics is added in one go. An accumulator may name
+        them if it counts its inputs, accepts every contribution whose weights are above zero, and
+        its state is otherwise the totals alone. Then :meth:`accumulate` is not called for every
+        contribution, but :meth:`added`, at the latest before any other method.
+        """
+        return None
+
+    def added(self, count: int) -> None:
+        """Note that *count* contributions were added as :meth:`additions` says."""
+        raise NotImplementedError(f"{type(self).__name__} names additions but has no added()")
 
     @abstractmethod
     def merge(self, other: Self) -> None:

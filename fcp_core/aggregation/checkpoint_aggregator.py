@@ -11,12 +11,18 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
+from fcp_core.aggregation.additions import Additions, Plan, Prepared
 from fcp_core.aggregation.aggregator import JOINT_URI, Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
-from fcp_core.aggregation.spec import Intrinsic, Tensor
+from fcp_core.aggregation.spec import Intrinsic, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_nbytes
+from fcp_core.protocol.checkpoint import Checkpoint, Layout
+from fcp_core.protocol.kernels import Kernels, default_kernels
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
+
+#: How many layouts of checkpoints an aggregator remembers.
+_MAX_PLANS = 16
 
 
 class KeptBudget:
@@ -95,6 +101,15 @@ def bind(
     return tuple(bound)
 
 
+@dataclass(frozen=True)
+class _Member:
+    """An intrinsic with its accumulator and the specifications of its inputs."""
+
+    bound: BoundIntrinsic
+    specs: tuple[TensorSpec, ...]
+    accumulator: Accumulator
+
+
 class CheckpointAggregator:
     """The accumulators of several intrinsics. Not thread-safe: one owner at a time.
 
@@ -103,6 +118,7 @@ class CheckpointAggregator:
     :param bound: the intrinsics in the order of their outputs.
     :param budget: what bounds the aggregators that need all inputs; None: nothing does.
     :param states: what each accumulator begins with (see :meth:`load`); None: empty ones.
+    :param kernels: what adds; None: the fastest that is installed.
     :raises StatusError: whatever an aggregator has against its intrinsic.
     """
 
@@ -112,23 +128,33 @@ class CheckpointAggregator:
         budget: KeptBudget | None = None,
         *,
         states: Sequence[bytes] | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self._bound = tuple(bound)
         self._budget = budget
-        self._specs = [tuple(flat_inputs(item.intrinsic)) for item in bound]
-        self._accumulators: list[Accumulator]
         if states is None:
-            self._accumulators = [item.factory.make(item.intrinsic, item.options) for item in bound]
+            accumulators = [item.factory.make(item.intrinsic, item.options) for item in bound]
         else:
-            self._accumulators = [
+            accumulators = [
                 item.factory.load(item.intrinsic, item.options, state)
                 for item, state in zip(bound, states, strict=True)
             ]
+        self._specs = [tuple(flat_inputs(item.intrinsic)) for item in bound]
+        self._members = list(map(_Member, self._bound, self._specs, accumulators))
         self._finished = False
+        self._kernels = kernels or default_kernels()
+        # Made for the first checkpoint whose layout is known, and the members that it leaves over.
+        self._additions: Additions | None = None
+        self._others: list[_Member] = []
+        self._plans: dict[Layout, Plan | None] = {}
 
     @classmethod
     def load(
-        cls, bound: Sequence[BoundIntrinsic], data: bytes, budget: KeptBudget | None = None
+        cls,
+        bound: Sequence[BoundIntrinsic],
+        data: bytes,
+        budget: KeptBudget | None = None,
+        kernels: Kernels | None = None,
     ) -> Self:
         """Rebuild an aggregator from :meth:`dump`.
 
@@ -154,7 +180,7 @@ class CheckpointAggregator:
                     if item.factory.needs_all_inputs
                 )
             )
-        return cls(bound, budget, states=states)
+        return cls(bound, budget, states=states, kernels=kernels)
 
     @property
     def num_inputs(self) -> int:
@@ -163,7 +189,8 @@ class CheckpointAggregator:
         :raises StatusError: ABORTED once finished; FAILED_PRECONDITION if the intrinsics disagree.
         """
         self._check_not_finished()
-        counts = {accumulator.num_inputs for accumulator in self._accumulators}
+        self._settle()
+        counts = {member.accumulator.num_inputs for member in self._members}
         if len(counts) > 1:
             raise StatusError(
                 Code.FAILED_PRECONDITION,
@@ -174,7 +201,10 @@ class CheckpointAggregator:
     @property
     def can_report(self) -> bool:
         """Whether :meth:`report` may be called now."""
-        return not self._finished and all(item.can_report() for item in self._accumulators)
+        self._settle()
+        return not self._finished and all(
+            member.accumulator.can_report() for member in self._members
+        )
 
     def accumulate(self, checkpoint: Mapping[str, Tensor]) -> None:
         """Add one checkpoint; tensors that no intrinsic asks for are ignored.
@@ -183,20 +213,25 @@ class CheckpointAggregator:
             dtype, shape or value; RESOURCE_EXHAUSTED if it would have to be kept and there is no
             room; ABORTED once finished. Nothing is changed then.
         """
-        inputs = self._fetch(checkpoint)
+        prepared = self._prepare(checkpoint)
+        members = self._members if prepared is None else self._others
+        specs = self._specs if prepared is None else [member.specs for member in members]
+        inputs = self._fetch(checkpoint, specs)
         self._check_not_finished()
-        for accumulator, tensors in zip(self._accumulators, inputs, strict=True):
-            accumulator.validate(tensors)
+        for member, tensors in zip(members, inputs, strict=True):
+            member.accumulator.validate(tensors)
         if self._budget is not None:
             kept = (
                 tensor_nbytes(tensor)
-                for item, tensors in zip(self._bound, inputs, strict=True)
-                if item.factory.needs_all_inputs
+                for member, tensors in zip(members, inputs, strict=True)
+                if member.bound.factory.needs_all_inputs
                 for tensor in tensors
             )
             self._budget.take(sum(kept))
-        for accumulator, tensors in zip(self._accumulators, inputs, strict=True):
-            accumulator.accumulate(tensors)
+        if prepared is not None:
+            prepared.add()
+        for member, tensors in zip(members, inputs, strict=True):
+            member.accumulator.accumulate(tensors)
 
     def merge(self, other: CheckpointAggregator) -> None:
         """Add what *other* holds; ignored once finished, as upstream does.
@@ -209,8 +244,10 @@ class CheckpointAggregator:
             raise StatusError(Code.INVALID_ARGUMENT, "partial aggregates of two configurations")
         if self._finished:
             return
-        for mine, theirs in zip(self._accumulators, other._accumulators, strict=True):
-            mine.merge(theirs)
+        self._settle()
+        other._settle()
+        for mine, theirs in zip(self._members, other._members, strict=True):
+            mine.accumulator.merge(theirs.accumulator)
 
     def report(self) -> dict[str, Tensor]:
         """Finish and return the outputs by name, in order; those without a name are left out.
@@ -219,10 +256,11 @@ class CheckpointAggregator:
             is not what its intrinsic promises.
         """
         self._check_not_finished()
+        self._settle()
         self._finished = True
         result: dict[str, Tensor] = {}
-        for item, accumulator in zip(self._bound, self._accumulators, strict=True):
-            tensors = accumulator.report()
+        for member in self._members:
+            item, tensors = member.bound, member.accumulator.report()
             specs = tuple(flat_outputs(item.intrinsic))
             if len(tensors) != len(specs):
                 raise StatusError(
@@ -238,13 +276,13 @@ class CheckpointAggregator:
                     )
                 if spec.name:
                     result[spec.name] = tensor
-        self._accumulators = []
+        self._drop()
         return result
 
     def abort(self) -> None:
         """Finish and drop everything."""
         self._finished = True
-        self._accumulators = []
+        self._drop()
 
     def dump(self) -> bytes:
         """Return the state as a serialized ``CheckpointAggregatorState``.
@@ -252,14 +290,48 @@ class CheckpointAggregator:
         :raises StatusError: ABORTED once finished.
         """
         self._check_not_finished()
+        self._settle()
         return state_pb2.CheckpointAggregatorState(
-            aggregators=[accumulator.dump() for accumulator in self._accumulators]
+            aggregators=[member.accumulator.dump() for member in self._members]
         ).SerializeToString()
 
-    def _fetch(self, checkpoint: Mapping[str, Tensor]) -> list[list[Tensor]]:
+    def _prepare(self, checkpoint: Mapping[str, Tensor]) -> Prepared | None:
+        """Return the checkpoint ready to be added; None if each member has to look at it."""
+        if not isinstance(checkpoint, Checkpoint) or checkpoint.layout is None or self._finished:
+            return None
+        if self._additions is None:
+            members = ((member.accumulator, member.specs) for member in self._members)
+            self._additions = Additions(members, self._kernels)
+            adding = set(map(id, self._additions.accumulators))
+            self._others = [m for m in self._members if id(m.accumulator) not in adding]
+        if not self._additions.accumulators:
+            return None
+        if checkpoint.layout not in self._plans:
+            if len(self._plans) == _MAX_PLANS:
+                self._plans.clear()
+            self._plans[checkpoint.layout] = self._additions.plan(checkpoint.layout)
+        plan = self._plans[checkpoint.layout]
+        try:
+            return plan.prepare(checkpoint) if plan is not None else None
+        except StatusError:
+            # The members say what is wrong with which tensor.
+            return None
+
+    def _settle(self) -> None:
+        if self._additions is not None:
+            self._additions.settle()
+
+    def _drop(self) -> None:
+        self._members, self._others = [], []
+        self._additions = None
+        self._plans = {}
+
+    def _fetch(
+        self, checkpoint: Mapping[str, Tensor], wanted: Sequence[Sequence[TensorSpec]]
+    ) -> list[list[Tensor]]:
         fetched: dict[str, Tensor] = {}
         inputs = []
-        for specs in self._specs:
+        for specs in wanted:
             tensors = []
             for spec in specs:
                 if spec.name not in fetched:

@@ -18,7 +18,7 @@ from fcp_core.aggregation.checkpoint_aggregator import (
 )
 from fcp_core.aggregation.configuration import parse_configuration
 from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, Partial
-from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 
 
@@ -48,13 +48,14 @@ def fold(
     :raises StatusError: INVALID_ARGUMENT if the configuration is not usable.
     """
     aggregator = CheckpointAggregator(bind_job(factories, job), KeptBudget(job.max_kept_bytes))
+    reader = CheckpointReader()
     folded: dict[str, None] = {}
     refused: dict[str, StatusError] = {}
     for contribution, blob in blobs:
         try:
             if contribution in folded:
                 raise duplicate([contribution])
-            aggregator.accumulate(open_checkpoint(blob))
+            aggregator.accumulate(reader.open(blob))
         except StatusError as error:
             refused[contribution] = error
         else:

@@ -24,7 +24,8 @@ from fcp_core.aggregation.checkpoint_aggregator import (
 from fcp_core.aggregation.engine import CheckpointFormat, Engine, Fold, FoldJob, Partial
 from fcp_core.aggregation.fold import bind_job, check_disjoint, duplicate
 from fcp_core.errors import UsageError
-from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
+from fcp_core.protocol.kernels import NumpyKernels, default_kernels
 from fcp_core.protocol.status import Code, StatusError
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ class LocalEngine(Engine):
     :param factories: the installed aggregators by name.
     :param workers: how many threads; 0: everything is folded in the calling thread.
     :param inline_bytes: smaller checkpoints are folded in the calling thread.
+    :param verify: check the checksums of checkpoints that have them.
+    :param compiled: use the compiled loops if they are installed.
     """
 
     def __init__(
@@ -46,6 +49,9 @@ class LocalEngine(Engine):
         factories: Mapping[str, AggregatorFactory],
         workers: int | None = None,
         inline_bytes: int = DEFAULT_INLINE_BYTES,
+        *,
+        verify: bool = True,
+        compiled: bool = True,
     ) -> None:
         self._factories = dict(factories)
         self._workers = (os.cpu_count() or 1) if workers is None else workers
@@ -55,6 +61,8 @@ class LocalEngine(Engine):
                 f"({self._workers}, {inline_bytes})"
             )
         self._inline_bytes = inline_bytes
+        self._verify = verify
+        self._kernels = default_kernels() if compiled else NumpyKernels()
         self._pool: ThreadPoolExecutor | None = None
         self._folds: weakref.WeakSet[LocalFold] = weakref.WeakSet()
 
@@ -80,6 +88,7 @@ class LocalEngine(Engine):
             # One shard more than threads, so that a caller that folds inline need not wait.
             self._workers + 1,
             self._inline_bytes,
+            CheckpointReader(verify=self._verify, kernels=self._kernels),
             partials,
         )
         self._folds.add(fold)
@@ -105,16 +114,18 @@ class LocalFold(Fold):
         pool: ThreadPoolExecutor | None,
         max_shards: int,
         inline_bytes: int,
+        reader: CheckpointReader,
         partials: Sequence[Partial],
     ) -> None:
         self._bound = bound
+        self._reader = reader
         self._budget = KeptBudget(max_kept_bytes)
         self._pool = pool
         self._max_shards = max_shards
         self._inline_bytes = inline_bytes
         # Guards everything below; never held while something is folded.
         self._lock = threading.Lock()
-        self._shards = [_Shard(CheckpointAggregator(bound, self._budget))]
+        self._shards = [_Shard(CheckpointAggregator(bound, self._budget, kernels=reader.kernels))]
         self._ids = set(check_disjoint(partials))
         self._in_flight = 0
         self._closed: str | None = None
@@ -233,7 +244,7 @@ class LocalFold(Fold):
         run()
 
     def _add(self, contribution: str, blob: bytes | bytearray | memoryview) -> None:
-        checkpoint = open_checkpoint(blob)
+        checkpoint = self._reader.open(blob)
         with _Claim(self) as shard:
             shard.aggregator.accumulate(checkpoint)
             shard.contributions.append(contribution)
@@ -300,7 +311,9 @@ class _Claim:
                 if shard.lock.acquire(blocking=False):
                     return shard
             if len(fold._shards) < fold._max_shards:
-                shard = _Shard(CheckpointAggregator(fold._bound, fold._budget))
+                shard = _Shard(
+                    CheckpointAggregator(fold._bound, fold._budget, kernels=fold._reader.kernels)
+                )
                 shard.lock.acquire()
                 fold._shards.append(shard)
                 return shard
@@ -326,8 +339,10 @@ def _failed(reason: str | StatusError) -> Future[Any]:
 def make_local_engine(
     factories: Mapping[str, AggregatorFactory], options: Mapping[str, Any]
 ) -> LocalEngine:
-    """Make the engine from its options: ``workers`` (-1: one a processor) and ``inline_bytes``.
+    """Make the engine from its options.
 
+    :param options: ``workers`` (-1: one a processor), ``inline_bytes``, ``verify_checksums`` and
+        ``compiled``.
     :raises UsageError: if an option is out of range.
     """
     workers = options.get("workers", -1)
@@ -335,4 +350,6 @@ def make_local_engine(
         factories,
         None if workers == -1 else workers,
         options.get("inline_bytes", DEFAULT_INLINE_BYTES),
+        verify=options.get("verify_checksums", True),
+        compiled=options.get("compiled", True),
     )

@@ -54,10 +54,14 @@ class TensorSpec:
 
     def matches(self, tensor: Tensor) -> bool:
         """Whether *tensor* has this dtype, this rank and each known dimension."""
+        return self.fits(tensor.dtype, tensor.shape)
+
+    def fits(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+        """Whether a tensor of *dtype* and *shape* would match."""
         return (
-            tensor.dtype == self.dtype.numpy
-            and tensor.ndim == len(self.shape)
-            and all(want in (-1, got) for want, got in zip(self.shape, tensor.shape, strict=True))
+            dtype == self.dtype.numpy
+            and len(shape) == len(self.shape)
+            and all(want in (-1, got) for want, got in zip(self.shape, shape, strict=True))
         )
 
     def __str__(self) -> str:

@@ -328,6 +328,34 @@ class AggregatorConformance:
 
         self._check(law, self._many())
 
+    def test_additions_do_what_accumulate_does(self) -> None:
+        """What the accumulator names as its additions, made one by one, gives the same result."""
+        specs = list(flat_inputs(self.intrinsic))
+        if self.make().additions() is None:
+            pytest.skip("the aggregator does not only add")
+
+        def law(contributions: list[Contribution]) -> None:
+            accumulator = self.make()
+            for addition in accumulator.additions() or ():
+                # Whoever folds may move the elements.
+                addition.total.array = addition.total.array.copy()
+            for contribution in contributions:
+                accumulator.validate(contribution)
+                for addition in accumulator.additions() or ():
+                    total, value = addition.total.array, contribution[addition.value]
+                    assert total.dtype == specs[addition.value].dtype.numpy
+                    assert total.size == value.size
+                    if addition.weight is not None:
+                        weight = contribution[addition.weight].reshape(())
+                        value = value * total.dtype.type(weight[()])
+                    np.add(total, value.reshape(total.shape), out=total)
+                accumulator.added(1)
+            assert accumulator.num_inputs == len(contributions)
+            self._assert_same(accumulator, self.fold(contributions))
+            self._assert_same(self.reload(accumulator), self.fold(contributions))
+
+        self._check(law, self._many())
+
     def test_the_state_does_not_grow_with_the_contributions(self) -> None:
         """Unless the factory says that it needs all inputs, it keeps none of them."""
         if self.factory.needs_all_inputs:

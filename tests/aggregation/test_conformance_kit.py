@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory
+from fcp_core.aggregation.aggregator import Accumulator, Addition, AggregatorFactory, Total
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.testing.aggregators import AggregatorConformance
@@ -97,6 +97,40 @@ class Laws(AggregatorConformance):
 
 class TestGood(Laws):
     """The laws hold for the correct one, or what follows would prove nothing."""
+
+
+class Adds(Good):
+    """It only adds, and says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.sum = Total(self.total)
+
+    @property
+    def total(self):
+        return self.sum.array
+
+    @total.setter
+    def total(self, array):
+        self.sum = Total(array)
+
+    def additions(self):
+        return [Addition(self.sum, 0)]
+
+    def added(self, count):
+        self.count += count
+
+
+class TestAdds(Laws):
+    """So they do for one whose contributions somebody else may add."""
+
+    factory = factory(Adds)
+    max_examples = 5
+
+
+class AddsTwice(Adds):
+    def additions(self):
+        return [Addition(self.sum, 0), Addition(self.sum, 0)]
 
 
 class AnythingGoes(Good):
@@ -232,6 +266,7 @@ BROKEN = [
     ("test_a_refused_contribution_leaves_the_state", RefusesTooLate, {}),
     ("test_a_contribution_is_not_kept_or_changed", KeepsTheBuffer, {}),
     ("test_an_unaligned_contribution_counts_the_same", WantsAligned, {}),
+    ("test_additions_do_what_accumulate_does", AddsTwice, {}),
     ("test_the_state_does_not_grow_with_the_contributions", Hoards, {}),
 ]
 
