@@ -38,12 +38,24 @@ def admin_group(name: str, text: str) -> click.Group:
     @click.option("--server", help="The server's address [default: [fcp:admin] url].")
     @click.option("--token-file", type=FILE, help="A file with its admin token.")
     @click.option("--ca-file", type=FILE, help="PEM certificates to trust, not the system's.")
+    @click.option(
+        "--client-certfile",
+        type=FILE,
+        help="A PEM certificate to show [default: [fcp:admin] client_certfile].",
+    )
+    @click.option("--client-keyfile", type=FILE, help="Its key, if in a file of its own.")
     @click.pass_context
     def group(
-        ctx: click.Context, server: str | None, token_file: Path | None, ca_file: Path | None
+        ctx: click.Context,
+        server: str | None,
+        token_file: Path | None,
+        ca_file: Path | None,
+        client_certfile: Path | None,
+        client_keyfile: Path | None,
     ) -> None:
         invocation = ctx.obj
-        ctx.obj = lambda: connect(invocation, server, token_file, ca_file)
+        certificate = None if client_certfile is None else (client_certfile, client_keyfile)
+        ctx.obj = lambda: connect(invocation, server, token_file, ca_file, certificate)
 
     return group
 
@@ -56,18 +68,21 @@ def connect(
     server: str | None,
     token_file: Path | None,
     ca_file: str | os.PathLike[str] | None,
+    certificate: tuple[Path, Path | None] | None = None,
 ) -> AdminClient:
     """Return a client of a server's admin API, as the options and the configuration say.
 
     :param server: None: the configuration's.
-    :raises UsageError: if there is no token, or something cannot be read.
+    :param certificate: a client certificate and its key to show; None: the configuration's.
+    :raises UsageError: if there is neither token nor certificate, or something cannot be read.
     """
     from fcp_core.admin.client import AdminClient
 
     options = invocation.plugins.config.section("admin")
     path = token_file or (None if options["token"] is not None else options["token_file"])
     token = options["token"] if path is None else _read(path)
-    if token is None and options["client_certfile"] is None:
+    certfile, keyfile = certificate or (options["client_certfile"], options["client_keyfile"])
+    if token is None and certfile is None:
         raise UsageError(
             "there is no admin token: give --token-file, [fcp:admin] token_file, or the "
             "environment variable FCP_ADMIN__TOKEN."
@@ -76,8 +91,8 @@ def connect(
         server or options["url"],
         token,
         ca_file=ca_file or options["ca_file"],
-        certfile=options["client_certfile"],
-        keyfile=options["client_keyfile"],
+        certfile=certfile,
+        keyfile=keyfile,
     )
 
 

@@ -55,6 +55,8 @@ class Client:
     :param executors: what runs plans, by plan kind, in place of the built-in ones or beside them.
     :param api_key: sent with every request, even if empty.
     :param ca_file: a PEM file of certificates to trust instead of the system's.
+    :param certfile: a PEM certificate to show to a server that asks for one, with its key unless
+        that is in *keyfile*.
     :param client_version: sent to the server as it is, as is *attestation_measurement*.
     :param retry_token: kept for callers of the reference client; this protocol has no place for it.
     :param session: the name under which contributions stand in the history.
@@ -66,6 +68,7 @@ class Client:
     :param compress: whether request bodies are gzip-encoded, and answers and resources may be.
     :param timeout: seconds without any byte from the server before a request is given up.
     :raises StatusError: INVALID_ARGUMENT for an entry point or a population that is not allowed.
+    :raises UsageError: if the certificate cannot be used.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Client:
         executors: Mapping[str, PlanExecutor] | None = None,
         api_key: str = "",
         ca_file: str | None = None,
+        certfile: str | None = None,
+        keyfile: str | None = None,
         client_version: str = "",
         attestation_measurement: str = "",
         retry_token: str = "",
@@ -98,6 +103,8 @@ class Client:
         self._transport = Transport(
             api_key=api_key,
             ca_file=ca_file,
+            certfile=certfile,
+            keyfile=keyfile,
             compress=compress,
             retry=retry,
             timeout=timeout,

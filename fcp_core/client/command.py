@@ -40,6 +40,16 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     type=click.Path(exists=True, dir_okay=False),
     help="A PEM file of certificates to trust, not the system's.",
 )
+@_option(
+    "client-certfile",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A PEM certificate to show to the server.",
+)
+@_option(
+    "client-keyfile",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Its key, if that is in a file of its own.",
+)
 @_option("retry-token", default="", help="Accepted for the reference client's callers; not sent.")
 @_option("client-version", default="", help="The version code to send.")
 @_option("client-attestation-measurement", default="", help="The attestation to send.")
@@ -65,6 +75,8 @@ def client(
     session: str,
     api_key: str,
     test_cert: str | None,
+    client_certfile: str | None,
+    client_keyfile: str | None,
     retry_token: str,
     client_version: str,
     client_attestation_measurement: str,
@@ -98,6 +110,8 @@ def client(
                 stores=store,
                 api_key=api_key,
                 ca_file=test_cert,
+                certfile=client_certfile,
+                keyfile=client_keyfile,
                 client_version=client_version,
                 attestation_measurement=client_attestation_measurement,
                 retry_token=retry_token,

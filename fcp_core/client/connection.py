@@ -19,6 +19,8 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from fcp_core.errors import UsageError
+
 #: Idle connections that are kept to one host.
 _KEPT = 8
 #: Bodies up to this size leave with their header, in one packet or a few.
@@ -319,10 +321,26 @@ class Pool:
     """Connections, kept for the next request to the same host. Thread-safe.
 
     :param ca_file: a PEM file of certificates to trust instead of the system's.
+    :param certfile: a PEM certificate to show, with its key unless that is in *keyfile*.
+    :raises UsageError: if that cannot be used.
     """
 
-    def __init__(self, ca_file: str | None = None) -> None:
+    def __init__(
+        self,
+        ca_file: str | None = None,
+        certfile: str | None = None,
+        keyfile: str | None = None,
+    ) -> None:
         self._ca_file = ca_file
+        self._certificate = None if certfile is None else (certfile, keyfile)
+        if certfile is not None:
+            # A mistake of the device's owner is not a server that cannot be reached.
+            try:
+                self._context  # noqa: B018 (it is made when it is asked for)
+            except OSError as error:
+                raise UsageError(
+                    f"the client certificate {certfile} cannot be used: {error}."
+                ) from None
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[Connection]] = {}
         self._sockets: set[socket.socket] = set()
@@ -391,6 +409,8 @@ class Pool:
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=self._ca_file)
+        if self._certificate is not None:
+            context.load_cert_chain(*self._certificate)
         context.set_alpn_protocols(["http/1.1"])
         return context
 

@@ -109,6 +109,7 @@ class Transport:
 
     :param api_key: sent as ``x-goog-api-key`` with every protocol request, even if empty.
     :param ca_file: a PEM file of certificates to trust instead of the system's.
+    :param certfile: a PEM certificate to show, with its key unless that is in *keyfile*.
     :param compress: whether request bodies are gzip-encoded (empty ones too), and answers may be.
     :param timeout: seconds without any byte from the server before a request is given up.
     """
@@ -118,6 +119,8 @@ class Transport:
         *,
         api_key: str = "",
         ca_file: str | None = None,
+        certfile: str | None = None,
+        keyfile: str | None = None,
         compress: bool = True,
         retry: RetryPolicy | None = None,
         timeout: float = 600.0,
@@ -133,7 +136,7 @@ class Transport:
         self._retry = retry or RetryPolicy()
         self._rng = rng or random.Random()
         self._timeout = timeout
-        self._pool = Pool(ca_file)
+        self._pool = Pool(ca_file, certfile, keyfile)
         self._common = {
             "Accept-Encoding": "gzip" if compress else "identity",
             "User-Agent": "fcp-client",

@@ -12,6 +12,7 @@ answer was lost.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,6 +20,26 @@ from enum import Enum
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.policies import CheckIn
+
+#: Stands between the principal and the certificate of a sender.
+_AND = "\x1f"
+
+
+def sender_of(principal: str | None, certificate: bytes | None) -> str | None:
+    """Return what a session is bound to: a principal, and the client certificate that was shown.
+
+    :param principal: what the authentication hook returned.
+    :param certificate: DER; None: there was none.
+    """
+    if certificate is None:
+        return principal
+    return f"{principal or ''}{_AND}{hashlib.sha256(certificate).hexdigest()}"
+
+
+def principal_of(sender: str | None) -> str | None:
+    """Return the principal of what :func:`sender_of` returned."""
+    principal, found, _ = (sender or "").rpartition(_AND)
+    return (principal or None) if found else sender
 
 
 class SessionState(Enum):
@@ -35,6 +56,7 @@ class DeviceSession:
     """One device session.
 
     :param check_in: what the device said of itself.
+    :param sender: whose it is, if that is more than the principal; see :func:`sender_of`.
     :param offered: the names of the tasks it was told of.
     :param unconditional: the names of those it may be given although it has evaluated nothing;
         None: any task at all.
@@ -47,6 +69,7 @@ class DeviceSession:
     offered: frozenset[str] = frozenset()
     unconditional: frozenset[str] | None = None
     plan_alone: bool = False
+    sender: str | None = None
     waiting: bool = False
     operation: str | None = None
     ended: str | None = None
@@ -63,25 +86,27 @@ class DeviceSession:
             return SessionState.WAITING
         return SessionState.ASSIGNED if self.assignments else SessionState.CHECKED_IN
 
-    def check(self, principal: str | None) -> None:
+    def check(self, sender: str | None) -> None:
         """Check that the session goes on and is the sender's.
 
         :raises StatusError: PERMISSION_DENIED if somebody else's, ABORTED if it has ended.
         """
-        self.check_principal(principal)
+        self.check_sender(sender)
         if self.ended is not None:
             raise StatusError(
                 Code.ABORTED, f"this session has ended ({self.ended}); check in again"
             )
 
-    def check_principal(self, principal: str | None) -> None:
+    def check_sender(self, sender: str | None) -> None:
         """Check that the session is the sender's.
 
         :raises StatusError: PERMISSION_DENIED if it is somebody else's.
         """
-        if principal != self.check_in.principal:
+        owner = self.check_in.principal if self.sender is None else self.sender
+        if sender != owner:
             raise StatusError(
-                Code.PERMISSION_DENIED, "this session was opened by another principal"
+                Code.PERMISSION_DENIED,
+                "this session was opened by another principal, or with another certificate",
             )
 
     def report_eligibility(self, code: Code) -> None:
@@ -198,6 +223,10 @@ class SessionBook:
         raise StatusError(
             Code.NOT_FOUND, f"population {population!r} has no session {session_id!r}; check in"
         )
+
+    def get(self, session_id: str) -> DeviceSession | None:
+        """Return the session of that id, or None."""
+        return self._sessions.get(session_id)
 
     def __len__(self) -> int:
         """Return how many sessions are kept, those that have ended or expired among them."""

@@ -136,6 +136,13 @@ class Handler(HTTPMessageDelegate):
         certificate = self.request.get_ssl_certificate()
         return certificate if isinstance(certificate, dict) and certificate else None
 
+    def certificate_bytes(self) -> bytes | None:
+        """Return the client's verified certificate, DER, if there is one."""
+        if self.request.protocol != "https":
+            return None
+        certificate = self.request.get_ssl_certificate(binary_form=True)
+        return certificate if isinstance(certificate, bytes) else None
+
     def open_body(self) -> None:
         """Make room for the announced body.
 

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.sessions import sender_of
 from fcp_core.server.exchange import Handler
 from fcp_core.server.exposition import CONTENT_TYPE
 
@@ -40,10 +41,12 @@ class DeviceHandler(Handler):
             peer=request.remote_ip or "",
             certificate=self.certificate(),
         )
+        # A certificate is as good a name as a principal: what belongs to one is not for another.
+        sender = sender_of(principal, self.certificate_bytes())
         if context.keys.active:
             # A key that nobody knows has been refused; one that nobody checks counts as it is sent.
-            context.keys.take(principal or _digest(headers.get(KEY_HEADER, "")))
-        return principal
+            context.keys.take(principal or sender or _digest(headers.get(KEY_HEADER, "")))
+        return sender
 
 
 class RPCHandler(DeviceHandler):

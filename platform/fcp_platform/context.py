@@ -67,6 +67,9 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         rounds run on; the options of a server of its own are refused then.
     :param token: the admin token of that server.
     :param ca_file: PEM certificates to trust instead of the system's.
+    :param client_certfile: a PEM certificate that opens the admin API of that server, beside the
+        token or instead of it.
+    :param client_keyfile: its key, if that is in a file of its own.
     :param program: a name by which a program that is started again finds the rounds that it left on
         that server; None: it leaves none behind.
     :param round_deadline: seconds after which a round ends by itself; None: the server's default.
@@ -95,6 +98,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         server: str | None = None,
         token: str | None = None,
         ca_file: str | os.PathLike[str] | None = None,
+        client_certfile: str | os.PathLike[str] | None = None,
+        client_keyfile: str | os.PathLike[str] | None = None,
         program: str | None = None,
         round_deadline: float | None = None,
         minimum_fraction: float = 1.0,
@@ -116,7 +121,13 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             "address_family": address_family,
             "external_url": external_url,
         }
-        remote = {"token": token, "ca_file": ca_file, "program": program}
+        remote = {
+            "token": token,
+            "ca_file": ca_file,
+            "client_certfile": client_certfile,
+            "client_keyfile": client_keyfile,
+            "program": program,
+        }
         self._runner: TaskRunner
         if server is None:
             _refuse(remote, "needs the address of a server: server='https://...'")
@@ -134,9 +145,19 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             own = {"config_file": config_file, "config": config, "plugins": tuple(plugins)}
             own["host"] = host if host != "localhost" else None
             _refuse({**local, **own}, f"is for a server of the program's own, not for {server}")
-            if token is None:
-                raise UsageError(f"the server {server} asks for its admin token: token=...")
-            self._runner = RemoteRunner(server, token, ca_file=ca_file, program=program)
+            if token is None and client_certfile is None:
+                raise UsageError(
+                    f"the server {server} asks for its admin token, token=..., or for a client "
+                    "certificate, client_certfile=..."
+                )
+            self._runner = RemoteRunner(
+                server,
+                token,
+                ca_file=ca_file,
+                certfile=client_certfile,
+                keyfile=client_keyfile,
+                program=program,
+            )
 
     @property
     def server_port(self) -> int:

@@ -132,8 +132,10 @@ class RemoteRunner(TaskRunner):
     """Runs tasks on a server elsewhere, through its admin API.
 
     :param url: the server's address.
-    :param token: its admin token.
+    :param token: its admin token; None: the certificate does.
     :param ca_file: PEM certificates to trust instead of the system's.
+    :param certfile: a PEM certificate to show.
+    :param keyfile: its key, if that is not in *certfile*.
     :param program: what the program is called. A program that has a name and is started again finds
         the tasks that it left behind, by that name and what is in them: they are left alone when it
         ends. Without a name they are cancelled.
@@ -141,9 +143,23 @@ class RemoteRunner(TaskRunner):
     """
 
     def __init__(
-        self, url: str, token: str, *, ca_file: Any = None, program: str | None = None
+        self,
+        url: str,
+        token: str | None,
+        *,
+        ca_file: Any = None,
+        certfile: Any = None,
+        keyfile: Any = None,
+        program: str | None = None,
     ) -> None:
-        self._client = AdminClient(url, token, ca_file=ca_file, patience=_PATIENCE)
+        self._client = AdminClient(
+            url,
+            token,
+            ca_file=ca_file,
+            certfile=certfile,
+            keyfile=keyfile,
+            patience=_PATIENCE,
+        )
         self._program = program
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fcp-rounds")
         #: The keys of the tasks that this program waits for.

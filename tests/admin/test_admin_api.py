@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime
 import importlib.util
 import json
 import sys
@@ -14,6 +13,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 import pytest
 import urllib3
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +21,7 @@ from fcp_core.admin import AdminClient
 from fcp_core.admin.api import ENDPOINTS, find
 from fcp_core.admin.messages import EligibilitySettings, Submission
 from fcp_core.admin.openapi import describe
+from fcp_core.cli import cli
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint
@@ -430,70 +431,6 @@ def test_the_client_says_when_nobody_is_there(make_server):
     assert caught.value.code is Code.UNAVAILABLE
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """A folder with a certificate authority, a server's and two clients' certificates."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    folder = tmp_path_factory.mktemp("certificates")
-    now = datetime.datetime.now(datetime.timezone.utc)
-    day = datetime.timedelta(days=1)
-
-    def name(text):
-        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
-
-    def usage(of_authority):
-        return x509.KeyUsage(
-            digital_signature=not of_authority,
-            key_cert_sign=of_authority,
-            crl_sign=of_authority,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            encipher_only=False,
-            decipher_only=False,
-        )
-
-    def make(common_name, issuer=None):
-        key = ec.generate_private_key(ec.SECP256R1())
-        ca_name, ca_key = issuer or (common_name, key)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name(common_name))
-            .issuer_name(name(ca_name))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - day)
-            .not_valid_after(now + day)
-            .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            # Python 3.13 and newer insist on these three.
-            .add_extension(usage(issuer is None), critical=True)
-            .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
-            )
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
-                critical=False,
-            )
-            .sign(ca_key, hashes.SHA256())
-        )
-        pem = serialization.Encoding.PEM
-        data = certificate.public_bytes(pem) + key.private_bytes(
-            pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{common_name}.pem").write_bytes(data)
-        return common_name, key
-
-    authority = make("authority")
-    for common_name in ("server", "operator", "device"):
-        make(common_name, authority)
-    return folder
-
-
 def test_a_certificate_opens_as_the_token_does(certificates, tmp_path):
     authority = certificates / "authority.pem"
     plugins = Plugins.load(
@@ -515,6 +452,10 @@ def test_a_certificate_opens_as_the_token_does(certificates, tmp_path):
 
         with client(None, "operator.pem") as operator:
             assert operator.list() == []
+        files = ["--ca-file", authority, "--client-certfile", certificates / "operator.pem"]
+        arguments = ["tasks", "--server", thread.server.url, *files, "list"]
+        listed = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+        assert (listed.exit_code, "contributed" in listed.output) == (0, True), listed.output
         for token, certfile in ((None, "device.pem"), ("some-token-or-other", None)):
             with client(token, certfile) as other, pytest.raises(StatusError) as caught:
                 other.list()

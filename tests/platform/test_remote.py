@@ -182,3 +182,20 @@ def test_options_of_the_other_kind_of_server_are_refused(server):
         make(POPULATION, server=server.url)
     with pytest.raises(UsageError, match="cannot be used"):
         make(POPULATION, server=server.url, token="wrong-but-long-enough").__enter__()
+
+
+def test_a_certificate_does_instead_of_the_token(certificates, tmp_path):
+    authority = certificates / "authority.pem"
+    options = {"client_ca": str(authority), "admin.certificate_names": "operator"}
+    plugins = Plugins.load(environ={}, overrides=options, working_folder=tmp_path)
+    make = fcp_platform.FederatedContext
+    with ServerThread(Server(plugins, certfile=certificates / "server.pem")) as thread:
+        arguments = {"server": thread.server.url, "ca_file": authority}
+        with make(
+            POPULATION, **arguments, client_certfile=certificates / "operator.pem"
+        ) as running:
+            assert running.server_url == thread.server.url
+        with pytest.raises(UsageError, match="cannot be used"):
+            make(POPULATION, **arguments, client_certfile=certificates / "device.pem").__enter__()
+    with pytest.raises(UsageError, match="client_certfile"):
+        make(POPULATION, client_certfile=certificates / "operator.pem")

@@ -15,15 +15,31 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcp_core.client import CallableStore, Client, make_query_result
+from fcp_core.client.transport import RetryPolicy
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
-from fcp_core.protocol.checkpoint import write_checkpoint
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.sessions import principal_of, sender_of
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.rates import RateLimit, RateLimitError, address_key
+from fcp_core.tasks.taskfile import parse_task
 from fcp_plugins.api_keys import LOOK, APIKeys, read_keys
 
 WAIT = 30.0
+COUNT = """
+[task]
+population = "people"
+name = "count"
+goal_count = 1
+[[query]]
+collection_uri = "app:/n"
+[query.vectors]
+n = "int64"
+[result]
+sum = ["n"]
+"""
 BODY = write_checkpoint({"update": np.ones(3, np.float32)}, "tf_v1")
 
 
@@ -308,6 +324,7 @@ def tls(tmp_path_factory):
     certificate_of(folder, "localhost", ca=True)
     authority = certificate_of(folder, "devices", ca=True)
     certificate_of(folder, "device", authority)
+    certificate_of(folder, "other device", authority)
     certificate_of(folder, "stranger")
     (folder / "text.pem").write_text("hello")
     return folder
@@ -341,6 +358,71 @@ def test_required_certificates(make_server, make_device, sum_task, tls):
     device.pool = pool(tls, "device")
     device.contribute(BODY)
     assert wait(thread, task_id)
+
+
+def test_what_belongs_to_a_certificate_is_not_for_another(make_server, make_device, sum_task, tls):
+    """The session, its operation and its tokens, even if all else is known."""
+    thread = secure(make_server, tls)
+    task_id = submit(thread, sum_task(goal=1))
+    ours, other = (make_device(thread.server.url, "people") for _ in range(2))
+    ours.pool, other.pool = pool(tls, "device"), pool(tls, "other device")
+    ours.check_in()
+    other.session_id, other.forwarding = ours.session_id, ours.forwarding
+    base, operation = ours.forwarding.target_uri_prefix, f"v1/operations/{ours.session_id}"
+
+    def refused(call, *arguments):
+        with pytest.raises(make_device.Refused) as caught:
+            call(*arguments)
+        return caught.value.status
+
+    assert refused(other.start) == 403
+    assignment = ours.start()
+    assert refused(other.send, "GET", base, operation) == 403
+    assert refused(other.send, "POST", base, f"{operation}:cancel") == 403
+    assert ours.send("GET", base, operation)
+    assert refused(other.report, assignment, Code.INTERNAL) == 403
+    assert refused(other.start_upload, assignment) == 403
+    # The token is not used up by that.
+    ticket = ours.start_upload(assignment)
+    ours.upload(ticket, BODY)
+    assert refused(other.submit, assignment, ticket) == 403
+    ours.submit(assignment, ticket)
+    assert wait(thread, task_id)
+
+
+def test_plugins_see_the_principal_and_not_the_certificate():
+    assert sender_of("key:app", None) == "key:app"
+    assert sender_of(None, None) is principal_of(None) is None
+    bound = sender_of("key:app", b"der")
+    assert bound not in {"key:app", sender_of("key:app", b"red"), sender_of(None, b"der")}
+    assert principal_of(bound) == principal_of("key:app") == "key:app"
+    assert principal_of(sender_of(None, b"der")) is None
+
+
+def test_our_client_shows_its_certificate(make_server, tls):
+    """A round through mutual TLS; without a right certificate the server cannot be used."""
+    thread = secure(make_server, tls)
+    task_id = submit(thread, parse_task(COUNT).to_spec())
+    vectors = {"n": np.array([7], np.int64)}
+    store = CallableStore(lambda selector: (), query=lambda query: make_query_result(vectors))
+
+    def run(name, keyfile=True):
+        files = {} if name is None else {"certfile": str(tls / f"{name}.pem")}
+        if name is not None and keyfile:
+            files["keyfile"] = str(tls / f"{name}.key")
+        ca = str(tls / "localhost.pem")
+        url = thread.server.url
+        once = RetryPolicy(attempts=1)
+        with Client(
+            url, "people", stores={"app:/n": store}, ca_file=ca, retry=once, **files
+        ) as client:
+            return client.run_once().outcome.name
+
+    assert run(None) == run("stranger") != "CONTRIBUTED"
+    assert run("device") == "CONTRIBUTED"
+    assert dict(open_checkpoint(wait(thread, task_id)))["n"].tolist() == [7]
+    with pytest.raises(UsageError, match=r"text\.pem cannot be used"):
+        run("text", keyfile=False)
 
 
 def test_optional_certificates_may_stand_for_a_key(

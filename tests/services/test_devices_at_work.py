@@ -158,7 +158,8 @@ def test_the_caps_hold_whatever_devices_do_and_every_round_ends(kit, cap, own, s
                 for what in ("ask", "wait", "contribute"):
                     await step(what)
             for task in tasks:
-                assert (await world.status(task)).state.value == "completed"
+                await world.result(task)
+                assert (await world.status(task)).contributed == 2
 
     asyncio.run(main())
 

@@ -42,12 +42,13 @@ class Aggregations:
         self._base_url = base_url
 
     async def start_aggregation_data_upload(
-        self, request: pb.StartAggregationDataUploadRequest, principal: str | None = None
+        self, request: pb.StartAggregationDataUploadRequest, sender: str | None = None
     ) -> longrunning.Operation:
         """Use up an authorization token; the operation is done and says where to upload.
 
         :raises StatusError: NOT_FOUND for an aggregation that this server never had,
-            UNAUTHENTICATED for a token that is unknown or was used, ABORTED if the round is over.
+            UNAUTHENTICATED for a token that is unknown or was used, ABORTED if the round is over,
+            PERMISSION_DENIED for an assignment of somebody else's session.
         """
         now = self._clock.now()
         token = request.authorization_token
@@ -58,7 +59,7 @@ class Aggregations:
                 "this is a client token; an upload starts with the "
                 "authorization token of the assignment",
             )
-        round_ = self._round(contribution)
+        round_ = self._round(contribution, sender)
         ticket = round_.start_upload(contribution, token, now)
         forwarding = common.ForwardingInfo(target_uri_prefix=self._base_url())
         response = pb.StartAggregationDataUploadResponse(
@@ -76,7 +77,7 @@ class Aggregations:
         )
 
     async def submit_aggregation_result(
-        self, request: pb.SubmitAggregationResultRequest, principal: str | None = None
+        self, request: pb.SubmitAggregationResultRequest, sender: str | None = None
     ) -> pb.SubmitAggregationResultResponse:
         """Aggregate what was uploaded; when this returns, it is in the aggregate.
 
@@ -88,12 +89,12 @@ class Aggregations:
         """
         contribution = self._find(request.aggregation_id, request.client_token, "client token")
         contribution.check_client(request.client_token)
-        round_ = self._round(contribution)
+        round_ = self._round(contribution, sender)
         await round_.submit(contribution, request.client_token, request.resource_name)
         return pb.SubmitAggregationResultResponse()
 
     async def abort_aggregation(
-        self, request: pb.AbortAggregationRequest, principal: str | None = None
+        self, request: pb.AbortAggregationRequest, sender: str | None = None
     ) -> pb.AbortAggregationResponse:
         """Let a device give up. If its assignment has ended already, nothing happens.
 
@@ -108,7 +109,7 @@ class Aggregations:
                 raise
             return pb.AbortAggregationResponse()
         code = code_of(request.status.code)
-        self._round(contribution).drop(
+        self._round(contribution, sender).drop(
             contribution.assignment,
             "aborted",
             Code.CANCELLED if code is Code.OK else code,
@@ -125,9 +126,10 @@ class Aggregations:
             )
         return contribution
 
-    def _round(self, contribution: Contribution) -> Round:
+    def _round(self, contribution: Contribution, sender: str | None) -> Round:
         contribution.check_live()
         round_ = self._tasks.round_of(contribution.aggregation_id)
         if round_ is None:
             raise StatusError(Code.ABORTED, "the round is over; check in again")
+        round_.check_sender(contribution, sender)
         return round_

@@ -68,7 +68,7 @@ class TaskAssignments:
         self._polling: dict[str, tuple[float, float]] = {}
 
     async def start_task_assignment(
-        self, request: pb.StartTaskAssignmentRequest, principal: str | None = None
+        self, request: pb.StartTaskAssignmentRequest, sender: str | None = None
     ) -> longrunning.Operation:
         """Ask for a SINGLE task; the operation is done once the device has one or is rejected.
 
@@ -80,7 +80,7 @@ class TaskAssignments:
         now = self._clock.now()
         population = self._populations.get(request.population_name)
         session = self._sessions.find(population.name, request.session_id)
-        session.check_principal(principal)
+        session.check_sender(sender)
         if session.operation is not None:
             known = self._operations.find(session.operation)
             if known is None:
@@ -88,7 +88,7 @@ class TaskAssignments:
                     Code.ABORTED, "this session has had its answer; check in again for another task"
                 )
             return known
-        session.check(principal)
+        session.check(sender)
         name = operation_name(session.session_id)
         metadata = self._metadata(population)
         # A session that waits is answered when it expires, which is before the operation does.
@@ -111,7 +111,7 @@ class TaskAssignments:
         return operation
 
     async def perform_multiple_task_assignments(
-        self, request: pb.PerformMultipleTaskAssignmentsRequest, principal: str | None = None
+        self, request: pb.PerformMultipleTaskAssignmentsRequest, sender: str | None = None
     ) -> pb.PerformMultipleTaskAssignmentsResponse:
         """Give a device the MULTIPLE tasks that it asks for by name and that can take it.
 
@@ -122,7 +122,7 @@ class TaskAssignments:
         now = self._clock.now()
         population = self._populations.get(request.population_name)
         session = self._sessions.find(population.name, request.session_id)
-        session.check(principal)
+        session.check(sender)
         response = pb.PerformMultipleTaskAssignmentsResponse()
         for name in dict.fromkeys(request.task_names):
             if name not in session.offered:
@@ -140,7 +140,7 @@ class TaskAssignments:
         return response
 
     async def report_task_result(
-        self, request: pb.ReportTaskResultRequest, principal: str | None = None
+        self, request: pb.ReportTaskResultRequest, sender: str | None = None
     ) -> pb.ReportTaskResultResponse:
         """Hear how a computation went; a failure makes room for another device.
 
@@ -151,7 +151,7 @@ class TaskAssignments:
         """
         population = self._populations.get(request.population_name)
         session = self._sessions.find(population.name, request.session_id)
-        session.check_principal(principal)
+        session.check_sender(sender)
         round_ = self._tasks.round_of(request.aggregation_id)
         assignment = session.assignments.get(request.aggregation_id)
         code = code_of(request.computation_status_code)

@@ -14,7 +14,7 @@ from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resour
 from fcp_core.rounds.events import CheckedIn, Event, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
-from fcp_core.rounds.sessions import DeviceSession, SessionBook
+from fcp_core.rounds.sessions import DeviceSession, SessionBook, principal_of
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.population import Population, Populations
@@ -65,7 +65,7 @@ class EligibilityEvalTasks:
         self._released = False
 
     async def request_eligibility_eval_task(
-        self, request: eets.EligibilityEvalTaskRequest, principal: str | None = None
+        self, request: eets.EligibilityEvalTaskRequest, sender: str | None = None
     ) -> eets.EligibilityEvalTaskResponse:
         """Let a device check in: it gets a session, or is sent away at once if there is no task.
 
@@ -78,7 +78,7 @@ class EligibilityEvalTasks:
         if hold > 0:
             await population.room(hold, now)
             now = self._clock.now()
-        check_in = _check_in(request, principal)
+        check_in = _check_in(request, principal_of(sender))
         session_id = self._tokens.uuid()
         load = population.load(now)
         accepted, rejected = (
@@ -102,6 +102,7 @@ class EligibilityEvalTasks:
                 offered=offer.names,
                 unconditional=offer.unconditional if offer.conditional else None,
                 plan_alone=offer.plan_alone,
+                sender=sender,
             )
             self._accept(response, session, offer, now)
         given = rejected if response.HasField("rejection_info") else accepted
@@ -162,7 +163,7 @@ class EligibilityEvalTasks:
         return self._holds[population]
 
     async def report_eligibility_eval_task_result(
-        self, request: eets.ReportEligibilityEvalTaskResultRequest, principal: str | None = None
+        self, request: eets.ReportEligibilityEvalTaskResultRequest, sender: str | None = None
     ) -> eets.ReportEligibilityEvalTaskResultResponse:
         """Take the outcome of a device's evaluation; a failure ends its session.
 
@@ -171,7 +172,7 @@ class EligibilityEvalTasks:
         """
         population = self._populations.get(request.population_name)
         session = self._sessions.find(population.name, request.session_id)
-        session.check_principal(principal)
+        session.check_sender(sender)
         code = code_of(request.status_code)
         session.report_eligibility(code)
         if code is not Code.OK:

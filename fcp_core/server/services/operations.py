@@ -28,26 +28,26 @@ class Operations:
         self._assignments = assignments
 
     async def get_operation(
-        self, request: longrunning.GetOperationRequest, principal: str | None = None
+        self, request: longrunning.GetOperationRequest, sender: str | None = None
     ) -> longrunning.Operation:
         """Return an operation as it stands.
 
         :raises StatusError: NOT_FOUND for an unknown name, ABORTED if it expired or was lost at a
-            restart.
+            restart, PERMISSION_DENIED if it is somebody else's.
         """
-        operation = self._find(request.name)
+        operation = self._find(request.name, sender)
         if not operation.done:
             self._assignments.pace(operation)
         return operation
 
     async def cancel_operation(
-        self, request: longrunning.CancelOperationRequest, principal: str | None = None
+        self, request: longrunning.CancelOperationRequest, sender: str | None = None
     ) -> Empty:
         """Cancel an operation. A task that it gave, and that was not begun, is taken back.
 
         :raises StatusError: as :meth:`get_operation`.
         """
-        operation = self._find(request.name)
+        operation = self._find(request.name, sender)
         now = self._clock.now()
         if self._operations.cancel(request.name, now):
             self._assignments.withdraw(request.name, now)
@@ -55,8 +55,11 @@ class Operations:
             self._assignments.give_back(operation)
         return Empty()
 
-    def _find(self, name: str) -> longrunning.Operation:
-        # The operation of an assignment is named after its session.
+    def _find(self, name: str, sender: str | None) -> longrunning.Operation:
+        # The operation of an assignment is named after its session, and is as much its device's.
+        session = self._sessions.get(name.rpartition("/")[2])
+        if session is not None:
+            session.check_sender(sender)
         if self._operations.find(name) is None and self._sessions.knows(name.rpartition("/")[2]):
             raise StatusError(
                 Code.ABORTED, "this operation has expired or was lost at a restart; check in again"

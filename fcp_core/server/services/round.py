@@ -202,6 +202,15 @@ class Round:
             message = "the device cancelled its request for a task"
             self.drop(contribution.assignment, "cancelled", Code.CANCELLED, message)
 
+    def check_sender(self, contribution: Contribution, sender: str | None) -> None:
+        """Check that an assignment is the sender's.
+
+        :raises StatusError: PERMISSION_DENIED if it is somebody else's.
+        """
+        session = self._sessions.get(contribution.assignment)
+        if session is not None:
+            session.check_sender(sender)
+
     def start_upload(self, contribution: Contribution, token: str, now: float) -> UploadTicket:
         """Use up an authorization token.
 
