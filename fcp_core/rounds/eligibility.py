@@ -33,6 +33,10 @@ class PolicyChoice:
     options: Mapping[str, Any] = field(default_factory=dict)
     task_names: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        """Make equal what is told with lists and with tuples."""
+        _freeze(self, "task_names")
+
 
 @dataclass(frozen=True)
 class EligibilityTask:
@@ -64,6 +68,7 @@ class EligibilityTask:
 
     def __post_init__(self) -> None:
         """Refuse what devices would not run."""
+        _freeze(self, "task_names", "policies", "covers")
         if not self.plan:
             if self.checkpoint:
                 raise _bad("there is a checkpoint, but no plan to read it")
@@ -94,6 +99,14 @@ class PlanPolicy(EligibilityPolicy):
     ) -> Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]:
         """Return the custom policy."""
         return (self._spec,)
+
+
+def _freeze(target: object, *names: str) -> None:
+    """Replace sequences in fields of a frozen dataclass by tuples."""
+    for name in names:
+        value = getattr(target, name)
+        if value is not None:
+            object.__setattr__(target, name, tuple(value))
 
 
 def _bad(problem: str) -> StatusError:

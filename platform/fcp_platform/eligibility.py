@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
 from fcp_platform.data_source import NestedExampleSelector, selectors_in_order
+from fcp_platform.graphs import ancestors, only
 from fcp_platform.plans import TOKEN, add_datasets, string_spec
 
 _INPUT = "input_filepath"
@@ -37,7 +38,7 @@ def eligibility_task(
     ...     count = examples.reduce(tf.constant(0, tf.int64), lambda n, _: n + 1)
     ...     return tf.cast(count >= 20, tf.float32)
 
-    :param weigh: called once, to make the graph, with what *example_selector* selects: a
+    :param weigh: traced like a ``tf.function``, with what *example_selector* selects: a
         ``tf.data.Dataset`` of serialized examples, or a mapping of them; and, if there are
         parameters, with the mapping of their tensors. It returns the weight of all tasks, a scalar,
         or a mapping with one for each. 0 is not eligible. It has no variables.
@@ -54,20 +55,23 @@ def eligibility_task(
         name: np.asarray(value) for name, value in (parameters or {}).items()
     }
     selectors = selectors_in_order(example_selector)
+    traced = _trace(weigh, example_selector, values, names)
     graph = tf.Graph()
     with graph.as_default():
         tf.compat.v1.placeholder(tf.string, (), TOKEN)
         path = tf.compat.v1.placeholder(tf.string, (), _INPUT)
-        arguments = [_datasets(example_selector, iter(range(len(selectors))))]
-        if values:
-            arguments.append(_restored(path, values))
-        weights = _weights(weigh(*arguments), names)
+        data = [
+            tf.compat.v1.placeholder(tf.variant, (), f"data_{number}")
+            for number in range(len(selectors))
+        ]
+        weights = _import(traced, [*data, *(_restored(path, values) if values else [])])
         tf.stack(weights, name="weights")
         tf.constant(_INFO_VERSION, tf.int64, name="version")
         tf.constant(names, tf.string, name="names")
-        if graph.get_collection(tf.compat.v1.GraphKeys.GLOBAL_VARIABLES):
-            raise ValueError("an eligibility plan has no variables: nothing would initialise them")
+    ends = [TOKEN, _INPUT, "weights", "version", "names"]
+    ends += [f"data_{number}" for number in range(len(selectors))]
     graph_def = graph.as_graph_def()
+    graph_def = only(graph_def, ancestors(graph_def, ends))
     add_datasets(graph_def, selectors)
     graph_def.node.add(name=_INFO, op=_INFO_OP).input.extend(["version", "names", "weights"])
 
@@ -88,15 +92,59 @@ def eligibility_task(
     )
 
 
-def _datasets(selector: NestedExampleSelector, numbers: Any) -> Any:
+def _trace(
+    weigh: Callable[..., Any],
+    selector: NestedExampleSelector,
+    values: Mapping[str, np.ndarray[Any, Any]],
+    names: Sequence[str],
+) -> Any:
+    """Return a concrete function of the data, depth first, and the parameters to the weights.
+
+    :raises ValueError: if it has variables, or :func:`_weights` refuses what it returns.
+    """
+
+    def flat(handles: Sequence[Any], parameters: Sequence[Any]) -> list[Any]:
+        arguments = [_datasets(selector, iter(handles))]
+        if values:
+            arguments.append(dict(zip(values, parameters, strict=True)))
+        return _weights(weigh(*arguments), names)
+
+    handles = [tf.TensorSpec((), tf.variant)] * len(selectors_in_order(selector))
+    parameters = [tf.TensorSpec(value.shape, value.dtype) for value in values.values()]
+    traced = tf.function(flat).get_concrete_function(handles, parameters)
+    if traced.graph.variables:
+        raise ValueError("an eligibility plan has no variables: nothing would initialise them")
+    return traced
+
+
+def _datasets(selector: NestedExampleSelector, handles: Iterator[Any]) -> Any:
     """Return a dataset for each selector, in the order of ``selectors_in_order``."""
     if isinstance(selector, Mapping):
-        return {key: _datasets(inner, numbers) for key, inner in selector.items()}
-    handle = tf.compat.v1.placeholder(tf.variant, (), f"data_{next(numbers)}")
-    return tf.data.experimental.from_variant(handle, tf.TensorSpec((), tf.string))
+        return {key: _datasets(inner, handles) for key, inner in selector.items()}
+    return tf.data.experimental.from_variant(next(handles), tf.TensorSpec((), tf.string))
 
 
-def _restored(path: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def _import(traced: Any, arguments: Sequence[Any]) -> list[Any]:
+    """Put what was traced into the current graph; return its outputs.
+
+    A call of the function would do too, but not with what it has captured.
+    """
+    graph = traced.graph
+    captured = [tf.constant(value.numpy()) for value, _ in graph.captures]
+    inputs = dict(
+        zip((tensor.name for tensor in graph.inputs), [*arguments, *captured], strict=True)
+    )
+    outputs = [tensor.name for tensor in graph.outputs]
+    checks = [operation.name for operation in graph.control_outputs]
+    found = tf.graph_util.import_graph_def(
+        graph.as_graph_def(), inputs, outputs + checks, name="weigh"
+    )
+    with tf.control_dependencies(found[len(outputs) :]):
+        return [tf.identity(tensor) for tensor in found[: len(outputs)]]
+
+
+def _restored(path: Any, values: Mapping[str, np.ndarray[Any, Any]]) -> list[Any]:
+    """Return the parameters as the plan's checkpoint has them, in order."""
     tensors = tf.raw_ops.RestoreV2(
         prefix=path,
         tensor_names=list(values),
@@ -104,10 +152,10 @@ def _restored(path: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         dtypes=[tf.as_dtype(value.dtype) for value in values.values()],
         name="restore_parameters",
     )
-    restored = dict(zip(values, tensors, strict=True))
-    for name, tensor in restored.items():
-        tensor.set_shape(values[name].shape)
-    return restored
+    return [
+        tf.ensure_shape(tensor, value.shape)
+        for tensor, value in zip(tensors, values.values(), strict=True)
+    ]
 
 
 def _weights(found: Any, names: Sequence[str]) -> list[Any]:

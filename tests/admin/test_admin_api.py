@@ -305,7 +305,7 @@ def test_the_life_of_an_eligibility_task(api, thread, make_server):
 
     with AdminClient(thread.server.url, make_server.token, patience=0) as client:
         assert client.eligibility_task("phones/all") == FULL
-        policies = EligibilityTask(policies=[PolicyChoice("minimum_separation")], covers=[])
+        policies = EligibilityTask(policies=[PolicyChoice("minimum_separation")])
         assert client.set_eligibility_task("phones/all", policies).plan_size == 0
         assert client.eligibility_task("phones/all") == policies
         (found,) = client.eligibility_tasks().eligibility_tasks

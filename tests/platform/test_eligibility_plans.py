@@ -35,6 +35,9 @@ NUMBERS = plan_pb2.ExampleSelector(collection_uri="app:/numbers")
 WORDS = plan_pb2.ExampleSelector(collection_uri="app:/words")
 
 
+VARIABLE = tf.Variable(1.0)
+
+
 def length(examples):
     return examples.reduce(tf.constant(0, tf.int64), lambda count, _: count + 1)
 
@@ -59,7 +62,7 @@ def test_a_function_weighs_all_tasks_alike():
     task = eligibility_task(
         lambda examples: tf.cast(length(examples) >= 2, tf.float32), NUMBERS, ["a", "b"]
     )
-    assert task.task_names == ["a", "b"]
+    assert task.task_names == ("a", "b")
     assert weigh(task, numbers=[b"1"]) == {"a": 0.0, "b": 0.0}
     assert weigh(task, numbers=[b"1", b"2"]) == {"a": 1.0, "b": 1.0}
 
@@ -79,6 +82,25 @@ def test_a_function_weighs_each_task_by_data_and_parameters():
     task = eligibility_task(by_data, selector, ["words", "sums"], parameters=parameters)
     found = weigh(task, words=[b"x", b"y"], numbers=[b"1", b"2"])
     assert found == {"words": 1.0, "sums": 1.5}
+
+
+def test_a_function_may_check_compare_and_use_what_is_around_it():
+    wanted = tf.constant([b"a", b"b"])
+
+    def same(examples):
+        found = tf.reduce_any(next(iter(examples.batch(1)))[0] == wanted)
+        tf.debugging.assert_greater(length(examples), np.int64(0), "there is nothing")
+        if found:
+            weight = 1.0
+        else:
+            weight = 0.5
+        return weight
+
+    task = eligibility_task(same, NUMBERS, ["a"])
+    assert weigh(task, numbers=[b"b"]) == {"a": 1.0}
+    assert weigh(task, numbers=[b"c"]) == {"a": 0.5}
+    with pytest.raises(StatusError):
+        weigh(task, numbers=[])
 
 
 def test_a_plan_says_what_published_clients_check():
@@ -101,7 +123,7 @@ def test_a_plan_says_what_published_clients_check():
         (lambda examples: {"b": 1.0}, ["a"], r"weighs \['b'\].*about \['a'\]"),
         (lambda examples: 1.0, [], "weighs"),
         (lambda examples: [1.0, 2.0], ["a"], r"weight of a must be a scalar, not of shape \(2,\)"),
-        (lambda examples: tf.Variable(1.0, use_resource=True) * 1.0, ["a"], "variables"),
+        (lambda examples: VARIABLE * 1.0, ["a"], "has no variables"),
     ],
 )
 def test_a_function_that_no_device_could_run_is_refused(function, names, message):
@@ -196,8 +218,9 @@ def test_a_program_elsewhere_says_who_may_take_its_rounds(served):
         return await value, outcomes
 
     with admin, context as running:
-        running.set_eligibility_task(make_task())
-        assert admin.eligibility_task(POPULATION) == make_task()
+        task = make_task()
+        running.set_eligibility_task(task)
+        assert admin.eligibility_task(POPULATION) == task
         # In its place, one without policies: these devices have no history to vouch for them.
         running.set_eligibility_task(
             eligibility_task(
@@ -208,7 +231,7 @@ def test_a_program_elsewhere_says_who_may_take_its_rounds(served):
     assert result == (16, ["REJECTED", "CONTRIBUTED"])
     with AdminClient(served, TOKEN) as again:
         # The server keeps it when the program has gone, until somebody takes it away.
-        assert again.eligibility_task(POPULATION).task_names == ["sum"]
+        assert again.eligibility_task(POPULATION).task_names == ("sum",)
         fcp_platform.FederatedContext(POPULATION, server=served, token=TOKEN).set_eligibility_task(
             None
         )

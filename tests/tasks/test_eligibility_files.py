@@ -73,7 +73,7 @@ def test_policies_are_enough(folder):
     text = '[eligibility]\npopulation = "p"\n[[policy]]\npolicy = "minimum_separation"\n'
     _, task = read(folder, text)
     assert (task.plan, task.task_names) == (b"", None)
-    assert task.policies == [PolicyChoice("minimum_separation")]
+    assert task.policies == (PolicyChoice("minimum_separation"),)
 
 
 @pytest.mark.parametrize(
