@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 
 import pytest
@@ -11,14 +12,46 @@ from hypothesis import strategies as st
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
-from fcp_core.protocol.protos import common_pb2
+from fcp_core.protocol.protos import common_pb2, plan_pb2
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.media import parse_range
+from fcp_core.server.services.downloads import publish_plan
 
 WAIT = 30.0
 DATA = bytes(range(256)) * 4
 FILE = "/data/group/plan"
+
+
+# Plans with an index.
+
+
+@given(st.binary(max_size=300), st.integers(0, 2**63 - 1))
+def test_a_plan_with_an_index_is_the_plan_and_the_index(text, index):
+    plan = plan_pb2.ClientOnlyPlan(graph=text, client_persisted_data={"min_sep_policy_index": 3})
+    published = publish_plan("group", plan.SerializeToString(), b"", inline_below=1 << 20)
+    for compressed in (True, False):
+        plain = published.plan("", compressed=compressed).inline_resource
+        indexed = published.plan("", compressed=compressed, separation_index=index).inline_resource
+        unpack = gzip.decompress if compressed else bytes
+        assert plan_pb2.ClientOnlyPlan.FromString(unpack(plain.data)) == plan
+        wanted = plan_pb2.ClientOnlyPlan()
+        wanted.CopyFrom(plan)
+        wanted.client_persisted_data.min_sep_policy_index = index
+        assert plan_pb2.ClientOnlyPlan.FromString(unpack(indexed.data)) == wanted
+
+
+def test_nobody_fetches_an_index_that_cannot_be_or_fills_the_memory():
+    published = publish_plan("group", b"", b"")
+
+    def get(name):
+        return asyncio.run(published.get(name, compressed=True))
+
+    for name in (f"plan-{2**63}", "plan-", "plan-x", "plan-01", "plan--1", "checkpoint-1"):
+        assert get(name) is None
+    forms = {get(f"plan-{number}").data for number in range(50)}
+    assert len(forms) == 50
+    assert len(published._indexed) == 2
 
 
 # Ranges.

@@ -1,6 +1,7 @@
 """Who is asked what, and who is given what: by population, by task, and across restarts."""
 
 import asyncio
+import gzip
 
 import pytest
 
@@ -275,6 +276,59 @@ def test_a_task_of_the_configuration_wins_over_its_population(kit):
                 "anyone": set(),
             }
             assert (await world.device().assignment()).task_name == "anyone"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("inline", ["0", "1MiB"])
+def test_the_plan_tells_the_index_that_the_device_remembers(kit, inline):
+    """Without it, a device would be eligible for ever: it has no index to count from."""
+
+    async def main():
+        options = {"eligibility": "minimum_separation", "inline_resources_below": inline}
+        async with kit.world(**options) as world:
+            plan_of = plan_pb2.ClientOnlyPlan
+            data = plan_of(graph=b"graph " * 999).SerializeToString()
+
+            async def index(name):
+                given = world.device()
+                response = await given.check_in()
+                spec = given.spec(response)
+                (info,) = [info for info in spec.task_info if info.task_name == name]
+                policy = spec.eligibility_policies[info.eligibility_policy_indices[0]]
+                found = given.answer(await given.start({name: 1.0})).task_assignment
+                resource = found.plan
+                if resource.uri:
+                    media = await world.services.media.download(resource.uri.partition("/data/")[2])
+                    plan = plan_of.FromString(gzip.decompress(media.data))
+                    assert resource.client_cache_id == media.etag
+                else:
+                    plan = plan_of.FromString(gzip.decompress(resource.inline_resource.data))
+                assert plan.graph == b"graph " * 999
+                assert plan.HasField("client_persisted_data")
+                remembered = plan.client_persisted_data.min_sep_policy_index
+                assert remembered == policy.min_sep_policy.current_index
+                return remembered
+
+            await world.submit(9, name="hourly", plan=data)
+            first = await index("hourly")
+            assert first == world.clock.now() // 3600
+            world.advance(3600)
+            await world.submit(9, name="hourly", plan=data)
+            assert await index("hourly") == first + 1
+            own = {"minimum_separation": {"current_index": 0}}
+            await world.submit(9, name="counted", plan=data, options=own)
+            assert await index("counted") == 0
+
+    asyncio.run(main())
+
+
+def test_a_plan_is_as_it_was_sent_where_no_index_is_asked_for(kit):
+    async def main():
+        async with kit.world(inline_resources_below="1MiB") as world:
+            await world.submit(plan=b"any bytes")
+            found = await world.device().assignment()
+            assert gzip.decompress(found.plan.inline_resource.data) == b"any bytes"
 
     asyncio.run(main())
 

@@ -169,6 +169,7 @@ class Services:
             sessions=self._sessions,
             operations=self._operations,
             tasks=self.tasks,
+            eligibility_tasks=self.eligibility_tasks,
             base_url=url,
             data_url=data_url,
             notify=notify,

@@ -19,6 +19,7 @@ from fcp_core.rounds.sessions import DeviceSession, SessionBook
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.eligibility import code_of
+from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.population import Population, Populations, Waiter
 from fcp_core.server.services.round import Round
 from fcp_core.server.services.settings import RETENTION
@@ -48,6 +49,7 @@ class TaskAssignments:
         sessions: SessionBook,
         operations: OperationBook,
         tasks: Tasks,
+        eligibility_tasks: EligibilityTasks,
         base_url: Callable[[], str],
         data_url: Callable[[], str],
         notify: Callable[[Event], None],
@@ -61,6 +63,7 @@ class TaskAssignments:
         self._sessions = sessions
         self._operations = operations
         self._tasks = tasks
+        self._eligibility_tasks = eligibility_tasks
         self._base_url = base_url
         #: Who waits: operation -> population, candidate and session.
         self._waiting: dict[str, tuple[Population, str, DeviceSession]] = {}
@@ -221,6 +224,17 @@ class TaskAssignments:
         self._operations.finish(name, response, now)
         self._notify(Rejected(now, population.name, session.session_id, rejection.reason))
 
+    def _separation_index(self, round_: Round, session: DeviceSession) -> int | None:
+        """Return what the device remembers its contribution by: the index it was asked about."""
+        name = session.check_in.population
+        task, own = self._populations.get(name).offer_of(round_)
+        now = self._clock.now()
+        for policy in self._eligibility_tasks.policies(name, task, own):
+            for spec in policy.policies(name, task, now):
+                if spec.WhichOneof("policy_type") == "min_sep_policy":
+                    return spec.min_sep_policy.current_index
+        return None
+
     def _message(self, round_: Round, token: str, session: DeviceSession) -> pb.TaskAssignment:
         base_url = self._base_url()
         data_url = self._data_url()
@@ -229,7 +243,11 @@ class TaskAssignments:
         message = pb.TaskAssignment(
             aggregation_data_forwarding_info=common.ForwardingInfo(target_uri_prefix=base_url),
             aggregation_id=round_.aggregation_id,
-            plan=round_.published.resource("plan", data_url, compressed=compressed),
+            plan=round_.published.plan(
+                data_url,
+                compressed=compressed,
+                separation_index=self._separation_index(round_, session),
+            ),
             init_checkpoint=round_.published.resource(
                 "checkpoint", data_url, compressed=compressed
             ),

@@ -9,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import re
+import struct
+import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from fcp_core.protocol.protos import common_pb2 as common
+from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.pacing import duration
@@ -30,6 +34,16 @@ _APART = 16 << 10
 
 _GZIP = "+gzip"
 _PLAIN = ".plain"
+#: A plan that tells the device the index that it is to remember.
+_INDEXED = re.compile(r"plan-(0|[1-9]\d{0,18})")
+_MAX_INDEX = 2**63 - 1
+#: How many forms of a plan with an index are kept ready: this period's, and the last one's.
+_KEPT_FORMS = 2
+#: What ends a compressed plan: an empty last block, in whose place more data may be put.
+_LAST_BLOCK = zlib.compressobj(wbits=-zlib.MAX_WBITS).flush()
+#: Of a gzip file: no name, no time, no system.
+_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+_TRAILER = struct.Struct("<II")
 
 #: Returns a slice by the name of its file, or None if there is none.
 SliceSource: TypeAlias = Callable[[str], Awaitable["bytes | None"]]
@@ -57,6 +71,21 @@ class Download:
         data = gzip.decompress(self.data)
         return replace(self, data=data, content_type=self.content_type.removesuffix(_GZIP))
 
+    def followed_by(self, tail: bytes) -> Download:
+        """Return a plan that was compressed for it with more at its end."""
+        crc, size = _TRAILER.unpack(self.data[-_TRAILER.size :])
+        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        data = b"".join(
+            (
+                memoryview(self.data)[: -_TRAILER.size - len(_LAST_BLOCK)],
+                compressor.compress(tail),
+                compressor.flush(),
+                _TRAILER.pack(zlib.crc32(tail, crc), (size + len(tail)) % 2**32),
+            )
+        )
+        etag = hashlib.sha256(self.etag.encode() + tail).hexdigest()
+        return replace(self, data=data, etag=etag)
+
 
 @dataclass(frozen=True)
 class Published:
@@ -76,6 +105,17 @@ class Published:
     inline_below: int = 0
     slices: SliceSource | None = None
     _plain: dict[str, Download] = field(default_factory=dict)
+    _indexed: dict[str, Download] = field(default_factory=dict)
+
+    def plan(
+        self, base_url: str, *, compressed: bool = True, separation_index: int | None = None
+    ) -> common.Resource:
+        """Return the plan; the other arguments are as for :meth:`resource`.
+
+        :param separation_index: what the device remembers its contribution by; None: nothing.
+        """
+        name = "plan" if separation_index is None else f"plan-{separation_index}"
+        return self.resource(name, base_url, compressed=compressed)
 
     def resource(self, name: str, base_url: str, *, compressed: bool = True) -> common.Resource:
         """Return a resource, or where a device finds it; one that is not published is empty.
@@ -83,7 +123,7 @@ class Published:
         :param base_url: what stands in front of ``data/``.
         :param compressed: whether the device can undo gzip.
         """
-        file = self.files.get(name)
+        file = self._file(name)
         if file is None:
             return common.Resource()
         if self.inline_below:
@@ -109,7 +149,7 @@ class Published:
 
     async def get(self, name: str, *, compressed: bool) -> Download | None:
         """Return a file as it goes over the wire; None if there is none of that name."""
-        file = self.files.get(name)
+        file = self._file(name)
         if file is not None:
             if compressed:
                 return file
@@ -125,7 +165,23 @@ class Published:
     def _folder(self, compressed: bool) -> str:
         return self.group if compressed else self.group + _PLAIN
 
+    def _file(self, name: str) -> Download | None:
+        file = self.files.get(name) or self._indexed.get(name)
+        match = None if file is not None else _INDEXED.fullmatch(name)
+        if match is None or "plan" not in self.files or int(match[1]) > _MAX_INDEX:
+            return file
+        tail = plan_pb2.ClientOnlyPlan()
+        tail.client_persisted_data.min_sep_policy_index = int(match[1])
+        # A message's fields may come in pieces.
+        file = self.files["plan"].followed_by(tail.SerializeToString())
+        while len(self._indexed) >= _KEPT_FORMS:
+            del self._indexed[next(iter(self._indexed))]
+        self._indexed[name] = file
+        return file
+
     def _undone(self, name: str, file: Download) -> Download:
+        if name not in self.files:
+            return file.plain()
         if name not in self._plain:
             self._plain[name] = file.plain()
         return self._plain[name]
@@ -181,7 +237,18 @@ def publish_plan(group: str, plan: bytes, checkpoint: bytes, *, inline_below: in
 
 
 def _plan_files(plan: bytes, checkpoint: bytes) -> dict[str, Download]:
-    files = {"plan": _compress(plan, PLAN_TYPE, _PLAN_AGE)}
+    compressor = zlib.compressobj(1 if len(plan) > _LARGE else 6, wbits=-zlib.MAX_WBITS)
+    data = b"".join(
+        (
+            _HEADER,
+            compressor.compress(plan),
+            compressor.flush(zlib.Z_FULL_FLUSH),
+            _LAST_BLOCK,
+            _TRAILER.pack(zlib.crc32(plan), len(plan) % 2**32),
+        )
+    )
+    etag = hashlib.sha256(plan).hexdigest()
+    files = {"plan": Download(data, PLAN_TYPE, etag, _PLAN_AGE)}
     if checkpoint:
         files["checkpoint"] = _compress(checkpoint, CHECKPOINT_TYPE)
     return files

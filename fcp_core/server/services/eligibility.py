@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -46,12 +46,6 @@ class EligibilityEvalTasks:
         on_open: Callable[[DeviceSession, float], None],
     ) -> None:
         self._plugins = plugins
-        self._policies: Sequence[EligibilityPolicy] = plugins.make_eligibility_policies()
-        #: Those of populations that have a section of their own in the configuration.
-        self._own_policies: Mapping[str, Sequence[EligibilityPolicy]] = {
-            name: plugins.for_population(name).make_eligibility_policies()
-            for name in plugins.config.scopes("population")
-        }
         self._clock = clock
         self._tokens = tokens
         self._populations = populations
@@ -117,7 +111,6 @@ class EligibilityEvalTasks:
 
         A policy that refuses a device withholds the tasks that it is for.
         """
-        common = self._own_policies.get(population.name, self._policies)
         refusal = self._plugins.admit(check_in, now)
         if refusal is not None:
             return NO_OFFER, refusal
@@ -130,12 +123,10 @@ class EligibilityEvalTasks:
 
         tasks = []
         refusals: list[Refusal | None] = []
+        common = self._tasks.configured(population.name)
         conditional = bool(common) or self._tasks.has(population.name)
         for task, own in population.offered():
-            policies = [
-                *(common if own is None else own),
-                *self._tasks.policies(population.name, task),
-            ]
+            policies = self._tasks.policies(population.name, task, own)
             conditional = conditional or bool(policies)
             found = combined(map(judge, policies))
             if found is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,10 @@ class _InUse:
 
 
 class EligibilityTasks:
-    """Which population has which eligibility task. All of it runs on the event loop."""
+    """Who is asked what: which population has which eligibility task, on top of the configuration.
+
+    All of it runs on the event loop.
+    """
 
     def __init__(
         self,
@@ -92,6 +95,12 @@ class EligibilityTasks:
         self._storage = storage
         self._populations = populations
         self._downloads = downloads
+        self._configured: Sequence[EligibilityPolicy] = plugins.make_eligibility_policies()
+        #: Those of populations that have a section of their own in the configuration.
+        self._own: Mapping[str, Sequence[EligibilityPolicy]] = {
+            name: plugins.for_population(name).make_eligibility_policies()
+            for name in plugins.config.scopes("population")
+        }
         self._in_use: dict[str, _InUse] = {}
         #: Held while one is stored, so that what is stored last is what is in use.
         self._changing = asyncio.Lock()
@@ -156,10 +165,21 @@ class EligibilityTasks:
 
     # For the other services.
 
-    def policies(self, population: str, task: OfferedTask) -> Sequence[EligibilityPolicy]:
-        """Return the policies that a population's eligibility task has for one of its tasks."""
+    def configured(self, population: str) -> Sequence[EligibilityPolicy]:
+        """Return the policies that the configuration chooses for a population."""
+        return self._own.get(population, self._configured)
+
+    def policies(
+        self, population: str, task: OfferedTask, own: Sequence[EligibilityPolicy] | None
+    ) -> Sequence[EligibilityPolicy]:
+        """Return all policies of a task.
+
+        :param own: its own, in place of those that the configuration chooses for its population;
+            None: it has none.
+        """
+        chosen = self.configured(population) if own is None else own
         in_use = self._in_use.get(population)
-        return () if in_use is None else in_use.for_task(task)
+        return chosen if in_use is None else [*chosen, *in_use.for_task(task)]
 
     def has(self, population: str) -> bool:
         """Whether a population has an eligibility task."""

@@ -101,13 +101,13 @@ class Population:
 
         Each comes with its own eligibility policies; None: it has those of the population.
         """
-        return [
-            (
-                OfferedTask(round_.spec.name, round_.spec.assignment_mode, round_.spec.options),
-                self._eligibility.get(round_.task_id),
-            )
-            for round_ in self.open_rounds()
-        ]
+        return [self.offer_of(round_) for round_ in self.open_rounds()]
+
+    def offer_of(self, round_: Round) -> tuple[OfferedTask, Sequence[EligibilityPolicy] | None]:
+        """Return a round as :meth:`offered` does."""
+        spec = round_.spec
+        task = OfferedTask(spec.name, spec.assignment_mode, spec.options)
+        return task, self._eligibility.get(round_.task_id)
 
     def _unasked(self) -> Mapping[str, float] | None:
         """Return the weights of a device that was asked nothing; None: it may take any task."""
