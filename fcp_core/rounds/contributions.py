@@ -76,7 +76,7 @@ class Contribution:
         self._upload_began = 0.0
         self.stage = ContributionStage.AUTHORIZED
         self.body: Body | None = None
-        self._ticket = UploadTicket("", "")
+        self._client_hash = self._resource_hash = ""
         self._why = _LOST
 
     def start(self, token: str, tokens: TokenSource) -> UploadTicket:
@@ -91,7 +91,8 @@ class Contribution:
                 "this authorization token has been used; each is good for one upload",
             )
         ticket = UploadTicket(f"{token}.{tokens.secret()}", f"{token}.{tokens.secret()}")
-        self._ticket = UploadTicket(digest(ticket.client_token), digest(ticket.resource_name))
+        self._client_hash = digest(ticket.client_token)
+        self._resource_hash = digest(ticket.resource_name)
         self.stage = ContributionStage.STARTED
         return ticket
 
@@ -156,7 +157,7 @@ class Contribution:
             contribution has ended.
         """
         if self.stage is not ContributionStage.ENDED and (
-            self._ticket.client_token != digest(client_token)
+            self._client_hash != digest(client_token)
         ):
             raise _unknown("client token")
         self.check_live()
@@ -188,7 +189,7 @@ class Contribution:
             raise StatusError(Code.ABORTED, self._why)
 
     def _is_resource(self, resource_name: str) -> bool:
-        return self._ticket.resource_name == digest(resource_name)
+        return self._resource_hash == digest(resource_name)
 
     def _check_resource(self, resource_name: str) -> None:
         if self.stage is not ContributionStage.ENDED and not self._is_resource(resource_name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,10 @@ async def _serve(server: Server) -> None:
     for number in signals:
         loop.add_signal_handler(number, told, number)
     await server.start()
+    # Most of what there is by now stays: from here on no collection looks at it, which would stop
+    # the event loop for a while each time.
+    gc.collect()
+    gc.freeze()
     try:
         await stop.wait()
     finally:
