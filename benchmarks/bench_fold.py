@@ -160,7 +160,7 @@ def threaded(sizes: Sequence[int], blobs: Sequence[Any], repeats: int, kernels: 
             future.result()
 
     batch = 2 * len(blobs)
-    (seconds,) = interleaved([contribute], [[blobs]], max(1, repeats // batch))
+    (seconds,) = interleaved([contribute], [[blobs]], max(5, repeats // batch))
     engine.stop()
     return seconds / batch
 

@@ -351,8 +351,9 @@ class AggregatorConformance:
                     np.add(total, value.reshape(total.shape), out=total)
                 accumulator.added(1)
             assert accumulator.num_inputs == len(contributions)
+            loaded = self.reload(accumulator)
             self._assert_same(accumulator, self.fold(contributions))
-            self._assert_same(self.reload(accumulator), self.fold(contributions))
+            self._assert_same(loaded, self.fold(contributions))
 
         self._check(law, self._many())
 
