@@ -55,6 +55,8 @@ class _Group:
     options: Mapping[str, Any]
     name: str
     state: Any = None
+    #: Whether the state is an earlier run's, and the policy has not gone on from it yet.
+    restored: bool = False
     tick: float | None = None
 
 
@@ -69,6 +71,7 @@ class Assigner:
         self._candidates: dict[str, Candidate] = {}
         self._groups: dict[str, _Group] = {}
         self._group_of: dict[str, str] = {}
+        self._changed: set[str] = set()
 
     @property
     def waiting(self) -> int:
@@ -82,14 +85,31 @@ class Assigner:
         name: str,
         policy: SelectionPolicy,
         options: Mapping[str, Any],
+        state: Any = None,
     ) -> None:
         """Add a task.
 
         :param group: tasks of one group are shown to one policy together; the first brings it.
         :param name: the policy's name, for messages.
+        :param state: what the policy kept in an earlier run; used for the first task of a group.
         """
-        self._groups.setdefault(group, _Group(policy, options, name))
+        if group not in self._groups:
+            self._groups[group] = _Group(policy, options, name, state, restored=state is not None)
         self._group_of[task_id] = group
+
+    def knows(self, group: str) -> bool:
+        """Whether there was a task of a group."""
+        return group in self._groups
+
+    def take_changed(self) -> list[tuple[str, Any]]:
+        """Return the groups whose policies were asked since the last call, with what they keep."""
+        changed, self._changed = self._changed, set()
+        return [(key, self._groups[key].state) for key in sorted(changed)]
+
+    @property
+    def changed(self) -> bool:
+        """Whether :meth:`take_changed` has anything to return."""
+        return bool(self._changed)
 
     def close(self, task_id: str) -> None:
         """Take a task away. What its policy keeps stays: the next round goes on from there."""
@@ -144,7 +164,10 @@ class Assigner:
                     for candidate_id in asked:
                         askers[candidate_id] = askers.get(candidate_id, 0) + 1
                 before = len(outcome.assigned)
+                kept = self._groups[key].state
                 self._ask(self._groups[key], asked, shown, now, outcome, refusals, left)
+                if kept is not None or self._groups[key].state is not None:
+                    self._changed.add(key)
                 if left is not None:
                     left -= len(outcome.assigned) - before
         for candidate_id, answers in refusals.items():
@@ -193,13 +216,19 @@ class Assigner:
             options=group.options,
         )
         try:
-            selection = choose_at_most(limit, group.policy, view)
+            try:
+                selection = choose_at_most(limit, group.policy, view)
+            except Exception:
+                if not group.restored:
+                    raise
+                # A newer version may keep something else: it begins anew.
+                selection = choose_at_most(limit, group.policy, replace(view, state=None))
         except Exception as error:  # A plugin may raise anything.
             outcome.problems.append(
                 f"selection policy {group.name} raised {type(error).__name__}: {error}"
             )
             return
-        group.state = selection.state
+        group.state, group.restored = selection.state, False
         if selection.tick_in is not None:
             # A policy that asks for no pause at all would keep the server busy.
             group.tick = now + max(selection.tick_in, 0.01)

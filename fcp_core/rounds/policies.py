@@ -117,7 +117,10 @@ class Assign:
 
 @dataclass(frozen=True)
 class Reject:
-    """Send a candidate away; without a window the server's pacing decides."""
+    """Send a candidate away; without a window the server's pacing decides.
+
+    The protocol has no place for the window in a rejection: it is told to those that check in next.
+    """
 
     candidate: str
     retry: RetryWindow | None = None
@@ -134,7 +137,8 @@ class SelectionView:
     :param tasks: the population's SINGLE tasks with capacity, oldest first.
     :param now: the time in seconds.
     :param rng: the only source of randomness it may use.
-    :param state: what it returned last time for this population (None at first); JSON-able.
+    :param state: what it returned last time for this population (None at first); JSON, which may
+        come from storage, of an earlier run of the server.
     :param options: its options from the configuration or the task.
     """
 

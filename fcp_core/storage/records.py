@@ -112,3 +112,20 @@ class EligibilityTaskRecord(Record):
     checkpoint: bytes
     group: str
     created: float
+
+
+@dataclass(frozen=True)
+class PolicyStateRecord(Record):
+    """What a selection policy keeps for the tasks of a population that share it.
+
+    :param state_key: a hash of the population, the policy's name and its options.
+    :param state: JSON.
+    """
+
+    KIND: ClassVar[str] = "policy_state"
+    KEY: ClassVar[str] = "state_key"
+
+    state_key: str
+    population: str
+    state: bytes
+    saved: float

@@ -23,6 +23,7 @@ from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.journal import Journal
 from fcp_core.server.services.media import Media
 from fcp_core.server.services.operations import Operations
+from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.round_parts import RoundParts
 from fcp_core.server.services.settings import OPERATION_RETENTION, RETENTION, Settings
@@ -78,7 +79,7 @@ class Services:
 
         def make_population(name: str) -> Population:
             limit = plugins.config.scoped(name).get("max_at_work")
-            return Population(name, rng, self.ticker, limit)
+            return Population(name, rng, self.ticker, limit, self._states)
 
         def notify(event: Event) -> None:
             if observe is not None:
@@ -89,6 +90,7 @@ class Services:
         self._engine = plugins.make_engine() if engine is None else engine
         self._store = TaskStore(self._storage)
         self._journal = Journal(self._storage)
+        self._states = PolicyStates(self._journal, clock)
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
         self._sessions = SessionBook(
@@ -227,6 +229,7 @@ class Services:
                     token.token_hash, token.aggregation_id, token.session_id, token.expires
                 )
                 self.tasks.remember(token.aggregation_id, token.expires)
+            self._states.load(loaded.policy_states)
             self.ticker.start()
             await self.eligibility_tasks.load()
             await self.tasks.restore(loaded.tasks)
@@ -239,6 +242,8 @@ class Services:
         """Let go of everything. Tasks that have not ended go on when the storage is used again."""
         await self.tasks.stop()
         self.ticker.stop()
+        for population in self._populations:
+            population.save()
         await self._journal.flush()
         self._engine.stop()
         await self._storage.stop()

@@ -79,6 +79,7 @@ class EligibilityEvalTasks:
             self._plugins.retry_window(population.name, accepted=flag, load=load, now=now)
             for flag in (True, False)
         )
+        rejected = population.rejection_window(rejected, now)
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assigner import Assigner, Rejection
+from fcp_core.rounds.assigner import Assigner, Outcome, Rejection
 from fcp_core.rounds.pacing import Pace
-from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask
+from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
+from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.round import Round
 from fcp_core.server.services.ticker import Ticker
 
@@ -26,6 +27,9 @@ _AGAIN = 0.2
 _MANY = 100
 #: ... but as many times this many seconds apart: they look at all who wait, which takes a while.
 _LOOK = 20e-6
+
+#: Seconds after a decision in which what policies keep is written.
+_SAVE = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,22 @@ class Population:
     """One population's open tasks and waiting devices.
 
     :param max_at_work: how many devices may be at work on its tasks at a time; None: any number.
+    :param states: keeps what selection policies keep.
     """
 
     def __init__(
-        self, name: str, rng: random.Random, ticker: Ticker, max_at_work: int | None = None
+        self,
+        name: str,
+        rng: random.Random,
+        ticker: Ticker,
+        max_at_work: int | None = None,
+        states: PolicyStates | None = None,
     ) -> None:
         self.name = name
+        self._states = states
+        self._saving = False
+        #: From when to when those are to come back whom policies sent away.
+        self._away: tuple[float, float] | None = None
         self._max_at_work = max_at_work
         self.pace = Pace()
         self._assigner = Assigner(rng)
@@ -78,7 +92,11 @@ class Population:
             self._eligibility[round_.task_id] = eligibility
             # Those who wait and were asked nothing were not asked about this one either.
             self._assigner.restrict(self._unasked())
-        self._assigner.open(round_.task_id, group, policy_name, policy, options)
+        state = None
+        if self._states is not None and not self._assigner.knows(group):
+            state = self._states.get(self.name, group)
+        self._assigner.open(round_.task_id, group, policy_name, policy, options, state)
+        self._away = None
 
     def close(self, round_: Round, now: float) -> None:
         """Take a round away; whoever waited only for it is sent away."""
@@ -207,9 +225,42 @@ class Population:
                 self._waiters.pop(assign.candidate).assigned(rounds[assign.task_id], now)
             for rejection in outcome.rejected:
                 self._waiters.pop(rejection.candidate).rejected(rejection, now)
+            self._learn(outcome, now)
+            if self._assigner.changed and not self._saving:
+                self._saving = True
+                self._ticker.at(f"states:{self.name}", now + _SAVE, lambda now: self.save())
         waiting = self._assigner.waiting
         self._asked, self._ask_again = now, now + (waiting * _LOOK if waiting >= _MANY else 0.0)
         self._set_tick(None)
+
+    def _learn(self, outcome: Outcome, now: float) -> None:
+        """Take note of when policies want those back whom they send away: the earliest counts."""
+        if outcome.assigned:
+            self._away = None
+        for rejection in outcome.rejected:
+            if rejection.retry is not None:
+                away = (now + rejection.retry.delay_min, now + rejection.retry.delay_max)
+                if self._away is None or self._away[0] <= now or away < self._away:
+                    self._away = away
+
+    def rejection_window(self, window: RetryWindow, now: float) -> RetryWindow:
+        """Return when a device that checks in now is to come back if it gets no task.
+
+        A rejection itself carries no window: what a policy said of those before it is for this one.
+
+        :param window: what the pace says; it is put off, and not made shorter.
+        """
+        if self._away is None or self._away[0] - now <= window.delay_min:
+            return window
+        start, end = self._away[0] - now, self._away[1] - now
+        return RetryWindow(start, max(end, start + window.delay_max - window.delay_min))
+
+    def save(self) -> None:
+        """Write what the selection policies keep."""
+        self._saving = False
+        for group, state in self._assigner.take_changed():
+            if self._states is not None:
+                self._states.put(self.name, group, state)
 
     def _set_tick(self, when: float | None) -> None:
         """Ask the policies again when one of them wants to be, or earlier if *when* is."""

@@ -13,7 +13,13 @@ from fcp_core.aggregation.engine import CheckpointFormat
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec, TaskState, TaskStatus
 from fcp_core.storage.contract import Storage, Transaction
-from fcp_core.storage.records import BlobRecord, DeviceSessionRecord, TaskRecord, TokenRecord
+from fcp_core.storage.records import (
+    BlobRecord,
+    DeviceSessionRecord,
+    PolicyStateRecord,
+    TaskRecord,
+    TokenRecord,
+)
 
 
 class _StoredSpec(msgspec.Struct, frozen=True):
@@ -44,6 +50,7 @@ class Loaded:
     tasks: list[tuple[TaskRecord, TaskSpec | None]]
     sessions: list[DeviceSessionRecord]
     tokens: list[TokenRecord]
+    policy_states: list[PolicyStateRecord]
 
 
 class TaskStore:
@@ -177,6 +184,7 @@ def _load(tx: Transaction) -> Loaded:
         sorted(tasks, key=lambda task: task[0].created),
         list(tx.select(DeviceSessionRecord)),
         list(tx.select(TokenRecord)),
+        list(tx.select(PolicyStateRecord)),
     )
 
 

@@ -84,6 +84,8 @@ class Tasks:
         self._parts = make_parts(self._ended, self._begin_anew)
         self._on_kept = on_kept
         self._records: dict[str, TaskRecord] = {}
+        #: By the key that it was submitted with.
+        self._by_key: dict[str, str] = {}
         self._rounds: dict[str, Round] = {}
         #: Held by a submission with a key.
         self._submitting = asyncio.Lock()
@@ -111,16 +113,16 @@ class Tasks:
             return await self._submit(spec, None)
         # One that is on its way counts too: the caller may have lost its connection and be back.
         async with self._submitting:
-            for record in self._records.values():
-                if record.submission_key == key:
-                    if (record.population, record.name) != (spec.population, spec.name):
-                        raise StatusError(
-                            Code.ALREADY_EXISTS,
-                            f"the key {key!r} is that of task {record.name} of population "
-                            f"{record.population}; use another for {spec.name}",
-                        )
-                    return record.task_id
-            return await self._submit(spec, key)
+            record = self._records.get(self._by_key.get(key, ""))
+            if record is None:
+                return await self._submit(spec, key)
+            if (record.population, record.name) != (spec.population, spec.name):
+                raise StatusError(
+                    Code.ALREADY_EXISTS,
+                    f"the key {key!r} is that of task {record.name} of population "
+                    f"{record.population}; use another for {spec.name}",
+                )
+            return record.task_id
 
     async def _submit(self, spec: TaskSpec, key: str | None) -> str:
         spec.check()
@@ -207,6 +209,7 @@ class Tasks:
             )
         await self._store.forget(task_id)
         self._records.pop(task_id, None)
+        self._by_key.pop(record.submission_key or "", None)
         self._kept.pop(task_id)
         # A late device is still answered ABORTED.
         late = self._config_of(record).get("assignment_timeout") + RETENTION
@@ -249,7 +252,7 @@ class Tasks:
     async def restore(self, tasks: Sequence[tuple[TaskRecord, TaskSpec | None]]) -> None:
         """Take up the tasks of an earlier run; the rounds of those that go on begin anew."""
         for record, spec in tasks:
-            self._records[record.task_id] = record
+            self._add(record)
             self._last_created = max(self._last_created, record.created)
             if spec is None:
                 self._keep(record)
@@ -279,6 +282,11 @@ class Tasks:
         if record is None:
             raise _no_task(task_id)
         return record
+
+    def _add(self, record: TaskRecord) -> None:
+        self._records[record.task_id] = record
+        if record.submission_key is not None:
+            self._by_key[record.submission_key] = record.task_id
 
     def _config_of(self, record: TaskRecord) -> Config:
         return self._plugins.config.scoped(record.population, record.name)
@@ -367,7 +375,7 @@ class Tasks:
             choices.assignment_timeout,
             self._parts,
         )
-        self._records[record.task_id] = record
+        self._add(record)
         self._rounds[record.task_id] = round_
         self._by_aggregation[record.aggregation_id] = round_
         self._downloads.add(published)

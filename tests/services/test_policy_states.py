@@ -1,0 +1,190 @@
+"""What selection policies keep outlives the server; when they want devices back reaches devices."""
+
+import asyncio
+
+import pytest
+
+from fcp_core.plugins import hookimpl
+from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.policies import Assign, Selection, SelectionPolicy, SelectionPolicyFactory
+from fcp_core.rounds.tasks import AssignmentMode
+from fcp_core.server.services.policy_states import LIFETIME
+from fcp_core.storage.records import PolicyStateRecord
+
+CAPPED = {
+    "selection": "rate_capped",
+    "selection__rate_capped__limit": "2",
+    "selection__rate_capped__period": "1h",
+    "selection__rate_capped__wait": "5s",
+    "task_deadline": "60d",
+}
+
+
+class Counting(SelectionPolicy):
+    """Keeps how many it has assigned, as *shape* makes it; it knows no other shape."""
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def select(self, view):
+        count = self.shape() if view.state is None else view.state
+        decisions = [
+            Assign(candidate.id, view.tasks[0].task_id) for candidate in view.candidates[:1]
+        ]
+        return Selection(decisions, self.shape(count, len(decisions)))
+
+
+class Plugin:
+    def __init__(self, shape):
+        self.shape = shape
+
+    @hookimpl
+    def fcp_register_selection_policies(self):
+        make = lambda options: Counting(self.shape)  # noqa: E731
+        return [SelectionPolicyFactory("counting", "counts", make)]
+
+
+def number(count=0, more=0):
+    return count + more
+
+
+def mapping(count=None, more=0):
+    return {"count": (count or {"count": 0})["count"] + more}
+
+
+@pytest.fixture
+def sqlite(kit, tmp_path):
+    """Return a way to start services on one SQLite file; the clock goes on."""
+    clock = ManualClock()
+
+    def start(**overrides):
+        path = str(tmp_path / "fcp.sqlite")
+        return kit.world(storage="sqlite", storage__sqlite__path=path, clock=clock, **overrides)
+
+    return start
+
+
+async def records(world):
+    return await world.services._storage.transact(lambda tx: [*tx.select(PolicyStateRecord)])
+
+
+def test_a_rate_cap_holds_over_a_restart(sqlite):
+    async def main():
+        async with sqlite(**CAPPED) as world:
+            await world.submit(goal=9)
+            assert await world.device().assignment() is not None
+            assert await world.device().assignment() is not None
+        async with sqlite(**CAPPED) as world:
+            assert await world.device().assignment() is None
+            world.advance(3600 + 61)
+            assert await world.device().assignment() is not None
+            (record,) = await records(world)
+        # With other options it is another policy.
+        async with sqlite(**{**CAPPED, "selection__rate_capped__limit": "3"}) as world:
+            assert await world.device().assignment() is not None
+            world.advance(2)
+            await world.services._journal.flush()
+            assert len(await records(world)) == 2
+            world.advance(LIFETIME)
+        async with sqlite(**CAPPED) as world:
+            await world.services._journal.flush()
+            assert record not in await records(world)
+
+    asyncio.run(main())
+
+
+def test_it_is_written_a_moment_after_a_decision_and_not_only_at_the_end(sqlite):
+    async def main():
+        async with sqlite(**CAPPED) as world:
+            await world.submit(goal=9)
+            await world.device().assignment()
+            world.advance(1.5)
+            await world.services._journal.flush()
+            (record,) = await records(world)
+            assert record.population == "phones/all"
+            await world.device().assignment()
+            world.advance(1.5)
+            await world.services._journal.flush()
+            (later,) = await records(world)
+            assert (later.key, later.state != record.state) == (record.key, True)
+
+    asyncio.run(main())
+
+
+def test_a_state_that_a_newer_policy_cannot_read_is_dropped(sqlite):
+    async def main():
+        async with sqlite(extra=[Plugin(number)], selection="counting") as world:
+            await world.submit(goal=9)
+            assert await world.device().assignment() is not None
+        async with sqlite(extra=[Plugin(mapping)], selection="counting") as world:
+            assert await world.device().assignment() is not None
+            assert await world.device().assignment() is not None
+        async with sqlite(extra=[Plugin(mapping)], selection="counting") as world:
+            (record,) = await records(world)
+            assert record.state == b'{"count":2}'
+
+    asyncio.run(main())
+
+
+def test_policies_that_keep_nothing_leave_nothing(sqlite):
+    async def main():
+        async with sqlite() as world:
+            await world.submit(goal=9)
+            await world.device().assignment()
+            world.advance(2)
+            await world.services._journal.flush()
+            assert await records(world) == []
+
+    asyncio.run(main())
+
+
+# When to come back.
+
+
+def rejected(response):
+    window = response.retry_window_if_rejected
+    return window.delay_min.seconds, window.delay_max.seconds
+
+
+def test_when_a_policy_wants_devices_back_is_told_to_those_who_check_in_next(kit):
+    async def main():
+        async with kit.world(retry_min="10s", retry_max="40s", **CAPPED) as world:
+            await world.submit(goal=9)
+            for _ in range(2):
+                device = world.device()
+                assert rejected(await device.check_in()) == (10, 40)
+                await device.start()
+            # The policy's word comes too late for the first that it sends away...
+            first = world.device()
+            assert rejected(await first.check_in()) == (10, 40)
+            assert device.answer(await first.start()).HasField("rejection_info")
+            # ... but not for those after it.
+            start, end = rejected(await world.device().check_in())
+            assert 3600 - 61 <= start <= 3661
+            assert end - start >= 30
+            world.advance(1800)
+            later, _ = rejected(await world.device().check_in())
+            assert later == start - 1800
+            # Once the time has come, the pace says when again.
+            world.advance(1800 + 61)
+            device = world.device()
+            assert rejected(await device.check_in()) == (10, 40)
+            assert device.answer(await device.start()).HasField("task_assignment")
+            assert rejected(await world.device().check_in()) == (10, 40)
+
+    asyncio.run(main())
+
+
+def test_a_new_task_makes_the_old_word_void(kit):
+    async def main():
+        async with kit.world(retry_min="10s", retry_max="40s", **CAPPED) as world:
+            await world.submit(goal=9)
+            for _ in range(3):
+                await world.device().assignment()
+            assert rejected(await world.device().check_in())[0] > 40
+            await world.submit(
+                goal=9, name="other", selection="fifo", assignment_mode=AssignmentMode.SINGLE
+            )
+            assert rejected(await world.device().check_in()) == (10, 40)
+
+    asyncio.run(main())
