@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,3 +237,20 @@ def test_a_program_elsewhere_says_who_may_take_its_rounds(served):
             None
         )
         assert again.eligibility_tasks().eligibility_tasks == []
+
+
+@pytest.mark.slow
+def test_the_example_finds_who_may_take_part(tmp_path):
+    """Its exit status says whether what came of it is the truth."""
+    with socket.create_server(("localhost", 0)) as listener:
+        port = listener.getsockname()[1]
+    example = Path(__file__).parents[2] / "examples" / "eligibility" / "run.py"
+    done = subprocess.run(
+        [sys.executable, str(example), "--folder", str(tmp_path), "--port", str(port)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "keyboards [2, 4, 6, 8] took part" in done.stdout
+    assert "minimum_separation for all tasks, minimum_separation = 24" in done.stdout
