@@ -53,6 +53,7 @@ class Context:
         authenticate: Authenticate,
         limits: Limits,
         metrics: ServerMetrics | None = None,
+        threads: int | None = None,
     ) -> None:
         self.services = services
         self.authenticate = authenticate
@@ -61,7 +62,7 @@ class Context:
         self.in_flight = InFlight(limits.max_in_flight)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
-        self.executor = ThreadPoolExecutor(thread_name_prefix="fcp-server")
+        self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
         self.buffers = Buffers()
         self.stopping = False
         #: The requests that are not answered, and the tasks that serve them.

@@ -176,6 +176,7 @@ class Frontend:
         everything else.
     :param metrics_apart: whether it is served by another process only.
     :param admin_check: who may use the admin API; None: there is none.
+    :param threads: how many decompress at a time; None: some more than there are processors.
     """
 
     def __init__(
@@ -189,11 +190,12 @@ class Frontend:
         metrics_sockets: Sequence[socket.socket] = (),
         metrics_apart: bool = False,
         admin_check: AdminCheck | None = None,
+        threads: int | None = None,
     ) -> None:
         self._sockets = list(sockets)
         self._tls = tls
         self._limits = limits
-        self._context = Context(services, authenticate, limits, metrics)
+        self._context = Context(services, authenticate, limits, metrics, threads)
         self._metrics = metrics
         self._metrics_sockets = list(metrics_sockets)
         self._metrics_here = metrics is not None and not (metrics_sockets or metrics_apart)

@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 
 from fcp_core.errors import UsageError
@@ -20,6 +20,7 @@ from fcp_core.server.limits import Limits
 from fcp_core.server.logs import log_levels
 from fcp_core.server.metrics import ServerMetrics
 from fcp_core.server.processes.peers import Assignment, Workers
+from fcp_core.server.processes.processors import on_processors, shares
 from fcp_core.server.processes.spread import SpreadEngine
 from fcp_core.server.services import Services
 from fcp_core.server.tls import server_context
@@ -49,6 +50,7 @@ class Server:
     :param reuse_port: let other servers listen on the same port.
     :param processes: how many processes serve as one: this one, which also decides, and others
         that receive and fold. They start with the server and end with it.
+    :param pin_processes: give each of several processes processors of its own, if there are enough.
     :param clock: tells the time; None is the machine's.
     :param rng: makes choices; None is seeded by the machine.
     :raises UsageError: if it cannot listen, the certificate cannot be used, or a plugin is an
@@ -68,6 +70,7 @@ class Server:
         external_url: str | None = None,
         reuse_port: bool = False,
         processes: int = 1,
+        pin_processes: bool = True,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -111,8 +114,14 @@ class Server:
             if metrics is not None and not measured:
                 self.metrics_port = self.port
             engine = None
+            threads = None
+            self._shares: Sequence[frozenset[int]] = ()
             self._workers: Workers | None = None
             if processes > 1:
+                if pin_processes:
+                    self._shares = shares(processes)
+                # Each has its share of the processors; more would only be in each other's way.
+                threads = max(1, (os.cpu_count() or 1) // processes)
                 engine = SpreadEngine(plugins.make_engine(), processes)
 
                 def assign(number: int) -> Assignment:
@@ -125,6 +134,8 @@ class Server:
                         certfile=_absolute(certfile),
                         keyfile=_absolute(keyfile),
                         metrics_apart=bool(measured),
+                        threads=threads,
+                        processors=sorted(self._share(number)),
                         log_levels=log_levels(),
                     )
 
@@ -152,6 +163,7 @@ class Server:
             metrics=metrics,
             metrics_sockets=measured,
             admin_check=admin_check,
+            threads=threads,
         )
         self._state = "new"
         self._cleanup = AsyncExitStack()
@@ -183,6 +195,7 @@ class Server:
             await self.services.start()
             self._cleanup.push_async_callback(self.services.stop)
             if self._workers is not None:
+                self._cleanup.enter_context(on_processors(self._share(0)))
                 await self._workers.start(self.services)
             self._frontend.start()
         except BaseException:
@@ -210,6 +223,10 @@ class Server:
                 await self._frontend.stop()
             else:
                 await asyncio.gather(self._workers.drain(), self._frontend.stop())
+
+    def _share(self, number: int) -> frozenset[int]:
+        """Return the processors of a process; none: any."""
+        return self._shares[number] if self._shares else frozenset()
 
     @property
     def worker_pids(self) -> list[int]:

@@ -17,7 +17,9 @@ Blob: TypeAlias = bytes | bytearray | memoryview
 class WorkerFolds:
     """Keeps uploads by number, and folds them when it is told to.
 
-    The public coroutines but :meth:`keep` are what the process that decides may call.
+    The public coroutines are what the process that decides may call.
+
+    :ivar held: how many bytes of uploads wait here or are being folded.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -25,16 +27,20 @@ class WorkerFolds:
         self._numbers = itertools.count(1)
         self._bodies: dict[int, Blob] = {}
         self._folds: dict[int, Fold] = {}
+        self.held = 0
 
     def keep(self, body: Blob) -> int:
         """Keep an upload; return its number."""
         number = next(self._numbers)
         self._bodies[number] = body
+        self.held += len(body)
         return number
 
     async def drop_body(self, number: int) -> None:
         """Forget an upload, if it is still there."""
-        self._bodies.pop(number, None)
+        body = self._bodies.pop(number, None)
+        if body is not None:
+            self.held -= len(body)
 
     async def open_fold(self, fold: int, job: dict[str, Any]) -> None:
         """Begin a share of a fold."""
@@ -48,9 +54,13 @@ class WorkerFolds:
         body = self._bodies.pop(number, None)
         if body is None:
             raise StatusError(Code.ABORTED, "this upload was dropped; check in again")
-        future = self._find(fold).add(contribution, body)
-        del body
-        await asyncio.wrap_future(future)
+        size = len(body)
+        try:
+            future = self._find(fold).add(contribution, body)
+            del body
+            await asyncio.wrap_future(future)
+        finally:
+            self.held -= size
 
     async def partial(self, fold: int) -> tuple[bytes, tuple[str, ...]]:
         """Return what has been folded."""

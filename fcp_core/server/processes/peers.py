@@ -62,6 +62,8 @@ class Assignment(msgspec.Struct, frozen=True):
     :param host: what to listen on.
     :param family: the address family, as ``socket`` numbers it.
     :param metrics_apart: whether ``/metrics`` is served elsewhere.
+    :param threads: how many decompress at a time.
+    :param processors: those that it may use; none: any.
     :param log_levels: by logger's name.
     """
 
@@ -73,6 +75,8 @@ class Assignment(msgspec.Struct, frozen=True):
     certfile: str | None
     keyfile: str | None
     metrics_apart: bool
+    threads: int | None
+    processors: list[int]
     log_levels: dict[str, int]
 
 

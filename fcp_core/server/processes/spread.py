@@ -77,10 +77,12 @@ class SpreadEngine(Engine):
         self._numbers = itertools.count(1)
         self._folds: weakref.WeakSet[SpreadFold] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     def start(self) -> None:
         """Start the inner engine; call it on the event loop."""
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._inner.start()
 
     def stop(self) -> None:
@@ -100,6 +102,7 @@ class SpreadEngine(Engine):
             lambda: self._inner.open(job),
             check_disjoint(partials),
             self._loop,
+            self._thread,
         )
         self._folds.add(fold)
         return fold
@@ -125,6 +128,8 @@ class SpreadFold(Fold):
     :param local: the fold of this process.
     :param whole: makes an empty fold that takes what all processes have.
     :param contributions: those that are in *local* already.
+    :param loop: the server's event loop.
+    :param thread: the thread that it runs on.
     """
 
     def __init__(
@@ -135,14 +140,17 @@ class SpreadFold(Fold):
         whole: Callable[[], Fold],
         contributions: Sequence[str],
         loop: asyncio.AbstractEventLoop,
+        thread: int,
     ) -> None:
         self._number = number
         self._job = job
         self._local = local
         self._whole = whole
         self._loop = loop
+        self._thread = thread
         # Only the event loop looks at these.
         self._shares: dict[Peer, _Share] = {}
+        self._running: set[asyncio.Task[Any]] = set()
         # Guards everything below.
         self._lock = threading.Lock()
         self._ids = set(contributions)
@@ -249,8 +257,24 @@ class SpreadFold(Fold):
         """Run a coroutine on the event loop."""
         if self._loop.is_closed():
             work.close()
-            return _failed("the server has stopped")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+            return _failed(_stopped())
+        if threading.get_ident() != self._thread:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        # From the loop itself, as always in a server, there is no need to wake it.
+        future: Future[T] = Future()
+        task = self._loop.create_task(work)
+        self._running.add(task)
+
+        def done(task: asyncio.Task[T]) -> None:
+            self._running.discard(task)
+            error = _stopped() if task.cancelled() else task.exception()
+            if error is None:
+                future.set_result(task.result())
+            else:
+                future.set_exception(error)
+
+        task.add_done_callback(done)
+        return future
 
     async def _fold_there(self, contribution: str, body: PeerBody) -> None:
         share = self._shares.get(body.peer)
@@ -307,6 +331,10 @@ class SpreadFold(Fold):
         shares, self._shares = self._shares, {}
         for peer in shares:
             peer.tell("drop_fold", self._number)
+
+
+def _stopped() -> StatusError:
+    return StatusError(Code.ABORTED, "the server has stopped")
 
 
 def _failed(reason: str | StatusError) -> Future[Any]:

@@ -84,11 +84,19 @@ class Answer:
 class RemoteMedia:
     """Uploads stay in this process, and only their sizes are told; downloads are fetched once."""
 
+    #: Bytes of uploads that wait: the process that decides counts those of all.
+    held = 0
+
     def __init__(self, link: Link, folds: WorkerFolds) -> None:
         self._link = link
         self._folds = folds
         self._cache: OrderedDict[str, Download] = OrderedDict()
         self._cached = 0
+
+    @property
+    def held(self) -> int:
+        """How many bytes of uploads wait in this process."""
+        return self._folds.held
 
     async def begin_upload(self, resource_name: str) -> None:
         """Let an upload begin, as ``Media.begin_upload``."""

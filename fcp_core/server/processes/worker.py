@@ -60,6 +60,8 @@ class Worker:
             raise StatusError(Code.FAILED_PRECONDITION, str(error)) from None
 
     async def _begin(self, told: Assignment) -> None:
+        if told.processors:
+            os.sched_setaffinity(0, told.processors)
         self._plugins = plugins = Plugins.load(**told.recipe)
         configure_logging(told.log_levels.pop(""), plugins.config.get("log_format"))
         for name, level in told.log_levels.items():
@@ -96,6 +98,7 @@ class Worker:
             metrics=self._metrics,
             metrics_apart=told.metrics_apart,
             admin_check=AdminCheck.from_config(config),
+            threads=told.threads,
         )
         self._frontend.start()
         logger.info("process %d of the server (pid %d) is ready", told.number, os.getpid())

@@ -1,0 +1,421 @@
+"""What a second processor brings: contributions of 4 MB, uncompressed and as gzip.
+
+Five servers run side by side and are measured in turn, each with the same connections and bytes:
+
+* one process of ours that may use one processor;
+* one process of ours that may use all of them: its threads fold and gunzip;
+* two processes of ours;
+* bare Tornado, which receives, gunzips and adds the same bytes, in one process on one processor;
+* bare Tornado in two processes that share the port.
+
+The clients run on the same machine and cost processor time too, mostly the kernel's for sending. On
+two processors, two processes can therefore be faster than one by at most 2 s / (s + c), with s the
+server's time for a contribution and c the clients' (one process leaves the other processor to
+them). That bound is printed beside each figure. What does not depend on it is the server's own
+time: two processes take 2 / s2 contributions a second between them where one takes 1 / s1.
+
+    python benchmarks/bench_cores.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from goals import Goal
+
+from fcp_core.protocol.checkpoint import write_checkpoint
+from fcp_core.protocol.protos import aggregations_pb2 as aggregations
+from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
+from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
+from fcp_core.protocol.protos import task_assignments_pb2 as assignments
+
+ELEMENTS = 1_000_000
+CONNECTIONS = 8
+#: How much faster two processes shall be than one.
+LIMIT = 1.7
+
+#: Ours and the bare one, by name: the kind, the processes, and whether on one processor only.
+SERVERS = {
+    "one process, one processor": ("fcp", 1, True),
+    "one process, all processors": ("fcp", 1, False),
+    "two processes": ("fcp", 2, False),
+    "bare Tornado, one process": ("bare", 1, True),
+    "bare Tornado, two processes": ("bare", 2, False),
+}
+_ONE, _THREADS, _TWO, _BARE_ONE, _BARE_TWO = SERVERS
+
+
+# The servers.
+
+
+def serve_fcp(processes: int) -> None:
+    """Serve one task that sums floats."""
+    from fcp_core.aggregation.configuration import configuration_to_proto
+    from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+    from fcp_core.plugins.manager import Plugins
+    from fcp_core.rounds.tasks import TaskSpec
+    from fcp_core.server import Server
+
+    intrinsic = Intrinsic(
+        "federated_sum",
+        inputs=(TensorSpec("update", DataType.FLOAT, (ELEMENTS,)),),
+        outputs=(TensorSpec("total", DataType.FLOAT, (ELEMENTS,)),),
+    )
+    configuration = configuration_to_proto([intrinsic]).SerializeToString()
+
+    async def main() -> None:
+        server = Server(Plugins.load(environ={}), host="127.0.0.1", processes=processes)
+        await server.start()
+        await server.services.tasks.submit(TaskSpec("p", "sum", b"plan", configuration, 10**6))
+        _say(server.port, [os.getpid(), *server.worker_pids])
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        await server.stop()
+
+    asyncio.run(main())
+
+
+def serve_bare(processes: int) -> None:
+    """Serve the least that Tornado can do for the same bytes; several share a port."""
+    from tornado.httpserver import HTTPServer
+    from tornado.netutil import bind_sockets
+    from tornado.web import Application, RequestHandler, stream_request_body
+
+    decompress: Any = gzip.decompress
+    with suppress(ImportError):
+        decompress = importlib.import_module("isal.igzip").decompress
+    total = np.zeros(ELEMENTS, np.float32)
+
+    @stream_request_body
+    class Upload(RequestHandler):
+        def prepare(self) -> None:
+            self.body = np.empty(int(self.request.headers["Content-Length"]), np.uint8).data
+            self.at = 0
+
+        def data_received(self, chunk: bytes) -> None:
+            self.body[self.at : self.at + len(chunk)] = chunk
+            self.at += len(chunk)
+
+        def post(self) -> None:
+            body: Any = self.body
+            if self.request.headers.get("Content-Encoding") == "gzip":
+                body = decompress(body)
+            np.add(total, np.frombuffer(body, np.float32, ELEMENTS), out=total)
+
+        def get(self) -> None:
+            pass
+
+    async def main(port: int) -> None:
+        sockets = bind_sockets(port, "127.0.0.1", reuse_port=True)
+        application = Application([(".*", Upload)], log_function=lambda handler: None)
+        HTTPServer(application).add_sockets(sockets)
+        bound = sockets[0].getsockname()[1]
+        with ExitStack() as others:
+            pids = [os.getpid()]
+            for _ in range(processes - 1):
+                _, more = others.enter_context(_running("bare", 1, False, port=bound))
+                pids += more
+            _say(bound, pids)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+    asyncio.run(main(int(os.environ.get("BENCH_PORT", "0"))))
+
+
+def _say(port: int, pids: list[int]) -> None:
+    print(json.dumps([port, pids]), flush=True)
+
+
+@contextmanager
+def _running(
+    kind: str, processes: int, pinned: bool, port: int = 0
+) -> Iterator[tuple[int, list[int]]]:
+    """Run a server; give its port and the ids of its processes."""
+    command = [sys.executable, __file__, "--serve", kind, "--processes", str(processes)]
+    with subprocess.Popen(
+        [*command, *(["--pinned"] if pinned else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BENCH_PORT": str(port)},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            found, pids = json.loads(process.stdout.readline())
+            yield found, pids
+        finally:
+            process.stdin.close()
+
+
+# The clients: sockets and ready-made bytes.
+
+
+class Client:
+    """A kept connection, and which process has its other end."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, head: str, body: bytes = b"", headers: str = "") -> bytes:
+        """Send a request; return the answer's body."""
+        text = f"{head} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+        if len(body) > 16384:
+            self.socket.sendall(text.encode())
+            self.socket.sendall(body)
+        else:
+            self.socket.sendall(text.encode() + body)
+        data = self.socket.recv(65536)
+        while (end := data.find(b"\r\n\r\n")) < 0:
+            data += self._more()
+        if not data.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"{head}: {data!r}")
+        lines = data[:end].lower().split(b"\r\n")
+        length = next(int(x[15:]) for x in lines if x.startswith(b"content-length:"))
+        while len(data) < end + 4 + length:
+            data += self._more()
+        return data[end + 4 :]
+
+    def _more(self) -> bytes:
+        data = self.socket.recv(65536)
+        if not data:
+            raise RuntimeError("the server closed the connection")
+        return data
+
+    def assign(self) -> assignments.TaskAssignment:
+        """Check in and get a task."""
+        checked = eligibility.EligibilityEvalTaskResponse.FromString(
+            self.ask("POST /v1/eligibilityevaltasks/p:request?%24alt=proto")
+        )
+        path = f"/v1/populations/p/taskassignments/{checked.session_id}:start?%24alt=proto"
+        operation = longrunning.Operation.FromString(self.ask(f"POST {path}"))
+        response = assignments.StartTaskAssignmentResponse()
+        if not operation.response.Unpack(response):
+            raise RuntimeError("no assignment")
+        return response.task_assignment
+
+    def contribute(self, task: assignments.TaskAssignment, body: bytes, headers: str) -> None:
+        """Start an upload, upload, submit."""
+        path = f"/v1/aggregations/{task.aggregation_id}/clients"
+        operation = longrunning.Operation.FromString(
+            self.ask(f"POST {path}/{task.authorization_token}:startdataupload?%24alt=proto")
+        )
+        started = aggregations.StartAggregationDataUploadResponse()
+        operation.response.Unpack(started)
+        name = started.resource.resource_name
+        self.ask(f"POST /upload/v1/media/{name}?upload_protocol=raw", body, headers)
+        submit = aggregations.SubmitAggregationResultRequest(resource_name=name)
+        self.ask(
+            f"POST {path}/{started.client_token}:submit?%24alt=proto", submit.SerializeToString()
+        )
+
+    def owner(self) -> str:
+        """Return the socket of the other end, as ``/proc`` names it."""
+        ends = [self.socket.getpeername()[1], self.socket.getsockname()[1]]
+        for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            if [int(fields[i].rpartition(":")[2], 16) for i in (1, 2)] == ends:
+                return f"socket:[{fields[9]}]"
+        raise RuntimeError("the connection is not in /proc/net/tcp")
+
+
+def connect(port: int, pids: list[int]) -> list[Client]:
+    """Return connections, as many to each process: the kernel spreads them by chance."""
+    wanted = {pid: CONNECTIONS // len(pids) for pid in pids}
+    clients = []
+    while any(wanted.values()):
+        client = Client(port)
+        client.ask("GET /healthz")
+        name = client.owner()
+        pid = next(pid for pid in pids if name in _descriptors(pid))
+        if wanted[pid]:
+            wanted[pid] -= 1
+            clients.append(client)
+        else:
+            client.socket.close()
+    return clients
+
+
+def _descriptors(pid: int) -> set[str]:
+    links = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.add(os.readlink(path))
+        except OSError:
+            continue
+    return links
+
+
+# Measuring.
+
+
+@dataclass
+class Rate:
+    """The best that was seen.
+
+    :param per_second: contributions.
+    :param server: milliseconds of processor time for each, of all of the server's processes.
+    :param client: milliseconds of processor time for each of the clients'.
+    """
+
+    per_second: float = 0.0
+    server: float = float("inf")
+    client: float = float("inf")
+
+    def note(self, other: Rate) -> None:
+        """Keep what is better."""
+        self.per_second = max(self.per_second, other.per_second)
+        self.server = min(self.server, other.server)
+        self.client = min(self.client, other.client)
+
+
+def cpu_time(pids: list[int]) -> float:
+    """Return the processor time of processes so far, in seconds.
+
+    Of the threads that they have now: ``stat`` has those that ended, too, but counts in steps of
+    ten milliseconds.
+    """
+    threads = [thread for pid in pids for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((t / "schedstat").read_text(encoding="ascii").split()[0]) for t in threads) / 1e9
+
+
+def measure(kind: str, clients: list[Client], pids: list[int], count: int, form: Form) -> Rate:
+    """Send *count* contributions over all connections."""
+    body, headers = form.bodies[kind], form.headers
+    tasks = [clients[0].assign() for _ in range(count)] if kind == "fcp" else []
+    left = iter(range(count))
+    lock = threading.Lock()
+
+    def work(client: Client) -> None:
+        while True:
+            with lock:
+                number = next(left, None)
+            if number is None:
+                return
+            if tasks:
+                client.contribute(tasks[number], body, headers)
+            else:
+                client.ask("POST /upload", body, headers)
+
+    server, own, start = cpu_time(pids), time.process_time(), time.perf_counter()
+    with ThreadPoolExecutor(len(clients)) as pool:
+        list(pool.map(work, clients))
+    elapsed = time.perf_counter() - start
+    return Rate(
+        count / elapsed,
+        1000 * (cpu_time(pids) - server) / count,
+        1000 * (time.process_time() - own) / count,
+    )
+
+
+@dataclass(frozen=True)
+class Form:
+    """How contributions are sent.
+
+    :param bodies: by the kind of server: a checkpoint, or its numbers alone.
+    """
+
+    bodies: dict[str, bytes]
+    headers: str = ""
+
+
+def make_forms() -> dict[str, Form]:
+    """Return the forms by name."""
+    numbers = np.random.default_rng(1).standard_normal(ELEMENTS).astype(np.float32)
+    checkpoint = write_checkpoint({"update": numbers}, "federated_compute")
+    bodies = {"fcp": checkpoint, "bare": numbers.tobytes()}
+    packed = {kind: gzip.compress(body, 1) for kind, body in bodies.items()}
+    return {
+        "uncompressed": Form(bodies),
+        "gzip": Form(packed, "Content-Encoding: gzip\r\n"),
+    }
+
+
+def run(quick: bool) -> dict[str, dict[str, Rate]]:
+    """Measure all servers in turn, several times; return the rates by form and server."""
+    forms = make_forms()
+    repeats, count = (3, 64) if quick else (7, 160)
+    rates = {form: {name: Rate() for name in SERVERS} for form in forms}
+    with ExitStack() as stack:
+        running = {}
+        for name, (kind, processes, pinned) in SERVERS.items():
+            port, pids = stack.enter_context(_running(kind, processes, pinned))
+            clients = connect(port, pids)
+            for client in clients:
+                stack.callback(client.socket.close)
+            running[name] = (kind, clients, pids)
+        for title, form in forms.items():
+            for kind, clients, pids in running.values():
+                measure(kind, clients, pids, CONNECTIONS, form)
+            for _ in range(repeats):
+                for name, (kind, clients, pids) in running.items():
+                    rates[title][name].note(measure(kind, clients, pids, count, form))
+    return rates
+
+
+def report(rates: dict[str, dict[str, Rate]]) -> None:
+    """Print all figures."""
+    for form, by_server in rates.items():
+        print(form)
+        for name, rate in by_server.items():
+            one = by_server[_BARE_ONE if name.startswith("bare") else _ONE]
+            bound = 2 * one.server / (one.server + one.client)
+            print(
+                f"  {name:28} {rate.per_second:7.1f}/s, CPU {rate.server:6.2f} ms, clients' "
+                f"{rate.client:5.2f} ms;  rate x{rate.per_second / one.per_second:.2f} "
+                f"(the clients allow {bound:.2f}), by CPU x{2 * one.server / rate.server:.2f}"
+            )
+
+
+def goals(quick: bool) -> list[Goal]:
+    """Measure; return the goals."""
+    rates = run(quick)
+    report(rates)
+    made = []
+    for form, by_server in rates.items():
+        one, two = by_server[_ONE], by_server[_TWO]
+        what = f"two processes against one, 4 MB {form}"
+        rate = two.per_second / one.per_second
+        made.append(Goal("cores", f"{what}: contributions a second", rate, LIMIT, at_most=False))
+        capacity = 2 * one.server / two.server
+        made.append(
+            Goal("cores", f"{what}: by the server's CPU time", capacity, LIMIT, at_most=False)
+        )
+    return made
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--serve", choices=("fcp", "bare"), help=argparse.SUPPRESS)
+    parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--pinned", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.pinned:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if arguments.serve:
+        {"fcp": serve_fcp, "bare": serve_bare}[arguments.serve](arguments.processes)
+        return
+    for goal in goals(arguments.quick):
+        print("  ".join(goal.row()))
+
+
+if __name__ == "__main__":
+    main()
