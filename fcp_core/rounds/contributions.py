@@ -17,7 +17,7 @@ where NOT_FOUND or INVALID_ARGUMENT would send it away for hours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -76,6 +76,7 @@ class Contribution:
         self._upload_began = 0.0
         self.stage = ContributionStage.AUTHORIZED
         self.body: Body | None = None
+        self._on_end: Callable[[], None] | None = None
         self._client_hash = self._resource_hash = ""
         self._why = _LOST
 
@@ -111,9 +112,16 @@ class Contribution:
         self.stage = ContributionStage.UPLOADING
         self._upload_began = now
 
-    def finish_upload(self, resource_name: str, body: Body, now: float = 0.0) -> None:
+    def finish_upload(
+        self,
+        resource_name: str,
+        body: Body,
+        now: float = 0.0,
+        on_end: Callable[[], None] | None = None,
+    ) -> None:
         """Take the bytes.
 
+        :param on_end: called when the contribution ends, so that nobody needs them any more.
         :raises StatusError: as :meth:`begin_upload`.
         """
         self._check_resource(resource_name)
@@ -121,6 +129,7 @@ class Contribution:
         if self.stage is not ContributionStage.UPLOADING:
             raise StatusError(Code.UNAUTHENTICATED, "this upload has not begun or is finished")
         self.body = body
+        self._on_end = on_end
         self.upload_seconds = now - self._upload_began
         self.stage = ContributionStage.UPLOADED
 
@@ -179,6 +188,9 @@ class Contribution:
             self.body.drop()
         self.body = None
         self._why = why
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
 
     def check_live(self) -> None:
         """Check that it can still come to something.

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.buffers import Buffers
-from fcp_core.server.limits import InFlight, Limits
+from fcp_core.server.limits import InFlight, Limits, UploadsInFlight
 from fcp_core.server.metrics import ServerMetrics
 from fcp_core.server.rates import RateLimit
 
@@ -60,6 +60,7 @@ class Context:
         self.limits = limits
         self.metrics = metrics
         self.in_flight = InFlight(limits.max_in_flight)
+        self.uploads = UploadsInFlight(self.in_flight, lambda: services.media.held)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")

@@ -38,7 +38,7 @@ from tornado.iostream import StreamClosedError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.body import BodyReader
 from fcp_core.server.context import Context
-from fcp_core.server.limits import http_error
+from fcp_core.server.limits import InFlight, http_error
 from fcp_core.server.rates import RateLimitError, address_key
 
 logger = logging.getLogger("fcp.server")
@@ -143,6 +143,10 @@ class Handler(HTTPMessageDelegate):
         certificate = self.request.get_ssl_certificate(binary_form=True)
         return certificate if isinstance(certificate, bytes) else None
 
+    def room(self) -> InFlight:
+        """Return where the body is counted."""
+        return self.context.in_flight
+
     def open_body(self) -> None:
         """Make room for the announced body.
 
@@ -156,7 +160,7 @@ class Handler(HTTPMessageDelegate):
             headers.get("Content-Encoding", ""),
             None if chunked else int(announced),
             self.context.limits,
-            self.context.in_flight,
+            self.room(),
             self.context.executor,
             self.context.buffers,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ class Limits:
 
     :param max_body: the largest request body as it is sent.
     :param max_decompressed: the largest request body after decompression.
-    :param max_in_flight: the sum of all bodies that are being received.
+    :param max_in_flight: the sum of all bodies that are being received, and of the uploads that wait
+        to be submitted or folded.
     :param max_header: the largest request line and header together.
     :param idle_timeout: how long a connection may take to send the next request's header, and a
         call its body.
@@ -75,17 +77,49 @@ class InFlight:
 
         :raises StatusError: UNAVAILABLE if that is over the limit; nothing is counted then.
         """
-        if self.held + size > self.limit:
-            raise StatusError(
-                Code.UNAVAILABLE,
-                f"the server is receiving {self.held} bytes and takes {self.limit} at a time; "
-                f"send these {size} bytes again later",
-            )
+        self.check(size, self.held)
         self.held += size
 
     def give_back(self, size: int) -> None:
         """Count *size* bytes less."""
         self.held -= size
+
+    def check(self, size: int, held: int) -> None:
+        """Check that there is room for *size* bytes more than *held*.
+
+        :raises StatusError: UNAVAILABLE if there is not.
+        """
+        if held + size > self.limit:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"the server holds {held} bytes of requests and takes {self.limit} at a time; "
+                f"send these {size} bytes again later",
+            )
+
+
+class UploadsInFlight(InFlight):
+    """Counts uploads among the bodies that are being received.
+
+    They must leave room for the uploads that wait to be submitted or folded. Calls need not: it is
+    a submission that makes room.
+
+    :param bodies: all bodies that are being received.
+    :param waiting: returns how many bytes of uploads wait.
+    """
+
+    def __init__(self, bodies: InFlight, waiting: Callable[[], int]) -> None:
+        super().__init__(bodies.limit)
+        self._bodies = bodies
+        self._waiting = waiting
+
+    def take(self, size: int) -> None:
+        """Count *size* bytes more, as :meth:`InFlight.take` does."""
+        self.check(size, self._bodies.held + self._waiting())
+        self._bodies.take(size)
+
+    def give_back(self, size: int) -> None:
+        """Count *size* bytes less."""
+        self._bodies.give_back(size)
 
 
 def http_error(status: int, message: str) -> StatusError:

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.exchange import Handler
 from fcp_core.server.handlers import DeviceHandler
-from fcp_core.server.limits import http_error
+from fcp_core.server.limits import InFlight, http_error
 
 _RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})", re.IGNORECASE)
 _TAG = re.compile(r'\*|(?:W/)?"[^"]*"')
@@ -45,6 +45,10 @@ class UploadHandler(DeviceHandler):
         # First the room: a device that is told to come back needs the name again.
         self.open_body()
         return self._begin(unquote(self.request.path[len(UPLOAD) :]))
+
+    def room(self) -> InFlight:
+        """Return where the body is counted: with the uploads that wait already."""
+        return self.context.uploads
 
     async def _begin(self, name: str) -> None:
         await self.context.call(self.context.services.media.begin_upload(name))

@@ -87,6 +87,8 @@ def chunks(*pieces: bytes) -> bytes:
 class Media:
     """Knows the upload names it was given; each is good for one complete upload."""
 
+    held = 0
+
     def __init__(self) -> None:
         self.names = {"known/upload"}
         self.begun: set[str] = set()

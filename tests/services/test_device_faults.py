@@ -1,9 +1,12 @@
 """What devices get wrong, repeat or lose, and that the round does not mind."""
 
 import asyncio
+from concurrent.futures import Future
 
 import pytest
 
+from fcp_core.aggregation.engine import EngineFactory
+from fcp_core.aggregation.local import LocalEngine
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import Refusal, RetryWindow
@@ -137,6 +140,66 @@ def test_held_uploads_are_bounded(kit):
             await devices[0].submit(assignments[0], tickets[0])
             await devices[2].upload(tickets[2])
             await devices[2].submit(assignments[2], tickets[2])
+
+    asyncio.run(main())
+
+
+class SlowEngine(LocalEngine):
+    """Folds nothing until it is told to."""
+
+    def __init__(self, factories):
+        super().__init__(factories, workers=0)
+        self.waiting = []
+
+    def open(self, job, partials=()):
+        fold = super().open(job, partials)
+        inner = fold.add
+
+        def add(contribution, blob):
+            future = Future()
+            self.waiting.append(lambda: future.set_result(inner(contribution, blob).result()))
+            return future
+
+        fold.add = add
+        return fold
+
+    def go_on(self):
+        for work in self.waiting:
+            work()
+
+
+class SlowEnginePlugin:
+    @hookimpl
+    def fcp_register_engines(self):
+        def make(factories, options):
+            self.engine = SlowEngine(factories)
+            return self.engine
+
+        return [EngineFactory("slow", "folds late", make)]
+
+
+def test_what_is_folded_or_given_up_is_held_until_then(kit):
+    async def main():
+        plugin = SlowEnginePlugin()
+        async with kit.world(extra=[plugin], engine="slow") as world:
+            await world.submit(goal=1)
+            media = world.services.media
+            one, other = world.device(), world.device()
+            assignment = await one.assignment()
+            ticket = await one.start_upload(assignment)
+            await one.upload(ticket)
+            assert media.held == len(one.body())
+            await one.abort(assignment, ticket)
+            assert media.held == 0
+            assignment = await other.assignment()
+            ticket = await other.start_upload(assignment)
+            await other.upload(ticket)
+            submitting = asyncio.ensure_future(other.submit(assignment, ticket))
+            await kit.settle()
+            assert media.held == len(other.body())
+            plugin.engine.go_on()
+            await submitting
+            assert media.held == 0
 
     asyncio.run(main())
 

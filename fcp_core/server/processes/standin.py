@@ -87,6 +87,9 @@ class RemoteMedia:
     #: Bytes of uploads that wait: the process that decides counts those of all.
     held = 0
 
+    #: Bytes of uploads that wait: the process that decides counts those of all.
+    held = 0
+
     def __init__(self, link: Link, folds: WorkerFolds) -> None:
         self._link = link
         self._folds = folds

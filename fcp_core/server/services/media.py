@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.contributions import Body, Contribution, ContributionBook
+from fcp_core.rounds.contributions import Body, ContributionBook
 from fcp_core.server.services.downloads import Download, Downloads
 
 
 class Media:
     """Uploads and downloads.
 
-    :param max_held: how many bytes of uploads are held until they are submitted.
+    :param max_held: how many bytes of uploads are held until they are in the aggregate, or refused.
+    :ivar held: how many are at the moment.
     """
 
     def __init__(
@@ -21,7 +24,7 @@ class Media:
         self._book = book
         self._downloads = downloads
         self._max_held = max_held
-        self._holding: set[Contribution] = set()
+        self.held = 0
 
     async def begin_upload(self, resource_name: str) -> None:
         """Let an upload begin; :meth:`finish_upload` or :meth:`abandon_upload` must follow.
@@ -38,17 +41,21 @@ class Media:
             then the device may try again.
         """
         contribution = self._book.find(resource_name, "upload")
-        self._holding = {other for other in self._holding if other.body is not None}
-        held = sum(len(other.body or b"") for other in self._holding)
-        if held + len(body) > self._max_held:
+        size = len(body)
+        if self.held + size > self._max_held:
             contribution.abandon_upload(resource_name)
             raise StatusError(
                 Code.UNAVAILABLE,
-                f"the server holds {held} bytes of uploads that wait to be submitted and takes no "
-                f"more than {self._max_held}; upload again later",
+                f"the server holds {self.held} bytes of uploads that wait to be aggregated and "
+                f"takes no more than {self._max_held}; upload again later",
             )
-        contribution.finish_upload(resource_name, body, self._clock.now())
-        self._holding.add(contribution)
+        contribution.finish_upload(
+            resource_name, body, self._clock.now(), functools.partial(self._gone, size)
+        )
+        self.held += size
+
+    def _gone(self, size: int) -> None:
+        self.held -= size
 
     async def abandon_upload(self, resource_name: str) -> None:
         """Forget an upload whose bytes will not come; the device may try again."""

@@ -23,7 +23,7 @@ class Settings:
     """What holds for the whole server; each is the option of ``[fcp]`` with the same name.
 
     :param session_timeout: in seconds.
-    :param max_in_flight: how many bytes of uploads are held until they are submitted.
+    :param max_in_flight: how many bytes of uploads may wait to be submitted or folded.
     :param max_sessions: how many device sessions are kept, late ones among them.
     :param max_operations: how many devices may wait for a task.
     :param download_prefix: what stands in front of ``data/`` in the addresses of downloads; ``""``
