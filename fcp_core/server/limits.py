@@ -21,8 +21,8 @@ class Limits:
 
     :param max_body: the largest request body as it is sent.
     :param max_decompressed: the largest request body after decompression.
-    :param max_in_flight: the sum of all bodies that are being received, and of the uploads that wait
-        to be submitted or folded.
+    :param max_in_flight: the sum of all bodies that are being received, and of the uploads that
+        wait to be submitted or folded.
     :param max_header: the largest request line and header together.
     :param idle_timeout: how long a connection may take to send the next request's header, and a
         call its body.
