@@ -32,6 +32,7 @@ class Hosts:
             )
             for number in range(processes)
         ]
+        self._total: collections.Counter[str] = collections.Counter()
 
     def start(self, server: str) -> None:
         """Tell the processes where the server is."""
@@ -54,14 +55,21 @@ class Hosts:
             await asyncio.sleep(0.5)
 
     def stop(self) -> dict[str, float]:
-        """End the processes and return what their devices did, added up."""
-        total: collections.Counter[str] = collections.Counter()
+        """End the processes and return what their devices did, added up. May be repeated.
+
+        Devices that are still at work when the server goes would say that they cannot reach it.
+        """
         for process in self._processes:
             # Closing standard input is what asks them to end.
-            output, _ = process.communicate()
+            if process.stdin is not None:
+                process.stdin.close()
+                process.stdin = None
+        while self._processes:
+            output, _ = self._processes[0].communicate()
+            del self._processes[0]
             if output.strip():
-                total.update(json.loads(output))
-        return dict(total)
+                self._total.update(json.loads(output))
+        return dict(self._total)
 
 
 @contextmanager

@@ -130,6 +130,8 @@ class Training:
             with context, self._timed("rounds"):
                 hosts.start(context.server_url)
                 await _unless(hosts.watch(), self._rounds(first, state, computation, process))
+                # While the server is there: otherwise they would not find it any more.
+                await asyncio.to_thread(hosts.stop)
 
     async def _rounds(self, first: int, state: Any, computation: Any, process: Any) -> None:
         source = FederatedDataSource(
