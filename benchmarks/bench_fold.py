@@ -170,7 +170,7 @@ def goals(quick: bool) -> list[Goal]:
     return [
         Goal("fold", f"{title}, {what}", ratio, limit)
         for title, sizes in CASES
-        for what, ratio, _, limit in measure(sizes, 15 if quick else 60, default_kernels())
+        for what, ratio, _, limit in measure(sizes, 50 if quick else 200, default_kernels())
         if limit is not None
     ]
 
@@ -178,7 +178,7 @@ def goals(quick: bool) -> list[Goal]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for each size."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--numpy", action="store_true", help="leave the compiled loops out")
     options = parser.parse_args(arguments)
     kernels = NumpyKernels() if options.numpy else default_kernels()

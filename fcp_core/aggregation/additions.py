@@ -7,8 +7,9 @@ they lie in its bytes, without a call, a view or a check for each tensor.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,9 @@ class Additions:
                 continue
             self.accumulators.append(accumulator)
             self._terms += (_term(accumulator, addition, specs) for addition in additions)
+        totals = [id(term.total) for term in self._terms]
+        if len(set(totals)) < len(totals):
+            raise StatusError(Code.INTERNAL, "two additions of an accumulator share a total")
         self._terms.sort(key=lambda term: term.order)
         self._arrays: dict[np.dtype[Any], Tensor] = {}
         self._starts: list[int] = []
@@ -134,49 +138,44 @@ class Plan:
         # What is not stored as it is in memory is decoded first.
         self._decoded = [(name, self._adder(dtype, t)) for (name, dtype), t in decoded.items()]
 
-    def prepare(self, checkpoint: Checkpoint) -> Prepared | None:
-        """Read what has to be decoded; None if a weight is not above zero.
+    def prepare(self, checkpoint: Checkpoint) -> Callable[[], None] | None:
+        """Read what has to be decoded and return what adds the checkpoint, which cannot fail.
+
+        None if a weight is not above zero.
 
         :raises StatusError: INVALID_ARGUMENT if a tensor is corrupt.
         """
-        weights: list[float] = []
         tensors: dict[str, Tensor] = {}
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for name, dtype in self._weights:
-                if name not in tensors:
-                    tensors[name] = checkpoint[name].reshape(())
-                number = tensors[name][()]
-                if not number > 0:
-                    return None
-                weights.append(float(dtype.type(number)))
+        weights = np.ones(len(self._weights))
+        for index, (name, dtype) in enumerate(self._weights):
+            if name not in tensors:
+                tensors[name] = checkpoint[name].reshape(())
+            number = tensors[name][()]
+            if not number > 0:
+                return None
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                weights[index] = dtype.type(number)
         others = []
         for name, adder in self._decoded:
             tensor = tensors[name] if name in tensors else checkpoint[name]
             others.append((adder, tensor.reshape(-1).view(np.uint8)))
-        return Prepared(checkpoint.data, weights, self._adders, others, self._additions)
+        return functools.partial(self._add, checkpoint.data, weights, others)
+
+    def _add(
+        self,
+        data: memoryview,
+        weights: NDArray[np.float64],
+        others: Sequence[tuple[Adder, NDArray[np.uint8]]],
+    ) -> None:
+        for adder in self._adders:
+            adder(data, weights)
+        for adder, decoded in others:
+            adder(decoded, weights)
+        self._additions.count()
 
     def _adder(self, dtype: np.dtype[Any], rows: Sequence[tuple[int, int, int, int]]) -> Adder:
         table = np.array(rows, np.int64).reshape(-1, 4)
         return self._additions._kernels.adder(self._additions._arrays[dtype], table)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A checkpoint that is ready to be added."""
-
-    data: memoryview
-    weights: Sequence[float]
-    adders: Sequence[Adder]
-    others: Sequence[tuple[Adder, NDArray[np.uint8]]]
-    additions: Additions
-
-    def add(self) -> None:
-        """Add it; cannot fail."""
-        for adder in self.adders:
-            adder(self.data, self.weights)
-        for adder, data in self.others:
-            adder(data, self.weights)
-        self.additions.count()
 
 
 def _term(accumulator: Accumulator, addition: Addition, specs: Sequence[TensorSpec]) -> _Term:

@@ -42,7 +42,7 @@ class Addition:
 
     Both are rounded in the total's dtype, first the product and then the sum.
 
-    :param total: of the value's dtype and number of elements.
+    :param total: of the value's dtype and number of elements; no other addition has the same.
     :param value: the position of the input that is added.
     :param weight: the position of an input that holds one number; None: the value itself is added.
         Only for totals of floats.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
-from fcp_core.aggregation.additions import Additions, Plan, Prepared
+from fcp_core.aggregation.additions import Additions, Plan
 from fcp_core.aggregation.aggregator import JOINT_URI, Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
 from fcp_core.aggregation.spec import Intrinsic, Tensor, TensorSpec
@@ -213,9 +213,9 @@ class CheckpointAggregator:
             dtype, shape or value; RESOURCE_EXHAUSTED if it would have to be kept and there is no
             room; ABORTED once finished. Nothing is changed then.
         """
-        prepared = self._prepare(checkpoint)
-        members = self._members if prepared is None else self._others
-        specs = self._specs if prepared is None else [member.specs for member in members]
+        add = self._prepare(checkpoint)
+        members = self._members if add is None else self._others
+        specs = self._specs if add is None else [member.specs for member in members]
         inputs = self._fetch(checkpoint, specs)
         self._check_not_finished()
         for member, tensors in zip(members, inputs, strict=True):
@@ -228,8 +228,8 @@ class CheckpointAggregator:
                 for tensor in tensors
             )
             self._budget.take(sum(kept))
-        if prepared is not None:
-            prepared.add()
+        if add is not None:
+            add()
         for member, tensors in zip(members, inputs, strict=True):
             member.accumulator.accumulate(tensors)
 
@@ -295,8 +295,8 @@ class CheckpointAggregator:
             aggregators=[member.accumulator.dump() for member in self._members]
         ).SerializeToString()
 
-    def _prepare(self, checkpoint: Mapping[str, Tensor]) -> Prepared | None:
-        """Return the checkpoint ready to be added; None if each member has to look at it."""
+    def _prepare(self, checkpoint: Mapping[str, Tensor]) -> Callable[[], None] | None:
+        """Return what adds the checkpoint; None if each member has to look at it."""
         if not isinstance(checkpoint, Checkpoint) or checkpoint.layout is None or self._finished:
             return None
         if self._additions is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -32,11 +32,11 @@ _CRC_MASK = 0xA282EAD8
 class Adder(Protocol):
     """Adds the elements of a checkpoint to an array."""
 
-    def __call__(self, data: Bytes, weights: Sequence[float]) -> None:
+    def __call__(self, data: Bytes, weights: NDArray[np.float64]) -> None:
         """Add.
 
         :param data: the checkpoint, or what a tensor of it was decoded to.
-        :param weights: the factors that the rows name; exact in the dtype of the array.
+        :param weights: the factors that the rows name; each is exact in the dtype of the array.
         """
 
 
@@ -137,7 +137,7 @@ class _NumpyAdder:
         self._scratch = np.empty(_CHUNK_BYTES // size, self._dtype)
         self._collected = np.empty(_CHUNK_BYTES, np.uint8)
 
-    def __call__(self, data: Bytes, weights: Sequence[float]) -> None:
+    def __call__(self, data: Bytes, weights: NDArray[np.float64]) -> None:
         raw = np.frombuffer(data, np.uint8)
         factors = [self._dtype.type(weight) for weight in weights]
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -184,8 +184,8 @@ class CompiledKernels(Kernels):
         kind = f"{total.dtype.kind}{total.dtype.itemsize}"
         add: Callable[..., None] = self._module.add
 
-        def run(data: Bytes, weights: Sequence[float]) -> None:
-            add(total, kind, data, table, np.array(weights, np.float64))
+        def run(data: Bytes, weights: NDArray[np.float64]) -> None:
+            add(total, kind, data, table, weights)
 
         return run
 

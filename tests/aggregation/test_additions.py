@@ -311,6 +311,17 @@ def test_additions_that_cannot_be_made_are_an_error_of_the_aggregator(array, spe
     assert caught.value.code is Code.INTERNAL
 
 
+def test_a_total_that_two_additions_share_is_an_error_of_the_aggregator():
+    class Wrong(SumAccumulator):
+        def additions(self):
+            return (Addition(self._total, 0), Addition(self._total, 0))
+
+    accumulator = Wrong(total("o", vector("v")))
+    with pytest.raises(StatusError, match="share a total") as caught:
+        Additions([(accumulator, [vector("v")])], NumpyKernels())
+    assert caught.value.code is Code.INTERNAL
+
+
 def test_whoever_names_additions_must_count_them():
     with pytest.raises(NotImplementedError, match="Watched names additions"):
         Accumulator.added(Watched(total("o", vector("v"))), 1)

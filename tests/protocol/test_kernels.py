@@ -83,9 +83,10 @@ def check(case: Any) -> None:
     for kernels in LOOPS:
         got = total.copy()
         add = kernels.adder(got, table)
-        add(memoryview(data), weights)
+        factors = np.array(weights, total.dtype).astype("f8")
+        add(memoryview(data), factors)
         assert same_bits(got, expected), kernels.name
-        add(np.frombuffer(data, np.uint8), weights)
+        add(np.frombuffer(data, np.uint8), factors)
         assert same_bits(got, plain(expected, rows, data, weights)), kernels.name
 
 
