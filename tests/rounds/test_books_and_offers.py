@@ -231,6 +231,50 @@ def test_a_device_that_evaluates_no_policies_goes_by_the_plan_where_that_says_al
     assert not offer_to(check_in(), tasks[3:4], policy, plan).asks_plan
 
 
+_KINDS = {"native": spec("native", 1), "covered": spec("covered", 1), "plan": plan_spec()}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abcde"),
+        st.tuples(st.sampled_from([SINGLE, MULTIPLE]), st.sets(st.sampled_from(sorted(_KINDS)))),
+    ),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 2)),
+)
+def test_nobody_gets_a_task_without_passing_its_policies(
+    tasks, multiple, native, has_plan, reported
+):
+    message = plan_pb2.ClientOnlyPlan()
+    message.phase.federated_compute_eligibility.task_eligibility_info_tensor_name = "info:0"
+    plan = EligibilityTask(message.SerializeToString(), b"x", covers=["covered"])
+    policy = Policy(*((name, [_KINDS[k] for k in kinds]) for name, (_, kinds) in tasks.items()))
+    device = check_in(multiple=multiple, native=native)
+    offer = offer_to(
+        device,
+        [OfferedTask(name, mode) for name, (mode, _) in tasks.items()],
+        policy,
+        plan if has_plan else None,
+    )
+    session = DeviceSession(
+        "s", device, offer.names, offer.unconditional, plan_alone=offer.plan_alone
+    )
+    asked = {name for name, (_, kinds) in tasks.items() if kinds}
+    assert set(session.weights(None)) == offer.names - asked == offer.unconditional
+    weighed = {name for name, weight in session.weights(reported).items() if weight > 0}
+    assert weighed <= offer.names
+    assert weighed & asked <= {name for name, weight in reported.items() if weight > 0}
+    for name in offer.names:
+        mode, kinds = tasks[name]
+        assert mode is SINGLE or (multiple and not offer.plan_alone)
+        # What it cannot evaluate itself, a plan that it gets says.
+        assert native or not kinds or (has_plan and offer.plan_alone and "native" not in kinds)
+    if native:
+        assert offer.names == {n for n, (mode, _) in tasks.items() if multiple or mode is SINGLE}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 
 import pytest
+from msgspec import msgpack
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import plan_pb2
@@ -99,6 +100,36 @@ def test_a_restart_keeps_eligibility_tasks(kit, tmp_path):
             device = third.device()
             # The task is the one of before, and nobody is asked any more.
             assert (await device.assignment()).task_name == "train"
+
+    asyncio.run(main())
+
+
+def test_changes_at_the_same_time_leave_what_is_stored_in_use(kit, tmp_path):
+    storage = {"storage": "sqlite", "storage__sqlite__path": str(tmp_path / "fcp.sqlite")}
+
+    async def main():
+        async with kit.world(**storage) as world:
+            tasks = world.services.eligibility_tasks
+
+            def change(number):
+                if number % 3 == 2:
+                    return kit.code_of(tasks.remove(kit.population))
+                choice = PolicyChoice("minimum_separation", {"current_index": number})
+                return tasks.set(kit.population, EligibilityTask(policies=[choice]))
+
+            for count in range(1, 7):
+                await asyncio.gather(*map(change, range(count)))
+                stored = await world.services._storage.transact(
+                    lambda tx: tx.get(EligibilityTaskRecord, kit.population)
+                )
+                in_use = tasks.list()
+                assert (stored is None) is (in_use == [])
+                if stored is not None:
+                    (found,) = in_use
+                    (choice,) = found.task.policies
+                    index = choice.options["current_index"]
+                    assert index == count - 1
+                    assert msgpack.decode(stored.spec)["policies"][0]["options"] == choice.options
 
     asyncio.run(main())
 
