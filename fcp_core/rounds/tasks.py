@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from fcp_core.aggregation.engine import CheckpointFormat
+from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 
 #: Population and task names (the reference platform's rule).
@@ -104,6 +107,11 @@ class TaskSpec:
             raise _bad(f"max_at_work must be at least 1, not {self.max_at_work}")
         if self.deadline is not None and not self.deadline > 0:
             raise _bad(f"deadline must be a positive number of seconds, not {self.deadline}")
+        if _has_privacy_ids(self.plan):
+            raise _bad(
+                "the plan has a privacy_id_config, so a device would bring one contribution for "
+                "each privacy id; here it brings one for each assignment. Leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,15 @@ class TaskStatus:
     created: float = 0.0
     finished: float | None = None
     error: tuple[Code, str] | None = None
+
+
+def _has_privacy_ids(plan: bytes) -> bool:
+    try:
+        phase = plan_pb2.ClientOnlyPlan.FromString(plan).phase
+    except DecodeError:
+        # What is no plan is refused by devices, which may know of other kinds.
+        return False
+    return phase.example_query_spec.HasField("privacy_id_config")
 
 
 def _bad(message: str) -> StatusError:

@@ -6,6 +6,7 @@ import pytest
 
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 
@@ -147,5 +148,22 @@ def test_the_result_comes_in_the_format_that_was_asked_for(kit):
             data = await world.services.tasks.wait(task)
             assert data.startswith(b"FCv1")
             assert await world.result(task) == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_a_plan_by_privacy_id_is_refused_when_it_is_submitted(kit):
+    """Its devices would bring several contributions with one token; all but one would be lost."""
+
+    async def main():
+        plan = plan_pb2.ClientOnlyPlan()
+        query = plan.phase.example_query_spec.example_queries.add()
+        query.example_selector.collection_uri = "app:/x"
+        async with kit.world() as world:
+            assert await world.submit(plan=plan.SerializeToString())
+            plan.phase.example_query_spec.privacy_id_config.SetInParent()
+            with pytest.raises(StatusError, match="privacy_id_config") as caught:
+                await world.submit(plan=plan.SerializeToString())
+            assert caught.value.code is Code.INVALID_ARGUMENT
 
     asyncio.run(main())

@@ -1,7 +1,8 @@
 """The service that devices bring their contributions to.
 
-Each assignment brings one contribution. A client of 2026 whose plan yields several checkpoints
-(private identifiers) would start one upload for each with the same token; the second is refused.
+Each assignment brings one contribution. A client of 2026 whose plan yields several checkpoints (one
+for each privacy id) would start one upload for each with the same token; the second is refused, and
+so is a task with such a plan when it is submitted.
 """
 
 from __future__ import annotations
