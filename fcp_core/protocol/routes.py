@@ -191,6 +191,12 @@ def _read(module: Any) -> Iterator[Route]:
 #: Every route.
 ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in _read(module))
 
+#: Routes by what a path must end with, after its last colon; None: it does not matter.
+_BY_ENDING: dict[tuple[str, str | None], list[Route]] = {}
+for _route in ROUTES:
+    _ending = _route.template.rpartition(":")[2] if ":" in _route.template else None
+    _BY_ENDING.setdefault((_route.verb, _ending), []).append(_route)
+
 _BY_METHOD = {(route.service, route.method): route for route in ROUTES}
 _BY_NAME = {route.name: route for route in ROUTES}
 
@@ -210,8 +216,8 @@ def match(verb: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
     :param raw_path: the path as it was sent, without the query.
     :raises StatusError: INVALID_ARGUMENT if an escape in it is malformed or is not UTF-8.
     """
-    for candidate in ROUTES:
-        if candidate.verb == verb:
+    for ending in (raw_path.rpartition(":")[2], None):
+        for candidate in _BY_ENDING.get((verb, ending), ()):
             variables = candidate.match(raw_path)
             if variables is not None:
                 return candidate, variables

@@ -16,26 +16,24 @@ a reset does not eat the answer.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
-from tornado.http1connection import HTTP1Connection
 from tornado.httputil import (
     HTTPHeaders,
     HTTPMessageDelegate,
-    HTTPServerRequest,
     RequestStartLine,
     ResponseStartLine,
 )
 from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.arrival import Request
 from fcp_core.server.body import BodyReader
 from fcp_core.server.context import Context
 from fcp_core.server.limits import InFlight, http_error
@@ -73,17 +71,16 @@ class Handler(HTTPMessageDelegate):
     #: Whether requests count for the limits by address.
     throttled = True
 
-    def __init__(self, context: Context, request: HTTPServerRequest) -> None:
+    def __init__(self, context: Context, request: Request) -> None:
         self.context = context
         self.request = request
-        self.connection = cast(HTTP1Connection, request.connection)
+        self.connection = request.connection
         self.subject = ""
         self.body: BodyReader | None = None
         #: The status of the answer, once its header is written.
         self._status = 0
         self._over = False
         self._discard: int | None = None
-        self._timer: asyncio.TimerHandle | None = None
 
     # What a handler says.
 
@@ -129,19 +126,15 @@ class Handler(HTTPMessageDelegate):
         allowed = " and ".join(self.allowed())
         return http_error(405, f"{self.request.method} is not allowed here; {allowed} is")
 
-    def certificate(self) -> Mapping[str, Any] | None:
-        """Return the client's verified certificate, if there is one."""
-        if self.request.protocol != "https":
-            return None
-        certificate = self.request.get_ssl_certificate()
-        return certificate if isinstance(certificate, dict) and certificate else None
+    def parameters(self) -> dict[str, list[str]]:
+        """Return the parameters of the query.
 
-    def certificate_bytes(self) -> bytes | None:
-        """Return the client's verified certificate, DER, if there is one."""
-        if self.request.protocol != "https":
-            return None
-        certificate = self.request.get_ssl_certificate(binary_form=True)
-        return certificate if isinstance(certificate, bytes) else None
+        :raises StatusError: INVALID_ARGUMENT if there are too many.
+        """
+        try:
+            return self.request.parameters()
+        except ValueError as error:
+            raise StatusError(Code.INVALID_ARGUMENT, f"the query: {error}") from None
 
     def room(self) -> InFlight:
         """Return where the body is counted."""
@@ -164,12 +157,6 @@ class Handler(HTTPMessageDelegate):
             self.context.executor,
             self.context.buffers,
         )
-
-    def limit_time(self, seconds: float) -> None:
-        """Close the connection unless the whole body is there in time."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.connection.close)
 
     def answer(
         self, body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None
@@ -229,11 +216,11 @@ class Handler(HTTPMessageDelegate):
         """Admit the request; the connection waits for what is returned, then reads the body."""
         self.context.enter(self)
         if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
-            self.limit_time(self.context.limits.idle_timeout)
+            self.request.watch.limit(self.context.limits.idle_timeout)
         admitted = None
         try:
             if self.throttled and self.context.addresses.active:
-                self.context.addresses.take(address_key(self.request.remote_ip or ""))
+                self.context.addresses.take(address_key(self.request.address))
             self._check_header()
             admitted = self.admit()
         except Exception as error:
@@ -300,7 +287,7 @@ class Handler(HTTPMessageDelegate):
 
     def finish(self) -> None:
         """Serve the request: its body is there."""
-        self._stop_timer()
+        self.request.watch.lift()
         if self._status:
             self.end_answer()
         elif not self._over:
@@ -330,8 +317,7 @@ class Handler(HTTPMessageDelegate):
         logger.debug("%s %s refused: %s", self.label, self.subject, error)
         self.abandon()
         self._discard = LINGER
-        if self._timer is not None:
-            self.limit_time(LINGER_TIME)
+        self.request.watch.limit(LINGER_TIME)
         body, headers = self.describe(error)
         announced = self.request.headers.get("Content-Length", "0")
         if not _is_number(announced) or int(announced) > LINGER:
@@ -355,7 +341,7 @@ class Handler(HTTPMessageDelegate):
 
         :raises StatusError: HTTP 431.
         """
-        size = len(self.request.uri or "")
+        size = len(self.request.uri)
         for name, value in self.request.headers.get_all():
             size += len(name) + len(value) + 4
         if size > self.context.limits.max_header:
@@ -365,19 +351,13 @@ class Handler(HTTPMessageDelegate):
                 f"{self.context.limits.max_header}",
             )
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def _end(self, status: int) -> None:
         """Count the request and log it, quietly unless someone debugs; nothing follows."""
         if self._over:
             return
         self._over = True
-        self._stop_timer()
         self.context.leave(self)
-        seconds = self.request.request_time()
+        seconds = time.perf_counter() - self.request.began
         if self.context.metrics is not None:
             received = 0 if self.body is None else self.body.received
             self.context.metrics.request(self.label, status, seconds, received)

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tornado.httpserver import HTTPServer
-from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
-from tornado.routing import Router
 
 from fcp_core.admin.api import PREFIX
 from fcp_core.errors import UsageError
 from fcp_core.server.admin.auth import AdminCheck
 from fcp_core.server.admin.handlers import AdminHandler
+from fcp_core.server.arrival import Request, Router
 from fcp_core.server.context import Authenticate, Context
 from fcp_core.server.exchange import Handler
 from fcp_core.server.handlers import HealthHandler, MetricsHandler, NothingHandler, RPCHandler
@@ -110,6 +109,12 @@ class FrontServer(HTTPServer):
     connections = 0
     max_connections = 0
 
+    def initialize(self, router: Router, **options: Any) -> None:  # type: ignore[override]
+        """Leave how long a header may take to the router."""
+        super().initialize(router, **options)
+        self.router = router
+        self.conn_params.header_timeout = None
+
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Take a connection, or close it if there are too many."""
         if self.connections >= self.max_connections:
@@ -121,49 +126,8 @@ class FrontServer(HTTPServer):
     def on_close(self, server_conn: object) -> None:
         """Let go of a connection."""
         self.connections -= 1
+        self.router.on_close(server_conn)
         super().on_close(server_conn)
-
-
-class FrontRouter(Router):
-    """Says which handler takes a request.
-
-    :param metrics_here: whether ``/metrics`` is served.
-    :param admin_check: who may use the admin API; None: there is none.
-    """
-
-    def __init__(
-        self, context: Context, metrics_here: bool, admin_check: AdminCheck | None
-    ) -> None:
-        self._context = context
-        self._metrics_here = metrics_here
-        self._check = admin_check
-
-    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Handler:
-        """Return a handler for one request."""
-        path, context = request.path, self._context
-        if path.startswith(UPLOAD):
-            return UploadHandler(context, request)
-        if path.startswith(DOWNLOAD):
-            return DownloadHandler(context, request)
-        if path in ("/healthz", "/readyz"):
-            return HealthHandler(context, request)
-        if path == "/metrics" and self._metrics_here:
-            return MetricsHandler(context, request)
-        if self._check is not None and (path == PREFIX or path.startswith(f"{PREFIX}/")):
-            return AdminHandler(context, request, context.services.admin, self._check)
-        return RPCHandler(context, request)
-
-
-class MetricsRouter(Router):
-    """Serves ``/metrics`` and nothing else."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Handler:
-        """Return a handler for one request."""
-        kind = MetricsHandler if request.path == "/metrics" else NothingHandler
-        return kind(self._context, request)
 
 
 class Frontend:
@@ -200,7 +164,7 @@ class Frontend:
         self._metrics_sockets = list(metrics_sockets)
         self._metrics_here = metrics is not None and not (metrics_sockets or metrics_apart)
         self._http: FrontServer | None = None
-        self._metrics_http: HTTPServer | None = None
+        self._metrics_http: FrontServer | None = None
         self._check = admin_check
 
     @property
@@ -217,25 +181,43 @@ class Frontend:
         """Accept connections, on the running event loop."""
         hide_addresses()
         self._http = FrontServer(
-            FrontRouter(self._context, self._metrics_here, self._check),
+            Router(self._find, self._limits.idle_timeout),
             ssl_options=self._tls,
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.
             max_header_size=4 * self._limits.max_header,
             max_body_size=sys.maxsize,  # handlers count themselves
-            idle_connection_timeout=self._limits.idle_timeout,
         )
         self._http.max_connections = self._limits.max_connections
         self._http.add_sockets(self._sockets)
         if self._metrics_sockets:
-            self._metrics_http = HTTPServer(
-                MetricsRouter(self._context),
-                max_body_size=sys.maxsize,
-                idle_connection_timeout=self._limits.idle_timeout,
+            self._metrics_http = FrontServer(
+                Router(self._find_metrics, self._limits.idle_timeout), max_body_size=sys.maxsize
             )
+            self._metrics_http.max_connections = self._limits.max_connections
             self._metrics_http.add_sockets(self._metrics_sockets)
         if self._metrics is not None:
             front = self._http
             self._metrics.watch(lambda: self._context.in_flight.held, lambda: front.connections)
+
+    def _find(self, request: Request) -> Handler:
+        """Return the handler of a request."""
+        path, context = request.path, self._context
+        if path.startswith(UPLOAD):
+            return UploadHandler(context, request)
+        if path.startswith(DOWNLOAD):
+            return DownloadHandler(context, request)
+        if path in ("/healthz", "/readyz"):
+            return HealthHandler(context, request)
+        if path == "/metrics" and self._metrics_here:
+            return MetricsHandler(context, request)
+        if self._check is not None and (path == PREFIX or path.startswith(f"{PREFIX}/")):
+            return AdminHandler(context, request, context.services.admin, self._check)
+        return RPCHandler(context, request)
+
+    def _find_metrics(self, request: Request) -> Handler:
+        """Return the handler of a request where there is nothing but metrics."""
+        kind = MetricsHandler if request.path == "/metrics" else NothingHandler
+        return kind(self._context, request)
 
     async def stop(self) -> None:
         """Stop accepting, let requests end within ``drain_timeout``, cut off the rest."""

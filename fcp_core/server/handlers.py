@@ -35,14 +35,14 @@ class DeviceHandler(Handler):
         request, context = self.request, self.context
         headers = {name.lower(): value for name, value in request.headers.items()}
         principal = context.authenticate(
-            method=request.method or "",
+            method=request.method,
             path=request.path,
             headers=headers,
-            peer=request.remote_ip or "",
-            certificate=self.certificate(),
+            peer=request.address,
+            certificate=request.certificate,
         )
         # A certificate is as good a name as a principal: what belongs to one is not for another.
-        sender = sender_of(principal, self.certificate_bytes())
+        sender = sender_of(principal, request.certificate_bytes)
         if context.keys.active:
             # A key that nobody knows has been refused; one that nobody checks counts as it is sent.
             context.keys.take(principal or sender or _digest(headers.get(KEY_HEADER, "")))
@@ -59,7 +59,7 @@ class RPCHandler(DeviceHandler):
     def admit(self) -> None:
         """Authenticate, find the route, make room for the body."""
         self._caller = self.authenticate()
-        found = routes.match(self.request.method or "", self.request.path)
+        found = routes.match(self.request.method, self.request.path)
         if found is None:
             if self.allowed():
                 raise self.refuse_method()

@@ -34,14 +34,12 @@ class UploadHandler(DeviceHandler):
         self.authenticate()
         if self.request.method != "POST":
             raise self.refuse_method()
-        protocol = self.request.query_arguments.get("upload_protocol", [b"raw"])[-1]
-        if protocol != b"raw":
+        protocol = self.parameters().get("upload_protocol", ["raw"])[-1]
+        if protocol != "raw":
             raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"upload_protocol {protocol.decode('utf-8', 'replace')!r} is not supported; use "
-                "raw",
+                Code.INVALID_ARGUMENT, f"upload_protocol {protocol!r} is not supported; use raw"
             )
-        self.limit_time(self.context.limits.body_timeout)
+        self.request.watch.limit(self.context.limits.body_timeout)
         # First the room: a device that is told to come back needs the name again.
         self.open_body()
         return self._begin(unquote(self.request.path[len(UPLOAD) :]))

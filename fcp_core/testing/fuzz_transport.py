@@ -68,7 +68,13 @@ class Direct:
 
     async def _send(self, request: Request, pieces: int) -> Answer:
         connection = _Connection(request.body)
-        delegate = self._router.start_request(object(), connection)  # type: ignore[arg-type]
+        try:
+            return await self._exchange(request, pieces, connection)
+        finally:
+            self._router.on_close(connection)
+
+    async def _exchange(self, request: Request, pieces: int, connection: _Connection) -> Answer:
+        delegate = self._router.start_request(connection, connection)  # type: ignore[arg-type]
         headers = HTTPHeaders({"Host": "localhost"})
         for name, value in request.headers:
             headers.add(name, value)
@@ -102,6 +108,9 @@ class _Stream:
 
     def write(self, data: bytes) -> None:
         """Take what tells a client to go on."""
+
+    def close(self) -> None:
+        """Never is slow."""
 
 
 class _Connection:

@@ -16,9 +16,8 @@ from fcp_core.server.exchange import Handler
 from fcp_core.server.limits import http_error
 
 if TYPE_CHECKING:
-    from tornado.httputil import HTTPServerRequest
-
     from fcp_core.server.admin.auth import AdminCheck
+    from fcp_core.server.arrival import Request
     from fcp_core.server.context import Context
     from fcp_core.server.services.admin import Admin
 
@@ -44,9 +43,7 @@ class AdminHandler(Handler):
         "X-Content-Type-Options": "nosniff",
     }
 
-    def __init__(
-        self, context: Context, request: HTTPServerRequest, admin: Admin, check: AdminCheck
-    ) -> None:
+    def __init__(self, context: Context, request: Request, admin: Admin, check: AdminCheck) -> None:
         super().__init__(context, request)
         self._admin = admin
         self._check = check
@@ -65,7 +62,7 @@ class AdminHandler(Handler):
 
     def admit(self) -> None:
         """Authenticate, find the call, make room for the body."""
-        self._check.check(self.request.headers.get("Authorization", ""), self.certificate())
+        self._check.check(self.request.headers.get("Authorization", ""), self.request.certificate)
         found = api.find(self.request.path)
         if not found:
             raise StatusError(Code.NOT_FOUND, "there is no such call; see /admin/v1/openapi.json")
@@ -102,10 +99,10 @@ class AdminHandler(Handler):
 
     def _parse_query(self) -> Any:
         values = {}
-        for name, given in self.request.query_arguments.items():
+        for name, given in self.parameters().items():
             if len(given) > 1:
                 raise _bad(f"the parameter {name!r} is given {len(given)} times")
-            values[name] = given[0].decode("utf-8", "replace")
+            values[name] = given[0]
         try:
             return msgspec.convert(values, self._endpoint.query, strict=False)
         except msgspec.ValidationError as error:
