@@ -346,6 +346,8 @@ class Phone:
         if check_in is None or not check_in.session_id:
             return False
         self._known.add("sessions", check_in.session_id)
+        plan = check_in.eligibility_eval_task.plan
+        self._known.add("files", plan.uri.partition("/data/")[2])
         if steps == 1:
             return False
         operation = await self._call(

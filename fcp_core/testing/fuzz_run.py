@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -18,8 +18,10 @@ from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.clock import ManualClock
-from fcp_core.rounds.tasks import TaskSpec, TaskState
+from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
+from fcp_core.rounds.tasks import AssignmentMode, TaskSpec, TaskState
 from fcp_core.server import Server
 from fcp_core.testing.fuzz import Fuzzer, Known, Phone
 from fcp_core.testing.fuzz_transport import Direct, Request, send_raw
@@ -120,6 +122,7 @@ class _Run:
         """Open the round that is fuzzed and the one that must not mind."""
         tasks = self._server.services.tasks
         self._fuzzed = await tasks.submit(make_task("fuzzed", 10**9))
+        await ask(self._server, "fuzzed")
         self._checked = await tasks.submit(make_task("honest", self._honest))
         self._known.add("populations", "fuzzed")
 
@@ -199,6 +202,24 @@ def make_task(population: str, goal: int) -> TaskSpec:
     )
     configuration = configuration_to_proto([intrinsic]).SerializeToString()
     return TaskSpec(population, "sum", b"plan", configuration, goal, checkpoint=b"checkpoint")
+
+
+async def ask(server: Server, population: str) -> None:
+    """Have a population's devices asked about tasks beside the one that anybody may take."""
+    plan = plan_pb2.ClientOnlyPlan()
+    plan.phase.federated_compute_eligibility.task_eligibility_info_tensor_name = "info:0"
+    await server.services.eligibility_tasks.set(
+        population,
+        EligibilityTask(
+            plan.SerializeToString(),
+            b"input",
+            task_names=["weighed"],
+            policies=[PolicyChoice("minimum_separation", task_names=["separated"])],
+        ),
+    )
+    for name, mode in (("weighed", AssignmentMode.SINGLE), ("separated", AssignmentMode.MULTIPLE)):
+        task = replace(make_task(population, 10**9), name=name, assignment_mode=mode)
+        await server.services.tasks.submit(task)
 
 
 def _memory() -> int:

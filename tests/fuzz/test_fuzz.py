@@ -16,7 +16,7 @@ from fcp_core.rounds.clock import ManualClock
 from fcp_core.server import Server
 from fcp_core.server.arrival import Router
 from fcp_core.testing.fuzz import Fuzzer, Known, Phone
-from fcp_core.testing.fuzz_run import ALLOWED, fuzz, make_checkpoint, make_task
+from fcp_core.testing.fuzz_run import ALLOWED, ask, fuzz, make_checkpoint, make_task
 from fcp_core.testing.fuzz_transport import Direct, Request, send_raw
 
 
@@ -71,6 +71,7 @@ class Live:
         self.server = Server(plugins, clock=ManualClock())
         self.run(self.server.start())
         self.run(self.server.services.tasks.submit(make_task("fuzzed", 10**6)))
+        self.run(ask(self.server, "fuzzed"))
         router = self.server._frontend._http.request_callback
         assert isinstance(router, Router)
         self.direct = Direct(router)
