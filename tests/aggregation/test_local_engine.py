@@ -339,3 +339,33 @@ def test_every_accepted_contribution_is_in_the_result_exactly_once(steps, option
         len(accepted),
     ]
     engine.stop()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("checkpoint_format", ["tf_v1", "federated_compute"])
+def test_the_loops_of_an_engine_change_nothing(compiled, checkpoint_format):
+    engine = LOCAL.make(FACTORIES, {"workers": 0, "compiled": compiled})
+    opened = engine.open(JOB)
+    if not compiled:
+        assert opened._reader.kernels.name == "numpy"
+    for number in range(9):
+        opened.add(str(number), blob(number, checkpoint_format)).result()
+    assert result(opened.report().result()) == {"sum": [111_111_111, 9], "mean": 4}
+
+
+def test_checksums_are_checked_unless_the_operator_says_otherwise():
+    broken = bytearray(blob(3))
+    at = broken.index(np.array(3, "f4").tobytes())
+    broken[at : at + 4] = np.array(5, "f4").tobytes()
+    for options, accepted in (({}, False), ({"verify_checksums": False}, True)):
+        opened = LOCAL.make(FACTORIES, {"workers": 0, **options}).open(JOB)
+        # The first ones are parsed, the others recognised.
+        for number in range(3):
+            opened.add(str(number), blob(3)).result()
+        future = opened.add("broken", broken)
+        if accepted:
+            future.result()
+        else:
+            assert code_of(future) is Code.INVALID_ARGUMENT
+        mean = (3 * 3 + 5) / 4 if accepted else 3
+        assert result(opened.report().result())["mean"] == mean

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 from typing import Any
 
 import google_crc32c
@@ -146,5 +148,15 @@ def test_checksums_are_right_only_if_every_bit_is(kernels: Any) -> None:
     assert kernels.verifier(np.empty((0, 2), np.int64))(memoryview(data))
 
 
-def test_the_compiled_loops_are_the_default_where_they_are_installed() -> None:
-    assert default_kernels().name == ("numpy" if compiled_kernels() is None else "compiled")
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_compiled_loops_are_the_default_where_they_are_installed(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("fcp_fast") if installed else None
+    # None in the place of a module makes its import fail.
+    monkeypatch.setitem(sys.modules, "fcp_fast", module)
+    compiled_kernels.cache_clear()
+    try:
+        assert default_kernels().name == ("compiled" if installed else "numpy")
+    finally:
+        compiled_kernels.cache_clear()
