@@ -164,18 +164,22 @@ def test_a_contribution_is_not_kept(workers):
     engine.start()
     folding = engine.open(JOB)
     futures, watches = [], []
-    for name, data in (("1", blob(1)), ("2", b"rubbish")):
+    broken = bytearray(blob(1))
+    broken[len(broken) // 2] ^= 1
+    # The third one is of a structure that is known by then, and so would be the broken one.
+    blobs = [blob(1), blob(1), blob(1), broken, b"rubbish"]
+    for name, data in enumerate(blobs):
         buffer = Blob(data)
         watches.append(weakref.ref(buffer))
-        futures.append(folding.add(name, buffer))
+        futures.append(folding.add(str(name), buffer))
         futures[-1].exception(timeout=60)
         del buffer
     # Ends the threads: what they still held on the way out is gone then.
     engine.stop()
     gc.collect()
-    assert [watch() for watch in watches] == [None, None]
-    assert futures[0].exception() is None
-    assert code_of(futures[1]) is Code.INVALID_ARGUMENT
+    assert [watch() for watch in watches] == [None] * len(blobs)
+    assert [future.exception() for future in futures[:3]] == [None] * 3
+    assert [code_of(future) for future in futures[3:]] == [Code.INVALID_ARGUMENT] * 2
 
 
 class Gate(SumAccumulator):
