@@ -18,7 +18,7 @@ from fcp_core.server.limits import InFlight, Limits, http_error
 #: Bodies from this size on are read straight off the socket, if their length was announced.
 DIRECT = 64 << 10
 #: Bytes that are read straight off the socket before other requests have their turn.
-TURN = 1 << 20
+TURN = 256 << 10
 #: Compressed bytes that are gathered before they are decompressed.
 GATHER = 512 << 10
 #: Decompressed bytes that are made in one go.
