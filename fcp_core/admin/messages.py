@@ -211,17 +211,19 @@ class Population(msgspec.Struct, kw_only=True):
     """A population and how busy it is.
 
     ``missing`` counts the contributions that its open tasks still need, ``waiting`` the devices
-    that wait for a task, ``check_in_rate`` the check-ins a second.
+    that wait for a task, ``at_work`` those that have one and are not done with it,
+    ``check_in_rate`` the check-ins a second.
     """
 
     name: str
     open_tasks: int
     missing: int
     waiting: int
+    at_work: int
     check_in_rate: float
 
     @classmethod
-    def of(cls, name: str, load: Mapping[str, Any]) -> Population:
+    def of(cls, name: str, load: Mapping[str, Any], at_work: int) -> Population:
         """Return the message of a population's load."""
         rate = float(load["check_in_rate"])
         return cls(
@@ -229,6 +231,7 @@ class Population(msgspec.Struct, kw_only=True):
             open_tasks=load["open_tasks"],
             missing=load["missing"],
             waiting=load["waiting"],
+            at_work=at_work,
             check_in_rate=rate if math.isfinite(rate) else 0.0,
         )
 

@@ -45,7 +45,7 @@ class ServerMetrics:
     """The metrics of one server.
 
     :param counts: returns the server's gauges of now: ``open_tasks``, ``open_operations``,
-        ``sessions``, ``waiting``.
+        ``sessions``, ``waiting``, ``at_work``.
     """
 
     def __init__(self, clock: Clock, counts: Callable[[], Mapping[str, int]]) -> None:
@@ -134,6 +134,7 @@ class ServerMetrics:
             ("open_operations", "Long-running operations that are not done."),
             ("sessions", "Device sessions that are kept, late ones among them."),
             ("waiting", "Devices that wait for a task."),
+            ("at_work", "Devices that have a task and are not done with it."),
         ):
             read = lambda name=name: counts()[name]  # noqa: E731
             self._metrics.append(Gauge(f"fcp_{name}", help, read=read))

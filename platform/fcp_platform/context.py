@@ -76,6 +76,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     :param minimum_fraction: of a round's contributions, the part that is enough at its deadline.
     :param over_selection: how many devices may work at a time, as a multiple of the contributions
         still missing; None: the server's default.
+    :param max_at_work: how many devices may work at a time in any case; None: the server's default.
     :raises ValueError: if the population's name is not one, or *minimum_fraction* no fraction.
     :raises UsageError: if the configuration does not do, the server cannot listen, or the options
         are of two kinds of server.
@@ -104,6 +105,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         round_deadline: float | None = None,
         minimum_fraction: float = 1.0,
         over_selection: float | None = None,
+        max_at_work: int | None = None,
     ) -> None:
         check_name("population_name", population_name)
         if not 0 < minimum_fraction <= 1:
@@ -113,6 +115,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._deadline = round_deadline
         self._minimum_fraction = minimum_fraction
         self._over_selection = over_selection
+        self._max_at_work = max_at_work
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
         local: dict[str, Any] = {
             "port": port,
@@ -283,6 +286,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             assignment_mode=AssignmentMode(int(getattr(mode, "value", mode))),
             deadline=self._deadline,
             over_selection=self._over_selection,
+            max_at_work=self._max_at_work,
             slices=prepared.slices,
         )
         try:

@@ -78,12 +78,12 @@ def invoke(running, comp, state, count=2):
     return running.invoke(comp, [state, source.iterator().select(count)])
 
 
-def devices(server, *numbers):
+def devices(server, *numbers, **options):
     """Let a device contribute for each number; return the threads."""
 
     def live(number):
         store = CallableStore(lambda selector: [str(number).encode()])
-        with Client(server.url, POPULATION, stores={COLLECTION: store}) as client:
+        with Client(server.url, POPULATION, stores={COLLECTION: store}, **options) as client:
             for result in client.run(num_rounds=100):
                 if result.outcome.name == "CONTRIBUTED":
                     return
@@ -184,18 +184,33 @@ def test_options_of_the_other_kind_of_server_are_refused(server):
         make(POPULATION, server=server.url, token="wrong-but-long-enough").__enter__()
 
 
-def test_a_certificate_does_instead_of_the_token(certificates, tmp_path):
+def test_certificates_do_for_the_program_and_its_devices(certificates, tmp_path):
+    """A round over mutual TLS: the program shows the operator's, devices show theirs."""
     authority = certificates / "authority.pem"
-    options = {"client_ca": str(authority), "admin.certificate_names": "operator"}
-    plugins = Plugins.load(environ={}, overrides=options, working_folder=tmp_path)
+    options = {"client_ca": authority, "admin.certificate_names": "operator", "retry_max": "50ms"}
+    options["retry_min"] = "10ms"
+    plugins = Plugins.load(
+        environ={},
+        overrides={name: str(value) for name, value in options.items()},
+        working_folder=tmp_path,
+    )
     make = fcp_platform.FederatedContext
-    with ServerThread(Server(plugins, certfile=certificates / "server.pem")) as thread:
+    served = Server(plugins, populations=[POPULATION], certfile=certificates / "server.pem")
+    with ServerThread(served) as thread:
         arguments = {"server": thread.server.url, "ca_file": authority}
-        with make(
-            POPULATION, **arguments, client_certfile=certificates / "operator.pem"
-        ) as running:
-            assert running.server_url == thread.server.url
+
+        async def program(running):
+            state, _ = invoke(running, make_computation(), np.int64(5))
+            return await state.get_value()
+
+        device = {"ca_file": str(authority), "certfile": str(certificates / "device.pem")}
+        operator = certificates / "operator.pem"
+        with make(POPULATION, **arguments, client_certfile=operator, max_at_work=1) as running:
+            threads = devices(thread.server, 10, 100, **device)
+            assert asyncio.run(asyncio.wait_for(program(running), 30)) == 115
+        for each in threads:
+            each.join()
         with pytest.raises(UsageError, match="cannot be used"):
-            make(POPULATION, **arguments, client_certfile=certificates / "device.pem").__enter__()
+            make(POPULATION, **arguments, client_certfile=device["certfile"]).__enter__()
     with pytest.raises(UsageError, match="client_certfile"):
-        make(POPULATION, client_certfile=certificates / "operator.pem")
+        make(POPULATION, client_certfile=operator)

@@ -25,7 +25,7 @@ from fcp_core.server.metrics import KEPT, ServerMetrics
 
 WAIT = 30.0
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
-COUNTS = {"open_tasks": 0, "open_operations": 0, "sessions": 0, "waiting": 0}
+COUNTS = {"open_tasks": 0, "open_operations": 0, "sessions": 0, "waiting": 0, "at_work": 0}
 SAMPLE = re.compile(r'(\w+)(?:\{((?:\w+="(?:[^"\\\n]|\\.)*",?)*)\})? (\S+)')
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 UNESCAPE = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}

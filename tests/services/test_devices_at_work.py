@@ -27,6 +27,9 @@ def test_a_population_has_no_more_devices_at_work_than_its_cap(kit):
             (three,) = await third.ask("c")
             # All three places are taken, though every task but "c" has room.
             assert await world.device().assignment() is None
+            assert world.services.counts()["at_work"] == 3
+            (population,) = (await world.services.admin.list_populations()).populations
+            assert (population.at_work, population.missing) == (3, 6)
             fourth = world.device(multiple=True)
             await fourth.check_in()
             assert await fourth.ask("c") == []

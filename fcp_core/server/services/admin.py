@@ -161,7 +161,7 @@ class Admin:
         now = self._clock.now()
         return PopulationList(
             [
-                Population.of(population.name, population.load(now))
+                Population.of(population.name, population.load(now), population.at_work)
                 for population in sorted(self._populations, key=lambda item: item.name)
             ]
         )

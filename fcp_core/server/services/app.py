@@ -211,6 +211,7 @@ class Services:
             "open_operations": self._operations.open,
             "sessions": len(self._sessions),
             "waiting": sum(population.waiting for population in self._populations),
+            "at_work": sum(population.at_work for population in self._populations),
         }
 
     async def start(self) -> None:

@@ -139,6 +139,11 @@ class Population:
         return dict.fromkeys(others - asked, 1.0)
 
     @property
+    def at_work(self) -> int:
+        """How many devices have a task and are not done with it."""
+        return sum(round_.machine.pending for round_ in self._rounds.values())
+
+    @property
     def waiting(self) -> int:
         """How many devices wait for a task."""
         return self._assigner.waiting
@@ -210,8 +215,7 @@ class Population:
         """Return how many more devices may be at work; None: any number."""
         if self._max_at_work is None:
             return None
-        at_work = sum(round_.machine.pending for round_ in self._rounds.values())
-        return max(0, self._max_at_work - at_work)
+        return max(0, self._max_at_work - self.at_work)
 
     def _decide(self, now: float) -> None:
         if self._assigner.waiting:
