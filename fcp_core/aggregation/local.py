@@ -8,6 +8,7 @@ two folds of one session really run at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -27,6 +28,8 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.kernels import NumpyKernels, default_kernels
 from fcp_core.protocol.status import Code, StatusError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -68,6 +71,7 @@ class LocalEngine(Engine):
 
     def start(self) -> None:
         """Make the pool; its threads start when they are needed."""
+        logger.info("contributions are folded with the %s loops", self._kernels.name)
         if self._workers and self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="fcp-fold")
 
