@@ -231,9 +231,12 @@ class Choices:
             where = f"[fcp] {kind} (default)" if origin == "default" else origin
             if name not in self.offered.table(kind):
                 problems.append(f"{where}: {self.offered.missing(kind, name)}")
-            elif kind == "selection":
+            elif kind in ("selection", "eligibility"):
                 try:
-                    self.selection_chain(name)
+                    if kind == "selection":
+                        self.selection_chain(name)
+                    else:
+                        self.make_eligibility_policy(name)
                 except UsageError as error:
                     problems.append(str(error))
             elif kind == "aggregator":

@@ -69,11 +69,8 @@ def test_a_device_that_lacks_a_capability_is_told_which():
 )
 def test_an_option_that_does_not_do_is_told(key, value, message):
     name = key.split(".")[1]
-    plugins = Plugins.load(
-        environ={}, working_folder="/", overrides={"eligibility": name, key: value}
-    )
     with pytest.raises(UsageError, match=message):
-        plugins.make_eligibility_policies()
+        Plugins.load(environ={}, working_folder="/", overrides={"eligibility": name, key: value})
 
 
 def test_it_is_asked_at_check_in():

@@ -203,6 +203,11 @@ MISTAKES = {
         "[fcp:population:p]\nselection = fife",
         r"\[fcp:population:p\] selection: no active plugin .* 'fife'. Did you mean 'fifo'",
     ),
+    "a policy that cannot be made": (
+        "[fcp:task:t]\neligibility = sampling_without_replacement\n"
+        "eligibility.sampling_without_replacement.group_regex = (",
+        r"group_regex: '\(' is no regular expression",
+    ),
     "two for one": (
         "[fcp:population:p]\naggregator = median, unweighted_mean",
         r"\[fcp:population:p\] aggregator: median and unweighted_mean both serve federated_mean",
