@@ -82,19 +82,20 @@ class GraphCache:
     def __init__(self, source: ExampleSource) -> None:
         self._source = source
         self._lock = threading.Lock()
-        self._graphs: OrderedDict[bytes, SessionPool] = OrderedDict()
+        self._graphs: OrderedDict[tuple[bytes, bool], SessionPool] = OrderedDict()
 
-    def get(self, graph_bytes: bytes) -> SessionPool:
+    def get(self, graph_bytes: bytes, *, rewritten: bool) -> SessionPool:
         """Return the sessions of a serialized GraphDef, importing it if it is new.
 
+        :param rewritten: whether the functions that it calls may ask TensorFlow to optimise them.
         :raises StatusError: INVALID_ARGUMENT if the graph cannot be imported.
         """
-        key = hashlib.sha256(graph_bytes).digest()
+        key = hashlib.sha256(graph_bytes).digest(), rewritten
         # Importing under the lock: whoever wants the same graph would only import it again.
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
-                graph = _Importer(graph_bytes, self._source).load()
+                graph = _Importer(graph_bytes, self._source, rewritten).load()
                 self._graphs[key] = graph
                 while len(self._graphs) > _MAX_GRAPHS:
                     self._graphs.popitem(last=False)
@@ -113,7 +114,7 @@ class _Node:
 class _Importer:
     """Imports one graph in stages."""
 
-    def __init__(self, graph_bytes: bytes, source: ExampleSource) -> None:
+    def __init__(self, graph_bytes: bytes, source: ExampleSource, rewritten: bool) -> None:
         self._tf = import_tensorflow()
         self._source = source
         try:
@@ -126,6 +127,8 @@ class _Importer:
             node.device = ""
             if "_class" in node.attr:
                 del node.attr["_class"]
+        if not rewritten:
+            self._leave_functions()
         self._nodes = {
             node.name: _Node(node, tuple(_node_name(i) for i in node.input))
             for node in self._def.node
@@ -139,6 +142,23 @@ class _Importer:
         self._scope = "fcp_client"
         while any(name.startswith(self._scope) for name in self._nodes):
             self._scope += "_"
+
+    def _leave_functions(self) -> None:
+        """Have no function rewritten when it is called: a session's settings do not reach them."""
+        nodes = [*self._def.node, *(n for f in self._def.library.function for n in f.node_def)]
+        made: dict[bytes, bytes] = {}
+        for node in nodes:
+            if "config_proto" not in node.attr:
+                continue
+            value = node.attr["config_proto"].s
+            if value not in made:
+                try:
+                    config = self._tf.compat.v1.ConfigProto.FromString(value)
+                except DecodeError as error:
+                    raise _bad(f"its node {node.name!r} has no ConfigProto: {error}") from error
+                config.graph_options.rewrite_options.disable_meta_optimizer = True
+                made[value] = config.SerializeToString(deterministic=True)
+            node.attr["config_proto"].s = made[value]
 
     def load(self) -> SessionPool:
         """Return the sessions of the graph, which is finalized."""

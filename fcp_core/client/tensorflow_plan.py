@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fcp_core.client.executors import FEDERATED_SELECT_URI, PlanExecutor, PlanRun
+from fcp_core.client.interruption import Interruption
 from fcp_core.client.tensorflow_graph import GraphCache, import_tensorflow
 from fcp_core.client.tensorflow_sessions import SessionPool
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
@@ -27,10 +29,13 @@ class TensorFlowExecutor(PlanExecutor):
 
     :param threads: how many threads an operation may use, unless the plan brings its own session
         configuration; few, so that many clients fit one machine.
+    :param at_once: how many plans run at the same time, the others wait; None: as many as there
+        are processors. More would only make each other slow, and need a session each.
     """
 
-    def __init__(self, *, threads: int = 1) -> None:
+    def __init__(self, *, threads: int = 1, at_once: int | None = None) -> None:
         self._threads = threads
+        self._gate = _Gate(at_once or os.cpu_count() or 1)
         self._lock = threading.Lock()
         self._active: dict[bytes, _ActiveRun] = {}
         self._graphs = GraphCache(self._examples)
@@ -72,7 +77,8 @@ class TensorFlowExecutor(PlanExecutor):
             has = "only a TFLite graph" if plan.tflite_graph else "no graph"
             raise StatusError(Code.UNIMPLEMENTED, f"the plan has {has}; a GraphDef is needed")
         tf = import_tensorflow()
-        sessions = self._graphs.get(plan.graph)
+        own_config = bool(plan.tensorflow_config_proto.value)
+        sessions = self._graphs.get(plan.graph, rewritten=own_config)
         spec = plan.phase.tensorflow_spec
         feeds: dict[str, Any] = {**_constants(tf, spec.constant_inputs), **given}
         if input_filepath:
@@ -109,6 +115,7 @@ class TensorFlowExecutor(PlanExecutor):
             raise StatusError(Code.INVALID_ARGUMENT, f"TensorFlow plan: {error}") from error
         try:
             with (
+                self._gate.passage(run.interruption),
                 sessions.session(self._config(tf, run.plan)) as session,
                 run.interruption.unblocking(session.close),
             ):
@@ -128,7 +135,7 @@ class TensorFlowExecutor(PlanExecutor):
             inter_op_parallelism_threads=max(2, self._threads),
             device_count={"GPU": 0},
         )
-        # A session runs once, so rewriting the graph costs more than it saves.
+        # Functions of datasets are rewritten for every run, which costs more than it saves.
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         return config
 
@@ -138,6 +145,35 @@ class TensorFlowExecutor(PlanExecutor):
         if active is None:
             raise StatusError(Code.INVALID_ARGUMENT, "a dataset was read with an unknown token")
         return active.elements(selector_bytes)
+
+
+class _Gate:
+    """Lets so many runs through at the same time."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def passage(self, interruption: Interruption) -> Iterator[None]:
+        """Wait for a place, and have it inside.
+
+        :raises StatusError: CANCELLED if the client is interrupted before.
+        """
+        with interruption.unblocking(self._wake), self._changed:
+            self._changed.wait_for(lambda: self._room > 0 or interruption.requested)
+            interruption.check()
+            self._room -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._room += 1
+                self._changed.notify_all()  # one that is woken may have been interrupted
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
 
 @dataclass

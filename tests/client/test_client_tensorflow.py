@@ -11,6 +11,7 @@ import pytest
 from fcp_core.client import CallableStore, CollectionStore, EmptyExamplesStore, PlanRun
 from fcp_core.client.executors import run_plan
 from fcp_core.client.interruption import Interruption
+from fcp_core.client.tensorflow_graph import GraphCache
 from fcp_core.client.tensorflow_plan import TensorFlowExecutor
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
@@ -469,6 +470,75 @@ def test_interruption_ends_a_running_plan(executor, counting_plan):
         )
     stopper.join()
     assert caught.value.code is Code.CANCELLED
+
+
+def test_only_so_many_plans_run_at_once(counting_plan, sessions_made):
+    executor = TensorFlowExecutor(at_once=1)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [
+            pool.submit(run, executor, counting_plan, store_of(b"x" * n), checkpoint=START)
+            for n in range(8)
+        ]
+        assert [future.result()["total"] for future in runs] == [100 + 2 * n for n in range(8)]
+    assert len(sessions_made) == 1
+
+
+def test_interruption_of_a_plan_that_waits_for_its_turn(counting_plan):
+    executor = TensorFlowExecutor(at_once=1)
+    reading = threading.Event()
+    first, second = Interruption(), Interruption()
+
+    def endless(selector):
+        while True:
+            reading.set()
+            yield b"x" * 1000
+
+    def work(store, interruption):
+        run(executor, counting_plan, store, checkpoint=START, interruption=interruption)
+
+    with ThreadPoolExecutor(2) as pool:
+        holding = pool.submit(work, CallableStore(endless), first)
+        assert reading.wait(60)
+        waiting = pool.submit(work, store_of(b"x"), second)
+        second.request()
+        assert waiting.exception(60).code is Code.CANCELLED
+        first.request()
+        assert holding.exception(60).code is Code.CANCELLED
+    assert run(executor, counting_plan, store_of(b"x"), checkpoint=START)["total"] == 102
+
+
+def calling_graph():
+    """Return a graph that calls a function, whose node carries settings of its own."""
+    with tf.Graph().as_default() as graph:
+        tf.function(lambda x: x + 1)(v1.placeholder(tf.int32, (), "x"))
+    return graph.as_graph_def()
+
+
+def settings_of(graph_def):
+    (call,) = (node for node in graph_def.node if "config_proto" in node.attr)
+    return v1.ConfigProto.FromString(call.attr["config_proto"].s)
+
+
+@pytest.mark.parametrize("rewritten", [True, False])
+def test_functions_are_rewritten_only_for_a_plan_with_settings_of_its_own(rewritten):
+    graph_def = calling_graph()
+    cache = GraphCache(lambda token, selector: ())
+    given = graph_def.SerializeToString()
+    imported = cache.get(given, rewritten=rewritten).graph.as_graph_def()
+    expected = settings_of(graph_def)
+    if not rewritten:
+        expected.graph_options.rewrite_options.disable_meta_optimizer = True
+    assert settings_of(imported) == expected
+    assert cache.get(given, rewritten=rewritten) is not cache.get(given, rewritten=not rewritten)
+
+
+def test_a_function_whose_settings_are_malformed():
+    graph_def = calling_graph()
+    (call,) = (node for node in graph_def.node if "config_proto" in node.attr)
+    call.attr["config_proto"].s = b"\xff"
+    with pytest.raises(StatusError, match="has no ConfigProto") as caught:
+        GraphCache(lambda *_: ()).get(graph_def.SerializeToString(), rewritten=False)
+    assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 def test_a_session_configuration_of_the_plan(executor, counting_plan):
