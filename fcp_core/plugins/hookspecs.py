@@ -300,7 +300,8 @@ def fcp_startup(config: Config) -> Awaitable[None] | None:
     """Prepare.
 
     Life cycle; once, on the event loop, before the storage is opened and before the first request.
-    May be ``async``. Plugins start one after the other.
+    May be ``async``. Plugins start one after the other. A server of several processes has the
+    plugins in each, and each calls this once; the storage is opened in the first only.
 
     :param config: as for aggregators.
     :returns: None, or an awaitable that the server awaits.
@@ -317,7 +318,7 @@ def fcp_shutdown() -> Awaitable[None] | None:
     """Clean up.
 
     Life cycle; once, on the event loop, after the last request and after the storage is closed. May
-    be ``async``. Plugins stop in the reverse order.
+    be ``async``. Plugins stop in the reverse order. Each process of a server calls it.
 
     :returns: None, or an awaitable that the server awaits.
     :raises Exception: is logged; the others are shut down all the same.

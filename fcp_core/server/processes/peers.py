@@ -316,7 +316,9 @@ class Workers:
             except UsageError as error:
                 logger.error("process %d of the server does not start: %s", number, error)
             else:
-                return
+                break
+        if self._stopping:
+            await self.drain()  # it may have come after the others were told
 
 
 def _reap(process: subprocess.Popen[bytes]) -> int:

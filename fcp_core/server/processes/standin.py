@@ -84,12 +84,6 @@ class Answer:
 class RemoteMedia:
     """Uploads stay in this process, and only their sizes are told; downloads are fetched once."""
 
-    #: Bytes of uploads that wait: the process that decides counts those of all.
-    held = 0
-
-    #: Bytes of uploads that wait: the process that decides counts those of all.
-    held = 0
-
     def __init__(self, link: Link, folds: WorkerFolds) -> None:
         self._link = link
         self._folds = folds

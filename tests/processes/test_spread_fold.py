@@ -1,0 +1,224 @@
+"""Folds that lie in several processes, here with the processes' parts on one event loop."""
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from fcp_core.aggregation.engine import Engine, EngineFactory, Fold
+from fcp_core.aggregation.local import LocalEngine
+from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.status import Code
+from fcp_core.server.processes.folds import WorkerFolds
+from fcp_core.server.processes.link import Link
+from fcp_core.server.processes.spread import PeerBody, SpreadEngine
+from fcp_core.testing.engines import AGGREGATORS, JOB, EngineConformance, blob
+
+WAIT = 30.0
+
+
+class Worker:
+    """A worker without its process."""
+
+    def __init__(self, engine, spread):
+        self.engine = engine
+        self.folds = WorkerFolds(engine)
+        handlers = {
+            name: getattr(self.folds, name)
+            for name in ("open_fold", "fold", "partial", "drop_fold", "drop_body")
+        }
+        self.link = Link(handlers, lambda: None)
+        self.peer = Link({}, lambda: spread.lost(self.peer))
+
+    async def start(self):
+        self.engine.start()
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        await loop.create_unix_connection(lambda: self.link, sock=theirs)
+        await loop.create_unix_connection(lambda: self.peer, sock=ours)
+
+    def body(self, data):
+        return PeerBody(self.peer, self.folds.keep(data), len(data))
+
+    async def stop(self):
+        self.link.close()
+        self.peer.close()
+        self.engine.stop()
+
+
+class Spread(Engine):
+    """An engine of two processes, or three, with an event loop of its own."""
+
+    def __init__(self, factories, options):
+        self.spread = SpreadEngine(LocalEngine(factories, 1, 0), 2)
+        self.factories = factories
+        self.workers = []
+
+    def run(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(WAIT)
+
+    def start(self):
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+
+        async def begin():
+            self.spread.start()
+            self.workers = [Worker(LocalEngine(self.factories, 1), self.spread) for _ in range(2)]
+            for worker in self.workers:
+                await worker.start()
+
+        self.run(begin())
+
+    def stop(self):
+        async def end():
+            self.spread.stop()
+            for worker in self.workers:
+                await worker.stop()
+            await asyncio.sleep(0)
+
+        if not self.loop.is_closed():
+            self.run(end())
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(WAIT)
+            self.loop.close()
+
+    def open(self, job, partials=()):
+        return Dealt(self, self.spread.open(job, partials))
+
+
+class Dealt(Fold):
+    """Has two processes in turn receive a contribution."""
+
+    def __init__(self, engine, fold):
+        self.engine = engine
+        self.fold = fold
+        self.count = 0
+
+    def add(self, contribution, blob):
+        self.count += 1
+        if self.count % 2:
+            return self.fold.add(contribution, blob)
+        worker = self.engine.workers[0]
+        return self.fold.add_held(contribution, worker.body(blob))
+
+    def merge(self, partial):
+        return self.fold.merge(partial)
+
+    def partial(self):
+        return self.fold.partial()
+
+    def report(self, checkpoint_format="tf_v1"):
+        return self.fold.report(checkpoint_format)
+
+    def abort(self):
+        self.fold.abort()
+
+
+class TestSpreadEngine(EngineConformance):
+    factory = EngineFactory("spread", "folds in two processes", Spread)
+
+
+@pytest.fixture
+def spread():
+    engine = Spread(AGGREGATORS, {})
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+def outcome(future):
+    error = future.exception(WAIT)
+    return Code.OK if error is None else error.code
+
+
+def total(future):
+    return open_checkpoint(future.result(WAIT))["sum"].tolist()
+
+
+def test_a_report_waits_for_what_was_added_before(spread):
+    fold = spread.spread.open(JOB)
+    adding = [fold.add_held(str(n), spread.workers[n % 2].body(blob(n))) for n in range(8)]
+    adding += [fold.add(str(n), blob(n)) for n in range(8, 12)]
+    report = fold.report()
+    assert total(report) == [111_111_111_111, 12]
+    assert {outcome(future) for future in adding} == {Code.OK}
+    assert [worker.folds.held for worker in spread.workers] == [0, 0]
+
+
+def test_one_contribution_counts_once_wherever_it_comes(spread):
+    fold = spread.spread.open(JOB)
+    first, second = spread.workers
+    assert outcome(fold.add_held("a", first.body(blob(0)))) is Code.OK
+    assert outcome(fold.add_held("a", second.body(blob(0)))) is Code.ALREADY_EXISTS
+    assert outcome(fold.add("a", blob(0))) is Code.ALREADY_EXISTS
+    # A refused one may come again, at another process.
+    assert outcome(fold.add_held("b", first.body(b"nonsense"))) is Code.INVALID_ARGUMENT
+    assert outcome(fold.add_held("b", second.body(blob(1)))) is Code.OK
+    assert total(fold.report()) == [11, 2]
+    spread.run(first.peer.call("drop_fold", 0))
+    assert [worker.folds.held for worker in spread.workers] == [0, 0]
+
+
+def test_a_fold_that_lost_something_says_so_once(spread):
+    fold = spread.spread.open(JOB)
+    told = []
+    heard = threading.Event()
+    fold.on_loss(lambda why: (told.append(why), heard.set()))
+    first, second = spread.workers
+    assert outcome(fold.add_held("a", first.body(blob(0)))) is Code.OK
+    lost = first.body(blob(1))
+    spread.run(second.stop())  # it has nothing of this fold
+    spread.run(first.stop())
+    assert heard.wait(WAIT)
+    assert told == ["a process of the server ended that had folded 1 of them"]
+    assert outcome(fold.add_held("b", lost)) is Code.ABORTED
+    assert outcome(fold.report()) is Code.ABORTED
+
+
+def test_a_process_that_had_nothing_is_no_loss(spread):
+    fold = spread.spread.open(JOB)
+    told = []
+    fold.on_loss(told.append)
+    first, _ = spread.workers
+    assert outcome(fold.add("a", blob(0))) is Code.OK
+    assert outcome(fold.add_held("b", first.body(b"nonsense"))) is Code.INVALID_ARGUMENT
+    lost = first.body(blob(1))
+    spread.run(first.stop())
+    assert outcome(fold.add_held("b", lost)) is Code.UNAVAILABLE
+    assert outcome(fold.add("b", blob(2))) is Code.OK
+    assert total(fold.report()) == [101, 2]
+    assert told == []
+
+
+def test_a_fold_that_was_aborted_is_dropped_everywhere(spread):
+    fold = spread.spread.open(JOB)
+    first, _ = spread.workers
+    assert outcome(fold.add_held("a", first.body(blob(0)))) is Code.OK
+    assert len(first.folds._folds) == 1
+    fold.abort()
+    late = fold.add_held("b", first.body(blob(1)))
+    assert outcome(late) is Code.ABORTED
+    spread.run(first.peer.call("drop_body", 0))  # after what was told before
+    assert first.folds._folds == {}
+    assert first.folds.held == 0
+
+
+def test_processes_share_what_may_be_kept(spread):
+    """The sum of what they keep can be merged in the end."""
+    engine = SpreadEngine(LocalEngine(AGGREGATORS, 0), 4)
+
+    async def kept():
+        engine.start()
+        return engine.open(JOB)._job.max_kept_bytes
+
+    assert spread.run(kept()) == JOB.max_kept_bytes // 4
+
+
+def test_other_engines_fold_what_is_here_only():
+    engine = LocalEngine(AGGREGATORS, 0)
+    engine.start()
+    with pytest.raises(NotImplementedError):
+        engine.open(JOB).add_held("a", PeerBody(None, 1, 1))
+    engine.stop()
