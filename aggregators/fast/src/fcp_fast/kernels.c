@@ -177,8 +177,10 @@ done:
 #define PREFETCH(address) ((void)0)
 #endif
 
-/* How far ahead bytes are asked for; beyond the end that does nothing. */
+/* How far ahead bytes are asked for; beyond the end that does nothing. It helps where a cache holds
+ * both arrays, and hinders where memory sends them as fast as it can. */
 #define AHEAD 4096
+#define CACHE_BYTES (16 << 20)
 
 /* Elements come from any address: memcpy of one is an unaligned load. */
 #define ADD_ONE(type, at, factor)                                                                 \
@@ -198,33 +200,34 @@ done:
     for (; i + step <= count; i += step) {                                                        \
         for (int64_t j = 0; j < step; j++)                                                        \
             ADD_ONE(type, i + j, factor);                                                         \
-        for (int line = 0; line < 256; line += 64)                                                \
+        for (int line = 0; ask && line < 256; line += 64)                                         \
             PREFETCH((uintptr_t)source + (uintptr_t)i * sizeof(type) + AHEAD + line);             \
     }                                                                                             \
     for (; i < count; i++)                                                                        \
         ADD_ONE(type, i, factor);
 
 #define ADD(name, type, target)                                                                   \
-    target static void name(type *restrict total, const char *restrict source, int64_t count)     \
+    target static void name(type *restrict total, const char *restrict source, int64_t count,     \
+                            int ask)                                                              \
     {                                                                                             \
         ADD_MANY(type, )                                                                          \
     }
 
 #define ADD_PRODUCT(name, type, target)                                                           \
     target static void name(type *restrict total, const char *restrict source, int64_t count,     \
-                            type weight)                                                          \
+                            int ask, type weight)                                                 \
     {                                                                                             \
         ADD_MANY(type, *weight)                                                                   \
     }
 
 /* Unsigned integers, whose sums wrap around: signed ones have the same bits. */
 typedef struct {
-    void (*add_float)(float *, const char *, int64_t);
-    void (*add_double)(double *, const char *, int64_t);
-    void (*add_int32)(uint32_t *, const char *, int64_t);
-    void (*add_int64)(uint64_t *, const char *, int64_t);
-    void (*add_float_product)(float *, const char *, int64_t, float);
-    void (*add_double_product)(double *, const char *, int64_t, double);
+    void (*add_float)(float *, const char *, int64_t, int);
+    void (*add_double)(double *, const char *, int64_t, int);
+    void (*add_int32)(uint32_t *, const char *, int64_t, int);
+    void (*add_int64)(uint64_t *, const char *, int64_t, int);
+    void (*add_float_product)(float *, const char *, int64_t, int, float);
+    void (*add_double_product)(double *, const char *, int64_t, int, double);
 } Adders;
 
 #define ADDERS(suffix, target)                                                                    \
@@ -288,30 +291,30 @@ static int check_rows(const int64_t *row, Py_ssize_t rows, int64_t size, Kind ki
 }
 
 static void add_rows(const int64_t *row, Py_ssize_t rows, Kind kind, void *total,
-                     const char *data, const double *weights)
+                     const char *data, const double *weights, int ask)
 {
     for (Py_ssize_t i = 0; i < rows; i++, row += ROW_COLUMNS) {
         const char *source = data + row[1];
         switch (kind) {
         case FLOAT:
             if (row[3] < 0)
-                adders->add_float((float *)total + row[0], source, row[2]);
+                adders->add_float((float *)total + row[0], source, row[2], ask);
             else
-                adders->add_float_product((float *)total + row[0], source, row[2],
+                adders->add_float_product((float *)total + row[0], source, row[2], ask,
                                            (float)weights[row[3]]);
             break;
         case DOUBLE:
             if (row[3] < 0)
-                adders->add_double((double *)total + row[0], source, row[2]);
+                adders->add_double((double *)total + row[0], source, row[2], ask);
             else
-                adders->add_double_product((double *)total + row[0], source, row[2],
+                adders->add_double_product((double *)total + row[0], source, row[2], ask,
                                            weights[row[3]]);
             break;
         case INT32:
-            adders->add_int32((uint32_t *)total + row[0], source, row[2]);
+            adders->add_int32((uint32_t *)total + row[0], source, row[2], ask);
             break;
         case INT64:
-            adders->add_int64((uint64_t *)total + row[0], source, row[2]);
+            adders->add_int64((uint64_t *)total + row[0], source, row[2], ask);
             break;
         }
     }
@@ -347,7 +350,8 @@ static PyObject *fast_add(PyObject *module, PyObject *args)
     if (check_rows(rows.buf, count, size, kind, &total, &data, &weights) < 0)
         goto done;
     PyThreadState *state = data.len > SHORT_BYTES ? PyEval_SaveThread() : NULL;
-    add_rows(rows.buf, count, kind, total.buf, data.buf, weights.buf);
+    add_rows(rows.buf, count, kind, total.buf, data.buf, weights.buf,
+             total.len + data.len <= CACHE_BYTES);
     if (state)
         PyEval_RestoreThread(state);
     result = 0;
