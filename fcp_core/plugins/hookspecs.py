@@ -230,8 +230,9 @@ def fcp_retry_window(
     :param accepted: whether the window is for a device that was given work.
     :param load: ``open_tasks``, ``missing`` (contributions wanted now), ``needs`` (the same,
         remembered for some minutes), ``waiting`` (candidates), ``check_in_rate`` (a second, over
-        the last minute), ``population_size`` (an estimate), and ``pace``, the account behind the
-        last two, a :class:`fcp_core.rounds.pacing.Pace`, to ask but not to change.
+        the last minute), ``population_size`` (an estimate), ``pace``, the account behind the last
+        two, a :class:`fcp_core.rounds.pacing.Pace`, to ask but not to change, and ``not_before``
+        (seconds before which selection policies want no device that they send away back).
     :param now: the time, in seconds since 1970.
     :param pacing: the options of each section ``[fcp:pacing.NAME]``, by NAME, as they hold for the
         population.

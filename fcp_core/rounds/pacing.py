@@ -111,6 +111,17 @@ class Pace:
         self._due[first + 1 : last] += share
         self._due[last] += share * (end - last)
 
+    def instead(self, booked: RetryWindow, window: RetryWindow, at: float, now: float) -> None:
+        """Take note that a device goes by another window than the one that was booked for it.
+
+        :param at: when the device was told both.
+        """
+        self._advance(now)
+        # What is over cannot be taken back.
+        if booked != window and now < at + booked.delay_min:
+            self.handed_out(booked, at, -1)
+            self.handed_out(window, at)
+
     def rate(self, now: float) -> float:
         """Return check-ins a second over the last minute."""
         return self._rate.rate(now)

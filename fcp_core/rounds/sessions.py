@@ -19,7 +19,7 @@ from enum import Enum
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
-from fcp_core.rounds.policies import CheckIn
+from fcp_core.rounds.policies import CheckIn, RetryWindow
 
 #: Stands between the principal and the certificate of a sender.
 _AND = "\x1f"
@@ -70,6 +70,8 @@ class DeviceSession:
     unconditional: frozenset[str] | None = None
     plan_alone: bool = False
     sender: str | None = None
+    #: When it checked in, and when it is to come back: if it is given a task, and if not.
+    windows: tuple[float, RetryWindow, RetryWindow] | None = None
     waiting: bool = False
     operation: str | None = None
     ended: str | None = None

@@ -64,7 +64,8 @@ def fcp_retry_window(
 def choose_window(load: Mapping[str, Any], options: Mapping[str, Any], now: float) -> RetryWindow:
     """Return when a device that checks in now should come back.
 
-    :param load: ``pace``, ``needs`` and ``population_size``, as the hook gets them.
+    :param load: ``pace``, ``needs``, ``population_size`` and perhaps ``not_before``, as the hook
+        gets them.
     :param options: those of ``[fcp:pacing.adaptive]``.
     """
     pace: Pace = load["pace"]
@@ -72,18 +73,20 @@ def choose_window(load: Mapping[str, Any], options: Mapping[str, Any], now: floa
     longest = min(max(options["max_delay"], 2 * shortest), HORIZON * SLOT)
     period = 2 * shortest
     # Before they have been given windows, all that is known of devices is that they come.
+    soonest = min(max(shortest, load.get("not_before", 0.0)), (HORIZON - 2) * SLOT)
+    longest = min(max(longest, soonest + period), HORIZON * SLOT)
     size = max(load["population_size"], pace.recent(period, now))
     rate = options["target_rate"] or max(
         load["needs"] / options["fill_time"], 2 * size / longest, 0.001
     )
     if size < rate * period:
-        meeting = math.ceil((now + shortest) / period) * period - now
+        meeting = math.ceil((now + soonest) / period) * period - now
         return RetryWindow(meeting, meeting + max(size / rate, _SHORTEST_MEETING))
     free = rate * SLOT * _FILL - pace.forecast(rate, now)
     into = now % SLOT
-    first = math.ceil((into + shortest) / SLOT)
+    first = math.ceil((into + soonest) / SLOT)
     last = int(longest / SLOT)
     slot = first + int(np.argmax(free[first:last] > 0))
     if free[slot] <= 0:
-        return RetryWindow(longest / 2, longest)
+        return RetryWindow(max(longest / 2, soonest), longest)
     return RetryWindow(slot * SLOT - into, (slot + 1) * SLOT - into)

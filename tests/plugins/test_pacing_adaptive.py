@@ -66,6 +66,18 @@ def test_a_population_too_large_for_the_rate_is_spread_over_the_longest_delay():
     assert choose_window(load_of(pace), OPTIONS, NOW) == RetryWindow(43200.0, 86400.0)
 
 
+@pytest.mark.parametrize("size", [300.0, 1e6])
+@pytest.mark.parametrize("soonest", [0.0, 60.0, 5000.0, 86400.0, 1e9])
+def test_nobody_comes_before_policies_want_them(size, soonest):
+    pace = Pace()
+    pace.came(NOW)
+    load = {**load_of(pace), "population_size": size, "not_before": soonest}
+    window = choose_window(load, OPTIONS, NOW)
+    least = max(OPTIONS["min_delay"], min(soonest, 2 * 86400.0 - 120))
+    assert least <= window.delay_min < least + 240 + 60
+    assert window.delay_min < window.delay_max
+
+
 def test_without_a_target_the_tasks_needs_decide():
     options = {**OPTIONS, "target_rate": None}
     pace = Pace()

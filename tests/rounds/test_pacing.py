@@ -100,3 +100,19 @@ def test_a_clock_that_jumps_is_survived():
         pace.handed_out(RetryWindow(100, 200), now)
         assert np.isfinite(pace.forecast(1.0, now)).all()
         assert pace.population_size(now) >= 0
+
+
+def test_a_window_is_booked_anew_unless_it_has_begun():
+    early, late = RetryWindow(120.0, 180.0), RetryWindow(7200.0, 7260.0)
+    for told, moved in ((119.0, True), (120.0, False)):
+        pace, wanted = Pace(), Pace()
+        pace.handed_out(early, 1e6, 5)
+        pace.instead(early, late, 1e6, 1e6 + told)
+        if moved:
+            wanted.handed_out(early, 1e6, 4)
+            wanted.handed_out(late, 1e6)
+        else:
+            wanted.handed_out(early, 1e6, 5)
+        now = 1e6 + 120
+        expected = [each.forecast(1.0, now) for each in (pace, wanted)]
+        np.testing.assert_allclose(*expected, atol=1e-9)

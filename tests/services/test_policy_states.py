@@ -175,6 +175,40 @@ def test_when_a_policy_wants_devices_back_is_told_to_those_who_check_in_next(kit
     asyncio.run(main())
 
 
+def test_those_who_are_sent_away_until_a_time_do_not_all_come_at_that_time(kit):
+    """Pace steering spreads them from then on, and books when they really come."""
+
+    async def main():
+        async with kit.world(
+            selection="time_windows",
+            selection__time_windows__windows="22:00-23:00",
+            selection__time_windows__wait="0s",
+            pacing__adaptive__enabled="yes",
+            pacing__adaptive__target_rate="0.5",
+            task_deadline="2d",
+        ) as world:
+            now = world.clock.now()
+            opens = (22 * 3600 - now) % 86400
+            if opens < 7200:
+                world.advance(7200)
+                opens = (22 * 3600 - world.clock.now()) % 86400
+            await world.submit(goal=9)
+            starts = []
+            for _ in range(300):
+                world.devices = 0  # what it would contribute does not matter
+                device = world.device()
+                window = (await device.check_in()).retry_window_if_rejected
+                starts.append(window.delay_min.seconds)
+                assert device.answer(await device.start()).HasField("rejection_info")
+            # The first one was told before the policy was asked.
+            assert all(start >= opens - 1 for start in starts[1:])
+            # A small population, as this one is taken for at first, gets a common time.
+            minutes = [start // 60 for start in starts[130:]]
+            assert max(minutes.count(minute) for minute in minutes) <= 31
+
+    asyncio.run(main())
+
+
 def test_a_new_task_makes_the_old_word_void(kit):
     async def main():
         async with kit.world(retry_min="10s", retry_max="40s", **CAPPED) as world:

@@ -218,6 +218,9 @@ class TaskAssignments:
     def _rejected(self, name: str, rejection: Rejection, now: float) -> None:
         population, _, session = self._waiting.pop(name)
         session.stop_waiting(f"it was rejected: {rejection.reason}")
+        if session.windows is not None:
+            at, accepted, rejected = session.windows
+            population.pace.instead(accepted, rejected, at, now)
         # The protocol's rejection is empty: the windows of the check-in say when to come back.
         response = pb.StartTaskAssignmentResponse()
         response.rejection_info.SetInParent()

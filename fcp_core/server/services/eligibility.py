@@ -75,11 +75,12 @@ class EligibilityEvalTasks:
         check_in = _check_in(request, principal_of(sender))
         session_id = self._tokens.uuid()
         load = population.load(now)
-        accepted, rejected = (
-            self._plugins.retry_window(population.name, accepted=flag, load=load, now=now)
-            for flag in (True, False)
+        accepted = self._plugins.retry_window(population.name, accepted=True, load=load, now=now)
+        # Policies say when they want those back whom they send away, and nothing of the others.
+        load = {**load, "not_before": population.not_before(now)}
+        rejected = population.rejection_window(
+            self._plugins.retry_window(population.name, accepted=False, load=load, now=now), now
         )
-        rejected = population.rejection_window(rejected, now)
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )
@@ -98,6 +99,7 @@ class EligibilityEvalTasks:
                 unconditional=offer.unconditional if offer.conditional else None,
                 plan_alone=offer.plan_alone,
                 sender=sender,
+                windows=(now, accepted, rejected),
             )
             self._accept(response, session, offer, now)
         given = rejected if response.HasField("rejection_info") else accepted

@@ -160,6 +160,7 @@ class Population:
             "check_in_rate": self.pace.rate(now),
             "population_size": self.pace.population_size(now),
             "pace": self.pace,
+            "not_before": 0.0,
         }
 
     def arrive(self, candidate: Candidate, waiter: Waiter, now: float) -> None:
@@ -247,6 +248,10 @@ class Population:
                 if self._away is None or self._away[0] <= now or away < self._away:
                     self._away = away
 
+    def not_before(self, now: float) -> float:
+        """Return seconds before which policies want no device that they send away back."""
+        return 0.0 if self._away is None else max(0.0, self._away[0] - now)
+
     def rejection_window(self, window: RetryWindow, now: float) -> RetryWindow:
         """Return when a device that checks in now is to come back if it gets no task.
 
@@ -254,7 +259,7 @@ class Population:
 
         :param window: what the pace says; it is put off, and not made shorter.
         """
-        if self._away is None or self._away[0] - now <= window.delay_min:
+        if self._away is None or self.not_before(now) <= window.delay_min:
             return window
         start, end = self._away[0] - now, self._away[1] - now
         return RetryWindow(start, max(end, start + window.delay_max - window.delay_min))
