@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fcp_core.protocol.checkpoint import open_checkpoint, write_tf_v1
+from fcp_core.protocol.checkpoint import CheckpointReader, open_checkpoint, write_tf_v1
 from fcp_core.protocol.status import StatusError
 
 tf = pytest.importorskip("tensorflow")
@@ -122,6 +122,25 @@ def test_many_tensors_share_blocks(tmp_path: Path, count: int) -> None:
     for name, wanted in tensors.items():
         same(theirs[name], wanted)
         same(restore(tmp_path / "ours", name, tf.int32), wanted)
+
+
+def test_files_of_one_structure_share_a_layout(tmp_path: Path) -> None:
+    """Each block holds many tensors, whose keys share their beginnings."""
+    reader = CheckpointReader()
+    layouts = set()
+    for turn in range(4):
+        rng = np.random.default_rng(turn)
+        tensors: dict[str, Any] = {
+            f"update/{i}": rng.normal(size=(i % 40, 7)).astype(np.float32) for i in range(200)
+        } | {"weight": np.array(turn + 1, np.int64), "text": np.array([b"%d" % turn], object)}
+        data = save(tmp_path / str(turn), {k: as_tensor(v) for k, v in tensors.items()})
+        checkpoint = reader.open(data)
+        layouts.add(checkpoint.layout)
+        for name, wanted in tensors.items():
+            same(checkpoint[name], wanted)
+    # The first is parsed, and the second too: its size came again.
+    assert len(layouts) == 2
+    assert {layout and len(layout.elements) for layout in layouts} == {None, 195}
 
 
 def test_blocks_of_many_sizes(tmp_path: Path) -> None:
