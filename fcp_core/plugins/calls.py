@@ -119,6 +119,8 @@ class HookCaller:
 
         :raises StatusError: as a plugin raises it; UNAVAILABLE if one fails otherwise.
         """
+        if not self._calls["fcp_authenticate"]:  # as it mostly is; this is asked for each request
+            return None
         try:
             principal = self.hook.fcp_authenticate(
                 method=method, path=path, headers=headers, peer=peer, certificate=certificate

@@ -20,14 +20,14 @@ DIRECT = 64 << 10
 #: Bytes that are read straight off the socket before other requests have their turn.
 TURN = 256 << 10
 #: Compressed bytes that are gathered before they are decompressed.
-GATHER = 512 << 10
+GATHER = 1 << 20
 #: Decompressed bytes that are made in one go.
-STEP = 1 << 20
+STEP = 4 << 20
 #: Compressed bodies up to this size are decompressed on the event loop; a hop costs more.
 INLINE = 4 << 10
 #: Compressed bytes that are handed to the decompressor at once, and decompressed bytes that it
 #: makes at once: they stay in the processor's cache until they are copied to where they belong.
-SLICE = 64 << 10
+SLICE = 128 << 10
 PIECE = 256 << 10
 #: How each gzip member begins.
 MAGIC = b"\x1f\x8b"

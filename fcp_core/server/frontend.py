@@ -202,6 +202,8 @@ class Frontend:
     def _find(self, request: Request) -> Handler:
         """Return the handler of a request."""
         path, context = request.path, self._context
+        if path.startswith("/v1/"):
+            return RPCHandler(context, request)
         if path.startswith(UPLOAD):
             return UploadHandler(context, request)
         if path.startswith(DOWNLOAD):
