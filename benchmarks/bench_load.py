@@ -1,10 +1,10 @@
 """What a device costs the server in rounds of 100 to 10,000 devices.
 
-Each round is one of ``fcp bench load``: devices with a 4-byte update, 64 of them talking at a time,
-against ``fcp serve`` in a process of its own that was warmed up. Small rounds are repeated until
-they come to 1,000 devices; each size is measured with servers of its own, in turn, and the median
-counts. In the plot's second line all devices of a round wait until the last is there (selection
-``cohort``), and poll meanwhile.
+Each round is one of ``fcp bench load``: devices with a 4-byte update and connections of their own,
+64 of them at a time, against ``fcp serve`` in a process of its own. A size is compared with rounds
+of 100 devices on the same server just before and just after, so that whatever else the machine does
+meets both; the median of some servers counts. In the plot's second line all devices of a round wait
+until the last is there (selection ``cohort``), and poll meanwhile.
 
     python benchmarks/bench_load.py [--quick] [--svg docs/images/load.svg]
 """
@@ -18,43 +18,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from goals import Goal
-from own_server import own_server
+from own_server import Target, own_server
 
 from fcp_core.bench.report import ServerCost
 from fcp_core.svg import Lines, page
 
-SIZES = (100, 300, 1_000, 3_000, 10_000)
-QUICK_SIZES = (50, 200, 800)
-#: Devices that a figure comes from, at least.
-DEVICES = 1_000
-#: Devices that come before the measurement.
-WARM_UP = 200
+#: What all other sizes are compared with, and how often before and after each of them.
+BASE, BASE_ROUNDS = 100, 5
+SIZES = (300, 1_000, 3_000, 10_000)
+QUICK_SIZES = (800,)
 #: How often each size is measured.
-TURNS = 2
+TURNS = 3
 #: How much a device may cost in the dearest size, as a multiple of what it costs in the cheapest.
 FLAT = 1.15
 
 
-def cost(size: int, **settings: str) -> float:
-    """Return milliseconds of the server's processor time for each device of rounds of a size."""
-    with own_server(**settings) as target:
-        target.load(WARM_UP)
-        costs = []
-        for _ in range(max(1, DEVICES // size)):
-            server = target.load(size).server
-            assert isinstance(server, ServerCost)  # it is our own
-            costs.append(server.cpu_ms_per_device)
-    return statistics.mean(costs)
+def cost(target: Target, size: int) -> float:
+    """Return milliseconds of the server's processor time for each device of one round."""
+    server = target.load(size).server
+    assert isinstance(server, ServerCost)  # it is our own
+    return server.cpu_ms_per_device
 
 
 def measure(sizes: Sequence[int], turns: int, **settings: str) -> dict[int, float]:
-    """Return the median cost of a device for rounds of each size."""
-    found: dict[int, list[float]] = {size: [] for size in sizes}
+    """Return the cost of a device for the base size and each of the others, in milliseconds."""
+    ratios: dict[int, list[float]] = {size: [] for size in sizes}
+    base: list[float] = []
     for _ in range(turns):
         for size in sizes:
-            found[size].append(cost(size, **settings))
-            print(f"{size:6d} devices: {found[size][-1]:.2f} ms each", file=sys.stderr)
-    return {size: statistics.median(costs) for size, costs in found.items()}
+            with own_server(**settings) as target:
+                target.load(2 * BASE)  # to warm it up
+                around = [cost(target, BASE) for _ in range(BASE_ROUNDS)]
+                here = cost(target, size)
+                around += [cost(target, BASE) for _ in range(BASE_ROUNDS)]
+            base += around
+            ratios[size].append(here / statistics.mean(around))
+            print(
+                f"{size:6d} devices: {here:.2f} ms each, x{ratios[size][-1]:.3f} of {BASE}",
+                file=sys.stderr,
+            )
+    middle = statistics.median(base)
+    return {BASE: middle} | {size: middle * statistics.median(ratios[size]) for size in sizes}
 
 
 def goals(quick: bool) -> list[Goal]:

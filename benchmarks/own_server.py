@@ -38,7 +38,7 @@ class Target:
         """
         load = Load(clients=clients, bodies=[b""], connections=connections, gzip=gzip)
         task = BenchTask(elements, broadcast=broadcast)
-        report = run(self._client, load, task, usage=self._server.usage)
+        report = run(self._client, load, task, server=self._server)
         if report.contributed < clients or report.task is None or report.task.exact is not True:
             raise RuntimeError(f"the round went wrong: {report.outcomes}, {report.task}")
         return report

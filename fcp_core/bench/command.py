@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from fcp_core.admin.client import AdminClient
     from fcp_core.bench import Load, Report
     from fcp_core.bench.report import ServerCost, TaskEnd
-    from fcp_core.bench.server import Usage
+    from fcp_core.bench.server import OwnServer
     from fcp_core.bench.task import BenchTask
     from fcp_core.cli import Invocation
 
@@ -34,6 +33,7 @@ def bench() -> None:
 @bench.command()
 @click.option("--clients", default=1000, show_default=True, help="Virtual devices.")
 @click.option("--connections", default=64, show_default=True, help="How many talk at a time.")
+@click.option("--keep", is_flag=True, help="Devices take over the connections of others.")
 @click.option("--server", help="A server's address; without it, one is started for the run.")
 @click.option("--token-file", type=_FILE, help="Its admin token: the run brings its own task.")
 @click.option("--api-key", default="", help="Sent with every request of a device.")
@@ -138,7 +138,7 @@ def _on_own_server(invocation: Invocation, load: Load, task: BenchTask, goal: in
     for name, value in settings.items():
         arguments += ["--set", f"{name}={value}"]
     with OwnServer(arguments) as server, AdminClient(server.url, server.token) as client:
-        return _with_own_task(client, load, task, goal, server.usage)
+        return _with_own_task(client, load, task, goal, server)
 
 
 def _admin(invocation: Invocation, server: str, token_file: Path | None, load: Load) -> AdminClient:
@@ -152,12 +152,12 @@ def _with_own_task(
     load: Load,
     task: BenchTask,
     goal: int | None,
-    usage: Callable[[], Usage] | None = None,
+    server: OwnServer | None = None,
 ) -> Report:
     from fcp_core.bench.run import run
 
     try:
-        return run(client, load, task, goal, usage)
+        return run(client, load, task, goal, server)
     except StatusError as error:
         raise UsageError(
             f"the server {client.url} did not take the run's task: {error.message}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ssl
 from collections import deque
 from dataclasses import dataclass
@@ -38,9 +39,11 @@ class Origin:
     header: str
 
     @staticmethod
+    @functools.lru_cache(maxsize=64)
     def of(url: str) -> Origin:
         """Return the origin of an address.
 
+        :param url: without a path, so that there are only a few.
         :raises ValueError: if it is none that a device could use.
         """
         parts = urlsplit(url)
@@ -195,43 +198,39 @@ def _unchunk(data: bytearray) -> bytes | None:
         size = int(data[at:end].partition(b";")[0], 16)
         at = end + 2
         if size == 0:
-            # Trailers, if there are any, end with an empty line too.
-            return b"".join(pieces) if data.find(b"\r\n", at) >= 0 else None
+            # There may be trailers, and then an empty line.
+            ended = data.startswith(b"\r\n", at) or data.find(b"\r\n\r\n", at) >= 0
+            return b"".join(pieces) if ended else None
         if len(data) < at + size + 2:
             return None
         pieces.append(bytes(data[at : at + size]))
         at += size + 2
 
 
+@dataclass
+class Tally:
+    """What many :class:`Connections` did.
+
+    :param opened: how many connections were made.
+    :param bytes_received: how many bytes came, headers among them.
+    """
+
+    opened: int = 0
+    bytes_received: int = 0
+
+
 class Connections:
     """Kept connections by where they go; a new one is made if none is free.
 
     :param tls: for ``https://``.
+    :param tally: where they are counted.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None, tally: Tally) -> None:
         self._tls = tls
+        self._tally = tally
         self._free: dict[Origin, deque[Connection]] = {}
-        self._origins: dict[str, Origin] = {}
         self._all: set[Connection] = set()
-        self._closed_bytes = 0
-        #: How many were made.
-        self.opened = 0
-
-    @property
-    def bytes_received(self) -> int:
-        """How many bytes came, headers among them."""
-        return self._closed_bytes + sum(connection.bytes_received for connection in self._all)
-
-    def origin(self, url: str) -> Origin:
-        """Return the origin of an address.
-
-        :raises ValueError: as :meth:`Origin.of`.
-        """
-        base = url[: url.find("/", 8)] if url.find("/", 8) > 0 else url
-        if base not in self._origins:
-            self._origins[base] = Origin.of(base)
-        return self._origins[base]
 
     async def exchange(self, origin: Origin, head: bytes, body: bytes) -> Answer:
         """Send a request on a free connection and return its answer.
@@ -284,17 +283,26 @@ class Connections:
             )
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise too_many_files(self.opened) from None
+                raise too_many_files(self._tally.opened) from None
             raise
-        self.opened += 1
+        self._tally.opened += 1
         self._all.add(connection)
         return connection
 
     def _drop(self, connection: Connection) -> None:
         if connection in self._all:
             self._all.remove(connection)
-            self._closed_bytes += connection.bytes_received
+            self._tally.bytes_received += connection.bytes_received
         connection.close()
+
+
+def split(url: str) -> tuple[Origin, str]:
+    """Return the origin of an address, and its path with the slash before it.
+
+    :raises ValueError: as :meth:`Origin.of`.
+    """
+    at = url.find("/", 8)
+    return (Origin.of(url), "") if at < 0 else (Origin.of(url[:at]), url[at:])
 
 
 def too_many_files(connections: int) -> UsageError:

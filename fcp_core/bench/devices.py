@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from google.protobuf.message import DecodeError
 
-from fcp_core.bench.connections import Connections
+from fcp_core.bench.connections import Connections, split
 from fcp_core.bench.report import Recorder
 from fcp_core.protocol.protos import aggregations_pb2 as aggregations
 from fcp_core.protocol.protos import common_pb2 as common
@@ -45,16 +45,9 @@ class Forwarding:
     :param compressed: whether bodies are gzipped.
     """
 
-    def __init__(
-        self,
-        connections: Connections,
-        base: str,
-        extra: Mapping[str, str],
-        key: str,
-        compressed: bool,
-    ) -> None:
-        self.origin = connections.origin(base)
-        self.path = base[base.find("/", 8) :].rstrip("/") if base.find("/", 8) > 0 else ""
+    def __init__(self, base: str, extra: Mapping[str, str], key: str, compressed: bool) -> None:
+        self.origin, path = split(base)
+        self.path = path.rstrip("/")
         self.plain = f"{self.origin.header}x-goog-api-key: {key}\r\n" + "".join(
             f"{name}: {value}\r\n" for name, value in extra.items()
         )
@@ -64,11 +57,8 @@ class Forwarding:
 class World:
     """What the virtual devices of a run share."""
 
-    def __init__(
-        self, url: str, load: Load, connections: Connections, recorder: Recorder, rng: random.Random
-    ) -> None:
+    def __init__(self, url: str, load: Load, recorder: Recorder, rng: random.Random) -> None:
         self.load = load
-        self.connections = connections
         self.recorder = recorder
         self.rng = rng
         self.population = quote(load.population, safe="")
@@ -85,7 +75,7 @@ class World:
         :raises SessionError: if that is no address.
         """
         try:
-            return Forwarding(self.connections, base, extra, self.load.api_key, self.load.gzip)
+            return Forwarding(base, extra, self.load.api_key, self.load.gzip)
         except ValueError:
             raise SessionError("an address that is none") from None
 
@@ -122,11 +112,13 @@ class World:
 class VirtualDevice:
     """Goes through one session.
 
+    :param connections: its own, which are closed with the session, or those of all.
     :param body: what it contributes, as it is sent.
     """
 
-    def __init__(self, world: World, body: bytes) -> None:
+    def __init__(self, world: World, connections: Connections, body: bytes) -> None:
         self._world = world
+        self._connections = connections
         self._body = body
 
     async def run(self) -> str:
@@ -146,6 +138,8 @@ class VirtualDevice:
         except OSError as error:
             return f"connection: {error.strerror or error}"
         finally:
+            if not self._world.load.keep:
+                self._connections.close()
             self._world.turns.release()
         if outcome == "contributed":
             self._world.recorder.step("session", time.perf_counter() - began)
@@ -308,11 +302,10 @@ class VirtualDevice:
                 return gzip.decompress(inline.data)
             return bytes(inline.data)
         try:
-            origin = self._world.connections.origin(resource.uri)
+            origin, path = split(resource.uri)
         except ValueError:
             raise SessionError(f"{step}: an address that is none") from None
-        path = resource.uri[resource.uri.find("/", 8) :]
-        head = f"GET {path} HTTP/1.1\r\n{origin.header}\r\n".encode()
+        head = f"GET {path or '/'} HTTP/1.1\r\n{origin.header}\r\n".encode()
         return await self._send(step, origin, head, b"")
 
     async def _await(self, base: Forwarding, operation: Any) -> Any:
@@ -349,7 +342,7 @@ class VirtualDevice:
         """Send a request, again if the server has no room, and return the answer's body."""
         world = self._world
         recorder = world.recorder
-        send = functools.partial(world.connections.exchange, origin, head, body)
+        send = functools.partial(self._connections.exchange, origin, head, body)
         for attempt in range(world.load.retries + 1):
             began = time.perf_counter()
             status, answer = await send()

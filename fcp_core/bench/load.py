@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fcp_core.bench.connections import Connections, Origin, too_many_files
+from fcp_core.bench.connections import Connections, Origin, Tally, split, too_many_files
 from fcp_core.bench.devices import VirtualDevice, World
 from fcp_core.bench.report import Recorder, Report
 from fcp_core.errors import UsageError
@@ -30,6 +30,8 @@ class Load:
         *gzip* is set).
     :param connections: how many of them talk at a time. One that waits to poll an operation, or to
         send a request again, does not talk.
+    :param keep: whether a device takes over a connection that another does not need any more, as
+        behind a proxy; otherwise each has connections of its own.
     :param population: the population that they belong to.
     :param task: the name of the task that they take; None: any.
     :param gzip: whether their requests are compressed, as the published client's are.
@@ -44,6 +46,7 @@ class Load:
     clients: int
     bodies: Sequence[bytes]
     connections: int = 64
+    keep: bool = False
     population: str = "bench"
     task: str | None = None
     gzip: bool = False
@@ -77,14 +80,16 @@ async def drive(url: str, load: Load) -> Report:
     """
     load.check()
     try:
-        origin = Origin.of(url)
+        origin, _ = split(url)
     except ValueError as error:
         raise UsageError(f"the server's address: {error}.") from None
     allow_files(min(load.connections, load.clients))
     await _reach(url, origin)
     recorder = Recorder(len(load.bodies))
-    connections = Connections(_tls(load, origin))
-    world = World(url, load, connections, recorder, random.Random(load.seed))
+    tally = Tally()
+    tls = _tls(load, origin)
+    shared = Connections(tls, tally) if load.keep else None
+    world = World(url, load, recorder, random.Random(load.seed))
     devices: set[asyncio.Task[str]] = set()
     broken: list[BaseException] = []
 
@@ -103,7 +108,7 @@ async def drive(url: str, load: Load) -> Report:
             if broken:
                 break
             kind = number % len(load.bodies)
-            device = VirtualDevice(world, load.bodies[kind])
+            device = VirtualDevice(world, shared or Connections(tls, tally), load.bodies[kind])
             task = asyncio.get_running_loop().create_task(device.run())
             devices.add(task)
             task.add_done_callback(functools.partial(ended, kind))
@@ -120,7 +125,8 @@ async def drive(url: str, load: Load) -> Report:
         for task in list(devices):
             task.cancel()
         await asyncio.gather(*devices, return_exceptions=True)
-        connections.close()
+        if shared is not None:
+            shared.close()
         await asyncio.sleep(0)  # for what asyncio does about each that is closed
     if broken:
         raise broken[0]
@@ -128,8 +134,8 @@ async def drive(url: str, load: Load) -> Report:
         clients=load.clients,
         seconds=elapsed,
         driver_cpu_seconds=time.process_time() - cpu,
-        connections=connections.opened,
-        bytes_received=connections.bytes_received,
+        connections=tally.opened,
+        bytes_received=tally.bytes_received,
     )
 
 

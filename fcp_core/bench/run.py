@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fcp_core.bench.load import Load, drive
 from fcp_core.bench.report import Report, TaskEnd
+from fcp_core.bench.server import OwnServer, quantile_ms
 from fcp_core.bench.task import BenchTask
 
 if TYPE_CHECKING:
     from fcp_core.admin.client import AdminClient
-    from fcp_core.bench.server import Usage
 
 #: The name of a run's own task.
 TASK = "bench/load"
@@ -28,14 +28,14 @@ def run(
     load: Load,
     task: BenchTask,
     goal: int | None = None,
-    usage: Callable[[], Usage] | None = None,
+    server: OwnServer | None = None,
 ) -> Report:
     """Offer a task, let devices contribute to it, check its result, and take it away.
 
     :param client: of the server that is put under load.
     :param load: its ``bodies`` and its ``task`` are replaced by the generated ones.
     :param goal: how many contributions end the round; None: as many as there are devices.
-    :param usage: returns what the server used so far; None if that is not known.
+    :param server: measure what it costs this one, which the client is of; None: that is not known.
     :raises StatusError: if the server refuses the task.
     :raises UsageError: as :func:`drive` does.
     """
@@ -45,13 +45,16 @@ def run(
     deadline = load.time_limit + _CLOSING_TIME
     offered = client.submit(task.spec(load.population, TASK, goal, deadline))
     try:
-        before = None if usage is None else usage()
+        if server is not None:
+            lags, before = server.lags(), server.usage()
         report = asyncio.run(drive(client.url, load))
         full = report.contributed >= goal
         ended = client.wait(offered.task_id, _CLOSING_TIME if full else 0.0)
         cost = None
-        if usage is not None and before is not None:
-            cost = usage().cost_since(before, load.clients)
+        if server is not None:
+            after = server.usage()
+            late = {bound: n - lags.get(bound, 0) for bound, n in server.lags().items()}
+            cost = after.cost_since(before, load.clients, quantile_ms(late, 0.99))
         exact = None
         if ended.state == "completed" and not _uncertain(report):
             exact = task.is_result(client.result(offered.task_id), report.by_body)

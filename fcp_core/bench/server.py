@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -37,24 +37,24 @@ class Usage:
     :param cpu_seconds: processor time; NaN if the system does not tell.
     :param now_mb: resident memory in MB (10⁶ bytes).
     :param peak_mb: the most that it ever had.
-    :param lags: how many measurements of the loop's lag were up to so many seconds.
     """
 
     cpu_seconds: float
     now_mb: float
     peak_mb: float
-    lags: Mapping[float, int] = field(default_factory=dict)
 
-    def cost_since(self, before: Usage, devices: int) -> ServerCost:
-        """Return what was used since another time, for so many devices."""
+    def cost_since(self, before: Usage, devices: int, lag: float | None) -> ServerCost:
+        """Return what was used since another time, for so many devices.
+
+        :param lag: the 99th percentile of the loop's lag in milliseconds, if it was measured.
+        """
         cpu = self.cpu_seconds - before.cpu_seconds
-        counts = {bound: n - before.lags.get(bound, 0) for bound, n in self.lags.items()}
         return ServerCost(
             cpu_seconds=cpu,
             cpu_ms_per_device=1000 * cpu / max(1, devices),
             idle_mb=before.now_mb,
             peak_mb=self.peak_mb,
-            loop_lag_p99_ms=quantile_ms(counts, 0.99),
+            loop_lag_p99_ms=lag,
         )
 
 
@@ -131,10 +131,10 @@ class OwnServer:
             cpu_seconds=sum(map(cpu_seconds, pids)),
             now_mb=sum(now for now, _ in memory),
             peak_mb=sum(peak for _, peak in memory),
-            lags=self._lags(),
         )
 
-    def _lags(self) -> dict[float, int]:
+    def lags(self) -> dict[float, int]:
+        """Return how often the event loop was late by up to so many seconds; nothing if unknown."""
         try:
             with urllib.request.urlopen(f"{self.url}metrics", timeout=_STOP_TIME) as answer:
                 text = answer.read().decode()

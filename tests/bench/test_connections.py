@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcp_core.bench.connections import Answer, Connection, Connections, Origin
+from fcp_core.bench.connections import Answer, Connection, Connections, Origin, Tally, split
 
 HEAD = b"HTTP/1.1 200 OK\r\nServer: x\r\n"
 
@@ -67,9 +67,13 @@ def test_an_answer_is_read_however_it_is_cut(answer, cuts):
         for cut in (*cuts, len(sent)):
             connection.data_received(sent[at : at + cut])
             at += cut
-        return await waiting, connection.reusable
+        first = await waiting
+        waiting = asyncio.ensure_future(connection.exchange(b"GET", b""))
+        await asyncio.sleep(0)
+        connection.data_received(HEAD + b"Content-Length: 4\r\n\r\nnext")
+        return first, await waiting, connection.reusable
 
-    assert asyncio.run(read()) == (meant, True)
+    assert asyncio.run(read()) == (meant, Answer(200, b"next"), True)
 
 
 async def serve(answer, use):
@@ -95,14 +99,15 @@ async def serve(answer, use):
 
 async def ask(url, times=1):
     """Return the answers to some requests, one after the other, and how many connections."""
-    connections = Connections()
-    origin = connections.origin(url)
+    tally = Tally()
+    connections = Connections(None, tally)
+    origin, _ = split(url)
     try:
         answers = [await connections.exchange(origin, b"GET /\r\n\r\n", b"") for _ in range(times)]
     finally:
         connections.close()
         await asyncio.sleep(0)
-    return answers, connections.opened
+    return answers, tally.opened
 
 
 def test_an_answer_may_last_until_the_connection_ends():
@@ -156,8 +161,9 @@ def test_what_is_no_address_is_refused(url):
 
 
 def test_the_origin_of_an_address():
-    connections = Connections()
-    origin = connections.origin("https://fcp.example.org/data/x/plan")
+    origin, path = split("https://fcp.example.org/data/x/plan")
+    assert path == "/data/x/plan"
     assert (origin.host, origin.port, origin.secure) == ("fcp.example.org", 443, True)
     assert origin.header == "Host: fcp.example.org\r\n"
-    assert connections.origin("https://fcp.example.org") is origin
+    assert split("https://fcp.example.org") == (origin, "")
+    assert Origin.of("http://localhost:8080").port == 8080
