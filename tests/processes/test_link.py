@@ -54,13 +54,14 @@ def test_what_cannot_be_sent_is_refused(monkeypatch):
 class Side:
     """One process's end, with calls that the tests make."""
 
-    def __init__(self):
+    def __init__(self, prompt):
         self.lost = asyncio.Event()
         self.heard = []
         self.go_on = asyncio.Event()
         self.link = Link(
             {"echo": self._echo, "wait": self._wait, "refuse": self._refuse, "break": self._break},
             self.lost.set,
+            prompt,
         )
 
     async def _echo(self, *values):
@@ -79,9 +80,9 @@ class Side:
 
 
 @asynccontextmanager
-async def two_sides():
+async def two_sides(prompt):
     ends = socket.socketpair()
-    sides = [Side(), Side()]
+    sides = [Side(prompt), Side(prompt)]
     loop = asyncio.get_running_loop()
     for side, end in zip(sides, ends, strict=True):
         await loop.create_unix_connection(lambda side=side: side.link, sock=end)
@@ -91,15 +92,18 @@ async def two_sides():
         await side.lost.wait()
 
 
-def run(work):
-    async def limited():
-        async with two_sides() as sides:
+@pytest.fixture(params=[(), ("echo", "wait", "refuse", "break")], ids=["in tasks", "promptly"])
+def run(request):
+    """Runs a test's coroutine with both sides, whose handlers begin in a task or before."""
+
+    async def limited(work):
+        async with two_sides(request.param) as sides:
             await asyncio.wait_for(work(*sides), WAIT)
 
-    asyncio.run(limited())
+    return lambda work: asyncio.run(limited(work))
 
 
-def test_calls_go_both_ways_and_overtake_each_other():
+def test_calls_go_both_ways_and_overtake_each_other(run):
     async def work(here, there):
         slow = asyncio.ensure_future(here.link.call("wait", "slow"))
         back = asyncio.ensure_future(there.link.call("wait", "back"))
@@ -117,7 +121,7 @@ def test_calls_go_both_ways_and_overtake_each_other():
     run(work)
 
 
-def test_errors_arrive_and_leak_nothing(caplog):
+def test_errors_arrive_and_leak_nothing(run, caplog):
     async def work(here, there):
         for code, http in ((Code.ABORTED, 409), (Code.INVALID_ARGUMENT, 413)):
             with pytest.raises(StatusError, match="not like this") as refused:
@@ -132,7 +136,7 @@ def test_errors_arrive_and_leak_nothing(caplog):
     run(work)
 
 
-def test_the_end_of_the_other_side_fails_what_waits_for_it():
+def test_the_end_of_the_other_side_fails_what_waits_for_it(run):
     async def work(here, there):
         waiting = asyncio.ensure_future(here.link.call("wait", 1))
         await here.link.call("echo")
@@ -148,7 +152,7 @@ def test_the_end_of_the_other_side_fails_what_waits_for_it():
     run(work)
 
 
-def test_a_call_that_nobody_waits_for_any_more_does_no_harm():
+def test_a_call_that_nobody_waits_for_any_more_does_no_harm(run):
     async def work(here, there):
         waiting = asyncio.ensure_future(here.link.call("wait", 1))
         await here.link.call("echo")
@@ -160,7 +164,21 @@ def test_a_call_that_nobody_waits_for_any_more_does_no_harm():
     run(work)
 
 
-def test_nonsense_ends_the_link():
+def test_a_side_that_hangs_up_gives_up_what_it_was_asked(run):
+    async def work(here, there):
+        waiting = asyncio.ensure_future(here.link.call("wait", 1))
+        await here.link.call("echo")
+        tasks = set(there.link._tasks)
+        assert len(tasks) == 1
+        there.link.close()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    run(work)
+
+
+def test_nonsense_ends_the_link(run):
     async def work(here, there):
         there.link._transport.write(b"\0\0\0\1\x01")
         await here.lost.wait()

@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import types
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Mapping
 from typing import Any, TypeAlias, cast
 
 import msgspec
@@ -80,11 +81,19 @@ class Link(asyncio.Protocol):
 
     :param handlers: what the other side may call, by name.
     :param on_lost: told once that the other side is gone.
+    :param prompt: handlers, by name, that are begun as soon as a call is there, before any task is
+        made for it; they must not ask for the current task, as time limits of asyncio do.
     """
 
-    def __init__(self, handlers: Mapping[str, Handler], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        on_lost: Callable[[], None],
+        prompt: Collection[str] = (),
+    ) -> None:
         self._handlers = dict(handlers)
         self._on_lost = on_lost
+        self._prompt = frozenset(prompt)
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
@@ -143,10 +152,17 @@ class Link(asyncio.Protocol):
         for number, head, payload in frames:
             if number < 0:
                 self._take(-number, head, payload)
-            else:
-                task = self._loop.create_task(self._serve(number, head, payload))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                continue
+            work = self._serve(number, head, payload)
+            if head in self._prompt:
+                try:
+                    waits_for = work.send(None)
+                except StopIteration:
+                    continue  # most calls wait for nothing: a task would cost more than they do
+                work = _go_on(work, waits_for)
+            task = self._loop.create_task(work)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what waits for the other side."""
@@ -193,6 +209,21 @@ class Link(asyncio.Protocol):
             error = (int(Code.INTERNAL), message, None)
         if number and not self._lost:
             self._send(-number, error, result)
+
+
+@types.coroutine
+def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """Run the rest of a coroutine that was begun and waits for something."""
+    try:
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as error:
+                waits_for = work.throw(error)
+            else:
+                waits_for = work.send(value)
+    except StopIteration:
+        return
 
 
 def _gone() -> StatusError:

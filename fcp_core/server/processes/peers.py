@@ -108,6 +108,7 @@ class WorkerPeer:
                 "expose": self._exposed,
             },
             self._ended,
+            prompt=("rpc", "begin_upload", "finish_upload", "abandon_upload"),
         )
         self._process: subprocess.Popen[bytes] | None = None
         self.started = asyncio.get_running_loop().time()

@@ -43,6 +43,7 @@ class Worker:
         self.link = Link(
             {"start": self._start, "drain": self._drain, "measures": self._measures},
             self.ended.set,
+            prompt=("open_fold", "fold", "partial", "drop_fold", "drop_body"),
         )
         self._frontend: Frontend | None = None
         self._plugins: Plugins | None = None
