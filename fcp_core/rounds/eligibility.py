@@ -121,14 +121,12 @@ class Offer:
     :param names: the names of the tasks in the offer.
     :param unconditional: those for which nothing has to be evaluated.
     :param plan_alone: whether the device gets the population's plan without a specification.
-    :param conditional: whether a task may have policies that the device has not evaluated.
     """
 
     spec: eligibility_pb2.PopulationEligibilitySpec | None
     names: frozenset[str]
     unconditional: frozenset[str]
     plan_alone: bool = False
-    conditional: bool = False
 
     @property
     def asks_plan(self) -> bool:
@@ -162,7 +160,10 @@ def make_offer(
     :param plan: the population's, if it has a plan.
     """
     offered = []
-    names = set()
+    names: set[str] = set()
+    free: set[str] = set()
+    plan_alone = False
+    native = check_in.supports_native_eligibility
     for task, policies in tasks:
         multiple = task.assignment_mode is AssignmentMode.MULTIPLE
         if task.name in names or (multiple and not check_in.supports_multiple_task_assignment):
@@ -172,17 +173,20 @@ def make_offer(
             for policy in policies
             for policy_spec in policy.policies(check_in.population, task, now)
         ]
-        by_plan = not multiple and plan is not None and _says_all(plan, wanted)
-        if wanted and not check_in.supports_native_eligibility and not by_plan:
-            continue
+        if not wanted:
+            free.add(task.name)
+        elif not native:
+            if multiple or plan is None or not _says_all(plan, wanted):
+                continue
+            plan_alone = True
         names.add(task.name)
         offered.append((task, wanted))
-    if not check_in.supports_native_eligibility and any(wanted for _, wanted in offered):
-        offered = [pair for pair in offered if pair[0].assignment_mode is AssignmentMode.SINGLE]
-        return Offer(None, _names(offered), _names(offered, unconditional=True), plan_alone=True)
+    if plan_alone:
+        taken = {t.name for t, _ in offered if t.assignment_mode is AssignmentMode.SINGLE}
+        return Offer(None, frozenset(taken), frozenset(free & taken), plan_alone=True)
     spec = _spec(offered)
     needed = spec.eligibility_policies or check_in.supports_multiple_task_assignment
-    return Offer(spec if needed else None, _names(offered), _names(offered, unconditional=True))
+    return Offer(spec if needed else None, frozenset(names), frozenset(free))
 
 
 _Offered: TypeAlias = Sequence[
@@ -198,10 +202,6 @@ def _says_all(
         spec.WhichOneof("policy_type") == "tf_custom_policy" or spec.name in plan.covers
         for spec in wanted
     )
-
-
-def _names(offered: _Offered, *, unconditional: bool = False) -> frozenset[str]:
-    return frozenset(task.name for task, wanted in offered if not (unconditional and wanted))
 
 
 def _spec(offered: _Offered) -> eligibility_pb2.PopulationEligibilitySpec:

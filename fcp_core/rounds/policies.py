@@ -36,8 +36,8 @@ class Refusal:
 def combined(refusals: Iterable[Refusal | None]) -> Refusal | None:
     """Return several answers as one: all reasons with the longest window; None if all are None."""
     found = [refusal for refusal in refusals if refusal is not None]
-    if not found:
-        return None
+    if len(found) <= 1:
+        return found[0] if found else None
     windows = [refusal.retry for refusal in found if refusal.retry is not None]
     longest = max(windows, key=lambda w: (w.delay_max, w.delay_min), default=None)
     return Refusal("; ".join(dict.fromkeys(refusal.reason for refusal in found)), longest)

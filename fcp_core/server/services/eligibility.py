@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
@@ -84,7 +83,7 @@ class EligibilityEvalTasks:
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )
-        offer, refusal = self._offer(check_in, population, now)
+        offer, conditional, refusal = self._offer(check_in, population, now)
         if not offer.names:
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
@@ -96,7 +95,7 @@ class EligibilityEvalTasks:
                 session_id,
                 check_in,
                 offered=offer.names,
-                unconditional=offer.unconditional if offer.conditional else None,
+                unconditional=offer.unconditional if conditional else None,
                 plan_alone=offer.plan_alone,
                 sender=sender,
                 windows=(now, accepted, rejected),
@@ -109,14 +108,15 @@ class EligibilityEvalTasks:
 
     def _offer(
         self, check_in: CheckIn, population: Population, now: float
-    ) -> tuple[Offer, Refusal | None]:
+    ) -> tuple[Offer, bool, Refusal | None]:
         """Return what a device is offered, and why it is not offered more.
 
-        A policy that refuses a device withholds the tasks that it is for.
+        A policy that refuses a device withholds the tasks that it is for. The second value is
+        whether a task may have policies that the device has not evaluated.
         """
         refusal = self._plugins.admit(check_in, now)
         if refusal is not None:
-            return NO_OFFER, refusal
+            return NO_OFFER, True, refusal
         verdicts: dict[int, Refusal | None] = {}
 
         def judge(policy: EligibilityPolicy) -> Refusal | None:
@@ -130,16 +130,19 @@ class EligibilityEvalTasks:
         conditional = bool(common) or self._tasks.has(population.name)
         for task, own in population.offered():
             policies = self._tasks.policies(population.name, task, own)
-            conditional = conditional or bool(policies)
-            found = combined(map(judge, policies))
+            found = None
+            if policies:
+                conditional = True
+                found = combined(map(judge, policies))
             if found is None:
                 tasks.append((task, policies))
-            refusals.append(found)
-        if not refusals:
+            else:
+                refusals.append(found)
+        if not tasks and not refusals:
             refusals = [judge(policy) for policy in common]
         plan = self._tasks.plan(population.name)
         offer = make_offer(check_in, tasks, now, None if plan is None else plan[0])
-        return replace(offer, conditional=conditional), combined(refusals)
+        return offer, conditional, combined(refusals) if refusals else None
 
     def release(self) -> None:
         """Let go of the devices that are kept waiting, and keep none any more."""
