@@ -89,16 +89,14 @@ class NumpyKernels(Kernels):
 
     def verifier(self, blocks: Spans) -> Callable[[memoryview], bool]:
         """Prepare to check checksums."""
-        parts = [(slice(*span), slice(span[1], span[1] + 4)) for span in blocks.tolist()]
+        parts = [slice(start, end) for start, end in blocks.tolist()]
+        stored = [slice(end, end + 4) for _, end in blocks.tolist()]
 
         def verify(data: memoryview) -> bool:
             raw = np.frombuffer(data, np.uint8)
-            for block, checksum in parts:
-                crc: int = google_crc32c.value(raw[block])
-                masked = ((crc >> 15 | crc << 17) + _CRC_MASK) & 0xFFFFFFFF
-                if masked != int.from_bytes(data[checksum], "little"):
-                    return False
-            return True
+            found = np.array([google_crc32c.value(raw[part]) for part in parts], np.uint32)
+            masked = (found >> np.uint32(15) | found << np.uint32(17)) + np.uint32(_CRC_MASK)
+            return masked.astype("<u4").tobytes() == b"".join([data[part] for part in stored])
 
         return verify
 
@@ -135,18 +133,17 @@ class _NumpyAdder:
                 end = first + at + length
                 self._runs[-1] = (total[start:end], self._runs[-1][1], weight)
         self._scratch = np.empty(_CHUNK_BYTES // size, self._dtype)
-        self._collected = np.empty(_CHUNK_BYTES, np.uint8)
 
     def __call__(self, data: Bytes, weights: NDArray[np.float64]) -> None:
         raw = np.frombuffer(data, np.uint8)
+        view = raw.data
         factors = [self._dtype.type(weight) for weight in weights]
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for part, pieces, weight in self._runs:
                 if len(pieces) == 1:
                     packed = raw[pieces[0]]
                 else:
-                    packed = self._collected[: part.nbytes]
-                    np.concatenate([raw[piece] for piece in pieces], out=packed)
+                    packed = np.frombuffer(b"".join([view[piece] for piece in pieces]), np.uint8)
                 values = packed.view(self._dtype)
                 if weight >= 0:
                     values = np.multiply(values, factors[weight], out=self._scratch[: part.size])
