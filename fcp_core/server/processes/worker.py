@@ -8,6 +8,7 @@ group (a terminal's interrupt, a service manager's stop) are left to that proces
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -102,6 +103,9 @@ class Worker:
             threads=told.threads,
         )
         self._frontend.start()
+        # What is there now stays: no collection need look at it again.
+        gc.collect()
+        gc.freeze()
         logger.info("process %d of the server (pid %d) is ready", told.number, os.getpid())
 
     async def _drain(self) -> None:
