@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import ssl
 import threading
 import uuid
 from collections.abc import Iterator
@@ -84,6 +85,13 @@ class AdminClient:
         for file in files:
             if file is not None and not os.path.isfile(file):
                 raise UsageError(f"the certificate file {file} does not exist.")
+        if files[1] is not None:
+            try:
+                ssl.create_default_context().load_cert_chain(files[1], files[2])
+            except ssl.SSLError as error:
+                raise UsageError(
+                    f"the client certificate {files[1]} cannot be used: {error}."
+                ) from None
         #: The server's address, with a slash at the end.
         self.url = url.rstrip("/") + "/"
         self._patience = patience

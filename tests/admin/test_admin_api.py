@@ -465,3 +465,9 @@ def test_a_certificate_opens_as_the_token_does(certificates, tmp_path):
 def test_names_of_certificates_need_an_authority(make_server):
     with pytest.raises(UsageError, match="client_ca"):
         make_server(admin__certificate_names="operator")
+
+
+def test_a_certificate_that_cannot_be_shown_is_told_at_once(tmp_path):
+    (tmp_path / "text.pem").write_text("hello")
+    with pytest.raises(UsageError, match=r"text\.pem cannot be used"):
+        AdminClient("https://localhost:1/", None, certfile=tmp_path / "text.pem")
