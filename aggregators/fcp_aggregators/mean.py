@@ -109,7 +109,10 @@ class MeanAccumulator(Accumulator):
         """Refuse a weight that is not above zero."""
         if self._weighted:
             weight = inputs[1].reshape(())[()]
-            if not weight > 0:
+            # Comparing with a signalling NaN raises a flag that says nothing here.
+            with np.errstate(invalid="ignore"):
+                positive = weight > 0
+            if not positive:
                 name = self._intrinsic.inputs[1].name
                 raise StatusError(
                     Code.INVALID_ARGUMENT, f"weight {name!r} must be above zero, not {weight}"

@@ -147,13 +147,13 @@ class Plan:
         """
         tensors: dict[str, Tensor] = {}
         weights = np.ones(len(self._weights))
-        for index, (name, dtype) in enumerate(self._weights):
-            if name not in tensors:
-                tensors[name] = checkpoint[name].reshape(())
-            number = tensors[name][()]
-            if not number > 0:
-                return None
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            for index, (name, dtype) in enumerate(self._weights):
+                if name not in tensors:
+                    tensors[name] = checkpoint[name].reshape(())
+                number = tensors[name][()]
+                if not number > 0:
+                    return None
                 weights[index] = dtype.type(number)
         others = []
         for name, adder in self._decoded:

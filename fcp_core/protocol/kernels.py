@@ -137,7 +137,6 @@ class _NumpyAdder:
     def __call__(self, data: Bytes, weights: NDArray[np.float64]) -> None:
         raw = np.frombuffer(data, np.uint8)
         view = raw.data
-        factors = [self._dtype.type(weight) for weight in weights]
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for part, pieces, weight in self._runs:
                 if len(pieces) == 1:
@@ -146,7 +145,9 @@ class _NumpyAdder:
                     packed = np.frombuffer(b"".join([view[piece] for piece in pieces]), np.uint8)
                 values = packed.view(self._dtype)
                 if weight >= 0:
-                    values = np.multiply(values, factors[weight], out=self._scratch[: part.size])
+                    # The other weights may be none of this dtype.
+                    factor = self._dtype.type(weights[weight])
+                    values = np.multiply(values, factor, out=self._scratch[: part.size])
                 np.add(part, values, out=part)
 
 

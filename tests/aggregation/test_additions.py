@@ -259,6 +259,45 @@ def test_a_weight_of_zero_is_refused_with_its_name(kernels, format):
     assert aggregator.dump() == before
 
 
+@FORMATS
+@EVERY
+def test_a_weight_is_converted_to_the_dtype_of_its_own_values_only(kernels, format):
+    weight = TensorSpec("w", DataType.DOUBLE)
+    chosen = [
+        total("wide", vector("d", DataType.DOUBLE), weight, "federated_weighted_mean"),
+        total("narrow", vector("f"), uri="federated_mean"),
+        total("count", vector("i", DataType.INT32)),
+    ]
+    tensors = {
+        "d": np.array([1, 2, 3.0]),
+        "w": np.array(1e300),
+        "f": np.array([1, 2, 3], "f4"),
+        "i": np.array([1, 2, 3], "i4"),
+    }
+    result = fold(bind(chosen, FACTORIES, {}, {}), tensors, format, kernels).report()
+    assert {name: tensor.tolist() for name, tensor in result.items()} == {
+        "wide": [1, 2, 3],
+        "narrow": [1, 2, 3],
+        "count": [5, 10, 15],
+    }
+
+
+@FORMATS
+@EVERY
+def test_a_weight_that_signals_is_refused_like_any_nan(kernels, format):
+    weight = TensorSpec("w", DataType.FLOAT)
+    bound = bind([total("m", vector("v"), weight, "federated_weighted_mean")], FACTORIES, {}, {})
+    aggregator = CheckpointAggregator(bound, kernels=kernels)
+    reader = CheckpointReader(kernels=kernels)
+    signalling = np.frombuffer(b"\x01\0\x80\x7f", "f4").reshape(())
+    for _ in range(4):
+        blob = write_checkpoint({"v": np.ones(3, "f4"), "w": signalling}, format)
+        refusal = attempt(take, aggregator, reader.open, blob)
+        assert refusal is not None
+        assert refusal[0] is Code.INVALID_ARGUMENT
+    assert aggregator.num_inputs == 0
+
+
 @EVERY
 def test_nothing_is_added_after_the_end(kernels):
     bound = bind([total("o", vector("v"))], FACTORIES, {}, {})
