@@ -184,6 +184,7 @@ def test_options_of_the_other_kind_of_server_are_refused(server):
         make(POPULATION, server=server.url, token="wrong-but-long-enough").__enter__()
 
 
+@pytest.mark.slow
 def test_certificates_do_for_the_program_and_its_devices(certificates, tmp_path):
     """A round over mutual TLS: the program shows the operator's, devices show theirs."""
     authority = certificates / "authority.pem"

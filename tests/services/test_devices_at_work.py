@@ -107,8 +107,9 @@ def test_a_task_has_no_more_devices_at_work_than_its_cap(kit, own, options, cap)
     asyncio.run(main())
 
 
+@pytest.mark.slow
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.integers(1, 3),

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcp_core.errors import MissingExtraError, UsageError
@@ -48,6 +48,7 @@ def test_a_table_without_rows_keeps_its_columns(tmp_path):
     }
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_numbers_come_back_exactly(tmp_path_factory, data):
     """Of every dtype that a result may have; NaN and infinity are values too."""
