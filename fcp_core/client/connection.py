@@ -16,8 +16,10 @@ import ssl
 import threading
 import time
 import urllib.parse
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fcp_core.errors import UsageError
 
@@ -99,7 +101,9 @@ def _origin(scheme: str, authority: str) -> Origin:
     try:
         parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
         host, port = parts.hostname, parts.port
-        name = "" if host is None else host.encode("ascii" if ":" in host else "idna").decode()
+        name = host or ""
+        if not name.isascii():
+            name = name.encode("idna").decode()
     except ValueError as error:
         raise MalformedError(f"{authority!r} is not a host: {error}") from error
     if not name or not _TARGET.fullmatch("/" + name):
@@ -343,6 +347,8 @@ class Pool:
                 ) from None
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[Connection]] = {}
+        # A pool that nobody closed closes its connections when it goes.
+        weakref.finalize(self, _close_idle, self._idle)
         self._sockets: set[socket.socket] = set()
         self._down = False
         self._thread = threading.local()
@@ -415,7 +421,10 @@ class Pool:
         return context
 
     def _connect(self, origin: Origin, timeout: float) -> Connection:
-        sock = socket.create_connection((origin.host, origin.port), timeout)
+        # As bytes, which the socket module takes as they are: text it would encode with a codec
+        # that takes longer to load than the connection to be made.
+        address: Any = (origin.host.encode(), origin.port)
+        sock = socket.create_connection(address, timeout)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if origin.secure:
@@ -429,6 +438,12 @@ class Pool:
         if late:
             _cut(sock)
         return Connection(origin, sock)
+
+
+def _close_idle(idle: dict[Origin, list[Connection]]) -> None:
+    for kept in idle.values():
+        for connection in kept:
+            connection.sock.close()
 
 
 def _cut(sock: socket.socket) -> None:

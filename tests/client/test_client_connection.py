@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import socket
 import threading
@@ -393,3 +394,14 @@ def test_only_some_connections_are_kept():
         ]
         pool.close()
         assert all(connection.sock.fileno() == -1 for connection in connections)
+
+
+def test_a_pool_that_nobody_closed_closes_its_connections():
+    with socket.create_server(("localhost", 0)) as listener:
+        origin, _ = split_url(f"http://localhost:{listener.getsockname()[1]}/")
+        pool = Pool()
+        connection = pool.take(origin, WAIT)
+        pool.give_back(connection)
+        del pool
+        gc.collect()
+        assert connection.sock.fileno() == -1
