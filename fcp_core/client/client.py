@@ -13,6 +13,7 @@ from typing import Protocol
 from typing_extensions import Self
 
 from fcp_core.client.builtin_executors import default_executors
+from fcp_core.client.cache import ResourceCache
 from fcp_core.client.calls import Calls
 from fcp_core.client.executors import PlanExecutor
 from fcp_core.client.history import History
@@ -67,6 +68,8 @@ class Client:
     :param retry: when requests answered UNAVAILABLE are sent again within a session.
     :param compress: whether request bodies are gzip-encoded, and answers and resources may be.
     :param timeout: seconds without any byte from the server before a request is given up.
+    :param cache_bytes: how much is kept, in memory, of what the server lets devices keep, such as
+        the plan of all rounds of a computation; 0: nothing.
     :raises StatusError: INVALID_ARGUMENT for an entry point or a population that is not allowed.
     :raises UsageError: if the certificate cannot be used.
     """
@@ -92,6 +95,7 @@ class Client:
         retry: RetryPolicy | None = None,
         compress: bool = True,
         timeout: float = 600.0,
+        cache_bytes: int = 8 << 20,
     ) -> None:
         check_uri(server, entry_point=True)
         self.server = server
@@ -110,6 +114,7 @@ class Client:
             timeout=timeout,
             interruption=self._interruption,
             rng=self._rng,
+            cache=ResourceCache(cache_bytes),
         )
         self._calls = Calls(self._transport, population, client_version, attestation_measurement)
         self._device = Device(

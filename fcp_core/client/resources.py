@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
+from fcp_core.client.retry import seconds_of
 from fcp_core.client.transport import Endpoint, Transport, check_uri, gunzip
 from fcp_core.protocol.protos import common_pb2
 from fcp_core.protocol.status import Code, StatusError
@@ -52,6 +53,8 @@ def _host(uri: str) -> str:
 def fetch(transport: Transport, resource: Any, *, retried: bool = True) -> bytes:
     """Return what a ``Resource`` stands for; nothing set means no bytes.
 
+    What the server lets a device keep is downloaded once.
+
     :raises StatusError: the download's status; INVALID_ARGUMENT or UNIMPLEMENTED for a resource
         that is malformed or compressed in an unknown way.
     """
@@ -61,7 +64,11 @@ def fetch(transport: Transport, resource: Any, *, retried: bool = True) -> bytes
     if kind == "uri":
         if not resource.uri:
             raise StatusError(Code.INVALID_ARGUMENT, "a resource has an empty URI")
-        return transport.download(resource.uri, retried=retried)
+        known = transport.cache.get(resource.client_cache_id)
+        if known is None:
+            known = transport.download(resource.uri, retried=retried)
+            transport.cache.put(resource.client_cache_id, known, seconds_of(resource.max_age))
+        return known
     inline = resource.inline_resource
     if inline.compression_format == common_pb2.RESOURCE_COMPRESSION_FORMAT_UNSPECIFIED:
         return bytes(inline.data)

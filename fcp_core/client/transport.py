@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fcp_core.client.cache import ResourceCache
 from fcp_core.client.connection import (
     Answer,
     BadAnswerError,
@@ -126,8 +127,10 @@ class Transport:
         timeout: float = 600.0,
         interruption: Interruption | None = None,
         rng: random.Random | None = None,
+        cache: ResourceCache | None = None,
     ) -> None:
         self.interruption = interruption or Interruption()
+        self.cache = cache or ResourceCache(0)
         self.bytes_sent = 0
         self.bytes_received = 0
         self._lock = threading.Lock()

@@ -156,6 +156,22 @@ def test_plan_and_checkpoint_by_uri(server, query_plan, make_client):
         assert not [name for name in server.of(line).headers if name.startswith("x-")]
 
 
+@pytest.mark.parametrize("cache_bytes", [1 << 20, 0])
+def test_a_plan_that_may_be_kept_is_downloaded_once(server, query_plan, make_client, cache_bytes):
+    server.script_session(query_plan)
+    response = server.assigned(query_plan)
+    plan = response.task_assignment.plan
+    plan.uri = f"{server.url}/plan"
+    plan.client_cache_id = "an id"
+    plan.max_age.seconds = 60
+    server.script[server.start] = server.done(response)
+    server.script["GET /plan"] = query_plan.SerializeToString()
+    client = make_client(cache_bytes=cache_bytes)
+    for _ in range(3):
+        assert client.run_once().outcome is Outcome.CONTRIBUTED
+    assert server.lines.count("GET /plan") == (1 if cache_bytes else 3)
+
+
 def test_inline_resources_may_be_compressed(server, query_plan, make_client):
     server.script_session(query_plan)
     assigned = server.assigned(query_plan)

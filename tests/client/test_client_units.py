@@ -23,6 +23,7 @@ from fcp_core.client import (
     read_tfrecord,
     write_tfrecord,
 )
+from fcp_core.client.cache import ResourceCache
 from fcp_core.client.operations import operation_path, polling_interval
 from fcp_core.client.resources import Router
 from fcp_core.client.transport import Endpoint, check_uri, path_variable
@@ -150,6 +151,35 @@ def test_operation_names():
     assert operation_path("operations/a b/c") == "v1/operations/a%20b/c"
     with pytest.raises(StatusError):
         operation_path("other/a")
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def test_a_cache_drops_what_was_not_used_and_what_is_too_old():
+    time = [0.0]
+    cache = ResourceCache(100, lambda: time[0])
+    cache.put("a", bytes(40), 10)
+    cache.put("b", bytes(40), 10)
+    assert cache.get("a") == bytes(40)
+    cache.put("c", bytes(50), 10)  # "b" makes room
+    assert [cache.get(name) is not None for name in "abc"] == [True, False, True]
+    time[0] = 9
+    assert cache.get("a") is not None  # and is kept for ten seconds more
+    time[0] = 15
+    assert [cache.get(name) is not None for name in "ac"] == [True, False]
+    cache.put("a", b"x", 10)
+    assert cache.get("a") == b"x"
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "size", "max_age"),
+    [(1, "a", 1, 9), (9, "", 1, 9), (9, "a", 5, 9), (9, "a", 1, 0)],
+)
+def test_what_a_cache_does_not_keep(limit, name, size, max_age):
+    cache = ResourceCache(limit)
+    cache.put(name, bytes(size), max_age)
+    assert cache.get(name) is None
 
 
 # --- examples -----------------------------------------------------------------------------------
