@@ -22,17 +22,18 @@ def test_a_population_has_no_more_devices_at_work_than_its_cap(kit):
             one = await first.assignment()
             await second.check_in()
             (two,) = await second.ask("c")
-            third = world.device(multiple=True)
+            third, fourth = world.device(multiple=True), world.device(multiple=True)
             await third.check_in()
+            await fourth.check_in()
             (three,) = await third.ask("c")
             # All three places are taken, though every task but "c" has room.
             assert await world.device().assignment() is None
             assert world.services.counts()["at_work"] == 3
             (population,) = (await world.services.admin.list_populations()).populations
             assert (population.at_work, population.missing) == (3, 6)
-            fourth = world.device(multiple=True)
-            await fourth.check_in()
             assert await fourth.ask("c") == []
+            response = await world.device(multiple=True).check_in()
+            assert response.WhichOneof("result") == "rejection_info"
             # A contribution frees a place, and so does a failure.
             await first.contribute(one)
             fifth = world.device()
@@ -44,6 +45,26 @@ def test_a_population_has_no_more_devices_at_work_than_its_cap(kit):
             await second.contribute(two)
             await third.contribute(three)
             assert await world.result(tasks[2]) == [(1 << 1) + (1 << 2), 2]
+
+    asyncio.run(main())
+
+
+def test_a_check_in_is_rejected_at_once_if_every_task_for_the_device_is_full(kit):
+    async def main():
+        async with kit.world() as world:
+            await world.submit(goal=1, name="a")
+            early = world.device()
+            await early.check_in()
+            await world.device().assignment()
+            # Who had checked in before is told when it asks; whoever comes now, at once.
+            assert early.answer(await early.start()).HasField("rejection_info")
+            late = world.device()
+            response = await late.check_in()
+            assert response.WhichOneof("result") == "rejection_info"
+            assert response.session_id == ""
+            assert response.retry_window_if_rejected.delay_max.seconds > 0
+            await world.submit(goal=1, name="b")
+            assert (await late.assignment()).task_name == "b"
 
     asyncio.run(main())
 

@@ -60,7 +60,10 @@ class EligibilityEvalTasks:
     async def request_eligibility_eval_task(
         self, request: eets.EligibilityEvalTaskRequest, sender: str | None = None
     ) -> eets.EligibilityEvalTaskResponse:
-        """Let a device check in: it gets a session, or is sent away at once if there is no task.
+        """Let a device check in: it gets a session, or is sent away at once.
+
+        The latter if there is no task for it that could take one more device now: one that comes
+        back later costs less than one that evaluates its eligibility and asks in vain.
 
         :raises StatusError: NOT_FOUND for an unknown population.
         """
@@ -84,7 +87,7 @@ class EligibilityEvalTasks:
             retry_window_if_accepted=window_message(accepted)
         )
         offer, conditional, refusal = self._offer(check_in, population, now)
-        if not offer.names:
+        if not population.has_room_for(offer.names):
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
             reason = "refused" if refusal is not None else "no_task"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -211,6 +211,15 @@ class Population:
     def has_room(self, round_: Round) -> bool:
         """Whether a round may be given one more device."""
         return round_.machine.capacity > 0 and self._places() != 0
+
+    def has_room_for(self, names: Collection[str]) -> bool:
+        """Whether a task of one of these names may be given one more device."""
+        if self._places() == 0:
+            return False
+        return any(
+            round_.spec.name in names and round_.machine.capacity > 0
+            for round_ in self.open_rounds()
+        )
 
     def _places(self) -> int | None:
         """Return how many more devices may be at work; None: any number."""
