@@ -26,7 +26,7 @@ class Worker:
         self.folds = WorkerFolds(engine)
         handlers = {
             name: getattr(self.folds, name)
-            for name in ("open_fold", "fold", "partial", "drop_fold", "drop_body")
+            for name in ("open_fold", "fold", "partial", "piece", "drop_fold", "drop_body")
         }
         self.link = Link(handlers, lambda: None)
         self.peer = Link({}, lambda: spread.lost(self.peer))

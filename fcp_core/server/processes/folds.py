@@ -13,6 +13,9 @@ from fcp_core.protocol.status import Code, StatusError
 
 Blob: TypeAlias = bytes | bytearray | memoryview
 
+#: How many bytes of a partial aggregate are sent at a time.
+PIECE = 1 << 20
+
 
 class WorkerFolds:
     """Keeps uploads by number, and folds them when it is told to.
@@ -27,6 +30,7 @@ class WorkerFolds:
         self._numbers = itertools.count(1)
         self._bodies: dict[int, Blob] = {}
         self._folds: dict[int, Fold] = {}
+        self._partials: dict[int, memoryview] = {}
         self.held = 0
 
     def keep(self, body: Blob) -> int:
@@ -62,13 +66,22 @@ class WorkerFolds:
         finally:
             self.held -= size
 
-    async def partial(self, fold: int) -> tuple[bytes, tuple[str, ...]]:
-        """Return what has been folded."""
+    async def partial(self, fold: int) -> tuple[int, tuple[str, ...]]:
+        """Make ready what has been folded; return its size and its contributions."""
         partial = await asyncio.wrap_future(self._find(fold).partial())
-        return partial.data, partial.contributions
+        self._partials[fold] = memoryview(partial.data)
+        return len(partial.data), partial.contributions
+
+    async def piece(self, fold: int, start: int) -> memoryview:
+        """Return some of what was made ready: a large frame would hold up all others."""
+        data = self._partials.get(fold, memoryview(b""))
+        if start + PIECE >= len(data):
+            self._partials.pop(fold, None)
+        return data[start : start + PIECE]
 
     async def drop_fold(self, fold: int) -> None:
         """Drop a share of a fold, if it is still there."""
+        self._partials.pop(fold, None)
         found = self._folds.pop(fold, None)
         if found is not None:
             found.abort()

@@ -285,8 +285,8 @@ class SpreadFold(Fold):
         share.folded += 1
 
     async def _merged_partial(self) -> Partial:
-        local = await asyncio.wrap_future(self._local.partial())
         theirs = await self._partials()
+        local = await asyncio.wrap_future(self._local.partial())
         if not theirs:
             return local
         whole = self._whole()
@@ -305,27 +305,49 @@ class SpreadFold(Fold):
             for future in adding:
                 future.exception()  # whoever added it is told
         theirs = await self._partials()
-        if not theirs:
-            self._drop_shares()
-            return await asyncio.wrap_future(self._local.report(checkpoint_format))
-        local = await asyncio.wrap_future(self._local.partial())
-        self._local.abort()
         # From here on no process can take anything away.
         self._drop_shares()
+        if not await self._take(theirs):
+            return await asyncio.wrap_future(self._local.report(checkpoint_format))
+        # All together is more than the share of one process.
         whole = self._whole()
         try:
-            for partial in (local, *theirs):
+            for partial in (await asyncio.wrap_future(self._local.partial()), *theirs):
                 await asyncio.wrap_future(whole.merge(partial))
         except BaseException:
             whole.abort()
             raise
+        finally:
+            self._local.abort()
         return await asyncio.wrap_future(whole.report(checkpoint_format))
+
+    async def _take(self, theirs: list[Partial]) -> list[Partial]:
+        """Merge what others have into this process's fold; leave in the list what has no room."""
+        while theirs:
+            try:
+                await asyncio.wrap_future(self._local.merge(theirs[-1]))
+            except StatusError as error:
+                if error.code is not Code.RESOURCE_EXHAUSTED:
+                    raise
+                break
+            theirs.pop()
+        return theirs
 
     async def _partials(self) -> list[Partial]:
         """Return what the other processes have, if they have anything."""
         peers = [peer for peer, share in self._shares.items() if share.folded]
-        answers = await asyncio.gather(*(peer.call("partial", self._number) for peer in peers))
-        return [Partial(data, tuple(contributions)) for data, contributions in answers]
+        return list(await asyncio.gather(*map(self._partial_of, peers)))
+
+    async def _partial_of(self, peer: Peer) -> Partial:
+        size, contributions = await peer.call("partial", self._number)
+        pieces: list[bytes] = []
+        received = 0
+        while received < size:
+            pieces.append(await peer.call("piece", self._number, received))
+            received += len(pieces[-1])
+            if not pieces[-1]:
+                raise StatusError(Code.ABORTED, "the aggregation was aborted")
+        return Partial(b"".join(pieces), tuple(contributions))
 
     def _drop_shares(self) -> None:
         shares, self._shares = self._shares, {}

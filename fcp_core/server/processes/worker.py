@@ -44,7 +44,7 @@ class Worker:
         self.link = Link(
             {"start": self._start, "drain": self._drain, "measures": self._measures},
             self.ended.set,
-            prompt=("open_fold", "fold", "partial", "drop_fold", "drop_body"),
+            prompt=("open_fold", "fold", "partial", "piece", "drop_fold", "drop_body"),
         )
         self._frontend: Frontend | None = None
         self._plugins: Plugins | None = None
@@ -83,6 +83,7 @@ class Worker:
             drop_fold=folds.drop_fold,
             drop_body=folds.drop_body,
             partial=folds.partial,
+            piece=folds.piece,
         )
         if config.get("metrics"):
             self._metrics = WorkerMetrics(SystemClock(), self.link)
