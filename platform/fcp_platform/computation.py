@@ -9,6 +9,7 @@ import tensorflow_federated as tff
 
 from fcp_platform import intrinsics, lowering
 from fcp_platform.data_source import check_name
+from fcp_platform.plan_cache import PlanCache
 
 
 class FederatedComputation(tff.Computation):  # type: ignore[misc]
@@ -56,6 +57,21 @@ class FederatedComputation(tff.Computation):  # type: ignore[misc]
         :raises TypeError: for a tensor that cannot travel.
         """
         return lowering.lower(*self._split)
+
+    def lower(self, cache: PlanCache | None) -> None:
+        """Lower the computation, or find it in a cache; nothing happens if it is lowered already.
+
+        :raises ValueError: as :attr:`lowered`.
+        :raises TypeError: as :attr:`lowered`.
+        """
+        if cache is None or "lowered" in self.__dict__:
+            self.lowered  # noqa: B018  # makes it
+            return
+        found = cache.get(self._comp)
+        if found is None:
+            cache.put(self._comp, self.lowered)
+        else:
+            self.__dict__["lowered"] = found  # what the property would keep
 
     @functools.cached_property
     def _split(self) -> tuple[Any, intrinsics.Functions]:

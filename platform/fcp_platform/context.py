@@ -30,6 +30,7 @@ from fcp_platform.data_source import (
     selectors_in_order,
 )
 from fcp_platform.naming import Leaf
+from fcp_platform.plan_cache import PlanCache, default_folder
 from fcp_platform.references import CheckpointTensorReference
 from fcp_platform.runners import LocalRunner, RemoteRunner, TaskRunner
 
@@ -77,6 +78,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     :param over_selection: how many devices may work at a time, as a multiple of the contributions
         still missing; None: the server's default.
     :param max_at_work: how many devices may work at a time in any case; None: the server's default.
+    :param plan_cache: the folder that keeps lowered computations for the next run of the program;
+        empty: ``fcp/plans`` in the user's cache folder; None: they are not kept.
     :raises ValueError: if the population's name is not one, or *minimum_fraction* no fraction.
     :raises UsageError: if the configuration does not do, the server cannot listen, or the options
         are of two kinds of server.
@@ -106,6 +109,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         minimum_fraction: float = 1.0,
         over_selection: float | None = None,
         max_at_work: int | None = None,
+        plan_cache: str | os.PathLike[str] | None = "",
     ) -> None:
         check_name("population_name", population_name)
         if not 0 < minimum_fraction <= 1:
@@ -115,6 +119,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._deadline = round_deadline
         self._minimum_fraction = minimum_fraction
         self._over_selection = over_selection
+        self._plan_cache = None if plan_cache is None else PlanCache(plan_cache or default_folder())
         self._max_at_work = max_at_work
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
         local: dict[str, Any] = {
@@ -251,6 +256,14 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         )
         return type_conversions.type_to_py_container(named, result_type)
 
+    def lower(self, comp: FederatedComputation) -> None:
+        """Lower a computation now, or find it in the plan cache, rather than when it first runs.
+
+        :raises ValueError: if a part of it cannot be made a TensorFlow graph.
+        :raises TypeError: for a tensor that cannot travel.
+        """
+        comp.lower(self._plan_cache)
+
     def _plan(self, comp: FederatedComputation, data: DataSelectionConfig) -> bytes:
         selectors = selectors_in_order(data.example_selector)
         key = (
@@ -259,6 +272,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         )
         if key not in self._plans:
             _check_data(comp, data)
+            self.lower(comp)
             plan: plan_pb2.ClientOnlyPlan = plans.build_plan(comp.lowered, selectors)
             # A program that is started again must make the same bytes.
             self._plans[key] = plan.SerializeToString(deterministic=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,12 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.backends.mapreduce import compiler
 
+from fcp_core.client.tensorflow_sessions import SessionPool
 from fcp_platform.naming import Leaf, leaves, member_types
+
+# The graphs are small and run a few times: rewriting one costs more than it saves.
+_SESSION = tf.compat.v1.ConfigProto()
+_SESSION.graph_options.rewrite_options.disable_meta_optimizer = True
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class LocalGraph:
         return outputs
 
     def run(self, values: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """Run it once, in a fresh session.
+        """Run it once, as if it had never run before.
 
         :param values: one array for each input, by the leaf's name.
         :returns: one array for each output, by the leaf's name; strings are objects (bytes).
@@ -62,6 +68,20 @@ class LocalGraph:
         self, series: Iterable[Mapping[str, Any]]
     ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """Run it for each of a series of values, in one session; see :meth:`run`."""
+        ready = self._ready
+        with ready.sessions.session(_SESSION) as session:
+            for values in series:
+                given = [values[port.leaf.name] for port in self.inputs]
+                results = session.run(ready.outputs, dict(zip(ready.inputs, given, strict=True)))
+                yield {
+                    port.leaf.name: np.asarray(
+                        result, dtype=object if isinstance(result, (bytes, str)) else None
+                    )
+                    for port, result in zip(self.outputs, results, strict=True)
+                }
+
+    @functools.cached_property
+    def _ready(self) -> _Ready:
         with tf.Graph().as_default() as graph:
             inputs = [
                 tf.compat.v1.placeholder(port.leaf.type.dtype, port.leaf.type.shape)
@@ -69,16 +89,18 @@ class LocalGraph:
             ]
             names = [port.tensor_name for port in self.inputs]
             outputs = self.add_to_graph(dict(zip(names, inputs, strict=True)), "run")
-        with tf.compat.v1.Session(graph=graph) as session:
-            for values in series:
-                given = [values[port.leaf.name] for port in self.inputs]
-                results = session.run(outputs, dict(zip(inputs, given, strict=True)))
-                yield {
-                    port.leaf.name: np.asarray(
-                        result, dtype=object if isinstance(result, (bytes, str)) else None
-                    )
-                    for port, result in zip(self.outputs, results, strict=True)
-                }
+        sessions = SessionPool(tf, graph)
+        graph.finalize()
+        return _Ready(sessions, inputs, outputs)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A graph that is imported, with its placeholders and outputs."""
+
+    sessions: SessionPool
+    inputs: list[Any]
+    outputs: list[Any]
 
 
 def local_graph(
