@@ -122,7 +122,7 @@ def main(script: Path = HERE / "devices.py", task: str = "train") -> None:
                 before = time.perf_counter()
             seconds = time.perf_counter() - started
     whole = time.perf_counter() - began
-    print(f"{given.rounds} rounds in {seconds:.2f} s, everything in {whole:.2f} s")
+    print(f"{given.rounds} rounds in {seconds:.3f} s, everything in {whole:.2f} s")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,11 @@ class Hosts:
     """
 
     def __init__(self, folders: Sequence[Path], processes: int) -> None:
+        # More plans at the same time than there are processors would only be slower.
+        at_once = max(1, (os.cpu_count() or 1) // processes)
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "fcp_platform.demo.devices", POPULATION]
+                [sys.executable, "-m", "fcp_platform.demo.devices", POPULATION, str(at_once)]
                 + [str(folder) for folder in folders[number::processes]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -125,43 +125,62 @@ class Training:
                 computation = FederatedComputation(
                     learning_process_computation(process, batches), name="train/digits"
                 )
-                computation.lowered  # noqa: B018  # lowered once, here, so that it can be timed
+                context.lower(computation)  # here, so that it can be timed
             self._board.status = ""
             with context, self._timed("rounds"):
                 hosts.start(context.server_url)
-                await _unless(hosts.watch(), self._rounds(first, state, computation, process))
+                await _unless(hosts.watch(), self._rounds(first, state, computation))
                 # While the server is there: otherwise they would not find it any more.
                 await asyncio.to_thread(hosts.stop)
 
-    async def _rounds(self, first: int, state: Any, computation: Any, process: Any) -> None:
+    async def _rounds(self, first: int, state: Any, computation: Any) -> None:
         source = FederatedDataSource(
             POPULATION, plan_pb2.ExampleSelector(collection_uri=data.COLLECTION_URI)
         )
         clients = source.iterator()
-        for number in range(first, self._settings.rounds + 1):
-            with self._board.round(number) as figures:
-                state, metrics = computation(state, clients.select(self._settings.contributions))
-                state, metrics = await tff.program.materialize_value((state, metrics))
-                weights = await tff.program.materialize_value(process.get_model_weights(state))
-                accuracy = self.evaluate(weights)
-                self._outcome.accuracy.append(accuracy)
-                train = metrics["client_work"]["train"]
-                figures.update(loss=float(train["loss"]), accuracy=accuracy)
-                await self._states.save(state, number)
-                await self._releases.release(
-                    {"train": train, "evaluation": {"accuracy": np.float32(accuracy)}}, number
-                )
+        kept: asyncio.Future[None] | None = None
+        try:
+            for number in range(first, self._settings.rounds + 1):
+                with self._board.round(number) as figures:
+                    state, metrics = computation(
+                        state, clients.select(self._settings.contributions)
+                    )
+                    state, metrics = await tff.program.materialize_value((state, metrics))
+                    # What process.get_model_weights(state) is, without asking TFF's worker for it.
+                    accuracy = self.evaluate(state.global_model_weights)
+                    self._outcome.accuracy.append(accuracy)
+                    train = metrics["client_work"]["train"]
+                    figures.update(loss=float(train["loss"]), accuracy=accuracy)
+                if kept is not None:
+                    await kept
+                # The devices do not wait for the disk.
+                kept = asyncio.ensure_future(self._keep(number, state, train, accuracy))
+        finally:
+            if kept is not None:
+                await kept
+
+    async def _keep(self, number: int, state: Any, train: Any, accuracy: float) -> None:
+        """Save the state after a round, and release its metrics."""
+        await self._states.save(state, number)
+        await self._releases.release(
+            {"train": train, "evaluation": {"accuracy": np.float32(accuracy)}}, number
+        )
+
+    @functools.cached_property
+    def _model(self) -> tf.keras.Model:
+        # Made when it is needed: TFF builds its own in graphs, which spoils what was made before.
+        return network(self._settings.seed)
 
     def evaluate(self, weights: Any) -> float:
         """Return the accuracy of a network with these weights on the held-out digits."""
-        model = network(self._settings.seed)
-        weights.assign_weights_to(model)
-        logits = model(self._held_out.images, training=False).numpy()
+        weights.assign_weights_to(self._model)
+        logits = self._model(self._held_out.images, training=False).numpy()
         return float(np.mean(np.argmax(logits, axis=1) == self._held_out.labels))
 
     def _config(self) -> dict[str, Any]:
-        # The devices have nothing else to do, so they come back at once; real ones would not.
-        config: dict[str, Any] = {"retry_min": 0.3, "retry_max": 1.0, "polling_interval": 0.05}
+        # The devices have nothing else to do: they come back at once, and wait at the server until
+        # there is a round for them. Real ones would not.
+        config: dict[str, Any] = {"retry_min": 0, "retry_max": 0, "check_in_hold": 30}
         if self._settings.aggregator is not None:
             config["aggregator"] = [self._settings.aggregator]
         return config
