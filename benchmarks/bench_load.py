@@ -25,10 +25,11 @@ from fcp_core.svg import Lines, page
 
 #: What all other sizes are compared with, and how often before and after each of them.
 BASE, BASE_ROUNDS = 100, 5
-SIZES = (300, 1_000, 3_000, 10_000)
+SIZES = (1_000, 10_000)
+PLOT_SIZES = (300, 1_000, 3_000, 10_000)
 QUICK_SIZES = (800,)
 #: How often each size is measured.
-TURNS = 3
+TURNS = 2
 #: How much a device may cost in the dearest size, as a multiple of what it costs in the cheapest.
 FLAT = 1.15
 
@@ -46,7 +47,7 @@ def measure(sizes: Sequence[int], turns: int, **settings: str) -> dict[int, floa
     base: list[float] = []
     for _ in range(turns):
         for size in sizes:
-            with own_server(**settings) as target:
+            with own_server(size, max_connections=str(2 * size), **settings) as target:
                 target.load(2 * BASE)  # to warm it up
                 around = [cost(target, BASE) for _ in range(BASE_ROUNDS)]
                 here = cost(target, size)
@@ -109,6 +110,8 @@ def main() -> None:
     parser.add_argument("--svg", type=Path, help="draw the cost by the size of the round")
     given = parser.parse_args()
     sizes, turns = (QUICK_SIZES, 1) if given.quick else (SIZES, TURNS)
+    if given.svg is not None:
+        sizes = PLOT_SIZES
     costs = measure(sizes, turns)
     for goal in goals_of(costs):
         print("  ".join(goal.row()))

@@ -45,9 +45,12 @@ class Target:
 
 
 @contextmanager
-def own_server(connections: int = 64, **settings: str) -> Iterator[Target]:
-    """Start a server, with further settings by name; ``__`` stands for a dot."""
-    allow_files(connections)
+def own_server(most_connections: int = 64, **settings: str) -> Iterator[Target]:
+    """Start a server, with further settings by name; ``__`` stands for a dot.
+
+    :param most_connections: how many there may be at a time.
+    """
+    allow_files(most_connections)
     arguments = []
     for name, value in {**SETTINGS, **settings}.items():
         arguments += ["--set", f"{name.replace('__', '.')}={value}"]

@@ -131,7 +131,7 @@ def _on_own_server(invocation: Invocation, load: Load, task: BenchTask, goal: in
     from fcp_core.bench.load import allow_files
     from fcp_core.bench.server import OwnServer
 
-    allow_files(min(load.connections, load.clients))
+    allow_files(min(load.connections, load.clients), load.most_connections)
     # Nothing of a run should stay, unless that is asked for.
     settings = {"storage": "memory", "metrics": "yes", **invocation.overrides}
     arguments = [] if invocation.config_file is None else ["--config", invocation.config_file]

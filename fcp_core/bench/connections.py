@@ -309,5 +309,5 @@ def too_many_files(connections: int) -> UsageError:
     """Return the error for a process that may not open one file for each connection."""
     return UsageError(
         f"this process may not open the files that {connections} connections need: allow more "
-        "(ulimit -n), or use fewer (--connections)."
+        "(ulimit -n), or use fewer (--connections; --keep if many devices wait)."
     )

@@ -57,6 +57,11 @@ class Load:
     time_limit: float = 600.0
     seed: int = 0
 
+    @property
+    def most_connections(self) -> int:
+        """How many there may be: a device that waits keeps its own."""
+        return min(self.connections, self.clients) if self.keep else self.clients
+
     def check(self) -> None:
         """Refuse what cannot be run.
 
@@ -83,7 +88,7 @@ async def drive(url: str, load: Load) -> Report:
         origin, _ = split(url)
     except ValueError as error:
         raise UsageError(f"the server's address: {error}.") from None
-    allow_files(min(load.connections, load.clients))
+    allow_files(min(load.connections, load.clients), load.most_connections)
     await _reach(url, origin)
     recorder = Recorder(len(load.bodies))
     tally = Tally()
@@ -139,10 +144,12 @@ async def drive(url: str, load: Load) -> Report:
     )
 
 
-def allow_files(connections: int) -> None:
+def allow_files(connections: int, most: int = 0) -> None:
     """Let this process, and those that it starts, open a file for each connection.
 
-    :raises UsageError: if the system does not allow so many.
+    :param connections: how many there are certainly.
+    :param most: how many there may be, which is allowed as far as the system lets us.
+    :raises UsageError: if the system does not allow *connections*.
     """
     try:
         import resource
@@ -150,11 +157,14 @@ def allow_files(connections: int) -> None:
         return
     needed = connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
+    wanted = max(needed, most + _OTHER_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise too_many_files(connections)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    if hard != resource.RLIM_INFINITY:
+        if hard < needed:
+            raise too_many_files(connections)
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _reach(url: str, origin: Origin) -> None:

@@ -152,7 +152,8 @@ def test_files_beyond_what_the_system_allows_are_told(monkeypatch):
     allow_files(100)
     assert set_to == []
     allow_files(3000)
-    assert set_to == [(3064, 4096)]
+    allow_files(100, 5000)
+    assert set_to == [(3064, 4096), (4096, 4096)]
 
 
 @pytest.mark.parametrize(
