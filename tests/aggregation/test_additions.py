@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcp_aggregators.plugin import fcp_register_aggregators
@@ -92,7 +92,7 @@ def take(aggregator, open_, blob):
 
 
 @pytest.mark.slow
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_state_and_the_refusals_are_those_of_the_general_way(data):
     chosen = data.draw(intrinsics())

@@ -10,7 +10,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcp_core.protocol.kernels import NumpyKernels, compiled_kernels, default_kernels
@@ -92,14 +92,14 @@ def check(case: Any) -> None:
         assert same_bits(got, plain(expected, rows, data, weights)), kernels.name
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(additions(60))
 def test_few_elements_are_added_alike(case: Any) -> None:
     check(case)
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(additions(120_000))
 def test_many_elements_are_added_alike(case: Any) -> None:
     check(case)
