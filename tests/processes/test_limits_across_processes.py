@@ -33,7 +33,7 @@ def test_a_cap_and_a_certificate(serve, kit, certificates, connect):
     assert first.task.authorization_token
     for at in other:
         # There is room in the round, but none in the population.
-        assert not kit.Device(2).assign(at).task.authorization_token
+        assert not kit.Device(2).check_in(at).session_id
         with pytest.raises(kit.Refused, match="403"):
             first.start(at)
     first.start(one[1]).upload(one[0])
