@@ -64,6 +64,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         ``{"aggregator.federated_secure_sum.allow_unprotected": True}``.
     :param plugins: further plugin objects, such as an observer of events.
     :param external_url: where devices reach the server, if not where it listens.
+    :param processes: how many processes serve: this one, and others that receive and fold.
     :param server: the address of a server elsewhere, such as ``https://fcp.example.org/``, that the
         rounds run on; the options of a server of its own are refused then.
     :param token: the admin token of that server.
@@ -99,6 +100,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         config: Mapping[str, Any] | None = None,
         plugins: Iterable[object] = (),
         external_url: str | None = None,
+        processes: int = 1,
         server: str | None = None,
         token: str | None = None,
         ca_file: str | os.PathLike[str] | None = None,
@@ -147,11 +149,22 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
                 extra=plugins,
             )
             self._runner = LocalRunner(
-                Server(loaded, populations=[population_name], host=host, **local)
+                Server(
+                    loaded,
+                    populations=[population_name],
+                    host=host,
+                    processes=processes,
+                    **local,
+                )
             )
         else:
-            own = {"config_file": config_file, "config": config, "plugins": tuple(plugins)}
+            own: dict[str, Any] = {
+                "config_file": config_file,
+                "config": config,
+                "plugins": tuple(plugins),
+            }
             own["host"] = host if host != "localhost" else None
+            own["processes"] = processes if processes != 1 else None
             _refuse({**local, **own}, f"is for a server of the program's own, not for {server}")
             if token is None and client_certfile is None:
                 raise UsageError(

@@ -176,6 +176,27 @@ def test_reference_program_with_client_processes(tmp_path: Path) -> None:
         assert sum_ in (602, 621, 640)
 
 
+@pytest.mark.slow
+def test_a_program_whose_server_has_two_processes() -> None:
+    computation = fcp_demo.FederatedComputation(sum_up, name="sum")
+    progress = Progress()
+
+    async def program() -> list[int]:
+        state: Any = np.int64(0)
+        iterator = source().iterator()
+        for _ in range(2):
+            state, _metrics = computation(state, iterator.select(4))
+        return [await state.get_value()]
+
+    # The observer is this process's alone; what all would need cannot be an object of the program.
+    with (
+        serving(processes=2, plugins=[progress]) as context,
+        devices(context, holding(7, 7, 7, 7)),
+    ):
+        assert asyncio.run(program()) == [56]
+    assert progress.count("Contributed") == 8
+
+
 def test_multiple_tasks_at_once_and_rounds_of_one_name() -> None:
     single = fcp_demo.FederatedComputation(sum_up, name="single")
     first = fcp_demo.FederatedComputation(sum_up, name="first")
