@@ -46,6 +46,8 @@ class Worker:
             self.ended.set,
             prompt=("open_fold", "fold", "partial", "piece", "drop_fold", "drop_body"),
         )
+        #: Whether requests may be under way.
+        self.serves = False
         self._frontend: Frontend | None = None
         self._plugins: Plugins | None = None
         self._engine: Engine | None = None
@@ -104,6 +106,7 @@ class Worker:
             threads=told.threads,
         )
         self._frontend.start()
+        self.serves = True
         # What is there now stays: no collection need look at it again.
         gc.collect()
         gc.freeze()
@@ -113,6 +116,7 @@ class Worker:
         """Stop accepting, and wait for the requests that are under way."""
         if self._frontend is not None:
             await self._frontend.stop()
+        self.serves = False
 
     async def _measures(self) -> Any:
         """Return what this process measures."""
@@ -142,4 +146,7 @@ async def _run(connection: socket.socket) -> None:
     worker = Worker()
     await asyncio.get_running_loop().create_unix_connection(lambda: worker.link, sock=connection)
     await worker.ended.wait()
+    if worker.serves:
+        logger.error("the process of the server that decides is gone; this one ends, too")
+        os._exit(1)  # nothing that is under way can come to an end
     await worker.close()
