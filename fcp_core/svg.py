@@ -11,7 +11,7 @@ from html import escape
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 _WIDTH, _HEIGHT = 460, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 34, 44
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,13 @@ _INNER_HEIGHT = _HEIGHT - _TOP - _BOTTOM
 
 
 def page(title: str, legend: Sequence[str], panels: Sequence[Lines | Bars]) -> str:
-    """Return an SVG document with the panels in two columns."""
+    """Return an SVG document with the panels in two columns, if there are two."""
+    width = min(2, len(panels)) * _WIDTH
     height = 60 + math.ceil(len(panels) / 2) * _HEIGHT
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * _WIDTH}" height="{height}" '
-        f'viewBox="0 0 {2 * _WIDTH} {height}" font-family="sans-serif" font-size="11">',
-        f'<rect width="{2 * _WIDTH}" height="{height}" fill="white"/>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
         _text(_LEFT, 24, title, "start", 'font-size="15" font-weight="bold"'),
     ]
     x = float(_LEFT)
@@ -149,7 +150,7 @@ def _powers(least: float, most: float) -> range:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if 1e4 <= value < 1e7 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1e3 <= value < 1e7 else f"{value:.4g}"
 
 
 def _colour(number: int) -> str:
