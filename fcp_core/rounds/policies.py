@@ -167,7 +167,10 @@ class SelectionPolicy(ABC):
 
     @abstractmethod
     def select(self, view: SelectionView) -> Selection:
-        """Decide; called when a candidate arrives, when a task opens or frees, and on ticks."""
+        """Decide; called when a candidate arrives, when a task opens or frees, and on ticks.
+
+        Where a hundred candidates wait or more, several arrivals may share a call.
+        """
 
 
 def choose_at_most(limit: int | None, policy: SelectionPolicy, view: SelectionView) -> Selection:
