@@ -399,9 +399,9 @@ def goals(quick: bool) -> list[Goal]:
             Goal("cores", f"{what}: contributions a second ({limits})", rate, LIMIT, at_most=False)
         )
         capacity = 2 * one.server / two.server
-        made.append(
-            Goal("cores", f"{what}: by the server's CPU time", capacity, LIMIT, at_most=False)
-        )
+        bare = 2 * by_server[_BARE_ONE].server / by_server[_BARE_TWO].server
+        title = f"{what}: by the server's CPU time (bare Tornado {bare:.2f})"
+        made.append(Goal("cores", title, capacity, LIMIT, at_most=False))
     return made
 
 
