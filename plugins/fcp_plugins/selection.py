@@ -24,13 +24,50 @@ from fcp_plugins.selection_fair import FairSharePolicy, parse_shares
 from fcp_plugins.selection_gathering import Gathering
 from fcp_plugins.selection_limits import RateCappedPolicy, TimeWindowsPolicy, parse_windows
 
+#: How many task names ``fifo`` knows the turns of.
+_MAX_NAMES = 100
+
 
 class FifoPolicy(SelectionPolicy):
-    """Gives the oldest task that a device may take to whoever came first; others wait."""
+    """Serves whoever came first at once, with the tasks in turn; others wait.
+
+    Tasks take turns by name, and the oldest of a name comes first, so that the rounds of one
+    computation count together. The state holds the names in order of when they were last served,
+    longest ago first.
+    """
 
     def select(self, view: SelectionView) -> Selection:
         """Decide."""
-        return Selection(_assign(view.candidates, view.tasks))
+        rooms: dict[str, list[OpenTask]] = {}
+        for task in view.tasks:
+            if task.capacity > 0:
+                rooms.setdefault(task.name, []).append(task)
+        if len(rooms) < 2:
+            return Selection(_assign(view.candidates, view.tasks), view.state)
+        known: list[str] = list(view.state or ())
+        turns = [name for name in rooms if name not in known] + [n for n in known if n in rooms]
+        left = {task.task_id: task.capacity for task in view.tasks}
+        served: dict[str, None] = {}
+        decisions = []
+        for candidate in view.candidates:
+            name = next((name for name in turns if candidate.eligible(name)), None)
+            if name is None:
+                continue
+            tasks = rooms[name]
+            task_id = tasks[0].task_id
+            decisions.append(Assign(candidate.id, task_id))
+            left[task_id] -= 1
+            if not left[task_id]:
+                del tasks[0]
+            served.pop(name, None)
+            served[name] = None
+            turns.remove(name)
+            if tasks:
+                turns.append(name)
+            elif not turns:
+                break
+        order = [name for name in known if name not in served] + list(served)
+        return Selection(decisions, order[-_MAX_NAMES:] or None)
 
 
 class UniformPolicy(SelectionPolicy):
@@ -199,7 +236,7 @@ def factories() -> list[SelectionPolicyFactory]:
     """Return the factories that the plugin registers."""
     return [
         SelectionPolicyFactory(
-            "fifo", "first come, first served: the oldest task first", lambda options: FifoPolicy()
+            "fifo", "first come, first served, with the tasks in turn", lambda options: FifoPolicy()
         ),
         SelectionPolicyFactory(
             "uniform",

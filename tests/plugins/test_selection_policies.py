@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcp_core.errors import UsageError
@@ -43,8 +43,8 @@ def views(draw):
     return candidates, tasks
 
 
-def view_of(candidates, tasks, now=100.0, seed=0):
-    return SelectionView(candidates, tasks, now=now, rng=random.Random(seed))
+def view_of(candidates, tasks, now=100.0, seed=0, state=None):
+    return SelectionView(candidates, tasks, now=now, rng=random.Random(seed), state=state)
 
 
 def check(candidates, tasks, selection):
@@ -101,15 +101,57 @@ def test_nobody_waits_for_ever(name):
     law()
 
 
-def test_fifo_serves_in_order_and_fills_the_oldest_task_first():
-    candidates = [Candidate(f"c{i}", float(i)) for i in range(5)]
-    tasks = [OpenTask("old", "t", 2, 2, 0.0), OpenTask("new", "u", 2, 2, 1.0)]
+def test_fifo_serves_in_order_and_the_tasks_in_turn():
+    candidates = [Candidate(f"c{i}", float(i)) for i in range(6)]
+    tasks = [OpenTask("old", "t", 2, 2, 0.0), OpenTask("new", "u", 3, 3, 1.0)]
     assert FifoPolicy().select(view_of(candidates, tasks)).decisions == [
         Assign("c0", "old"),
-        Assign("c1", "old"),
-        Assign("c2", "new"),
+        Assign("c1", "new"),
+        Assign("c2", "old"),
         Assign("c3", "new"),
+        Assign("c4", "new"),
     ]
+
+
+def test_fifo_fills_the_oldest_task_of_a_name_first():
+    candidates = [Candidate(f"c{i}", float(i)) for i in range(4)]
+    tasks = [
+        OpenTask("old", "t", 1, 1, 0.0),
+        OpenTask("next", "t", 2, 2, 1.0),
+        OpenTask("other", "u", 1, 1, 2.0),
+    ]
+    assert FifoPolicy().select(view_of(candidates, tasks)).decisions == [
+        Assign("c0", "old"),
+        Assign("c1", "other"),
+        Assign("c2", "next"),
+        Assign("c3", "next"),
+    ]
+
+
+def test_fifo_serves_in_turn_those_who_come_one_by_one():
+    policy, state, served = FifoPolicy(), None, []
+    for i in range(8):
+        # The third comes later: it is served first then, and has nothing to catch up.
+        names = ["t", "u"] if i < 4 else ["t", "u", "v"]
+        tasks = [OpenTask(name, name, 9, 9, 0.0) for name in names]
+        selection = policy.select(view_of([Candidate(f"c{i}", 0.0)], tasks, state=state))
+        state = selection.state
+        served += [decision.task_id for decision in selection.decisions]
+    assert served == ["t", "u", "t", "u", "v", "t", "u", "v"]
+
+
+def test_fifo_forgets_the_names_of_long_ago():
+    policy, state = FifoPolicy(), None
+    for i in range(300):
+        tasks = [OpenTask("t", "t", 9, 9, 0.0), OpenTask("x", f"name{i}", 9, 9, 0.0)]
+        candidates = [Candidate(f"c{j}", 0.0) for j in range(2)]
+        selection = policy.select(view_of(candidates, tasks, state=state))
+        assert {decision.task_id for decision in selection.decisions} == {"t", "x"}
+        state = selection.state
+    assert len(state) == 100
+    # One name alone has no turns, and nothing changes.
+    alone = view_of([Candidate("c", 0.0)], [OpenTask("t", "t", 9, 9, 0.0)], state=state)
+    assert policy.select(alone).state == state
 
 
 def test_fifo_passes_over_who_may_not():
@@ -213,6 +255,7 @@ def serve(policy, tasks, rounds, eligible=None):
     return counts, state
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0.5, 1.0, 2.0, 3.0]), min_size=1))
 def test_tasks_are_served_in_proportion_to_their_shares(shares):
     tasks = [OpenTask(f"x{name}", name, 5, 5, 0.0) for name in shares]
