@@ -58,6 +58,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_
     deadline: Seconds | None = None
     over_selection: Annotated[float, Meta(ge=1, le=1e6)] | None = None
     max_at_work: Annotated[int, Meta(ge=1)] | None = None
+    resources: Literal["inline", "uri"] | None = None
     slices: dict[str, dict[int, bytes]] = {}
     result_format: Literal["tf_v1", "federated_compute"] = "tf_v1"
     protocol: str | None = None
@@ -84,6 +85,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_
             deadline=spec.deadline,
             over_selection=spec.over_selection,
             max_at_work=spec.max_at_work,
+            resources=spec.resources,
             slices={name: dict(slices) for name, slices in spec.slices.items()},
             result_format=spec.result_format,
             protocol=spec.protocol,
@@ -107,6 +109,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_
             deadline=self.deadline,
             over_selection=self.over_selection,
             max_at_work=self.max_at_work,
+            resources=self.resources,
             slices=self.slices,
             result_format=self.result_format,
             protocol=self.protocol,

@@ -290,6 +290,16 @@ class TaskChoices(Choices):
         return chosen
 
     @property
+    def inline_below(self) -> int:
+        """The size in bytes below which a plan or a checkpoint lies in the assignment."""
+        if self._spec.resources == "uri":
+            return 0
+        inline = self._spec.resources == "inline"
+        size: int = self.config.get("max_inline_resource" if inline else "inline_resources_below")
+        # The first is the largest that does, the second the smallest that does not.
+        return size + 1 if inline and size else size
+
+    @property
     def deadline(self) -> float:
         """Seconds from its creation until the task ends by itself."""
         chosen: float = self._spec.deadline or self.config.get("task_deadline")

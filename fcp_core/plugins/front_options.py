@@ -48,13 +48,23 @@ def add_front_options(options: OptionRegistry) -> None:
     )
     options.add(
         "",
-        "slices_from",
+        "max_inline_resource",
+        "bytes",
+        "64KiB",
+        "the largest plan or checkpoint in an assignment if the task wants them there; 0: none",
+        minimum=0,
+        scopes=SCOPES,
+    )
+    options.add(
+        "",
+        "resources_from",
         "choice",
         "memory",
-        "where slices of federated select are served from",
+        "where plans, checkpoints and slices of federated select are served from",
         choices=("memory", "storage"),
         scopes=SCOPES,
     )
+    add("resource_cache", "bytes", "64MiB", "memory for what was read from the storage lately", 0)
     add("metrics", "bool", "false", "serve /metrics for Prometheus")
     add("metrics_address", "str", None, "host:port where /metrics is, instead of with the devices")
     options.add(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from google.protobuf.message import DecodeError
 
@@ -16,6 +16,9 @@ from fcp_core.protocol.status import Code, StatusError
 
 #: Population and task names (the reference platform's rule).
 NAME_PATTERN = re.compile(r"\w+(/\w+)*")
+
+#: Where a device finds a task's plan and checkpoint: in the assignment, or at an address.
+ResourceForm: TypeAlias = Literal["inline", "uri"]
 
 
 class AssignmentMode(Enum):
@@ -57,6 +60,8 @@ class TaskSpec:
         contributions still missing; at least 1; None: the server's default.
     :param max_at_work: how many devices may be assigned at a time in any case, at least 1; None:
         the server's default.
+    :param resources: ``inline``: the plan and the checkpoint lie in the assignment, each if it is
+        no larger than the server allows; ``uri``: devices fetch them; None: the server's default.
     :param slices: for federated select, ``served_at_id`` -> key -> checkpoint.
     :param result_format: the checkpoint format of the result.
     :param protocol: the aggregation protocol, by name; None: the server's default.
@@ -78,6 +83,7 @@ class TaskSpec:
     deadline: float | None = None
     over_selection: float | None = None
     max_at_work: int | None = None
+    resources: ResourceForm | None = None
     slices: Mapping[str, Mapping[int, bytes]] = field(default_factory=dict)
     result_format: CheckpointFormat = "tf_v1"
     protocol: str | None = None
@@ -105,6 +111,8 @@ class TaskSpec:
             raise _bad(f"over_selection must be at least 1, not {self.over_selection}")
         if self.max_at_work is not None and self.max_at_work < 1:
             raise _bad(f"max_at_work must be at least 1, not {self.max_at_work}")
+        if self.resources not in (None, *get_args(ResourceForm)):
+            raise _bad(f"resources must be 'inline' or 'uri', not {self.resources!r}")
         if self.deadline is not None and not self.deadline > 0:
             raise _bad(f"deadline must be a positive number of seconds, not {self.deadline}")
         if _has_privacy_ids(self.plan):

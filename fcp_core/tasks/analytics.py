@@ -18,7 +18,7 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol import wkt
 from fcp_core.protocol.protos import data_type_pb2, plan_pb2
-from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
+from fcp_core.rounds.tasks import AssignmentMode, ResourceForm, TaskSpec
 
 #: What a vector may hold: on the device, and in the aggregation.
 DTYPES: Mapping[str, tuple[data_type_pb2.DataType, DataType]] = {
@@ -88,6 +88,7 @@ class Analytics:
     deadline: float | None = None
     over_selection: float | None = None
     max_at_work: int | None = None
+    resources: ResourceForm | None = None
     assignment_mode: AssignmentMode = AssignmentMode.SINGLE
     group_by: tuple[str, ...] = ()
     sums: Mapping[str, str] = field(default_factory=dict)
@@ -121,6 +122,7 @@ class Analytics:
             deadline=self.deadline,
             over_selection=self.over_selection,
             max_at_work=self.max_at_work,
+            resources=self.resources,
             eligibility=tuple(self.eligibility),
             options={name: options for name, options in self.eligibility.items() if options},
             # This format keeps the order of the columns.

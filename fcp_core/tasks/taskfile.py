@@ -7,7 +7,7 @@ import binascii
 from pathlib import Path
 
 from fcp_core.rounds.eligibility import PolicyChoice
-from fcp_core.rounds.tasks import AssignmentMode
+from fcp_core.rounds.tasks import AssignmentMode, ResourceForm
 from fcp_core.tasks.analytics import Analytics, Query, Vector
 from fcp_core.tasks.tomlfile import TomlTable, parse_toml, read_text
 
@@ -39,6 +39,7 @@ def parse_task(text: str, shown: str = "task") -> Analytics:
         deadline=task.duration("deadline"),
         over_selection=task.get("over_selection", float, None),
         max_at_work=task.get("max_at_work", int, None),
+        resources=_resources(task),
         assignment_mode=AssignmentMode[
             task.choice("assignment_mode", ("single", "multiple"), "single").upper()
         ],
@@ -61,6 +62,12 @@ def read_policy(table: TomlTable) -> PolicyChoice:
     """
     name = table.get("policy", str)
     return PolicyChoice(name, {key: table.raw(key) for key in table.names() if key != "policy"})
+
+
+def _resources(task: TomlTable) -> ResourceForm | None:
+    if "resources" not in task.names():
+        return None
+    return "inline" if task.choice("resources", ("inline", "uri"), "") == "inline" else "uri"
 
 
 def _query(table: TomlTable) -> Query:

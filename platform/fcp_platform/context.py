@@ -19,7 +19,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import EligibilityTask
-from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
+from fcp_core.rounds.tasks import AssignmentMode, ResourceForm, TaskSpec
 from fcp_core.server.server import Server
 from fcp_platform import naming, plans, rounds, values
 from fcp_platform.computation import FederatedComputation
@@ -79,9 +79,12 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     :param over_selection: how many devices may work at a time, as a multiple of the contributions
         still missing; None: the server's default.
     :param max_at_work: how many devices may work at a time in any case; None: the server's default.
+    :param resources: whether devices find plans and checkpoints in the assignment (``inline``), as
+        far as the server allows, or fetch them (``uri``); None: as the server's options say.
     :param plan_cache: the folder that keeps lowered computations for the next run of the program;
         empty: ``fcp/plans`` in the user's cache folder; None: they are not kept.
-    :raises ValueError: if the population's name is not one, or *minimum_fraction* no fraction.
+    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, or
+        *resources* neither of the two.
     :raises UsageError: if the configuration does not do, the server cannot listen, or the options
         are of two kinds of server.
     """
@@ -111,11 +114,14 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         minimum_fraction: float = 1.0,
         over_selection: float | None = None,
         max_at_work: int | None = None,
+        resources: ResourceForm | None = None,
         plan_cache: str | os.PathLike[str] | None = "",
     ) -> None:
         check_name("population_name", population_name)
         if not 0 < minimum_fraction <= 1:
             raise ValueError(f"minimum_fraction must be above 0, at most 1, not {minimum_fraction}")
+        if resources not in (None, "inline", "uri"):
+            raise ValueError(f"resources must be 'inline' or 'uri', not {resources!r}")
         self._population = population_name
         self._base_context = base_context
         self._deadline = round_deadline
@@ -123,6 +129,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._over_selection = over_selection
         self._plan_cache = None if plan_cache is None else PlanCache(plan_cache or default_folder())
         self._max_at_work = max_at_work
+        self._resources = resources
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
         local: dict[str, Any] = {
             "port": port,
@@ -314,6 +321,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             deadline=self._deadline,
             over_selection=self._over_selection,
             max_at_work=self._max_at_work,
+            resources=self._resources,
             slices=prepared.slices,
         )
         try:

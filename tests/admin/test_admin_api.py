@@ -246,6 +246,7 @@ def test_submissions_are_specifications(make_spec):
         deadline=1.5,
         over_selection=2.0,
         max_at_work=7,
+        resources="inline",
         slices={"s": {1: b"x"}},
         result_format="federated_compute",
         protocol="simple",

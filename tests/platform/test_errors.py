@@ -250,6 +250,8 @@ class TestContext:
             fcp_platform.FederatedContext("a b")
         with pytest.raises(ValueError, match="minimum_fraction"):
             fcp_platform.FederatedContext("a", minimum_fraction=0)
+        with pytest.raises(ValueError, match="resources must be 'inline' or 'uri', not 'both'"):
+            fcp_platform.FederatedContext("a", resources="both")
         with pytest.raises(UsageError, match="retry_mim"):
             fcp_platform.FederatedContext("a", config={"retry_mim": "1s"})
 

@@ -176,6 +176,28 @@ def test_reference_program_with_client_processes(tmp_path: Path) -> None:
         assert sum_ in (602, 621, 640)
 
 
+def test_a_program_whose_plans_lie_in_the_assignments() -> None:
+    computation = fcp_demo.FederatedComputation(sum_up, name="sum")
+    sent = set()
+
+    class Watcher:
+        @hookimpl
+        def fcp_check_task(self, task: Any) -> None:
+            sent.add(task.resources)
+
+    async def program() -> int:
+        state, _metrics = computation(np.int64(0), source().iterator().select(2))
+        return await state.get_value()
+
+    with (
+        serving(resources="inline", plugins=[Watcher()]) as context,
+        # One of them may be quick enough to contribute twice.
+        devices(context, holding(7, 7)),
+    ):
+        assert asyncio.run(program()) == 14
+    assert sent == {"inline"}
+
+
 @pytest.mark.slow
 def test_a_program_whose_server_has_two_processes() -> None:
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")

@@ -54,8 +54,9 @@ def test_a_round_over_three_processes(serve, kit):
         assert len(checkpoint[1]) > 80_000
 
 
-def test_downloads_and_refusals_are_the_same_everywhere(serve, kit):
-    server = serve(2)
+@pytest.mark.parametrize("kept", ["memory", "storage"])
+def test_downloads_and_refusals_are_the_same_everywhere(serve, kit, kept):
+    server = serve(2, {"resources_from": kept})
     task = server.submit(5)
     answers = []
     for pid in server.pids:

@@ -202,11 +202,9 @@ def sum_task():
         return TaskSpec(
             population=population,
             name=name,
-            plan=b"the plan",
-            checkpoint=b"the checkpoint",
             aggregation=configuration,
             goal_count=goal,
-            **more,
+            **{"plan": b"the plan", "checkpoint": b"the checkpoint", **more},
         )
 
     return make

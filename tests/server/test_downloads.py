@@ -14,9 +14,11 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import common_pb2, plan_pb2
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
+from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.media import parse_range
-from fcp_core.server.services.downloads import publish_plan
+from fcp_core.server.services.downloads import Downloads, publish, publish_plan
 
 WAIT = 30.0
 DATA = bytes(range(256)) * 4
@@ -131,6 +133,7 @@ def make_server(tmp_path):
     running = []
 
     def make(**overrides):
+        overrides["storage.sqlite.path"] = str(tmp_path / "fcp.sqlite")
         plugins = Plugins.load(environ={}, overrides=overrides, working_folder=tmp_path)
         thread = ServerThread(Server(plugins))
         running.append(thread)
@@ -169,15 +172,26 @@ def get(uri):
 
 
 PLAN = b"the plan" * 5000
+LARGE = b"".join(bytes([n % 251, n // 251]) for n in range(500))
 SLICES = {"s_1": {0: b"zero", 7: b"seven" * 9000}, "other": {0: b"other"}}
 
 
-@pytest.mark.parametrize("kept", ["memory", "storage"])
+KEPT = {
+    "memory": {},
+    "storage": {"resources_from": "storage"},
+    "SQLite": {"resources_from": "storage", "storage": "sqlite"},
+    "SQLite without a cache": {
+        "resources_from": "storage",
+        "storage": "sqlite",
+        "resource_cache": "0",
+    },
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
 def test_each_device_gets_the_form_that_it_can_read(make_server, make_device, sum_task, kept):
-    thread = make_server(slices_from=kept)
-    spec = sum_task(goal=4, slices=SLICES)
-    spec = type(spec)(**{**spec.__dict__, "plan": PLAN})
-    task_id = submit(thread, spec)
+    thread = make_server(**KEPT[kept])
+    task_id = submit(thread, sum_task(goal=4, plan=PLAN, slices=SLICES))
     packed = assignment(make_device(thread.server.url, "people"))
     plain = assignment(make_device(thread.server.url, "people"), ())
     kinds = ("application/x-protobuf", "application/octet-stream")
@@ -201,11 +215,43 @@ def test_each_device_gets_the_form_that_it_can_read(make_server, make_device, su
             assert client.request("GET", task.plan.uri).status == 404
 
 
+@pytest.mark.parametrize("kept", KEPT)
+def test_ranges_and_tags_wherever_it_comes_from(make_server, make_device, sum_task, kept):
+    thread = make_server(**KEPT[kept])
+    submit(thread, sum_task(goal=4, plan=PLAN, slices=SLICES))
+    task = assignment(make_device(thread.server.url, "people"))
+    slices = task.federated_select_uri_info.uri_template.replace("{served_at_id}", "s_1")
+    for uri in (task.plan.uri, task.init_checkpoint.uri, slices.replace("{key_base10}", "7")):
+        _, whole = get(uri)
+        with urllib3.PoolManager(retries=False, timeout=WAIT) as client:
+
+            def ask(method="GET", uri=uri, **headers):
+                return client.request(method, uri, headers=headers, decode_content=False)
+
+            tag = ask("HEAD").headers["ETag"]
+            if uri == task.plan.uri:
+                assert tag == f'"{task.plan.client_cache_id}"'
+            part = ask(Range="bytes=5-", **{"If-Range": tag})
+            assert (part.status, part.data) == (206, whole[5:])
+            assert ask(**{"If-None-Match": tag}).status == 304
+            assert ask(Range="bytes=5-", **{"If-Range": '"other"'}).data == whole
+
+
+def test_a_server_that_starts_again_reads_what_it_stored(make_server, make_device, sum_task):
+    first = make_server(**KEPT["SQLite"])
+    submit(first, sum_task(plan=PLAN))
+    first.stop()
+    thread = make_server(**KEPT["SQLite"])
+    task = assignment(make_device(thread.server.url, "people"))
+    assert gzip.decompress(get(task.plan.uri)[1]) == PLAN
+    assert gzip.decompress(get(task.init_checkpoint.uri)[1]) == b"the checkpoint"
+    (published,) = thread.server.services.tasks._downloads._groups.values()
+    assert published.files == {}
+
+
 def test_small_resources_lie_in_the_assignment(make_server, make_device, sum_task):
     thread = make_server(inline_resources_below="100")
-    large = b"".join(bytes([n % 251, n // 251]) for n in range(500))
-    spec = sum_task(goal=2)
-    submit(thread, type(spec)(**{**spec.__dict__, "checkpoint": large}))
+    submit(thread, sum_task(goal=2, checkpoint=LARGE))
     packed = assignment(make_device(thread.server.url, "people"))
     plain = assignment(make_device(thread.server.url, "people"), ())
     for task, format, read in ((packed, 1, gzip.decompress), (plain, 0, bytes)):
@@ -213,7 +259,7 @@ def test_small_resources_lie_in_the_assignment(make_server, make_device, sum_tas
         assert task.plan.inline_resource.compression_format == format
         assert read(task.plan.inline_resource.data) == b"the plan"
         assert not task.plan.client_cache_id
-        assert read(get(task.init_checkpoint.uri)[1]) == large
+        assert read(get(task.init_checkpoint.uri)[1]) == LARGE
 
 
 def test_one_task_may_be_inline_and_another_not(make_server, make_device, sum_task, tmp_path):
@@ -228,11 +274,199 @@ def test_one_task_may_be_inline_and_another_not(make_server, make_device, sum_ta
     assert kinds == {"small": "inline_resource", "sum": "uri"}
 
 
+@pytest.mark.parametrize(
+    ("options", "own", "plan", "checkpoint"),
+    [
+        ({}, None, "uri", "uri"),
+        ({}, "inline", "inline_resource", "inline_resource"),
+        # As large as it may be, as it is sent to a device without gzip; and too large by a byte.
+        ({"max_inline_resource": "1000"}, "inline", "inline_resource", "inline_resource"),
+        ({"max_inline_resource": "999"}, "inline", "inline_resource", "uri"),
+        ({"max_inline_resource": "0"}, "inline", "uri", "uri"),
+        ({"inline_resources_below": "1MiB"}, "uri", "uri", "uri"),
+        # What an operator says of tasks that say nothing is not bounded by the other limit.
+        (
+            {"inline_resources_below": "1MiB", "max_inline_resource": "0"},
+            None,
+            "inline_resource",
+            "inline_resource",
+        ),
+        ({"resources_from": "storage"}, "inline", "inline_resource", "inline_resource"),
+        (
+            {"resources_from": "storage", "max_inline_resource": "999"},
+            "inline",
+            "inline_resource",
+            "uri",
+        ),
+    ],
+)
+def test_a_task_says_where_its_resources_are(
+    make_server, make_device, sum_task, options, own, plan, checkpoint
+):
+    thread = make_server(**options)
+    submit(thread, sum_task(checkpoint=LARGE, resources=own))
+    task = assignment(make_device(thread.server.url, "people"), ())
+    for resource, form, data in (
+        (task.plan, plan, b"the plan"),
+        (task.init_checkpoint, checkpoint, LARGE),
+    ):
+        assert resource.WhichOneof("resource") == form
+        assert (resource.inline_resource.data if form != "uri" else get(resource.uri)[1]) == data
+
+
+def test_a_task_that_says_what_is_neither(make_server, sum_task):
+    thread = make_server()
+    with pytest.raises(StatusError, match="resources must be 'inline' or 'uri', not 'both'"):
+        submit(thread, sum_task(resources="both"))
+
+
+# What comes from the storage.
+
+
+@given(
+    st.binary(max_size=300),
+    st.binary(max_size=300),
+    st.dictionaries(
+        st.sampled_from(["s", "s_1"]),
+        st.dictionaries(st.integers(0, 9), st.binary(max_size=50), max_size=2),
+        max_size=2,
+    ),
+    st.integers(0, 330),
+)
+def test_it_makes_no_difference_where_it_comes_from(plan, checkpoint, slices, inline_below):
+    spec = TaskSpec("p", "t", plan, b"", 1, checkpoint, slices=slices)
+    stored = {"plan": plan, "checkpoint": checkpoint}
+    stored |= {f"{name}_{key}": d for name, by_key in slices.items() for key, d in by_key.items()}
+    asked = []
+
+    async def source(name):
+        asked.append(name)
+        return stored.get(name)
+
+    here = publish("group", spec, inline_below=inline_below)
+    there = publish("group", spec, inline_below=inline_below, source=source)
+
+    async def check():
+        for compressed in (True, False):
+            for name in (*stored, "plan-7", "plan-07", "checkpoint-7", "s_77", "other"):
+                expected = await here.get(name, compressed=compressed)
+                assert await there.get(name, compressed=compressed) == expected
+                wanted = here.resource(name, "", compressed=compressed)
+                assert there.resource(name, "", compressed=compressed) == wanted
+            wanted = here.select_info("", compressed=compressed)
+            assert there.select_info("", compressed=compressed) == wanted
+
+    asyncio.run(check())
+    assert inline_below or "plan" in asked
+    assert not {*there.files} & {*asked}
+
+
+class Source:
+    """A storage of files that waits until it may answer."""
+
+    def __init__(self, **files):
+        self.files = files
+        self.asked = []
+        self.go = asyncio.Event()
+
+    async def __call__(self, name):
+        self.asked.append(name)
+        await self.go.wait()
+        return self.files.get(name)
+
+
+def published_from(source, group="group"):
+    spec = TaskSpec("p", "t", source.files.get("plan", b""), b"", 1, slices={"s": {0: b""}})
+    return publish(group, spec, source=source)
+
+
+def test_those_who_want_the_same_at_once_have_it_read_once():
+    async def main():
+        source = Source(plan=PLAN)
+        downloads = Downloads(1 << 20)
+        downloads.add(published_from(source))
+        first, *others = [asyncio.create_task(downloads.get("group/plan")) for _ in range(5)]
+        plain = asyncio.create_task(downloads.get("group.plain/plan"))
+        while len(source.asked) < 2:
+            await asyncio.sleep(0)
+        # The one that reads goes away: another one reads.
+        first.cancel()
+        source.go.set()
+        (packed,) = {download.data for download in await asyncio.gather(*others)}
+        assert gzip.decompress(packed) == (await plain).data == PLAN
+        assert source.asked == ["plan"] * 3
+        await downloads.get("group/plan")
+        assert len(source.asked) == 3
+        assert not downloads._reading
+
+    asyncio.run(main())
+
+
+def test_the_cache_is_bounded_and_emptied():
+    async def main():
+        source = Source(**{f"s_{key}": bytes([key]) * 10 for key in range(20)}, s_99=LARGE * 20)
+        source.go.set()
+        downloads = Downloads(10_000)
+        for group in ("a", "b"):
+            downloads.add(published_from(source, group))
+        for key in range(20):
+            for group in ("a", "b.plain", "a"):
+                assert (await downloads.get(f"{group}/s_{key}")).data
+        assert len(source.asked) == 40
+        assert 8000 < downloads._size <= 10_000
+        assert downloads._size == sum(len(d.data) + 1024 for d in downloads._cache.values())
+        # What was asked for lately is there; what is too large never is.
+        await downloads.get("a/s_19")
+        assert len(source.asked) == 40
+        for _ in range(2):
+            await downloads.get("a.plain/s_99")
+        assert len(source.asked) == 42
+        downloads.remove("a")
+        assert {name.partition("/")[0] for name in downloads._cache} == {"b.plain"}
+        downloads.remove("b")
+        assert (downloads._size, downloads._cache) == (0, {})
+
+    asyncio.run(main())
+
+
+def test_nothing_is_kept_of_a_task_that_ends_meanwhile():
+    async def main():
+        source = Source(plan=PLAN)
+        downloads = Downloads(1 << 20)
+        downloads.add(published_from(source))
+        reading = asyncio.create_task(downloads.get("group/plan"))
+        while not source.asked:
+            await asyncio.sleep(0)
+        downloads.remove("group")
+        source.go.set()
+        await reading
+        assert downloads._size == 0
+        with pytest.raises(StatusError, match="may have ended"):
+            await downloads.get("group/plan")
+
+    asyncio.run(main())
+
+
+def test_what_is_known_is_not_read_to_compare_it():
+    source = Source(plan=PLAN)
+    downloads = Downloads()
+    published = published_from(source)
+    downloads.add(published)
+    for name in ("plan", "plan-3"):
+        etag = published.plan("", separation_index=3 if "-" in name else None).client_cache_id
+        for folder in ("group", "group.plain"):
+            assert downloads.is_same(f"{folder}/{name}", etag)
+            assert not downloads.is_same(f"{folder}/{name}", "other")
+    assert not downloads.is_same("group/s_0", "any")
+    downloads.remove("group")
+    assert not downloads.is_same("group/plan", etag)
+    assert source.asked == []
+
+
 def test_a_cached_plan_is_named_by_its_content(make_server, make_device, sum_task):
     thread = make_server()
     for name, plan in (("a", b"same"), ("b", b"same"), ("c", b"other")):
-        spec = sum_task(goal=1, name=name)
-        submit(thread, type(spec)(**{**spec.__dict__, "plan": plan}))
+        submit(thread, sum_task(goal=1, name=name, plan=plan))
     tasks = {}
     for _ in range(3):
         task = assignment(make_device(thread.server.url, "people"))

@@ -75,6 +75,13 @@ def test_a_file_becomes_a_plan_and_an_aggregation():
     ]
 
 
+def test_a_file_says_where_its_plan_is():
+    assert parse_task(TASK).to_spec().resources is None
+    for form in ("inline", "uri"):
+        text = TASK.replace("deadline", f'resources = "{form}"\ndeadline')
+        assert parse_task(text).to_spec().resources == form
+
+
 def test_vectors_of_fixed_length_are_summed_element_by_element():
     text = TASK.split("[query.vectors]")[0] + (
         '[query.vectors]\nhours = { dtype = "float32", length = 24 }\n[result]\nsum = ["hours"]\n'

@@ -193,7 +193,10 @@ class WorkerPeer:
         await self._services.media.abandon_upload(name)
 
     async def _download(self, name: str, known: str | None) -> tuple[bytes, str, str, float] | None:
-        found = await self._services.media.download(name)
+        media = self._services.media
+        if known is not None and media.is_same(name, known):
+            return None
+        found = await media.download(name)
         if found.etag == known:
             return None
         return found.data, found.content_type, found.etag, found.max_age

@@ -114,7 +114,7 @@ class Services:
                     name,
                 )
         self._populations = Populations(served, make_population)
-        downloads = Downloads()
+        downloads = Downloads(settings.resource_cache)
 
         def make_parts(on_end: Callable[..., Any], on_loss: Callable[..., Any]) -> RoundParts:
             return RoundParts(

@@ -1,7 +1,8 @@
-"""What devices download: plans, checkpoints and slices, compressed once when a task opens.
+"""What devices download: plans, checkpoints and slices, kept compressed or read from the storage.
 
-A device that cannot undo gzip is told of addresses whose group ends with ``.plain``; what it asks
-for there is decompressed once, and kept as long as the task is open.
+A device that cannot undo gzip is told of addresses whose group ends with ``.plain``. What is in
+memory is compressed once when a task opens; what such a device asks for is decompressed once, and
+kept as long as the task is open. What is read from the storage goes through a cache.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import gzip
 import hashlib
 import re
 import struct
+import weakref
 import zlib
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -22,6 +25,9 @@ from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.tasks import TaskSpec
+
+#: The files of a task beside its slices, which storages keep under these names too.
+PLAN_FILES = ("plan", "checkpoint")
 
 PLAN_TYPE = "application/x-protobuf+gzip"
 CHECKPOINT_TYPE = "application/octet-stream+gzip"
@@ -45,12 +51,32 @@ _LAST_BLOCK = zlib.compressobj(wbits=-zlib.MAX_WBITS).flush()
 _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _TRAILER = struct.Struct("<II")
 
-#: Returns a slice by the name of its file, or None if there is none.
-SliceSource: TypeAlias = Callable[[str], Awaitable["bytes | None"]]
+#: Returns a plan, a checkpoint or a slice from the storage, by the name of its file; None if there
+#: is none.
+FileSource: TypeAlias = Callable[[str], Awaitable["bytes | None"]]
+
+#: What an entry of the cache counts beyond its data.
+_ENTRY = 1024
 
 #: How long a device may keep a plan in its cache, in seconds. Tasks of one computation carry the
 #: same plan, so that the next round's is there already; their checkpoints differ.
 _PLAN_AGE = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a device is told about a resource.
+
+    :param etag: names the content.
+    :param max_age: how long a device may keep it, in seconds; 0: not at all.
+    """
+
+    etag: str
+    max_age: float
+
+    def followed_by(self, tail: bytes) -> Facts:
+        """Return what it is told about the resource with more at its end."""
+        return replace(self, etag=hashlib.sha256(self.etag.encode() + tail).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,11 @@ class Download:
     content_type: str
     etag: str
     max_age: float
+
+    @property
+    def facts(self) -> Facts:
+        """What a device is told about it."""
+        return Facts(self.etag, self.max_age)
 
     def plain(self) -> Download:
         """Return it without compression."""
@@ -83,8 +114,7 @@ class Download:
                 _TRAILER.pack(zlib.crc32(tail, crc), (size + len(tail)) % 2**32),
             )
         )
-        etag = hashlib.sha256(self.etag.encode() + tail).hexdigest()
-        return replace(self, data=data, etag=etag)
+        return replace(self, data=data, etag=self.facts.followed_by(tail).etag)
 
 
 @dataclass(frozen=True)
@@ -92,18 +122,20 @@ class Published:
     """One task's resources.
 
     :param group: the part of their addresses that cannot be guessed.
-    :param files: by name, all compressed.
+    :param files: what is kept in memory, by name, all compressed.
+    :param facts: about the plan and the checkpoint, wherever they are, by name.
     :param has_slices: whether there are slices too.
     :param inline_below: resources of fewer bytes than this, as they are sent, are not fetched but
         lie in the assignment.
-    :param slices: where slices come from that are not among the files.
+    :param source: where files come from that are not in memory; None: there are no others.
     """
 
     group: str
     files: dict[str, Download]
+    facts: dict[str, Facts]
     has_slices: bool = False
     inline_below: int = 0
-    slices: SliceSource | None = None
+    source: FileSource | None = None
     _plain: dict[str, Download] = field(default_factory=dict)
     _indexed: dict[str, Download] = field(default_factory=dict)
 
@@ -123,17 +155,19 @@ class Published:
         :param base_url: what stands in front of ``data/``.
         :param compressed: whether the device can undo gzip.
         """
-        file = self._file(name)
-        if file is None:
+        facts = self.facts_of(name)
+        if facts is None:
             return common.Resource()
-        if self.inline_below:
+        # What may be inline is in memory.
+        file = self._file(name) if self.inline_below else None
+        if file is not None:
             sent = file if compressed else self._undone(name, file)
             if len(sent.data) < self.inline_below:
                 return _inline(sent.data, compressed)
         resource = common.Resource(uri=f"{base_url}data/{self._folder(compressed)}/{name}")
-        if file.max_age > 0:
-            resource.client_cache_id = file.etag
-            resource.max_age.CopyFrom(duration(file.max_age))
+        if facts.max_age > 0:
+            resource.client_cache_id = facts.etag
+            resource.max_age.CopyFrom(duration(facts.max_age))
         return resource
 
     def select_info(
@@ -147,6 +181,16 @@ class Published:
             uri_template=f"{folder}/{{served_at_id}}_{{key_base10}}"
         )
 
+    def facts_of(self, name: str) -> Facts | None:
+        """Return what is known about a plan or a checkpoint without reading it, or None."""
+        facts = self.facts.get(name)
+        tail = None if facts is not None else self._tail(name)
+        return facts if tail is None else self.facts["plan"].followed_by(tail)
+
+    def holds(self, name: str) -> bool:
+        """Whether a file is in memory."""
+        return name in self.files or ("plan" in self.files and self._tail(name) is not None)
+
     async def get(self, name: str, *, compressed: bool) -> Download | None:
         """Return a file as it goes over the wire; None if there is none of that name."""
         file = self._file(name)
@@ -154,26 +198,38 @@ class Published:
             if compressed:
                 return file
             return await _apart(len(file.data), self._undone, name, file)
-        data = None if self.slices is None else await self.slices(name)
+        return None if self.source is None else await self._read(self.source, name, compressed)
+
+    async def _read(self, source: FileSource, name: str, compressed: bool) -> Download | None:
+        """Return a file from the storage, in the form that it would have in memory."""
+        tail = self._tail(name)
+        stored = name if tail is None else "plan"
+        if stored in PLAN_FILES and stored not in self.facts:
+            return None
+        data = await source(stored)
         if data is None:
             return None
-        if not compressed:
-            kind = CHECKPOINT_TYPE.removesuffix(_GZIP)
-            return Download(data, kind, hashlib.sha256(data).hexdigest(), 0.0)
-        return await _apart(len(data), _compress, data, CHECKPOINT_TYPE)
+        return await _apart(len(data), _form, stored == "plan", data, tail, compressed)
 
     def _folder(self, compressed: bool) -> str:
         return self.group if compressed else self.group + _PLAIN
 
-    def _file(self, name: str) -> Download | None:
-        file = self.files.get(name) or self._indexed.get(name)
-        match = None if file is not None else _INDEXED.fullmatch(name)
-        if match is None or "plan" not in self.files or int(match[1]) > _MAX_INDEX:
-            return file
+    def _tail(self, name: str) -> bytes | None:
+        """Return what follows the plan in a file of that name; None if it is no plan's."""
+        match = _INDEXED.fullmatch(name)
+        if match is None or "plan" not in self.facts or int(match[1]) > _MAX_INDEX:
+            return None
         tail = plan_pb2.ClientOnlyPlan()
         tail.client_persisted_data.min_sep_policy_index = int(match[1])
         # A message's fields may come in pieces.
-        file = self.files["plan"].followed_by(tail.SerializeToString())
+        return tail.SerializeToString()
+
+    def _file(self, name: str) -> Download | None:
+        file = self.files.get(name) or self._indexed.get(name)
+        tail = None if file is not None or "plan" not in self.files else self._tail(name)
+        if tail is None:
+            return file
+        file = self.files["plan"].followed_by(tail)
         while len(self._indexed) >= _KEPT_FORMS:
             del self._indexed[next(iter(self._indexed))]
         self._indexed[name] = file
@@ -188,10 +244,20 @@ class Published:
 
 
 class Downloads:
-    """The resources of all open tasks."""
+    """The resources of all open tasks.
 
-    def __init__(self) -> None:
+    :param cache: how many bytes are kept of what was read from the storage.
+    """
+
+    def __init__(self, cache: int = 0) -> None:
         self._groups: dict[str, Published] = {}
+        self._most = cache
+        self._size = 0
+        self._cache: OrderedDict[str, Download] = OrderedDict()
+        #: Held by whoever reads a file, so that all who want it at once read it once.
+        self._reading: weakref.WeakValueDictionary[str, asyncio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
 
     def add(self, published: Published) -> None:
         """Publish a task's resources."""
@@ -199,7 +265,10 @@ class Downloads:
 
     def remove(self, group: str) -> None:
         """Take a task's resources back."""
-        self._groups.pop(group, None)
+        published = self._groups.pop(group, None)
+        if published is not None and published.source is not None:
+            for name in [name for name in self._cache if self._published(name) is None]:
+                self._forget(name)
 
     async def get(self, name: str) -> Download:
         """Return a resource.
@@ -208,35 +277,93 @@ class Downloads:
         :raises StatusError: NOT_FOUND if there is none, or its task has ended.
         """
         group, _, file = name.partition("/")
-        published = self._groups.get(group.removesuffix(_PLAIN))
+        published = self._published(name)
         download = None
         if published is not None:
-            download = await published.get(file, compressed=not group.endswith(_PLAIN))
+            compressed = not group.endswith(_PLAIN)
+            if published.source is None or published.holds(file):
+                download = await published.get(file, compressed=compressed)
+            else:
+                download = await self._read(published, name, file, compressed)
         if download is None:
             raise StatusError(Code.NOT_FOUND, "there is nothing here; its task may have ended")
         return download
 
+    def is_same(self, name: str, etag: str) -> bool:
+        """Whether a resource is still there with that content, as far as is known unread."""
+        published = self._published(name)
+        facts = None if published is None else published.facts_of(name.partition("/")[2])
+        return facts is not None and facts.etag == etag
+
+    def _published(self, name: str) -> Published | None:
+        return self._groups.get(name.partition("/")[0].removesuffix(_PLAIN))
+
+    async def _read(
+        self, published: Published, name: str, file: str, compressed: bool
+    ) -> Download | None:
+        async with self._reading.setdefault(name, asyncio.Lock()):
+            known = self._cache.get(name)
+            if known is not None:
+                self._cache.move_to_end(name)
+                return known
+            download = await published.get(file, compressed=compressed)
+            # A task may end meanwhile.
+            if download is not None and self._published(name) is published:
+                self._keep(name, download)
+            return download
+
+    def _keep(self, name: str, download: Download) -> None:
+        size = len(download.data) + _ENTRY
+        if size <= self._most:
+            self._cache[name] = download
+            self._size += size
+        while self._size > self._most:
+            self._forget(next(iter(self._cache)))
+
+    def _forget(self, name: str) -> None:
+        self._size -= len(self._cache.pop(name).data) + _ENTRY
+
 
 def publish(
-    group: str, spec: TaskSpec, *, inline_below: int = 0, slices: SliceSource | None = None
+    group: str, spec: TaskSpec, *, inline_below: int = 0, source: FileSource | None = None
 ) -> Published:
     """Compress a task's resources. Takes a while: not for the event loop.
 
-    :param slices: where slices come from; None: they are kept in memory.
+    :param source: where they are read from; None: they are kept in memory. What may lie in an
+        assignment is kept in any case.
     """
     files = _plan_files(spec.plan, spec.checkpoint)
-    for served_at_id, by_key in spec.slices.items() if slices is None else ():
-        for key, data in by_key.items():
-            files[f"{served_at_id}_{key}"] = _compress(data, CHECKPOINT_TYPE)
-    return Published(group, files, any(spec.slices.values()), inline_below, slices)
+    facts = {name: file.facts for name, file in files.items()}
+    if source is None:
+        for served_at_id, by_key in spec.slices.items():
+            for key, data in by_key.items():
+                files[f"{served_at_id}_{key}"] = _compress(data)
+    else:
+        sizes = {"plan": len(spec.plan), "checkpoint": len(spec.checkpoint)}
+        files = {
+            name: file
+            for name, file in files.items()
+            if min(len(file.data), sizes[name]) < inline_below
+        }
+    return Published(group, files, facts, any(spec.slices.values()), inline_below, source)
 
 
 def publish_plan(group: str, plan: bytes, checkpoint: bytes, *, inline_below: int = 0) -> Published:
     """Compress a plan and its checkpoint. Takes a while: not for the event loop."""
-    return Published(group, _plan_files(plan, checkpoint), inline_below=inline_below)
+    files = _plan_files(plan, checkpoint)
+    facts = {name: file.facts for name, file in files.items()}
+    return Published(group, files, facts, inline_below=inline_below)
 
 
 def _plan_files(plan: bytes, checkpoint: bytes) -> dict[str, Download]:
+    files = {"plan": _compress_plan(plan)}
+    if checkpoint:
+        files["checkpoint"] = _compress(checkpoint)
+    return files
+
+
+def _compress_plan(plan: bytes) -> Download:
+    """Compress a plan, so that more can follow it."""
     compressor = zlib.compressobj(1 if len(plan) > _LARGE else 6, wbits=-zlib.MAX_WBITS)
     data = b"".join(
         (
@@ -247,11 +374,19 @@ def _plan_files(plan: bytes, checkpoint: bytes) -> dict[str, Download]:
             _TRAILER.pack(zlib.crc32(plan), len(plan) % 2**32),
         )
     )
-    etag = hashlib.sha256(plan).hexdigest()
-    files = {"plan": Download(data, PLAN_TYPE, etag, _PLAN_AGE)}
-    if checkpoint:
-        files["checkpoint"] = _compress(checkpoint, CHECKPOINT_TYPE)
-    return files
+    return Download(data, PLAN_TYPE, hashlib.sha256(plan).hexdigest(), _PLAN_AGE)
+
+
+def _form(is_plan: bool, data: bytes, tail: bytes | None, compressed: bool) -> Download:
+    """Return what was read in the form in which it is sent."""
+    if compressed:
+        download = _compress_plan(data) if is_plan else _compress(data)
+        return download if tail is None else download.followed_by(tail)
+    facts = Facts(hashlib.sha256(data).hexdigest(), _PLAN_AGE if is_plan else 0.0)
+    if tail is not None:
+        data, facts = data + tail, facts.followed_by(tail)
+    kind = PLAN_TYPE if is_plan else CHECKPOINT_TYPE
+    return Download(data, kind.removesuffix(_GZIP), facts.etag, facts.max_age)
 
 
 def _inline(data: bytes, compressed: bool) -> common.Resource:
@@ -268,6 +403,6 @@ async def _apart(size: int, function: Callable[..., Download], *arguments: objec
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
-def _compress(data: bytes, content_type: str, max_age: float = 0.0) -> Download:
+def _compress(data: bytes) -> Download:
     compressed = gzip.compress(data, 1 if len(data) > _LARGE else 6, mtime=0)
-    return Download(compressed, content_type, hashlib.sha256(data).hexdigest(), max_age)
+    return Download(compressed, CHECKPOINT_TYPE, hashlib.sha256(data).hexdigest(), 0.0)

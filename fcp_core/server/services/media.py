@@ -72,3 +72,7 @@ class Media:
         :raises StatusError: NOT_FOUND if there is none, or its task has ended.
         """
         return await self._downloads.get(name)
+
+    def is_same(self, name: str, etag: str) -> bool:
+        """Whether a resource is still there with that content, as far as is known unread."""
+        return self._downloads.is_same(name, etag)

@@ -26,6 +26,7 @@ class Settings:
     :param max_in_flight: how many bytes of uploads may wait to be submitted or folded.
     :param max_sessions: how many device sessions are kept, late ones among them.
     :param max_operations: how many devices may wait for a task.
+    :param resource_cache: how many bytes are kept of what devices download from the storage.
     :param download_prefix: what stands in front of ``data/`` in the addresses of downloads; ``""``
         is where devices reach the server.
     """
@@ -34,6 +35,7 @@ class Settings:
     max_in_flight: int
     max_sessions: int
     max_operations: int
+    resource_cache: int
     download_prefix: str
 
     @classmethod
@@ -48,5 +50,6 @@ class Settings:
             max_in_flight=config.get("max_in_flight"),
             max_sessions=config.get("max_sessions"),
             max_operations=config.get("max_operations"),
+            resource_cache=config.get("resource_cache"),
             download_prefix="" if prefix is None else checked_url(prefix, "download_prefix"),
         )

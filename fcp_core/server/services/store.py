@@ -11,7 +11,8 @@ import msgspec
 
 from fcp_core.aggregation.engine import CheckpointFormat
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tasks import AssignmentMode, TaskSpec, TaskState, TaskStatus
+from fcp_core.rounds.tasks import AssignmentMode, ResourceForm, TaskSpec, TaskState, TaskStatus
+from fcp_core.server.services.downloads import PLAN_FILES
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import (
     BlobRecord,
@@ -38,6 +39,7 @@ class _StoredSpec(msgspec.Struct, frozen=True):
     options: dict[str, dict[str, Any]]
     max_at_work: int | None = None
     eligibility: list[str] = []
+    resources: ResourceForm | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,16 @@ class TaskStore:
         blob = await self._storage.transact(lambda tx: tx.get(BlobRecord, _result(task_id)))
         return None if blob is None else blob.data
 
-    async def slice(self, task_id: str, file: str) -> bytes | None:
-        """Return a slice of a task that has not ended, or None.
+    async def file(self, task_id: str, file: str) -> bytes | None:
+        """Return what devices download of a task that has not ended, or None.
 
-        :param file: ``<served_at_id>_<key>``.
+        :param file: ``plan``, ``checkpoint``, or a slice as ``<served_at_id>_<key>``.
         """
-        served_at_id, _, key = file.rpartition("_")
-        name = f"{task_id}/slice/{key}/{served_at_id}"
+        if file in PLAN_FILES:
+            name = f"{task_id}/{file}"
+        else:
+            served_at_id, _, key = file.rpartition("_")
+            name = f"{task_id}/slice/{key}/{served_at_id}"
         blob = await self._storage.transact(lambda tx: tx.get(BlobRecord, name))
         return None if blob is None else blob.data
 
@@ -138,6 +143,7 @@ def encode_spec(spec: TaskSpec) -> bytes:
         options={name: dict(options) for name, options in spec.options.items()},
         max_at_work=spec.max_at_work,
         eligibility=list(spec.eligibility),
+        resources=spec.resources,
     )
     try:
         return msgspec.msgpack.encode(stored)
@@ -220,4 +226,5 @@ def _decode_spec(record: TaskRecord, blobs: Mapping[str, bytes]) -> TaskSpec:
         options=stored.options,
         max_at_work=stored.max_at_work,
         eligibility=stored.eligibility,
+        resources=stored.resources,
     )

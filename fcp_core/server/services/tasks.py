@@ -350,14 +350,14 @@ class Tasks:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
 
     async def _publish(self, task_id: str, spec: TaskSpec) -> Published:
-        config = self._plugins.config.scoped(spec.population, spec.name)
-        stored = config.get("slices_from") == "storage"
+        chosen = self._plugins.for_task(spec)
+        stored = chosen.config.get("resources_from") == "storage"
         work = functools.partial(
             publish,
             self._tokens.secret(),
             spec,
-            inline_below=config.get("inline_resources_below"),
-            slices=functools.partial(self._store.slice, task_id) if stored else None,
+            inline_below=chosen.inline_below,
+            source=functools.partial(self._store.file, task_id) if stored else None,
         )
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
