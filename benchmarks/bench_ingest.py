@@ -255,7 +255,7 @@ def compare(quick: bool) -> list[Goal]:
                     found = in_turns(
                         uploads(fcp, devices, packed, "gzip"),
                         decompressions(packed, len(body)),
-                        # Enough that the beginning and the end, when few are under way, weigh little.
+                        # Enough that the two ends of a turn, when few are under way, weigh little.
                         size + size // 3,
                         turns,
                     )
