@@ -176,6 +176,7 @@ def test_a_key_finds_a_task_again(api, make_spec):
         ({"aggregation": base64.b64encode(b"junk").decode()}, "aggregation configuration"),
         ({"selection": "lottery"}, "lottery"),
         ({"deadline": -1}, "$.deadline"),
+        ({"resources": "both"}, "$.resources"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else None,
 )

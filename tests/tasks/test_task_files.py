@@ -101,6 +101,7 @@ def test_the_example_is_a_task():
     [
         ("goal_count = 10", "goal_cuont = 10", "line 1: task.goal_count: it is missing"),
         ("deadline", "dead_line", "line 5: task.dead_line: .* did you mean 'deadline'"),
+        ("deadline =", "resources =", "line 5: task.resources: '2h' is not one of inline, uri"),
         ("minimum_rows = 2", "minimum_row = 2", "line 10: query.0.minimum_row: .*minimum_rows"),
         ("text =", "txet =", "line 9: query.0.criteria.txet"),
         ("goal_count = 10", 'goal_count = "10"', "line 4: .*a whole number"),
