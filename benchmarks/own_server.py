@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fcp_core.admin.client import AdminClient
-from fcp_core.bench.load import Load, allow_files
+from fcp_core.bench.load import allow_files
 from fcp_core.bench.report import Report
 from fcp_core.bench.run import run
 from fcp_core.bench.server import OwnServer
+from fcp_core.bench.settings import Load
 from fcp_core.bench.task import BenchTask
 
 #: What all servers here are set to.

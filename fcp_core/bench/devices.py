@@ -8,13 +8,14 @@ import gzip
 import random
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from google.protobuf.message import DecodeError
 
 from fcp_core.bench.connections import Connections, split
 from fcp_core.bench.report import Recorder
+from fcp_core.bench.settings import Load
 from fcp_core.protocol.protos import aggregations_pb2 as aggregations
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
@@ -22,9 +23,6 @@ from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longru
 from fcp_core.protocol.protos import population_eligibility_spec_pb2 as specification
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments
 from fcp_core.protocol.wkt import Duration
-
-if TYPE_CHECKING:
-    from fcp_core.bench.load import Load
 
 _MULTIPLE = specification.PopulationEligibilitySpec.TaskInfo.TASK_ASSIGNMENT_MODE_MULTIPLE
 #: What the published client waits between two polls if the server does not say, and at most.

@@ -7,9 +7,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fcp_core.bench.load import Load, drive
+from fcp_core.bench.load import drive
 from fcp_core.bench.report import Report, TaskEnd
 from fcp_core.bench.server import OwnServer, quantile_ms
+from fcp_core.bench.settings import Load
 from fcp_core.bench.task import BenchTask
 
 if TYPE_CHECKING:
