@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     folder = tmp_path_factory.mktemp("certificates")
+    here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]
     now = datetime.datetime.now(datetime.timezone.utc)
     day = datetime.timedelta(days=1)
 
@@ -80,7 +82,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
             .not_valid_before(now - day)
             .not_valid_after(now + day)
             .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(here), critical=False)
             # Python 3.13 and newer insist on these three.
             .add_extension(usage(issuer is None), critical=True)
             .add_extension(

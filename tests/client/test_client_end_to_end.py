@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import subprocess
 import sys
 import threading
@@ -10,9 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
@@ -275,43 +271,13 @@ def test_interrupting_a_device_between_sessions(start_server, device):
     assert not runner.is_alive()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A folder with a certificate for localhost and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    folder = tmp_path_factory.mktemp("tls")
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return folder
-
-
-def test_https(start_server, tmp_path, certificate, device):
-    thread = start_server(certfile=certificate / "cert.pem", keyfile=certificate / "key.pem")
+def test_https(start_server, tmp_path, certificates, device):
+    thread = start_server(certfile=certificates / "server.pem")
     url = thread.server.url
     assert url.startswith("https://")
     task_id = submit(thread, sum_task(1))
     stranger = device(url, [1, 1])
     assert stranger.run_once().error.code is Code.UNAVAILABLE  # the certificate is not trusted
-    cert = certificate / "cert.pem"
+    cert = certificates / "authority.pem"
     device_processes(tmp_path, url, [{"v": np.array([2, 1])}], f"--test-cert={cert}")
     assert result(thread, task_id)["total"].tolist() == [2, 1]

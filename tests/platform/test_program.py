@@ -526,22 +526,20 @@ def test_federated_averaging_with_evaluation_and_resumption(tmp_path: Path) -> N
     assert accuracies[-1] > 0.8
 
 
-def test_tls(tmp_path: Path) -> None:
-    pytest.importorskip("cryptography")
-    certificate, key = _self_signed(tmp_path)
+def test_tls(certificates: Path) -> None:
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")
 
     async def program() -> Any:
         state, _ = computation(0, source().iterator().select(1))
         return await state.get_value()
 
-    with serving(certfile=certificate, keyfile=key) as context:
+    with serving(certfile=certificates / "server.pem") as context:
         assert context.server_url.startswith("https://localhost:")
         client = Client(
             context.server_url,
             POPULATION,
             stores=CallableStore(lambda selector: [b"11"]),
-            ca_file=str(certificate),
+            ca_file=str(certificates / "authority.pem"),
         )
         done = threading.Event()
 
@@ -558,37 +556,3 @@ def test_tls(tmp_path: Path) -> None:
             done.set()
             client.interrupt()
             thread.join()
-
-
-def _self_signed(folder: Path) -> tuple[Path, Path]:
-    import datetime
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate_path, key_path = folder / "cert.pem", folder / "key.pem"
-    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return certificate_path, key_path

@@ -277,9 +277,9 @@ def test_a_server_that_cannot_start_leaves_nothing(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_round_over_tls(serve, kit, certificate):
-    server = serve(2, certfile=certificate)
+def test_a_round_over_tls(serve, kit, certificates):
+    server = serve(2, certfile=certificates / "server.pem")
     task = server.submit(4)
-    context = ssl.create_default_context(cafile=certificate)
+    context = ssl.create_default_context(cafile=certificates / "authority.pem")
     at = [server.to(pid, context) for pid in server.pids]
     assert contribute_everywhere(kit, 4, at) == server.total(task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import gzip
 import itertools
 import random
@@ -16,9 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,42 +176,11 @@ def test_a_stop_waits_for_a_body_that_comes(make_front, http, services, noise):
     assert services.media.received == {"known/upload": noise}
 
 
-@pytest.fixture(scope="module")
-def contexts(tmp_path_factory):
-    """A server's and a client's TLS contexts."""
-    folder = tmp_path_factory.mktemp("tls")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "both.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(path)
-    client = ssl.create_default_context(cafile=str(path))
-    return server, client
-
-
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
-def test_large_bodies_over_tls(make_front, http, services, noise, contexts, encoding):
-    server, client = contexts
+def test_large_bodies_over_tls(make_front, http, services, noise, certificates, encoding):
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificates / "server.pem")
+    client = ssl.create_default_context(cafile=certificates / "authority.pem")
     front = make_front(services, tls=server)
     sent = gzip.compress(noise, 1) if encoding == "gzip" else noise
     with front.connect() as connection:
