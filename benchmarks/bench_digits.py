@@ -104,7 +104,7 @@ def goals(quick: bool) -> list[Goal]:
     rounds, alone = statistics.median(times.rounds), statistics.median(times.alone)
     return [
         Goal("digits", "ten rounds, 30 client processes, 10 a round", rounds, ROUNDS, "s"),
-        Goal("digits", "the same, to the training alone", rounds / alone, ROUNDS / ALONE),
+        Goal("digits", "the same, to the training alone", rounds / alone, round(ROUNDS / ALONE, 2)),
         Goal(
             "digits", "cold start to the end of all processes", statistics.median(times.whole),
             WHOLE, "s",
@@ -133,7 +133,7 @@ def main() -> None:
             f"({min(values):.3f} to {max(values):.3f})"
         )
     ratio = statistics.median(times.rounds) / statistics.median(times.alone)
-    print(f"ten rounds to training alone: {ratio:.1f} (the limit: {ROUNDS / ALONE:.1f})")
+    print(f"ten rounds to training alone: {ratio:.1f} (the limit: {round(ROUNDS / ALONE, 2):.1f})")
     print(f"accuracy after the last round: {min(times.accuracy):.3f} to {max(times.accuracy):.3f}")
 
 

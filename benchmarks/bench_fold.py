@@ -150,7 +150,11 @@ def measure(
 def threaded(sizes: Sequence[int], blobs: Sequence[Any], repeats: int, kernels: Kernels) -> float:
     """Return the time a contribution of a local engine with two threads, many at once."""
     engine = LocalEngine(
-        FACTORIES, workers=2, inline_bytes=0, compiled=not isinstance(kernels, NumpyKernels)
+        FACTORIES,
+        workers=2,
+        inline_bytes=0,
+        inline_added_bytes=0,
+        compiled=not isinstance(kernels, NumpyKernels),
     )
     engine.start()
     fold = engine.open(job("federated_sum", sizes))

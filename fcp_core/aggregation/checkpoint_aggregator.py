@@ -14,7 +14,7 @@ from typing_extensions import Self
 from fcp_core.aggregation.additions import Additions, Plan
 from fcp_core.aggregation.aggregator import JOINT_URI, Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
-from fcp_core.aggregation.spec import Intrinsic, Tensor, TensorSpec
+from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_nbytes
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
 from fcp_core.protocol.kernels import Kernels, default_kernels
@@ -101,6 +101,10 @@ def bind(
     return tuple(bound)
 
 
+#: What no checkpoint format packs.
+_AS_IN_MEMORY = (DataType.FLOAT, DataType.DOUBLE)
+
+
 @dataclass(frozen=True)
 class _Member:
     """An intrinsic with its accumulator and the specifications of its inputs."""
@@ -181,6 +185,15 @@ class CheckpointAggregator:
                 )
             )
         return cls(bound, budget, states=states, kernels=kernels)
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether a checkpoint is nothing but numbers to add, stored as they are in memory."""
+        return all(
+            member.accumulator.additions() is not None
+            and all(spec.dtype in _AS_IN_MEMORY for spec in member.specs)
+            for member in self._members
+        )
 
     @property
     def num_inputs(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 import zlib
 from collections.abc import Awaitable
 from concurrent.futures import Executor
@@ -17,8 +18,10 @@ from fcp_core.server.limits import InFlight, Limits, http_error
 
 #: Bodies from this size on are read straight off the socket, if their length was announced.
 DIRECT = 64 << 10
-#: Bytes that are read straight off the socket before other requests have their turn.
-TURN = 256 << 10
+#: Bytes that are read straight off the socket at once.
+PART = 256 << 10
+#: Seconds of reading, shared by the bodies that come, before other requests have their turn.
+TURN = 1e-3
 #: Compressed bytes that are gathered before they are decompressed.
 GATHER = 1 << 20
 #: Decompressed bytes that are made in one go.
@@ -107,10 +110,17 @@ class BodyReader:
             await self._inflate_from(stream, self._length)
             return
         whole = self._buffers.take(self._length)
-        while self._received < self._length:
-            piece = whole[self._received : self._received + TURN]
-            self._received += await stream.read_into(piece)  # type: ignore[arg-type]
-            await asyncio.sleep(0)
+        self._in_flight.readers += 1
+        try:
+            begun = time.perf_counter()
+            while self._received < self._length:
+                piece = whole[self._received : self._received + PART]
+                self._received += await stream.read_into(piece)  # type: ignore[arg-type]
+                if time.perf_counter() - begun >= TURN / self._in_flight.readers:
+                    await asyncio.sleep(0)
+                    begun = time.perf_counter()
+        finally:
+            self._in_flight.readers -= 1
         self._whole = whole
 
     async def _inflate_from(self, stream: IOStream, length: int) -> None:

@@ -71,6 +71,8 @@ class InFlight:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
+        #: How many bodies are being read straight off their sockets.
+        self.readers = 0
 
     def take(self, size: int) -> None:
         """Count *size* bytes more.

@@ -7,6 +7,7 @@ import multiprocessing
 import threading
 import weakref
 from concurrent.futures import CancelledError, ProcessPoolExecutor
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from fcp_aggregators.plugin import fcp_register_aggregators, fcp_register_engines
 from fcp_aggregators.vector import SumAccumulator
 from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.engine import FoldJob, Partial
-from fcp_core.aggregation.fold import fold, merge_partials, report_partial
+from fcp_core.aggregation.fold import bind_job, fold, merge_partials, report_partial
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
@@ -32,7 +34,7 @@ X = TensorSpec("x", DataType.FLOAT, ())
 MEAN = Intrinsic("federated_mean", (X,), (TensorSpec("mean", DataType.FLOAT, ()),))
 JOB = FoldJob(configuration_to_proto([SUM, MEAN]).SerializeToString())
 MEDIAN = FoldJob(JOB.configuration, {"federated_mean": "median"}, max_kept_bytes=12)
-MODES = [{"workers": 0}, {"workers": 2, "inline_bytes": 0}, {"workers": 3}]
+MODES = [{"workers": 0}, {"workers": 2, "inline_bytes": 0, "inline_added_bytes": 0}, {"workers": 3}]
 
 
 def blob(number, checkpoint_format="tf_v1"):
@@ -160,7 +162,7 @@ def test_a_contribution_is_not_kept(workers):
     class Blob(bytearray):
         """A buffer that a weak reference can watch."""
 
-    engine = LOCAL.make(FACTORIES, {"workers": workers, "inline_bytes": 0})
+    engine = LOCAL.make(FACTORIES, {"workers": workers, "inline_bytes": 0, "inline_added_bytes": 0})
     engine.start()
     folding = engine.open(JOB)
     futures, watches = [], []
@@ -201,7 +203,10 @@ def gated():
         lambda intrinsic, options: Gate(intrinsic),
         lambda intrinsic, options, data: Gate.load(intrinsic, data),
     )  # fmt: skip
-    engine = LOCAL.make(FACTORIES | {"federated_sum": gate}, {"workers": 2, "inline_bytes": 0})
+    engine = LOCAL.make(
+        FACTORIES | {"federated_sum": gate},
+        {"workers": 2, "inline_bytes": 0, "inline_added_bytes": 0},
+    )
     engine.start()
     yield engine
     engine.stop()
@@ -277,7 +282,7 @@ def test_many_threads_may_use_one_fold():
 
 
 def test_options_that_make_no_sense():
-    for options in ({"workers": -2}, {"inline_bytes": -1}):
+    for options in ({"workers": -2}, {"inline_bytes": -1}, {"inline_added_bytes": -1}):
         with pytest.raises(UsageError, match="must not be negative"):
             LOCAL.make(FACTORIES, options)
 
@@ -373,3 +378,55 @@ def test_checksums_are_checked_unless_the_operator_says_otherwise():
             assert code_of(future) is Code.INVALID_ARGUMENT
         mean = (3 * 3 + 5) / 4 if accepted else 3
         assert result(opened.report().result())["mean"] == mean
+
+
+class Watched(SumAccumulator):
+    """A sum that does more than adding: it notes which thread does it."""
+
+    threads: ClassVar = []
+
+    def accumulate(self, inputs):
+        Watched.threads.append(threading.current_thread())
+        super().accumulate(inputs)
+
+
+WATCHED = AggregatorFactory(
+    "watched", frozenset({"federated_sum"}), "watched",
+    lambda intrinsic, options: Watched(intrinsic),
+    lambda intrinsic, options, data: Watched.load(intrinsic, data),
+)  # fmt: skip
+
+
+def large(dtype, **chosen):
+    """A sum of more bytes than are folded where they arrive, whatever is done with them."""
+    value = TensorSpec("v", dtype, (50_000,))
+    intrinsic = Intrinsic("federated_sum", (value,), (TensorSpec("sum", dtype, (50_000,)),))
+    return FoldJob(configuration_to_proto([intrinsic]).SerializeToString(), chosen)
+
+
+@pytest.mark.parametrize(
+    ("job", "only_adds"),
+    [
+        (large(DataType.FLOAT), True),
+        (large(DataType.DOUBLE), True),
+        (large(DataType.INT64), False),  # TF V1 checkpoints pack integers
+        (large(DataType.FLOAT, federated_sum="watched"), False),
+    ],
+)
+def test_what_is_only_added(job, only_adds):
+    bound = bind_job(FACTORIES | {"watched": WATCHED}, job)
+    assert CheckpointAggregator(bound).only_adds is only_adds
+
+
+def test_what_is_only_added_is_folded_where_it_arrives():
+    engine = LOCAL.make(FACTORIES | {"watched": WATCHED}, {"workers": 2})
+    engine.start()
+    update = write_checkpoint({"v": np.ones(50_000, "f4")}, "tf_v1")
+    added = engine.open(large(DataType.FLOAT)).add("1", update)
+    assert added.done()
+    assert added.exception() is None
+    elsewhere = engine.open(large(DataType.FLOAT, federated_sum="watched")).add("1", update)
+    assert elsewhere.exception(timeout=60) is None
+    (thread,) = Watched.threads
+    assert thread is not threading.current_thread()
+    engine.stop()

@@ -19,4 +19,4 @@ class TestLocalEngineInTheCallingThread(EngineConformance):
 
 class TestLocalEngineOnThreadsOnly(EngineConformance):
     factory = LOCAL
-    options: ClassVar = {"workers": 3, "inline_bytes": 0}
+    options: ClassVar = {"workers": 3, "inline_bytes": 0, "inline_added_bytes": 0}
