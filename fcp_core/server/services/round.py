@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -78,6 +79,7 @@ class Round:
         self._token_lifetime = assignment_timeout + RETENTION
         self._parts = parts
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._sessions: dict[str, DeviceSession] = {}
         self._contributions: dict[str, Contribution] = {}
         self._clients: dict[str, int] = {}
@@ -490,8 +492,9 @@ class Round:
                 self._perform(self.machine.fail(Code.INTERNAL, message, now), now)
 
         def from_engine(done: Future[Any]) -> None:
-            # A loop that is closed has nobody left who waits.
+            # A loop's own thread need not wake it; one that is closed has nobody left who waits.
+            here = threading.get_ident() == self._thread
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(on_loop, done)
+                (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(on_loop, done)
 
         future.add_done_callback(from_engine)
