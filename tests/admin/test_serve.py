@@ -12,6 +12,7 @@ from fcp_core.cli import cli
 from fcp_core.tasks.tables import Table
 
 
+@pytest.mark.slow
 def test_a_killed_server_goes_on_where_it_was(
     serve, port_of_its_own, make_server, make_spec, contribute
 ):

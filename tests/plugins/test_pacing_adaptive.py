@@ -106,6 +106,7 @@ def test_it_is_off_unless_enabled_for_the_population():
     assert steered.delay_min > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forget", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_diurnal_population_comes_at_the_target_rate_before_and_after_an_outage(
     simulation, forget

@@ -448,6 +448,7 @@ def test_a_stop_lets_requests_end(make_front, http, services):
         assert idle.is_closed()
 
 
+@pytest.mark.slow
 def test_a_stop_cuts_off_a_request_that_hangs(make_front, http, services):
     services.eligibility_eval_tasks = slow = Slow()
     front = make_front(services, drain_timeout=0.1)

@@ -224,6 +224,7 @@ def test_devices_train_in_rounds():
         assert result.arrays["seen"].tolist() == [int(result.weight)]
 
 
+@pytest.mark.slow
 def test_the_example_learns():
     pytest.importorskip("sklearn")
     run = subprocess.run(
