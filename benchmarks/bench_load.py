@@ -21,7 +21,7 @@ from goals import Goal
 from own_server import Target, own_server
 
 from fcp_core.bench.report import ServerCost
-from fcp_core.svg import Lines, page
+from fcp_core.lab.charts import Lines, page
 
 #: What all other sizes are compared with, and how often before and after each of them.
 BASE, BASE_ROUNDS = 100, 5

@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 
-from fcp_core.testing.simulation import DeviceModel, Scenario, TaskModel, simulate
+from fcp_core.lab import DeviceModel, Scenario, TaskModel, simulate
 
 MAX_SECONDS, MAX_BYTES = 60.0, 10**9
 POLICIES = ("fifo", "uniform", "cohort", "fair_share", "weighted")

@@ -15,7 +15,7 @@ import argparse
 import asyncio
 import sys
 
-from fcp_core.testing.fuzz_run import fuzz
+from benchmarks.fuzzing.run import fuzz
 
 
 def main() -> int:

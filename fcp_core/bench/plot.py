@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fcp_core.bench.report import Report
-from fcp_core.svg import Bars, Lines, page
+from fcp_core.lab.charts import Bars, Lines, page
 
 
 def draw(report: Report) -> str:

@@ -99,7 +99,7 @@ class OwnServer:
         self.url = f"http://localhost:{port}/"
         self._process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "fcp_core.bench.child", *self._arguments),
+                *(sys.executable, "-m", "fcp_core.commands.child", *self._arguments),
                 *("serve", "--host", "localhost", "--port", str(port), *self._more),
             ],
             stdin=subprocess.PIPE,

@@ -171,7 +171,7 @@ def fcp_register_commands(config: Config) -> Iterable[click.Command]:  # type: i
 
     Registration; once for each ``Plugins.load``, so also whenever the command line starts: import
     late what is heavy. A command finds the command line's own options in ``ctx.obj``, a
-    ``fcp_core.cli.Invocation``.
+    ``fcp_core.commands.main.Invocation``.
 
     :param config: as for aggregators.
     :returns: a list of ``click.Command``; the name of one of fcp's own commands is an error.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.plugins.files import SCOPES
-from fcp_core.plugins.front_options import add_front_options
+from fcp_core.plugins.http_options import add_front_options
 from fcp_core.plugins.server_options import add_server_options
 
 

@@ -14,16 +14,16 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
 from fcp_core.rounds.clock import Clock, SystemClock
-from fcp_core.server.admin.auth import AdminCheck
-from fcp_core.server.frontend import Frontend, bind
-from fcp_core.server.limits import Limits
+from fcp_core.server.http.admin_auth import AdminCheck
+from fcp_core.server.http.frontend import Frontend, bind
+from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.tls import server_context
 from fcp_core.server.logs import log_levels
-from fcp_core.server.metrics import ServerMetrics
-from fcp_core.server.processes.peers import Assignment, Workers
+from fcp_core.server.processes.process_engine import SpreadEngine
 from fcp_core.server.processes.processors import on_processors, shares
-from fcp_core.server.processes.spread import SpreadEngine
+from fcp_core.server.processes.workers import Assignment, Workers
 from fcp_core.server.services import Services
-from fcp_core.server.tls import server_context
 from fcp_core.server.urls import checked_url
 
 logger = logging.getLogger("fcp.server")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fcp_core.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from fcp_core.lab import simulate
     from fcp_core.testing.aggregators import AggregatorConformance
     from fcp_core.testing.eligibility import EligibilityPolicyConformance
     from fcp_core.testing.engines import EngineConformance
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         query_task,
         run_devices,
     )
-    from fcp_core.testing.simulation import simulate
     from fcp_core.testing.storage import StorageConformance
 
 __all__ = [
@@ -42,18 +42,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AggregationProtocolConformance": "protocols",
-    "AggregatorConformance": "aggregators",
-    "EligibilityPolicyConformance": "eligibility",
-    "EngineConformance": "engines",
-    "EventLog": "servers",
-    "RunningServer": "servers",
-    "SelectionPolicyConformance": "selection",
-    "StorageConformance": "storage",
-    "make_device": "servers",
-    "query_task": "servers",
-    "run_devices": "servers",
-    "simulate": "simulation",
+    "AggregationProtocolConformance": "fcp_core.testing.protocols",
+    "AggregatorConformance": "fcp_core.testing.aggregators",
+    "EligibilityPolicyConformance": "fcp_core.testing.eligibility",
+    "EngineConformance": "fcp_core.testing.engines",
+    "EventLog": "fcp_core.testing.servers",
+    "RunningServer": "fcp_core.testing.servers",
+    "SelectionPolicyConformance": "fcp_core.testing.selection",
+    "StorageConformance": "fcp_core.testing.storage",
+    "make_device": "fcp_core.testing.servers",
+    "query_task": "fcp_core.testing.servers",
+    "run_devices": "fcp_core.testing.servers",
+    "simulate": "fcp_core.lab",
 }
 
 
@@ -61,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+        module = importlib.import_module(_MODULES[name])
     except ModuleNotFoundError as error:
         if error.name in ("pytest", "hypothesis"):
             raise MissingExtraError(f"{__name__}.{name}", "testing") from error

@@ -21,7 +21,7 @@ from fcp_core.admin import AdminClient
 from fcp_core.admin.api import ENDPOINTS, find
 from fcp_core.admin.messages import EligibilitySettings, Submission
 from fcp_core.admin.openapi import describe
-from fcp_core.cli import cli
+from fcp_core.commands.main import cli
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint

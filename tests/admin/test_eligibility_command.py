@@ -6,8 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from fcp_core.admin import AdminClient
-from fcp_core.cli import cli
 from fcp_core.client import CallableStore, Client, make_query_result
+from fcp_core.commands.main import cli
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
 

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from fcp_core.admin import AdminClient
-from fcp_core.cli import cli
+from fcp_core.commands.main import cli
 from fcp_core.tasks.tables import Table
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fcp_core.cli import cli
+from fcp_core.commands.main import cli
 
 ROOT = Path(__file__).parents[2]
 

@@ -46,7 +46,7 @@ def test_help_lists_the_commands(fcp):
 
 def test_help_imports_nothing_heavy(fcp):
     code = (
-        "import sys\nfrom fcp_core.cli import main\nsys.argv = ['fcp', '--help']\n"
+        "import sys\nfrom fcp_core.commands.main import main\nsys.argv = ['fcp', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "heavy = ['tensorflow', 'tensorflow_federated', 'tornado', 'fcp_core.client']\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)\n"

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from fcp_core.client import write_tfrecord
-from fcp_core.client.command import client
 from fcp_core.client.stores import make_query_result
+from fcp_core.commands.client import client
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import client_runner_example_data_pb2, eligibility_eval_tasks_pb2

@@ -306,7 +306,7 @@ def test_making_query_results():
 
 def test_importing_the_client_loads_neither_server_nor_tensorflow():
     code = (
-        "import sys, fcp_core.client, fcp_core.client.command; "
+        "import sys, fcp_core.client, fcp_core.commands.client; "
         "print([name for name in ('tornado', 'tensorflow', 'fcp_core.storage', 'fcp_core.server') "
         "if name in sys.modules])"
     )

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzzing.inputs import Fuzzer, Known, Phone
+from benchmarks.fuzzing.run import ALLOWED, ask, fuzz, make_checkpoint, make_task
+from benchmarks.fuzzing.transport import Direct, Request, send_raw
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.rounds.clock import ManualClock
 from fcp_core.server import Server
-from fcp_core.server.arrival import Router
-from fcp_core.testing.fuzz import Fuzzer, Known, Phone
-from fcp_core.testing.fuzz_run import ALLOWED, ask, fuzz, make_checkpoint, make_task
-from fcp_core.testing.fuzz_transport import Direct, Request, send_raw
+from fcp_core.server.http.requests import Router
 
 
 def check(report):

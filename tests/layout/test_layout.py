@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fcp_core.moved import MOVED
 from fcp_core.plugins.discovery import hook_specs
 
 ROOT = Path(__file__).parents[2]
@@ -137,7 +138,7 @@ def test_a_wheel_has_everything_and_runs(tmp_path):
     # The wheel comes before the editable install on the path, and in its metadata.
     code = (
         "import fcp_core, fcp_platform; print(fcp_core.__file__, fcp_platform.__file__);"
-        "from fcp_core.cli import cli; cli(['plugins'])"
+        "from fcp_core.commands.main import cli; cli(['plugins'])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -215,20 +216,28 @@ def test_heavy_modules_wait_until_they_are_used(code, unwanted):
 #: What each room of fcp_core may import from the others.
 BELOW = {
     "errors": set(),
+    "moved": set(),
     "protocol": {"errors"},
     "aggregation": {"errors", "protocol"},
     "rounds": {"errors", "protocol", "aggregation"},
     "storage": {"errors", "protocol", "aggregation", "rounds"},
     "plugins": {"errors", "protocol", "aggregation", "rounds", "storage"},
-    "tasks": {"errors", "protocol", "aggregation", "rounds"},
+    "tasks": {"errors", "protocol", "aggregation", "rounds", "lab"},
     "admin": {"errors", "protocol", "aggregation", "rounds", "tasks"},
     "server": {
         *("errors", "protocol", "aggregation", "rounds", "storage", "plugins"),
         *("tasks", "admin"),
     },
     "client": {"errors", "protocol"},
-    "bench": {"errors", "protocol", "aggregation", "rounds", "admin", "svg", "cli"},
+    "lab": {"errors", "protocol", "aggregation", "rounds", "plugins"},
+    "bench": {"errors", "protocol", "aggregation", "rounds", "admin", "lab"},
+    "testing": {
+        *("errors", "protocol", "aggregation", "rounds", "storage", "plugins"),
+        *("tasks", "admin", "server", "client", "lab"),
+    },
 }
+#: The rooms whose modules import no driver, and the one that may import tornado.
+NO_TORNADO = ("server/services", "plugins", "client", "lab", "tasks", "admin")
 
 
 def imports_of(path):
@@ -255,6 +264,30 @@ def test_imports_point_down(room):
             if not below:
                 wrong.append((path.name, module))
     assert wrong == []
+
+
+@pytest.mark.parametrize("room", NO_TORNADO)
+def test_only_the_http_room_imports_tornado(room):
+    wrong = [
+        (path.name, module)
+        for path in (ROOT / "fcp_core" / room).rglob("*.py")
+        for module, _ in imports_of(path)
+        if module.split(".")[0] == "tornado"
+    ]
+    assert wrong == []
+
+
+def test_moved_modules_are_found_under_their_old_names():
+    for old, new in MOVED.items():
+        code = f"import sys, {old}, {new}; print(sys.modules['{old}'] is sys.modules['{new}'])"
+        result = subprocess.run(
+            [sys.executable, "-W", "always", "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert result.stdout == "True\n"
+        assert f"import {new}" in result.stderr
 
 
 @pytest.mark.parametrize("package", ["fcp_platform", "fcp_plugins", "fcp_aggregators"])

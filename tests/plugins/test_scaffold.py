@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import settings as hypothesis_settings
 
+from fcp_core.commands.plugin import KINDS, plugin, write_plugin
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
-from fcp_core.plugins.scaffold import KINDS, plugin, write_plugin
 from fcp_core.testing import AggregatorConformance, StorageConformance
 from fcp_core.testing.kit import Conformance
 

@@ -266,7 +266,7 @@ def test_a_server_that_cannot_start_leaves_nothing(tmp_path):
         "import os, sys; os.environ['MAIN'] = str(os.getpid());"
         "sys.argv = ['fcp', '-s', 'plugins=./late.py', '-s', 'storage=memory', 'serve',"
         " '--processes', '2', '--port', '0'];"
-        "from fcp_core.cli import main; main()"
+        "from fcp_core.commands.main import main; main()"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60

@@ -8,7 +8,7 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.manager import Plugins
 from fcp_core.server import Server
-from fcp_core.server.exposition import Counter, Gauge, Histogram, render
+from fcp_core.server.http.prometheus import Counter, Gauge, Histogram, render
 from fcp_core.server.processes.processors import on_processors, shares
 
 needs_affinity = pytest.mark.skipif(

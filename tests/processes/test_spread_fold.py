@@ -12,7 +12,7 @@ from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.spread import PeerBody, SpreadEngine
+from fcp_core.server.processes.process_engine import PeerBody, SpreadEngine
 from fcp_core.testing.engines import AGGREGATORS, JOB, EngineConformance, blob
 
 WAIT = 30.0

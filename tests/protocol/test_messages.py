@@ -274,4 +274,4 @@ print(sorted(rooms))
     run = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert run.stdout.splitlines() == ["[]", "['fcp_core.protocol']"]
+    assert run.stdout.splitlines() == ["[]", "['fcp_core.moved', 'fcp_core.protocol']"]

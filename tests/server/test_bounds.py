@@ -15,7 +15,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.operations import OperationBook
 from fcp_core.rounds.policies import CheckIn
 from fcp_core.rounds.sessions import DeviceSession, SessionBook
-from fcp_core.server import exchange
+from fcp_core.server.http import handler as exchange
 
 
 def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_front, http):

@@ -17,7 +17,7 @@ from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_p
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
-from fcp_core.server.media import parse_range
+from fcp_core.server.http.media import parse_range
 from fcp_core.server.services.downloads import Downloads, publish, publish_plan
 
 WAIT = 30.0

@@ -13,7 +13,7 @@ import pytest
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import ManualClock
-from fcp_core.server.metrics import ServerMetrics
+from fcp_core.server.http.metrics import ServerMetrics
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
 

@@ -20,8 +20,8 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.events import Assigned, Rejected, TaskClosed, TaskOpened
 from fcp_core.server import Server, ServerThread
-from fcp_core.server.exposition import Counter, Gauge, Histogram, render
-from fcp_core.server.metrics import KEPT, ServerMetrics
+from fcp_core.server.http.metrics import KEPT, ServerMetrics
+from fcp_core.server.http.prometheus import Counter, Gauge, Histogram, render
 
 WAIT = 30.0
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"

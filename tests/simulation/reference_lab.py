@@ -10,6 +10,7 @@ import math
 import random
 from collections import Counter
 
+from fcp_core.lab.devices import Devices
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assigner import Assigner
 from fcp_core.rounds.policies import Candidate
@@ -21,7 +22,6 @@ from fcp_core.rounds.task_machine import (
     TaskMachine,
 )
 from fcp_core.rounds.tasks import TaskState
-from fcp_core.testing.simulation.devices import Devices
 
 
 class ReferenceLab:

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 
 import fcp_core.testing
 from fcp_core.errors import UsageError
-from fcp_core.rounds.policies import Assign, RetryWindow, Selection, SelectionPolicy
-from fcp_core.rounds.tasks import TaskState
-from fcp_core.testing.simulation import (
+from fcp_core.lab import (
     DeviceModel,
     Scenario,
     TaskModel,
@@ -25,10 +23,12 @@ from fcp_core.testing.simulation import (
     simulate,
     summary,
 )
-from fcp_core.testing.simulation.devices import Devices
-from fcp_core.testing.simulation.draws import Draws, Purpose
-from fcp_core.testing.simulation.report import lorenz
-from fcp_core.testing.simulation.wakes import NEVER, Wakes
+from fcp_core.lab.devices import Devices
+from fcp_core.lab.draws import Draws, Purpose
+from fcp_core.lab.report import lorenz
+from fcp_core.lab.wakes import NEVER, Wakes
+from fcp_core.rounds.policies import Assign, RetryWindow, Selection, SelectionPolicy
+from fcp_core.rounds.tasks import TaskState
 
 sys.path.insert(0, str(Path(__file__).parent))
 from reference_lab import ReferenceLab
@@ -128,8 +128,8 @@ def test_it_is_as_if_done_event_by_event(name, policy):
 
 
 def _policy(text):
+    from fcp_core.lab.runner import parse_policy
     from fcp_core.plugins.manager import Plugins
-    from fcp_core.testing.simulation.lab import parse_policy
 
     return Plugins.load(environ={}).make_selection_policy(*parse_policy(text))
 

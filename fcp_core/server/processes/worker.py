@@ -22,16 +22,16 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import SystemClock
-from fcp_core.server.admin.auth import AdminCheck
-from fcp_core.server.frontend import Frontend, bind
-from fcp_core.server.limits import Limits
+from fcp_core.server.http.admin_auth import AdminCheck
+from fcp_core.server.http.frontend import Frontend, bind
+from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.tls import server_context
 from fcp_core.server.logs import configure_logging
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.peers import Assignment
-from fcp_core.server.processes.standin import RemoteServices, WorkerMetrics
+from fcp_core.server.processes.remote_services import RemoteServices, WorkerMetrics
+from fcp_core.server.processes.workers import Assignment
 from fcp_core.server.services import Services
-from fcp_core.server.tls import server_context
 
 logger = logging.getLogger("fcp.server")
 

@@ -1,0 +1,1 @@
+"""The fuzzer: requests that no device would send, while an honest task goes on."""

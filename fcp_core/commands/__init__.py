@@ -1,0 +1,1 @@
+"""The command line: every command; nothing else imports this package."""

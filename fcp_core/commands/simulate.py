@@ -1,0 +1,199 @@
+"""``fcp simulate``: the policy lab on the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from fcp_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from fcp_core.commands.main import Invocation
+    from fcp_core.lab import Report
+    from fcp_core.rounds.policies import RetryWindow
+
+
+def _duration(value: str) -> float:
+    """Return seconds for text such as 90s, 5m, 1h30m."""
+    from fcp_core.plugins.values import convert
+
+    try:
+        seconds: float = convert("duration", value, Path())
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not {error}.") from None
+    return seconds
+
+
+def _window(value: str) -> RetryWindow:
+    """Return a retry window for two durations: 1h-3h."""
+    from fcp_core.rounds.policies import RetryWindow
+
+    low, dash, high = value.partition("-")
+    if not dash:
+        raise click.BadParameter(f"{value!r} is not two durations such as 1h-3h.")
+    return RetryWindow(_duration(low.strip()), _duration(high.strip()))
+
+
+@click.command(name="simulate")
+@click.argument("policies", nargs=-1, required=True, metavar="POLICY...")
+@click.option("--devices", default=20_000, show_default=True, help="How many, up to 1,000,000.")
+@click.option("--hours", default=24.0, show_default=True, help="Virtual hours.")
+@click.option("--seed", default=0, show_default=True, help="The same seed, the same results.")
+@click.option("--goal", default=100, show_default=True, help="Contributions that end a round.")
+@click.option("--minimum", type=int, help="How many are enough at the deadline; default: the goal.")
+@click.option("--over-selection", default=1.3, show_default=True, help="Devices at work per place.")
+@click.option("--tasks", default=1, show_default=True, help="Computations that run side by side.")
+@click.option("--eligible", default=1.0, show_default=True, help="Share of devices for each task.")
+@click.option(
+    "--deadline",
+    type=_duration,
+    metavar="TIME",
+    default="1h",
+    show_default=True,
+    help="Of a round.",
+)
+@click.option(
+    "--pause",
+    type=_duration,
+    metavar="TIME",
+    default="1m",
+    show_default=True,
+    help="Between rounds.",
+)
+@click.option("--drop-out", default=0.06, show_default=True, help="How often a device fails.")
+@click.option(
+    "--alignment",
+    type=_duration,
+    metavar="TIME",
+    default="0s",
+    show_default=True,
+    help="Devices wake at multiples of this time only.",
+)
+@click.option(
+    "--retry",
+    type=_window,
+    metavar="MIN-MAX",
+    default="1h-3h",
+    show_default=True,
+    help="When devices come back that got no task.",
+)
+@click.option(
+    "--retry-accepted",
+    type=_window,
+    metavar="MIN-MAX",
+    default="4h-8h",
+    show_default=True,
+    help="When devices come back that got one.",
+)
+@click.option(
+    "--step",
+    type=_duration,
+    metavar="TIME",
+    default="250ms",
+    show_default=True,
+    help="Policies are asked once a step.",
+)
+@click.option("--csv", metavar="FILE", help="Write a line for each round; - is the output.")
+@click.option("--timeline", metavar="FILE", help="Write the check-ins of each minute as CSV.")
+@click.option("--plot", metavar="FILE", help="Draw the comparison as SVG.")
+@click.pass_obj
+def simulate(
+    invocation: Invocation,
+    policies: tuple[str, ...],
+    devices: int,
+    hours: float,
+    seed: int,
+    goal: int,
+    minimum: int | None,
+    over_selection: float,
+    tasks: int,
+    eligible: float,
+    deadline: float,
+    pause: float,
+    drop_out: float,
+    alignment: float,
+    retry: RetryWindow,
+    retry_accepted: RetryWindow,
+    step: float,
+    csv: str | None,
+    timeline: str | None,
+    plot: str | None,
+) -> None:
+    """Try selection policies on virtual devices, side by side.
+
+    A POLICY is the name of an installed one, with options of its own if wanted:
+    uniform:window=30s,min_candidates=50. Other options are the configuration's.
+    """
+    from fcp_core import lab
+
+    if tasks < 1:
+        raise UsageError(f"--tasks must be at least 1, not {tasks}.")
+    names = ["train"] if tasks == 1 else [f"train/{number + 1}" for number in range(tasks)]
+    scenario = lab.Scenario(
+        devices=lab.DeviceModel(count=devices, drop_out=drop_out, alignment=alignment),
+        tasks=tuple(
+            lab.TaskModel(
+                name=name,
+                goal_count=goal,
+                minimum_count=minimum,
+                over_selection=over_selection,
+                deadline=deadline,
+                pause=pause,
+                eligible=eligible,
+            )
+            for name in names
+        ),
+        hours=hours,
+        retry_accepted=retry_accepted,
+        retry_rejected=retry,
+        step=step,
+    )
+    reports = lab.simulate(*policies, scenario=scenario, seed=seed, plugins=invocation.plugins)
+    if csv is not None:
+        with _writing(csv) as file:
+            lab.write_rounds(reports, file)
+    if timeline is not None:
+        with _writing(timeline) as file:
+            lab.write_timeline(reports, file)
+    if plot is not None:
+        title = f"{devices:,} devices, {hours:g} h, rounds of {goal}"
+        with _writing(plot) as file:
+            file.write(lab.draw(reports, title))
+    if "-" not in (csv, timeline, plot):
+        _print_table(reports)
+    for report in reports:
+        for problem, count in report.problems.items():
+            click.echo(f"{report.policy}: {problem} ({count} times)", err=True)
+
+
+def _print_table(reports: list[Report]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from fcp_core.lab import COLUMNS, summary
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for report in reports:
+        table.add_row(*summary(report))
+    width = None if sys.stdout.isatty() else 240
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+@contextlib.contextmanager
+def _writing(name: str) -> Iterator[IO[str]]:
+    if name == "-":
+        yield sys.stdout
+        return
+    try:
+        with open(name, "w", encoding="utf-8", newline="") as file:
+            yield file
+    except OSError as error:
+        raise UsageError(f"{name} cannot be written: {error.strerror}.") from None

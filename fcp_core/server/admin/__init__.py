@@ -1,1 +1,0 @@
-"""The HTTP skin of the admin API."""

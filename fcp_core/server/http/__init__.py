@@ -1,0 +1,1 @@
+"""Everything that touches Tornado: connections, requests, bodies, limits, handlers."""

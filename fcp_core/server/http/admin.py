@@ -1,0 +1,131 @@
+"""The handler of all calls of the admin API: parse, call one method, map the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fcp_core.admin import api
+from fcp_core.admin.messages import Error
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.limits import http_error
+
+if TYPE_CHECKING:
+    from fcp_core.server.http.admin_auth import AdminCheck
+    from fcp_core.server.http.context import Context
+    from fcp_core.server.http.requests import Request
+    from fcp_core.server.services.admin import Admin
+
+logger = logging.getLogger("fcp.server")
+
+#: Bodies from this size on are parsed in another thread.
+PARSE_APART = 64 << 10
+#: Which method answers when a call has several content types.
+_VARIANTS = {("result", api.BINARY): "checkpoint", ("result", api.JSON): "table"}
+_VARIANTS["result", api.CSV] = "csv"
+
+
+class AdminHandler(Handler):
+    """One call of the admin API, whichever: the declarations say which.
+
+    Its answers are to be kept out of caches.
+    """
+
+    label = "admin"
+    answer_headers = {  # noqa: RUF012 (the base class declares it)
+        "Content-Type": api.JSON,
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+    def __init__(self, context: Context, request: Request, admin: Admin, check: AdminCheck) -> None:
+        super().__init__(context, request)
+        self._admin = admin
+        self._check = check
+
+    def allowed(self) -> Sequence[str]:
+        """Return the verbs of the calls at the address."""
+        return sorted(api.find(self.request.path))
+
+    def describe(self, error: StatusError) -> tuple[bytes, dict[str, str]]:
+        """Return an error as JSON."""
+        _, headers = super().describe(error)
+        headers["Content-Type"] = api.JSON
+        if error.code is Code.UNAUTHENTICATED:
+            headers["WWW-Authenticate"] = "Bearer"
+        return msgspec.json.encode(Error.of(error)), headers
+
+    def admit(self) -> None:
+        """Authenticate, find the call, make room for the body."""
+        self._check.check(self.request.headers.get("Authorization", ""), self.request.certificate)
+        found = api.find(self.request.path)
+        if not found:
+            raise StatusError(Code.NOT_FOUND, "there is no such call; see /admin/v1/openapi.json")
+        if self.request.method not in found:
+            raise self.refuse_method()
+        self._endpoint, self._variables = found[self.request.method]
+        self.subject = self._endpoint.method
+        kind = api.choose(self._endpoint, self.request.headers.get("Accept", ""))
+        if kind is None:
+            raise http_error(406, f"this call answers {' or '.join(self._endpoint.answers)}")
+        self._kind = kind
+        self.open_body()
+
+    async def serve(self) -> None:
+        """Parse, call, answer."""
+        assert self.body is not None  # made by admit, which did not refuse
+        arguments: list[Any] = list(self._variables.values())
+        try:
+            body = await self.body.finish()
+            if self._endpoint.query is not None:
+                arguments.append(self._parse_query())
+            if self._endpoint.body is not None:
+                arguments.append(await self._parse_body(bytes(body)))
+        finally:
+            self.body.close()
+        name = _VARIANTS.get((self._endpoint.method, self._kind), self._endpoint.method)
+        method: Callable[..., Awaitable[Any]] = getattr(self._admin, name)
+        answer = await self.context.call(method(*arguments))
+        if self._kind == api.JSON:
+            answer = msgspec.json.encode(answer)
+        elif isinstance(answer, str):
+            answer = answer.encode()
+        self.answer(answer, headers={"Content-Type": self._kind, "Vary": "Accept"})
+
+    def _parse_query(self) -> Any:
+        values = {}
+        for name, given in self.parameters().items():
+            if len(given) > 1:
+                raise _bad(f"the parameter {name!r} is given {len(given)} times")
+            values[name] = given[0]
+        try:
+            return msgspec.convert(values, self._endpoint.query, strict=False)
+        except msgspec.ValidationError as error:
+            raise _bad(f"query: {error}") from None
+
+    async def _parse_body(self, body: bytes) -> Any:
+        if not body and not self._endpoint.body_required:
+            body = b"{}"
+        kind = self._endpoint.body
+        if len(body) < PARSE_APART:
+            return _decode(body, kind)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.context.executor, _decode, body, kind)
+
+
+def _decode(body: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        fields = ", ".join(kind.__struct_fields__)
+        hint = f" (fields: {fields})" if "unknown field" in str(error) else ""
+        raise _bad(f"body: {error}{hint}") from None
+
+
+def _bad(message: str) -> StatusError:
+    return StatusError(Code.INVALID_ARGUMENT, message)

@@ -1,0 +1,254 @@
+"""The HTTP front: listens, serves, drains. It knows services, and nothing about rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
+
+from fcp_core.admin.api import PREFIX
+from fcp_core.errors import UsageError
+from fcp_core.server.http.admin import AdminHandler
+from fcp_core.server.http.admin_auth import AdminCheck
+from fcp_core.server.http.context import Authenticate, Context
+from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.media import DOWNLOAD, UPLOAD, DownloadHandler, UploadHandler
+from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.requests import Request, Router
+from fcp_core.server.http.rpc import HealthHandler, MetricsHandler, NothingHandler, RPCHandler
+from fcp_core.server.logs import hide_addresses
+
+if TYPE_CHECKING:
+    from fcp_core.server.services import Services
+
+logger = logging.getLogger("fcp.server")
+
+#: How often a free port is looked for that is free on every address of the host.
+_PORT_TRIES = 10
+#: How long connections may take to end once everything was cancelled, in seconds.
+_CLOSE_TIME = 5.0
+
+
+def bind(
+    host: str,
+    port: int,
+    *,
+    family: socket.AddressFamily = socket.AF_UNSPEC,
+    reuse_port: bool = False,
+) -> list[socket.socket]:
+    """Return listening sockets for every address of *host*, all on one port.
+
+    :param host: a name or an address; ``""`` is every interface.
+    :param port: 0 takes one that is free.
+    :param reuse_port: let other processes listen on the same port.
+    :raises UsageError: if that cannot be; the message says why.
+    """
+    if not 0 <= port <= 65535:
+        raise UsageError(f"the port must be between 0 and 65535, not {port}.")
+    for left in reversed(range(_PORT_TRIES)):
+        try:
+            return _bind(host, port, family, reuse_port)
+        except OSError as error:
+            # A port that is free on the first address may be taken on the second.
+            if port == 0 and left and error.errno == errno.EADDRINUSE:
+                continue
+            raise UsageError(
+                f"the server cannot listen on {host or 'every interface'}, port {port}: "
+                f"{error.strerror or error}."
+            ) from None
+    raise AssertionError("the last try returns or raises")
+
+
+def _bind(
+    host: str, port: int, family: socket.AddressFamily, reuse_port: bool
+) -> list[socket.socket]:
+    found = socket.getaddrinfo(
+        host or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    with contextlib.ExitStack() as undo:
+        sockets: list[socket.socket] = []
+        missing: OSError | None = None
+        for kind, _, _, _, address in dict.fromkeys(found):
+            try:
+                listener = undo.enter_context(socket.socket(kind, socket.SOCK_STREAM))
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if reuse_port:
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if kind == socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                # "localhost" may have an IPv6 address on a machine that has no IPv6.
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    raise
+                missing = error
+                continue
+            listener.setblocking(False)
+            listener.listen(socket.SOMAXCONN)
+            port = listener.getsockname()[1]
+            sockets.append(listener)
+        if not sockets:
+            raise missing or OSError("it has no address")
+        undo.pop_all()
+        return sockets
+
+
+class FrontServer(HTTPServer):
+    """Tornado's server, which counts and bounds its connections."""
+
+    connections = 0
+    max_connections = 0
+
+    def initialize(self, router: Router, **options: Any) -> None:  # type: ignore[override]
+        """Leave how long a header may take to the router."""
+        super().initialize(router, **options)
+        self.router = router
+        self.conn_params.header_timeout = None
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        """Take a connection, or close it if there are too many."""
+        if self.connections >= self.max_connections:
+            stream.close()
+            return
+        self.connections += 1
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        """Let go of a connection."""
+        self.connections -= 1
+        self.router.on_close(server_conn)
+        super().on_close(server_conn)
+
+
+class Frontend:
+    """One HTTP server on sockets that are bound already.
+
+    :param authenticate: called with each protocol request's method, path, headers and peer.
+    :param tls: serve HTTPS with this context; None is plain HTTP.
+    :param metrics: what is served at ``/metrics``; None: nothing.
+    :param metrics_sockets: where that is served, in plain HTTP, and nowhere else; none: with
+        everything else.
+    :param metrics_apart: whether it is served by another process only.
+    :param admin_check: who may use the admin API; None: there is none.
+    :param threads: how many decompress at a time; None: some more than there are processors.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        authenticate: Authenticate,
+        limits: Limits,
+        sockets: Sequence[socket.socket],
+        tls: ssl.SSLContext | None = None,
+        metrics: ServerMetrics | None = None,
+        metrics_sockets: Sequence[socket.socket] = (),
+        metrics_apart: bool = False,
+        admin_check: AdminCheck | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._sockets = list(sockets)
+        self._tls = tls
+        self._limits = limits
+        self._context = Context(services, authenticate, limits, metrics, threads)
+        self._metrics = metrics
+        self._metrics_sockets = list(metrics_sockets)
+        self._metrics_here = metrics is not None and not (metrics_sockets or metrics_apart)
+        self._http: FrontServer | None = None
+        self._metrics_http: FrontServer | None = None
+        self._check = admin_check
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether there is an admin API."""
+        return self._check is not None
+
+    @property
+    def in_flight(self) -> int:
+        """The bytes of bodies that are being received."""
+        return self._context.in_flight.held
+
+    def start(self) -> None:
+        """Accept connections, on the running event loop."""
+        hide_addresses()
+        self._http = FrontServer(
+            Router(self._find, self._limits.idle_timeout),
+            ssl_options=self._tls,
+            # A header somewhat over our limit is answered with 431; a huge one ends the connection.
+            max_header_size=4 * self._limits.max_header,
+            max_body_size=sys.maxsize,  # handlers count themselves
+        )
+        self._http.max_connections = self._limits.max_connections
+        self._http.add_sockets(self._sockets)
+        if self._metrics_sockets:
+            self._metrics_http = FrontServer(
+                Router(self._find_metrics, self._limits.idle_timeout), max_body_size=sys.maxsize
+            )
+            self._metrics_http.max_connections = self._limits.max_connections
+            self._metrics_http.add_sockets(self._metrics_sockets)
+        if self._metrics is not None:
+            front = self._http
+            self._metrics.watch(lambda: self._context.in_flight.held, lambda: front.connections)
+
+    def _find(self, request: Request) -> Handler:
+        """Return the handler of a request."""
+        path, context = request.path, self._context
+        if path.startswith("/v1/"):
+            return RPCHandler(context, request)
+        if path.startswith(UPLOAD):
+            return UploadHandler(context, request)
+        if path.startswith(DOWNLOAD):
+            return DownloadHandler(context, request)
+        if path in ("/healthz", "/readyz"):
+            return HealthHandler(context, request)
+        if path == "/metrics" and self._metrics_here:
+            return MetricsHandler(context, request)
+        if self._check is not None and (path == PREFIX or path.startswith(f"{PREFIX}/")):
+            return AdminHandler(context, request, context.services.admin, self._check)
+        return RPCHandler(context, request)
+
+    def _find_metrics(self, request: Request) -> Handler:
+        """Return the handler of a request where there is nothing but metrics."""
+        kind = MetricsHandler if request.path == "/metrics" else NothingHandler
+        return kind(self._context, request)
+
+    async def stop(self) -> None:
+        """Stop accepting, let requests end within ``drain_timeout``, cut off the rest."""
+        self._context.stopping = True
+        if self._metrics is not None:
+            self._metrics.stop()
+        if self._http is None:
+            for listener in (*self._sockets, *self._metrics_sockets):
+                listener.close()
+        else:
+            self._http.stop()
+            if self._check is not None:
+                self._context.services.admin.release()
+            if not await self._context.settle(self._limits.drain_timeout):
+                logger.warning(
+                    "some requests did not end within %g s and are cut off",
+                    self._limits.drain_timeout,
+                )
+                self._context.cancel_calls()
+                await self._context.settle(_CLOSE_TIME)
+            try:
+                await asyncio.wait_for(self._http.close_all_connections(), _CLOSE_TIME)
+            except asyncio.TimeoutError:
+                logger.error("connections did not close within %g s", _CLOSE_TIME)
+            await self._context.settle(_CLOSE_TIME)
+            self._http = None
+        if self._metrics_http is not None:
+            self._metrics_http.stop()
+            await self._metrics_http.close_all_connections()
+            self._metrics_http = None
+        self._context.executor.shutdown(wait=False, cancel_futures=True)
+        self._context.buffers.close()

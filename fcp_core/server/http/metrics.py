@@ -1,0 +1,246 @@
+"""What one server measures: an observer of its rounds, and gauges of itself.
+
+Labels are names that operators and authors chose (populations, tasks, routes) and short words; no
+device, session or address is ever one. The series of a task whose last round ended are dropped
+after :data:`KEPT` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter as Count
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from fcp_core.protocol.status import Code
+from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.events import (
+    Assigned,
+    CheckedIn,
+    Contributed,
+    Dropped,
+    Event,
+    Rejected,
+    TaskClosed,
+    TaskOpened,
+)
+from fcp_core.rounds.expiring import Expiring
+from fcp_core.server.http.prometheus import Counter, Dump, Gauge, Histogram, Metric, render
+
+#: How long the series of a task without an open round are kept, in seconds.
+KEPT = 3600.0
+#: How often the event loop's lag is measured, in seconds.
+LAG_INTERVAL = 0.05
+#: The most measurements that one callback can stand for.
+_MOST_MISSED = 1200
+
+_MINUTES = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300)
+_LAG = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 3)
+_WORD = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_TASK = ("population", "task")
+
+
+class ServerMetrics:
+    """The metrics of one server.
+
+    :param counts: returns the server's gauges of now: ``open_tasks``, ``open_operations``,
+        ``sessions``, ``waiting``, ``at_work``.
+    """
+
+    def __init__(self, clock: Clock, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._clock = clock
+        self._open: Count[tuple[str, str]] = Count()
+        self._ended: Expiring[tuple[str, str]] = Expiring()
+        self._lag_timer: asyncio.TimerHandle | None = None
+        self._in_flight: Callable[[], int] = lambda: 0
+        self._connections: Callable[[], int] = lambda: 0
+        #: Returns what the other processes of the server measure; None: there are none.
+        self.others: Callable[[], Awaitable[Sequence[Dump]]] | None = None
+        self.check_ins = Counter(
+            "fcp_check_ins_total", "Devices that checked in and were told of tasks.", ["population"]
+        )
+        self.offers = Counter(
+            "fcp_offers_total", "Check-ins at which a device was told of the task.", _TASK
+        )
+        self.rejections = Counter(
+            "fcp_rejections_total",
+            "Devices that were sent away without a task, by reason.",
+            ["population", "reason"],
+        )
+        self.assignments = Counter(
+            "fcp_assignments_total", "Devices that were given a task.", _TASK
+        )
+        self.contributions = Counter(
+            "fcp_contributions_total", "Contributions that are in an aggregate.", _TASK
+        )
+        self.bytes = Counter(
+            "fcp_contribution_bytes_total",
+            "Bytes of the contributions that are in an aggregate, after decompression.",
+            _TASK,
+        )
+        self.drops = Counter(
+            "fcp_drops_total",
+            "Assigned devices that did not contribute, by the phase that they reached.",
+            [*_TASK, "phase"],
+        )
+        self.closed = Counter(
+            "fcp_rounds_closed_total",
+            "Rounds that ended, by the code of their end; OK if there is a result.",
+            [*_TASK, "code"],
+        )
+        self.contribution_seconds = Histogram(
+            "fcp_contribution_seconds",
+            "Time from a device's assignment to its contribution in the aggregate.",
+            _TASK,
+            buckets=_MINUTES,
+        )
+        self.upload_seconds = Histogram(
+            "fcp_upload_seconds", "Time that a contribution's bytes took.", _TASK, buckets=_SECONDS
+        )
+        self.fold_seconds = Histogram(
+            "fcp_fold_seconds",
+            "Time from a contribution's submission to the aggregate.",
+            _TASK,
+            buckets=_SECONDS,
+        )
+        self.requests = Counter(
+            "fcp_requests_total",
+            "Requests by route and HTTP status; 499 if the client went away.",
+            ["route", "status"],
+        )
+        self.request_seconds = Histogram(
+            "fcp_request_seconds", "Time to answer a request.", ["route"], buckets=_SECONDS
+        )
+        self.received = Counter(
+            "fcp_received_bytes_total", "Bytes of request bodies, as they were sent.", ["route"]
+        )
+        self.loop_lag = Histogram(
+            "fcp_loop_lag_seconds",
+            "How late the event loop was at a timer, measured twenty times a second.",
+            buckets=_LAG,
+        )
+        self._metrics: list[Metric] = [
+            *(metric for metric in vars(self).values() if isinstance(metric, Metric)),
+            Gauge(
+                "fcp_in_flight_bytes",
+                "Bytes of request bodies that are being received.",
+                read=lambda: self._in_flight(),
+            ),
+            Gauge("fcp_connections", "Open connections.", read=lambda: self._connections()),
+        ]
+        for name, help in (
+            ("open_tasks", "Tasks that take contributions."),
+            ("open_operations", "Long-running operations that are not done."),
+            ("sessions", "Device sessions that are kept, late ones among them."),
+            ("waiting", "Devices that wait for a task."),
+            ("at_work", "Devices that have a task and are not done with it."),
+        ):
+            read = lambda name=name: counts()[name]  # noqa: E731
+            self._metrics.append(Gauge(f"fcp_{name}", help, read=read))
+
+    def event(self, event: Event) -> None:
+        """Count an event of a round."""
+        where = event.population
+        if isinstance(event, CheckedIn):
+            self.check_ins.add(where)
+            for name in event.offered:
+                self.offers.add(where, name)
+        elif isinstance(event, Rejected):
+            self.rejections.add(where, _word(event.reason))
+        elif isinstance(event, Assigned):
+            self.assignments.add(where, event.task_name)
+        elif isinstance(event, Contributed):
+            name = event.task_name
+            self.contributions.add(where, name)
+            self.bytes.add(where, name, amount=event.size)
+            self.contribution_seconds.observe(where, name, value=event.seconds)
+            self.upload_seconds.observe(where, name, value=event.upload_seconds)
+            self.fold_seconds.observe(where, name, value=event.fold_seconds)
+        elif isinstance(event, Dropped):
+            self.drops.add(where, event.task_name, _word(event.phase))
+        elif isinstance(event, TaskOpened):
+            self._open[where, event.task_name] += 1
+        else:
+            self._close(event)
+
+    def request(self, route: str, status: int, seconds: float, received: int) -> None:
+        """Count a request that is over."""
+        self.requests.add(route, str(status))
+        self.request_seconds.observe(route, value=seconds)
+        if received:
+            self.received.add(route, amount=received)
+
+    def watch(self, in_flight: Callable[[], int], connections: Callable[[], int]) -> None:
+        """Begin to measure the front and the running event loop."""
+        self._in_flight = in_flight
+        self._connections = connections
+        self._measure(asyncio.get_running_loop())
+
+    def stop(self) -> None:
+        """Measure no longer."""
+        if self._lag_timer is not None:
+            self._lag_timer.cancel()
+            self._lag_timer = None
+
+    async def expose(self) -> bytes:
+        """Return the metrics of all processes of the server as Prometheus reads them."""
+        return self.render(() if self.others is None else await self.others())
+
+    def render(self, others: Sequence[Dump] = ()) -> bytes:
+        """Return all metrics as Prometheus reads them.
+
+        :param others: what other processes measured: the sums are shown.
+        """
+        self._drop_old()
+        return render(self._metrics, others)
+
+    def dump(self) -> Dump:
+        """Return what was measured, for :meth:`render` and :meth:`absorb`."""
+        return {metric.name: metric.dump() for metric in self._metrics}
+
+    def absorb(self, dump: Dump) -> None:
+        """Count as one's own what a process measured that is no more; its gauges are over."""
+        for metric in self._metrics:
+            if not isinstance(metric, Gauge):
+                metric.absorb(dump.get(metric.name, ()))
+
+    def names(self) -> list[str]:
+        """Return the names of all metrics."""
+        return [metric.name for metric in self._metrics]
+
+    def _close(self, event: TaskClosed) -> None:
+        key = (event.population, event.task_name)
+        self.closed.add(*key, Code(event.code).name)
+        self._open[key] -= 1
+        if self._open[key] <= 0:
+            del self._open[key]
+            self._ended.put("\n".join(key), key, self._clock.now() + KEPT)
+        self._drop_old()
+
+    def _drop_old(self) -> None:
+        for _, (population, task) in self._ended.pop_due(self._clock.now()):
+            if not self._open[population, task]:
+                for metric in self._metrics:
+                    metric.drop(population=population, task=task)
+
+    def _measure(self, loop: asyncio.AbstractEventLoop, due: float | None = None) -> None:
+        """Note how late this is, and how late all measurements were that it was too late for.
+
+        Without the latter, a callback that takes a second would count as much as one that takes
+        none: what is measured is how long something waits that is due at any time.
+        """
+        now = loop.time()
+        if due is None:
+            due = now
+        else:
+            for number in range(min(_MOST_MISSED, int((now - due) / LAG_INTERVAL) + 1)):
+                self.loop_lag.observe(value=max(0.0, now - due - number * LAG_INTERVAL))
+            due += int((now - due) / LAG_INTERVAL) * LAG_INTERVAL
+        due += LAG_INTERVAL
+        self._lag_timer = loop.call_at(due, self._measure, loop, due)
+
+
+def _word(text: str) -> str:
+    """Return a reason that a plugin may have made up, if it is a short word."""
+    return text if _WORD.fullmatch(text) else "other"

@@ -1,0 +1,177 @@
+"""What a worker process has in place of the services: it asks the process that decides."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from google.protobuf.message import Message
+
+from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.clock import Clock
+from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.processes.folds import WorkerFolds
+from fcp_core.server.processes.link import Link
+from fcp_core.server.services.admin import Admin
+from fcp_core.server.services.aggregations import Aggregations
+from fcp_core.server.services.assignments import TaskAssignments
+from fcp_core.server.services.downloads import Download
+from fcp_core.server.services.eligibility import EligibilityEvalTasks
+from fcp_core.server.services.operations import Operations
+
+#: How many bytes of plans, checkpoints and slices a worker keeps.
+CACHE = 256 << 20
+
+#: The services whose calls are passed on, by the name that they have in ``Services``.
+FORWARDED: dict[str, type] = {
+    "eligibility_eval_tasks": EligibilityEvalTasks,
+    "task_assignments": TaskAssignments,
+    "aggregations": Aggregations,
+    "operations": Operations,
+}
+
+
+class RemoteServices:
+    """Looks like ``Services`` to a front.
+
+    :param link: to the process that decides.
+    :param folds: where uploads wait until they are folded.
+    """
+
+    def __init__(self, link: Link, folds: WorkerFolds) -> None:
+        for name, kind in FORWARDED.items():
+            setattr(self, name, RemoteService(link, name, kind))
+        self.media = RemoteMedia(link, folds)
+        self.admin = RemoteAdmin(link)
+
+
+class RemoteService:
+    """One service; it has the methods of *kind*, and passes each call on."""
+
+    def __init__(self, link: Link, name: str, kind: type) -> None:
+        self._link = link
+        self._name = name
+        self._kind = kind
+
+    def __getattr__(self, method: str) -> Callable[[Message, str | None], Awaitable[Answer]]:
+        """Return what calls a method.
+
+        :raises AttributeError: if the service has no such method.
+        """
+        getattr(self._kind, method)
+
+        async def call(request: Message, principal: str | None) -> Answer:
+            data = request.SerializeToString()
+            return Answer(await self._link.call("rpc", self._name, method, data, principal))
+
+        setattr(self, method, call)
+        return call
+
+
+class Answer:
+    """A response that is serialized already."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 (as a protobuf message has it)
+        """Return it."""
+        return self._data
+
+
+class RemoteMedia:
+    """Uploads stay in this process, and only their sizes are told; downloads are fetched once."""
+
+    def __init__(self, link: Link, folds: WorkerFolds) -> None:
+        self._link = link
+        self._folds = folds
+        self._cache: OrderedDict[str, Download] = OrderedDict()
+        self._cached = 0
+
+    @property
+    def held(self) -> int:
+        """How many bytes of uploads wait in this process."""
+        return self._folds.held
+
+    async def begin_upload(self, resource_name: str) -> None:
+        """Let an upload begin, as ``Media.begin_upload``."""
+        await self._link.call("begin_upload", resource_name)
+
+    async def finish_upload(self, resource_name: str, body: bytes | bytearray | memoryview) -> None:
+        """Keep the body, as ``Media.finish_upload``."""
+        number = self._folds.keep(body)
+        try:
+            await self._link.call("finish_upload", resource_name, len(body), number)
+        except BaseException:
+            await self._folds.drop_body(number)
+            raise
+
+    async def abandon_upload(self, resource_name: str) -> None:
+        """Forget an upload, as ``Media.abandon_upload``."""
+        await self._link.call("abandon_upload", resource_name)
+
+    async def download(self, name: str) -> Download:
+        """Return a resource, as ``Media.download``: each time asked for, but sent only once."""
+        known = self._cache.get(name)
+        try:
+            answer = await self._link.call("download", name, None if known is None else known.etag)
+        except StatusError:
+            self._forget(name)
+            raise
+        if answer is None:
+            assert known is not None  # its tag was asked about
+            if name in self._cache:
+                self._cache.move_to_end(name)
+            return known
+        self._forget(name)
+        found = Download(*answer)
+        if len(found.data) <= CACHE:
+            self._cache[name] = found
+            self._cached += len(found.data)
+        while self._cached > CACHE:
+            self._forget(next(iter(self._cache)))
+        return found
+
+    def _forget(self, name: str) -> None:
+        known = self._cache.pop(name, None)
+        if known is not None:
+            self._cached -= len(known.data)
+
+
+class RemoteAdmin:
+    """The admin service; answers come as they are sent."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        """Return what calls a method.
+
+        :raises AttributeError: if the service has no such method.
+        """
+        getattr(Admin, method)
+
+        async def call(*arguments: Any) -> Any:
+            is_json, answer = await self._link.call("admin", method, arguments)
+            return msgspec.Raw(answer) if is_json else answer
+
+        setattr(self, method, call)
+        return call
+
+    def release(self) -> None:
+        """Do nothing: those who wait do so in the process that decides."""
+
+
+class WorkerMetrics(ServerMetrics):
+    """What a worker measures; what it shows is all that the server measures."""
+
+    def __init__(self, clock: Clock, link: Link) -> None:
+        super().__init__(clock, Counter)
+        self._link = link
+
+    async def expose(self) -> bytes:
+        """Return all metrics of the server."""
+        text: bytes = await self._link.call("expose")
+        return text

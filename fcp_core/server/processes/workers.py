@@ -1,0 +1,334 @@
+"""The workers as the process that decides sees them: started, asked, listened to, replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fcp_core.admin import api
+from fcp_core.errors import UsageError
+from fcp_core.protocol.routes import ROUTES
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http.context import snake_case
+from fcp_core.server.http.prometheus import Dump
+from fcp_core.server.processes.link import Link
+from fcp_core.server.processes.process_engine import PeerBody, SpreadEngine
+
+if TYPE_CHECKING:
+    from fcp_core.server.http.metrics import ServerMetrics
+    from fcp_core.server.services import Services
+
+logger = logging.getLogger("fcp.server")
+
+#: How long a worker may take to start, in seconds.
+START_TIME = 120.0
+#: How long it may take to end once it was hung up on, before it is killed.
+END_TIME = 15.0
+#: How long it may take to say what it measures.
+MEASURE_TIME = 2.0
+#: How long after a worker's end the next is started, and how long at most after several.
+PAUSE, LONGEST_PAUSE = 0.1, 30.0
+#: A worker that has lived this long was no failed start.
+HEALTHY = 60.0
+
+#: What a fresh interpreter runs. The path is the parent's, since a plugin may be found only there.
+_CODE = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from fcp_core.server.processes.worker import main; main(int(sys.argv[1]))"
+)
+
+_REQUESTS = {
+    (snake_case(route.service.rpartition(".")[2]), snake_case(route.method)): route.request_class
+    for route in ROUTES
+}
+_ADMIN = {endpoint.method: endpoint for endpoint in api.ENDPOINTS}
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """What a worker is told to be.
+
+    :param number: its own, from 1.
+    :param recipe: the arguments of ``Plugins.load``.
+    :param host: what to listen on.
+    :param family: the address family, as ``socket`` numbers it.
+    :param metrics_apart: whether ``/metrics`` is served elsewhere.
+    :param threads: how many decompress at a time.
+    :param processors: those that it may use; none: any.
+    :param log_levels: by logger's name.
+    """
+
+    number: int
+    recipe: dict[str, Any]
+    host: str
+    port: int
+    family: int
+    certfile: str | None
+    keyfile: str | None
+    metrics_apart: bool
+    threads: int | None
+    processors: list[int]
+    log_levels: dict[str, int]
+
+
+class WorkerPeer:
+    """One worker: the calls that it makes, and its process.
+
+    :param metrics: what the server measures, if it does.
+    :param on_end: told when it has ended.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        metrics: ServerMetrics | None,
+        on_end: Callable[[WorkerPeer], None],
+    ) -> None:
+        self._services = services
+        self._metrics = metrics
+        self._on_end = on_end
+        self._uploading: set[str] = set()
+        self._link = Link(
+            {
+                "rpc": self._rpc,
+                "admin": self._admin,
+                "begin_upload": self._begin_upload,
+                "finish_upload": self._finish_upload,
+                "abandon_upload": self._abandon_upload,
+                "download": self._download,
+                "expose": self._exposed,
+            },
+            self._ended,
+            prompt=("rpc", "begin_upload", "finish_upload", "abandon_upload"),
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self.started = asyncio.get_running_loop().time()
+        self.call = self._link.call
+        self.tell = self._link.tell
+        #: What it measured, as far as it was asked.
+        self.measured: Dump = {}
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None  # it was started
+        return self._process.pid
+
+    async def start(self, told: Assignment) -> None:
+        """Start the process and wait until it accepts requests.
+
+        :raises UsageError: if it does not.
+        """
+        ours, theirs = socket.socketpair()
+        path = [os.path.abspath(entry or ".") for entry in sys.path]
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _CODE, str(theirs.fileno()), json.dumps(path)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+            )
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self._link, sock=ours)
+        try:
+            await asyncio.wait_for(self.call("start", told), START_TIME)
+        except asyncio.TimeoutError:
+            raise UsageError(f"a worker process did not start within {START_TIME:g} s.") from None
+        except StatusError as error:
+            if error.code is Code.UNAVAILABLE:
+                raise UsageError("a worker process ended while it started.") from None
+            raise UsageError(error.message) from None
+
+    async def end(self) -> int | None:
+        """Hang up, wait for the process and kill it if that takes too long; return its status."""
+        self._link.close()
+        if self._process is None:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(None, _reap, self._process)
+
+    async def measure(self) -> Dump:
+        """Return what it measures, or what it did when it was last asked."""
+        with contextlib.suppress(StatusError, asyncio.TimeoutError):
+            self.measured = await asyncio.wait_for(self.call("measures"), MEASURE_TIME)
+        return self.measured
+
+    # What it calls.
+
+    async def _rpc(self, service: str, method: str, data: bytes, principal: str | None) -> bytes:
+        request = _REQUESTS[service, method].FromString(data)
+        function = getattr(getattr(self._services, service), method)
+        response = await function(request, principal)
+        answer: bytes = response.SerializeToString()
+        return answer
+
+    async def _admin(self, method: str, arguments: list[Any]) -> tuple[bool, Any]:
+        endpoint = _ADMIN.get(method)
+        kinds = [] if endpoint is None else [endpoint.query, endpoint.body]
+        kinds = [kind for kind in kinds if kind is not None]
+        plain = len(arguments) - len(kinds)
+        arguments[plain:] = map(msgspec.convert, arguments[plain:], kinds)
+        answer = await getattr(self._services.admin, method)(*arguments)
+        if isinstance(answer, bytes | str):
+            return False, answer
+        return True, msgspec.json.encode(answer)
+
+    async def _begin_upload(self, name: str) -> None:
+        await self._services.media.begin_upload(name)
+        self._uploading.add(name)
+
+    async def _finish_upload(self, name: str, size: int, number: int) -> None:
+        self._uploading.discard(name)
+        await self._services.media.finish_upload(name, PeerBody(self, number, size))
+
+    async def _abandon_upload(self, name: str) -> None:
+        self._uploading.discard(name)
+        await self._services.media.abandon_upload(name)
+
+    async def _download(self, name: str, known: str | None) -> tuple[bytes, str, str, float] | None:
+        media = self._services.media
+        if known is not None and media.is_same(name, known):
+            return None
+        found = await media.download(name)
+        if found.etag == known:
+            return None
+        return found.data, found.content_type, found.etag, found.max_age
+
+    async def _exposed(self) -> bytes:
+        assert self._metrics is not None  # a worker measures only if this process does
+        return await self._metrics.expose()
+
+    def _ended(self) -> None:
+        self._on_end(self)
+
+    async def abandon_uploads(self) -> None:
+        """Let the devices whose uploads it was receiving try again."""
+        while self._uploading:
+            await self._services.media.abandon_upload(self._uploading.pop())
+
+
+class Workers:
+    """All workers of a server; one that ends is replaced.
+
+    :param count: how many.
+    :param assign: makes what the worker of a number is told.
+    :param engine: told of those that end.
+    :param metrics: what the server measures, if it does.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        assign: Callable[[int], Assignment],
+        engine: SpreadEngine,
+        metrics: ServerMetrics | None,
+    ) -> None:
+        self._count = count
+        self._assign = assign
+        self._engine = engine
+        self._metrics = metrics
+        if metrics is not None:
+            metrics.others = self.measure
+        self._make: Callable[[], WorkerPeer] | None = None
+        self._peers: dict[WorkerPeer, int] = {}
+        self._failures = dict.fromkeys(range(1, count + 1), 0)
+        self._stopping = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the processes that serve at the moment."""
+        return [peer.pid for peer in self._peers]
+
+    async def start(self, services: Services) -> None:
+        """Start all, and wait until they accept requests.
+
+        :raises UsageError: if one does not; none is left then.
+        """
+        self._make = lambda: WorkerPeer(services, self._metrics, self._ended)
+        started = await asyncio.gather(
+            *(self._start_one(number) for number in self._failures), return_exceptions=True
+        )
+        failures = [failure for failure in started if failure is not None]
+        if failures:
+            await self.stop()
+            raise failures[0]
+
+    async def drain(self) -> None:
+        """Have all stop accepting, and wait until what they are at is done. None is replaced."""
+        self._stopping = True
+        await asyncio.gather(*(peer.call("drain") for peer in self._peers), return_exceptions=True)
+
+    async def stop(self) -> None:
+        """End all."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        peers, self._peers = list(self._peers), {}
+        await asyncio.gather(*(peer.end() for peer in peers), *self._tasks, return_exceptions=True)
+
+    async def measure(self) -> Sequence[Dump]:
+        """Return what the workers measure."""
+        return await asyncio.gather(*(peer.measure() for peer in self._peers))
+
+    # Inside.
+
+    async def _start_one(self, number: int) -> None:
+        assert self._make is not None  # made by start
+        peer = self._make()
+        try:
+            await peer.start(self._assign(number))
+        except BaseException:
+            await peer.end()
+            raise
+        self._peers[peer] = number
+
+    def _ended(self, peer: WorkerPeer) -> None:
+        """Take note that a worker has ended, or was hung up on."""
+        number = self._peers.pop(peer, None)
+        if number is None:
+            return  # it has not started, or is to end
+        self._engine.lost(peer)
+        if self._metrics is not None:
+            self._metrics.absorb(peer.measured)
+        self._spawn(self._replace(peer, number))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replace(self, peer: WorkerPeer, number: int) -> None:
+        lived = asyncio.get_running_loop().time() - peer.started
+        await peer.abandon_uploads()
+        status = await peer.end()
+        logger.error("process %d of the server (pid %d) ended: %s", number, peer.pid, status)
+        self._failures[number] = 0 if lived >= HEALTHY else self._failures[number]
+        while not self._stopping:
+            pause = min(PAUSE * 2 ** self._failures[number], LONGEST_PAUSE)
+            self._failures[number] += 1
+            await asyncio.sleep(pause)
+            try:
+                await self._start_one(number)
+            except UsageError as error:
+                logger.error("process %d of the server does not start: %s", number, error)
+            else:
+                break
+        if self._stopping:
+            await self.drain()  # it may have come after the others were told
+
+
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(END_TIME)
+    except subprocess.TimeoutExpired:
+        logger.error("a worker process (pid %d) does not end; it is killed", process.pid)
+        process.kill()
+        return process.wait()
