@@ -220,8 +220,10 @@ class AggregationProtocol(ABC):
     def accumulated(
         self, assignments: Sequence[str], error: StatusError | None, now: float
     ) -> Sequence[Effect]:
-        """Take the outcome of :class:`Accumulate`; the assignments are counted if *error* is None,
-        and dropped otherwise."""
+        """Take the outcome of :class:`Accumulate`.
+
+        :param error: None: the assignments are counted; otherwise they are dropped.
+        """
 
     def worked(self, key: str, result: bytes | StatusError, now: float) -> Sequence[Effect]:
         """Take the outcome of :class:`Work`."""
