@@ -1,11 +1,11 @@
-"""The machine that gives waiting devices of one population their tasks, as policies decide.
+"""The machines that give waiting devices of one population their tasks, as policies decide.
 
 It is asked when a candidate arrives, when a task opens or gets capacity back, when a task ends and
 on ticks. A candidate for which no task has room is rejected at once: a device that comes back later
 costs less than one that polls. What a policy neither assigns nor rejects is held.
 
 A policy is somebody else's code: what it decides is checked, and a decision that cannot be right is
-told in :attr:`Outcome.problems` and otherwise ignored.
+listed in :attr:`Outcome.problems` and otherwise ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from enum import Enum
+from typing import Any, Generic, TypeVar
 
 from fcp_core.rounds.policies import (
     Assign,
@@ -27,23 +28,71 @@ from fcp_core.rounds.policies import (
     SelectionView,
     choose_at_most,
 )
+from fcp_core.rounds.transitions import Machine
+
+D = TypeVar("D")
+
+
+class CandidateState(Enum):
+    """Where a candidate stands."""
+
+    WAITING = "waiting"
+    ASSIGNED = "assigned"
+    REJECTED = "rejected"
+    WITHDRAWN = "withdrawn"
+
+
+MOVES: dict[CandidateState, tuple[CandidateState, ...]] = {
+    CandidateState.WAITING: (
+        CandidateState.ASSIGNED,
+        CandidateState.REJECTED,
+        CandidateState.WITHDRAWN,
+    ),
+    CandidateState.ASSIGNED: (),
+    CandidateState.REJECTED: (),
+    CandidateState.WITHDRAWN: (),
+}
+
+
+class Waiting(Machine[CandidateState], Generic[D]):
+    """A device that waits: what policies are shown of it, and what the shell knows it by.
+
+    :param device: the shell's own; never shown to a policy.
+    """
+
+    __slots__ = ("candidate", "device")
+
+    MOVES = MOVES
+
+    def __init__(self, candidate: Candidate, device: D) -> None:
+        super().__init__(CandidateState.WAITING)
+        self.candidate = candidate
+        self.device = device
 
 
 @dataclass(frozen=True)
-class Rejection:
-    """A candidate that is sent away; *reason* is a short word."""
+class Assigned(Generic[D]):
+    """A device that gets a task."""
 
-    candidate: str
+    device: D
+    task_id: str
+
+
+@dataclass(frozen=True)
+class Rejection(Generic[D]):
+    """A device that is sent away; *reason* is a short word."""
+
+    device: D
     reason: str
     retry: RetryWindow | None = None
 
 
 @dataclass
-class Outcome:
-    """What came of asking: candidates that leave, and what was wrong with the answers."""
+class Outcome(Generic[D]):
+    """What came of asking: devices that leave, and what was wrong with the answers."""
 
-    assigned: list[Assign] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
+    assigned: list[Assigned[D]] = field(default_factory=list)
+    rejected: list[Rejection[D]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -60,7 +109,7 @@ class _Group:
     tick: float | None = None
 
 
-class Assigner:
+class Assigner(Generic[D]):
     """Holds the candidates of one population and has policies decide about them.
 
     :param rng: the randomness that policies are given.
@@ -68,7 +117,7 @@ class Assigner:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._candidates: dict[str, Candidate] = {}
+        self._waiting: dict[str, Waiting[D]] = {}
         self._groups: dict[str, _Group] = {}
         self._group_of: dict[str, str] = {}
         self._changed: set[str] = set()
@@ -76,7 +125,7 @@ class Assigner:
     @property
     def waiting(self) -> int:
         """How many candidates wait."""
-        return len(self._candidates)
+        return len(self._waiting)
 
     def open(
         self,
@@ -115,28 +164,29 @@ class Assigner:
         """Take a task away. What its policy keeps stays: the next round goes on from there."""
         self._group_of.pop(task_id, None)
 
-    def arrive(self, candidate: Candidate) -> None:
-        """Add a candidate."""
-        self._candidates[candidate.id] = candidate
+    def arrive(self, candidate: Candidate, device: D) -> None:
+        """Add a candidate; *device* is what the outcome names it by."""
+        self._waiting[candidate.id] = Waiting(candidate, device)
 
     def restrict(self, weights: Mapping[str, float] | None) -> None:
         """Give the candidates that may take any task these weights instead."""
-        for key, candidate in self._candidates.items():
-            if candidate.weights is None:
-                self._candidates[key] = replace(candidate, weights=weights)
+        for waiting in self._waiting.values():
+            if waiting.candidate.weights is None:
+                waiting.candidate = replace(waiting.candidate, weights=weights)
 
     def withdraw(self, candidate: str) -> None:
         """Take a candidate away, if it still waits."""
-        self._candidates.pop(candidate, None)
+        if candidate in self._waiting:
+            self._take(candidate, CandidateState.WITHDRAWN)
 
-    def decide(self, tasks: Sequence[OpenTask], now: float, limit: int | None = None) -> Outcome:
+    def decide(self, tasks: Sequence[OpenTask], now: float, limit: int | None = None) -> Outcome[D]:
         """Ask the policies.
 
         :param tasks: the SINGLE tasks that are open and were added, oldest first.
         :param limit: how many devices may be assigned in all; None: as many as the tasks take.
         :returns: who leaves; those are no candidates any more.
         """
-        outcome = Outcome()
+        outcome: Outcome[D] = Outcome()
         for group in self._groups.values():
             # A policy that is not asked this time has nothing to wait for.
             group.tick = None
@@ -154,11 +204,15 @@ class Assigner:
             # Whoever has the fewest at work is asked first: no policy takes all places for ever.
             keys.sort(key=lambda key: sum(task.pending for task in room[key]))
         for key in keys:
-            if not self._candidates or left == 0:
+            if not self._waiting or left == 0:
                 break
             shown = _within(room[key], left)
             names = {task.name for task in shown}
-            asked = {c.id: c for c in self._candidates.values() if c.eligible_for_any(names)}
+            asked = {
+                key: waiting.candidate
+                for key, waiting in self._waiting.items()
+                if waiting.candidate.eligible_for_any(names)
+            }
             if asked:
                 if len(room) > 1:
                     for candidate_id in asked:
@@ -173,10 +227,10 @@ class Assigner:
         for candidate_id, answers in refusals.items():
             # One that another policy holds stays.
             everyone = len(answers) == askers.get(candidate_id, 1)
-            if everyone and candidate_id in self._candidates:
-                del self._candidates[candidate_id]
+            if everyone and candidate_id in self._waiting:
+                device = self._take(candidate_id, CandidateState.REJECTED)
                 retry = next((answer.retry for answer in answers if answer.retry), None)
-                outcome.rejected.append(Rejection(candidate_id, "not_selected", retry))
+                outcome.rejected.append(Rejection(device, "not_selected", retry))
         if outcome.assigned:
             taken = Counter(assign.task_id for assign in outcome.assigned)
             rest = [replace(task, capacity=task.capacity - taken[task.task_id]) for task in tasks]
@@ -185,17 +239,27 @@ class Assigner:
 
     def next_tick(self) -> float | None:
         """Return when a policy wants to be asked again, or None."""
-        if not self._candidates:
+        if not self._waiting:
             return None
         return min((g.tick for g in self._groups.values() if g.tick is not None), default=None)
 
-    def _turn_away(self, tasks: Sequence[OpenTask], outcome: Outcome) -> None:
+    def _turn_away(self, tasks: Sequence[OpenTask], outcome: Outcome[D]) -> None:
         """Reject the candidates for which no task has room."""
         names = {task.name for task in tasks if task.capacity > 0}
-        away = [c.id for c in self._candidates.values() if not c.eligible_for_any(names)]
+        away = [
+            key
+            for key, waiting in self._waiting.items()
+            if not waiting.candidate.eligible_for_any(names)
+        ]
         for candidate_id in away:
-            del self._candidates[candidate_id]
-            outcome.rejected.append(Rejection(candidate_id, "no_task"))
+            device = self._take(candidate_id, CandidateState.REJECTED)
+            outcome.rejected.append(Rejection(device, "no_task"))
+
+    def _take(self, candidate: str, state: CandidateState) -> D:
+        """Take a candidate away that is decided about; return its device."""
+        waiting = self._waiting.pop(candidate)
+        waiting.move(state)
+        return waiting.device
 
     def _ask(
         self,
@@ -203,7 +267,7 @@ class Assigner:
         candidates: dict[str, Candidate],
         tasks: Sequence[OpenTask],
         now: float,
-        outcome: Outcome,
+        outcome: Outcome[D],
         refusals: dict[str, list[Reject]],
         limit: int | None,
     ) -> None:
@@ -250,8 +314,8 @@ class Assigner:
                 problem = f"was assigned task {decision.task_id}, which is full"
             else:
                 capacity[decision.task_id] -= 1
-                del self._candidates[candidate.id]
-                outcome.assigned.append(decision)
+                device = self._take(candidate.id, CandidateState.ASSIGNED)
+                outcome.assigned.append(Assigned(device, decision.task_id))
             if problem is not None:
                 outcome.problems.append(
                     f"selection policy {group.name}: candidate {decision.candidate} {problem}"

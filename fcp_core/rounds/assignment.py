@@ -1,0 +1,170 @@
+"""One assignment of a task to a device, from the moment it is given until it ends.
+
+Whoever needs to know where a device stands asks this record. Its task moves it (``rounds.task``).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from fcp_core.aggregation.engine import HeldBody
+from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.protocols import Body
+from fcp_core.rounds.transitions import Machine
+
+
+class Stage(Enum):
+    """Where an assignment stands; the last two are final."""
+
+    ASSIGNED = "assigned"
+    STARTED = "started"
+    UPLOADING = "uploading"
+    UPLOADED = "uploaded"
+    QUEUED = "queued"
+    ACCUMULATING = "accumulating"
+    CONTRIBUTED = "contributed"
+    DROPPED = "dropped"
+
+    # By identity: Enum's own hashes the name, in Python, at each look into a table.
+    __hash__ = object.__hash__
+
+
+#: A broken upload leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
+MOVES: dict[Stage, tuple[Stage, ...]] = {
+    Stage.ASSIGNED: (Stage.STARTED, Stage.DROPPED),
+    Stage.STARTED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.UPLOADING: (Stage.STARTED, Stage.UPLOADED, Stage.DROPPED),
+    Stage.UPLOADED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.QUEUED: (Stage.ACCUMULATING, Stage.DROPPED),
+    Stage.ACCUMULATING: (Stage.CONTRIBUTED, Stage.DROPPED),
+    Stage.CONTRIBUTED: (),
+    Stage.DROPPED: (),
+}
+
+_NOT_STOPPABLE = (Stage.ACCUMULATING, Stage.CONTRIBUTED, Stage.DROPPED)
+
+
+class Assignment(Machine[Stage]):
+    """A device's assignment. Times are in seconds since the epoch.
+
+    :ivar uploads: what was uploaded and not accumulated yet, by slot.
+    :ivar received: the slots that were uploaded, accumulated or not.
+    :ivar size: of what was uploaded, in bytes.
+    :ivar held: of what is held in memory for it, in bytes: until it is accumulated or dropped.
+    :ivar upload_seconds: how long that took.
+    :ivar queued: when its contribution was to be accumulated.
+    :ivar calls: the shell's record of the protocol's calls, by method.
+    :ivar error: why it was dropped.
+    """
+
+    __slots__ = (
+        "_receiving",
+        "assigned",
+        "calls",
+        "error",
+        "held",
+        "id",
+        "queued",
+        "received",
+        "session_id",
+        "size",
+        "upload_seconds",
+        "uploads",
+    )
+
+    MOVES = MOVES
+
+    def __init__(self, id: str, session_id: str, assigned: float) -> None:
+        super().__init__(Stage.ASSIGNED)
+        self.id = id
+        self.session_id = session_id
+        self.assigned = assigned
+        self.queued = assigned
+        self.uploads: dict[str, Body] = {}
+        self.received: tuple[str, ...] = ()
+        self.size = self.held = 0
+        self.upload_seconds = 0.0
+        self.calls: dict[str, Any] = {}
+        self.error: StatusError | None = None
+        #: When the uploads began that go on, by slot; one per connection.
+        self._receiving: list[tuple[str, float]] = []
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can come of it any more."""
+        return self._state in (Stage.CONTRIBUTED, Stage.DROPPED)
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether it can still be dropped by itself."""
+        return self._state not in _NOT_STOPPABLE
+
+    def begin_upload(self, slot: str, now: float) -> bool:
+        """Let bytes come, unless they are there; return whether they are wanted.
+
+        A device whose connection broke sends again, perhaps before the server has noticed: the
+        first of several uploads of a slot that is complete counts.
+        """
+        if slot in self.received or self._state in (
+            Stage.QUEUED,
+            Stage.ACCUMULATING,
+            Stage.CONTRIBUTED,
+        ):
+            return False
+        if self._state is not Stage.UPLOADING:
+            self.move(Stage.UPLOADING)
+        self._receiving.append((slot, now))
+        return True
+
+    def finish_upload(self, slot: str, body: Body, now: float) -> bool:
+        """Take the bytes; return whether they count."""
+        began = self._forget_upload(slot)
+        if began is None or slot in self.received:
+            return False
+        self.uploads[slot] = body
+        self.received += (slot,)
+        self.size += len(body)
+        self.held += len(body)
+        self.upload_seconds += now - began
+        if self._state is Stage.UPLOADING and not self._misses_more():
+            self.move(Stage.UPLOADED)
+        return True
+
+    def abandon_upload(self, slot: str) -> None:
+        """Take note that bytes will not come: the device may try again."""
+        self._forget_upload(slot)
+        if self._state is Stage.UPLOADING and not self._misses_more():
+            self.move(Stage.UPLOADED if self.received else Stage.STARTED)
+
+    def take(self, slot: str) -> Body:
+        """Hand over what was uploaded; it is not kept.
+
+        :raises KeyError: if there is nothing.
+        """
+        return self.uploads.pop(slot)
+
+    def release(self) -> int:
+        """Drop what is kept of its uploads; return how many bytes were held for it."""
+        for body in self.uploads.values():
+            if isinstance(body, HeldBody):
+                body.drop()
+        self.uploads.clear()
+        self._receiving.clear()
+        held, self.held = self.held, 0
+        return held
+
+    def _misses_more(self) -> bool:
+        """Whether an upload goes on whose bytes are not there yet."""
+        return any(slot not in self.received for slot, _ in self._receiving)
+
+    def _forget_upload(self, slot: str) -> float | None:
+        for index, (receiving, began) in enumerate(self._receiving):
+            if receiving == slot:
+                del self._receiving[index]
+                return began
+        return None
+
+    def __repr__(self) -> str:
+        """Say what it is."""
+        return f"<assignment {self.id} {self._state.value}>"
