@@ -95,6 +95,9 @@ class OptionValue:
     origin: str
     scope: str = ""
 
+    def __repr__(self) -> str:
+        return f"OptionValue({self.label}: {self.shown!r}, from {self.origin})"
+
     @property
     def label(self) -> str:
         """The section and the name as in a file."""
