@@ -28,6 +28,7 @@ _LAZY = {
         "eligibility",
         "Say how devices find out what they are eligible for.",
     ),
+    "keys": ("fcp_core.commands.keys", "keys", "Rotate the keys that sign what devices get."),
     "plugin": ("fcp_core.commands.plugin", "plugin", "Write a plugin of your own."),
     "plugins": (
         "fcp_core.commands.plugins",

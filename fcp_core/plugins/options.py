@@ -136,6 +136,15 @@ def add_core_options(options: OptionRegistry) -> None:
         1,
         scopes=SCOPES,
     )
+    add(
+        "token_keys_file",
+        "path",
+        None,
+        "the file with the keys that sign what devices are given; without one it lies beside the "
+        "storage, and is made at the first start",
+    )
+    text = "what that file says, instead of a file; only from the environment"
+    options.add("", "token_keys", "str", None, text, secret=True)
     add_front_options(options)
     add_server_options(options)
 

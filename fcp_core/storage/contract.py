@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 
@@ -61,6 +62,9 @@ class Storage(ABC):
 
     #: Whether what a transaction wrote survives the end of the process.
     durable: bool = False
+    #: A file of this store on this host, if it has one: what the server keeps in small files of its
+    #: own, such as its signing keys, lies beside it.
+    path: Path | None = None
 
     async def start(self) -> None:
         """Open files and connections, create what is missing.

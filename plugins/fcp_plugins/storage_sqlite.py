@@ -133,9 +133,10 @@ class SqliteStorage(Storage):
     """
 
     durable = True
+    path: Path
 
     def __init__(self, path: Path, busy_timeout: float = 30.0) -> None:
-        self._path = path
+        self.path = path
         self._busy_timeout = busy_timeout
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -224,16 +225,16 @@ class SqliteStorage(Storage):
                 for job in batch:
                     self._run_batch(connection, [job])
             else:
-                batch[0].error = _failure(self._path, error)
+                batch[0].error = _failure(self.path, error)
 
     def _open(self) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(
-                self._path, timeout=self._busy_timeout, isolation_level=None
+                self.path, timeout=self._busy_timeout, isolation_level=None
             )
         except sqlite3.Error as error:
             raise UsageError(
-                f"the storage file {self._path} cannot be opened: {error}; its folder must exist "
+                f"the storage file {self.path} cannot be opened: {error}; its folder must exist "
                 f"and be writable."
             ) from None
         try:
@@ -243,7 +244,7 @@ class SqliteStorage(Storage):
             if isinstance(error, UsageError):
                 raise
             raise UsageError(
-                f"the storage file {self._path} cannot be used: {error}; it must be writable, and "
+                f"the storage file {self.path} cannot be used: {error}; it must be writable, and "
                 f"written by this server."
             ) from None
         return connection
@@ -254,7 +255,7 @@ class SqliteStorage(Storage):
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application != APPLICATION_ID and (application or tables):
             raise UsageError(
-                f"the storage file {self._path} is a database of another program; name another."
+                f"the storage file {self.path} is a database of another program; name another."
             )
         self._use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
@@ -263,7 +264,7 @@ class SqliteStorage(Storage):
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise UsageError(
-                f"the storage file {self._path} was written by a newer release (its schema is "
+                f"the storage file {self.path} was written by a newer release (its schema is "
                 f"version {version}, this release knows {SCHEMA_VERSION}); upgrade fcp-server."
             )
         if version == 0:
