@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fcp_aggregators import group_by, mean, median, secure_sum, vector
+from fcp_aggregators import group_by, mean, median, secure_sum, simple_protocol, vector
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import EngineFactory
 from fcp_core.aggregation.local import (
@@ -12,9 +12,8 @@ from fcp_core.aggregation.local import (
     DEFAULT_INLINE_BYTES,
     make_local_engine,
 )
-from fcp_core.aggregation.protocol import AggregationProtocolFactory
-from fcp_core.aggregation.simple import make_simple_protocol
 from fcp_core.plugins import hookimpl
+from fcp_core.rounds.protocols import AggregationProtocolFactory
 
 if TYPE_CHECKING:
     from fcp_core.plugins.config import OptionRegistry
@@ -103,11 +102,7 @@ def fcp_register_aggregators() -> list[AggregatorFactory]:
 @hookimpl
 def fcp_register_aggregation_protocols() -> list[AggregationProtocolFactory]:
     """Return the simple protocol."""
-    return [
-        AggregationProtocolFactory(
-            "simple", "each client uploads one checkpoint, in the clear", make_simple_protocol
-        )
-    ]
+    return [simple_protocol.FACTORY]
 
 
 @hookimpl

@@ -6,13 +6,15 @@ fold runs on local threads, in other processes or on a cluster.
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.protocol.status import Code, StatusError
 
 #: The two checkpoint formats of a result.
 CheckpointFormat = Literal["tf_v1", "federated_compute"]
@@ -72,6 +74,13 @@ class Fold(ABC):
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
         """Fold one checkpoint; the blob is not kept after the future is done."""
 
+    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
+        """Fold one checkpoint that holds what several devices contributed; all count, or none.
+
+        Only aggregation protocols that aggregate before the engine does ask for it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} folds single contributions only")
+
     def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
         """Fold one checkpoint where it lies.
 
@@ -115,6 +124,16 @@ class Engine(ABC):
     def stop(self) -> None:
         """Give them back; folds still open are aborted."""
 
+    def run(self, function: str, arguments: bytes) -> Future[bytes]:
+        """Run a pure function somewhere else than on the event loop.
+
+        :param function: ``package.module:name``, of bytes that returns bytes.
+        """
+        global _threads
+        if _threads is None:
+            _threads = ThreadPoolExecutor(thread_name_prefix="fcp-work")
+        return _threads.submit(call_by_name, function, arguments)
+
     @abstractmethod
     def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> Fold:
         """Begin a fold, with *partials* already in it.
@@ -122,6 +141,24 @@ class Engine(ABC):
         :raises StatusError: INVALID_ARGUMENT if the configuration is not usable; the message names
             the intrinsic and what is wrong with it.
         """
+
+
+#: Where engines that bring no threads of their own run functions.
+_threads: ThreadPoolExecutor | None = None
+
+
+def call_by_name(function: str, arguments: bytes) -> bytes:
+    """Call a function named ``package.module:name``.
+
+    :raises StatusError: INTERNAL if there is none of that name.
+    """
+    module, _, name = function.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise StatusError(Code.INTERNAL, f"there is no function {function!r}: {error}") from error
+    result: bytes = found(arguments)
+    return result
 
 
 @dataclass(frozen=True)

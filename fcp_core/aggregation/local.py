@@ -22,7 +22,14 @@ from fcp_core.aggregation.checkpoint_aggregator import (
     CheckpointAggregator,
     KeptBudget,
 )
-from fcp_core.aggregation.engine import CheckpointFormat, Engine, Fold, FoldJob, Partial
+from fcp_core.aggregation.engine import (
+    CheckpointFormat,
+    Engine,
+    Fold,
+    FoldJob,
+    Partial,
+    call_by_name,
+)
 from fcp_core.aggregation.fold import bind_job, check_disjoint, duplicate
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
@@ -105,6 +112,17 @@ class LocalEngine(Engine):
         self._folds.add(fold)
         return fold
 
+    def run(self, function: str, arguments: bytes) -> Future[bytes]:
+        """Run a pure function on the pool; in the calling thread if there is none."""
+        if self._pool is not None:
+            return self._pool.submit(call_by_name, function, arguments)
+        future: Future[bytes] = Future()
+        try:
+            future.set_result(call_by_name(function, arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
 
 class _Shard:
     """An accumulator, the contributions in it, and the lock of both."""
@@ -158,9 +176,14 @@ class LocalFold(Fold):
         """
         return self._begin(
             [contribution],
-            lambda: self._add(contribution, blob),
+            lambda: self._add([contribution], blob),
             memoryview(blob).nbytes < self._inline_contribution,
         )
+
+    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
+        """Fold one checkpoint that holds what several devices contributed."""
+        ids = list(contributions)
+        return self._begin(ids, lambda: self._add(ids, blob), inline=False)
 
     def merge(self, partial: Partial) -> Future[None]:
         """Add a partial aggregate; ALREADY_EXISTS if it shares a contribution with this fold."""
@@ -259,11 +282,11 @@ class LocalFold(Fold):
                 return
         run()
 
-    def _add(self, contribution: str, blob: bytes | bytearray | memoryview) -> None:
+    def _add(self, contributions: Sequence[str], blob: bytes | bytearray | memoryview) -> None:
         checkpoint = self._reader.open(blob)
         with _Claim(self) as shard:
             shard.aggregator.accumulate(checkpoint)
-            shard.contributions.append(contribution)
+            shard.contributions.extend(contributions)
 
     def _merge(self, partial: Partial) -> None:
         loaded = CheckpointAggregator.load(self._bound, partial.data, self._budget)

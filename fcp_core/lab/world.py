@@ -17,7 +17,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,14 @@ from fcp_core.lab.report import Report, RoundReport
 from fcp_core.lab.scenario import Scenario, TaskModel
 from fcp_core.lab.wakes import NEVER, Wakes
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.assigner import Assigner, Rejection
-from fcp_core.rounds.policies import Assign, Candidate, RetryWindow, SelectionPolicy
-from fcp_core.rounds.task_machine import (
+from fcp_core.rounds.assigner import Assigned, Assigner
+from fcp_core.rounds.assignment import Stage
+from fcp_core.rounds.policies import Candidate, RetryWindow, SelectionPolicy
+from fcp_core.rounds.task import (
+    AccumulateEffect,
     CompleteEffect,
-    FoldAssignment,
-    ReleaseAssignment,
+    DroppedEffect,
+    Group,
     TaskEffect,
     TaskMachine,
 )
@@ -64,6 +66,14 @@ class _Round:
     tick: int = NEVER
 
 
+class _Waiting(NamedTuple):
+    """A device that waits: the candidate's name, the device, and since when, in seconds."""
+
+    name: str
+    device: int
+    since: float
+
+
 class World:
     """One run of a scenario with one policy.
 
@@ -89,7 +99,7 @@ class World:
         self._end = math.ceil(scenario.seconds / scenario.step)
         self._devices = Devices(scenario.devices, seed, scenario.start)
         self._weights = self._examples_by_task()
-        self._assigner = Assigner(random.Random(seed))
+        self._assigner: Assigner[_Waiting] = Assigner(random.Random(seed))
         self._windows = (scenario.retry_accepted, scenario.retry_rejected)
         self._windows_until = -1
         shortest = min(_SPAN, max(self._step, scenario.retry_rejected.delay_min))
@@ -100,7 +110,6 @@ class World:
         self._openings: list[tuple[int, int]] = []
         self._finishes: list[tuple[int, int, int, str, bool, bool, _Round]] = []
         self._at_work: dict[str, int] = {}
-        self._waiting: dict[str, tuple[int, float]] = {}
         self._expiries: deque[tuple[int, str]] = deque()
         self._names = 0
         self._opened = 0
@@ -152,11 +161,14 @@ class World:
         while self._finishes and self._finishes[0][0] <= step:
             _, _, device, assignment, failed, silent, round_ = heapq.heappop(self._finishes)
             machine = round_.machine
-            if machine.stage(assignment) is None:
-                # The round is over, or did not wait: it learns that when it wants to upload.
+            record = machine.get(assignment)
+            if record is None or record.ended:
+                # The task is over, or did not wait: it learns that when it wants to upload.
                 self._late += not failed
             elif not failed:
-                self._perform(round_, machine.submit(assignment, now), step, now)
+                record.move(Stage.STARTED)
+                effects = machine.queue(Group((record,), "checkpoint"), now)
+                self._perform(round_, effects, step, now)
             elif not silent:
                 message = "the device reported that its computation failed"
                 effects = machine.drop(assignment, "computation", Code.ABORTED, message, now)
@@ -170,10 +182,9 @@ class World:
                 self._perform(round_, round_.machine.tick(now), step, now)
                 self._schedule(round_, step)
         while self._expiries and self._expiries[0][0] <= step:
-            candidate = self._expiries.popleft()[1]
-            if candidate in self._waiting:
-                self._assigner.withdraw(candidate)
-                self._reject(Rejection(candidate, "expired"), step, now)
+            waiting = self._assigner.withdraw(self._expiries.popleft()[1])
+            if waiting is not None:
+                self._reject(waiting, "expired", step, now)
 
     def _open(self, step: int, now: float) -> None:
         """Open the rounds that are due."""
@@ -210,11 +221,10 @@ class World:
                     for task, able in self._weights
                     if able is None or able[device]
                 }
-                self._waiting[name] = (device, now)
                 self._expiries.append(
                     (self._to_step(step * self._step + self._scenario.session_timeout), name)
                 )
-                self._assigner.arrive(Candidate(name, now, weights))
+                self._assigner.arrive(Candidate(name, now, weights), _Waiting(name, device, now))
                 self._ask = True
 
     def _decide(self, step: int, now: float) -> None:
@@ -222,32 +232,29 @@ class World:
         open_ = [r for r in self._rounds.values() if r.machine.state is TaskState.OPEN]
         outcome = self._assigner.decide([r.machine.view() for r in open_], now)
         self._problems.update(outcome.problems)
-        for assign in outcome.assigned:
-            self._assign(assign, step, now)
+        for assigned in outcome.assigned:
+            self._assign(assigned, step, now)
         for rejection in outcome.rejected:
-            self._reject(rejection, step, now)
+            self._reject(rejection.device, rejection.reason, step, now)
         for round_ in open_:
             self._schedule(round_, step)
 
     # What comes of it.
 
-    def _assign(self, assign: Assign, step: int, now: float) -> None:
-        device, since = self._waiting.pop(assign.candidate)
+    def _assign(self, assigned: Assigned[_Waiting], step: int, now: float) -> None:
+        name, device, since = assigned.device
         self._held += now - since
-        round_ = self._rounds[assign.task_id]
-        round_.machine.assign(assign.candidate, now)
-        self._at_work[assign.candidate] = device
+        round_ = self._rounds[assigned.task_id]
+        round_.machine.assign(name, "", now)
+        self._at_work[name] = device
         seconds, failed, silent = self._devices.work(device, step * self._step)
         done = max(step + 1, self._to_step(step * self._step + seconds))
-        heapq.heappush(
-            self._finishes, (done, device, device, assign.candidate, failed, silent, round_)
-        )
+        heapq.heappush(self._finishes, (done, device, device, name, failed, silent, round_))
 
-    def _reject(self, rejection: Rejection, step: int, now: float) -> None:
-        device, since = self._waiting.pop(rejection.candidate)
-        self._held += now - since
-        self._turned_away[rejection.reason] += 1
-        self._come_back(device, step, False)
+    def _reject(self, waiting: _Waiting, reason: str, step: int, now: float) -> None:
+        self._held += now - waiting.since
+        self._turned_away[reason] += 1
+        self._come_back(waiting.device, step, False)
 
     def _turn_away(self, until: int) -> None:
         """Turn away everybody who checked in up to that step, while there was no room."""
@@ -272,11 +279,12 @@ class World:
         released = False
         while queue:
             effect = queue.popleft()
-            if isinstance(effect, FoldAssignment):
-                self._devices.contributions[self._at_work.pop(effect.assignment)] += 1
-                queue.extend(round_.machine.folded(effect.assignment, Code.OK, "", now))
-            elif isinstance(effect, ReleaseAssignment):
-                del self._at_work[effect.assignment]
+            if isinstance(effect, AccumulateEffect):
+                for record in effect.group.assignments:
+                    self._devices.contributions[self._at_work.pop(record.id)] += 1
+                queue.extend(round_.machine.accumulated(effect.group, Code.OK, "", now))
+            elif isinstance(effect, DroppedEffect):
+                del self._at_work[effect.assignment.id]
                 round_.reasons[effect.phase] += 1
                 released = True
             elif isinstance(effect, CompleteEffect):

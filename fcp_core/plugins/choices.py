@@ -10,7 +10,6 @@ import click
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import Engine, EngineFactory
-from fcp_core.aggregation.protocol import AggregationProtocol, AggregationProtocolFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, did_you_mean
 from fcp_core.rounds.policies import (
@@ -20,6 +19,7 @@ from fcp_core.rounds.policies import (
     SelectionPolicy,
     SelectionPolicyFactory,
 )
+from fcp_core.rounds.protocols import AggregationProtocol, AggregationProtocolFactory
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.storage.contract import Storage, StorageFactory
 
@@ -181,6 +181,13 @@ class Choices:
         name = self._installed("protocol", name)
         return self.protocols[name].make(self._options("protocol", name, options))
 
+    def protocol_factory(self) -> AggregationProtocolFactory:
+        """Return the factory of the aggregation protocol.
+
+        :raises UsageError: if it is not installed.
+        """
+        return self.protocols[self._installed("protocol", None)]
+
     def make_eligibility_policies(self) -> list[EligibilityPolicy]:
         """Build the eligibility policies, in the configured order.
 
@@ -328,8 +335,11 @@ class TaskChoices(Choices):
         spec = self._spec
         problems = []
         sections: dict[str, str] = {self.protocol: f"protocol.{self.protocol}"}
-        if self.protocol not in self.protocols:
+        protocol = self.protocols.get(self.protocol)
+        if protocol is None:
             problems.append(self.offered.missing("protocol", self.protocol))
+        elif protocol.check is not None:
+            problems += protocol.check(spec, self._options("protocol", self.protocol))
         try:
             chain = [name for name, _ in self.selection_chain()]
         except UsageError as error:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from fcp_core.aggregation.aggregator import AggregatorFactory
     from fcp_core.aggregation.engine import EngineFactory
-    from fcp_core.aggregation.protocol import AggregationProtocolFactory
     from fcp_core.plugins.config import Config, OptionRegistry
     from fcp_core.rounds.events import Event
     from fcp_core.rounds.policies import (
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
         RetryWindow,
         SelectionPolicyFactory,
     )
+    from fcp_core.rounds.protocols import AggregationProtocolFactory
     from fcp_core.rounds.tasks import TaskSpec
     from fcp_core.storage.contract import StorageFactory
 

@@ -13,9 +13,9 @@ from typing import Any
 import click
 import pluggy
 
+from fcp_core.aggregation import protocol as old_contract
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import EngineFactory
-from fcp_core.aggregation.protocol import AggregationProtocolFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins import discovery
 from fcp_core.plugins.calls import Call, HookCaller, collect_calls, run_all
@@ -24,7 +24,9 @@ from fcp_core.plugins.config import Config, OptionRegistry, Sources, load_config
 from fcp_core.plugins.discovery import PluginSource
 from fcp_core.plugins.options import add_core_options, check_core_options
 from fcp_core.plugins.tracing import TraceSink, log_trace, trace_hooks
+from fcp_core.protocol import routes
 from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
+from fcp_core.rounds.protocols import AggregationProtocolFactory
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.storage.contract import StorageFactory
 
@@ -242,6 +244,13 @@ class Plugins(HookCaller, Choices):
             mend = "put it in a list" if isinstance(answer, expected) else "return one"
             raise UsageError(f"it returned {answer!r}, not a list of {expected.__name__}; {mend}")
         for factory in answer:
+            if isinstance(factory, old_contract.AggregationProtocolFactory):
+                raise UsageError(
+                    f"the aggregation protocol {factory.name!r} is written for the contract of "
+                    "0.1, in which the core knew what a protocol sends: write it against "
+                    "fcp_core.rounds.protocols, with the services that it serves; "
+                    "docs/protocols.md says how"
+                )
             if not isinstance(factory, expected):
                 raise UsageError(
                     f"its list has {factory!r}, which is no {expected.__name__}; leave it out"
@@ -256,6 +265,9 @@ class Plugins(HookCaller, Choices):
                     f"the {kind} {name!r} is offered already by {owner}; "
                     f"disable one of them with [fcp] disable_plugins"
                 )
+            if isinstance(factory, AggregationProtocolFactory):
+                for file in factory.files:
+                    routes.add(file)
             table[name] = factory
 
     def scopes(self) -> list[Choices]:

@@ -19,7 +19,6 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from fcp_core.rounds.policies import (
-    Assign,
     Candidate,
     OpenTask,
     Reject,
@@ -174,10 +173,11 @@ class Assigner(Generic[D]):
             if waiting.candidate.weights is None:
                 waiting.candidate = replace(waiting.candidate, weights=weights)
 
-    def withdraw(self, candidate: str) -> None:
-        """Take a candidate away, if it still waits."""
-        if candidate in self._waiting:
-            self._take(candidate, CandidateState.WITHDRAWN)
+    def withdraw(self, candidate: str) -> D | None:
+        """Take a candidate away; return its device, or None if it does not wait any more."""
+        if candidate not in self._waiting:
+            return None
+        return self._take(candidate, CandidateState.WITHDRAWN)
 
     def decide(self, tasks: Sequence[OpenTask], now: float, limit: int | None = None) -> Outcome[D]:
         """Ask the policies.

@@ -188,14 +188,14 @@ class AggregationProtocol(ABC):
     """How the contributions of one task come in. Every method that takes *now* may return effects.
 
     :cvar concluding: the methods whose OK tells a device that its contribution counts.
-    :cvar aborting: the methods with which a device gives up; the core drops the assignment after
-        :meth:`receive` and answers with an empty response, without the protocol's help.
     :cvar reads: whether :class:`Upload` events carry the bytes.
+    :cvar resumable: whether a device can go on whose earlier calls the machine knows nothing of,
+        since the server was restarted in between.
     """
 
     concluding: ClassVar[Collection[str]] = ()
-    aborting: ClassVar[Collection[str]] = ()
     reads: ClassVar[bool] = False
+    resumable: ClassVar[bool] = False
 
     def start(self, task: ProtocolTask, now: float) -> Sequence[Effect]:
         """Begin; called once, before any device is assigned."""
@@ -249,6 +249,8 @@ class AggregationProtocolFactory:
     :param make: called with the protocol's options, once for each task.
     :param services: full names of the protobuf services whose calls it serves; their routes are
         those of their ``google.api.http`` annotations.
+    :param aborting: the methods with which a device gives up: the core drops the assignment, calls
+        :meth:`AggregationProtocol.left`, and answers with an empty response.
     :param files: descriptors of the files that declare them, if those are the plugin's own.
     :param check: says what is wrong with a task for this protocol, given its options: sentences.
     :param device: makes the device's side (``fcp_core.client.protocols.DeviceProtocol``); None: any
@@ -259,6 +261,7 @@ class AggregationProtocolFactory:
     summary: str
     make: Callable[[Mapping[str, Any]], AggregationProtocol]
     services: Sequence[str] = ()
+    aborting: Collection[str] = ()
     files: Sequence[Any] = ()
     check: Callable[[TaskSpec, Mapping[str, Any]], Sequence[str]] | None = None
     device: Callable[[], Any] | None = None

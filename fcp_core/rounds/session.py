@@ -85,6 +85,7 @@ class DeviceSession(Machine[SessionState]):
         None: any task at all.
     :param plan_alone: whether it weighs what it was offered by a plan that does not know of the
         unconditional ones.
+    :param token_key: the id of the key that signed its id.
     :ivar windows: when it checked in, and when it is to come back: if it is given a task, and if
         not.
     :ivar candidate: the id by which selection policies know it while it waits.
@@ -105,6 +106,7 @@ class DeviceSession(Machine[SessionState]):
         "plan_alone",
         "sender",
         "session_id",
+        "token_key",
         "unconditional",
         "windows",
     )
@@ -123,6 +125,7 @@ class DeviceSession(Machine[SessionState]):
         unconditional: frozenset[str] | None = None,
         plan_alone: bool = False,
         windows: tuple[float, RetryWindow, RetryWindow] | None = None,
+        token_key: int | None = None,
     ) -> None:
         super().__init__(SessionState.CHECKED_IN)
         self.session_id = session_id
@@ -134,6 +137,7 @@ class DeviceSession(Machine[SessionState]):
         self.unconditional = unconditional
         self.plan_alone = plan_alone
         self.windows = windows
+        self.token_key = token_key
         self.candidate = ""
         self.aggregation_id = ""
         self.assigned_any = False

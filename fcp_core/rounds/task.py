@@ -182,6 +182,10 @@ class TaskMachine(Machine[TaskState]):
         """Return the assignment of that id, whether it has ended or not; None if there is none."""
         return self._assignments.get(assignment)
 
+    def all(self) -> list[Assignment]:
+        """Return all assignments, those that have ended too."""
+        return list(self._assignments.values())
+
     def live(self) -> list[Assignment]:
         """Return the assignments that have not ended."""
         if not self.pending:
@@ -242,9 +246,7 @@ class TaskMachine(Machine[TaskState]):
         self._queue.append(group)
         return self._fill()
 
-    def accumulated(
-        self, group: Group, code: Code, message: str, now: float
-    ) -> list[TaskEffect]:
+    def accumulated(self, group: Group, code: Code, message: str, now: float) -> list[TaskEffect]:
         """Take the outcome of an :class:`AccumulateEffect`."""
         if self._state.is_final:
             return []
@@ -357,11 +359,7 @@ class TaskMachine(Machine[TaskState]):
     def _fill(self) -> list[TaskEffect]:
         """Have as many contributions accumulated as are missing."""
         effects: list[TaskEffect] = []
-        while (
-            self._state is TaskState.OPEN
-            and self._queue
-            and self._accumulating < self.missing
-        ):
+        while self._state is TaskState.OPEN and self._queue and self._accumulating < self.missing:
             group = self._queue.popleft()
             for assignment in group.assignments:
                 assignment.move(Stage.ACCUMULATING)
@@ -401,9 +399,7 @@ class TaskMachine(Machine[TaskState]):
         self._queue.clear()
         return [self._drop(a, "round_over", Code.ABORTED, message) for a in assignments]
 
-    def _drop(
-        self, assignment: Assignment, phase: str, code: Code, message: str
-    ) -> DroppedEffect:
+    def _drop(self, assignment: Assignment, phase: str, code: Code, message: str) -> DroppedEffect:
         assignment.move(Stage.DROPPED)
         assignment.error = StatusError(code, message)
         self._expiry.pop(assignment.id)

@@ -106,6 +106,11 @@ class Tokens:
         self._deployment = deployment
         self._purpose = _TOKEN_PURPOSE + deployment
 
+    @property
+    def current_key(self) -> int:
+        """The id of the key that signs."""
+        return self._keyring.current.id
+
     def use(self, keyring: Keyring) -> None:
         """Go on with other keys, after a rotation."""
         self._keyring = keyring
@@ -292,11 +297,10 @@ class TokenSource:
         """Return a random UUID."""
         return _random_uuid_text(self._random_bytes(16))
 
+    def bytes(self, size: int) -> bytes:
+        """Return so many random bytes."""
+        return self._random_bytes(size)
+
     def secret(self) -> str:
         """Return 256 random bits as hexadecimal digits, which every URL takes literally."""
         return self._random_bytes(32).hex()
-
-
-def digest(token: str) -> str:
-    """Return the form in which a token is kept: its SHA-256."""
-    return hashlib.sha256(token.encode()).hexdigest()

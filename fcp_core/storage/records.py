@@ -20,7 +20,7 @@ class TaskRecord(Record):
 
     KIND: ClassVar[str] = "task"
     KEY: ClassVar[str] = "task_id"
-    INDEXES: ClassVar[tuple[str, ...]] = ("population", "state", "aggregation_id")
+    INDEXES: ClassVar[tuple[str, ...]] = ()
 
     task_id: str
     population: str
@@ -49,50 +49,6 @@ class BlobRecord(Record):
     name: str
     task_id: str
     data: bytes
-
-
-@dataclass(frozen=True)
-class DeviceSessionRecord(Record):
-    """A device session from check-in to report."""
-
-    KIND: ClassVar[str] = "device_session"
-    KEY: ClassVar[str] = "session_id"
-    INDEXES: ClassVar[tuple[str, ...]] = ("population", "state")
-
-    session_id: str
-    population: str
-    state: str
-    created: float
-    expires: float
-
-
-@dataclass(frozen=True)
-class TokenRecord(Record):
-    """An authorization token, by its hash; *used* tokens stay until they expire."""
-
-    KIND: ClassVar[str] = "token"
-    KEY: ClassVar[str] = "token_hash"
-    INDEXES: ClassVar[tuple[str, ...]] = ("aggregation_id",)
-
-    token_hash: str
-    aggregation_id: str
-    session_id: str
-    expires: float
-    used: bool = False
-
-
-@dataclass(frozen=True)
-class PartialRecord(Record):
-    """A partial aggregate and the contributions that it holds."""
-
-    KIND: ClassVar[str] = "partial"
-    KEY: ClassVar[str] = "shard"
-    INDEXES: ClassVar[tuple[str, ...]] = ("aggregation_id",)
-
-    shard: str
-    aggregation_id: str
-    data: bytes
-    contributions: tuple[str, ...]
 
 
 @dataclass(frozen=True)

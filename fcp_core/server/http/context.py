@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -137,9 +136,7 @@ class Context:
         """
         key = (route.service, route.method)
         if key not in self._methods:
-            name = route.service.rpartition(".")[2]
-            service = getattr(self.services, snake_case(name), None)
-            self._methods[key] = getattr(service, snake_case(route.method), None)
+            self._methods[key] = self.services.method(route)
         method = self._methods[key]
         if method is None:
             raise StatusError(
@@ -147,8 +144,3 @@ class Context:
                 f"this server does not offer {route.service}.{route.method}",
             )
         return method
-
-
-def snake_case(name: str) -> str:
-    """Return ``start_task_assignment`` for ``StartTaskAssignment``."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()

@@ -158,6 +158,13 @@ class Handler(HTTPMessageDelegate):
             self.context.buffers,
         )
 
+    def discard_body(self) -> None:
+        """Drop the body as it comes, up to the size that a body may have."""
+        if self.body is not None:
+            self.body.close()
+            self.body = None
+        self._discard = self.context.limits.max_body
+
     def answer(
         self, body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:

@@ -24,14 +24,16 @@ class UploadHandler(DeviceHandler):
 
     label = "upload"
     _name: str | None = None
+    _sender: str | None = None
+    _wanted = True
 
     def allowed(self) -> Sequence[str]:
         """Return the only method."""
         return ("POST",)
 
     def admit(self) -> Awaitable[None]:
-        """Authenticate, make room, and only then use up the resource name."""
-        self.authenticate()
+        """Authenticate, make room, and only then let the upload begin."""
+        self._sender = self.authenticate()
         if self.request.method != "POST":
             raise self.refuse_method()
         protocol = self.parameters().get("upload_protocol", ["raw"])[-1]
@@ -40,7 +42,7 @@ class UploadHandler(DeviceHandler):
                 Code.INVALID_ARGUMENT, f"upload_protocol {protocol!r} is not supported; use raw"
             )
         self.request.watch.limit(self.context.limits.body_timeout)
-        # First the room: a device that is told to come back needs the name again.
+        # First the room: a device that has to come back begins again.
         self.open_body()
         return self._begin(unquote(self.request.path[len(UPLOAD) :]))
 
@@ -49,25 +51,35 @@ class UploadHandler(DeviceHandler):
         return self.context.uploads
 
     async def _begin(self, name: str) -> None:
-        await self.context.call(self.context.services.media.begin_upload(name))
-        self._name = name
+        media = self.context.services.media
+        if await self.context.call(media.begin_upload(name, self._sender)):
+            self._name = name
+        else:
+            # The bytes are there; only the answer was lost. What comes is dropped as it comes.
+            self._wanted = False
+            self.discard_body()
 
     def abandon(self) -> None:
         """Tell the service that the bytes will not come."""
         super().abandon()
         name, self._name = self._name, None
         if name is not None:
-            self.context.spawn(self.context.services.media.abandon_upload(name))
+            media = self.context.services.media
+            self.context.spawn(media.abandon_upload(name, self._sender))
 
     async def serve(self) -> None:
         """Hand the whole body to the service."""
+        if not self._wanted:
+            self.answer()
+            return
         assert self.body is not None  # made by admit, which did not refuse
         body = await self.body.finish()
         name, self._name = self._name, None
         if name is None:
             return  # the connection was lost while the last bytes were decompressed
         try:
-            await self.context.call(self.context.services.media.finish_upload(name, body))
+            media = self.context.services.media
+            await self.context.call(media.finish_upload(name, body, self._sender))
         finally:
             self.body.close()
         self.answer()

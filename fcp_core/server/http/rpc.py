@@ -11,9 +11,10 @@ from google.protobuf.message import DecodeError, Message
 
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.sessions import sender_of
+from fcp_core.rounds.session import sender_of
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.prometheus import CONTENT_TYPE
+from fcp_core.server.services.device_tokens import label
 
 #: Where devices send their API key.
 KEY_HEADER = "x-goog-api-key"
@@ -66,7 +67,7 @@ class RPCHandler(DeviceHandler):
             raise StatusError(Code.NOT_FOUND, "there is no such route")
         self._route, self._variables = found
         self.label = self._route.name
-        self.subject = self._variables.get("session_id", "")
+        self.subject = _label(self._variables.get("session_id", ""))
         self._method = self.context.method(self._route)
         self.open_body()
 
@@ -145,6 +146,11 @@ class NothingHandler(Handler):
         :raises StatusError: always.
         """
         raise StatusError(Code.NOT_FOUND, "there is nothing here")
+
+
+def _label(session_id: str) -> str:
+    """Return what the log calls a session: not its id, which is a capability."""
+    return label(session_id) if session_id else ""
 
 
 def _digest(key: str) -> str:

@@ -91,6 +91,10 @@ class SpreadEngine(Engine):
             fold.abort()
         self._inner.stop()
 
+    def run(self, function: str, arguments: bytes) -> Future[bytes]:
+        """Run a pure function where the inner engine runs it."""
+        return self._inner.run(function, arguments)
+
     def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> SpreadFold:
         """Begin a fold; other processes hear of it when they have something for it."""
         assert self._loop is not None, "an engine is started before it folds"
@@ -161,6 +165,10 @@ class SpreadFold(Fold):
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
         """Fold one checkpoint in this process."""
         return self._begin((contribution,), lambda: self._local.add(contribution, blob))
+
+    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
+        """Fold one checkpoint of several devices in this process."""
+        return self._begin(contributions, lambda: self._local.add_group(contributions, blob))
 
     def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
         """Fold one checkpoint in the process that holds it; it fails if that process has ended."""

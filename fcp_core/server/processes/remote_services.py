@@ -9,64 +9,38 @@ from typing import Any
 import msgspec
 from google.protobuf.message import Message
 
+from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
 from fcp_core.server.services.admin import Admin
-from fcp_core.server.services.aggregations import Aggregations
-from fcp_core.server.services.assignments import TaskAssignments
 from fcp_core.server.services.downloads import Download
-from fcp_core.server.services.eligibility import EligibilityEvalTasks
-from fcp_core.server.services.operations import Operations
 
 #: How many bytes of plans, checkpoints and slices a worker keeps.
 CACHE = 256 << 20
 
-#: The services whose calls are passed on, by the name that they have in ``Services``.
-FORWARDED: dict[str, type] = {
-    "eligibility_eval_tasks": EligibilityEvalTasks,
-    "task_assignments": TaskAssignments,
-    "aggregations": Aggregations,
-    "operations": Operations,
-}
-
 
 class RemoteServices:
-    """Looks like ``Services`` to a front.
+    """Looks like ``Services`` to an HTTP server.
 
     :param link: to the process that decides.
     :param folds: where uploads wait until they are folded.
     """
 
     def __init__(self, link: Link, folds: WorkerFolds) -> None:
-        for name, kind in FORWARDED.items():
-            setattr(self, name, RemoteService(link, name, kind))
+        self._link = link
         self.media = RemoteMedia(link, folds)
         self.admin = RemoteAdmin(link)
 
+    def method(self, route: Route) -> Callable[[Message, str | None], Awaitable[Answer]]:
+        """Return what passes a call on."""
 
-class RemoteService:
-    """One service; it has the methods of *kind*, and passes each call on."""
-
-    def __init__(self, link: Link, name: str, kind: type) -> None:
-        self._link = link
-        self._name = name
-        self._kind = kind
-
-    def __getattr__(self, method: str) -> Callable[[Message, str | None], Awaitable[Answer]]:
-        """Return what calls a method.
-
-        :raises AttributeError: if the service has no such method.
-        """
-        getattr(self._kind, method)
-
-        async def call(request: Message, principal: str | None) -> Answer:
+        async def call(request: Message, sender: str | None) -> Answer:
             data = request.SerializeToString()
-            return Answer(await self._link.call("rpc", self._name, method, data, principal))
+            return Answer(await self._link.call("rpc", route.service, route.method, data, sender))
 
-        setattr(self, method, call)
         return call
 
 
@@ -95,22 +69,28 @@ class RemoteMedia:
         """How many bytes of uploads wait in this process."""
         return self._folds.held
 
-    async def begin_upload(self, resource_name: str) -> None:
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
         """Let an upload begin, as ``Media.begin_upload``."""
-        await self._link.call("begin_upload", resource_name)
+        wanted: bool = await self._link.call("begin_upload", resource_name, sender)
+        return wanted
 
-    async def finish_upload(self, resource_name: str, body: bytes | bytearray | memoryview) -> None:
+    async def finish_upload(
+        self,
+        resource_name: str,
+        body: bytes | bytearray | memoryview,
+        sender: str | None = None,
+    ) -> None:
         """Keep the body, as ``Media.finish_upload``."""
         number = self._folds.keep(body)
         try:
-            await self._link.call("finish_upload", resource_name, len(body), number)
+            await self._link.call("finish_upload", resource_name, sender, len(body), number)
         except BaseException:
             await self._folds.drop_body(number)
             raise
 
-    async def abandon_upload(self, resource_name: str) -> None:
+    async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
         """Forget an upload, as ``Media.abandon_upload``."""
-        await self._link.call("abandon_upload", resource_name)
+        await self._link.call("abandon_upload", resource_name, sender)
 
     async def download(self, name: str) -> Download:
         """Return a resource, as ``Media.download``: each time asked for, but sent only once."""

@@ -17,9 +17,8 @@ import msgspec
 
 from fcp_core.admin import api
 from fcp_core.errors import UsageError
-from fcp_core.protocol.routes import ROUTES
+from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http.context import snake_case
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.process_engine import PeerBody, SpreadEngine
@@ -47,10 +46,6 @@ _CODE = (
     "from fcp_core.server.processes.worker import main; main(int(sys.argv[1]))"
 )
 
-_REQUESTS = {
-    (snake_case(route.service.rpartition(".")[2]), snake_case(route.method)): route.request_class
-    for route in ROUTES
-}
 _ADMIN = {endpoint.method: endpoint for endpoint in api.ENDPOINTS}
 
 
@@ -96,7 +91,8 @@ class WorkerPeer:
         self._services = services
         self._metrics = metrics
         self._on_end = on_end
-        self._uploading: set[str] = set()
+        #: The names of the uploads that it receives, and who sends them.
+        self._uploading: dict[str, str | None] = {}
         self._link = Link(
             {
                 "rpc": self._rpc,
@@ -163,9 +159,11 @@ class WorkerPeer:
     # What it calls.
 
     async def _rpc(self, service: str, method: str, data: bytes, principal: str | None) -> bytes:
-        request = _REQUESTS[service, method].FromString(data)
-        function = getattr(getattr(self._services, service), method)
-        response = await function(request, principal)
+        route = routes.route(service, method)
+        function = self._services.method(route)
+        if function is None:
+            raise StatusError(Code.UNIMPLEMENTED, f"this server does not offer {route.name}")
+        response = await function(route.request_class.FromString(data), principal)
         answer: bytes = response.SerializeToString()
         return answer
 
@@ -180,17 +178,19 @@ class WorkerPeer:
             return False, answer
         return True, msgspec.json.encode(answer)
 
-    async def _begin_upload(self, name: str) -> None:
-        await self._services.media.begin_upload(name)
-        self._uploading.add(name)
+    async def _begin_upload(self, name: str, sender: str | None) -> bool:
+        wanted = await self._services.media.begin_upload(name, sender)
+        if wanted:
+            self._uploading[name] = sender
+        return wanted
 
-    async def _finish_upload(self, name: str, size: int, number: int) -> None:
-        self._uploading.discard(name)
-        await self._services.media.finish_upload(name, PeerBody(self, number, size))
+    async def _finish_upload(self, name: str, sender: str | None, size: int, number: int) -> None:
+        self._uploading.pop(name, None)
+        await self._services.media.finish_upload(name, PeerBody(self, number, size), sender)
 
-    async def _abandon_upload(self, name: str) -> None:
-        self._uploading.discard(name)
-        await self._services.media.abandon_upload(name)
+    async def _abandon_upload(self, name: str, sender: str | None) -> None:
+        self._uploading.pop(name, None)
+        await self._services.media.abandon_upload(name, sender)
 
     async def _download(self, name: str, known: str | None) -> tuple[bytes, str, str, float] | None:
         media = self._services.media
@@ -211,7 +211,7 @@ class WorkerPeer:
     async def abandon_uploads(self) -> None:
         """Let the devices whose uploads it was receiving try again."""
         while self._uploading:
-            await self._services.media.abandon_upload(self._uploading.pop())
+            await self._services.media.abandon_upload(*self._uploading.popitem())
 
 
 class Workers:

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assigner import Rejection
+from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event, Rejected
-from fcp_core.rounds.operations import OperationBook, operation_name
+from fcp_core.rounds.operations import operation, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.policies import Candidate
-from fcp_core.rounds.sessions import DeviceSession, SessionBook
+from fcp_core.rounds.session import DeviceSession, SessionState
 from fcp_core.rounds.tasks import AssignmentMode
-from fcp_core.rounds.tokens import TokenSource
-from fcp_core.server.services.eligibility import code_of
+from fcp_core.rounds.tokens import Kind, Tokens
+from fcp_core.server.services.device_tokens import (
+    AssignmentTickets,
+    label,
+    read_session,
+    read_token,
+)
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
-from fcp_core.server.services.population import Population, Populations, Waiter
-from fcp_core.server.services.round import Round
+from fcp_core.server.services.population import Population, Populations
+from fcp_core.server.services.protocol_calls import code_of
 from fcp_core.server.services.settings import RETENTION
+from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.server.services.tasks import Tasks
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
+
+_WITHOUT_OPERATION = (SessionState.CHECKED_IN, SessionState.ENDED)
 
 #: The published client waits no longer than this, in seconds.
 LONGEST_POLLING_INTERVAL = 60.0
@@ -35,8 +43,11 @@ LONGEST_POLLING_INTERVAL = 60.0
 class TaskAssignments:
     """``google.internal.federatedcompute.v1.TaskAssignments``.
 
-    :param data_url: what stands in front of ``data/`` in the addresses of downloads.
-    :param notify: told of devices that are sent away.
+    :param candidate_ids: makes the ids by which policies know devices that wait.
+    :param base_url: returns where devices reach the server.
+    :param data_url: returns what stands in front of ``data/`` in the addresses of downloads.
+    :param notify: called with each device that is rejected.
+    :param max_waiting: how many devices may wait at a time.
     """
 
     def __init__(
@@ -44,29 +55,27 @@ class TaskAssignments:
         *,
         plugins: Plugins,
         clock: Clock,
-        tokens: TokenSource,
+        tokens: Tokens,
+        candidate_ids: Callable[[], str],
         populations: Populations,
-        sessions: SessionBook,
-        operations: OperationBook,
         tasks: Tasks,
         eligibility_tasks: EligibilityTasks,
         base_url: Callable[[], str],
         data_url: Callable[[], str],
         notify: Callable[[Event], None],
+        max_waiting: int | None = None,
     ) -> None:
         self._plugins = plugins
-        self._data_url = data_url
-        self._notify = notify
         self._clock = clock
         self._tokens = tokens
+        self._candidate_ids = candidate_ids
         self._populations = populations
-        self._sessions = sessions
-        self._operations = operations
         self._tasks = tasks
         self._eligibility_tasks = eligibility_tasks
         self._base_url = base_url
-        #: Who waits: operation -> population, candidate and session.
-        self._waiting: dict[str, tuple[Population, str, DeviceSession]] = {}
+        self._data_url = data_url
+        self._notify = notify
+        self._max_waiting = max_waiting
         #: By population: how often a waiting device asks, and how often all of them may.
         self._polling: dict[str, tuple[float, float]] = {}
 
@@ -82,36 +91,19 @@ class TaskAssignments:
         """
         now = self._clock.now()
         population = self._populations.get(request.population_name)
-        session = self._sessions.find(population.name, request.session_id)
-        session.check_sender(sender)
-        if session.operation is not None:
-            known = self._operations.find(session.operation)
-            if known is None:
-                raise StatusError(
-                    Code.ABORTED, "this session has had its answer; check in again for another task"
-                )
-            return known
-        session.check(sender)
-        name = operation_name(session.session_id)
-        metadata = self._metadata(population)
-        # A session that waits is answered when it expires, which is before the operation does.
-        operation = self._operations.pending(
-            name, metadata, now + self._sessions.timeout_of(population.name) + RETENTION
-        )
-        session.wait(name)
-        candidate = Candidate(
-            id=self._tokens.uuid(),
-            arrived=now,
-            weights=session.weights(_weights(request)),
-            client_version=request.client_version.version_code,
-        )
-        self._waiting[name] = (population, candidate.id, session)
-        waiter = Waiter(
-            assigned=lambda round_, at: self._assigned(name, session, round_, at),
-            rejected=lambda rejection, at: self._rejected(name, rejection, at),
-        )
-        population.arrive(candidate, waiter, now)
-        return operation
+        session = self._session(population, request.session_id, now, sender)
+        if session.state in _WITHOUT_OPERATION:
+            session.check()
+            self._check_room()
+            candidate = Candidate(
+                id=self._candidate_ids(),
+                arrived=now,
+                weights=session.weights(_weights(request)),
+                client_version=request.client_version.version_code,
+            )
+            session.wait(candidate.id)
+            population.arrive(session, candidate, now)
+        return self._operation(population, session)
 
     async def perform_multiple_task_assignments(
         self, request: pb.PerformMultipleTaskAssignmentsRequest, sender: str | None = None
@@ -124,22 +116,23 @@ class TaskAssignments:
         """
         now = self._clock.now()
         population = self._populations.get(request.population_name)
-        session = self._sessions.find(population.name, request.session_id)
-        session.check(sender)
+        session = self._session(population, request.session_id, now, sender)
+        session.check()
         response = pb.PerformMultipleTaskAssignmentsResponse()
         for name in dict.fromkeys(request.task_names):
             if name not in session.offered:
                 continue
-            rounds = [
-                round_
-                for round_ in population.open_rounds(AssignmentMode.MULTIPLE)
-                if round_.spec.name == name
+            tasks = [
+                task
+                for task in population.open_tasks(AssignmentMode.MULTIPLE)
+                if task.spec.name == name
             ]
-            found = _pick(population, rounds, session, now)
+            found = _pick(population, tasks, session, now)
             if found is not None:
                 response.task_assignments.append(self._message(*found, session))
         if not response.task_assignments:
-            self._notify(Rejected(now, population.name, session.session_id, "no_task"))
+            reason = "no_task"
+            self._notify(Rejected(now, population.name, label(session.session_id), reason))
         return response
 
     async def report_task_result(
@@ -152,50 +145,112 @@ class TaskAssignments:
         :raises StatusError: as :meth:`start_task_assignment`, but for a session that has ended; and
             NOT_FOUND for an aggregation that this server never had.
         """
+        now = self._clock.now()
         population = self._populations.get(request.population_name)
-        session = self._sessions.find(population.name, request.session_id)
-        session.check_sender(sender)
-        round_ = self._tasks.round_of(request.aggregation_id)
-        assignment = session.assignments.get(request.aggregation_id)
-        code = code_of(request.computation_status_code)
-        if code is not Code.OK and round_ is not None and assignment is not None:
-            round_.drop(
-                assignment, "computation", code, "the device reported that its computation failed"
+        session = self._session(population, request.session_id, now, sender)
+        task = self._tasks.running(request.aggregation_id)
+        if task is None and not self._tasks.knows(request.aggregation_id):
+            raise StatusError(
+                Code.NOT_FOUND,
+                f"this server never had an aggregation {request.aggregation_id!r}",
             )
+        assignment = None if task is None else task.assignment_of(session)
+        code = code_of(request.computation_status_code)
+        if code is not Code.OK and task is not None and assignment is not None:
+            message = "the device reported that its computation failed"
+            task.drop(assignment.id, "computation", code, message)
         return pb.ReportTaskResultResponse()
 
-    def pace(self, operation: longrunning.Operation) -> None:
-        """Say in an operation that is not done when its device may ask again."""
-        waiting = self._waiting.get(operation.name)
-        if waiting is not None:
-            operation.metadata.Pack(self._metadata(waiting[0]))
+    # For the operations service.
 
-    def withdraw(self, operation: str, now: float) -> None:
-        """Take back what a cancelled operation asked for."""
-        waiting = self._waiting.pop(operation, None)
-        if waiting is not None:
-            population, candidate, session = waiting
-            population.withdraw(candidate)
-            session.stop_waiting("it was cancelled by the device")
-            self._notify(Rejected(now, population.name, session.session_id, "cancelled"))
+    def operation(self, text: str, now: float, sender: str | None) -> longrunning.Operation:
+        """Return the operation of a session.
 
-    def give_back(self, operation: longrunning.Operation) -> None:
-        """Take back a task whose device cancelled, perhaps without having seen it."""
-        response = pb.StartTaskAssignmentResponse()
-        if not operation.response.Unpack(response) or not response.HasField("task_assignment"):
-            return
-        given = response.task_assignment
-        round_ = self._tasks.round_of(given.aggregation_id)
-        if round_ is not None:
-            round_.give_back(given.authorization_token)
+        :param text: the session's id.
+        :raises StatusError: NOT_FOUND for an unknown one, ABORTED if it expired or was lost at a
+            restart, PERMISSION_DENIED if it is somebody else's.
+        """
+        return self._operation(*self._find(text, now, sender))
 
-    def expired(self, session: DeviceSession, now: float) -> None:
-        """Send away a session that has waited until its end."""
-        waiting = self._waiting.get(session.operation or "")
-        if waiting is not None and session.operation is not None:
-            population, candidate, _ = waiting
-            population.withdraw(candidate)
-            self._rejected(session.operation, Rejection(candidate, "expired"), now)
+    def cancel(self, text: str, now: float, sender: str | None) -> None:
+        """Take back what a session asked for: its request, or a task that it has not begun.
+
+        :raises StatusError: as :meth:`operation`.
+        """
+        population, session = self._find(text, now, sender)
+        if session.state is SessionState.WAITING:
+            population.cancel(session, now)
+        elif session.state is SessionState.ASSIGNED:
+            task = self._tasks.running(session.aggregation_id)
+            assignment = None if task is None else task.assignment_of(session)
+            if task is not None and assignment is not None and assignment.state is Stage.ASSIGNED:
+                message = "the device cancelled its request for a task"
+                task.drop(assignment.id, "cancelled", Code.CANCELLED, message)
+
+    # Inside.
+
+    def _session(
+        self, population: Population, session_id: str, now: float, sender: str | None
+    ) -> DeviceSession:
+        read_session(self._tokens, population.name, session_id, now, sender)
+        session = population.sessions.get(session_id)
+        if session is None:
+            raise StatusError(
+                Code.ABORTED, "the server was restarted and this session is lost; check in again"
+            )
+        return session
+
+    def _find(self, text: str, now: float, sender: str | None) -> tuple[Population, DeviceSession]:
+        try:
+            read_token(self._tokens, text, Kind.SESSION, now, sender, late=True)
+        except StatusError as error:
+            if error.code is not Code.UNAUTHENTICATED:
+                raise
+            name = operation_name(text)
+            raise StatusError(
+                Code.NOT_FOUND, f"there is no operation {name!r}; check in again"
+            ) from None
+        for population in self._populations:
+            session = population.sessions.get(text)
+            if session is not None and session.state not in _WITHOUT_OPERATION:
+                return population, session
+        raise StatusError(
+            Code.ABORTED, "this operation has expired or was lost at a restart; check in again"
+        )
+
+    def _check_room(self) -> None:
+        if self._max_waiting is not None:
+            waiting = sum(population.waiting for population in self._populations)
+            if waiting >= self._max_waiting:
+                raise StatusError(
+                    Code.UNAVAILABLE,
+                    f"{self._max_waiting} devices wait already, the most that this server keeps; "
+                    "ask again later",
+                )
+
+    def _operation(self, population: Population, session: DeviceSession) -> longrunning.Operation:
+        """Return a session's operation: nothing but where the session stands.
+
+        :raises StatusError: ABORTED if its task has ended.
+        """
+        result: Any = None
+        if session.state is SessionState.CANCELLED:
+            result = StatusError(Code.CANCELLED, "the operation was cancelled by the device")
+        elif session.state is SessionState.REJECTED:
+            # The protocol's rejection is empty: the windows of the check-in say when to come back.
+            result = pb.StartTaskAssignmentResponse()
+            result.rejection_info.SetInParent()
+        elif session.state is SessionState.ASSIGNED:
+            task = self._tasks.running(session.aggregation_id)
+            assignment = None if task is None else task.assignment_of(session)
+            if task is None or assignment is None:
+                raise StatusError(
+                    Code.ABORTED, "this session has had its answer; check in again for another task"
+                )
+            result = pb.StartTaskAssignmentResponse(
+                task_assignment=self._message(task, assignment, session)
+            )
+        return operation(operation_name(session.session_id), self._metadata(population), result)
 
     def _metadata(self, population: Population) -> pb.StartTaskAssignmentMetadata:
         """Return the pause until the next poll: the more devices wait, the longer."""
@@ -210,56 +265,47 @@ class TaskAssignments:
             interval = max(interval, min(population.waiting / rate, LONGEST_POLLING_INTERVAL))
         return pb.StartTaskAssignmentMetadata(polling_interval=duration(interval))
 
-    def _assigned(self, name: str, session: DeviceSession, round_: Round, now: float) -> None:
-        self._waiting.pop(name)
-        message = self._message(round_, round_.assign(session, now), session)
-        self._operations.finish(name, pb.StartTaskAssignmentResponse(task_assignment=message), now)
-
-    def _rejected(self, name: str, rejection: Rejection, now: float) -> None:
-        population, _, session = self._waiting.pop(name)
-        session.stop_waiting(f"it was rejected: {rejection.reason}")
-        if session.windows is not None:
-            at, accepted, rejected = session.windows
-            population.pace.instead(accepted, rejected, at, now)
-        # The protocol's rejection is empty: the windows of the check-in say when to come back.
-        response = pb.StartTaskAssignmentResponse()
-        response.rejection_info.SetInParent()
-        self._operations.finish(name, response, now)
-        self._notify(Rejected(now, population.name, session.session_id, rejection.reason))
-
-    def _separation_index(self, round_: Round, session: DeviceSession) -> int | None:
+    def _separation_index(self, task: TaskRunner, session: DeviceSession) -> int | None:
         """Return what the device remembers its contribution by: the index it was asked about."""
         name = session.check_in.population
-        task, own = self._populations.get(name).offer_of(round_)
+        offered, own = self._populations.get(name).offer_of(task)
         now = self._clock.now()
-        for policy in self._eligibility_tasks.policies(name, task, own):
-            for spec in policy.policies(name, task, now):
+        for policy in self._eligibility_tasks.policies(name, offered, own):
+            for spec in policy.policies(name, offered, now):
                 if spec.WhichOneof("policy_type") == "min_sep_policy":
                     return spec.min_sep_policy.current_index
         return None
 
-    def _message(self, round_: Round, token: str, session: DeviceSession) -> pb.TaskAssignment:
-        base_url = self._base_url()
+    def _message(
+        self, task: TaskRunner, assignment: Assignment, session: DeviceSession
+    ) -> pb.TaskAssignment:
         data_url = self._data_url()
         formats = session.check_in.supported_compression
         compressed = common.RESOURCE_COMPRESSION_FORMAT_GZIP in formats
+        tickets = AssignmentTickets(
+            self._tokens,
+            task.aggregation_id,
+            assignment.id,
+            session.sender,
+            assignment.assigned + task.assignment_timeout + RETENTION,
+            self._base_url,
+            session.token_key,
+        )
         message = pb.TaskAssignment(
-            aggregation_data_forwarding_info=common.ForwardingInfo(target_uri_prefix=base_url),
-            aggregation_id=round_.aggregation_id,
-            plan=round_.published.plan(
+            aggregation_data_forwarding_info=tickets.forwarding,
+            aggregation_id=task.aggregation_id,
+            plan=task.published.plan(
                 data_url,
                 compressed=compressed,
-                separation_index=self._separation_index(round_, session),
+                separation_index=self._separation_index(task, session),
             ),
-            init_checkpoint=round_.published.resource(
-                "checkpoint", data_url, compressed=compressed
-            ),
+            init_checkpoint=task.published.resource("checkpoint", data_url, compressed=compressed),
             session_id=session.session_id,
-            authorization_token=token,
-            task_name=round_.spec.name,
+            authorization_token=tickets.authorization_token,
+            task_name=task.spec.name,
         )
-        message.aggregation_info.SetInParent()
-        select = round_.published.select_info(data_url, compressed=compressed)
+        task.protocol.describe(message)
+        select = task.published.select_info(data_url, compressed=compressed)
         if select is not None:
             message.federated_select_uri_info.CopyFrom(select)
         return message
@@ -274,17 +320,18 @@ def _weights(request: pb.StartTaskAssignmentRequest) -> dict[str, float] | None:
 
 
 def _pick(
-    population: Population, rounds: list[Round], session: DeviceSession, now: float
-) -> tuple[Round, str] | None:
-    """Return the round of one name that a device gets, with its token, or None.
+    population: Population, tasks: list[TaskRunner], session: DeviceSession, now: float
+) -> tuple[TaskRunner, Assignment] | None:
+    """Return the task of one name that a device gets, with its assignment, or None.
 
-    :param rounds: the open ones, oldest first.
+    :param tasks: the open ones, oldest first.
     """
-    for round_ in rounds:
-        if round_.aggregation_id in session.assignments:
-            token = round_.reissue(session, now)
-            return None if token is None else (round_, token)
-    for round_ in rounds:
-        if population.has_room(round_):
-            return round_, round_.assign(session, now)
+    for task in tasks:
+        given = task.assignment_of(session)
+        if given is not None:
+            # It asks again because the answer was lost, which it cannot have been if it has begun.
+            return (task, given) if given.state is Stage.ASSIGNED else None
+    for task in tasks:
+        if population.has_room(task):
+            return task, task.assign(session, now)
     return None

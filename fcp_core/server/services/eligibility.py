@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eets
-from fcp_core.protocol.status import Code
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resource
 from fcp_core.rounds.events import CheckedIn, Event, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
-from fcp_core.rounds.sessions import DeviceSession, SessionBook, principal_of
-from fcp_core.rounds.tokens import TokenSource
+from fcp_core.rounds.session import DeviceSession, principal_of
+from fcp_core.rounds.tokens import Kind, Tokens, TokenSource, scope_of
+from fcp_core.server.services.device_tokens import label, read_session
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.population import Population, Populations
+from fcp_core.server.services.protocol_calls import code_of
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -26,8 +28,9 @@ class EligibilityEvalTasks:
     """``google.internal.federatedcompute.v1.EligibilityEvalTasks``.
 
     :param data_url: what stands in front of ``data/`` in the addresses of downloads.
-    :param notify: told of check-ins.
-    :param on_open: told of a new session and when it is forgotten.
+    :param secrets: makes the random part of sessions' ids.
+    :param notify: called with each check-in.
+    :param max_sessions: how many sessions are kept at a time.
     """
 
     def __init__(
@@ -35,24 +38,24 @@ class EligibilityEvalTasks:
         *,
         plugins: Plugins,
         clock: Clock,
-        tokens: TokenSource,
+        tokens: Tokens,
+        secrets: TokenSource,
         populations: Populations,
-        sessions: SessionBook,
         eligibility_tasks: EligibilityTasks,
         base_url: Callable[[], str],
         data_url: Callable[[], str],
         notify: Callable[[Event], None],
-        on_open: Callable[[DeviceSession, float], None],
+        max_sessions: int | None = None,
     ) -> None:
         self._plugins = plugins
         self._clock = clock
         self._tokens = tokens
         self._populations = populations
-        self._sessions = sessions
+        self._secrets = secrets
         self._base_url = base_url
         self._data_url = data_url
         self._notify = notify
-        self._on_open = on_open
+        self._max_sessions = max_sessions
         self._holds: dict[str, float] = {}
         self._tasks = eligibility_tasks
         self._released = False
@@ -72,10 +75,10 @@ class EligibilityEvalTasks:
         population.pace.came(now)
         hold = self._hold(population.name)
         if hold > 0:
-            await population.room(hold, now)
+            await population.held.wait(hold, now)
             now = self._clock.now()
         check_in = _check_in(request, principal_of(sender))
-        session_id = self._tokens.uuid()
+        session_key = self._secrets.bytes(16)
         load = population.load(now)
         accepted = self._plugins.retry_window(population.name, accepted=True, load=load, now=now)
         # Policies say when they want those back whom they send away, and nothing of the others.
@@ -91,19 +94,26 @@ class EligibilityEvalTasks:
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
             reason = "refused" if refusal is not None else "no_task"
-            self._notify(Rejected(now, population.name, session_id, reason))
+            self._notify(Rejected(now, population.name, label(session_key.hex()), reason))
             response.rejection_info.SetInParent()
         else:
+            expires = now + population.sessions.timeout
+            session_id = self._tokens.make(
+                Kind.SESSION, scope_of(population.name), session_key, sender, expires
+            )
             session = DeviceSession(
                 session_id,
+                session_key,
                 check_in,
+                expires=expires,
                 offered=offer.names,
                 unconditional=offer.unconditional if conditional else None,
                 plan_alone=offer.plan_alone,
                 sender=sender,
                 windows=(now, accepted, rejected),
+                token_key=self._tokens.current_key,
             )
-            self._accept(response, session, offer, now)
+            self._accept(response, session, offer, population, now)
         given = rejected if response.HasField("rejection_info") else accepted
         population.pace.handed_out(given, now)
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
@@ -151,7 +161,7 @@ class EligibilityEvalTasks:
         """Let go of the devices that are kept waiting, and keep none any more."""
         self._released = True
         for population in self._populations:
-            population.release()
+            population.held.release()
 
     def _hold(self, population: str) -> float:
         """Return how long a device of a population may be kept waiting."""
@@ -171,14 +181,19 @@ class EligibilityEvalTasks:
             was lost at a restart, PERMISSION_DENIED for somebody else's.
         """
         population = self._populations.get(request.population_name)
-        session = self._sessions.find(population.name, request.session_id)
-        session.check_sender(sender)
+        now = self._clock.now()
+        read_session(self._tokens, population.name, request.session_id, now, sender)
+        session = population.sessions.get(request.session_id)
+        if session is None:
+            raise StatusError(
+                Code.ABORTED, "the server was restarted and this session is lost; check in again"
+            )
         code = code_of(request.status_code)
+        first = session.eligibility is None
         session.report_eligibility(code)
-        if code is not Code.OK:
-            now = self._clock.now()
+        if code is not Code.OK and first:
             reason = "eligibility_failed"
-            self._notify(Rejected(now, population.name, session.session_id, reason))
+            self._notify(Rejected(now, population.name, label(session.session_id), reason))
         return eets.ReportEligibilityEvalTaskResultResponse()
 
     def _accept(
@@ -186,9 +201,16 @@ class EligibilityEvalTasks:
         response: eets.EligibilityEvalTaskResponse,
         session: DeviceSession,
         offer: Offer,
+        population: Population,
         now: float,
     ) -> None:
-        self._on_open(session, self._sessions.open(session, now))
+        if self._max_sessions is not None and self._populations.sessions >= self._max_sessions:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"there are {self._max_sessions} sessions already, the most that this server "
+                "keeps; check in again later",
+            )
+        population.sessions.open(session)
         response.session_id = session.session_id
         response.task_assignment_forwarding_info.CopyFrom(
             common.ForwardingInfo(target_uri_prefix=self._base_url())
@@ -212,17 +234,12 @@ class EligibilityEvalTasks:
                 )
         self._notify(
             CheckedIn(
-                now, session.check_in.population, session.session_id, tuple(sorted(offer.names))
+                now,
+                session.check_in.population,
+                label(session.session_id),
+                tuple(sorted(offer.names)),
             )
         )
-
-
-def code_of(value: int) -> Code:
-    """Return a code that a device reports; one that does not exist is UNKNOWN."""
-    try:
-        return Code(value)
-    except ValueError:
-        return Code.UNKNOWN
 
 
 def _check_in(request: eets.EligibilityEvalTaskRequest, principal: str | None) -> CheckIn:

@@ -2,68 +2,66 @@
 
 from __future__ import annotations
 
-import functools
-
-from fcp_core.protocol.status import Code, StatusError
+from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.contributions import Body, ContributionBook
+from fcp_core.rounds.protocols import Body
 from fcp_core.server.services.downloads import Download, Downloads
+from fcp_core.server.services.protocol_calls import ProtocolCalls
+from fcp_core.server.services.upload_memory import UploadMemory
 
 
 class Media:
-    """Uploads and downloads.
-
-    :param max_held: how many bytes of uploads are held until they are in the aggregate, or refused.
-    :ivar held: how many are at the moment.
-    """
+    """Uploads and downloads."""
 
     def __init__(
-        self, clock: Clock, book: ContributionBook, downloads: Downloads, max_held: int
+        self, clock: Clock, calls: ProtocolCalls, downloads: Downloads, memory: UploadMemory
     ) -> None:
         self._clock = clock
-        self._book = book
+        self._calls = calls
         self._downloads = downloads
-        self._max_held = max_held
-        self.held = 0
+        self._memory = memory
 
-    async def begin_upload(self, resource_name: str) -> None:
+    @property
+    def held(self) -> int:
+        """How many bytes of uploads wait to be accumulated."""
+        return self._memory.held
+
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
         """Let an upload begin; :meth:`finish_upload` or :meth:`abandon_upload` must follow.
 
-        :raises StatusError: UNAUTHENTICATED for a name that is unknown or was used, ABORTED if the
-            round is over.
+        :returns: whether its bytes are wanted: if they are there already, the device only did not
+            hear so, and is to be answered OK.
+        :raises StatusError: UNAUTHENTICATED for a name that is not valid, PERMISSION_DENIED for one
+            of somebody else, ABORTED if the task is over or the assignment was dropped.
         """
-        self._book.find(resource_name, "upload").begin_upload(resource_name, self._clock.now())
+        now = self._clock.now()
+        task, assignment, slot = self._calls.upload(resource_name, now, sender)
+        return task.begin_upload(assignment, slot, now)
 
-    async def finish_upload(self, resource_name: str, body: Body) -> None:
+    async def finish_upload(
+        self, resource_name: str, body: Body, sender: str | None = None
+    ) -> None:
         """Take the whole body, decompressed.
 
         :raises StatusError: as :meth:`begin_upload`; UNAVAILABLE if too much is held already, and
             then the device may try again.
         """
-        contribution = self._book.find(resource_name, "upload")
-        size = len(body)
-        if self.held + size > self._max_held:
-            contribution.abandon_upload(resource_name)
-            raise StatusError(
-                Code.UNAVAILABLE,
-                f"the server holds {self.held} bytes of uploads that wait to be aggregated and "
-                f"takes no more than {self._max_held}; upload again later",
-            )
-        contribution.finish_upload(
-            resource_name, body, self._clock.now(), functools.partial(self._gone, size)
-        )
-        self.held += size
+        now = self._clock.now()
+        task, assignment, slot = self._calls.upload(resource_name, now, sender)
+        try:
+            self._memory.check(len(body))
+        except StatusError:
+            assignment.abandon_upload(slot)
+            raise
+        task.finish_upload(assignment, slot, body, now)
 
-    def _gone(self, size: int) -> None:
-        self.held -= size
-
-    async def abandon_upload(self, resource_name: str) -> None:
+    async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
         """Forget an upload whose bytes will not come; the device may try again."""
         try:
-            contribution = self._book.find(resource_name, "upload")
+            _, assignment, slot = self._calls.upload(resource_name, self._clock.now(), sender)
         except StatusError:
             return
-        contribution.abandon_upload(resource_name)
+        assignment.abandon_upload(slot)
 
     async def download(self, name: str) -> Download:
         """Return a resource.

@@ -6,26 +6,18 @@ from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longru
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.protocol.wkt import Empty
 from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.operations import OperationBook
-from fcp_core.rounds.sessions import SessionBook
+from fcp_core.rounds.operations import operation_token
 from fcp_core.server.services.assignments import TaskAssignments
+from fcp_core.server.services.protocol_calls import ProtocolCalls
 
 
 class Operations:
     """``google.longrunning.Operations``, as far as devices use it."""
 
-    def __init__(
-        self,
-        *,
-        clock: Clock,
-        operations: OperationBook,
-        sessions: SessionBook,
-        assignments: TaskAssignments,
-    ) -> None:
+    def __init__(self, *, clock: Clock, assignments: TaskAssignments, calls: ProtocolCalls) -> None:
         self._clock = clock
-        self._operations = operations
-        self._sessions = sessions
         self._assignments = assignments
+        self._calls = calls
 
     async def get_operation(
         self, request: longrunning.GetOperationRequest, sender: str | None = None
@@ -35,33 +27,29 @@ class Operations:
         :raises StatusError: NOT_FOUND for an unknown name, ABORTED if it expired or was lost at a
             restart, PERMISSION_DENIED if it is somebody else's.
         """
-        operation = self._find(request.name, sender)
-        if not operation.done:
-            self._assignments.pace(operation)
-        return operation
+        now = self._clock.now()
+        token = operation_token(request.name)
+        try:
+            return self._calls.operation(token, now, sender)
+        except StatusError as error:
+            if error.code is not Code.UNAUTHENTICATED:
+                raise
+        return self._assignments.operation(token, now, sender)
 
     async def cancel_operation(
         self, request: longrunning.CancelOperationRequest, sender: str | None = None
     ) -> Empty:
-        """Cancel an operation. A task that it gave, and that was not begun, is taken back.
+        """Cancel a request for a task. A task that it gave, and that was not begun, is taken back.
 
         :raises StatusError: as :meth:`get_operation`.
         """
-        operation = self._find(request.name, sender)
         now = self._clock.now()
-        if self._operations.cancel(request.name, now):
-            self._assignments.withdraw(request.name, now)
-        else:
-            self._assignments.give_back(operation)
+        token = operation_token(request.name)
+        try:
+            # The calls of protocols are not cancelled: their services have methods to abort.
+            self._calls.operation(token, now, sender)
+        except StatusError as error:
+            if error.code is not Code.UNAUTHENTICATED:
+                raise
+            self._assignments.cancel(token, now, sender)
         return Empty()
-
-    def _find(self, name: str, sender: str | None) -> longrunning.Operation:
-        # The operation of an assignment is named after its session, and is as much its device's.
-        session = self._sessions.get(name.rpartition("/")[2])
-        if session is not None:
-            session.check_sender(sender)
-        if self._operations.find(name) is None and self._sessions.knows(name.rpartition("/")[2]):
-            raise StatusError(
-                Code.ABORTED, "this operation has expired or was lost at a restart; check in again"
-            )
-        return self._operations.get(name)

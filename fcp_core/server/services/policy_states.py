@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 
 from fcp_core.rounds.clock import Clock
-from fcp_core.server.services.journal import Journal
+from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import PolicyStateRecord
 
 logger = logging.getLogger("fcp.services")
@@ -22,20 +23,23 @@ LIFETIME = 30 * 86400.0
 class PolicyStates:
     """Reads and writes the states of policies; each belongs to a population and a group of tasks.
 
-    They are written behind the decisions: a crash can lose the last of them.
+    They are written behind the decisions, many in one transaction: a crash can lose the last of
+    them. A storage that does not outlive the process is not written to at all.
     """
 
-    def __init__(self, journal: Journal, clock: Clock) -> None:
-        self._journal = journal
+    def __init__(self, storage: Storage, clock: Clock) -> None:
+        self._storage = storage
         self._clock = clock
         self._loaded: dict[str, bytes] = {}
+        self._batch: dict[str, PolicyStateRecord | None] = {}
+        self._writer: asyncio.Task[None] | None = None
 
     def load(self, records: Iterable[PolicyStateRecord]) -> None:
         """Take up what an earlier run left; what is too old is deleted."""
         oldest = self._clock.now() - LIFETIME
         for record in records:
             if record.saved < oldest:
-                self._journal.delete(PolicyStateRecord, record.key)
+                self._write_soon(record.key, None)
             else:
                 self._loaded[record.key] = record.state
 
@@ -54,7 +58,38 @@ class PolicyStates:
             )
             return
         key = _key(population, group)
-        self._journal.put(PolicyStateRecord(key, population, data, self._clock.now()))
+        self._write_soon(key, PolicyStateRecord(key, population, data, self._clock.now()))
+
+    async def flush(self) -> None:
+        """Wait until everything is written."""
+        if self._writer is not None:
+            await self._writer
+
+    def _write_soon(self, key: str, record: PolicyStateRecord | None) -> None:
+        if not self._storage.durable:
+            return
+        self._batch[key] = record
+        if self._writer is None:
+            self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._batch:
+                batch, self._batch = self._batch, {}
+                try:
+                    await self._storage.transact(lambda tx, batch=batch: _apply(tx, batch))  # type: ignore[misc]
+                except Exception:
+                    logger.exception("%d states of selection policies were not written", len(batch))
+        finally:
+            self._writer = None
+
+
+def _apply(tx: Transaction, batch: dict[str, PolicyStateRecord | None]) -> None:
+    for key, record in batch.items():
+        if record is None:
+            tx.delete(PolicyStateRecord, key)
+        else:
+            tx.put(record)
 
 
 def _key(population: str, group: str) -> str:

@@ -1,27 +1,28 @@
-"""Populations: which tasks each has, which devices wait for one."""
+"""Populations: the tasks of each, its device sessions, and the devices that wait for a task."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assigner import Assigner, Outcome, Rejection
+from fcp_core.rounds.assigner import Assigner, Outcome
+from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
+from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
+from fcp_core.server.services.device_tokens import label
+from fcp_core.server.services.held_check_ins import HeldCheckIns
 from fcp_core.server.services.policy_states import PolicyStates
-from fcp_core.server.services.round import Round
+from fcp_core.server.services.settings import RETENTION
+from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.server.services.ticker import Ticker
 
 logger = logging.getLogger("fcp.services")
-
-#: Seconds after which further devices are let in, if there still is room.
-_AGAIN = 0.2
 
 #: From so many waiting devices on, the policies are not asked at each arrival any more...
 _MANY = 100
@@ -32,18 +33,13 @@ _LOOK = 20e-6
 _SAVE = 1.0
 
 
-@dataclass(frozen=True)
-class Waiter:
-    """Whom to tell about a candidate."""
-
-    assigned: Callable[[Round, float], None]
-    rejected: Callable[[Rejection, float], None]
-
-
 class Population:
-    """One population's open tasks and waiting devices.
+    """One population's open tasks, device sessions and waiting devices.
 
-    :param max_at_work: how many devices may be at work on its tasks at a time; None: any number.
+    :param session_timeout: how long a device session lives, in seconds.
+    :param notify: called with each event.
+    :param max_at_work: how many devices may be in progress on its tasks at a time; None: any
+        number.
     :param states: keeps what selection policies keep.
     """
 
@@ -52,66 +48,70 @@ class Population:
         name: str,
         rng: random.Random,
         ticker: Ticker,
+        *,
+        session_timeout: float,
+        notify: Callable[[Event], None],
         max_at_work: int | None = None,
         states: PolicyStates | None = None,
     ) -> None:
         self.name = name
+        self._notify = notify
         self._states = states
         self._saving = False
-        #: From when to when those are to come back whom policies sent away.
+        #: The earliest window in which policies want those back whom they rejected.
         self._away: tuple[float, float] | None = None
         self._max_at_work = max_at_work
         self.pace = Pace()
-        self._assigner = Assigner(rng)
+        self._assigner: Assigner[DeviceSession] = Assigner(rng)
         self._ticker = ticker
-        self._rounds: dict[str, Round] = {}
-        #: The eligibility policies of the rounds that have their own.
+        self._tasks: dict[str, TaskRunner] = {}
+        #: The eligibility policies of the tasks that have their own.
         self._eligibility: dict[str, Sequence[EligibilityPolicy]] = {}
-        self._waiters: dict[str, Waiter] = {}
-        #: Devices that have checked in and are not answered yet, in order.
-        self._held: dict[int, asyncio.Future[None]] = {}
-        self._last_held = 0
+        self.sessions = Sessions(session_timeout, RETENTION, self._expire)
+        self.sessions.on_change = ticker.register(f"sessions:{name}", self.sessions)
+        #: Check-ins that wait for room.
+        self.held = HeldCheckIns(name, ticker, self._capacity)
         #: When policies were asked last, and when an arrival is a reason to ask them again.
         self._asked = self._ask_again = 0.0
 
     def open(
         self,
-        round_: Round,
+        task: TaskRunner,
         group: str,
         policy_name: str,
         policy: Any,
         options: Any,
         eligibility: Sequence[EligibilityPolicy] | None = None,
     ) -> None:
-        """Add a round; its selection policy is shared by the rounds of one *group*.
+        """Add a task; its selection policy is shared by the tasks of one *group*.
 
         :param eligibility: its own eligibility policies; None: it has those of the population.
         """
-        self._rounds[round_.task_id] = round_
+        self._tasks[task.task_id] = task
         if eligibility is not None:
-            self._eligibility[round_.task_id] = eligibility
+            self._eligibility[task.task_id] = eligibility
             # Those who wait and were asked nothing were not asked about this one either.
             self._assigner.restrict(self._unasked())
         state = None
         if self._states is not None and not self._assigner.knows(group):
             state = self._states.get(self.name, group)
-        self._assigner.open(round_.task_id, group, policy_name, policy, options, state)
+        self._assigner.open(task.task_id, group, policy_name, policy, options, state)
         self._away = None
 
-    def close(self, round_: Round, now: float) -> None:
-        """Take a round away; whoever waited only for it is sent away."""
-        if self._rounds.pop(round_.task_id, None) is not None:
-            self._eligibility.pop(round_.task_id, None)
-            self._assigner.close(round_.task_id)
+    def close(self, task: TaskRunner, now: float) -> None:
+        """Take a task away; whoever waited only for it is rejected."""
+        if self._tasks.pop(task.task_id, None) is not None:
+            self._eligibility.pop(task.task_id, None)
+            self._assigner.close(task.task_id)
             self.consider(now)
 
-    def open_rounds(self, mode: AssignmentMode | None = None) -> list[Round]:
-        """Return the rounds that take contributions, oldest first."""
+    def open_tasks(self, mode: AssignmentMode | None = None) -> list[TaskRunner]:
+        """Return the tasks that take contributions, oldest first."""
         return [
-            round_
-            for round_ in self._rounds.values()
-            if round_.machine.state is TaskState.OPEN
-            and (mode is None or round_.spec.assignment_mode is mode)
+            task
+            for task in self._tasks.values()
+            if task.machine.state is TaskState.OPEN
+            and (mode is None or task.spec.assignment_mode is mode)
         ]
 
     def offered(self) -> list[tuple[OfferedTask, Sequence[EligibilityPolicy] | None]]:
@@ -119,13 +119,13 @@ class Population:
 
         Each comes with its own eligibility policies; None: it has those of the population.
         """
-        return [self.offer_of(round_) for round_ in self.open_rounds()]
+        return [self.offer_of(task) for task in self.open_tasks()]
 
-    def offer_of(self, round_: Round) -> tuple[OfferedTask, Sequence[EligibilityPolicy] | None]:
-        """Return a round as :meth:`offered` does."""
-        spec = round_.spec
-        task = OfferedTask(spec.name, spec.assignment_mode, spec.options)
-        return task, self._eligibility.get(round_.task_id)
+    def offer_of(self, task: TaskRunner) -> tuple[OfferedTask, Sequence[EligibilityPolicy] | None]:
+        """Return a task as :meth:`offered` does."""
+        spec = task.spec
+        offered = OfferedTask(spec.name, spec.assignment_mode, spec.options)
+        return offered, self._eligibility.get(task.task_id)
 
     def _unasked(self) -> Mapping[str, float] | None:
         """Return the weights of a device that was asked nothing; None: it may take any task."""
@@ -133,15 +133,15 @@ class Population:
             return None
         asked: set[str] = set()
         others: set[str] = set()
-        for round_ in self.open_rounds():
-            own = self._eligibility.get(round_.task_id)
-            (asked if own else others).add(round_.spec.name)
+        for task in self.open_tasks():
+            own = self._eligibility.get(task.task_id)
+            (asked if own else others).add(task.spec.name)
         return dict.fromkeys(others - asked, 1.0)
 
     @property
     def at_work(self) -> int:
         """How many devices have a task and are not done with it."""
-        return sum(round_.machine.pending for round_ in self._rounds.values())
+        return sum(task.machine.pending for task in self._tasks.values())
 
     @property
     def waiting(self) -> int:
@@ -150,10 +150,10 @@ class Population:
 
     def load(self, now: float) -> Mapping[str, Any]:
         """Return how busy it is, for pace steering."""
-        rounds = self.open_rounds()
-        missing = sum(round_.machine.missing for round_ in rounds)
+        tasks = self.open_tasks()
+        missing = sum(task.machine.missing for task in tasks)
         return {
-            "open_tasks": len(rounds),
+            "open_tasks": len(tasks),
             "missing": missing,
             "needs": self.pace.needs(missing, now),
             "waiting": self._assigner.waiting,
@@ -163,24 +163,36 @@ class Population:
             "not_before": 0.0,
         }
 
-    def arrive(self, candidate: Candidate, waiter: Waiter, now: float) -> None:
-        """Let a device wait for a SINGLE task; *waiter* may be told before this returns.
+    def arrive(self, session: DeviceSession, candidate: Candidate, now: float) -> None:
+        """Let a device wait for a SINGLE task; it may have one before this returns.
 
-        Where many wait, the policies hear of it a moment later, together with others.
+        Where many wait, the policies are asked a moment later, for several together.
         """
-        self._waiters[candidate.id] = waiter
         if candidate.weights is None:
             candidate = replace(candidate, weights=self._unasked())
-        self._assigner.arrive(candidate)
+        self._assigner.arrive(candidate, session)
         if self._asked <= now < self._ask_again:
             self._set_tick(self._ask_again)
         else:
             self._decide(now)
 
-    def withdraw(self, candidate: str) -> None:
-        """Let a device wait no longer."""
-        self._waiters.pop(candidate, None)
-        self._assigner.withdraw(candidate)
+    def cancel(self, session: DeviceSession, now: float) -> None:
+        """Let a device wait no longer that cancelled its request."""
+        self._assigner.withdraw(session.candidate)
+        session.move(SessionState.CANCELLED)
+        self._notify(Rejected(now, self.name, label(session.session_id), "cancelled"))
+
+    def _expire(self, session: DeviceSession, now: float) -> None:
+        """Reject a device that has waited until its session's end."""
+        self._assigner.withdraw(session.candidate)
+        self._reject(session, "expired", now)
+
+    def _reject(self, session: DeviceSession, reason: str, now: float) -> None:
+        session.move(SessionState.REJECTED)
+        if session.windows is not None:
+            at, accepted, rejected = session.windows
+            self.pace.instead(accepted, rejected, at, now)
+        self._notify(Rejected(now, self.name, label(session.session_id), reason))
 
     def consider(self, now: float) -> None:
         """Have the selection policies decide about those who wait, and let in who is held.
@@ -188,37 +200,33 @@ class Population:
         To be called when there may be more room than before.
         """
         self._decide(now)
-        self._let_in(self._capacity())
-        # One that was let in may not come on.
-        again = now + _AGAIN if self._held and self._capacity() else None
-        self._ticker.at(f"held:{self.name}", again, self.consider)
+        self.held.let_in(now)
 
-    def left(self, round_: Round, *, contributed: bool, now: float) -> None:
-        """Take note that a device has left a round: there may be room for another.
+    def left(self, task: TaskRunner, *, contributed: bool, now: float) -> None:
+        """Let another device have the place of one that has left a task.
 
-        :param contributed: whether it did; if not, the round misses one more than it thought.
+        :param contributed: whether it did; if not, the task misses one more than it thought.
         """
         capped = self._max_at_work is not None
         if contributed:
             # Without a cap a contribution takes its place with it.
-            capped = capped or round_.machine.max_at_work is not None
+            capped = capped or task.machine.max_at_work is not None
             room = capped and self._capacity() > 0
         else:
-            room = capped or round_.machine.capacity > 0
+            room = capped or task.machine.capacity > 0
         if room:
             self.consider(now)
 
-    def has_room(self, round_: Round) -> bool:
-        """Whether a round may be given one more device."""
-        return round_.machine.capacity > 0 and self._places() != 0
+    def has_room(self, task: TaskRunner) -> bool:
+        """Whether a task may be given one more device."""
+        return task.machine.capacity > 0 and self._places() != 0
 
     def has_room_for(self, names: Collection[str]) -> bool:
         """Whether a task of one of these names may be given one more device."""
         if self._places() == 0:
             return False
         return any(
-            round_.spec.name in names and round_.machine.capacity > 0
-            for round_ in self.open_rounds()
+            task.spec.name in names and task.machine.capacity > 0 for task in self.open_tasks()
         )
 
     def _places(self) -> int | None:
@@ -229,16 +237,17 @@ class Population:
 
     def _decide(self, now: float) -> None:
         if self._assigner.waiting:
-            rounds = {r.task_id: r for r in self.open_rounds(AssignmentMode.SINGLE)}
+            tasks = {task.task_id: task for task in self.open_tasks(AssignmentMode.SINGLE)}
             outcome = self._assigner.decide(
-                [r.machine.view() for r in rounds.values()], now, self._places()
+                [task.machine.view() for task in tasks.values()], now, self._places()
             )
             for problem in outcome.problems:
                 logger.error("population %s: %s", self.name, problem)
-            for assign in outcome.assigned:
-                self._waiters.pop(assign.candidate).assigned(rounds[assign.task_id], now)
+            for assigned in outcome.assigned:
+                tasks[assigned.task_id].assign(assigned.device, now)
+                assigned.device.assign(tasks[assigned.task_id].aggregation_id)
             for rejection in outcome.rejected:
-                self._waiters.pop(rejection.candidate).rejected(rejection, now)
+                self._reject(rejection.device, rejection.reason, now)
             self._learn(outcome, now)
             if self._assigner.changed and not self._saving:
                 self._saving = True
@@ -247,8 +256,8 @@ class Population:
         self._asked, self._ask_again = now, now + (waiting * _LOOK if waiting >= _MANY else 0.0)
         self._set_tick(None)
 
-    def _learn(self, outcome: Outcome, now: float) -> None:
-        """Take note of when policies want those back whom they send away: the earliest counts."""
+    def _learn(self, outcome: Outcome[DeviceSession], now: float) -> None:
+        """Remember the earliest retry time that policies gave in a rejection."""
         if outcome.assigned:
             self._away = None
         for rejection in outcome.rejected:
@@ -258,7 +267,7 @@ class Population:
                     self._away = away
 
     def not_before(self, now: float) -> float:
-        """Return seconds before which policies want no device that they send away back."""
+        """Return the seconds until the earliest retry time that policies asked for."""
         return 0.0 if self._away is None else max(0.0, self._away[0] - now)
 
     def rejection_window(self, window: RetryWindow, now: float) -> RetryWindow:
@@ -285,42 +294,10 @@ class Population:
         ticks = [tick for tick in (self._assigner.next_tick(), when) if tick is not None]
         self._ticker.at(f"population:{self.name}", min(ticks, default=None), self._decide)
 
-    async def room(self, longest: float, now: float) -> None:
-        """Wait until there is a task that has room for one more device.
-
-        :param longest: seconds after which this returns in any case.
-        """
-        if self._capacity() > len(self._held):
-            return
-        self._last_held += 1
-        number = self._last_held
-        held = self._held[number] = asyncio.get_running_loop().create_future()
-        key = f"held:{self.name}:{number}"
-        self._ticker.at(key, now + longest, lambda now: _go_on(held))
-        try:
-            await held
-        finally:
-            self._held.pop(number, None)
-            self._ticker.at(key, None, self._decide)
-
-    def release(self) -> None:
-        """Let everybody go on who waits for room."""
-        self._let_in(len(self._held))
-
     def _capacity(self) -> int:
-        capacity = sum(round_.machine.capacity for round_ in self.open_rounds())
+        capacity = sum(task.machine.capacity for task in self.open_tasks())
         places = self._places()
         return capacity if places is None else min(capacity, places)
-
-    def _let_in(self, number: int) -> None:
-        """Let the first go on; more than there is room for would have come in vain."""
-        for key in list(self._held)[:number]:
-            _go_on(self._held.pop(key))
-
-
-def _go_on(held: asyncio.Future[None]) -> None:
-    if not held.done():
-        held.set_result(None)
 
 
 class Populations:
@@ -358,6 +335,11 @@ class Populations:
         :raises StatusError: NOT_FOUND if there is none and tasks do not bring their own.
         """
         return self.add(name) if self.open_ended else self.get(name)
+
+    @property
+    def sessions(self) -> int:
+        """How many device sessions are kept."""
+        return sum(len(population.sessions) for population in self._populations.values())
 
     def __iter__(self) -> Iterator[Population]:
         """Iterate over the populations."""

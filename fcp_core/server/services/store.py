@@ -16,10 +16,8 @@ from fcp_core.server.services.downloads import PLAN_FILES
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import (
     BlobRecord,
-    DeviceSessionRecord,
     PolicyStateRecord,
     TaskRecord,
-    TokenRecord,
 )
 
 
@@ -50,8 +48,6 @@ class Loaded:
     """
 
     tasks: list[tuple[TaskRecord, TaskSpec | None]]
-    sessions: list[DeviceSessionRecord]
-    tokens: list[TokenRecord]
     policy_states: list[PolicyStateRecord]
 
 
@@ -188,8 +184,6 @@ def _load(tx: Transaction) -> Loaded:
         tasks.append((record, None if ended else _decode_spec(record, _blobs(tx, record.task_id))))
     return Loaded(
         sorted(tasks, key=lambda task: task[0].created),
-        list(tx.select(DeviceSessionRecord)),
-        list(tx.select(TokenRecord)),
         list(tx.select(PolicyStateRecord)),
     )
 

@@ -6,27 +6,22 @@ import asyncio
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from fcp_core.aggregation.engine import Engine, Fold, FoldJob
-from fcp_core.aggregation.protocol import AggregationProtocol
 from fcp_core.errors import UsageError
+from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.expiring import Expiring
-from fcp_core.rounds.policies import EligibilityPolicy, SelectionPolicy
-from fcp_core.rounds.task_machine import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads, Published, publish
 from fcp_core.server.services.population import Populations
-from fcp_core.server.services.round import Round
-from fcp_core.server.services.round_parts import RoundParts
-from fcp_core.server.services.settings import RETENTION
 from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
+from fcp_core.server.services.task_factory import Choices, TaskFactory
+from fcp_core.server.services.task_runner import Surroundings, TaskRunner
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
@@ -36,65 +31,41 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fcp.services")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Choices:
-    """What a task's names and options lead to; made before the task is offered."""
-
-    protocol: AggregationProtocol
-    fold: Fold
-    policy: SelectionPolicy
-    #: The policy and those that it wraps, outermost first, with their options.
-    chain: Sequence[tuple[str, Mapping[str, Any]]]
-    #: Its own eligibility policies; None: those of its population.
-    eligibility: Sequence[EligibilityPolicy] | None
-    over_selection: float
-    max_at_work: int | None
-    deadline: float
-    assignment_timeout: float
-
-
 class Tasks:
     """The tasks of a server. Every method runs on the server's event loop.
 
-    :param make_parts: returns what rounds work with, given how to store their end and what to do
-        when contributions are lost.
-    :param on_kept: told that :meth:`next_tick` may have changed.
+    :param secrets: makes ids, and the parts of addresses that cannot be guessed.
     """
 
     def __init__(
         self,
         *,
         plugins: Plugins,
-        clock: Clock,
-        tokens: TokenSource,
-        engine: Engine,
+        secrets: TokenSource,
         store: TaskStore,
         populations: Populations,
         downloads: Downloads,
-        make_parts: Callable[[Callable[..., Any], Callable[..., Any]], RoundParts],
-        on_kept: Callable[[], None],
+        surroundings: Surroundings,
     ) -> None:
         self._plugins = plugins
-        self._clock = clock
-        self._tokens = tokens
-        self._engine = engine
+        self._clock = surroundings.clock
+        self._secrets = secrets
         self._store = store
         self._populations = populations
         self._downloads = downloads
-        self._parts = make_parts(self._ended, self._begin_anew)
-        self._on_kept = on_kept
+        self._with = surroundings
+        self._factory = TaskFactory(plugins, surroundings.engine, secrets)
         self._records: dict[str, TaskRecord] = {}
         #: By the key that it was submitted with.
         self._by_key: dict[str, str] = {}
-        self._rounds: dict[str, Round] = {}
+        #: The tasks that have not ended, and the same by aggregation id.
+        self._running: dict[str, TaskRunner] = {}
+        self._by_aggregation: dict[str, TaskRunner] = {}
         #: Held by a submission with a key.
         self._submitting = asyncio.Lock()
-        self._by_aggregation: dict[str, Round] = {}
-        #: Aggregations that have ended, as long as a late device may name them.
-        self._past_aggregations: set[str] = set()
-        self._forgotten: Expiring[None] = Expiring()
-        #: Tasks that have ended, until their retention is over.
-        self._kept: Expiring[None] = Expiring()
+        #: Tasks that have ended, until their retention is over; by aggregation id.
+        self._kept: Expiring[str] = Expiring()
+        self._kept_changed = surroundings.ticker.register("tasks", self)
         self._forgetting: set[asyncio.Task[None]] = set()
         self._last_created = 0.0
 
@@ -132,24 +103,22 @@ class Tasks:
         problems = self._plugins.check_task(spec)
         if problems:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(problems)}")
-        task_id = self._tokens.uuid()
+        task_id = self._secrets.uuid()
         record = TaskRecord(
             task_id=task_id,
             population=spec.population,
             name=spec.name,
             state=TaskState.OPEN.value,
-            aggregation_id=self._tokens.uuid(),
+            aggregation_id=self._secrets.uuid(),
             spec=encode_spec(spec),
             created=self._creation_time(),
             submission_key=key,
         )
-        choices = self._choose(spec)
-        try:
-            published = await self._publish(task_id, spec)
-            await self._store.add(record, spec)
-        except BaseException:
-            choices.fold.abort()
-            raise
+        choices = self._factory.choose(spec)
+        # What the task needs must be there before it is stored; nothing of it is used yet.
+        self._factory.parts(record, spec, choices, self._clock.now()).fold.abort()
+        published = await self._publish(task_id, spec)
+        await self._store.add(record, spec)
         self._open(record, spec, choices, published)
         return task_id
 
@@ -159,8 +128,8 @@ class Tasks:
         :raises StatusError: NOT_FOUND if there is no such task.
         """
         record = self._record(task_id)
-        round_ = self._rounds.get(task_id)
-        return status_of(record) if round_ is None else round_.status()
+        task = self._running.get(task_id)
+        return status_of(record) if task is None else task.status()
 
     async def list(self, population: str | None = None) -> Sequence[TaskStatus]:
         """Return the status of all tasks, oldest first, or of one population's."""
@@ -177,9 +146,9 @@ class Tasks:
             NOT_FOUND if there is no such task, UNAVAILABLE if the server stops first.
         """
         record = self._record(task_id)
-        round_ = self._rounds.get(task_id)
-        if round_ is not None:
-            return await round_.wait()
+        task = self._running.get(task_id)
+        if task is not None:
+            return await task.wait()
         if record.code:
             raise StatusError(Code(record.code), record.message)
         result = await self._store.result(task_id)
@@ -193,9 +162,9 @@ class Tasks:
         :raises StatusError: NOT_FOUND if there is no such task.
         """
         self._record(task_id)
-        round_ = self._rounds.get(task_id)
-        if round_ is not None:
-            round_.cancel(Code.CANCELLED, reason)
+        task = self._running.get(task_id)
+        if task is not None:
+            task.cancel(Code.CANCELLED, reason)
 
     async def forget(self, task_id: str) -> None:
         """Delete a task that has ended, with its result.
@@ -203,54 +172,51 @@ class Tasks:
         :raises StatusError: NOT_FOUND if there is no such task, FAILED_PRECONDITION if it goes on.
         """
         record = self._record(task_id)
-        if task_id in self._rounds:
+        if task_id in self._running:
             raise StatusError(
                 Code.FAILED_PRECONDITION, f"task {task_id} has not ended; cancel it first"
             )
         await self._store.forget(task_id)
         self._records.pop(task_id, None)
         self._by_key.pop(record.submission_key or "", None)
-        self._kept.pop(task_id)
-        # A late device is still answered ABORTED.
-        late = self._config_of(record).get("assignment_timeout") + RETENTION
-        self.remember(record.aggregation_id, self._clock.now() + late)
-        self._on_kept()
+        self._kept.pop(record.aggregation_id)
+        self._kept_changed()
 
     # For the other services.
 
-    def round_of(self, aggregation_id: str) -> Round | None:
-        """Return the round of an aggregation id; None if it has ended.
+    def running(self, aggregation_id: str) -> TaskRunner | None:
+        """Return the task of an aggregation id; None if it has ended, or there was none."""
+        return self._by_aggregation.get(aggregation_id)
 
-        :raises StatusError: NOT_FOUND if this server never had it.
-        """
-        round_ = self._by_aggregation.get(aggregation_id)
-        past = aggregation_id in self._past_aggregations or aggregation_id in self._forgotten
-        if round_ is None and not past:
-            raise StatusError(
-                Code.NOT_FOUND, f"this server never had an aggregation {aggregation_id!r}"
-            )
-        return round_
+    def knows(self, aggregation_id: str) -> bool:
+        """Whether there is a task of an aggregation id, ended or not."""
+        return aggregation_id in self._by_aggregation or aggregation_id in self._kept
 
-    def remember(self, aggregation_id: str, expires: float) -> None:
-        """Know an aggregation, of a task that is known no more, until *expires*."""
-        self._past_aggregations.discard(aggregation_id)
-        self._forgotten.put(aggregation_id, None, expires)
+    def serves(self, task: TaskRunner, service: str) -> bool:
+        """Whether a task's aggregation protocol has a service."""
+        return service in self._factory.protocol_of(task.spec).services
+
+    def route_of(self, task: TaskRunner, method: str) -> Route:
+        """Return the route of a method of a task's aggregation protocol."""
+        return self._factory.route(task.spec, method)
+
+    def aborts(self, route: Route) -> bool:
+        """Whether a device gives up with a call, whatever protocol it is of."""
+        return self._factory.aborts(route)
 
     def tick(self, now: float) -> None:
         """Forget the tasks that ended long enough ago."""
-        self._forgotten.pop_due(now)
-        for task_id, _ in self._kept.pop_due(now):
+        for _, task_id in self._kept.pop_due(now):
             forgetting = asyncio.get_running_loop().create_task(self._forget_old(task_id))
             self._forgetting.add(forgetting)
             forgetting.add_done_callback(self._forgetting.discard)
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
-        ticks = (self._forgotten.next_expiry(), self._kept.next_expiry())
-        return min((tick for tick in ticks if tick is not None), default=None)
+        return self._kept.next_expiry()
 
     async def restore(self, tasks: Sequence[tuple[TaskRecord, TaskSpec | None]]) -> None:
-        """Take up the tasks of an earlier run; the rounds of those that go on begin anew."""
+        """Take up the tasks of an earlier run; those that go on begin again with nothing."""
         for record, spec in tasks:
             self._add(record)
             self._last_created = max(self._last_created, record.created)
@@ -260,7 +226,8 @@ class Tasks:
                     self._populations.add(record.population)
                 continue
             try:
-                choices = self._choose(spec)
+                choices = self._factory.choose(spec)
+                self._factory.parts(record, spec, choices, self._clock.now()).fold.abort()
             except StatusError as error:
                 raise UsageError(
                     f"task {record.name} of an earlier run cannot go on: {error.message}. Mend the "
@@ -270,9 +237,9 @@ class Tasks:
             self._open(record, spec, choices, await self._publish(record.task_id, spec))
 
     async def stop(self) -> None:
-        """Let go of all rounds; their tasks go on when the storage is used again."""
-        for round_ in [*self._rounds.values()]:
-            await round_.stop()
+        """Stop all tasks; they go on when the storage is used again."""
+        for task in [*self._running.values()]:
+            await task.stop()
         await asyncio.gather(*self._forgetting)
 
     # Inside.
@@ -293,10 +260,10 @@ class Tasks:
 
     def _keep(self, record: TaskRecord) -> None:
         """Keep a task that has ended until its retention is over."""
-        self._past_aggregations.add(record.aggregation_id)
         ended = record.created if record.finished is None else record.finished
-        self._kept.put(record.task_id, None, ended + self._config_of(record).get("task_retention"))
-        self._on_kept()
+        retention = self._config_of(record).get("task_retention")
+        self._kept.put(record.aggregation_id, record.task_id, ended + retention)
+        self._kept_changed()
 
     async def _forget_old(self, task_id: str) -> None:
         try:
@@ -311,8 +278,8 @@ class Tasks:
 
     def _check_modes(self, spec: TaskSpec) -> None:
         """Refuse a second mode for a name that is open: devices ask for a name in one way."""
-        for round_ in self._rounds.values():
-            other = round_.spec
+        for task in self._running.values():
+            other = task.spec
             if (other.population, other.name) == (spec.population, spec.name) and (
                 other.assignment_mode is not spec.assignment_mode
             ):
@@ -322,39 +289,12 @@ class Tasks:
                     f"another of that name cannot be {spec.assignment_mode.name}",
                 )
 
-    def _choose(self, spec: TaskSpec) -> _Choices:
-        """Make what the task names.
-
-        :raises StatusError: INVALID_ARGUMENT if something of it cannot be made.
-        """
-        chosen = self._plugins.for_task(spec)
-        try:
-            return _Choices(
-                protocol=chosen.make_protocol(),
-                policy=chosen.make_selection_policy(),
-                chain=chosen.selection_chain(),
-                eligibility=chosen.own_eligibility_policies(),
-                over_selection=chosen.over_selection,
-                max_at_work=chosen.max_at_work,
-                deadline=chosen.deadline,
-                assignment_timeout=chosen.config.get("assignment_timeout"),
-                fold=self._engine.open(
-                    FoldJob(
-                        configuration=spec.aggregation,
-                        aggregators=chosen.aggregator_choices(),
-                        options=chosen.aggregator_options(),
-                    )
-                ),
-            )
-        except UsageError as error:
-            raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
-
     async def _publish(self, task_id: str, spec: TaskSpec) -> Published:
         chosen = self._plugins.for_task(spec)
         stored = chosen.config.get("resources_from") == "storage"
         work = functools.partial(
             publish,
-            self._tokens.secret(),
+            self._secrets.secret(),
             spec,
             inline_below=chosen.inline_below,
             source=functools.partial(self._store.file, task_id) if stored else None,
@@ -362,56 +302,55 @@ class Tasks:
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _open(
-        self, record: TaskRecord, spec: TaskSpec, choices: _Choices, published: Published
+        self, record: TaskRecord, spec: TaskSpec, choices: Choices, published: Published
     ) -> None:
-        machine = _machine(record, spec, choices)
-        round_ = Round(
+        now = self._clock.now()
+        population = self._populations.for_task(spec.population)
+        task = TaskRunner(
             slim(spec),
             record.aggregation_id,
-            machine,
-            choices.protocol,
-            choices.fold,
+            self._factory.parts(record, spec, choices, now),
             published,
             choices.assignment_timeout,
-            self._parts,
+            self._with,
+            population,
+            self,
         )
         self._add(record)
-        self._rounds[record.task_id] = round_
-        self._by_aggregation[record.aggregation_id] = round_
+        self._running[record.task_id] = task
+        self._by_aggregation[record.aggregation_id] = task
         self._downloads.add(published)
-        population = self._populations.for_task(spec.population)
-        # Rounds share a policy only with equal options, which is what this key says.
+        # Tasks share a policy only with equal options, which is what this key says.
         group = msgspec.json.encode(
             [(name, dict(options)) for name, options in choices.chain],
             enc_hook=str,
             order="sorted",
         ).decode()
         name, options = choices.chain[0]
-        population.open(
-            round_, group, name, choices.policy, options, eligibility=choices.eligibility
-        )
-        now = self._clock.now()
-        round_.open(now)
+        population.open(task, group, name, choices.policy, options, choices.eligibility)
+        task.open(now)
         population.consider(now)
 
-    def _begin_anew(self, round_: Round, why: str) -> None:
-        """Have a round begin anew that has lost contributions."""
-        now = self._clock.now()
-        record = self._records[round_.task_id]
-        logger.error("the round of task %s begins anew: %s", record.name, why)
-        try:
-            choices = self._choose(round_.spec)
-        except StatusError as error:
-            round_.cancel(Code.INTERNAL, f"contributions were lost: {why}; {error.message}")
-            return
-        machine = _machine(record, round_.spec, choices)
-        round_.begin_anew(machine, choices.protocol, choices.fold, now)
+    # What tasks tell their keeper.
 
-    async def _ended(self, round_: Round, result: bytes | None) -> TaskStatus:
-        """Store how a round ended and take it away."""
-        status = round_.machine.status()
-        self._downloads.remove(round_.published.group)
-        self._populations.get(status.population).close(round_, self._clock.now())
+    def lost(self, task: TaskRunner, why: str) -> None:
+        """Restart a task that has lost contributions."""
+        now = self._clock.now()
+        record = self._records[task.task_id]
+        logger.error("task %s is restarted: %s", record.name, why)
+        try:
+            choices = self._factory.choose(task.spec)
+            parts = self._factory.parts(record, task.spec, choices, now)
+        except StatusError as error:
+            task.cancel(Code.INTERNAL, f"contributions were lost: {why}; {error.message}")
+            return
+        task.restart(parts, now)
+
+    async def ended(self, task: TaskRunner, result: bytes | None) -> TaskStatus:
+        """Store how a task ended and take it away."""
+        status = task.machine.status()
+        self._downloads.remove(task.published.group)
+        self._populations.get(status.population).close(task, self._clock.now())
         record = _ended_record(self._records[status.task_id], status)
         try:
             await self._store.end(record, result)
@@ -426,23 +365,8 @@ class Tasks:
         self._records[status.task_id] = record
         self._keep(record)
         del self._by_aggregation[record.aggregation_id]
-        del self._rounds[status.task_id]
+        del self._running[status.task_id]
         return status
-
-
-def _machine(record: TaskRecord, spec: TaskSpec, choices: _Choices) -> TaskMachine:
-    return TaskMachine(
-        task_id=record.task_id,
-        population=record.population,
-        name=record.name,
-        goal_count=spec.goal_count,
-        minimum_count=spec.minimum_count,
-        over_selection=choices.over_selection,
-        max_at_work=choices.max_at_work,
-        created=record.created,
-        deadline=record.created + choices.deadline,
-        assignment_timeout=choices.assignment_timeout,
-    )
 
 
 def _ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from fcp_core.rounds.clock import Clock
 
@@ -14,6 +15,18 @@ logger = logging.getLogger("fcp.services")
 #: The longest time slept at a stretch, in seconds: a bound on how late the ticker notices that the
 #: machine's clock was set.
 LONGEST = 3600.0
+
+
+class Ticking(Protocol):
+    """Something that has to be called as time passes."""
+
+    def tick(self, now: float) -> None:
+        """Let time pass."""
+        ...
+
+    def next_tick(self) -> float | None:
+        """Return when :meth:`tick` must be called next, or None."""
+        ...
 
 
 class Ticker:
@@ -41,10 +54,25 @@ class Ticker:
             self._timer.cancel()
             self._timer = None
 
+    def register(self, key: str, machine: Ticking) -> Callable[[], None]:
+        """Call a machine's ``tick`` whenever its ``next_tick`` says.
+
+        :returns: to be called when ``next_tick`` may have changed.
+        """
+
+        def due(now: float) -> None:
+            machine.tick(now)
+            changed()
+
+        def changed() -> None:
+            self.at(key, machine.next_tick(), due)
+
+        return changed
+
     def at(self, key: str, when: float | None, callback: Callable[[float], None]) -> None:
         """Call *callback* with the time once it is *when*; with None do not.
 
-        :param key: an earlier wish of the same key is forgotten.
+        :param key: replaces what was asked for with the same key.
         """
         if when is None:
             self._due.pop(key, None)

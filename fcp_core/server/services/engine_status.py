@@ -1,4 +1,4 @@
-"""What became of a piece of work in the engine, and what a device is told of it."""
+"""Maps failures of the engine to the status that a device receives."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from fcp_core.protocol.status import Code, StatusError
 
 logger = logging.getLogger("fcp.services")
 
-#: What a device may be told as it is; anything else is the server's own affair.
-_TELLABLE = (
+#: What a device may receive as it is; anything else is the server's own affair.
+_PUBLIC = (
     Code.OK,
     Code.INVALID_ARGUMENT,
     Code.RESOURCE_EXHAUSTED,
+    Code.CANCELLED,
     Code.ABORTED,
     Code.UNAVAILABLE,
 )
-#: What a checkpoint that does not fit is called further down.
+#: What the engine calls a checkpoint that does not fit.
 _UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
 
 
 def outcome_of(future: Future[Any]) -> tuple[Code, str]:
     """Return how a future of the engine ended; OK if it has a result."""
-    error = None if future.cancelled() else future.exception()
     if future.cancelled():
-        return Code.ABORTED, "the round is over"
+        return Code.ABORTED, "the task is over"
+    error = future.exception()
     if error is None:
         return Code.OK, ""
     if isinstance(error, StatusError):
@@ -35,10 +36,10 @@ def outcome_of(future: Future[Any]) -> tuple[Code, str]:
     return Code.INTERNAL, f"the aggregation engine failed: {error}"
 
 
-def told(code: Code, message: str) -> tuple[Code, str]:
-    """Return what the device is told whose contribution had this outcome."""
+def device_status(code: Code, message: str) -> StatusError:
+    """Return what a device receives whose assignment ended with this error."""
     if code in _UNFIT:
-        return Code.INVALID_ARGUMENT, message
-    if code not in _TELLABLE:
-        return Code.INTERNAL, "the contribution could not be aggregated"
-    return code, message
+        code = Code.INVALID_ARGUMENT
+    elif code not in _PUBLIC:
+        code, message = Code.INTERNAL, "the contribution could not be aggregated"
+    return StatusError(code, message)

@@ -1,0 +1,230 @@
+"""The simple aggregation protocol: each device uploads one checkpoint, in the clear.
+
+A device starts, uploads and submits; its submission is answered once it is accumulated. Devices
+that take far longer than the others to upload can be given up (upstream's outlier detection).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from fcp_core.errors import UsageError
+from fcp_core.protocol.protos import aggregations_pb2 as pb
+from fcp_core.protocol.protos import common_pb2 as common
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.protocols import (
+    Accumulate,
+    AggregationProtocol,
+    AggregationProtocolFactory,
+    Answer,
+    Call,
+    Drop,
+    Effect,
+    Upload,
+)
+from fcp_core.rounds.transitions import Machine
+
+SERVICE = "google.internal.federatedcompute.v1.Aggregations"
+
+#: A device is an outlier beyond the mean latency plus this many standard deviations.
+OUTLIER_DEVIATIONS = 6.0
+
+_START = "StartAggregationDataUpload"
+_SUBMIT = "SubmitAggregationResult"
+_ABORT = "AbortAggregation"
+_SLOT = "checkpoint"
+
+
+class DeviceState(Enum):
+    """Where a device stands, from its start until it is counted or gone."""
+
+    STARTED = "started"
+    UPLOADED = "uploaded"
+    SUBMITTED = "submitted"
+
+
+MOVES: dict[DeviceState, tuple[DeviceState, ...]] = {
+    DeviceState.STARTED: (DeviceState.UPLOADED,),
+    DeviceState.UPLOADED: (DeviceState.SUBMITTED,),
+    DeviceState.SUBMITTED: (),
+}
+
+
+class _Device(Machine[DeviceState]):
+    """A device that has started; *since* is when, in seconds."""
+
+    __slots__ = ("since",)
+
+    MOVES = MOVES
+
+    def __init__(self, since: float) -> None:
+        super().__init__(DeviceState.STARTED)
+        self.since = since
+
+
+@dataclass(frozen=True)
+class OutlierDetection:
+    """When to give up devices that take far longer than the others; both in seconds."""
+
+    detection_interval: float
+    grace_period: float = 0.0
+
+
+class _Latency:
+    """Mean and standard deviation of a stream of samples (Welford)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self._squares = 0.0
+
+    def add(self, sample: float) -> None:
+        """Count a sample, in seconds."""
+        self.count += 1
+        delta = sample - self.mean
+        self.mean += delta / self.count
+        self._squares += delta * (sample - self.mean)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of two samples or more."""
+        return math.sqrt(self._squares / (self.count - 1))
+
+
+class SimpleProtocol(AggregationProtocol):
+    """The machine of one task.
+
+    :param outliers: None: no device is given up for being slow.
+    """
+
+    concluding: ClassVar[Sequence[str]] = (_SUBMIT,)
+    resumable: ClassVar[bool] = True
+
+    def __init__(self, outliers: OutlierDetection | None = None) -> None:
+        self._outliers = outliers
+        self._devices: dict[str, _Device] = {}
+        self._latency = _Latency()
+        self._next_detection: float | None = None
+
+    def receive(self, call: Call, now: float) -> Sequence[Effect]:
+        """Start or submit.
+
+        :raises StatusError: INVALID_ARGUMENT for a submission that names another upload, or of
+            nothing; ABORTED if what was uploaded is lost.
+        """
+        if call.method == _START:
+            return [self._start(call, now)]
+        if call.request.resource_name != call.tickets.upload_name(_SLOT):
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"resource_name {call.request.resource_name!r} is not the one that was given for "
+                "this upload; submit again with that one",
+            )
+        device = self._devices.get(call.assignment)
+        if device is None:
+            raise StatusError(
+                Code.ABORTED, "the server was restarted and this upload is lost; check in again"
+            )
+        if device.state is DeviceState.STARTED:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                "nothing has been uploaded; upload the checkpoint, then submit again",
+            )
+        device.move(DeviceState.SUBMITTED)
+        self._latency.add(now - device.since)
+        return [Accumulate((call.assignment,), slot=_SLOT)]
+
+    def uploaded(self, upload: Upload, now: float) -> Sequence[Effect]:
+        """Let the device submit."""
+        device = self._devices.setdefault(upload.assignment, _Device(now))
+        device.move(DeviceState.UPLOADED)
+        return ()
+
+    def accumulated(
+        self, assignments: Sequence[str], error: StatusError | None, now: float
+    ) -> Sequence[Effect]:
+        """Answer the submission."""
+        for assignment in assignments:
+            self._devices.pop(assignment, None)
+        if error is not None:
+            return ()
+        response = pb.SubmitAggregationResultResponse()
+        return [Answer(assignment, _SUBMIT, response) for assignment in assignments]
+
+    def left(self, assignment: str, code: Code, now: float) -> Sequence[Effect]:
+        """Forget a device."""
+        self._devices.pop(assignment, None)
+        return ()
+
+    def tick(self, now: float) -> Sequence[Effect]:
+        """Give up devices that take far longer than the others."""
+        if self._outliers is None or self._next_detection is None or now < self._next_detection:
+            return ()
+        self._next_detection = now + self._outliers.detection_interval
+        if self._latency.count < 2:
+            return ()
+        longest = (
+            self._latency.mean
+            + OUTLIER_DEVIATIONS * self._latency.deviation
+            + self._outliers.grace_period
+        )
+        return [
+            Drop(
+                assignment,
+                "protocol",
+                Code.ABORTED,
+                f"no input after {now - device.since:.1f} s, far longer than the other clients "
+                "took",
+            )
+            for assignment, device in self._devices.items()
+            if device.state is not DeviceState.SUBMITTED and now - device.since > longest
+        ]
+
+    def next_tick(self) -> float | None:
+        """Return when :meth:`tick` must be called next, or None."""
+        return self._next_detection
+
+    def _start(self, call: Call, now: float) -> Answer:
+        self._devices[call.assignment] = _Device(now)
+        if self._outliers is not None and self._next_detection is None:
+            self._next_detection = now + self._outliers.detection_interval
+        tickets = call.tickets
+        response = pb.StartAggregationDataUploadResponse(
+            aggregation_protocol_forwarding_info=tickets.forwarding,
+            resource=common.ByteStreamResource(
+                data_upload_forwarding_info=tickets.upload_forwarding,
+                resource_name=tickets.upload_name(_SLOT),
+            ),
+            client_token=tickets.client_token,
+        )
+        return Answer(call.assignment, _START, response)
+
+
+def make(options: Mapping[str, Any]) -> SimpleProtocol:
+    """Make the machine from its options.
+
+    :param options: ``detection_interval`` (0 or absent: no outlier detection) and ``grace_period``,
+        in seconds.
+    :raises UsageError: if one is negative.
+    """
+    interval = options.get("detection_interval") or 0.0
+    grace = options.get("grace_period") or 0.0
+    if interval < 0 or grace < 0:
+        raise UsageError(
+            "protocol 'simple': detection_interval and grace_period must not be negative "
+            f"({interval} s, {grace} s)"
+        )
+    return SimpleProtocol(OutlierDetection(interval, grace) if interval else None)
+
+
+FACTORY = AggregationProtocolFactory(
+    "simple",
+    "each client uploads one checkpoint, in the clear",
+    make,
+    services=(SERVICE,),
+    aborting=(_ABORT,),
+)

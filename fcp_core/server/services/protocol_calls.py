@@ -1,0 +1,197 @@
+"""The calls of aggregation protocols: how devices bring their contributions.
+
+Which services there are, the protocols say; what all of them have in common is here: the token in
+the path names the assignment, the same call sent again gets the same answer, and a call that is
+long-running answers with an operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import Message
+
+from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
+from fcp_core.protocol.routes import Route
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.assignment import Assignment
+from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.operations import ProtocolCall, operation, operation_name
+from fcp_core.rounds.pacing import duration
+from fcp_core.rounds.tokens import Kind, Token, Tokens, uuid_bytes, uuid_text
+from fcp_core.server.services.device_tokens import AssignmentTickets, read_token
+from fcp_core.server.services.task_runner import TaskRunner
+
+if TYPE_CHECKING:
+    from fcp_core.server.services.tasks import Tasks
+
+#: How often a device asks about an operation whose protocol does not say, in seconds.
+POLLING_INTERVAL = 0.5
+
+
+class ProtocolCalls:
+    """The services of all installed aggregation protocols.
+
+    :param base_url: returns where devices reach the server.
+    """
+
+    def __init__(
+        self, *, clock: Clock, tokens: Tokens, tasks: Tasks, base_url: Callable[[], str]
+    ) -> None:
+        self._clock = clock
+        self._tokens = tokens
+        self._tasks = tasks
+        self._base_url = base_url
+
+    def method(self, route: Route) -> Callable[[Message, str | None], Awaitable[Message]]:
+        """Return what serves one method."""
+
+        async def serve(request: Message, sender: str | None = None) -> Message:
+            return await self.call(route, request, sender)
+
+        return serve
+
+    async def call(self, route: Route, request: Any, sender: str | None = None) -> Message:
+        """Take a call.
+
+        :raises StatusError: NOT_FOUND for an aggregation that this server never had,
+            UNAUTHENTICATED for a token that is not valid, PERMISSION_DENIED for one of somebody
+            else, ABORTED if the task is over or the assignment has ended, INVALID_ARGUMENT if the
+            task has another protocol; what the protocol says otherwise.
+        """
+        now = self._clock.now()
+        begins = "authorization_token" in request.DESCRIPTOR.fields_by_name
+        kind = Kind.AUTHORIZATION if begins else Kind.CLIENT
+        text = request.authorization_token if begins else request.client_token
+        aggregation_id = request.aggregation_id
+        token = self._read(text, kind, aggregation_id, now, sender)
+        task = self._tasks.running(aggregation_id)
+        aborting = self._tasks.aborts(route)
+        if task is None:
+            if not aborting:
+                raise StatusError(Code.ABORTED, "the task is over; check in again")
+            return _empty(route)
+        if not self._tasks.serves(task, route.service):
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the aggregation protocol of task {task.spec.name} has no {route.name}",
+            )
+        known = task.machine.get(token.subject.hex())
+        if aborting:
+            if known is not None:
+                code, message = _why(request)
+                task.drop(known.id, "aborted", code, message)
+            return _empty(route)
+        assignment = task.find(token.subject.hex(), now, begins=begins)
+        tickets = AssignmentTickets(
+            self._tokens,
+            aggregation_id,
+            assignment.id,
+            sender,
+            token.expires,
+            self._base_url,
+            token.key,
+        )
+        call = task.call(assignment, route.method, request, tickets, now)
+        if route.long_running:
+            return _operation(route, tickets.operation(route.method), call)
+        if call.result is None:
+            # The call goes on even if nobody waits for its answer any more.
+            await asyncio.shield(call.waiter)
+        return _response(call)
+
+    def operation(self, text: str, now: float, sender: str | None) -> longrunning.Operation:
+        """Return the operation of a call.
+
+        :raises StatusError: ABORTED if the task is over or does not know the call; otherwise as
+            ``device_tokens.read_token``.
+        """
+        token = read_token(self._tokens, text, Kind.OPERATION, now, sender)
+        task = self._tasks.running(uuid_text(token.scope))
+        assignment = None if task is None else task.machine.get(token.subject.hex())
+        method = token.extra.decode()
+        call = None if assignment is None else assignment.calls.get(method)
+        if task is None or call is None:
+            raise StatusError(Code.ABORTED, "the task of this operation is over; check in again")
+        return _operation(self._tasks.route_of(task, method), text, call)
+
+    def upload(
+        self, name: str, now: float, sender: str | None
+    ) -> tuple[TaskRunner, Assignment, str]:
+        """Return what an upload is for: the task, the assignment and the slot.
+
+        :raises StatusError: UNAUTHENTICATED for a name that is not valid; ABORTED if the task is
+            over.
+        """
+        token = read_token(self._tokens, name, Kind.UPLOAD, now, sender)
+        task = self._tasks.running(uuid_text(token.scope))
+        if task is None:
+            raise StatusError(Code.ABORTED, "the task is over; check in again")
+        return task, task.find(token.subject.hex(), now, begins=False), token.extra.decode()
+
+    def _read(
+        self, text: str, kind: Kind, aggregation_id: str, now: float, sender: str | None
+    ) -> Token:
+        token = None
+        try:
+            token = read_token(self._tokens, text, kind, now, sender)
+        except StatusError as error:
+            if error.code is not Code.UNAUTHENTICATED or self._tasks.knows(aggregation_id):
+                raise
+        if token is not None:
+            if _is_scope(token, aggregation_id):
+                return token
+            if self._tasks.knows(aggregation_id):
+                raise StatusError(
+                    Code.UNAUTHENTICATED,
+                    "this token is for another aggregation than the one that is named",
+                )
+        raise StatusError(
+            Code.NOT_FOUND, f"this server never had an aggregation {aggregation_id!r}"
+        )
+
+
+def _is_scope(token: Token, aggregation_id: str) -> bool:
+    try:
+        return token.scope == uuid_bytes(aggregation_id)
+    except ValueError:
+        return False
+
+
+def _empty(route: Route) -> Message:
+    response: Message = (route.operation_response_class or route.response_class)()
+    return response
+
+
+def _why(request: Any) -> tuple[Code, str]:
+    """Return why a device gives up, as far as it says."""
+    status = getattr(request, "status", None)
+    code = code_of(0 if status is None else status.code)
+    message = "" if status is None else status.message
+    return Code.CANCELLED if code is Code.OK else code, message or "the device aborted"
+
+
+def code_of(value: int) -> Code:
+    """Return a code that a device reports; one that does not exist is UNKNOWN."""
+    try:
+        return Code(value)
+    except ValueError:
+        return Code.UNKNOWN
+
+
+def _operation(route: Route, token: str, call: ProtocolCall) -> longrunning.Operation:
+    metadata = call.metadata
+    if metadata is None and route.operation_metadata_class is not None:
+        metadata = route.operation_metadata_class()
+        if call.result is None and "polling_interval" in metadata.DESCRIPTOR.fields_by_name:
+            metadata.polling_interval.CopyFrom(duration(POLLING_INTERVAL))
+    return operation(operation_name(token), metadata, call.result)
+
+
+def _response(call: ProtocolCall) -> Message:
+    if isinstance(call.result, StatusError):
+        raise call.result.with_traceback(None)
+    response: Message = call.result  # type: ignore[assignment]
+    return response

@@ -1,0 +1,304 @@
+"""Holds one task's aggregation protocol to the laws of ``rounds.protocols``.
+
+What a protocol wants of the task becomes effects, which the task's shell carries out; what it
+answers to devices is checked and recorded here. A plugin's fault never passes: it is logged with
+the protocol's name and costs, at most, the assignments that it was about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.operations import CallState, ProtocolCall
+from fcp_core.rounds.protocols import (
+    Accumulate,
+    AggregationProtocol,
+    Answer,
+    Call,
+    Drop,
+    Effect,
+    Pending,
+    ProtocolTask,
+    Tickets,
+    Upload,
+    Work,
+)
+from fcp_core.rounds.task import DroppedEffect, Group, InvalidTransition, TaskEffect, TaskMachine
+from fcp_core.rounds.tasks import TaskState
+from fcp_core.server.services.engine_status import device_status
+
+logger = logging.getLogger("fcp.services")
+
+#: What the shell carries out: what the task's machine wants, and jobs for the engine.
+ShellEffect: TypeAlias = TaskEffect | Work
+
+_FAULT = "the server could not take the contribution; its log says why"
+
+
+class ProtocolHost:
+    """One task's protocol machine, guarded.
+
+    :param name: the protocol's name, for the log.
+    :param empty: returns an empty response of a method.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        protocol: AggregationProtocol,
+        machine: TaskMachine,
+        empty: Callable[[str], Any],
+    ) -> None:
+        self._name = name
+        self._protocol = protocol
+        self._machine = machine
+        self._empty = empty
+        #: When a tick failed last: it is not asked again before a second is over.
+        self._failed = 0.0
+
+    @property
+    def reads(self) -> bool:
+        """Whether it is given the bytes of uploads."""
+        return self._protocol.reads
+
+    @property
+    def resumable(self) -> bool:
+        """Whether devices can go on that a server knew which was restarted since."""
+        return self._protocol.resumable
+
+    def describe(self, message: Any) -> None:
+        """Fill in an assignment's message what devices are told of the protocol."""
+        try:
+            self._protocol.describe(message)
+        except Exception:
+            self._log("describe")
+
+    def start(self, task: ProtocolTask, now: float) -> list[ShellEffect]:
+        """Begin.
+
+        :raises StatusError: INVALID_ARGUMENT if the protocol cannot.
+        """
+        try:
+            effects = self._protocol.start(task, now)
+        except Exception as error:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the aggregation protocol {self._name!r} cannot start the task: "
+                f"{type(error).__name__}: {error}",
+            ) from error
+        return self._carry_out(effects, now)
+
+    def receive(
+        self, assignment: Assignment, method: str, request: Any, tickets: Tickets, now: float
+    ) -> tuple[ProtocolCall, list[ShellEffect]]:
+        """Have the protocol take a call, unless it is one that was sent before.
+
+        :raises StatusError: what the device is told; the call may be sent again.
+        """
+        known = assignment.calls.get(method)
+        if known is not None:
+            return known, []
+        if assignment.error is not None:
+            raise StatusError(Code.ABORTED, assignment.error.message)
+        if assignment.state is Stage.CONTRIBUTED:
+            raise StatusError(Code.ABORTED, "this assignment has contributed")
+        if assignment.state is Stage.ASSIGNED:
+            assignment.move(Stage.STARTED)
+        call = assignment.calls[method] = ProtocolCall()
+        call.waiter = asyncio.get_running_loop().create_future()
+        try:
+            effects = self._protocol.receive(Call(assignment.id, method, request, tickets), now)
+        except StatusError:
+            del assignment.calls[method]
+            raise
+        except Exception:
+            self._log(method)
+            return call, self._give_up([assignment], now)
+        return call, self._carry_out(effects, now, assignment)
+
+    def uploaded(
+        self, assignment: Assignment, slot: str, size: int, body: Any, now: float
+    ) -> list[ShellEffect]:
+        """Tell the protocol of an upload."""
+        upload = Upload(assignment.id, slot, size, body)
+        return self._ask("uploaded", lambda: self._protocol.uploaded(upload, now), now, assignment)
+
+    def accumulated(self, group: Group, error: StatusError | None, now: float) -> list[ShellEffect]:
+        """Tell the protocol what came of an accumulation."""
+        ids = tuple(assignment.id for assignment in group.assignments)
+        return self._ask("accumulated", lambda: self._protocol.accumulated(ids, error, now), now)
+
+    def worked(self, key: str, result: bytes | StatusError, now: float) -> list[ShellEffect]:
+        """Tell the protocol what came of a job."""
+        return self._ask("worked", lambda: self._protocol.worked(key, result, now), now)
+
+    def left(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
+        """Answer the calls of a device that was dropped, and tell the protocol."""
+        assignment = effect.assignment
+        called = bool(assignment.calls)
+        error = device_status(effect.code, effect.message)
+        for call in assignment.calls.values():
+            if call.state is CallState.PENDING:
+                _finish(call, error)
+        # At the task's end the whole protocol ends.
+        if not called or self._machine.state is not TaskState.OPEN or effect.phase == "submit":
+            return []
+        return self._ask("left", lambda: self._protocol.left(assignment.id, effect.code, now), now)
+
+    def tick(self, now: float) -> list[ShellEffect]:
+        """Let time pass for the protocol, if it is time."""
+        when = self.next_tick()
+        if when is None or when > now:
+            return []
+        self._failed = now + 1.0
+        effects = self._ask("tick", lambda: self._protocol.tick(now), now)
+        return effects
+
+    def next_tick(self) -> float | None:
+        """Return when :meth:`tick` must be called next, or None."""
+        if self._machine.state is not TaskState.OPEN:
+            return None
+        try:
+            when = self._protocol.next_tick()
+        except Exception:
+            self._log("next_tick")
+            return None
+        # One that always says "now" would keep the server busy.
+        return None if when is None else max(when, self._failed)
+
+    def end(self) -> None:
+        """Answer what still waits: the task is over."""
+        for assignment in self._machine.all():
+            for method, call in assignment.calls.items():
+                if call.state is not CallState.PENDING:
+                    continue
+                if assignment.state is Stage.CONTRIBUTED:
+                    _finish(call, self._empty(method))
+                else:
+                    _finish(call, StatusError(Code.ABORTED, "the task is over"))
+
+    # Inside.
+
+    def _ask(
+        self,
+        what: str,
+        ask: Callable[[], Sequence[Effect]],
+        now: float,
+        assignment: Assignment | None = None,
+    ) -> list[ShellEffect]:
+        try:
+            effects = ask()
+        except Exception:
+            self._log(what)
+            return [] if assignment is None else self._give_up([assignment], now)
+        return self._carry_out(effects, now, assignment)
+
+    def _carry_out(
+        self, effects: Sequence[Effect], now: float, about: Assignment | None = None
+    ) -> list[ShellEffect]:
+        """Translate a protocol's effects, in order."""
+        found: list[ShellEffect] = []
+        try:
+            for effect in effects:
+                if isinstance(effect, Work):
+                    found.append(effect)
+                elif isinstance(effect, Accumulate):
+                    found += self._accumulate(effect, now)
+                elif isinstance(effect, Drop):
+                    found += self._machine.drop(
+                        effect.assignment, effect.phase, effect.code, effect.message, now
+                    )
+                else:
+                    found += self._answer(effect, now)
+        except Exception:
+            # A protocol may return anything.
+            self._log("an effect")
+            if about is not None:
+                found += self._give_up([about], now)
+        return found
+
+    def _accumulate(self, effect: Accumulate, now: float) -> list[ShellEffect]:
+        records = [self._machine.get(assignment) for assignment in effect.assignments]
+        known = tuple(record for record in records if record is not None)
+        slot = effect.slot
+        complete = len(known) == len(records) and (
+            effect.checkpoint is not None
+            if slot is None
+            else len(known) == 1 and slot in known[0].uploads
+        )
+        if complete:
+            try:
+                return [*self._machine.queue(Group(known, slot, effect.checkpoint), now)]
+            except InvalidTransition:
+                pass
+        logger.error(
+            "the aggregation protocol %s of task %s wants to accumulate what it cannot: %s",
+            self._name,
+            self._machine.name,
+            [str(record) for record in known],
+        )
+        return self._give_up(known, now)
+
+    def _answer(self, effect: Answer | Pending, now: float) -> list[ShellEffect]:
+        assignment = self._machine.get(effect.assignment)
+        call = None if assignment is None else assignment.calls.get(effect.method)
+        if assignment is None or call is None or call.state is not CallState.PENDING:
+            logger.error(
+                "the aggregation protocol %s of task %s answers a %s that does not wait",
+                self._name,
+                self._machine.name,
+                effect.method,
+            )
+            return []
+        if isinstance(effect, Pending):
+            call.metadata = effect.metadata
+            return []
+        response = effect.response
+        if effect.method in self._protocol.concluding:
+            counted = assignment.state is Stage.CONTRIBUTED
+            if isinstance(response, StatusError) == counted:
+                logger.error(
+                    "the aggregation protocol %s of task %s answers %s to a device whose "
+                    "contribution is %s",
+                    self._name,
+                    self._machine.name,
+                    response.code.name if isinstance(response, StatusError) else "OK",
+                    "counted" if counted else "not counted",
+                )
+                if not counted:
+                    return self._give_up([assignment], now)
+                response = self._empty(effect.method)
+        _finish(call, response)
+        if isinstance(response, StatusError) and effect.method in self._protocol.concluding:
+            # It was told that it does not count: it must not be counted later.
+            return [
+                *self._machine.drop(assignment.id, "protocol", response.code, response.message, now)
+            ]
+        return []
+
+    def _give_up(self, assignments: Sequence[Assignment], now: float) -> list[ShellEffect]:
+        """Drop the assignments that a fault was about."""
+        return [
+            effect
+            for assignment in assignments
+            for effect in self._machine.drop(assignment.id, "protocol", Code.INTERNAL, _FAULT, now)
+        ]
+
+    def _log(self, what: str) -> None:
+        logger.exception(
+            "the aggregation protocol %s of task %s failed (%s)",
+            self._name,
+            self._machine.name,
+            what,
+        )
+
+
+def _finish(call: ProtocolCall, result: Any) -> None:
+    call.finish(result)
+    if call.waiter is not None and not call.waiter.done():
+        call.waiter.set_result(None)

@@ -1,0 +1,149 @@
+"""Makes what a task names: its policy, its protocol, its fold, its machine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fcp_core.aggregation.engine import Engine, FoldJob
+from fcp_core.errors import UsageError
+from fcp_core.protocol import routes
+from fcp_core.protocol.routes import Route
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.policies import EligibilityPolicy, SelectionPolicy
+from fcp_core.rounds.protocols import (
+    AggregationProtocol,
+    AggregationProtocolFactory,
+    ProtocolTask,
+)
+from fcp_core.rounds.task import TaskMachine
+from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.tokens import TokenSource
+from fcp_core.server.services.protocol_host import ProtocolHost
+from fcp_core.server.services.task_runner import TaskParts
+from fcp_core.storage.records import TaskRecord
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.manager import Plugins
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a task's names and options lead to.
+
+    :param chain: the policy and those that it wraps, outermost first, with their options.
+    :param eligibility: its own eligibility policies; None: those of its population.
+    """
+
+    policy: SelectionPolicy
+    chain: Sequence[tuple[str, Mapping[str, Any]]]
+    eligibility: Sequence[EligibilityPolicy] | None
+    over_selection: float
+    max_at_work: int | None
+    deadline: float
+    assignment_timeout: float
+
+
+class TaskFactory:
+    """Makes the parts of tasks."""
+
+    def __init__(self, plugins: Plugins, engine: Engine, secrets: TokenSource) -> None:
+        self._plugins = plugins
+        self._engine = engine
+        self._secrets = secrets
+
+    def choose(self, spec: TaskSpec) -> Choices:
+        """Make what the task names.
+
+        :raises StatusError: INVALID_ARGUMENT if something of it cannot be made.
+        """
+        chosen = self._plugins.for_task(spec)
+        try:
+            return Choices(
+                policy=chosen.make_selection_policy(),
+                chain=chosen.selection_chain(),
+                eligibility=chosen.own_eligibility_policies(),
+                over_selection=chosen.over_selection,
+                max_at_work=chosen.max_at_work,
+                deadline=chosen.deadline,
+                assignment_timeout=chosen.config.get("assignment_timeout"),
+            )
+        except UsageError as error:
+            raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
+
+    def parts(self, record: TaskRecord, spec: TaskSpec, choices: Choices, now: float) -> TaskParts:
+        """Make a task's machines.
+
+        :raises StatusError: INVALID_ARGUMENT if the aggregation cannot be done.
+        """
+        chosen = self._plugins.for_task(spec)
+        machine = TaskMachine(
+            task_id=record.task_id,
+            population=record.population,
+            name=record.name,
+            goal_count=spec.goal_count,
+            minimum_count=spec.minimum_count,
+            over_selection=choices.over_selection,
+            max_at_work=choices.max_at_work,
+            created=record.created,
+            deadline=record.created + choices.deadline,
+            assignment_timeout=choices.assignment_timeout,
+        )
+        try:
+            protocol: AggregationProtocol = chosen.make_protocol()
+            fold = self._engine.open(
+                FoldJob(
+                    configuration=spec.aggregation,
+                    aggregators=chosen.aggregator_choices(),
+                    options=chosen.aggregator_options(),
+                )
+            )
+        except UsageError as error:
+            raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
+        name = self.protocol_of(spec).name
+        host = ProtocolHost(name, protocol, machine, lambda method: self._empty(spec, method))
+        task = ProtocolTask(
+            name=spec.name,
+            population=spec.population,
+            aggregation=spec.aggregation,
+            goal_count=spec.goal_count,
+            minimum_count=machine.minimum_count,
+            deadline=machine.deadline,
+            rng=random.Random(self._secrets.bytes(16)),
+            secrets=self._secrets.bytes,
+        )
+        try:
+            return TaskParts(machine, host, fold, host.start(task, now))
+        except StatusError:
+            fold.abort()
+            raise
+
+    def protocol_of(self, spec: TaskSpec) -> AggregationProtocolFactory:
+        """Return the factory of a task's aggregation protocol."""
+        factory: AggregationProtocolFactory = self._plugins.for_task(spec).protocol_factory()
+        return factory
+
+    def route(self, spec: TaskSpec, method: str) -> Route:
+        """Return the route of a method of a task's aggregation protocol.
+
+        :raises KeyError: if it has none of that name.
+        """
+        for service in self.protocol_of(spec).services:
+            try:
+                return routes.route(service, method)
+            except KeyError:
+                continue
+        raise KeyError(method)
+
+    def aborts(self, route: Route) -> bool:
+        """Whether a call is one with which devices give up, in the protocol that has it."""
+        return any(
+            route.service in factory.services and route.method in factory.aborting
+            for factory in self._plugins.protocols.values()
+        )
+
+    def _empty(self, spec: TaskSpec, method: str) -> Any:
+        route = self.route(spec, method)
+        return (route.operation_response_class or route.response_class)()

@@ -1,0 +1,237 @@
+"""Makes the services and connects them; it does nothing else."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from fcp_core.aggregation.engine import Engine
+from fcp_core.protocol.routes import Route, method_name
+from fcp_core.rounds.clock import Clock, SystemClock
+from fcp_core.rounds.events import Event
+from fcp_core.rounds.tokens import Tokens, TokenSource
+from fcp_core.server.keys import load_keys
+from fcp_core.server.services.admin import Admin
+from fcp_core.server.services.assignments import TaskAssignments
+from fcp_core.server.services.downloads import Downloads
+from fcp_core.server.services.eligibility import EligibilityEvalTasks
+from fcp_core.server.services.eligibility_tasks import EligibilityTasks
+from fcp_core.server.services.media import Media
+from fcp_core.server.services.operations import Operations
+from fcp_core.server.services.policy_states import PolicyStates
+from fcp_core.server.services.population import Population, Populations
+from fcp_core.server.services.protocol_calls import ProtocolCalls
+from fcp_core.server.services.settings import Settings
+from fcp_core.server.services.store import TaskStore
+from fcp_core.server.services.task_runner import Surroundings
+from fcp_core.server.services.tasks import Tasks
+from fcp_core.server.services.ticker import Ticker
+from fcp_core.server.services.upload_memory import UploadMemory
+from fcp_core.storage.contract import Storage
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.manager import Plugins
+
+logger = logging.getLogger("fcp.services")
+
+_FCP = "google.internal.federatedcompute.v1"
+
+
+class Services:
+    """Everything behind the protocol's calls: one object for each service, named after it.
+
+    A service's methods carry the names of its RPCs in snake case, take and return protobuf
+    messages, and raise StatusError. All of it runs on one event loop.
+
+    :param populations: those that devices may check in to; None: those that tasks are submitted
+        for.
+    :param base_url: where devices reach the server, with a slash at the end.
+    :param rng: the randomness of selection policies; secrets come from *secrets*.
+    :param storage: instead of the configured one.
+    :param engine: instead of the configured one.
+    :param observe: called with every event before the plugins are.
+    :raises UsageError: if the keys that sign tokens cannot be used.
+    """
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        *,
+        populations: Iterable[str] | None,
+        base_url: str | Callable[[], str],
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        secrets: TokenSource | None = None,
+        storage: Storage | None = None,
+        engine: Engine | None = None,
+        observe: Callable[[Event], None] | None = None,
+    ) -> None:
+        clock = SystemClock() if clock is None else clock
+        rng = random.Random() if rng is None else rng
+        secrets = TokenSource() if secrets is None else secrets
+        settings = Settings.from_config(plugins.config)
+        url: Callable[[], str] = (lambda: base_url) if isinstance(base_url, str) else base_url
+
+        def data_url() -> str:
+            return settings.download_prefix or url()
+
+        def notify(event: Event) -> None:
+            if observe is not None:
+                observe(event)
+            plugins.notify(event)
+
+        self._storage = plugins.make_storage() if storage is None else storage
+        self._engine = plugins.make_engine() if engine is None else engine
+        self._store = TaskStore(self._storage)
+        keys = load_keys(plugins.config, self._storage)
+        tokens = Tokens(keys.keyring, keys.deployment)
+        #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
+        self.ticker = Ticker(clock)
+        self._states = PolicyStates(self._storage, clock)
+        served = None if populations is None else tuple(populations)
+        self._warn_of_unserved(plugins, served)
+
+        def make_population(name: str) -> Population:
+            config = plugins.config.scoped(name)
+            return Population(
+                name,
+                rng,
+                self.ticker,
+                session_timeout=config.get("session_timeout"),
+                notify=notify,
+                max_at_work=config.get("max_at_work"),
+                states=self._states,
+            )
+
+        self._populations = Populations(served, make_population)
+        downloads = Downloads(settings.resource_cache)
+        memory = UploadMemory(settings.max_in_flight)
+        self.tasks = Tasks(
+            plugins=plugins,
+            secrets=secrets,
+            store=self._store,
+            populations=self._populations,
+            downloads=downloads,
+            surroundings=Surroundings(clock, self.ticker, self._engine, memory, notify),
+        )
+        self.eligibility_tasks = EligibilityTasks(
+            plugins=plugins,
+            clock=clock,
+            ticker=self.ticker,
+            tokens=secrets,
+            storage=self._storage,
+            populations=self._populations,
+            downloads=downloads,
+        )
+        self.eligibility_eval_tasks = EligibilityEvalTasks(
+            plugins=plugins,
+            clock=clock,
+            tokens=tokens,
+            secrets=secrets,
+            populations=self._populations,
+            eligibility_tasks=self.eligibility_tasks,
+            base_url=url,
+            data_url=data_url,
+            notify=notify,
+            max_sessions=settings.max_sessions,
+        )
+        self.task_assignments = TaskAssignments(
+            plugins=plugins,
+            clock=clock,
+            tokens=tokens,
+            candidate_ids=secrets.uuid,
+            populations=self._populations,
+            tasks=self.tasks,
+            eligibility_tasks=self.eligibility_tasks,
+            base_url=url,
+            data_url=data_url,
+            notify=notify,
+            max_waiting=settings.max_operations,
+        )
+        self.protocol_calls = ProtocolCalls(
+            clock=clock, tokens=tokens, tasks=self.tasks, base_url=url
+        )
+        self.operations = Operations(
+            clock=clock, assignments=self.task_assignments, calls=self.protocol_calls
+        )
+        self.media = Media(clock, self.protocol_calls, downloads, memory)
+        self.admin = Admin(
+            tasks=self.tasks,
+            eligibility_tasks=self.eligibility_tasks,
+            populations=self._populations,
+            clock=clock,
+            url=url,
+            storage=plugins.config.get("storage"),
+        )
+        self._services: dict[str, object] = {
+            f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,
+            f"{_FCP}.TaskAssignments": self.task_assignments,
+            "google.longrunning.Operations": self.operations,
+        }
+        self._protocol_services = frozenset(
+            service for factory in plugins.protocols.values() for service in factory.services
+        )
+
+    def method(self, route: Route) -> Callable[[Any, str | None], Awaitable[Any]] | None:
+        """Return what serves a call: of a request and its sender to the response; None: nothing.
+
+        Aggregation protocols bring services of their own.
+        """
+        if route.service in self._protocol_services:
+            return self.protocol_calls.method(route)
+        service = self._services.get(route.service)
+        found: Callable[[Any, str | None], Awaitable[Any]] | None
+        found = getattr(service, method_name(route.method), None)
+        return found
+
+    def add_population(self, name: str) -> None:
+        """Let devices check in to a population from now on."""
+        self._populations.add(name)
+
+    def counts(self) -> dict[str, int]:
+        """Return what there is of each at the moment."""
+        return {
+            "open_tasks": sum(len(population.open_tasks()) for population in self._populations),
+            "open_operations": sum(population.waiting for population in self._populations),
+            "sessions": self._populations.sessions,
+            "waiting": sum(population.waiting for population in self._populations),
+            "at_work": sum(population.at_work for population in self._populations),
+        }
+
+    async def start(self) -> None:
+        """Start the engine and the storage, and take up what an earlier run left in it.
+
+        :raises UsageError: if one of them cannot start, or an unfinished task cannot go on.
+        """
+        self._engine.start()
+        try:
+            await self._storage.start()
+            loaded = await self._store.load()
+            self._states.load(loaded.policy_states)
+            self.ticker.start()
+            await self.eligibility_tasks.load()
+            await self.tasks.restore(loaded.tasks)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Release everything. Tasks that have not ended go on when the storage is used again."""
+        await self.tasks.stop()
+        self.ticker.stop()
+        for population in self._populations:
+            population.save()
+        await self._states.flush()
+        self._engine.stop()
+        await self._storage.stop()
+
+    @staticmethod
+    def _warn_of_unserved(plugins: Plugins, served: tuple[str, ...] | None) -> None:
+        for name in plugins.config.scopes("population"):
+            if served is not None and name not in served:
+                logger.warning(
+                    "the configuration has a section for the population %r, which is not served",
+                    name,
+                )
