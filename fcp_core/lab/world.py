@@ -394,7 +394,7 @@ class World:
             check_ins=self._load[: math.ceil(self._scenario.seconds)],
             available=tuple((float(at), devices.available(at)) for at in every),
             turned_away=dict(sorted(self._turned_away.items())),
-            waiting=len(self._waiting),
+            waiting=self._assigner.waiting,
             held=self._held,
             late=self._late,
             problems=dict(self._problems),

@@ -29,7 +29,9 @@ from fcp_core.storage.contract import R, Record, Storage, StorageFactory, T, Tra
 #: "fcps", in the header of our files.
 APPLICATION_ID = 0x66637073
 #: Raised when the tables change; an older file is then brought up to date when it is opened.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Kinds of records that version 1 had, and that nothing reads any more.
+_DROPPED = ("device_session", "token", "partial")
 
 _SCHEMA = (
     "CREATE TABLE kinds (kind TEXT PRIMARY KEY, indexes TEXT NOT NULL) WITHOUT ROWID",
@@ -271,6 +273,12 @@ class SqliteStorage(Storage):
             for statement in _SCHEMA:
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        for table in ("records", "entries", "kinds") if version == 1 else ():
+            connection.executemany(
+                f"DELETE FROM {table} WHERE kind = ?",
+                [(kind,) for kind in _DROPPED],
+            )
+        if version < SCHEMA_VERSION:
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
 

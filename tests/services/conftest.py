@@ -15,6 +15,7 @@ from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol import routes
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import (
     aggregations_pb2,
@@ -43,6 +44,12 @@ def sum_configuration() -> bytes:
         (TensorSpec(OUTPUT, DataType.INT64, SHAPE),),
     )
     return configuration_to_proto([intrinsic]).SerializeToString()
+
+
+async def call(services, method, request, sender=None):
+    """Call a method of the aggregation protocol, as HTTP would."""
+    route = routes.route("google.internal.federatedcompute.v1.Aggregations", method)
+    return await services.method(route)(request, sender)
 
 
 class Recorder:
@@ -211,7 +218,9 @@ class Device:
         )
 
     async def start_upload(self, assignment, token=None):
-        operation = await self.services.aggregations.start_aggregation_data_upload(
+        operation = await call(
+            self.services,
+            "StartAggregationDataUpload",
             aggregations_pb2.StartAggregationDataUploadRequest(
                 aggregation_id=assignment.aggregation_id,
                 authorization_token=assignment.authorization_token if token is None else token,
@@ -225,15 +234,19 @@ class Device:
 
     async def upload(self, ticket, body=None):
         name = ticket.resource.resource_name
-        await self.services.media.begin_upload(name)
-        await self.services.media.finish_upload(name, self.body() if body is None else body)
+        media = self.services.media
+        if await media.begin_upload(name, self.principal):
+            body = self.body() if body is None else body
+            await media.finish_upload(name, body, self.principal)
 
     def body(self) -> bytes:
         return write_checkpoint({INPUT: self.value}, "tf_v1")
 
     async def submit(self, assignment, ticket, resource_name=None):
         name = ticket.resource.resource_name if resource_name is None else resource_name
-        return await self.services.aggregations.submit_aggregation_result(
+        return await call(
+            self.services,
+            "SubmitAggregationResult",
             aggregations_pb2.SubmitAggregationResultRequest(
                 aggregation_id=assignment.aggregation_id,
                 client_token=ticket.client_token,
@@ -247,7 +260,7 @@ class Device:
             aggregation_id=assignment.aggregation_id, client_token=ticket.client_token
         )
         request.status.code = int(code)
-        return await self.services.aggregations.abort_aggregation(request, self.principal)
+        return await call(self.services, "AbortAggregation", request, self.principal)
 
     async def contribute(self, assignment, body=None):
         ticket, _ = await asyncio.gather(self.start_upload(assignment), self.report(assignment))

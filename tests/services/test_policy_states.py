@@ -83,11 +83,11 @@ def test_a_rate_cap_holds_over_a_restart(sqlite):
         async with sqlite(**{**CAPPED, "selection__rate_capped__limit": "3"}) as world:
             assert await world.device().assignment() is not None
             world.advance(2)
-            await world.services._journal.flush()
+            await world.services._states.flush()
             assert len(await records(world)) == 2
             world.advance(LIFETIME)
         async with sqlite(**CAPPED) as world:
-            await world.services._journal.flush()
+            await world.services._states.flush()
             assert record not in await records(world)
 
     asyncio.run(main())
@@ -99,12 +99,12 @@ def test_it_is_written_a_moment_after_a_decision_and_not_only_at_the_end(sqlite)
             await world.submit(goal=9)
             await world.device().assignment()
             world.advance(1.5)
-            await world.services._journal.flush()
+            await world.services._states.flush()
             (record,) = await records(world)
             assert record.population == "phones/all"
             await world.device().assignment()
             world.advance(1.5)
-            await world.services._journal.flush()
+            await world.services._states.flush()
             (later,) = await records(world)
             assert (later.key, later.state != record.state) == (record.key, True)
 
@@ -132,7 +132,7 @@ def test_policies_that_keep_nothing_leave_nothing(sqlite):
             await world.submit(goal=9)
             await world.device().assignment()
             world.advance(2)
-            await world.services._journal.flush()
+            await world.services._states.flush()
             assert await records(world) == []
 
     asyncio.run(main())

@@ -1,6 +1,8 @@
 """A server that is started again on the same storage."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -10,7 +12,7 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.policies import SelectionPolicyFactory
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
-from fcp_core.storage.records import BlobRecord, DeviceSessionRecord, TokenRecord
+from fcp_core.storage.records import BlobRecord
 from fcp_plugins.selection import FifoPolicy
 
 
@@ -84,11 +86,11 @@ def test_only_the_result_of_a_finished_task_stays_in_the_storage(sqlite, kit):
     asyncio.run(main())
 
 
-def test_devices_of_before_the_restart_are_aborted_and_not_sent_away_for_hours(sqlite, kit):
+def test_devices_go_on_after_a_restart_or_are_aborted_but_never_sent_away(sqlite, kit):
     async def main():
         async with sqlite(selection="uniform", selection__uniform__window="1h") as world:
             await world.submit(goal=9)
-            many = await world.submit(name="many", goal=9, assignment_mode=AssignmentMode.MULTIPLE)
+            many = await world.submit(name="many", goal=3, assignment_mode=AssignmentMode.MULTIPLE)
             waiting = world.device()
             await waiting.check_in()
             operation = await waiting.start()
@@ -105,29 +107,70 @@ def test_devices_of_before_the_restart_are_aborted_and_not_sent_away_for_hours(s
         async with sqlite() as world:
             for device in (waiting, started, uploaded, fresh):
                 device.services = world.services
+            # What was only in memory is lost, and said to be.
             for call in (
                 waiting.poll(operation.name),
                 waiting.cancel(operation.name),
                 waiting.start(),
                 waiting.report_eligibility(),
                 fresh.ask("many"),
-                fresh.start_upload(held[fresh]),
                 fresh.report(held[fresh]),
-                started.upload(tickets[started]),
-                started.submit(held[started], tickets[started]),
                 uploaded.submit(held[uploaded], tickets[uploaded]),
-                started.start_upload(held[started]),
             ):
                 assert await kit.code_of(call) is Code.ABORTED
-            assert await kit.code_of(started.abort(held[started], tickets[started])) is Code.OK
             guess = fresh.start_upload(held[fresh], "guess")
             assert await kit.code_of(guess) is Code.UNAUTHENTICATED
             assert await kit.code_of(fresh.poll("operations/unknown")) is Code.NOT_FOUND
-            world.advance(10_000)
-            await world.services._journal.flush()
+            # A token is good all the same: the device contributes with what it holds.
+            for device in (fresh, uploaded):
+                ticket = await device.start_upload(held[device])
+                assert ticket.client_token == tickets.get(device, ticket).client_token
+                await device.upload(ticket)
+                await device.submit(held[device], ticket)
+            await started.upload(tickets[started])
+            await started.submit(held[started], tickets[started])
+            numbers = [started.number, uploaded.number, fresh.number]
+            assert await world.result(many) == [sum(1 << number for number in numbers), 3]
+
+    asyncio.run(main())
+
+
+def test_a_token_of_before_the_restart_finds_no_place_where_there_is_none(sqlite, kit):
+    async def main():
         async with sqlite() as world:
-            assert len(world.services._book._book) == 0
-            assert len(world.services._sessions._lost) == 0
+            await world.submit(goal=1)
+            before = world.device()
+            assignment = await before.assignment()
+        async with sqlite() as world:
+            before.services = world.services
+            other = world.device()
+            given = await other.assignment()
+            assert await kit.code_of(before.start_upload(assignment)) is Code.ABORTED
+            await other.contribute(given)
+            assert await kit.code_of(before.start_upload(assignment)) is Code.ABORTED
+
+    asyncio.run(main())
+
+
+def test_a_storage_of_before_with_its_sessions_and_tokens_opens(sqlite, kit, tmp_path):
+    """Version 0.1 wrote records of sessions and tokens, which mean nothing any more."""
+
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1)
+        file = tmp_path / "fcp.sqlite"
+        with closing(sqlite3.connect(file)) as database, database:
+            for kind in ("device_session", "token", "partial"):
+                database.execute("INSERT INTO records VALUES (?, 'x', x'80')", (kind,))
+                database.execute("INSERT INTO entries VALUES (?, 'state', 'x', 'x')", (kind,))
+            database.execute("PRAGMA user_version = 1")
+        async with sqlite() as world:
+            await world.device().run()
+            assert await world.result(task) == [1, 1]
+        with closing(sqlite3.connect(file)) as database:
+            kinds = {kind for (kind,) in database.execute("SELECT kind FROM records")}
+            assert kinds == {"task", "blob"}
+            assert database.execute("SELECT * FROM entries WHERE kind = 'token'").fetchall() == []
 
     asyncio.run(main())
 
@@ -156,19 +199,5 @@ def test_a_task_whose_plugin_is_gone_stops_the_start_with_its_name(sqlite, kit):
         with pytest.raises(UsageError, match=r"task sum of an earlier run.*'patience'"):
             async with sqlite():
                 pass
-
-    asyncio.run(main())
-
-
-def test_records_are_not_written_to_a_storage_that_does_not_last(kit):
-    async def main():
-        async with kit.world() as world:
-            await world.submit()
-            await world.device().run()
-            await world.services._journal.flush()
-            found = await world.services._storage.transact(
-                lambda tx: [*tx.select(DeviceSessionRecord), *tx.select(TokenRecord)]
-            )
-            assert found == []
 
     asyncio.run(main())

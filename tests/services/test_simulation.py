@@ -44,12 +44,18 @@ class Phone:
     def __init__(self, device):
         self.device = device
         self.restart()
-        self.accepted = 0
+        #: The authorization tokens of the assignments whose submission was accepted.
+        self.tokens = set()
+
+    @property
+    def accepted(self):
+        return len(self.tokens)
 
     def restart(self):
         self.device.session_id = None
         self.operation = self.assignment = self.ticket = None
         self.bad = False
+        self.wanted = True
 
     async def step(self, name, lost):
         device, services = self.device, self.device.services
@@ -87,8 +93,10 @@ class Phone:
         elif self.ticket is None:
             return
         elif name == "begin_upload":
-            await services.media.begin_upload(self.ticket.resource.resource_name)
+            self.wanted = await services.media.begin_upload(self.ticket.resource.resource_name)
         elif name in ("finish_upload", "submit_bad"):
+            if not self.wanted:
+                return  # HTTP drops the bytes and answers OK
             self.bad = name == "submit_bad"
             body = b"garbage" if self.bad else device.body()
             await services.media.finish_upload(self.ticket.resource.resource_name, body)
@@ -96,7 +104,7 @@ class Phone:
             await services.media.abandon_upload(self.ticket.resource.resource_name)
         elif name == "submit":
             await device.submit(self.assignment, self.ticket)
-            self.accepted += 1
+            self.tokens.add(self.assignment.authorization_token)
         elif name == "submit_wrong_name":
             await device.submit(self.assignment, self.ticket, "wrong")
             raise AssertionError("a wrong resource name was accepted")

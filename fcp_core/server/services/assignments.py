@@ -148,7 +148,7 @@ class TaskAssignments:
         now = self._clock.now()
         population = self._populations.get(request.population_name)
         session = self._session(population, request.session_id, now, sender)
-        task = self._tasks.running(request.aggregation_id)
+        task = self._tasks.find(request.aggregation_id)
         if task is None and not self._tasks.knows(request.aggregation_id):
             raise StatusError(
                 Code.NOT_FOUND,
@@ -181,7 +181,7 @@ class TaskAssignments:
         if session.state is SessionState.WAITING:
             population.cancel(session, now)
         elif session.state is SessionState.ASSIGNED:
-            task = self._tasks.running(session.aggregation_id)
+            task = self._tasks.find(session.aggregation_id)
             assignment = None if task is None else task.assignment_of(session)
             if task is not None and assignment is not None and assignment.state is Stage.ASSIGNED:
                 message = "the device cancelled its request for a task"
@@ -241,9 +241,9 @@ class TaskAssignments:
             result = pb.StartTaskAssignmentResponse()
             result.rejection_info.SetInParent()
         elif session.state is SessionState.ASSIGNED:
-            task = self._tasks.running(session.aggregation_id)
+            task = self._tasks.find(session.aggregation_id)
             assignment = None if task is None else task.assignment_of(session)
-            if task is None or assignment is None:
+            if task is None or assignment is None or task.machine.state.is_final:
                 raise StatusError(
                     Code.ABORTED, "this session has had its answer; check in again for another task"
                 )

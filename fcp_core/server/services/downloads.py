@@ -139,6 +139,10 @@ class Published:
     _plain: dict[str, Download] = field(default_factory=dict)
     _indexed: dict[str, Download] = field(default_factory=dict)
 
+    def without_files(self) -> Published:
+        """Return it with nothing to download: its task has ended."""
+        return replace(self, files={}, source=None, _plain={}, _indexed={})
+
     def plan(
         self, base_url: str, *, compressed: bool = True, separation_index: int | None = None
     ) -> common.Resource:

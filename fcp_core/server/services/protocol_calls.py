@@ -67,7 +67,7 @@ class ProtocolCalls:
         text = request.authorization_token if begins else request.client_token
         aggregation_id = request.aggregation_id
         token = self._read(text, kind, aggregation_id, now, sender)
-        task = self._tasks.running(aggregation_id)
+        task = self._tasks.find(aggregation_id)
         aborting = self._tasks.aborts(route)
         if task is None:
             if not aborting:
@@ -109,7 +109,7 @@ class ProtocolCalls:
             ``device_tokens.read_token``.
         """
         token = read_token(self._tokens, text, Kind.OPERATION, now, sender)
-        task = self._tasks.running(uuid_text(token.scope))
+        task = self._tasks.find(uuid_text(token.scope))
         assignment = None if task is None else task.machine.get(token.subject.hex())
         method = token.extra.decode()
         call = None if assignment is None else assignment.calls.get(method)
@@ -126,7 +126,7 @@ class ProtocolCalls:
             over.
         """
         token = read_token(self._tokens, name, Kind.UPLOAD, now, sender)
-        task = self._tasks.running(uuid_text(token.scope))
+        task = self._tasks.find(uuid_text(token.scope))
         if task is None:
             raise StatusError(Code.ABORTED, "the task is over; check in again")
         return task, task.find(token.subject.hex(), now, begins=False), token.extra.decode()

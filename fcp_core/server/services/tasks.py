@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fcp.services")
 
+#: Seconds after a task's end in which a call that is sent again gets the first one's answer. The
+#: published client sends each up to four times within 30 s.
+ANSWERS_KEPT = 600.0
+
 
 class Tasks:
     """The tasks of a server. Every method runs on the server's event loop.
@@ -58,9 +62,11 @@ class Tasks:
         self._records: dict[str, TaskRecord] = {}
         #: By the key that it was submitted with.
         self._by_key: dict[str, str] = {}
-        #: The tasks that have not ended, and the same by aggregation id.
+        #: The tasks that have not ended.
         self._running: dict[str, TaskRunner] = {}
+        #: By aggregation id; those that have ended stay for a while.
         self._by_aggregation: dict[str, TaskRunner] = {}
+        self._ended: Expiring[None] = Expiring()
         #: Held by a submission with a key.
         self._submitting = asyncio.Lock()
         #: Tasks that have ended, until their retention is over; by aggregation id.
@@ -184,8 +190,11 @@ class Tasks:
 
     # For the other services.
 
-    def running(self, aggregation_id: str) -> TaskRunner | None:
-        """Return the task of an aggregation id; None if it has ended, or there was none."""
+    def find(self, aggregation_id: str) -> TaskRunner | None:
+        """Return the task of an aggregation id; None if there is none, or it ended long ago.
+
+        One that has just ended is there to give calls that are sent again the same answers.
+        """
         return self._by_aggregation.get(aggregation_id)
 
     def knows(self, aggregation_id: str) -> bool:
@@ -206,6 +215,8 @@ class Tasks:
 
     def tick(self, now: float) -> None:
         """Forget the tasks that ended long enough ago."""
+        for aggregation_id, _ in self._ended.pop_due(now):
+            del self._by_aggregation[aggregation_id]
         for _, task_id in self._kept.pop_due(now):
             forgetting = asyncio.get_running_loop().create_task(self._forget_old(task_id))
             self._forgetting.add(forgetting)
@@ -213,7 +224,8 @@ class Tasks:
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
-        return self._kept.next_expiry()
+        ticks = (self._kept.next_expiry(), self._ended.next_expiry())
+        return min((tick for tick in ticks if tick is not None), default=None)
 
     async def restore(self, tasks: Sequence[tuple[TaskRecord, TaskSpec | None]]) -> None:
         """Take up the tasks of an earlier run; those that go on begin again with nothing."""
@@ -364,7 +376,9 @@ class Tasks:
             status = failed
         self._records[status.task_id] = record
         self._keep(record)
-        del self._by_aggregation[record.aggregation_id]
+        task.published = task.published.without_files()
+        self._ended.put(record.aggregation_id, None, self._clock.now() + ANSWERS_KEPT)
+        self._kept_changed()
         del self._running[status.task_id]
         return status
 
