@@ -60,6 +60,13 @@ class HeldBody(ABC):
     def drop(self) -> None:
         """Forget it: it will not be folded."""
 
+    @abstractmethod
+    async def fetch(self) -> bytes:
+        """Bring it into this process; it is dropped where it was.
+
+        :raises StatusError: ABORTED if the other process has lost it.
+        """
+
 
 class Fold(ABC):
     """The accumulators of one aggregation session. All methods are thread-safe.

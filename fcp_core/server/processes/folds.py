@@ -46,6 +46,16 @@ class WorkerFolds:
         if body is not None:
             self.held -= len(body)
 
+    async def read_body(self, number: int, start: int) -> memoryview:
+        """Return a piece of an upload.
+
+        :raises StatusError: ABORTED if it is not there any more.
+        """
+        body = self._bodies.get(number)
+        if body is None:
+            raise StatusError(Code.ABORTED, "this upload was dropped; check in again")
+        return memoryview(body)[start : start + PIECE]
+
     async def open_fold(self, fold: int, job: dict[str, Any]) -> None:
         """Begin a share of a fold."""
         self._folds[fold] = self._engine.open(msgspec.convert(job, FoldJob))

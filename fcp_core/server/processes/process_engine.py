@@ -63,6 +63,19 @@ class PeerBody(HeldBody):
         """Have the other process forget it."""
         self.peer.tell("drop_body", self.number)
 
+    async def fetch(self) -> bytes:
+        """Bring it here, in pieces: a large frame would hold up all others.
+
+        :raises StatusError: ABORTED if the other process has lost it.
+        """
+        pieces: list[bytes] = []
+        received = 0
+        while received < self._size:
+            pieces.append(await self.peer.call("read_body", self.number, received))
+            received += len(pieces[-1])
+        self.drop()
+        return b"".join(pieces)
+
 
 class SpreadEngine(Engine):
     """Folds in this process, and in those that hold uploads.

@@ -84,6 +84,7 @@ class Worker:
             open_fold=folds.open_fold,
             drop_fold=folds.drop_fold,
             drop_body=folds.drop_body,
+            read_body=folds.read_body,
             partial=folds.partial,
             piece=folds.piece,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fcp_core.aggregation.engine import HeldBody
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.protocols import Body
@@ -53,6 +54,8 @@ class Media:
         except StatusError:
             assignment.abandon_upload(slot)
             raise
+        if task.protocol.reads and isinstance(body, HeldBody):
+            body = await body.fetch()
         task.finish_upload(assignment, slot, body, now)
 
     async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:

@@ -273,9 +273,7 @@ class TaskRunner:
                 body.drop()
             return
         self._with.memory.hold(size)
-        read = None
-        if self.protocol.reads and not isinstance(body, HeldBody):
-            read = body
+        read = body if self.protocol.reads else None
         self._perform(self.protocol.uploaded(assignment, slot, size, read, now), now)
 
     def drop(self, id_: str, phase: str, code: Code, message: str) -> None:
