@@ -27,7 +27,14 @@ from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.files import FILES, header, is_scope, normal, normal_key, read_file
-from fcp_core.plugins.registry import Option, OptionRegistry, OptionValue, did_you_mean
+from fcp_core.plugins.registry import (
+    Option,
+    OptionRegistry,
+    OptionValue,
+    did_you_mean,
+    variable,
+)
+from fcp_core.plugins.removed_options import REMOVED, warn_if_removed
 from fcp_core.rounds.tasks import NAME_PATTERN
 
 __all__ = [
@@ -160,8 +167,11 @@ class Sources:
         return OptionValue(option, option.parse(raw.value, raw.origin, raw.base), raw.origin)
 
     def unknown(self, registry: OptionRegistry) -> list[str]:
-        """Return one sentence for each value that no option was declared for."""
-        sections = registry.sections()
+        """Return one sentence for each value that no option was declared for.
+
+        A value of an option that an earlier release had is no mistake: it gets a warning.
+        """
+        sections = {*registry.sections(), *(section for section, _ in REMOVED if section)}
         problems = []
         for section, origin in self._sections.items():
             if section and section not in sections:
@@ -172,16 +182,26 @@ class Sources:
                 if section not in self._sections:
                     hint = did_you_mean(section, sections)
                     problems.append(f"{raw.origin}: no active plugin has such options.{hint}")
-            elif registry.get(section, name) is None:
+            elif registry.get(section, name) is None and not warn_if_removed(
+                section, name, raw.origin
+            ):
                 names = registry.names(section)
                 listed = f" Options of {header(section)}: {', '.join(names)}."
                 hint = did_you_mean(name, names) or listed
                 problems.append(f"{raw.origin}: there is no such option.{hint}")
-        variables = [option.variable for option in registry]
-        for variable in self._environ:
-            if variable not in variables and not _SERVICE_LINK.fullmatch(variable):
-                hint = did_you_mean(variable, variables)
-                problems.append(f"environment {variable}: there is no such option.{hint}")
+        return problems + self._unknown_variables([option.variable for option in registry])
+
+    def _unknown_variables(self, known: list[str]) -> list[str]:
+        removed = {variable(*key): key for key in REMOVED}
+        problems = []
+        for name in self._environ:
+            if name in known or _SERVICE_LINK.fullmatch(name):
+                continue
+            if name in removed:
+                warn_if_removed(*removed[name], f"environment {name}")
+            else:
+                hint = did_you_mean(name, known)
+                problems.append(f"environment {name}: there is no such option.{hint}")
         return problems
 
 
@@ -208,6 +228,8 @@ class Config:
         for scope, raws in sources.scoped.items():
             values = self._scoped[scope] = {}
             for key, raw in raws.items():
+                if warn_if_removed(*_split(key), raw.origin):
+                    continue
                 try:
                     value = _scoped_value(registry, scope, key, raw)
                     values[value.option.section, value.option.name] = value
@@ -279,18 +301,20 @@ class Config:
             key: value.value for (section, key), value in self._values.items() if section == wanted
         }
         for key, raw in (overlay or {}).items():
-            option = self._registry.get(normal(name), normal(key).lower())
+            option = self._registry.get(wanted, normal(key).lower())
+            where = f"option {key} of {name}"
+            if option is None and warn_if_removed(wanted, normal(key).lower(), where):
+                continue
             if option is None:
                 raise UsageError(
-                    f"option {key} of {name}: there is no such option.{did_you_mean(key, values)} "
+                    f"{where}: there is no such option.{did_you_mean(key, values)} "
                     f"Options: {', '.join(values) or 'none'}."
                 )
             if option.operator_only:
                 raise UsageError(
-                    f"option {key} of {name}: a task cannot set it; the operator can, with "
-                    f"{option.label}."
+                    f"{where}: a task cannot set it; the operator can, with {option.label}."
                 )
-            values[option.name] = option.parse(raw, f"option {key} of {name}", self.folder)
+            values[option.name] = option.parse(raw, where, self.folder)
         return MappingProxyType(values)
 
     def origin(self, section: str, name: str) -> str:
@@ -306,14 +330,20 @@ class Config:
         return everywhere + overridden
 
 
+def _split(key: str) -> tuple[str, str]:
+    """Return the section and the name of an option's key."""
+    section, _, name = key.rpartition(".")
+    return section, name
+
+
 def _scoped_value(registry: OptionRegistry, scope: str, key: str, raw: _Raw) -> OptionValue:
     kind, _, name = scope.partition(":")
+    section, word = _split(key)
     if not NAME_PATTERN.fullmatch(name):
         raise UsageError(
             f"{raw.origin}: {name!r} is no name of a {kind}; it must match "
             f"{NAME_PATTERN.pattern!r}."
         )
-    section, _, word = key.rpartition(".")
     option = registry.get(section, word)
     if option is None or kind not in option.scopes:
         allowed = [other.key for other in registry if kind in other.scopes]

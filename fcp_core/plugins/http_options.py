@@ -15,7 +15,6 @@ def add_front_options(options: OptionRegistry) -> None:
     add("max_body", "bytes", "1GiB", "the largest request body, as it is sent", 1)
     add("max_decompressed", "bytes", "1GiB", "the largest request body after decompression", 1)
     add("max_in_flight", "bytes", "2GiB", "the sum of all request bodies held at a time", 1)
-    add("max_header", "bytes", "64KiB", "the largest request header", 1024)
     add("idle_timeout", "duration", "1m", "how long a request's header, or a call, may take", 0.001)
     add("body_timeout", "duration", "10m", "how long an upload or a download may take", 0.001)
     add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
@@ -24,9 +23,7 @@ def add_front_options(options: OptionRegistry) -> None:
     add("max_operations", "int", 100_000, "devices that may wait for a task at a time", 1)
     each = "requests a second from one"
     add("rate_per_address", "float", "0", f"{each} address, or one IPv6 /64; 0: no limit", 0)
-    add("burst_per_address", "int", 100, "requests of one address that may come at once", 1)
     add("rate_per_key", "float", "0", f"{each} API key; 0: no limit", 0)
-    add("burst_per_key", "int", 1000, "requests with one API key that may come at once", 1)
     add("client_ca", "path", None, "PEM certificates that sign those of devices: mutual TLS")
     options.add(
         "",
