@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib.metadata
-import importlib.resources
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +11,6 @@ from string import Template
 import click
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.discovery import DISTRIBUTION
 
 #: Our own import packages, without their prefix.
 _TAKEN = ("core", "platform", "plugins", "aggregators")
@@ -53,6 +49,12 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
     :returns: the files.
     :raises UsageError: if the name or the kind does not do, or the folder is not empty.
     """
+    import builtins
+    import importlib.metadata
+    import importlib.resources
+
+    from fcp_core.plugins.discovery import DISTRIBUTION
+
     if not _NAME.fullmatch(name) or len(name) > 50:
         raise UsageError(
             f"a plugin cannot be called {name!r}: take lower-case letters and digits, words joined "

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 
+from fcp_core.commands.output import make_table, open_text, print_tables
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from fcp_core.commands.main import Invocation
+    from fcp_core.commands.invocation import Invocation
     from fcp_core.lab import Report
     from fcp_core.rounds.policies import RetryWindow
 
@@ -155,14 +153,14 @@ def simulate(
     )
     reports = lab.simulate(*policies, scenario=scenario, seed=seed, plugins=invocation.plugins)
     if csv is not None:
-        with _writing(csv) as file:
+        with open_text(csv) as file:
             lab.write_rounds(reports, file)
     if timeline is not None:
-        with _writing(timeline) as file:
+        with open_text(timeline) as file:
             lab.write_timeline(reports, file)
     if plot is not None:
         title = f"{devices:,} devices, {hours:g} h, rounds of {goal}"
-        with _writing(plot) as file:
+        with open_text(plot) as file:
             file.write(lab.draw(reports, title))
     if "-" not in (csv, timeline, plot):
         _print_table(reports)
@@ -172,28 +170,9 @@ def simulate(
 
 
 def _print_table(reports: list[Report]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from fcp_core.lab import COLUMNS, summary
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "policy" else "right")
+    table = make_table(*COLUMNS, right=True)
     for report in reports:
         table.add_row(*summary(report))
-    width = None if sys.stdout.isatty() else 240
-    Console(width=width, highlight=False, markup=False).print(table)
-
-
-@contextlib.contextmanager
-def _writing(name: str) -> Iterator[IO[str]]:
-    if name == "-":
-        yield sys.stdout
-        return
-    try:
-        with open(name, "w", encoding="utf-8", newline="") as file:
-            yield file
-    except OSError as error:
-        raise UsageError(f"{name} cannot be written: {error.strerror}.") from None
+    print_tables(table)

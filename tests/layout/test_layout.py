@@ -266,6 +266,35 @@ def test_imports_point_down(room):
     assert wrong == []
 
 
+def test_every_room_has_its_place():
+    rooms = {
+        path.stem
+        for path in (ROOT / "fcp_core").iterdir()
+        if (path.is_dir() and (path / "__init__.py").exists()) or path.suffix == ".py"
+    }
+    assert rooms - {"__init__", "__main__", "commands"} == set(BELOW)
+
+
+def test_nothing_imports_the_commands():
+    """They are on the roof: only ``python -m fcp_core`` and the installed script begin there."""
+    wrong = [
+        (name, module)
+        for package, folder in package_folders().items()
+        for name, path in modules_of(package, folder)
+        if not name.startswith("fcp_core.commands") and name != "fcp_core.__main__"
+        for module, alias in imports_of(path)
+        if f"{module}.{alias}".startswith("fcp_core.commands")
+    ]
+    assert wrong == []
+
+
+def test_a_command_costs_nothing_until_it_is_used():
+    """All commands are imported to list them, so each imports late what it needs."""
+    rooms = [f"fcp_core.{room}" for room in BELOW if room not in ("errors", "moved")]
+    heavy = (*HEAVY, *rooms, "numpy", "rich", "msgspec", "google.protobuf")
+    assert imported("import fcp_core.commands.main", *heavy) == []
+
+
 @pytest.mark.parametrize("room", NO_TORNADO)
 def test_only_the_http_room_imports_tornado(room):
     wrong = [
