@@ -1,4 +1,4 @@
-"""What one server takes at most: sizes, times, and the bytes that it holds at a time."""
+"""The limits of one server: sizes, times, and the bytes in flight."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Limits:
     :param idle_timeout: how long a connection may take to send the next request's header, and a
         call its body.
     :param body_timeout: how long an upload may take, and a download.
-    :param drain_timeout: how long requests may go on after the server was told to stop.
+    :param drain_timeout: how long requests may go on after a stop was requested.
     :param max_connections: connections at a time; what comes beyond is closed at once.
     :param rate_per_address: requests a second from one address, or one IPv6 /64; 0: any number.
     :param burst_per_address: how many of them may come at once; follows from the rate.
@@ -104,7 +104,7 @@ class InFlight:
         self.held += size
 
     def give_back(self, size: int) -> None:
-        """Count *size* bytes less."""
+        """Release *size* bytes."""
         self.held -= size
 
     def check(self, size: int, held: int) -> None:
@@ -141,7 +141,7 @@ class UploadsInFlight(InFlight):
         self._bodies.take(size)
 
     def give_back(self, size: int) -> None:
-        """Count *size* bytes less."""
+        """Release *size* bytes."""
         self._bodies.give_back(size)
 
 

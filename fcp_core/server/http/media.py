@@ -40,7 +40,7 @@ class UploadHandler(DeviceHandler):
                 Code.INVALID_ARGUMENT, f"upload_protocol {protocol!r} is not supported; use raw"
             )
         self.request.watch.limit(self.context.limits.body_timeout)
-        # First the room: a device that is told to come back needs the name again.
+        # First the room: a device that has to come back needs the name again.
         self.open_body()
         return self._begin(unquote(self.request.path[len(UPLOAD) :]))
 
@@ -53,7 +53,7 @@ class UploadHandler(DeviceHandler):
         self._name = name
 
     def abandon(self) -> None:
-        """Tell the service that the bytes will not come."""
+        """Notify the service that the upload was abandoned."""
         super().abandon()
         name, self._name = self._name, None
         if name is not None:
@@ -115,7 +115,7 @@ class DownloadHandler(Handler):
         self.end_answer()
 
     def _range(self, size: int, etag: str) -> range | None:
-        """Return which bytes are asked for, none of them if there are none; None: all."""
+        """Return the requested range: empty if it cannot be satisfied, None for the whole body."""
         headers = self.request.headers
         if self.request.method != "GET" or headers.get("If-Range", f'"{etag}"') != f'"{etag}"':
             return None

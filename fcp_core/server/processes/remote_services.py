@@ -1,4 +1,4 @@
-"""What a worker process has in place of the services: it asks the process that decides."""
+"""The services of a worker process: each call is forwarded to the process that decides."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORWARDED: dict[str, type] = {
 
 
 class RemoteServices:
-    """Looks like ``Services`` to a front.
+    """Has the interface of ``Services``, for an HTTP server.
 
     :param link: to the process that decides.
     :param folds: where uploads wait until they are folded.
@@ -48,7 +48,7 @@ class RemoteServices:
 
 
 class RemoteService:
-    """One service; it has the methods of *kind*, and passes each call on."""
+    """One service with the methods of *kind*; forwards each call."""
 
     def __init__(self, link: Link, name: str, kind: type) -> None:
         self._link = link
@@ -82,7 +82,7 @@ class Answer:
 
 
 class RemoteMedia:
-    """Uploads stay in this process, and only their sizes are told; downloads are fetched once."""
+    """Keeps uploads in this process and reports their sizes; fetches each download once."""
 
     def __init__(self, link: Link, folds: WorkerFolds) -> None:
         self._link = link
@@ -165,7 +165,7 @@ class RemoteAdmin:
 
 
 class WorkerMetrics(ServerMetrics):
-    """What a worker measures; what it shows is all that the server measures."""
+    """The metrics of a worker; ``/metrics`` shows those of the whole server."""
 
     def __init__(self, clock: Clock, link: Link) -> None:
         super().__init__(clock, Counter)
