@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,7 @@ from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
     from fcp_core.commands.invocation import Invocation
-    from fcp_core.lab import Report
+    from fcp_core.lab import Report, Scenario
     from fcp_core.rounds.policies import RetryWindow
 
 
@@ -102,25 +102,16 @@ def _window(value: str) -> RetryWindow:
 @click.pass_obj
 def simulate(
     invocation: Invocation,
+    /,
     policies: tuple[str, ...],
     devices: int,
     hours: float,
     seed: int,
     goal: int,
-    minimum: int | None,
-    over_selection: float,
-    tasks: int,
-    eligible: float,
-    deadline: float,
-    pause: float,
-    drop_out: float,
-    alignment: float,
-    retry: RetryWindow,
-    retry_accepted: RetryWindow,
-    step: float,
     csv: str | None,
     timeline: str | None,
     plot: str | None,
+    **given: Any,
 ) -> None:
     """Try selection policies on virtual devices, side by side.
 
@@ -129,28 +120,7 @@ def simulate(
     """
     from fcp_core import lab
 
-    if tasks < 1:
-        raise UsageError(f"--tasks must be at least 1, not {tasks}.")
-    names = ["train"] if tasks == 1 else [f"train/{number + 1}" for number in range(tasks)]
-    scenario = lab.Scenario(
-        devices=lab.DeviceModel(count=devices, drop_out=drop_out, alignment=alignment),
-        tasks=tuple(
-            lab.TaskModel(
-                name=name,
-                goal_count=goal,
-                minimum_count=minimum,
-                over_selection=over_selection,
-                deadline=deadline,
-                pause=pause,
-                eligible=eligible,
-            )
-            for name in names
-        ),
-        hours=hours,
-        retry_accepted=retry_accepted,
-        retry_rejected=retry,
-        step=step,
-    )
+    scenario = _scenario(devices, hours, goal, **given)
     reports = lab.simulate(*policies, scenario=scenario, seed=seed, plugins=invocation.plugins)
     if csv is not None:
         with open_text(csv) as file:
@@ -167,6 +137,49 @@ def simulate(
     for report in reports:
         for problem, count in report.problems.items():
             click.echo(f"{report.policy}: {problem} ({count} times)", err=True)
+
+
+def _scenario(
+    devices: int,
+    hours: float,
+    goal: int,
+    *,
+    minimum: int | None,
+    over_selection: float,
+    tasks: int,
+    eligible: float,
+    deadline: float,
+    pause: float,
+    drop_out: float,
+    alignment: float,
+    retry: RetryWindow,
+    retry_accepted: RetryWindow,
+    step: float,
+) -> Scenario:
+    from fcp_core.lab import DeviceModel, Scenario, TaskModel
+
+    if tasks < 1:
+        raise UsageError(f"--tasks must be at least 1, not {tasks}.")
+    names = ["train"] if tasks == 1 else [f"train/{number + 1}" for number in range(tasks)]
+    return Scenario(
+        devices=DeviceModel(count=devices, drop_out=drop_out, alignment=alignment),
+        tasks=tuple(
+            TaskModel(
+                name=name,
+                goal_count=goal,
+                minimum_count=minimum,
+                over_selection=over_selection,
+                deadline=deadline,
+                pause=pause,
+                eligible=eligible,
+            )
+            for name in names
+        ),
+        hours=hours,
+        retry_accepted=retry_accepted,
+        retry_rejected=retry,
+        step=step,
+    )
 
 
 def _print_table(reports: list[Report]) -> None:

@@ -154,6 +154,52 @@ def test_a_wheel_has_everything_and_runs(tmp_path):
     assert "sqlite" in result.stdout
 
 
+# The sizes.
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+#: What is still larger; the list only gets shorter.
+TOO_LARGE = {
+    "fcp_core/aggregation/simple.py",
+    "fcp_core/client/connection.py",
+    "fcp_core/client/transport.py",
+    "fcp_core/server/services/downloads.py",
+    "fcp_core/server/services/round.py",
+    "fcp_core/server/services/tasks.py",
+    "fcp_core/testing/protocols.py",
+    "fcp_core/bench/load.py: drive",
+    "fcp_core/server/server.py: __init__",
+    "fcp_core/server/services/app.py: __init__",
+    "platform/fcp_platform/context.py: __init__",
+}
+
+
+def too_large(path):
+    """Yield the file's name if it is too long, and that of each function that is."""
+    text = path.read_text(encoding="utf-8")
+    name = path.relative_to(ROOT).as_posix()
+    if text.count("\n") > MAX_FILE_LINES:
+        yield name
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        # From ``def``: the declarations of a command's options are decorators.
+        if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES:
+            yield f"{name}: {node.name}"
+
+
+def test_files_and_functions_are_small():
+    own = [path for folder in PLAIN for path in (ROOT / folder).glob("*/src")]
+    found = {
+        item
+        for folder in (*package_folders().values(), *own)
+        for path in folder.rglob("*.py")
+        if not path.name.endswith("_pb2.py")
+        for item in too_large(path)
+    }
+    assert found == TOO_LARGE
+
+
 # The hooks.
 
 
