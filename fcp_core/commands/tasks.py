@@ -169,7 +169,7 @@ def watch(connect: Any, task_id: str) -> None:
 
 @tasks.command()
 @click.argument("task_id")
-@click.option("--reason", help="What its watchers are told.")
+@click.option("--reason", help="A message for its watchers.")
 @click.pass_obj
 def cancel(connect: Any, task_id: str, reason: str | None) -> None:
     """End a task without a result; one that has ended stays as it is."""

@@ -52,7 +52,7 @@ _EARLY = 1e-3
 
 @dataclass
 class _Round:
-    """A round, its machine and what became of its devices.
+    """A round, its machine and the results of its devices.
 
     :param opened: in seconds after the start.
     """
@@ -164,7 +164,7 @@ class World:
             self._come_back(device, step, True)
 
     def _tick(self, step: int, now: float) -> None:
-        """Let time pass for the rounds and for those who wait."""
+        """Tick the rounds and the waiting devices."""
         for round_ in list(self._rounds.values()):
             if round_.tick <= step:
                 self._perform(round_, round_.machine.tick(now), step, now)
@@ -220,11 +220,11 @@ class World:
     def _decide(self, step: int, now: float) -> None:
         """Have the policy decide."""
         open_ = [r for r in self._rounds.values() if r.machine.state is TaskState.OPEN]
-        outcome = self._assigner.decide([r.machine.view() for r in open_], now)
-        self._problems.update(outcome.problems)
-        for assign in outcome.assigned:
+        decisions = self._assigner.decide([r.machine.view() for r in open_], now)
+        self._problems.update(decisions.problems)
+        for assign in decisions.assigned:
             self._assign(assign, step, now)
-        for rejection in outcome.rejected:
+        for rejection in decisions.rejected:
             self._reject(rejection, step, now)
         for round_ in open_:
             self._schedule(round_, step)
@@ -250,7 +250,7 @@ class World:
         self._come_back(device, step, False)
 
     def _turn_away(self, until: int) -> None:
-        """Turn away everybody who checked in up to that step, while there was no room."""
+        """Reject all devices that checked in up to that step, while no task had room."""
         while self._wakes.peek(until + 1) <= until:
             devices, steps = self._wakes.take(until)
             self._count(steps)

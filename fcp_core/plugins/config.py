@@ -1,4 +1,4 @@
-"""The configuration: options that are declared, sources that give values, and where each came from.
+"""The configuration: the values of declared options, and the source of each.
 
 The order, the last one wins: declared default, one file, the environment, what the caller or the
 command line gives. The file is the one that is named (``--config``, ``FCP_CONFIG``), or the first
@@ -61,7 +61,7 @@ class _Raw:
 
 
 class Sources:
-    """The raw values of a file, the environment and the caller, before any option is known.
+    """The raw values of a file, the environment and the caller, not yet parsed.
 
     :param config_file: read this file and no other.
     :param environ: the environment; ``os.environ`` by default.
@@ -167,9 +167,9 @@ class Sources:
         return OptionValue(option, option.parse(raw.value, raw.origin, raw.base), raw.origin)
 
     def unknown(self, registry: OptionRegistry) -> list[str]:
-        """Return one sentence for each value that no option was declared for.
+        """Return one sentence for each value without a declared option.
 
-        A value of an option that an earlier release had is no mistake: it gets a warning.
+        An option that an earlier release had is no error: it gets a warning.
         """
         sections = {*registry.sections(), *(section for section, _ in REMOVED if section)}
         problems = []
@@ -257,7 +257,7 @@ class Config:
         return view
 
     def scopes(self, kind: str | None = None) -> list[str]:
-        """Return the names of what has a section of its own, such as ``population:phones/all``.
+        """Return the scopes that have a section, such as ``population:phones/all``.
 
         :param kind: "population" or "task": only these, by their own names.
         """
@@ -268,7 +268,7 @@ class Config:
     def scoped(self, population: str = "", task: str = "") -> Config:
         """Return the configuration as it is for a population, or for a task of one.
 
-        Names for which nothing is overridden are no mistake.
+        Names without a section of their own are allowed.
         """
         layers = [
             self._scoped[scope]
@@ -356,7 +356,7 @@ def _scoped_value(registry: OptionRegistry, scope: str, key: str, raw: _Raw) -> 
 
 
 def load_config(registry: OptionRegistry, sources: Sources | None = None) -> Config:
-    """Give the registry's options their values from the file, the environment and overrides.
+    """Read the values of the registry's options from the file, the environment and overrides.
 
     :raises UsageError: as :class:`Sources` and :class:`Config` do.
     """

@@ -1,4 +1,4 @@
-"""One server's plugins: what is installed and what the configuration chooses."""
+"""The plugins of one server: loads them, and resolves what the configuration chooses."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Plugins(HookCaller, Choices):
         self._local: list[str] = []
 
     def recipe(self) -> dict[str, Any]:
-        """Return the arguments of :meth:`load` for another process that receives and folds.
+        """Return the arguments of :meth:`load` for a worker process.
 
         Plugins that the program brings as objects are not among them: they observe, select and
         decide in this process only.
@@ -196,7 +196,7 @@ class Plugins(HookCaller, Choices):
         self._collect()
 
     def _check_choices(self) -> None:
-        """Check what the configuration chooses, everywhere; log what each plugin offers.
+        """Check the configured choices of all scopes; log what each plugin offers.
 
         :raises UsageError: naming everything that is wrong.
         """
@@ -210,11 +210,11 @@ class Plugins(HookCaller, Choices):
     # What is offered, and what is chosen.
 
     def for_population(self, name: str) -> Choices:
-        """Return what is chosen for the tasks of a population."""
+        """Return the choices for the tasks of a population."""
         return Choices(self.config.scoped(name), self.offered)
 
     def for_task(self, spec: TaskSpec) -> TaskChoices:
-        """Return what a task chooses itself, and what is chosen for it where it does not."""
+        """Return the choices for a task; its own win."""
         return TaskChoices(self.config.scoped(spec.population, spec.name), self.offered, spec)
 
     def offers(self) -> list[Offer]:
@@ -236,7 +236,7 @@ class Plugins(HookCaller, Choices):
         return offers
 
     def check_task(self, task: TaskSpec) -> list[str]:
-        """Return what is wrong with a task's choices, and what plugins find; one sentence each."""
+        """Return the problems of a task's choices, and those that plugins find, a sentence each."""
         return self.for_task(task).problems() + super().check_task(task)
 
     # Building the object.
@@ -271,7 +271,7 @@ class Plugins(HookCaller, Choices):
             table[name] = factory
 
     def scopes(self) -> list[Choices]:
-        """Return what is chosen for all, for each population and for each task with a section."""
+        """Return the choices for the server, and for each population and task with a section."""
         return [
             self,
             *(self.for_population(name) for name in self.config.scopes("population")),

@@ -1,4 +1,4 @@
-"""Options: what the core and the plugins declare, and what a value of one is."""
+"""The options that the core and the plugins declare, and their values."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class _SqliteTransaction(Transaction):
         )
 
     def _check_indexes(self, kind: type[Record]) -> None:
-        """Index the records of a kind anew if another release wrote them with other indexes."""
+        """Rebuild the indexes of a kind if another release wrote it with other indexes."""
         if kind.KIND in self._checked:
             return
         self._checked.add(kind.KIND)
