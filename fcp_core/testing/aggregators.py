@@ -37,6 +37,8 @@ except ImportError as error:
     raise MissingExtraError("the conformance kit", "testing") from error
 
 #: One contribution: a tensor for each input, nested ones included, depth first.
+__all__ = ["AggregatorConformance", "tensors"]
+
 Contribution = list[Tensor]
 
 #: How much a state may grow by counters alone.

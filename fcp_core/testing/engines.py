@@ -32,6 +32,8 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.testing.engine_aggregators import AGGREGATORS, ALL, SUM
 from fcp_core.testing.kit import Conformance, pytest
 
+__all__ = ["AGGREGATORS", "JOB", "KINDS", "SUM_JOB", "EngineConformance", "blob", "uploads"]
+
 #: Adds up; keeps nothing.
 SUM_JOB = FoldJob(configuration_to_proto([SUM]).SerializeToString())
 #: Adds up and keeps every number.

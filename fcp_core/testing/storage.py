@@ -37,6 +37,8 @@ from fcp_core.testing.storage_records import (
     record_of,
 )
 
+__all__ = ["Item", "LaterItem", "OtherItem", "StorageConformance"]
+
 T = TypeVar("T")
 
 
