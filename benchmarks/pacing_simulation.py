@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from fcp_core.lab.charts import Band, Lines, page
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import RetryWindow
 from fcp_plugins.pacing_adaptive import choose_window
@@ -149,47 +150,21 @@ def judged(run: Run, outage: tuple[float, float], learning: float, drain: float)
 
 def plot(path: Path, run: Run, rate: float, outage: tuple[float, float]) -> None:
     """Write a picture of a run: the rate a minute against the hours."""
-    width, height, left, bottom, top = 860, 300, 56, 40, 28
     hours = len(run.rate) / 60
-    ceiling = 2 * rate
-
-    def x(hour: float) -> float:
-        return left + (width - left - 12) * hour / hours
-
-    def y(value: float) -> float:
-        return height - bottom - (height - bottom - top) * min(value, ceiling) / ceiling
-
-    points = " ".join(f"{x(i / 60):.1f},{y(v):.1f}" for i, v in enumerate(run.rate))
-    band = f'y="{y(1.2 * rate):.1f}" height="{y(0.8 * rate) - y(1.2 * rate):.1f}"'
-    begin, end = outage[0] / 3600, outage[1] / 3600
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12" fill="#333">',
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        f'<rect x="{left}" width="{x(hours) - left:.1f}" {band} fill="#dcefdc"/>',
-        f'<rect x="{x(begin):.1f}" y="{top}" width="{x(end) - x(begin):.1f}" '
-        f'height="{height - bottom - top}" fill="#f3dcdc"/>',
-        f'<text x="{x(begin) + 4:.1f}" y="{top + 14}">server down</text>',
-    ]
-    lines += [
-        f'<text x="{x(hour):.1f}" y="{height - bottom + 16}" text-anchor="middle">{hour}</text>'
-        for hour in range(0, int(hours) + 1, 12)
-    ]
-    for share in (0, 0.5, 1, 1.5, 2):
-        at = y(share * rate)
-        lines.append(f'<path d="M{left} {at:.1f}H{x(hours):.1f}" stroke="#ddd"/>')
-        lines.append(
-            f'<text x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">{share * rate:g}</text>'
-        )
-    lines += [
-        f'<polyline points="{points}" fill="none" stroke="#1f5fa8"/>',
-        f'<text x="{left}" y="16">check-ins a second, by the minute (peak after the outage: '
-        f"{run.rate.max():.0f}); green: target ± 20 %</text>",
-        f'<text x="{width / 2:.0f}" y="{height - 6}" text-anchor="middle">hours</text>',
-        "</svg>",
-    ]
+    panel = Lines(
+        f"Check-ins by the minute; peak after the outage: {run.rate.max():.0f}",
+        "hours",
+        "check-ins a second",
+        [("rate", [(minute / 60, float(value)) for minute, value in enumerate(run.rate)])],
+        hours,
+        bands=(
+            Band("#dcefdc", y=(0.8 * rate, 1.2 * rate), label="target ± 20 %"),
+            Band("#f3dcdc", x=(outage[0] / 3600, outage[1] / 3600), label="server down"),
+        ),
+        y_limit=2 * rate,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text(page("Pacing", ["check-ins"], [panel]), encoding="utf-8")
 
 
 def main() -> None:

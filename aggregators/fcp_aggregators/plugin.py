@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 from fcp_aggregators import group_by, mean, median, secure_sum, simple_protocol, vector
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import EngineFactory
-from fcp_core.aggregation.local import (
-    DEFAULT_INLINE_ADDED_BYTES,
-    DEFAULT_INLINE_BYTES,
-    make_local_engine,
-)
+from fcp_core.aggregation.local import make_local_engine
 from fcp_core.plugins import hookimpl
 from fcp_core.rounds.protocols import AggregationProtocolFactory
 
@@ -54,36 +50,6 @@ def fcp_add_options(options: OptionRegistry) -> None:
         default=-1,
         help="threads that fold; -1: one a processor, 0: fold where the contribution arrives",
         minimum=-1,
-    )
-    options.add(
-        "engine.local",
-        "inline_bytes",
-        type="bytes",
-        default=DEFAULT_INLINE_BYTES,
-        help="smaller contributions are folded where they arrive",
-    )
-    options.add(
-        "engine.local",
-        "inline_added_bytes",
-        type="bytes",
-        default=DEFAULT_INLINE_ADDED_BYTES,
-        help="the same for sums and means of floats, whose contributions are only added",
-    )
-    options.add(
-        "engine.local",
-        "verify_checksums",
-        type="bool",
-        default=True,
-        help="check the checksums of contributions that have them (TF V1 checkpoints)",
-        operator_only=True,
-    )
-    options.add(
-        "engine.local",
-        "compiled",
-        type="bool",
-        default=True,
-        help="fold with the compiled loops of fcp-server-fast where it is installed",
-        operator_only=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""The calls of the admin API: what the server dispatches by and the description is made from."""
+"""The calls of the admin API, for the server's dispatcher and the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Endpoint:
     :param answers: what it answers by content type, the first by default; a message's class, or
         ``bytes`` or ``str`` for a body that is no message.
     :param query: the message whose fields are the query's parameters.
-    :param body: the message that is sent; None if there is none.
+    :param body: the message that is sent; None: no body.
     :param body_required: whether an empty body is refused rather than taken for ``{}``.
     :param codes: the errors that are the call's own, beyond those of every call.
     """
@@ -201,7 +201,7 @@ def find(path: str) -> dict[str, tuple[Endpoint, dict[str, str]]]:
 
 
 def choose(endpoint: Endpoint, accept: str) -> str | None:
-    """Return the content type to answer with, going by an ``Accept`` header; None: there is none.
+    """Return the content type that an ``Accept`` header allows; None: none of ours.
 
     The most specific range counts for a type, then its weight, then the call's own order.
     """

@@ -158,7 +158,7 @@ class AdminClient:
         return self._call("POST", f"{_path(task_id)}:cancel", Task, body=body)
 
     def forget(self, task_id: str) -> None:
-        """Delete a task that has ended, with its result; one that is gone already is no error."""
+        """Delete a task that has ended, with its result; succeeds if it is gone already."""
         try:
             self._call("DELETE", _path(task_id), Task)
         except StatusError as error:
@@ -191,7 +191,7 @@ class AdminClient:
         return self._call("GET", "/eligibility_tasks", EligibilityList)
 
     def remove_eligibility_task(self, population: str) -> None:
-        """Take a population's eligibility task away; that it has none is no error."""
+        """Remove a population's eligibility task; succeeds if it has none."""
         try:
             self._call("DELETE", _eligibility(population), EligibilitySummary)
         except StatusError as error:
@@ -199,7 +199,7 @@ class AdminClient:
                 raise
 
     def status(self) -> ServerStatus:
-        """Return how the server is."""
+        """Return the status of the server."""
         return self._call("GET", "/status", ServerStatus)
 
     def close(self) -> None:
@@ -289,7 +289,7 @@ def _eligibility(population: str) -> str:
 
 
 def _error(response: urllib3.BaseHTTPResponse) -> StatusError:
-    """Return the error that a response is; what is no answer of ours is shown by its status."""
+    """Return the error of a response; one that is not ours is described by its HTTP status."""
     try:
         return msgspec.json.decode(response.data, type=Error).to_error()
     except (msgspec.MsgspecError, ValueError):

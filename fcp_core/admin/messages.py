@@ -121,7 +121,7 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_
 
 
 class Error(msgspec.Struct):
-    """What was wrong: a canonical code, its name, and a sentence for whoever sent the request."""
+    """An error: a canonical code, its name, and a sentence for the sender of the request."""
 
     code: Annotated[int, Meta(ge=1, le=16)]
     status: str
@@ -292,7 +292,7 @@ class EligibilitySettings(
     def to_task(self) -> EligibilityTask:
         """Return the task.
 
-        :raises StatusError: INVALID_ARGUMENT if it is none.
+        :raises StatusError: INVALID_ARGUMENT if it is invalid.
         """
         return EligibilityTask(
             plan=self.plan,

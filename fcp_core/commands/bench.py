@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import gzip
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcp_core.commands.output import make_table, print_tables, write_file
 from fcp_core.errors import UsageError
-from fcp_core.protocol.status import StatusError
 
 if TYPE_CHECKING:
     from fcp_core.admin.client import AdminClient
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
     from fcp_core.bench.report import ServerCost, TaskEnd
     from fcp_core.bench.server import OwnServer
     from fcp_core.bench.task import BenchTask
-    from fcp_core.commands.main import Invocation
+    from fcp_core.commands.invocation import Invocation
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -81,6 +78,8 @@ def load(
     and submits it. Without --server, a server runs beside it, with the configuration that --config
     and --set give, and what it costs is measured too.
     """
+    import asyncio
+
     from fcp_core.bench import drive
     from fcp_core.bench.task import BenchTask
 
@@ -104,7 +103,7 @@ def load(
         report = asyncio.run(drive(server, _load(given, [_read(update, given["gzip"])])))
     for path, text in ((json_file, _as_json), (plot, _as_svg)):
         if path is not None:
-            _save(path, text(report))
+            write_file(path, text(report).encode())
     _print(report)
     if not report.contributed:
         raise click.ClickException("no device contributed.")
@@ -119,6 +118,8 @@ def _load(given: dict[str, Any], bodies: list[bytes]) -> Load:
 
 
 def _read(path: Path, compressed: bool) -> bytes:
+    import gzip
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -155,6 +156,7 @@ def _with_own_task(
     server: OwnServer | None = None,
 ) -> Report:
     from fcp_core.bench.run import run
+    from fcp_core.protocol.status import StatusError
 
     try:
         return run(client, load, task, goal, server)
@@ -164,12 +166,10 @@ def _with_own_task(
         ) from error
 
 
-# What is told.
+# What is printed.
 
 
 def _print(report: Report) -> None:
-    from fcp_core.commands.main import make_table, print_tables
-
     click.echo(
         f"{report.clients} devices in {report.seconds:.1f} s: "
         f"{report.sessions_per_second:.1f} sessions a second that contributed"
@@ -212,6 +212,8 @@ def _about_server(cost: ServerCost) -> str:
 
 
 def _as_json(report: Report) -> str:
+    import json
+
     # A figure that this system cannot tell is null: JSON has no NaN.
     return json.dumps(_without_nan(report.as_dict()), indent=2) + "\n"
 
@@ -226,10 +228,3 @@ def _as_svg(report: Report) -> str:
     from fcp_core.bench.plot import draw
 
     return draw(report)
-
-
-def _save(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from None

@@ -9,7 +9,7 @@ import threading
 
 
 def main() -> None:
-    """Run the command line; be told to stop once the standard input ends."""
+    """Run the command line; send this process SIGTERM once the standard input ends."""
     threading.Thread(target=_watch, name="fcp-parent", daemon=True).start()
     from fcp_core.commands.main import main as fcp
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import socket
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -91,7 +88,6 @@ def client(
 
     Ends with status 0 if at least one session was gone through, whatever came of it.
     """
-    # The command line's other commands should not wait for these imports.
     from fcp_core.client.client import Client
     from fcp_core.client.history import History
     from fcp_core.protocol.status import Code, StatusError
@@ -162,11 +158,15 @@ def _ended_by_signals(device: Client) -> Iterator[None]:
     comes just before a blocking call would wait for that call. What is written to the wake-up
     descriptor is read at once, on a thread of its own.
     """
-    told, wake = socket.socketpair()
+    import signal
+    import socket
+    import threading
+
+    woken, wake = socket.socketpair()
     wake.setblocking(False)
 
     def watch() -> None:
-        if told.recv(1):
+        if woken.recv(1):
             device.interrupt()
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -184,7 +184,7 @@ def _ended_by_signals(device: Client) -> Iterator[None]:
             signal.signal(number, handler)
         wake.close()
         watcher.join()
-        told.close()
+        woken.close()
 
 
 def _describe(result: SessionResult) -> str:

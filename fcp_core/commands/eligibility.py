@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcp_core.commands.tasks import FILE, admin_group, connected, show
+from fcp_core.commands.output import make_table, print_tables, write_file
+from fcp_core.commands.tasks import FILE, admin_group, connected, local_time
 
 if TYPE_CHECKING:
     from fcp_core.admin.messages import EligibilityPolicy
@@ -34,23 +34,18 @@ def set_(connect: Any, file: Path) -> None:
 @click.pass_obj
 def list_(connect: Any) -> None:
     """List the populations that have an eligibility task."""
-    from rich import box
-    from rich.table import Table
-
     with connected(connect) as client:
         found = client.eligibility_tasks().eligibility_tasks
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in ("population", "plan", "for tasks", "policies", "since"):
-        table.add_column(column, overflow="fold")
+    table = make_table("population", "plan", "for tasks", "policies", "since")
     for task in found:
         table.add_row(
             task.population,
             f"{task.plan_size} bytes" if task.plan_size else "",
             _names(task.task_names) if task.plan_size else "",
             ", ".join(policy.policy for policy in task.policies),
-            datetime.fromtimestamp(task.created).isoformat(" ", "seconds"),
+            local_time(task.created),
         )
-    show(table)
+    print_tables(table)
 
 
 @eligibility.command("show")
@@ -61,13 +56,12 @@ def list_(connect: Any) -> None:
 def show_(connect: Any, population: str, plan: Path | None, checkpoint: Path | None) -> None:
     """Show the eligibility task of POPULATION; status 1 if it has none."""
     from fcp_core.admin.messages import EligibilitySummary
-    from fcp_core.commands.tasks import write
 
     with connected(connect) as client:
         task = client.eligibility_task(population)
     for path, data in ((plan, task.plan), (checkpoint, task.checkpoint)):
         if path is not None:
-            write(path, data)
+            write_file(path, data)
     if task.plan:
         covers = f", covers {', '.join(task.covers)}" if task.covers else ""
         click.echo(f"a plan of {len(task.plan)} bytes for {_names(task.task_names)}{covers}")

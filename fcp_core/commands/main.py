@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
 
 import click
 
+from fcp_core.commands.bench import bench
+from fcp_core.commands.client import client
+from fcp_core.commands.eligibility import eligibility
+from fcp_core.commands.invocation import Invocation
+from fcp_core.commands.keys import keys
+from fcp_core.commands.output import make_table, print_tables
+from fcp_core.commands.plugin import plugin
+from fcp_core.commands.plugins import plugins
+from fcp_core.commands.serve import serve
+from fcp_core.commands.simulate import simulate
+from fcp_core.commands.tasks import openapi, tasks
 from fcp_core.errors import UsageError
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from fcp_core.plugins.manager import Plugins
-    from fcp_core.plugins.tracing import TraceSink
-
-#: The core's commands that are imported when they are used: module, attribute and short help.
-_LAZY = {
-    "bench": ("fcp_core.commands.bench", "bench", "Put a server under load."),
-    "client": ("fcp_core.commands.client", "client", "Take part as a device."),
-    "eligibility": (
-        "fcp_core.commands.eligibility",
-        "eligibility",
-        "Say how devices find out what they are eligible for.",
-    ),
-    "keys": ("fcp_core.commands.keys", "keys", "Rotate the keys that sign what devices get."),
-    "plugin": ("fcp_core.commands.plugin", "plugin", "Write a plugin of your own."),
-    "plugins": (
-        "fcp_core.commands.plugins",
-        "plugins",
-        "List what is installed, from where, and what is active; check and trace it.",
-    ),
-    "openapi": ("fcp_core.commands.tasks", "openapi", "Print the description of the admin API."),
-    "serve": ("fcp_core.commands.serve", "serve", "Serve devices, and programs elsewhere."),
-    "simulate": (
-        "fcp_core.commands.simulate",
-        "simulate",
-        "Try selection policies on virtual devices.",
-    ),
-    "tasks": ("fcp_core.commands.tasks", "tasks", "Submit, list, watch and cancel tasks."),
-}
+__all__ = ["Invocation", "cli", "main"]
 
 
 class _Mistake(click.ClickException):
@@ -56,83 +34,30 @@ class _Mistake(click.ClickException):
         click.echo(f"fcp: {self.message}", file=file, err=file is None)
 
 
-@dataclass
-class Invocation:
-    """What was given before the command's name; a command finds it in ``ctx.obj``.
-
-    :param config_file: the argument of ``--config``.
-    :param overrides: the arguments of ``--set``, by dotted name.
-    """
-
-    config_file: str | None = None
-    overrides: dict[str, str] = field(default_factory=dict)
-    _plugins: Plugins | None = field(default=None, repr=False)
-
-    def load_plugins(
-        self,
-        *,
-        extra: Iterable[object] = (),
-        overrides: Mapping[str, Any] | None = None,
-        defaults: Mapping[str, Any] | None = None,
-        modules: Sequence[str] = (),
-        trace: TraceSink | None = None,
-    ) -> Plugins:
-        """Load the plugins and the configuration as the command line says.
-
-        :param extra: further plugin objects.
-        :param overrides: the command's own options; they win over ``--set``.
-        :param defaults: the command's own defaults; everything wins over them.
-        :param modules: modules or files to load as if ``[fcp] plugins`` named them too.
-        :param trace: told of every hook call.
-        :raises UsageError: if anything about them is wrong.
-        """
-        from fcp_core.plugins.manager import Plugins
-
-        return Plugins.load(
-            config_file=self.config_file,
-            overrides={**self.overrides, **(overrides or {})},
-            overrides_origin="the command line",
-            defaults=defaults,
-            extra=extra,
-            modules=modules,
-            trace=trace,
-        )
-
-    @property
-    def plugins(self) -> Plugins:
-        """The plugins without any extra; loaded once."""
-        if self._plugins is None:
-            self._plugins = self.load_plugins()
-        return self._plugins
-
-
 class _Root(click.Group):
-    """Finds commands in the core, then in the plugins, and imports them when they are used."""
+    """Finds commands in the core, then in the plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
-        return sorted({*self.commands, *_LAZY, *_plugin_commands(ctx)})
+        return sorted({*self.commands, *_plugin_commands(self, ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, or None."""
-        if cmd_name in _LAZY:
-            module, attribute, _ = _LAZY[cmd_name]
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-            return command
-        return self.commands.get(cmd_name) or _plugin_commands(ctx).get(cmd_name)
+        return self.commands.get(cmd_name) or _plugin_commands(self, ctx).get(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing those that are imported late."""
+        """List the commands; those of plugins only if the plugins can be loaded."""
         try:
-            from_plugins = _plugin_commands(ctx)
+            from_plugins = _plugin_commands(self, ctx)
         except UsageError as error:
             from_plugins = {}
             formatter.write_paragraph()
             formatter.write_text(f"The commands of plugins cannot be listed: {error}")
-        rows = {name: text for name, (_, _, text) in _LAZY.items()}
-        for name, command in {**from_plugins, **self.commands}.items():
-            if not command.hidden:
-                rows[name] = command.get_short_help_str(150)
+        rows = {
+            name: command.get_short_help_str(150)
+            for name, command in {**from_plugins, **self.commands}.items()
+            if not command.hidden
+        }
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows.items()))
 
@@ -144,11 +69,11 @@ class _Root(click.Group):
             raise _Mistake(str(error)) from error
 
 
-def _plugin_commands(ctx: click.Context) -> Mapping[str, click.Command]:
+def _plugin_commands(root: click.Group, ctx: click.Context) -> Mapping[str, click.Command]:
     if ctx.obj is None:
         ctx.obj = _invocation(ctx)
     commands: Mapping[str, click.Command] = ctx.obj.plugins.commands
-    clashes = sorted(set(commands) & {*_LAZY, "config"})
+    clashes = sorted(set(commands) & set(root.commands))
     if clashes:
         owners = {o.name: o.plugin for o in ctx.obj.plugins.offers() if o.kind == "command"}
         raise UsageError(
@@ -235,25 +160,19 @@ def show(invocation: Invocation) -> None:
     print_tables(table)
 
 
-def make_table(*columns: str) -> Table:
-    """Return an empty table as all commands print it."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def print_tables(*tables: Table) -> None:
-    """Print tables: as wide as the terminal, or as wide as they are into a pipe."""
-    from rich.console import Console
-
-    # A pipe gets whole lines, so that they can be searched.
-    console = Console(width=None if sys.stdout.isatty() else 2000, highlight=False, markup=False)
-    for table in tables:
-        console.print(table)
+for _command in (
+    bench,
+    client,
+    eligibility,
+    keys,
+    openapi,
+    plugin,
+    plugins,
+    serve,
+    simulate,
+    tasks,
+):
+    cli.add_command(_command)
 
 
 def main() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib.metadata
-import importlib.resources
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +11,6 @@ from string import Template
 import click
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.discovery import DISTRIBUTION
 
 #: Our own import packages, without their prefix.
 _TAKEN = ("core", "platform", "plugins", "aggregators")
@@ -53,6 +49,8 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
     :returns: the files.
     :raises UsageError: if the name or the kind does not do, or the folder is not empty.
     """
+    import importlib.resources
+
     if not _NAME.fullmatch(name) or len(name) > 50:
         raise UsageError(
             f"a plugin cannot be called {name!r}: take lower-case letters and digits, words joined "
@@ -67,21 +65,7 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
         raise UsageError(f"{folder} is there already and is not an empty folder; name another.")
     package = f"fcp_{identifier}"
     templates = importlib.resources.files("fcp_core.commands") / "templates"
-    option = KINDS[kind].option
-    class_name = "".join(word.capitalize() for word in identifier.split("_"))
-    code = (templates / f"{kind}.py.tmpl").read_text(encoding="utf-8")
-    if hasattr(builtins, class_name) or re.search(rf"\b{class_name}\b", code):
-        class_name = f"My{class_name}"  # the module imports something of that name
-    values = {
-        "name": identifier,
-        "kind": kind,
-        "distribution": f"{DISTRIBUTION}-{identifier.replace('_', '-')}",
-        "package": package,
-        "cls": class_name,
-        "summary": KINDS[kind].summary,
-        "version": importlib.metadata.version(DISTRIBUTION),
-        "section": f"\n    [fcp:{kind}.{identifier}]\n    {option}\n" if option else "",
-    }
+    values = _values(identifier, kind, (templates / f"{kind}.py.tmpl").read_text(encoding="utf-8"))
     files = {
         "setup.cfg": "setup.cfg",
         "pyproject.toml": "pyproject.toml",
@@ -103,6 +87,32 @@ def write_plugin(name: str, kind: str, folder: Path) -> list[Path]:
     except OSError as error:
         raise UsageError(f"the plugin cannot be written: {error}.") from None
     return [*written, typed]
+
+
+def _values(identifier: str, kind: str, code: str) -> dict[str, str]:
+    """Return what the templates' placeholders stand for.
+
+    :param code: the template of the plugin's module.
+    """
+    import builtins
+    import importlib.metadata
+
+    from fcp_core.plugins.discovery import DISTRIBUTION
+
+    option = KINDS[kind].option
+    class_name = "".join(word.capitalize() for word in identifier.split("_"))
+    if hasattr(builtins, class_name) or re.search(rf"\b{class_name}\b", code):
+        class_name = f"My{class_name}"  # the module imports something of that name
+    return {
+        "name": identifier,
+        "kind": kind,
+        "distribution": f"{DISTRIBUTION}-{identifier.replace('_', '-')}",
+        "package": f"fcp_{identifier}",
+        "cls": class_name,
+        "summary": KINDS[kind].summary,
+        "version": importlib.metadata.version(DISTRIBUTION),
+        "section": f"\n    [fcp:{kind}.{identifier}]\n    {option}\n" if option else "",
+    }
 
 
 @click.group()

@@ -1,8 +1,7 @@
-"""``fcp plugins``: list what is installed, check it, and trace what its hooks are asked."""
+"""``fcp plugins``: list what is installed, check it, and trace calls of its hooks."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcp_core.commands.main import Invocation, make_table, print_tables
+from fcp_core.commands.output import make_table, print_tables
 from fcp_core.errors import UsageError
-from fcp_core.protocol.status import StatusError
 
 if TYPE_CHECKING:
+    from fcp_core.commands.invocation import Invocation
     from fcp_core.plugins.discovery import PluginSource
     from fcp_core.plugins.manager import Plugins
 
@@ -71,11 +70,11 @@ def check(invocation: Invocation, module: str | None) -> None:
         try:
             make()
         except Exception as error:
-            told = f"{owner}: the {kind} {name!r} cannot be built: {explain(error)}."
+            problem = f"{owner}: the {kind} {name!r} cannot be built: {explain(error)}."
             if is_chosen:
-                problems.append(told)
+                problems.append(problem)
             else:
-                click.echo(f"Not chosen, and not usable as it is configured: {told}")
+                click.echo(f"Not chosen, and not usable as it is configured: {problem}")
     if problems:
         raise UsageError("\n".join(problems))
     click.echo("Nothing is wrong.")
@@ -122,16 +121,19 @@ def _makers(
 def trace(invocation: Invocation, population: str) -> None:
     """Print every hook call of a start-up and of one simulated device session.
 
-    The hooks really run: an observer is told of the session, a plugin that writes or sends
+    The hooks really run: an observer hears of the session, a plugin that writes or sends
     something does so. The storage and the network are left alone: the session is in this process
     and in memory. Any other command prints its hook calls with --trace-hooks.
     """
-    from fcp_core.commands.trial_session import rehearse
+    import asyncio
+
+    from fcp_core.commands.trial_session import run_trial_session
+    from fcp_core.protocol.status import StatusError
 
     click.echo("loading")
-    loaded = invocation.load_plugins(trace=lambda told: click.echo(f"  {told}"))
+    loaded = invocation.load_plugins(trace=lambda call: click.echo(f"  {call}"))
     logging.getLogger("fcp.services").setLevel(logging.ERROR)
     try:
-        asyncio.run(rehearse(loaded, population, click.echo))
+        asyncio.run(run_trial_session(loaded, population, click.echo))
     except StatusError as error:
         raise UsageError(f"the session ended with {error.code.name}: {error.message}.") from error

@@ -1,11 +1,8 @@
-"""``fcp serve``: a server that runs until it is told to stop."""
+"""``fcp serve``: a server that runs until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import logging
-import signal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,6 +52,8 @@ def serve(
         overrides["storage"] = storage
     plugins = invocation.load_plugins(overrides=overrides, defaults={"storage": "sqlite"})
 
+    import asyncio
+
     from fcp_core.server.logs import configure_logging
     from fcp_core.server.server import Server
 
@@ -70,10 +69,14 @@ def serve(
 
 
 async def _serve(server: Server) -> None:
+    import asyncio
+    import gc
+    import signal
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def told(number: signal.Signals) -> None:
+    def on_signal(number: signal.Signals) -> None:
         logger.info("%s: stopping; once more to stop at once", number.name)
         stop.set()
         # The second signal does what it does to any program.
@@ -82,7 +85,7 @@ async def _serve(server: Server) -> None:
 
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
-        loop.add_signal_handler(number, told, number)
+        loop.add_signal_handler(number, on_signal, number)
     await server.start()
     # Most of what there is by now stays: from here on no collection looks at it, which would stop
     # the event loop for a while each time.

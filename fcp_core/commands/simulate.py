@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcp_core.commands.output import make_table, open_text, print_tables
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from fcp_core.commands.main import Invocation
-    from fcp_core.lab import Report
+    from fcp_core.commands.invocation import Invocation
+    from fcp_core.lab import Report, Scenario
     from fcp_core.rounds.policies import RetryWindow
 
 
@@ -104,11 +102,48 @@ def _window(value: str) -> RetryWindow:
 @click.pass_obj
 def simulate(
     invocation: Invocation,
+    /,
     policies: tuple[str, ...],
     devices: int,
     hours: float,
     seed: int,
     goal: int,
+    csv: str | None,
+    timeline: str | None,
+    plot: str | None,
+    **given: Any,
+) -> None:
+    """Try selection policies on virtual devices, side by side.
+
+    A POLICY is the name of an installed one, with options of its own if wanted:
+    uniform:window=30s,min_candidates=50. Other options are the configuration's.
+    """
+    from fcp_core import lab
+
+    scenario = _scenario(devices, hours, goal, **given)
+    reports = lab.simulate(*policies, scenario=scenario, seed=seed, plugins=invocation.plugins)
+    if csv is not None:
+        with open_text(csv) as file:
+            lab.write_rounds(reports, file)
+    if timeline is not None:
+        with open_text(timeline) as file:
+            lab.write_timeline(reports, file)
+    if plot is not None:
+        title = f"{devices:,} devices, {hours:g} h, rounds of {goal}"
+        with open_text(plot) as file:
+            file.write(lab.draw(reports, title))
+    if "-" not in (csv, timeline, plot):
+        _print_table(reports)
+    for report in reports:
+        for problem, count in report.problems.items():
+            click.echo(f"{report.policy}: {problem} ({count} times)", err=True)
+
+
+def _scenario(
+    devices: int,
+    hours: float,
+    goal: int,
+    *,
     minimum: int | None,
     over_selection: float,
     tasks: int,
@@ -120,24 +155,16 @@ def simulate(
     retry: RetryWindow,
     retry_accepted: RetryWindow,
     step: float,
-    csv: str | None,
-    timeline: str | None,
-    plot: str | None,
-) -> None:
-    """Try selection policies on virtual devices, side by side.
-
-    A POLICY is the name of an installed one, with options of its own if wanted:
-    uniform:window=30s,min_candidates=50. Other options are the configuration's.
-    """
-    from fcp_core import lab
+) -> Scenario:
+    from fcp_core.lab import DeviceModel, Scenario, TaskModel
 
     if tasks < 1:
         raise UsageError(f"--tasks must be at least 1, not {tasks}.")
     names = ["train"] if tasks == 1 else [f"train/{number + 1}" for number in range(tasks)]
-    scenario = lab.Scenario(
-        devices=lab.DeviceModel(count=devices, drop_out=drop_out, alignment=alignment),
+    return Scenario(
+        devices=DeviceModel(count=devices, drop_out=drop_out, alignment=alignment),
         tasks=tuple(
-            lab.TaskModel(
+            TaskModel(
                 name=name,
                 goal_count=goal,
                 minimum_count=minimum,
@@ -153,47 +180,12 @@ def simulate(
         retry_rejected=retry,
         step=step,
     )
-    reports = lab.simulate(*policies, scenario=scenario, seed=seed, plugins=invocation.plugins)
-    if csv is not None:
-        with _writing(csv) as file:
-            lab.write_rounds(reports, file)
-    if timeline is not None:
-        with _writing(timeline) as file:
-            lab.write_timeline(reports, file)
-    if plot is not None:
-        title = f"{devices:,} devices, {hours:g} h, rounds of {goal}"
-        with _writing(plot) as file:
-            file.write(lab.draw(reports, title))
-    if "-" not in (csv, timeline, plot):
-        _print_table(reports)
-    for report in reports:
-        for problem, count in report.problems.items():
-            click.echo(f"{report.policy}: {problem} ({count} times)", err=True)
 
 
 def _print_table(reports: list[Report]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from fcp_core.lab import COLUMNS, summary
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "policy" else "right")
+    table = make_table(*COLUMNS, right=True)
     for report in reports:
         table.add_row(*summary(report))
-    width = None if sys.stdout.isatty() else 240
-    Console(width=width, highlight=False, markup=False).print(table)
-
-
-@contextlib.contextmanager
-def _writing(name: str) -> Iterator[IO[str]]:
-    if name == "-":
-        yield sys.stdout
-        return
-    try:
-        with open(name, "w", encoding="utf-8", newline="") as file:
-            yield file
-    except OSError as error:
-        raise UsageError(f"{name} cannot be written: {error.strerror}.") from None
+    print_tables(table)

@@ -6,14 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fcp_core.commands.output import make_table, print_tables, write_file
 from fcp_core.errors import UsageError
-from fcp_core.protocol.status import StatusError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -106,6 +105,8 @@ def _read(path: Path) -> str:
 @contextmanager
 def connected(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
     """Give a client; what the server refuses ends the command with its message, and status 1."""
+    from fcp_core.protocol.status import StatusError
+
     with connect() as client:
         try:
             yield client
@@ -120,6 +121,7 @@ def connected(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
 @click.pass_obj
 def submit(connect: Any, file: Path, key: str | None, watched: bool) -> None:
     """Offer the task that FILE describes, and print its id."""
+    from fcp_core.protocol.status import StatusError
     from fcp_core.tasks.taskfile import read_task_file
 
     try:
@@ -139,14 +141,10 @@ def submit(connect: Any, file: Path, key: str | None, watched: bool) -> None:
 @click.pass_obj
 def list_(connect: Any, population: str | None, state: str | None) -> None:
     """List the tasks, oldest first."""
-    from rich import box
-    from rich.table import Table
-
     with connected(connect) as client:
         found = client.list(population, state)
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in ("task", "population", "name", "state", "contributed", "created", "error"):
-        table.add_column(column, overflow="fold")
+    names = ("task", "population", "name", "state", "contributed", "created", "error")
+    table = make_table(*names)
     for task in found:
         table.add_row(
             task.task_id,
@@ -154,10 +152,10 @@ def list_(connect: Any, population: str | None, state: str | None) -> None:
             task.name,
             task.state,
             f"{task.contributed}/{task.goal_count}",
-            datetime.fromtimestamp(task.created).isoformat(" ", "seconds"),
+            local_time(task.created),
             "" if task.error is None else task.error.status,
         )
-    show(table)
+    print_tables(table)
 
 
 @tasks.command()
@@ -171,7 +169,7 @@ def watch(connect: Any, task_id: str) -> None:
 
 @tasks.command()
 @click.argument("task_id")
-@click.option("--reason", help="What its watchers are told.")
+@click.option("--reason", help="A message for its watchers.")
 @click.pass_obj
 def cancel(connect: Any, task_id: str, reason: str | None) -> None:
     """End a task without a result; one that has ended stays as it is."""
@@ -210,12 +208,12 @@ def result(
         task = client.get(task_id)
         checkpoint = client.result(task_id)
         if output is not None and output.suffix == ".ckpt":
-            write(output, checkpoint)
+            write_file(output, checkpoint)
             if plot is None:
                 return
         table = Table.of(checkpoint)
     if plot is not None:
-        write(plot, bar_chart(table, task.name, column).encode())
+        write_file(plot, bar_chart(table, task.name, column).encode())
     if output is None and plot is None:
         click.echo(table.to_csv(), nl=False)
     elif output is not None and output.suffix != ".ckpt":
@@ -232,15 +230,11 @@ def openapi() -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(describe()), indent=2))
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file.
+def local_time(seconds: float) -> str:
+    """Return a time since the epoch as the local date and time of day."""
+    from datetime import datetime
 
-    :raises UsageError: if it cannot be written.
-    """
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+    return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
 
 
 def _watch(client: AdminClient, task_id: str) -> None:
@@ -276,12 +270,3 @@ def _line(task: Task) -> str:
         f"{task.pending} at work, {task.dropped} dropped"
     )
     return line if task.error is None else f"{line} ({task.error.status}: {task.error.message})"
-
-
-def show(item: RenderableType) -> None:
-    """Print a table or the like: in a pipe, each line whole."""
-    from rich.console import Console
-
-    # A pipe gets whole lines, so that they can be searched.
-    width = None if sys.stdout.isatty() else 2000
-    Console(width=width, highlight=False, markup=False).print(item)

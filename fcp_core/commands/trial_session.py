@@ -1,4 +1,4 @@
-"""A rehearsal: one task and one device session in this process, to see what plugins do with it."""
+"""Runs one task with one device session in this process, to see what plugins do with it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,28 @@ from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.services import Services
 
-#: The name of the rehearsed task.
-TASK = "rehearsal"
-#: Seconds of the rehearsal's own time after which the device stops waiting.
+#: The name of the task.
+TASK = "trial"
+#: Seconds of the session's own time after which the device stops waiting.
 PATIENCE = 3600
 
 
-async def rehearse(plugins: Plugins, population: str, tell: Callable[[str], object]) -> None:
+async def run_trial_session(
+    plugins: Plugins, population: str, tell: Callable[[str], object]
+) -> None:
     """Start the plugins, run one task with one device, and shut the plugins down.
 
     The plugins' start-up hooks really run. Nothing is listened on, the storage is a fresh one in
-    memory, and time is the rehearsal's own.
+    memory, and time is the session's own.
 
-    :param tell: told of each stage, in a line.
+    :param tell: called with a line for each stage.
     :raises UsageError: if a plugin cannot start.
     :raises StatusError: if the task or one of the device's calls is refused.
     """
     if "memory" not in plugins.storages:
-        raise UsageError("a rehearsal needs the storage 'memory', which no active plugin offers.")
+        raise UsageError(
+            "a trial session needs the storage 'memory', which no active plugin offers."
+        )
     clock = ManualClock(time.time())
     tell("start-up")
     await plugins.startup()

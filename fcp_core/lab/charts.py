@@ -1,9 +1,9 @@
-"""Charts as SVG, as many as the policy lab and the benchmarks need: lines and bars, in panels."""
+"""Charts as SVG, for all that draws here: lines and bars in panels, and a ranking."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -12,13 +12,30 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 _WIDTH, _HEIGHT = 460, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 34, 44
+#: Of a ranking: the room of labels and numbers, the bars and what is between them.
+_ROW_WIDTH, _ROW_TOP, _ROW_LABELS, _ROW_NUMBERS = 720, 48, 220, 90
+_ROW_BAR, _ROW_GAP = 18, 6
+#: Longer labels are cut.
+_ROW_LABEL_LENGTH = 30
+
+
+@dataclass(frozen=True)
+class Band:
+    """A coloured area behind lines, between two x and two y; None: the panel's edge."""
+
+    colour: str
+    x: tuple[float | None, float | None] = (None, None)
+    y: tuple[float | None, float | None] = (None, None)
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Lines:
     """A panel of lines: points (x, y) by the name of the series.
 
+    :param bands: areas behind the lines.
     :param x_limit: where the panel ends on the right; None: with the last point.
+    :param y_limit: where it ends at the top, what is above is drawn there; None: with the highest.
     :param logarithmic: whether equal ratios of x are equally far apart; x is above 0 then.
     """
 
@@ -28,6 +45,8 @@ class Lines:
     series: Sequence[tuple[str, Sequence[tuple[float, float]]]]
     x_limit: float | None = None
     logarithmic: bool = False
+    bands: Sequence[Band] = ()
+    y_limit: float | None = None
 
     def draw(self) -> list[str]:
         """Return the panel's elements."""
@@ -49,13 +68,18 @@ class Lines:
                 share = x / most
             return _LEFT + min(share, 1.0) * _INNER_WIDTH
 
-        y_ticks = _ticks(max((y for _, y in points), default=1.0))
-        parts = _frame(self.title, self.x_label, self.y_label, y_ticks)
+        y_ticks = _ticks(self.y_limit or max((y for _, y in points), default=1.0))
+
+        def height(y: float) -> float:
+            return _y(min(y / y_ticks[-1], 1.0))
+
+        parts = [part for band in self.bands for part in _area(band, place, height)]
+        parts += _frame(self.title, self.x_label, self.y_label, y_ticks)
         for tick in x_ticks:
             if tick <= most:
                 parts.append(_text(place(tick), _HEIGHT - _BOTTOM + 16, _number(tick), "middle"))
         for number, (_, line) in enumerate(self.series):
-            path = " ".join(f"{place(x):.1f},{_y(y / y_ticks[-1]):.1f}" for x, y in line)
+            path = " ".join(f"{place(x):.1f},{height(y):.1f}" for x, y in line)
             parts.append(
                 f'<polyline points="{path}" fill="none" stroke="{_colour(number)}" '
                 f'stroke-width="1.6"/>'
@@ -98,9 +122,7 @@ def page(title: str, legend: Sequence[str], panels: Sequence[Lines | Bars]) -> s
     width = min(2, len(panels)) * _WIDTH
     height = 60 + math.ceil(len(panels) / 2) * _HEIGHT
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
+        *_document(width, height),
         _text(_LEFT, 24, title, "start", 'font-size="15" font-weight="bold"'),
     ]
     x = float(_LEFT)
@@ -112,6 +134,60 @@ def page(title: str, legend: Sequence[str], panels: Sequence[Lines | Bars]) -> s
         place = f"translate({number % 2 * _WIDTH},{60 + number // 2 * _HEIGHT})"
         parts += [f'<g transform="{place}">', *panel.draw(), "</g>"]
     return "\n".join([*parts, "</svg>", ""])
+
+
+def ranking(title: str, rows: Sequence[tuple[str, float]], limit: int) -> str:
+    """Return an SVG document with a horizontal bar for each row, in the order given.
+
+    :param rows: labels and values.
+    :param limit: how many are drawn; below them it says how many more there are.
+    """
+    shown = rows[:limit]
+    more = len(rows) - len(shown)
+    scale = (_ROW_WIDTH - _ROW_LABELS - _ROW_NUMBERS) / (
+        max((abs(v) for _, v in shown), default=0) or 1
+    )
+    height = _ROW_TOP + len(shown) * (_ROW_BAR + _ROW_GAP) + (28 if more else 12)
+    parts = [*_document(_ROW_WIDTH, height), _text(16, 26, title, "start", 'font-size="15"')]
+    for number, (label, value) in enumerate(shown):
+        y, width = _ROW_TOP + number * (_ROW_BAR + _ROW_GAP), abs(value) * scale
+        if len(label) > _ROW_LABEL_LENGTH:
+            label = f"{label[: _ROW_LABEL_LENGTH - 1]}…"
+        parts += [
+            _text(_ROW_LABELS - 8, y + _ROW_BAR - 5, label, "end"),
+            f'<rect x="{_ROW_LABELS}" y="{y}" width="{width:.1f}" height="{_ROW_BAR}" '
+            f'fill="{_colour(0 if value >= 0 else 1)}"/>',
+            _text(_ROW_LABELS + width + 6, y + _ROW_BAR - 5, f"{value:,.10g}", "start"),
+        ]
+    if more:
+        parts.append(_text(_ROW_LABELS, height - 10, f"and {more} more", "start", 'fill="#666"'))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _document(width: int, height: int) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+
+
+def _area(
+    band: Band, place_x: Callable[[float], float], place_y: Callable[[float], float]
+) -> list[str]:
+    left, right = (
+        edge if x is None else place_x(x)
+        for x, edge in zip(band.x, (_LEFT, _WIDTH - _RIGHT), strict=True)
+    )
+    bottom, top = (
+        edge if y is None else place_y(y)
+        for y, edge in zip(band.y, (_HEIGHT - _BOTTOM, _TOP), strict=True)
+    )
+    return [
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" '
+        f'height="{bottom - top:.1f}" fill="{band.colour}"/>',
+        _text(left + 4, top + 12, band.label, "start"),
+    ]
 
 
 def _frame(title: str, x_label: str, y_label: str, y_ticks: Sequence[float]) -> list[str]:
@@ -158,4 +234,6 @@ def _colour(number: int) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
+    # Some characters cannot be written in XML, not even escaped.
+    text = escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{text}</text>'

@@ -38,7 +38,7 @@ class DeviceModel:
     :param setup: what a task takes without any example.
     :param per_example: what an example takes on a device of speed 1.
     :param drop_out: the mean probability that a device fails at a task; it varies by device.
-    :param silent: the share of failures that the server is not told of.
+    :param silent: the share of failures that devices do not report.
     """
 
     count: int = 100_000
@@ -104,7 +104,7 @@ class Devices:
         self.contributions: npt.NDArray[np.uint32] = np.zeros(count, np.uint32)
 
     def first_wakes(self) -> Floats:
-        """Return when each checks in first: anywhere in its first hours awake, or on its waking.
+        """Return when each device checks in first: in its first hours awake, or on waking.
 
         :returns: seconds after the start.
         """
@@ -113,7 +113,7 @@ class Devices:
         return self._wakes(everyone, asked)
 
     def come_back_all(self, devices: Ints, after: Floats, window: RetryWindow) -> Floats:
-        """Return when devices check in again that were told a window at the times *after*.
+        """Return when devices check in again that got a retry window at the times *after*.
 
         Times are in seconds after the start.
         """

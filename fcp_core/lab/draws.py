@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, and not on when they are drawn.
+"""Random numbers that depend on their purpose and not on the order of drawing.
 
 A number is a hash of the seed, its purpose, the device and how often the device drew before. So a
 device behaves the same whatever others do, and whether it is looked at alone or in an array.

@@ -1,4 +1,4 @@
-"""What reports look like next to each other."""
+"""Draws reports next to each other."""
 
 from __future__ import annotations
 

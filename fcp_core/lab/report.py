@@ -1,4 +1,4 @@
-"""What came of a run."""
+"""The results of a run of the policy lab."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcp_core.rounds.tasks import TaskState
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What came of a round. Times are in seconds after the start.
+    """The result of one round. Times are in seconds after the start.
 
     :param closed: None if it was open at the end.
     :param pending: devices that were still at work at the end.
@@ -44,7 +44,7 @@ class RoundReport:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What came of one run.
+    """The result of one run.
 
     :param contributions: how many contributions each device made.
     :param slow_contributions: how many the slowest quarter of the devices made.
@@ -84,7 +84,7 @@ class Report:
 
     @property
     def pending(self) -> int:
-        """How many devices were at work at the end."""
+        """How many assignments were in progress at the end."""
         return sum(round_.pending for round_ in self.rounds)
 
     @property

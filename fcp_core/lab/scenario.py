@@ -1,4 +1,4 @@
-"""What a run of the policy lab plays: the devices, the tasks and the server's settings."""
+"""The scenario of a run: the devices, the tasks and the server's settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a million devices check in next: an array, of which a short span at a time is sorted."""
+"""The next check-in of up to a million devices: an array, sorted a short span at a time."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ class Wakes:
         return devices, steps
 
     def put_all(self, devices: Ints, steps: Ints) -> None:
-        """Say when devices check in next."""
+        """Set when devices check in next."""
         self._next[devices] = steps
         for index in np.flatnonzero(steps < self._end):
             heapq.heappush(self._heap, (int(steps[index]), int(devices[index])))
 
     def put(self, device: int, step: int) -> None:
-        """Say when a device checks in next."""
+        """Set when a device checks in next."""
         self._next[device] = step
         if step < self._end:
             heapq.heappush(self._heap, (step, device))

@@ -54,7 +54,7 @@ _EARLY = 1e-3
 
 @dataclass
 class _Round:
-    """A round, its machine and what became of its devices.
+    """A round, its machine and the results of its devices.
 
     :param opened: in seconds after the start.
     """
@@ -176,7 +176,7 @@ class World:
             self._come_back(device, step, True)
 
     def _tick(self, step: int, now: float) -> None:
-        """Let time pass for the rounds and for those who wait."""
+        """Tick the rounds and the waiting devices."""
         for round_ in list(self._rounds.values()):
             if round_.tick <= step:
                 self._perform(round_, round_.machine.tick(now), step, now)
@@ -257,7 +257,7 @@ class World:
         self._come_back(waiting.device, step, False)
 
     def _turn_away(self, until: int) -> None:
-        """Turn away everybody who checked in up to that step, while there was no room."""
+        """Reject all devices that checked in up to that step, while no task had room."""
         while self._wakes.peek(until + 1) <= until:
             devices, steps = self._wakes.take(until)
             self._count(steps)

@@ -1,4 +1,4 @@
-"""Calling hooks, each kind with the right consequence of a failure."""
+"""Calls hooks and handles failures as each kind of hook requires."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def collect_calls(
 
 
 def run_all(calls: Sequence[Call], function: Callable[[Call], None]) -> None:
-    """Run a stage for every plugin, and tell what is wrong with all of them together."""
+    """Run a stage for every plugin, and raise all problems together."""
     problems = []
     first: Exception | None = None
     for call in calls:
@@ -86,7 +86,7 @@ class HookCaller:
         self._pacing: dict[str, tuple[RetryWindow, dict[str, Mapping[str, Any]]]] = {}
 
     def notify(self, event: Event) -> None:
-        """Tell the observers; a failing one is logged and changes nothing."""
+        """Notify the observers; a failing one is logged and changes nothing."""
         for call in self._calls["fcp_event"]:
             try:
                 call(event=event)
@@ -170,7 +170,7 @@ class HookCaller:
         }
 
     def check_task(self, task: TaskSpec) -> list[str]:
-        """Return what plugins find wrong with a task, one sentence each."""
+        """Return the problems that plugins find in a task, one sentence each."""
         problems: list[str] = []
         for call in self._calls["fcp_check_task"]:
             try:

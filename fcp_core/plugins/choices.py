@@ -1,4 +1,4 @@
-"""What the configuration chooses among the things that plugins offer, for whom, and building it."""
+"""Resolves configured names to factories and builds them: for the server, a population, a task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fcp_core.storage.contract import Storage, StorageFactory
 
 @dataclass(frozen=True)
 class Offered:
-    """What plugins registered: a factory by name, for each kind."""
+    """The registered factories of each kind, by name."""
 
     aggregators: dict[str, AggregatorFactory] = field(default_factory=dict)
     protocols: dict[str, AggregationProtocolFactory] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Offered:
         return tables[kind]
 
     def missing(self, kind: str, name: str) -> str:
-        """Return the sentence for a name that nobody offers."""
+        """Return the error message for a name that no plugin offers."""
         known = sorted(self.table(kind))
         return (
             f"no active plugin offers the {kind} {name!r}.{did_you_mean(name, known, repr)} "
@@ -59,7 +59,7 @@ class Offered:
 
 
 class Choices:
-    """What is chosen: for all tasks, for those of one population, or for one task.
+    """The choices for all tasks, for those of one population, or for one task.
 
     :param config: the configuration as it is there; see :meth:`Config.scoped`.
     """
@@ -136,7 +136,7 @@ class Choices:
 
         :param name: None for the one that is chosen.
         :param options: options that win over the configured ones.
-        :raises UsageError: if there is none of that name, or the options do not do.
+        :raises UsageError: if there is none of that name, or its options are invalid.
         """
         *wrappers, (innermost, own) = self.selection_chain(name, options)
         policy = self.selection_policies[innermost].make(own)
@@ -176,7 +176,7 @@ class Choices:
     ) -> AggregationProtocol:
         """Build an aggregation protocol's machine; the arguments are as for selection policies.
 
-        :raises UsageError: if there is none of that name, or the options do not do.
+        :raises UsageError: if there is none of that name, or its options are invalid.
         """
         name = self._installed("protocol", name)
         return self.protocols[name].make(self._options("protocol", name, options))
@@ -201,7 +201,7 @@ class Choices:
         """Build an eligibility policy.
 
         :param options: options that win over the configured ones.
-        :raises UsageError: if there is none of that name, or the options do not do.
+        :raises UsageError: if there is none of that name, or its options are invalid.
         """
         name = self._installed("eligibility", name)
         return self.eligibility_policies[name].make(self._options("eligibility", name, options))
@@ -231,7 +231,7 @@ class Choices:
         return chosen
 
     def problems(self) -> list[str]:
-        """Return what is wrong with what is chosen, one sentence each."""
+        """Return the problems of the choices, one sentence each."""
         problems = []
         served: dict[str, str] = {}
         for kind, name, origin in self.chosen():
@@ -275,7 +275,7 @@ class Choices:
 
 
 class TaskChoices(Choices):
-    """What is chosen for one task: what it says itself wins.
+    """The choices for one task; its own win over the configured ones.
 
     :param config: the configuration as it is for the task.
     """
@@ -292,13 +292,13 @@ class TaskChoices(Choices):
 
     @property
     def max_at_work(self) -> int | None:
-        """How many devices may be assigned at a time in any case; None: no such limit."""
+        """The most devices that may be assigned at a time; None: no limit."""
         chosen: int | None = self._spec.max_at_work or self.config.get("task_max_at_work")
         return chosen
 
     @property
     def inline_below(self) -> int:
-        """The size in bytes below which a plan or a checkpoint lies in the assignment."""
+        """The size in bytes below which plans and checkpoints are sent inside the assignment."""
         if self._spec.resources == "uri":
             return 0
         inline = self._spec.resources == "inline"
@@ -331,7 +331,7 @@ class TaskChoices(Choices):
         return configured + [self.make_eligibility_policy(name) for name in self._spec.eligibility]
 
     def problems(self) -> list[str]:
-        """Return what is wrong with what the task says, one sentence each."""
+        """Return the problems of the task's choices, one sentence each."""
         spec = self._spec
         problems = []
         sections: dict[str, str] = {self.protocol: f"protocol.{self.protocol}"}

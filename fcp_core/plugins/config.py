@@ -1,4 +1,4 @@
-"""The configuration: options that are declared, sources that give values, and where each came from.
+"""The configuration: the values of declared options, and the source of each.
 
 The order, the last one wins: declared default, one file, the environment, what the caller or the
 command line gives. The file is the one that is named (``--config``, ``FCP_CONFIG``), or the first
@@ -27,7 +27,14 @@ from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.files import FILES, header, is_scope, normal, normal_key, read_file
-from fcp_core.plugins.registry import Option, OptionRegistry, OptionValue, did_you_mean
+from fcp_core.plugins.registry import (
+    Option,
+    OptionRegistry,
+    OptionValue,
+    did_you_mean,
+    variable,
+)
+from fcp_core.plugins.removed_options import REMOVED, warn_if_removed
 from fcp_core.rounds.tasks import NAME_PATTERN
 
 __all__ = [
@@ -54,7 +61,7 @@ class _Raw:
 
 
 class Sources:
-    """The raw values of a file, the environment and the caller, before any option is known.
+    """The raw values of a file, the environment and the caller, not yet parsed.
 
     :param config_file: read this file and no other.
     :param environ: the environment; ``os.environ`` by default.
@@ -160,8 +167,11 @@ class Sources:
         return OptionValue(option, option.parse(raw.value, raw.origin, raw.base), raw.origin)
 
     def unknown(self, registry: OptionRegistry) -> list[str]:
-        """Return one sentence for each value that no option was declared for."""
-        sections = registry.sections()
+        """Return one sentence for each value without a declared option.
+
+        An option that an earlier release had is no error: it gets a warning.
+        """
+        sections = {*registry.sections(), *(section for section, _ in REMOVED if section)}
         problems = []
         for section, origin in self._sections.items():
             if section and section not in sections:
@@ -172,16 +182,26 @@ class Sources:
                 if section not in self._sections:
                     hint = did_you_mean(section, sections)
                     problems.append(f"{raw.origin}: no active plugin has such options.{hint}")
-            elif registry.get(section, name) is None:
+            elif registry.get(section, name) is None and not warn_if_removed(
+                section, name, raw.origin
+            ):
                 names = registry.names(section)
                 listed = f" Options of {header(section)}: {', '.join(names)}."
                 hint = did_you_mean(name, names) or listed
                 problems.append(f"{raw.origin}: there is no such option.{hint}")
-        variables = [option.variable for option in registry]
-        for variable in self._environ:
-            if variable not in variables and not _SERVICE_LINK.fullmatch(variable):
-                hint = did_you_mean(variable, variables)
-                problems.append(f"environment {variable}: there is no such option.{hint}")
+        return problems + self._unknown_variables([option.variable for option in registry])
+
+    def _unknown_variables(self, known: list[str]) -> list[str]:
+        removed = {variable(*key): key for key in REMOVED}
+        problems = []
+        for name in self._environ:
+            if name in known or _SERVICE_LINK.fullmatch(name):
+                continue
+            if name in removed:
+                warn_if_removed(*removed[name], f"environment {name}")
+            else:
+                hint = did_you_mean(name, known)
+                problems.append(f"environment {name}: there is no such option.{hint}")
         return problems
 
 
@@ -208,6 +228,8 @@ class Config:
         for scope, raws in sources.scoped.items():
             values = self._scoped[scope] = {}
             for key, raw in raws.items():
+                if warn_if_removed(*_split(key), raw.origin):
+                    continue
                 try:
                     value = _scoped_value(registry, scope, key, raw)
                     values[value.option.section, value.option.name] = value
@@ -235,7 +257,7 @@ class Config:
         return view
 
     def scopes(self, kind: str | None = None) -> list[str]:
-        """Return the names of what has a section of its own, such as ``population:phones/all``.
+        """Return the scopes that have a section, such as ``population:phones/all``.
 
         :param kind: "population" or "task": only these, by their own names.
         """
@@ -246,7 +268,7 @@ class Config:
     def scoped(self, population: str = "", task: str = "") -> Config:
         """Return the configuration as it is for a population, or for a task of one.
 
-        Names for which nothing is overridden are no mistake.
+        Names without a section of their own are allowed.
         """
         layers = [
             self._scoped[scope]
@@ -279,18 +301,20 @@ class Config:
             key: value.value for (section, key), value in self._values.items() if section == wanted
         }
         for key, raw in (overlay or {}).items():
-            option = self._registry.get(normal(name), normal(key).lower())
+            option = self._registry.get(wanted, normal(key).lower())
+            where = f"option {key} of {name}"
+            if option is None and warn_if_removed(wanted, normal(key).lower(), where):
+                continue
             if option is None:
                 raise UsageError(
-                    f"option {key} of {name}: there is no such option.{did_you_mean(key, values)} "
+                    f"{where}: there is no such option.{did_you_mean(key, values)} "
                     f"Options: {', '.join(values) or 'none'}."
                 )
             if option.operator_only:
                 raise UsageError(
-                    f"option {key} of {name}: a task cannot set it; the operator can, with "
-                    f"{option.label}."
+                    f"{where}: a task cannot set it; the operator can, with {option.label}."
                 )
-            values[option.name] = option.parse(raw, f"option {key} of {name}", self.folder)
+            values[option.name] = option.parse(raw, where, self.folder)
         return MappingProxyType(values)
 
     def origin(self, section: str, name: str) -> str:
@@ -306,14 +330,20 @@ class Config:
         return everywhere + overridden
 
 
+def _split(key: str) -> tuple[str, str]:
+    """Return the section and the name of an option's key."""
+    section, _, name = key.rpartition(".")
+    return section, name
+
+
 def _scoped_value(registry: OptionRegistry, scope: str, key: str, raw: _Raw) -> OptionValue:
     kind, _, name = scope.partition(":")
+    section, word = _split(key)
     if not NAME_PATTERN.fullmatch(name):
         raise UsageError(
             f"{raw.origin}: {name!r} is no name of a {kind}; it must match "
             f"{NAME_PATTERN.pattern!r}."
         )
-    section, _, word = key.rpartition(".")
     option = registry.get(section, word)
     if option is None or kind not in option.scopes:
         allowed = [other.key for other in registry if kind in other.scopes]
@@ -326,7 +356,7 @@ def _scoped_value(registry: OptionRegistry, scope: str, key: str, raw: _Raw) -> 
 
 
 def load_config(registry: OptionRegistry, sources: Sources | None = None) -> Config:
-    """Give the registry's options their values from the file, the environment and overrides.
+    """Read the values of the registry's options from the file, the environment and overrides.
 
     :raises UsageError: as :class:`Sources` and :class:`Config` do.
     """

@@ -1,4 +1,4 @@
-"""Finding plugins, importing them, and saying what is wrong with one before it is registered."""
+"""Finds, imports and checks plugins before they are registered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading configuration files: the sections of ours in an INI or TOML file."""
+"""Reads our sections of INI and TOML configuration files."""
 
 from __future__ import annotations
 

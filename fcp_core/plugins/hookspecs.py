@@ -5,7 +5,7 @@ A plugin is a module (or any object) named by an entry point of the group ``fcp`
 hook's arguments that it wants. If it is a class, every server makes one of its own: that is where
 a plugin keeps what it learns in ``fcp_startup``.
 
-There are four kinds of hook, told apart by what is done with the answers: *registration* collects
+There are four kinds of hook, which differ in what is done with the answers: *registration* collects
 factories, *claim* stops at the first answer that is not None, *veto* lets any refusal win,
 *observer* ignores what is returned. Only claims can be wrapped; all others are called plugin by
 plugin. ``tryfirst`` ones come first, then the others in the order of the plugins' names.
@@ -250,7 +250,7 @@ def fcp_admit_checkin(check_in: CheckIn, now: float) -> Refusal | None:
     """Refuse a device at check-in, for instance by its version or its attestation.
 
     Veto: any refusal wins; once a check-in, on the event loop: be quick. The
-    device is told no reason; the longest retry window of all refusals is sent.
+    device gets no reason; the longest retry window of all refusals is sent.
 
     :param check_in: what the device says of itself.
     :param now: the time, in seconds since 1970.
@@ -281,7 +281,7 @@ def fcp_check_task(task: TaskSpec) -> Iterable[str] | None:
 
 @hookspec
 def fcp_event(event: Event) -> None:
-    """Be told of an event.
+    """Observe an event.
 
     Observer; once an event, several times for each device, on the event loop: be quick, and do
     no input or output here. What is returned is ignored.

@@ -1,4 +1,4 @@
-"""One server's plugins: what is installed and what the configuration chooses."""
+"""The plugins of one server: loads them, and resolves what the configuration chooses."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Plugins(HookCaller, Choices):
         self._local: list[str] = []
 
     def recipe(self) -> dict[str, Any]:
-        """Return the arguments of :meth:`load` for another process that receives and folds.
+        """Return the arguments of :meth:`load` for a worker process.
 
         Plugins that the program brings as objects are not among them: they observe, select and
         decide in this process only.
@@ -134,7 +134,7 @@ class Plugins(HookCaller, Choices):
         :param working_folder: where configuration files are looked for; by default the current one.
         :param entry_points: instead of the installed ones.
         :param modules: modules or files to load as if ``[fcp] plugins`` named them too.
-        :param trace: told of every hook call; None: the log is, if ``trace_hooks`` says so.
+        :param trace: called with every hook call; None: they are logged if ``trace_hooks`` is set.
         :raises UsageError: with all problems of the first stage that has any, one a line.
         """
         discovery.check_owner()
@@ -160,51 +160,63 @@ class Plugins(HookCaller, Choices):
         registry = OptionRegistry(defaults)
         add_core_options(registry)
         loaded = discovery.import_plugins(_find(registry, sources, modules, extra, entry_points))
-        manager = discovery.new_plugin_manager()
-        for source, plugin in reversed(loaded):  # pluggy asks the last one first
-            manager.register(plugin, name=source.name)
-        if trace is None and sources.value(registry.option("", "trace_hooks")).value:
-            logging.getLogger("fcp.hooks").setLevel(logging.INFO)
-            trace = log_trace
-        if trace is not None:
-            trace_hooks(manager, [source for source, _ in loaded], trace)
+        manager = _new_manager(loaded, registry, sources, trace)
         calls = collect_calls(manager, loaded)
         run_all(calls["fcp_add_options"], lambda call: _declare(call, registry))
         config = load_config(registry, sources)
         check_core_options(config)
         plugins = cls(config, manager, calls)
-        plugins.plugins = tuple(
+        plugins._recipe = recipe
+        plugins._register(loaded, extra)
+        plugins._check_choices()
+        return plugins
+
+    def _register(
+        self, loaded: Sequence[tuple[PluginSource, object]], extra: Sequence[object]
+    ) -> None:
+        """Keep what was loaded, and collect what it offers."""
+        self.plugins = tuple(
             LoadedPlugin(
                 source,
                 plugin,
-                tuple(sorted(h for h, c in calls.items() if any(x.source is source for x in c))),
+                tuple(
+                    sorted(
+                        hook
+                        for hook, calls in self._calls.items()
+                        if any(call.source is source for call in calls)
+                    )
+                ),
             )
             for source, plugin in loaded
         )
-        plugins._recipe = recipe
-        plugins._local = [
+        self._local = [
             f"{item.source.name} ({', '.join(needed)})"
-            for item in plugins.plugins
+            for item in self.plugins
             if any(item.plugin is plugin for plugin in extra)
             and (needed := sorted(_NEEDED_EVERYWHERE.intersection(item.hooks)))
         ]
-        plugins._collect()
-        problems = [problem for choices in plugins.scopes() for problem in choices.problems()]
+        self._collect()
+
+    def _check_choices(self) -> None:
+        """Check the configured choices of all scopes; log what each plugin offers.
+
+        :raises UsageError: naming everything that is wrong.
+        """
+        problems = [problem for choices in self.scopes() for problem in choices.problems()]
         if problems:
             raise UsageError("\n".join(dict.fromkeys(problems)))
-        for item in plugins.plugins:
-            offers = [f"{o.kind} {o.name}" for o in plugins.offers() if o.plugin is item.source]
+        for item in self.plugins:
+            offers = [f"{o.kind} {o.name}" for o in self.offers() if o.plugin is item.source]
             logger.info("%s: %s", item.source, ", ".join(offers) or ", ".join(item.hooks))
-        return plugins
 
     # What is offered, and what is chosen.
 
     def for_population(self, name: str) -> Choices:
-        """Return what is chosen for the tasks of a population."""
+        """Return the choices for the tasks of a population."""
         return Choices(self.config.scoped(name), self.offered)
 
     def for_task(self, spec: TaskSpec) -> TaskChoices:
-        """Return what a task chooses itself, and what is chosen for it where it does not."""
+        """Return the choices for a task; its own win."""
         return TaskChoices(self.config.scoped(spec.population, spec.name), self.offered, spec)
 
     def offers(self) -> list[Offer]:
@@ -226,7 +238,7 @@ class Plugins(HookCaller, Choices):
         return offers
 
     def check_task(self, task: TaskSpec) -> list[str]:
-        """Return what is wrong with a task's choices, and what plugins find; one sentence each."""
+        """Return the problems of a task's choices, and those that plugins find, a sentence each."""
         return self.for_task(task).problems() + super().check_task(task)
 
     # Building the object.
@@ -271,7 +283,7 @@ class Plugins(HookCaller, Choices):
             table[name] = factory
 
     def scopes(self) -> list[Choices]:
-        """Return what is chosen for all, for each population and for each task with a section."""
+        """Return the choices for the server, and for each population and task with a section."""
         return [
             self,
             *(self.for_population(name) for name in self.config.scopes("population")),
@@ -280,6 +292,24 @@ class Plugins(HookCaller, Choices):
                 for name in self.config.scopes("task")
             ),
         ]
+
+
+def _new_manager(
+    loaded: Sequence[tuple[PluginSource, object]],
+    registry: OptionRegistry,
+    sources: Sources,
+    trace: TraceSink | None,
+) -> pluggy.PluginManager:
+    """Register the plugins, with a trace of their calls if one is asked for."""
+    manager = discovery.new_plugin_manager()
+    for source, plugin in reversed(loaded):  # pluggy asks the last one first
+        manager.register(plugin, name=source.name)
+    if trace is None and sources.value(registry.option("", "trace_hooks")).value:
+        logging.getLogger("fcp.hooks").setLevel(logging.INFO)
+        trace = log_trace
+    if trace is not None:
+        trace_hooks(manager, [source for source, _ in loaded], trace)
+    return manager
 
 
 def _find(

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.plugins.files import SCOPES
-from fcp_core.plugins.http_options import add_front_options
+from fcp_core.plugins.http_options import add_http_options
 from fcp_core.plugins.server_options import add_server_options
 
 
 def add_core_options(options: OptionRegistry) -> None:
     """Declare the core's options."""
+    add = functools.partial(options.add, "")
+    _add_plugin_options(add)
+    _add_choices(add)
+    _add_check_in_options(add)
+    _add_task_options(add)
+    _add_key_options(options)
+    add_http_options(options)
+    add_server_options(options)
 
-    def add(
-        name: str,
-        type: str,
-        default: object,
-        help: str,
-        minimum: float | None = None,
-        scopes: tuple[str, ...] = (),
-    ) -> None:
-        options.add("", name, type, default, help, minimum=minimum, scopes=scopes)
 
+def _add_plugin_options(add: Callable[..., None]) -> None:
     add("plugins", "list", (), "modules, or .py files, to load beyond the installed plugins")
     add("disable_plugins", "list", (), "names of plugins that are not loaded")
     add(
@@ -31,122 +34,65 @@ def add_core_options(options: OptionRegistry) -> None:
         "plugins or distributions without which the server does not start; 'name>=1.2' is allowed",
     )
     add("trace_hooks", "bool", "no", "write every hook call to the log fcp.hooks")
-    add(
-        "aggregator",
-        "list",
-        (),
-        "aggregators that replace the reference ones for the intrinsics they serve",
-        scopes=SCOPES,
-    )
-    add(
-        "protocol",
-        "str",
-        "simple",
-        "the aggregation protocol of a task that names none",
-        scopes=SCOPES,
-    )
+
+
+def _add_choices(add: Callable[..., None]) -> None:
+    text = "aggregators that replace the reference ones for the intrinsics they serve"
+    add("aggregator", "list", (), text, scopes=SCOPES)
+    text = "the aggregation protocol of a task that names none"
+    add("protocol", "str", "simple", text, scopes=SCOPES)
     add("selection", "str", "fifo", "the selection policy of a task that names none", scopes=SCOPES)
-    add(
-        "eligibility",
-        "list",
-        (),
-        "eligibility policies, all of which a device must pass",
-        scopes=SCOPES,
-    )
+    text = "eligibility policies, all of which a device must pass"
+    add("eligibility", "list", (), text, scopes=SCOPES)
     add("storage", "str", "memory", "where tasks, sessions and partial aggregates are kept")
     add("engine", "str", "local", "where accumulators run")
+
+
+def _add_check_in_options(add: Callable[..., None]) -> None:
+    population = ("population",)
     for name, default, word in (("retry_min", "10s", "shortest"), ("retry_max", "30s", "longest")):
         text = f"the {word} time after which a device comes back"
-        add(name, "duration", default, text, scopes=("population",))
-    add(
-        "check_in_hold",
-        "duration",
-        0,
-        "how long a device that checks in is kept waiting for a task to open, before it is sent "
-        "away",
-        0,
-        scopes=("population",),
-    )
-    add(
-        "polling_interval",
-        "duration",
-        "500ms",
-        "how often a waiting device asks again",
-        0.001,
-        scopes=("population",),
-    )
+        add(name, "duration", default, text, scopes=population)
+    text = "how long a device that checks in waits for a task to open before it is sent away"
+    add("check_in_hold", "duration", 0, text, minimum=0, scopes=population)
+    text = "how often a waiting device asks again"
+    add("polling_interval", "duration", "500ms", text, minimum=0.001, scopes=population)
     add(
         "max_poll_rate",
         "float",
         1000.0,
         "polls a second of all waiting devices together: with more of them each asks less often, "
         "at least once a minute; 0: no limit",
-        0,
-        scopes=("population",),
+        minimum=0,
+        scopes=population,
     )
-    add(
-        "session_timeout",
-        "duration",
-        "15m",
-        "how long a device session lives from check-in to the start of its last assignment",
-        scopes=("population",),
-    )
-    add(
-        "assignment_timeout",
-        "duration",
-        "10m",
-        "how long an assigned device may take before it counts as dropped",
-        scopes=SCOPES,
-    )
-    add(
-        "task_deadline",
-        "duration",
-        "1h",
-        "when a task without a deadline of its own ends",
-        scopes=SCOPES,
-    )
-    add(
-        "task_retention",
-        "duration",
-        "30d",
-        "how long a task that ended is kept, with its result",
-        scopes=SCOPES,
-    )
-    add(
-        "over_selection",
-        "float",
-        "1.0",
-        "devices assigned at a time, as a multiple of the contributions still missing",
-        1.0,
-        scopes=SCOPES,
-    )
-    add(
-        "max_at_work",
-        "int",
-        None,
-        "devices that may be at work at a time in a population, on all its tasks together",
-        1,
-        scopes=("population",),
-    )
-    add(
-        "task_max_at_work",
-        "int",
-        None,
-        "devices that may be at work at a time on one task",
-        1,
-        scopes=SCOPES,
-    )
-    add(
-        "token_keys_file",
-        "path",
-        None,
+    text = "how long a device session lives from check-in to the start of its last assignment"
+    add("session_timeout", "duration", "15m", text, scopes=population)
+    text = "devices that may be at work at a time in a population, on all its tasks together"
+    add("max_at_work", "int", None, text, minimum=1, scopes=population)
+
+
+def _add_task_options(add: Callable[..., None]) -> None:
+    text = "how long an assigned device may take before it counts as dropped"
+    add("assignment_timeout", "duration", "10m", text, scopes=SCOPES)
+    text = "when a task without a deadline of its own ends"
+    add("task_deadline", "duration", "1h", text, scopes=SCOPES)
+    text = "how long a task that ended is kept, with its result"
+    add("task_retention", "duration", "30d", text, scopes=SCOPES)
+    text = "devices assigned at a time, as a multiple of the contributions still missing"
+    add("over_selection", "float", "1.0", text, minimum=1.0, scopes=SCOPES)
+    text = "devices that may be at work at a time on one task"
+    add("task_max_at_work", "int", None, text, minimum=1, scopes=SCOPES)
+
+
+def _add_key_options(options: OptionRegistry) -> None:
+    text = (
         "the file with the keys that sign what devices are given; without one it lies beside the "
-        "storage, and is made at the first start",
+        "storage, and is made at the first start"
     )
+    options.add("", "token_keys_file", "path", None, text)
     text = "what that file says, instead of a file; only from the environment"
     options.add("", "token_keys", "str", None, text, secret=True)
-    add_front_options(options)
-    add_server_options(options)
 
 
 def check_core_options(config: Config) -> None:

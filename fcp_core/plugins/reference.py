@@ -1,6 +1,6 @@
-"""The references of the hooks and the options, made from what is specified and declared.
+"""Generates the references of hooks and options from their declarations.
 
-``python -m fcp_core.plugins.reference docs`` writes them anew: ``docs/hooks.md``, and the tables in
+``python -m fcp_core.plugins.reference docs`` writes ``docs/hooks.md`` and the tables in
 ``docs/configuration.md``. Tests compare.
 """
 
@@ -168,7 +168,7 @@ def write(folder: Path) -> None:
 
 
 def with_options(page: str, tables: str) -> str:
-    """Return a page with other tables of options."""
+    """Return a page with its tables of options replaced."""
     before, begin, rest = page.partition("<!-- options -->\n")
     _, end, after = rest.partition("<!-- end of options -->")
     return before + begin + tables + end + after

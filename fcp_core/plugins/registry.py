@@ -1,4 +1,4 @@
-"""Options: what the core and the plugins declare, and what a value of one is."""
+"""The options that the core and the plugins declare, and their values."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ _SCOPES: Mapping[str, tuple[str, ...]] = {
     "selection": SCOPES,
     "eligibility": SCOPES,
 }
+
+
+def variable(section: str, name: str) -> str:
+    """Return the name of the environment variable that sets an option."""
+    if not section:
+        return f"FCP_{name}".upper()
+    return f"FCP_{re.sub('[^A-Za-z0-9]', '_', section)}__{name}".upper()
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,7 @@ class Option:
     @property
     def variable(self) -> str:
         """The environment variable that sets it."""
-        if not self.section:
-            return f"FCP_{self.name}".upper()
-        return f"FCP_{re.sub('[^A-Za-z0-9]', '_', self.section)}__{self.name}".upper()
+        return variable(self.section, self.name)
 
     def parse(self, raw: object, origin: str, base: Path) -> Any:
         """Convert and check a raw value.

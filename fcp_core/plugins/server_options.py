@@ -1,4 +1,4 @@
-"""The options of ``[fcp:server]`` and ``[fcp:admin]``: ``fcp serve``, and those who talk to it."""
+"""The options of ``[fcp:server]`` and ``[fcp:admin]``: ``fcp serve`` and its admin API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tracing: a record of every hook call, with the plugin, the arguments, the answer and the time."""
+"""Traces every hook call: the plugin, the arguments, the answer and the time."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def log_trace(trace: HookTrace) -> None:
 def trace_hooks(
     manager: pluggy.PluginManager, sources: Sequence[PluginSource], sink: TraceSink
 ) -> None:
-    """Tell *sink* of every hook call from now on."""
+    """Report every hook call to *sink* from now on."""
     names = {source.name: source for source in sources}
     for hook in hook_specs():
         for impl in getattr(manager.hook, hook).get_hookimpls():
             trace = _traced_wrapper if impl.wrapper or impl.hookwrapper else _traced
-            teller = _Teller(hook, names[impl.plugin_name].name, tuple(impl.argnames), sink)
+            teller = _Reporter(hook, names[impl.plugin_name].name, tuple(impl.argnames), sink)
             impl.function = trace(impl.function, teller)
 
 
@@ -77,18 +77,18 @@ def short(value: Any) -> str:
         names = [str(getattr(item, "name", short(item))) for item in value]
         text = "[" + ", ".join(names) + "]"
     else:
-        told = [
+        parts = [
             f"{name}={getattr(value, name)!r}"
             for name in ("population", "name", "task_name", "reason", "delay_min", "delay_max")
             if isinstance(getattr(value, name, None), str | int | float)
         ]
-        text = f"{type(value).__name__}({', '.join(told)})"
+        text = f"{type(value).__name__}({', '.join(parts)})"
     return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + "..."
 
 
 @dataclass(frozen=True)
-class _Teller:
-    """Tells the sink of one plugin's calls of one hook."""
+class _Reporter:
+    """Reports one plugin's calls of one hook to the sink."""
 
     hook: str
     plugin: str
@@ -111,7 +111,7 @@ class _Teller:
         return self.hook == "fcp_authenticate" and name in _HIDDEN
 
 
-def _traced(function: Callable[..., Any], teller: _Teller) -> Callable[..., Any]:
+def _traced(function: Callable[..., Any], teller: _Reporter) -> Callable[..., Any]:
     async def wait(answer: Awaitable[Any], values: Sequence[Any], started: float) -> None:
         try:
             result = await answer
@@ -138,7 +138,7 @@ def _traced(function: Callable[..., Any], teller: _Teller) -> Callable[..., Any]
     return call
 
 
-def _traced_wrapper(function: Callable[..., Any], teller: _Teller) -> Callable[..., Any]:
+def _traced_wrapper(function: Callable[..., Any], teller: _Reporter) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*values: Any) -> Generator[Any, Any, Any]:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Types of configuration values: how text from a file or the environment becomes a value."""
+"""The types of options: parse text from a file or the environment into values."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.tls import server_context
 from fcp_core.server.logs import log_levels
-from fcp_core.server.processes.process_engine import SpreadEngine
+from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.processors import on_processors, shares
-from fcp_core.server.processes.workers import Assignment, Workers
+from fcp_core.server.processes.workers import Workers, WorkerSettings
 from fcp_core.server.services import Services
 from fcp_core.server.urls import checked_url
 
@@ -122,10 +122,10 @@ class Server:
                     self._shares = shares(processes)
                 # Each has its share of the processors; more would only be in each other's way.
                 threads = max(1, (os.cpu_count() or 1) // processes)
-                engine = SpreadEngine(plugins.make_engine(), processes)
+                engine = ProcessEngine(plugins.make_engine(), processes)
 
-                def assign(number: int) -> Assignment:
-                    return Assignment(
+                def settings_of(number: int) -> WorkerSettings:
+                    return WorkerSettings(
                         number=number,
                         recipe=recipe,
                         host=host,
@@ -139,7 +139,7 @@ class Server:
                         log_levels=log_levels(),
                     )
 
-                self._workers = Workers(processes - 1, assign, engine, metrics)
+                self._workers = Workers(processes - 1, settings_of, engine, metrics)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
                 plugins,

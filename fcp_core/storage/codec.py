@@ -13,7 +13,7 @@ _decoders: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
 
 
 class CodecError(Exception):
-    """Bytes in a store are not the record that they should be."""
+    """Stored bytes cannot be decoded as the record."""
 
 
 def encode(record: Record) -> bytes:

@@ -1,4 +1,4 @@
-"""The contract of a storage back end: records, transactions, and nothing about drivers."""
+"""The contract of a storage back end: records and transactions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Transaction(ABC):
 
 
 class Storage(ABC):
-    """A store of records that outlives the server, or not, as its documentation says."""
+    """A store of records; its documentation says whether it survives a restart."""
 
     #: Whether what a transaction wrote survives the end of the process.
     durable: bool = False
@@ -87,7 +87,7 @@ class Storage(ABC):
 
 @dataclass(frozen=True)
 class StorageFactory:
-    """What a plugin registers: a recipe for a storage back end, chosen by *name*."""
+    """The factory of a storage back end, which a plugin registers under *name*."""
 
     name: str
     summary: str

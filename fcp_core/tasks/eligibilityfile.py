@@ -51,7 +51,7 @@ def _names(table: TomlTable) -> list[str] | None:
 
 
 def _read(table: TomlTable, name: str, folder: Path) -> bytes:
-    """Return the content of a file that is named, or nothing."""
+    """Return the content of a named file; empty if none is named."""
     if name not in table.names():
         table.get(name, str, None)
         return b""

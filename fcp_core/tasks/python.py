@@ -49,7 +49,7 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Result:
-    """What a round came to.
+    """The result of a round.
 
     :param arrays: by name, aggregated.
     :param weight: the sum of the devices' weights.

@@ -1,4 +1,4 @@
-"""Files in TOML that people write: what is wrong in one is told with its line."""
+"""Reads TOML files that people write; errors name the line."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class TomlTable:
         return list(self._values)
 
     def raw(self, name: str) -> Any:
-        """Return a value as it is; None if there is none."""
+        """Return a value as it is; None if it is missing."""
         return self._values.get(name)
 
     def wrong(self, name: str | None, problem: str) -> UsageError:

@@ -26,6 +26,7 @@ from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
 from fcp_core.errors import MissingExtraError
 from fcp_core.protocol.status import StatusError
+from fcp_core.testing.tensor_strategies import tensors, unaligned
 
 try:
     import pytest
@@ -36,34 +37,12 @@ except ImportError as error:
     raise MissingExtraError("the conformance kit", "testing") from error
 
 #: One contribution: a tensor for each input, nested ones included, depth first.
+__all__ = ["AggregatorConformance", "tensors"]
+
 Contribution = list[Tensor]
 
 #: How much a state may grow by counters alone.
 _STATE_GROWTH = 64
-
-
-def tensors(spec: TensorSpec, unknown: int = 3) -> SearchStrategy[Tensor]:
-    """Draw tensors of a specification, whose numbers are small integers.
-
-    Small integers are added without rounding in every dtype, so that sums can be compared exactly.
-
-    :param unknown: the size of dimensions that the specification leaves open.
-    """
-    shape = tuple(unknown if size < 0 else size for size in spec.shape)
-    size = int(np.prod(shape, dtype=np.int64))
-    elements: SearchStrategy[Any]
-    if spec.dtype is DataType.STRING:
-        elements = st.binary(max_size=3)
-    else:
-        low = 0 if spec.dtype is DataType.UINT64 else -100
-        elements = st.integers(low, 100)
-
-    def build(values: list[Any]) -> Tensor:
-        tensor: Tensor = np.empty(size, spec.dtype.numpy)
-        tensor[:] = values
-        return tensor.reshape(shape)
-
-    return st.lists(elements, min_size=size, max_size=size).map(build)
 
 
 class AggregatorConformance:
@@ -323,7 +302,7 @@ class AggregatorConformance:
         """It may begin at any address: tensors are views on the bytes of a checkpoint."""
 
         def law(contributions: list[Contribution]) -> None:
-            shifted = [[_unaligned(tensor) for tensor in item] for item in contributions]
+            shifted = [[unaligned(tensor) for tensor in item] for item in contributions]
             self._assert_same(self.fold(shifted), self.fold(contributions))
 
         self._check(law, self._many())
@@ -418,13 +397,3 @@ class AggregatorConformance:
                 np.testing.assert_array_equal(mine, theirs)
             else:
                 np.testing.assert_allclose(mine, theirs, rtol=self.rtol, atol=self.atol)
-
-
-def _unaligned(tensor: Tensor) -> Tensor:
-    if tensor.dtype == object:
-        return tensor
-    buffer = bytearray(tensor.nbytes + 1)
-    view: Tensor = np.frombuffer(buffer, tensor.dtype, tensor.size, offset=1)
-    view = view.reshape(tensor.shape)
-    view[...] = tensor
-    return view

@@ -22,82 +22,25 @@ from typing import Any, ClassVar
 import numpy as np
 from hypothesis import strategies as st
 
-from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.engine import Engine, EngineFactory, Fold, FoldJob, Partial
 from fcp_core.aggregation.fold import fold as fold_sequentially
 from fcp_core.aggregation.fold import report_partial
-from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
+from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.testing.engine_aggregators import AGGREGATORS, ALL, SUM
 from fcp_core.testing.kit import Conformance, pytest
 
-_NUMBER = TensorSpec("v", DataType.INT64, (2,))
-_SUM = Intrinsic("kit_sum", (_NUMBER,), (TensorSpec("sum", DataType.INT64, (2,)),))
-_ALL = Intrinsic("kit_all", (_NUMBER,), (TensorSpec("all", DataType.INT64, (-1,)),))
+__all__ = ["AGGREGATORS", "JOB", "KINDS", "SUM_JOB", "EngineConformance", "blob", "uploads"]
 
 #: Adds up; keeps nothing.
-SUM_JOB = FoldJob(configuration_to_proto([_SUM]).SerializeToString())
+SUM_JOB = FoldJob(configuration_to_proto([SUM]).SerializeToString())
 #: Adds up and keeps every number.
-JOB = FoldJob(configuration_to_proto([_SUM, _ALL]).SerializeToString())
+JOB = FoldJob(configuration_to_proto([SUM, ALL]).SerializeToString())
 
 #: The names of what a device may send.
 KINDS = ("good", "empty", "truncated", "no tensor", "wrong dtype", "wrong shape", "wrong value")
-
-
-class _Numbers(Accumulator):
-    """The kit's two aggregators: its state is an array of numbers, with the count in front."""
-
-    def __init__(self, intrinsic: Intrinsic, numbers: Tensor | None = None) -> None:
-        self._keeps = intrinsic.uri == "kit_all"
-        empty = np.zeros(1 if self._keeps else 3, np.int64)
-        self._numbers: Tensor = empty if numbers is None else numbers
-
-    @property
-    def num_inputs(self) -> int:
-        return int(self._numbers[0])
-
-    def validate(self, inputs: Sequence[Tensor]) -> None:
-        if inputs[0][1] < 0:
-            raise StatusError(Code.INVALID_ARGUMENT, "the second number must not be below 0")
-
-    def accumulate(self, inputs: Sequence[Tensor]) -> None:
-        self._add(1, inputs[0][:1] if self._keeps else inputs[0])
-
-    def merge(self, other: _Numbers) -> None:
-        self._add(other.num_inputs, other._numbers[1:])
-
-    def report(self) -> list[Tensor]:
-        return [np.sort(self._numbers[1:]) if self._keeps else self._numbers[1:]]
-
-    def dump(self) -> bytes:
-        return self._numbers.tobytes()
-
-    def _add(self, count: int, numbers: Tensor) -> None:
-        if self._keeps:
-            self._numbers = np.concatenate([self._numbers, numbers])
-        else:
-            self._numbers[1:] += numbers
-        self._numbers[0] += count
-
-
-def _load(intrinsic: Intrinsic, options: Options, data: bytes) -> _Numbers:
-    if len(data) % 8 or len(data) < 8 or (intrinsic.uri == "kit_sum" and len(data) != 24):
-        raise StatusError(Code.INVALID_ARGUMENT, "not a dump of the kit's aggregators")
-    return _Numbers(intrinsic, np.frombuffer(data, np.int64).copy())
-
-
-def _make(intrinsic: Intrinsic, options: Options) -> _Numbers:
-    return _Numbers(intrinsic)
-
-
-#: The aggregators that the kit gives to the engine, by name.
-AGGREGATORS: Mapping[str, AggregatorFactory] = {
-    name: AggregatorFactory(
-        name, frozenset({name}), summary, _make, _load, needs_all_inputs=name == "kit_all"
-    )
-    for name, summary in (("kit_sum", "adds up"), ("kit_all", "keeps every number"))
-}
 
 
 def blob(number: int, kind: str = "good") -> bytes:

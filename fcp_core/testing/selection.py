@@ -34,15 +34,9 @@ from fcp_core.rounds.policies import (
     SelectionPolicyFactory,
     SelectionView,
 )
+from fcp_core.testing.binomial import binomial_bounds
 from fcp_core.testing.kit import Conformance, outside_calls, pytest
-from fcp_core.testing.populations import (
-    TASK_NAMES,
-    Opening,
-    Population,
-    Step,
-    Weights,
-    scripts,
-)
+from fcp_core.testing.populations import TASK_NAMES, Opening, Population, Step, Weights, scripts
 
 #: The probability that a fair policy is taken for an unfair one, over all of a check's bounds.
 _FALSE_ALARM = 1e-9
@@ -378,34 +372,6 @@ class SelectionPolicyConformance(Conformance):
         )
 
 
-def binomial_bounds(trials: int, probability: float, alarm: float) -> tuple[int, int]:
-    """Return between which counts a binomial variable stays.
-
-    :param alarm: the probability that it does not, on either side together.
-    """
-    if not 0 < probability < 1:
-        return (0, 0) if probability <= 0 else (trials, trials)
-    logs = [
-        math.lgamma(trials + 1)
-        - math.lgamma(count + 1)
-        - math.lgamma(trials - count + 1)
-        + count * math.log(probability)
-        + (trials - count) * math.log1p(-probability)
-        for count in range(trials + 1)
-    ]
-    masses = [math.exp(value) for value in logs]
-
-    def first(values: Sequence[float]) -> int:
-        total = 0.0
-        for count, mass in enumerate(values):
-            total += mass
-            if total > alarm / 2:
-                return count
-        return trials
-
-    return first(masses), trials - first(masses[::-1])
-
-
 class _FirstCome(SelectionPolicy):
     def select(self, view: SelectionView) -> Selection:
         room = {task.task_id: task.capacity for task in view.tasks}
@@ -424,6 +390,6 @@ def _assigns(selection: Selection) -> list[Assign]:
 
 
 def _through_json(state: Any) -> Any:
-    back = json.loads(json.dumps(state, allow_nan=False))
-    assert back == state, f"the state {state!r} comes back from JSON as {back!r}"
-    return back
+    restored = json.loads(json.dumps(state, allow_nan=False))
+    assert restored == state, f"the state {state!r} comes back from JSON as {restored!r}"
+    return restored

@@ -14,94 +14,32 @@ made; pytest then runs every check::
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
 import pytest
 from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 
 from fcp_core.storage import records
 from fcp_core.storage.contract import Record, Storage, Transaction
+from fcp_core.testing.storage_child import COUNTS
+from fcp_core.testing.storage_model import compare_with_dictionary
+from fcp_core.testing.storage_records import (
+    Expected,
+    Item,
+    LaterItem,
+    OtherItem,
+    record_of,
+)
+
+__all__ = ["Item", "LaterItem", "OtherItem", "StorageConformance"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Item(Record):
-    """What the kit stores."""
-
-    KIND: ClassVar[str] = "kit_item"
-    KEY: ClassVar[str] = "name"
-    INDEXES: ClassVar[tuple[str, ...]] = ("group", "size")
-
-    name: str
-    group: str = ""
-    size: int = 0
-    data: bytes = b""
-    tags: tuple[str, ...] = ()
-    weight: float = 0.0
-    note: str | None = None
-
-
-@dataclass(frozen=True)
-class OtherItem(Item):
-    """A record of another kind, whose keys are those of :class:`Item`."""
-
-    KIND: ClassVar[str] = "kit_other_item"
-
-
-@dataclass(frozen=True)
-class LaterItem(Record):
-    """The kind of :class:`Item` as a later release has it: one field and one index more."""
-
-    KIND: ClassVar[str] = Item.KIND
-    KEY: ClassVar[str] = "name"
-    INDEXES: ClassVar[tuple[str, ...]] = ("group", "colour")
-
-    name: str
-    group: str = ""
-    size: int = 0
-    colour: str = "red"
-
-
-class Expected(Exception):  # noqa: N818
-    """What the kit's transactions raise on purpose."""
-
-
-_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-#: Keys that differ in ways that a store may get wrong: case, order, zero bytes, normal forms.
-keys = st.sampled_from(
-    ["a", "A", "B", "", "a\0", "é", "e\u0301", "\U0001f600", "\uffff", "10", "9"]
-)
-_GROUPS = ("", "g", "G", "g\0", "ü")
-_SIZES = (0, 1, -1, 2**53 + 1, 2**53)
-groups = st.sampled_from(_GROUPS)
-sizes = st.sampled_from(_SIZES)
-items = st.builds(
-    Item,
-    name=keys | _TEXT,
-    group=groups,
-    size=sizes,
-    data=st.binary(max_size=20),
-    tags=st.lists(_TEXT, max_size=3).map(tuple),
-    weight=st.floats(allow_nan=False),
-    note=st.none() | _TEXT,
-)
 
 
 class StorageConformance(ABC):
@@ -144,14 +82,7 @@ class StorageConformance(ABC):
 
     def test_behaves_like_a_dictionary(self, tmp_path: Path) -> None:
         """Any sequence of transactions leaves what it would leave in a dictionary."""
-        kit = self
-        numbers = itertools.count()
-
-        class Model(_Model):
-            def __init__(self) -> None:
-                super().__init__(kit, tmp_path / f"store{next(numbers)}")
-
-        run_state_machine_as_test(Model, settings=self.settings)
+        compare_with_dictionary(self, tmp_path)
 
     def test_a_transaction_reads_its_own_writes(self, tmp_path: Path) -> None:
         """What was put or deleted in a transaction shows in its reads, not outside before."""
@@ -201,7 +132,7 @@ class StorageConformance(ABC):
 
         async def use(storage: Storage) -> None:
             for kind in kinds:
-                first, second = (_record_of(kind, number) for number in range(2))
+                first, second = (record_of(kind, number) for number in range(2))
                 await storage.transact(lambda tx: tx.put(first))  # noqa: B023 (awaited at once)
                 await storage.transact(lambda tx: replace_one(tx, first, second))  # noqa: B023
                 for index in kind.INDEXES:
@@ -216,7 +147,7 @@ class StorageConformance(ABC):
 
         async def again(storage: Storage) -> None:
             for kind in kinds:
-                second = _record_of(kind, 1)
+                second = record_of(kind, 1)
                 left = await storage.transact(lambda tx: list(tx.select(kind)))  # noqa: B023
                 assert left == ([second] if self.durable else [])
                 await storage.transact(lambda tx: tx.delete(kind, second.key))  # noqa: B023
@@ -382,12 +313,12 @@ class StorageConformance(ABC):
         async def use(storage: Storage) -> Item | None:
             return await storage.transact(lambda tx: tx.get(Item, "counter"))
 
-        assert self.run(path, use) == Item("counter", size=2 * _COUNTS)
+        assert self.run(path, use) == Item("counter", size=2 * COUNTS)
 
     def _spawn(self, what: str, path: Path) -> subprocess.Popen[str]:
         if self.child_factory is None:
             pytest.fail("a durable or shared storage needs a child_factory")
-        code = "from fcp_core.testing.storage import run_child; run_child()"
+        code = "from fcp_core.testing.storage_child import run_child; run_child()"
         return subprocess.Popen(
             [sys.executable, "-c", code, self.child_factory, what, str(path)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -399,160 +330,3 @@ class StorageConformance(ABC):
 
 def _is_kind(value: object) -> TypeGuard[type[Record]]:
     return isinstance(value, type) and issubclass(value, Record) and value is not Record
-
-
-def _record_of(kind: type[Record], number: int) -> Any:
-    """Return a record with a value of its own in each field but the key."""
-    values: dict[str, Any] = {
-        "str": f"text {number}",
-        "str | None": f"more text {number}",
-        "bytes": bytes([number, 255]),
-        "int": number,
-        "float": number + 0.5,
-        "float | None": number + 0.25,
-        "bool": bool(number),
-        "tuple[str, ...]": ("a", str(number)),
-    }
-    return kind(
-        **{
-            field.name: "the key" if field.name == kind.KEY else values[str(field.type)]
-            for field in fields(kind)
-        }
-    )
-
-
-class _Model(RuleBasedStateMachine):
-    """A storage beside a dictionary that must agree with it."""
-
-    def __init__(self, kit: StorageConformance, path: Path) -> None:
-        super().__init__()
-        self.kit = kit
-        self.path = path
-        self.model: dict[tuple[type[Item], str], Item] = {}
-        self.loop = asyncio.new_event_loop()
-        self.storage = kit.make_storage(path)
-        self.loop.run_until_complete(self.storage.start())
-
-    def teardown(self) -> None:
-        self.loop.run_until_complete(self.storage.stop())
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        self.loop.close()
-
-    def transact(self, body: Callable[[Transaction], T]) -> T:
-        return self.loop.run_until_complete(self.storage.transact(body))
-
-    @rule(
-        changes=st.lists(st.tuples(st.booleans(), st.booleans(), items), max_size=6),
-        fail=st.booleans(),
-    )
-    def write(self, changes: list[tuple[bool, bool, Item]], fail: bool) -> None:
-        model = dict(self.model)
-
-        def body(tx: Transaction) -> None:
-            # The body may run twice, so it starts from what was before.
-            model.clear()
-            model.update(self.model)
-            for other, delete, item in changes:
-                kind = OtherItem if other else Item
-                if delete:
-                    tx.delete(kind, item.name)
-                    model.pop((kind, item.name), None)
-                else:
-                    record = kind(**vars(item))
-                    tx.put(record)
-                    model[kind, item.name] = record
-            if fail:
-                raise Expected
-
-        if fail:
-            with pytest.raises(Expected):
-                self.transact(body)
-        else:
-            self.transact(body)
-            self.model = model
-
-    @rule(name=keys, other=st.booleans())
-    def get(self, name: str, other: bool) -> None:
-        kind = OtherItem if other else Item
-        assert self.transact(lambda tx: tx.get(kind, name)) == self.model.get((kind, name))
-
-    @rule(group=groups, size=sizes, other=st.booleans())
-    def select_by_two(self, group: str, size: int, other: bool) -> None:
-        kind = OtherItem if other else Item
-        stored = self.transact(lambda tx: list(tx.select(kind, group=group, size=size)))
-        assert stored == self.expected(kind, group=group, size=size)
-
-    @precondition(lambda self: self.kit.durable)
-    @rule()
-    def reopen(self) -> None:
-        self.loop.run_until_complete(self.storage.stop())
-        self.storage = self.kit.make_storage(self.path)
-        self.loop.run_until_complete(self.storage.start())
-
-    @invariant()
-    def same_records(self) -> None:
-        queries: list[tuple[type[Item], dict[str, Any]]] = []
-        for kind in (Item, OtherItem):
-            queries.append((kind, {}))
-            queries += [(kind, {"group": group}) for group in _GROUPS]
-            queries += [(kind, {"size": size}) for size in _SIZES]
-        answers = self.transact(
-            lambda tx: [list(tx.select(kind, **equals)) for kind, equals in queries]
-        )
-        assert answers == [self.expected(kind, **equals) for kind, equals in queries]
-
-    def expected(self, kind: type[Item], **equals: Any) -> list[Item]:
-        return [
-            item
-            for (of, _), item in sorted(self.model.items(), key=lambda entry: entry[0][1])
-            if of is kind and all(getattr(item, name) == value for name, value in equals.items())
-        ]
-
-
-_COUNTS = 100
-
-
-def run_child() -> None:
-    """Run one of the kit's processes; its arguments are a factory, what to do, and the path."""
-    factory, what, path = sys.argv[1:]
-    module, _, name = factory.partition(":")
-    storage: Storage = getattr(__import__(module, fromlist=[name]), name)(Path(path))
-    asyncio.run({"write": _write, "count": _count}[what](storage))
-
-
-async def _write(storage: Storage) -> None:
-    """Write pairs for ever, and print each when it is answered."""
-    await storage.start()
-    numbers = itertools.count()
-
-    async def loop() -> None:
-        for number in numbers:
-            name = str(number)
-            await storage.transact(
-                lambda tx, name=name: (  # type: ignore[misc]
-                    tx.put(Item(name, data=bytes(2000))),
-                    tx.put(OtherItem(name, data=bytes(2000))),
-                )
-            )
-            print(name, flush=True)
-
-    await asyncio.gather(*(loop() for _ in range(8)))
-
-
-async def _count(storage: Storage) -> None:
-    """Count up a shared counter."""
-
-    def body(tx: Transaction) -> None:
-        item = tx.get(Item, "counter") or Item("counter")
-        tx.put(Item("counter", size=item.size + 1))
-
-    def wait_for_parent() -> None:
-        print("ready", flush=True)
-        sys.stdin.readline()
-
-    wait_for_parent()
-    await storage.start()
-    wait_for_parent()
-    for _ in range(_COUNTS):
-        await storage.transact(body)
-    await storage.stop()

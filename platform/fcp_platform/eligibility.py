@@ -75,7 +75,18 @@ def eligibility_task(
     add_datasets(graph_def, selectors)
     graph_def.node.add(name=_INFO, op=_INFO_OP).input.extend(["version", "names", "weights"])
 
-    plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString(deterministic=True))
+    return EligibilityTask(
+        _plan(graph_def.SerializeToString(deterministic=True)),
+        write_checkpoint(values or _NOTHING, "tf_v1"),
+        task_names=names,
+        policies=policies,
+        covers=covers,
+    )
+
+
+def _plan(graph: bytes) -> bytes:
+    """Return the serialized plan of a serialized graph."""
+    plan = plan_pb2.ClientOnlyPlan(graph=graph)
     spec = plan.phase.tensorflow_spec
     spec.dataset_token_tensor_name = f"{TOKEN}:0"
     spec.input_tensor_specs.append(string_spec(_INPUT))
@@ -83,13 +94,7 @@ def eligibility_task(
     router = plan.phase.federated_compute_eligibility
     router.input_filepath_tensor_name = f"{_INPUT}:0"
     router.task_eligibility_info_tensor_name = f"{_INFO}:0"
-    return EligibilityTask(
-        plan.SerializeToString(deterministic=True),
-        write_checkpoint(values or _NOTHING, "tf_v1"),
-        task_names=names,
-        policies=policies,
-        covers=covers,
-    )
+    return plan.SerializeToString(deterministic=True)
 
 
 def _trace(

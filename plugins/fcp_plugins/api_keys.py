@@ -1,6 +1,6 @@
 """Authentication by API key: the header ``x-goog-api-key``, which devices send with every call.
 
-It is chosen with ``plugins = fcp_plugins.api_keys:APIKeys`` and told its file with ``file`` of
+It is chosen with ``plugins = fcp_plugins.api_keys:APIKeys`` and given its file with ``file`` of
 ``[fcp:api_keys]``. The file has one key a line: the SHA-256 of the key in hexadecimal, a blank, and
 a name. Keys must be random (``openssl rand -base64 24``), since they are hashed without a salt; a
 line is made by ``printf %s "$KEY" | sha256sum``. Whoever shares a key shares its name, and a device
@@ -60,7 +60,7 @@ class APIKeys:
     def fcp_startup(self, config: Config) -> None:
         """Read the file.
 
-        :raises UsageError: if there is none, or it is not as it should be.
+        :raises UsageError: if it is missing or malformed.
         """
         options = config.section("api_keys")
         if options["file"] is None:
@@ -77,7 +77,7 @@ class APIKeys:
     ) -> str | None:
         """Return the name of the key that a request brings.
 
-        :raises StatusError: UNAUTHENTICATED without a key, PERMISSION_DENIED for one that is none.
+        :raises StatusError: UNAUTHENTICATED without a key, PERMISSION_DENIED for an unknown one.
         """
         self._look()
         given = headers.get(HEADER, "")

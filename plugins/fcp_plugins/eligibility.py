@@ -191,7 +191,7 @@ class TensorFlowCustom(_DevicePolicy):
     NAME = "tensorflow_custom"
     SUMMARY = "the plan of the population's eligibility task finds the device eligible"
     OPTIONS = (
-        ("arguments", "str", "", "what the plan is told beside the task's name", None),
+        ("arguments", "str", "", "what the plan gets in addition to the task's name", None),
         _MIN_VERSION,
     )
 

@@ -118,7 +118,7 @@ def _make_capabilities(options: Mapping[str, Any]) -> EligibilityPolicy:
 
 
 def _parsed(version: str) -> tuple[int, ...] | None:
-    """Return the numbers of a version, without zeros at the end; None if it is none."""
+    """Return the numbers of a version, without zeros at the end; None if it is not one."""
     if len(version) > 64 or not _VERSION.fullmatch(version):
         return None
     numbers = [int(part) for part in version.split(".")]

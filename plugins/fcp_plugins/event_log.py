@@ -1,4 +1,4 @@
-"""The built-in observer: writes events to the log ``fcp.events``, for whoever turns that on."""
+"""The built-in observer: writes events to the log ``fcp.events`` if that is set to INFO."""
 
 from __future__ import annotations
 

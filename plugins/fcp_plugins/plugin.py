@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import OptionRegistry
 from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
-from fcp_core.storage.contract import StorageFactory
+from fcp_core.storage.contract import Storage, StorageFactory
 from fcp_plugins import (
     eligibility,
     eligibility_verdicts,
     pacing_adaptive,
     selection,
     storage_memory,
-    storage_sqlite,
 )
 from fcp_plugins.event_log import fcp_event
 from fcp_plugins.pacing_adaptive import fcp_retry_window
@@ -27,7 +29,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
     eligibility.add_options(options)
     eligibility_verdicts.add_options(options)
     pacing_adaptive.add_options(options)
-    storage_sqlite.add_options(options)
+    options.add("storage.sqlite", "path", "path", "fcp.sqlite", "the file; its folder must exist")
 
 
 @hookimpl
@@ -45,4 +47,18 @@ def fcp_register_eligibility_policies() -> list[EligibilityPolicyFactory]:
 @hookimpl
 def fcp_register_storages() -> list[StorageFactory]:
     """Offer ``memory`` and ``sqlite``."""
-    return [storage_memory.factory(), storage_sqlite.factory()]
+    return [
+        storage_memory.factory(),
+        StorageFactory(
+            name="sqlite",
+            summary="in an SQLite file that survives restarts and that several processes may share",
+            make=_make_sqlite,
+        ),
+    ]
+
+
+def _make_sqlite(options: Mapping[str, Any]) -> Storage:
+    # SQLite and asyncio are not imported for commands that store nothing.
+    from fcp_plugins.storage_sqlite import SqliteStorage
+
+    return SqliteStorage(options["path"])

@@ -29,7 +29,7 @@ _MAX_NAMES = 100
 
 
 class FifoPolicy(SelectionPolicy):
-    """Serves whoever came first at once, with the tasks in turn; others wait.
+    """Serves candidates in the order of arrival, with the tasks in turn; others wait.
 
     Tasks take turns by name, and the oldest of a name comes first, so that the rounds of one
     computation count together. The state holds the names in order of when they were last served,
@@ -97,7 +97,7 @@ class CohortPolicy(SelectionPolicy):
     How many devices a round starts with is the task's: its missing contributions times its
     over-selection. They are drawn uniformly once so many wait, or, with fewer, when the window is
     over. Devices that drop out are not replaced as long as those at work can fill the round; the
-    task lets go of the rest once it has its goal.
+    task releases the rest once it has its goal.
 
     :param window: how long a cohort may take to gather, in seconds.
     """

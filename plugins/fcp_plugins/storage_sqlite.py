@@ -13,7 +13,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from typing import Any
 import msgspec
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.config import OptionRegistry
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.codec import decode, encode
-from fcp_core.storage.contract import R, Record, Storage, StorageFactory, T, Transaction
+from fcp_core.storage.contract import R, Record, Storage, T, Transaction
 
 #: "fcps", in the header of our files.
 APPLICATION_ID = 0x66637073
@@ -97,7 +96,7 @@ class _SqliteTransaction(Transaction):
         )
 
     def _check_indexes(self, kind: type[Record]) -> None:
-        """Index the records of a kind anew if another release wrote them with other indexes."""
+        """Rebuild the indexes of a kind if another release wrote it with other indexes."""
         if kind.KIND in self._checked:
             return
         self._checked.add(kind.KIND)
@@ -293,31 +292,6 @@ class SqliteStorage(Storage):
                 if "locked" not in str(error) or time.monotonic() > give_up:
                     raise
                 time.sleep(0.02)
-
-
-def add_options(options: OptionRegistry) -> None:
-    """Declare the storage's options."""
-    options.add("storage.sqlite", "path", "path", "fcp.sqlite", "the file; its folder must exist")
-    options.add(
-        "storage.sqlite",
-        "busy_timeout",
-        "duration",
-        "30s",
-        "how long to wait for another process that writes",
-    )
-
-
-def factory() -> StorageFactory:
-    """Return the factory that the plugin registers."""
-    return StorageFactory(
-        name="sqlite",
-        summary="in an SQLite file that survives restarts and that several processes may share",
-        make=_make,
-    )
-
-
-def _make(options: Mapping[str, Any]) -> Storage:
-    return SqliteStorage(options["path"], options["busy_timeout"])
 
 
 def _index_value(value: Any) -> bytes:

@@ -48,11 +48,22 @@ def test_help_imports_nothing_heavy(fcp):
     code = (
         "import sys\nfrom fcp_core.commands.main import main\nsys.argv = ['fcp', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
-        "heavy = ['tensorflow', 'tensorflow_federated', 'tornado', 'fcp_core.client']\n"
+        "heavy = ['tensorflow', 'tensorflow_federated', 'tornado', 'fcp_core.client', 'asyncio',"
+        " 'sqlite3', 'rich', 'fcp_core.server', 'fcp_core.lab', 'fcp_core.bench']\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)\n"
     )
     result = fcp("-c", code, command=(sys.executable,))
     assert result.stderr == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [(["serv"], "serve"), (["tasks", "submt"], "submit"), (["plugins", "chek"], "check")],
+)
+def test_a_mistyped_command_gets_a_suggestion(fcp, line, meant):
+    result = fcp(*line)
+    assert result.returncode == 2
+    assert f"Did you mean '{meant}'?" in result.stderr
 
 
 def test_version(fcp):

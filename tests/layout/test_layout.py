@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import graphlib
 import inspect
 import json
 import os
@@ -154,6 +155,52 @@ def test_a_wheel_has_everything_and_runs(tmp_path):
     assert "sqlite" in result.stdout
 
 
+# The sizes.
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+#: What is still larger; the list only gets shorter.
+TOO_LARGE = {
+    "fcp_core/aggregation/simple.py",
+    "fcp_core/client/connection.py",
+    "fcp_core/client/transport.py",
+    "fcp_core/server/services/downloads.py",
+    "fcp_core/server/services/round.py",
+    "fcp_core/server/services/tasks.py",
+    "fcp_core/testing/protocols.py",
+    "fcp_core/bench/load.py: drive",
+    "fcp_core/server/server.py: __init__",
+    "fcp_core/server/services/app.py: __init__",
+    "platform/fcp_platform/context.py: __init__",
+}
+
+
+def too_large(path):
+    """Yield the file's name if it is too long, and that of each function that is."""
+    text = path.read_text(encoding="utf-8")
+    name = path.relative_to(ROOT).as_posix()
+    if text.count("\n") > MAX_FILE_LINES:
+        yield name
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        # From ``def``: the declarations of a command's options are decorators.
+        if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES:
+            yield f"{name}: {node.name}"
+
+
+def test_files_and_functions_are_small():
+    own = [path for folder in PLAIN for path in (ROOT / folder).glob("*/src")]
+    found = {
+        item
+        for folder in (*package_folders().values(), *own)
+        for path in folder.rglob("*.py")
+        if not path.name.endswith("_pb2.py")
+        for item in too_large(path)
+    }
+    assert found == TOO_LARGE
+
+
 # The hooks.
 
 
@@ -264,6 +311,74 @@ def test_imports_point_down(room):
             if not below:
                 wrong.append((path.name, module))
     assert wrong == []
+
+
+def imported_at_once(path):
+    """Yield (module, name) of what a file imports when it is imported itself."""
+    todo = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name) for alias in node.names)
+        todo += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+
+
+def test_no_modules_import_each_other():
+    modules = {
+        name: path
+        for package, folder in package_folders().items()
+        for name, path in modules_of(package, folder)
+    }
+    needs = {
+        name: {
+            target
+            for module, alias in imported_at_once(path)
+            for target in (f"{module}.{alias}", module)
+            if target in modules and target != name
+        }
+        for name, path in modules.items()
+    }
+    # A package that imports its modules is imported before them, and not by them.
+    needs = {
+        name: {n for n in found if not name.startswith(f"{n}.")} for name, found in needs.items()
+    }
+    list(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError with the circle
+
+
+def test_every_room_has_its_place():
+    rooms = {
+        path.stem
+        for path in (ROOT / "fcp_core").iterdir()
+        if (path.is_dir() and (path / "__init__.py").exists()) or path.suffix == ".py"
+    }
+    assert rooms - {"__init__", "__main__", "commands"} == set(BELOW)
+
+
+def test_nothing_imports_the_commands():
+    """They are on the roof: only ``python -m fcp_core`` and the installed script begin there."""
+    wrong = [
+        (name, module)
+        for package, folder in package_folders().items()
+        for name, path in modules_of(package, folder)
+        if not name.startswith("fcp_core.commands") and name != "fcp_core.__main__"
+        for module, alias in imports_of(path)
+        if f"{module}.{alias}".startswith("fcp_core.commands")
+    ]
+    assert wrong == []
+
+
+def test_a_command_costs_nothing_until_it_is_used():
+    """All commands are imported to list them, so each imports late what it needs."""
+    rooms = [f"fcp_core.{room}" for room in BELOW if room not in ("errors", "moved")]
+    heavy = (*HEAVY, *rooms, "numpy", "rich", "msgspec", "google.protobuf")
+    assert imported("import fcp_core.commands.main", *heavy) == []
 
 
 @pytest.mark.parametrize("room", NO_TORNADO)

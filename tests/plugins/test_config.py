@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import OptionRegistry, Sources, load_config
+from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.options import add_core_options, check_core_options
+from fcp_core.plugins.removed_options import REMOVED
 from fcp_core.plugins.values import convert, format_bytes
 
 
@@ -48,7 +50,7 @@ def test_defaults_are_typed_and_say_so(registry, tmp_path):
     config = load(registry, tmp_path)
     assert config.get("storage") == "memory"
     assert config.get("retry_min") == 10.0
-    assert config.get("max_header") == 64 << 10
+    assert config.get("max_body") == 1 << 30
     assert config.get("aggregator") == ()
     assert config.section("storage.demo") == {
         "path": tmp_path / "demo.db",
@@ -362,3 +364,53 @@ def test_a_size_survives_being_shown(size):
 def test_durations_add_up(milliseconds):
     text = f"{milliseconds // 3600000}h{milliseconds // 1000 % 3600}s{milliseconds % 1000}ms"
     assert convert("duration", text, Path()) == pytest.approx(milliseconds / 1000)
+
+
+# Options that are gone.
+
+
+def test_a_removed_option_is_ignored_wherever_it_stands_and_the_log_says_what_to_do(
+    registry, tmp_path, caplog
+):
+    write(
+        tmp_path,
+        "fcp.cfg",
+        "[fcp]\nmax-header = 1KiB\nretry_min = 2s\n"
+        "[fcp:engine.local]\ninline_bytes = nonsense\n"
+        "[fcp:population:phones]\nburst_per_key = 1\n",
+    )
+    registry.add("engine.local", "workers", "int", 1, "threads")
+    config = load(
+        registry,
+        tmp_path,
+        {"FCP_STORAGE_SQLITE__BUSY_TIMEOUT": "1s", "FCP_ENGINE_LOCAL__COMPILED": "no"},
+        burst_per_address=7,
+    )
+    assert config.get("retry_min") == 2.0
+    assert config.section("engine.local", {"verify_checksums": "no"}) == {"workers": 1}
+    warnings = sorted(record.getMessage() for record in caplog.records)
+    origins = [text.partition(": this option is gone and is ignored: ")[0] for text in warnings]
+    assert origins == sorted(
+        [
+            "environment FCP_ENGINE_LOCAL__COMPILED",
+            "environment FCP_STORAGE_SQLITE__BUSY_TIMEOUT",
+            "fcp.cfg [fcp:engine.local] inline_bytes",
+            "fcp.cfg [fcp:population:phones] burst_per_key",
+            "fcp.cfg [fcp] max_header",
+            "option verify_checksums of engine.local",
+            "the program's overrides: burst_per_address",
+        ]
+    )
+    assert "a request's header may have 64 KiB." in "".join(warnings)
+
+
+def test_no_removed_option_is_declared():
+    declared = {
+        (v.option.section, v.option.name) for v in Plugins.load(environ={}).config.options()
+    }
+    assert declared & set(REMOVED) == set()
+
+
+def test_a_section_of_removed_options_only_is_no_mistake(registry, tmp_path):
+    write(tmp_path, "fcp.cfg", "[fcp:engine.local]\ncompiled = no\n")
+    assert load(registry, tmp_path).section("engine.local") == {}

@@ -106,5 +106,5 @@ def test_what_processes_measure_is_added_up():
     # What was shown is not what is kept.
     assert 'requests{route="upload"} 2\n' in render(here).decode()
     # A process that is no more is counted on; what it held it holds no longer.
-    here[0].absorb(dumps[0]["requests"])
+    here[0].add_series(dumps[0]["requests"])
     assert here[0].get("upload") == 3

@@ -23,6 +23,7 @@ from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.sessions import principal_of, sender_of
 from fcp_core.server import Server, ServerThread
+from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import RateLimit, RateLimitError, address_key
 from fcp_core.tasks.taskfile import parse_task
 from fcp_plugins.api_keys import LOOK, APIKeys, read_keys
@@ -549,3 +550,16 @@ def test_tokens_are_only_hashed_at_rest(make_server, make_device, sum_task, tmp_
     # The hash is there, so this looks in the right place.
     assert hashlib.sha256(waiting.authorization_token.encode()).hexdigest().encode() in stored
     assert [secret for secret in secrets if secret.encode() in stored] == []
+
+
+@pytest.mark.parametrize(
+    ("rates", "bursts"),
+    [
+        ({}, (100, 1000)),
+        ({"rate_per_address": 2, "rate_per_key": 50}, (100, 1000)),
+        ({"rate_per_address": 25.05, "rate_per_key": 200}, (251, 2000)),
+    ],
+)
+def test_a_burst_follows_from_its_rate(rates, bursts):
+    limits = Limits.from_config(Plugins.load(environ={}, overrides=rates).config)
+    assert (limits.burst_per_address, limits.burst_per_key) == bursts

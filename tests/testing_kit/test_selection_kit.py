@@ -19,7 +19,7 @@ from fcp_core.rounds.policies import (
     SelectionPolicyFactory,
 )
 from fcp_core.testing import SelectionPolicyConformance
-from fcp_core.testing.selection import binomial_bounds
+from fcp_core.testing.binomial import binomial_bounds
 
 
 def assign(candidates, tasks, choose=lambda candidate, task: candidate.eligible(task.name)):

@@ -1,6 +1,6 @@
 """The two checkpoint formats of the protocol, in NumPy alone.
 
-``open_checkpoint`` tells them apart by itself; ``write_checkpoint`` is told which one to write. Who
+``open_checkpoint`` recognises the format; ``write_checkpoint`` takes it as an argument. Who
 reads many checkpoints of one task uses a ``CheckpointReader``.
 """
 

@@ -85,7 +85,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     Arrays are read-only. Those of numbers that the file stores as they are in memory are views on
     the bytes that were opened, so these must not change while an array is in use. Nothing is
-    kept: each access decodes anew.
+    kept: each access decodes again.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ class Layout:
 
     :param checkpoint: a checkpoint that was opened by parsing it.
     :param kernels: what compares bytes and computes checksums.
-    :raises ValueError: if its values cannot be told from its structure, as where parts overlap, or
-        if its structure takes too many bytes.
+    :raises ValueError: if its values cannot be separated from its structure, as where parts
+        overlap, or if its structure takes too many bytes.
     """
 
     def __init__(self, checkpoint: Checkpoint, kernels: Kernels) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -37,6 +36,7 @@ from fcp_core.protocol.checkpoint.table import (
     TableWriter,
     read_table,
 )
+from fcp_core.protocol.checkpoint.tf_v1_kinds import KINDS, UNPACKED, WRITABLE, Kind
 from fcp_core.protocol.protos import (
     tensorflow_saved_tensor_slice_pb2,
     tensorflow_tensor_slice_pb2,
@@ -47,65 +47,6 @@ from fcp_core.protocol.status import StatusError
 _VERSION = 1
 
 _OFFSET_SIZE = 8
-
-
-_Coding = Literal["raw", "varint", "half", "bfloat16", "bytes"]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """How TensorFlow stores one dtype.
-
-    :param number: its number in TensorFlow's DataType.
-    :param dtype: what it is in memory.
-    :param field: the repeated field of TensorProto that holds the values.
-    :param coding: ``raw`` elements as in memory, ``varint`` numbers, ``half`` for 16-bit patterns
-        in varints, ``bfloat16`` for the upper halves of float32 likewise, ``bytes`` for strings.
-    """
-
-    number: int
-    dtype: np.dtype[Any]
-    field: int
-    coding: _Coding
-
-
-_ROWS: tuple[tuple[int, str, int, _Coding], ...] = (
-    (1, "<f4", 5, "raw"),
-    (2, "<f8", 6, "raw"),
-    (3, "<i4", 7, "varint"),
-    (4, "u1", 7, "varint"),
-    (5, "<i2", 7, "varint"),
-    (6, "i1", 7, "varint"),
-    (7, "O", 8, "bytes"),
-    (8, "<c8", 9, "raw"),
-    (9, "<i8", 10, "varint"),
-    (10, "?", 11, "varint"),
-    # NumPy has no bfloat16; float32 holds each of its values.
-    (14, "<f4", 13, "bfloat16"),
-    (17, "<u2", 7, "varint"),
-    (18, "<c16", 12, "raw"),
-    (19, "<f2", 13, "half"),
-)
-_KINDS = {row[0]: _Kind(row[0], np.dtype(row[1]), *row[2:]) for row in _ROWS}
-
-_WRITABLE: dict[tuple[str, int], _Kind] = {
-    (kind.dtype.kind, kind.dtype.itemsize): kind
-    for kind in _KINDS.values()
-    if kind.coding not in ("bytes", "bfloat16")
-}
-
-# The wire type of one unpacked value, by field.
-_UNPACKED = {
-    5: wire.FIXED32,
-    6: wire.FIXED64,
-    7: wire.VARINT,
-    8: wire.BYTES,
-    9: wire.FIXED32,
-    10: wire.VARINT,
-    11: wire.VARINT,
-    12: wire.FIXED64,
-    13: wire.VARINT,
-}
 
 
 def is_table(data: memoryview) -> bool:
@@ -243,8 +184,8 @@ class _TfEntry(Entry):
         self._dims = dims
         self.slices: list[tuple[Span, Span]] = []
 
-    def _kind(self) -> _Kind:
-        kind = _KINDS.get(self._number)
+    def _kind(self) -> Kind:
+        kind = KINDS.get(self._number)
         if kind is None:
             raise invalid(
                 f"tensor {self._name!r} has TensorFlow's dtype number {self._number}, which has "
@@ -330,13 +271,13 @@ class _TfEntry(Entry):
             )
         return values
 
-    def _parts(self, data: memoryview, kind: _Kind, start: int, end: int) -> list[Span]:
+    def _parts(self, data: memoryview, kind: Kind, start: int, end: int) -> list[Span]:
         """Return the payloads of the field that holds the values."""
         parts = []
         for number, wire_type, first, last in wire.fields(data, start, end):
             if number != kind.field:
                 continue
-            if wire_type not in (wire.BYTES, _UNPACKED[number]):
+            if wire_type not in (wire.BYTES, UNPACKED[number]):
                 raise invalid(f"the checkpoint is corrupt: wire type {wire_type} at byte {first}")
             parts.append((first, last))
         return parts
@@ -353,7 +294,7 @@ def write_tf_v1(tensors: Mapping[str, Tensor]) -> bytes:
     slices_pb2 = tensorflow_saved_tensor_slice_pb2
     meta = slices_pb2.SavedTensorSliceMeta()
     meta.versions.producer = _VERSION
-    found: list[tuple[bytes, bytes, Tensor, _Kind]] = []
+    found: list[tuple[bytes, bytes, Tensor, Kind]] = []
     for name, value in tensors.items():
         tensor = np.asarray(value)
         encoded = encode_text(f"the tensor name {name!r}", name)
@@ -373,11 +314,11 @@ def write_tf_v1(tensors: Mapping[str, Tensor]) -> bytes:
     return table.finish()
 
 
-def _writable_kind(name: str, dtype: np.dtype[Any]) -> _Kind:
+def _writable_kind(name: str, dtype: np.dtype[Any]) -> Kind:
     if dtype.kind in "SUO":
-        return _KINDS[7]
+        return KINDS[7]
     try:
-        return _WRITABLE[dtype.kind, dtype.itemsize]
+        return WRITABLE[dtype.kind, dtype.itemsize]
     except KeyError:
         raise invalid(
             f"tensor {name!r} has the dtype {dtype}, which TF V1 checkpoints cannot hold; use one "
@@ -394,7 +335,7 @@ def _key(name: bytes, rank: int) -> bytes:
     return b"\0" + escaped + b"\0\x01" + rank_code + b"\x80\x7f" * rank
 
 
-def _slice(name: bytes, tensor: Tensor, kind: _Kind) -> list[Buffer]:
+def _slice(name: bytes, tensor: Tensor, kind: Kind) -> list[Buffer]:
     """Return the parts of the entry of a whole tensor."""
     values = _packed(name, tensor, kind)
     extents = b"\x0a\0" * tensor.ndim
@@ -409,7 +350,7 @@ def _slice(name: bytes, tensor: Tensor, kind: _Kind) -> list[Buffer]:
     return [b"\x12" + wire.varint(total) + head, *values]
 
 
-def _packed(name: bytes, tensor: Tensor, kind: _Kind) -> list[Buffer]:
+def _packed(name: bytes, tensor: Tensor, kind: Kind) -> list[Buffer]:
     """Return the parts of the TensorProto."""
     if kind.coding == "bytes":
         tag = wire.varint(kind.field << 3 | wire.BYTES)

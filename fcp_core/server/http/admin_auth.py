@@ -60,7 +60,7 @@ class AdminCheck:
 
     @classmethod
     def from_config(cls, config: Config) -> AdminCheck | None:
-        """Return what ``[fcp:admin]`` says; None if it lets nobody in.
+        """Make the check that ``[fcp:admin]`` describes; None if it lets nobody in.
 
         :raises UsageError: if the token does not do, or certificates are named but not asked for.
         """

@@ -182,7 +182,7 @@ class BodyReader:
         return self._buffer if self._whole is None else self._whole
 
     def close(self) -> None:
-        """Stop counting the bytes: somebody else has them now, or nobody. May be repeated."""
+        """Release the bytes: somebody else has them now, or nobody. May be repeated."""
         self._closed = True
         self._in_flight.give_back(self._counted)
         self._counted = 0

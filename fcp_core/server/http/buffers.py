@@ -67,7 +67,7 @@ class Buffers:
         return array.data  # every view on it holds the array, and nothing else does
 
     def close(self) -> None:
-        """Give everything back that is free, and look after nothing any more."""
+        """Free all memory that is not in use, and keep none from now on."""
         self._closed = True
         self._free.clear()
         self._returned.clear()
@@ -100,7 +100,7 @@ class Buffers:
             self._returned.append((self._time(), block))
 
     def _collect(self) -> None:
-        """Put what came back among what is free, within the bound."""
+        """Keep the memory that came back, within the bound."""
         while self._returned:
             self._free.append(self._returned.popleft())
             self._lent -= 1

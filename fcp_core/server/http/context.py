@@ -1,4 +1,4 @@
-"""What the handlers of one server share."""
+"""State that all handlers of one server share."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Authenticate(Protocol):
 
 
 class Context:
-    """The services, the limits, and what is going on at the moment.
+    """The services, the limits, and the requests in progress.
 
-    :ivar stopping: whether the server was told to stop.
+    :ivar stopping: whether a stop was requested.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Context:
         self._busy.add(request)
 
     def leave(self, request: object) -> None:
-        """Wait for a request no longer. May be repeated."""
+        """Stop waiting for a request. May be repeated."""
         self._busy.discard(request)
         if self._awaited:
             self._awaited.discard(request)
@@ -92,7 +92,7 @@ class Context:
         task.add_done_callback(self.leave)
 
     async def settle(self, timeout: float) -> bool:
-        """Wait until nothing goes on any more that goes on now; return whether that is so.
+        """Wait until all requests in progress have ended; return whether they have.
 
         :param timeout: how long to wait, in seconds.
         """
@@ -125,7 +125,7 @@ class Context:
             self._calls.discard(task)
 
     def cancel_calls(self) -> None:
-        """Give up the service calls that are still under way; their requests are answered."""
+        """Cancel the service calls in progress; their requests are answered."""
         for task in set(self._calls):
             task.cancel()
 

@@ -1,4 +1,4 @@
-"""The HTTP front: listens, serves, drains. It knows services, and nothing about rounds."""
+"""The HTTP server: listens, serves, drains. It knows services, and nothing about rounds."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ def _bind(
         return sockets
 
 
-class FrontServer(HTTPServer):
-    """Tornado's server, which counts and bounds its connections."""
+class BoundedHTTPServer(HTTPServer):
+    """Tornado's server with a limit on its connections."""
 
     connections = 0
     max_connections = 0
 
     def initialize(self, router: Router, **options: Any) -> None:  # type: ignore[override]
-        """Leave how long a header may take to the router."""
+        """Leave the time limit of headers to the router."""
         super().initialize(router, **options)
         self.router = router
         self.conn_params.header_timeout = None
@@ -124,7 +124,7 @@ class FrontServer(HTTPServer):
         super().handle_stream(stream, address)
 
     def on_close(self, server_conn: object) -> None:
-        """Let go of a connection."""
+        """Forget a closed connection."""
         self.connections -= 1
         self.router.on_close(server_conn)
         super().on_close(server_conn)
@@ -163,8 +163,8 @@ class Frontend:
         self._metrics = metrics
         self._metrics_sockets = list(metrics_sockets)
         self._metrics_here = metrics is not None and not (metrics_sockets or metrics_apart)
-        self._http: FrontServer | None = None
-        self._metrics_http: FrontServer | None = None
+        self._http: BoundedHTTPServer | None = None
+        self._metrics_http: BoundedHTTPServer | None = None
         self._check = admin_check
 
     @property
@@ -180,7 +180,7 @@ class Frontend:
     def start(self) -> None:
         """Accept connections, on the running event loop."""
         hide_addresses()
-        self._http = FrontServer(
+        self._http = BoundedHTTPServer(
             Router(self._find, self._limits.idle_timeout),
             ssl_options=self._tls,
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.
@@ -190,7 +190,7 @@ class Frontend:
         self._http.max_connections = self._limits.max_connections
         self._http.add_sockets(self._sockets)
         if self._metrics_sockets:
-            self._metrics_http = FrontServer(
+            self._metrics_http = BoundedHTTPServer(
                 Router(self._find_metrics, self._limits.idle_timeout), max_body_size=sys.maxsize
             )
             self._metrics_http.max_connections = self._limits.max_connections
@@ -222,7 +222,7 @@ class Frontend:
         return kind(self._context, request)
 
     async def stop(self) -> None:
-        """Stop accepting, let requests end within ``drain_timeout``, cut off the rest."""
+        """Stop accepting, let requests end within ``drain_timeout``, then close the rest."""
         self._context.stopping = True
         if self._metrics is not None:
             self._metrics.stop()

@@ -105,7 +105,7 @@ class Handler(HTTPMessageDelegate):
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """Clean up what the request still holds. May be called again."""
+        """Release what the request holds. May be repeated."""
         if self.body is not None:
             self.body.close()
 
@@ -266,7 +266,7 @@ class Handler(HTTPMessageDelegate):
         headers["Content-Length"] = str(int(headers["Content-Length"]) - self.body.received)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """Take a piece of the body, or drop it if nobody wants it."""
+        """Take a piece of the body, or drop it if the request was refused."""
         if self._discard is None and self.body is None:
             self._discard = LINGER
         if self._discard is not None:
@@ -293,7 +293,7 @@ class Handler(HTTPMessageDelegate):
             self._refuse(self._as_status(error))
 
     def finish(self) -> None:
-        """Serve the request: its body is there."""
+        """Serve the request: its body is complete."""
         self.request.watch.lift()
         if self._status:
             self.end_answer()
@@ -311,7 +311,7 @@ class Handler(HTTPMessageDelegate):
             self.abandon()
 
     def on_connection_close(self) -> None:
-        """Drop what was received; a service call that has begun goes on."""
+        """Drop what was received; a service call in progress goes on."""
         self._end(GONE)
         self.abandon()
 
@@ -334,7 +334,7 @@ class Handler(HTTPMessageDelegate):
             self.end_answer()  # such a client sends no body once it has an answer
 
     def _as_status(self, error: Exception) -> StatusError:
-        """Return what a client is told; what is not its own fault is logged, and leaks nothing."""
+        """Return the error to send; a fault of the server's own is logged and not described."""
         if isinstance(error, StatusError):
             logger.debug("%s %s: %s", self.label, self.subject, error)
             return error
@@ -359,7 +359,7 @@ class Handler(HTTPMessageDelegate):
             )
 
     def _end(self, status: int) -> None:
-        """Count the request and log it, quietly unless someone debugs; nothing follows."""
+        """Count the request and log it, at debug level."""
         if self._over:
             return
         self._over = True

@@ -1,7 +1,8 @@
-"""What one server takes at most: sizes, times, and the bytes that it holds at a time."""
+"""The limits of one server: sizes, times, and the bytes in flight."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -13,9 +14,18 @@ if TYPE_CHECKING:
     from fcp_core.plugins.config import Config
 
 
+#: Devices and the admin client send headers far smaller than this, in bytes.
+MAX_HEADER = 64 << 10
+#: Requests that may come at once under any rate limit: a device's session takes about ten.
+MIN_BURST_PER_ADDRESS = 100
+MIN_BURST_PER_KEY = 1000
+#: As many seconds of the rate may come at once.
+BURST_SECONDS = 10
+
+
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server; each is the core option of the same name.
+    """The limits of a server; most are core options of the same name.
 
     Sizes are in bytes, times in seconds.
 
@@ -23,30 +33,30 @@ class Limits:
     :param max_decompressed: the largest request body after decompression.
     :param max_in_flight: the sum of all bodies that are being received, and of the uploads that
         wait to be submitted or folded.
-    :param max_header: the largest request line and header together.
+    :param max_header: the largest request line and header together; no option.
     :param idle_timeout: how long a connection may take to send the next request's header, and a
         call its body.
     :param body_timeout: how long an upload may take, and a download.
-    :param drain_timeout: how long requests may go on after the server was told to stop.
+    :param drain_timeout: how long requests may go on after a stop was requested.
     :param max_connections: connections at a time; what comes beyond is closed at once.
     :param rate_per_address: requests a second from one address, or one IPv6 /64; 0: any number.
-    :param burst_per_address: how many of them may come at once.
+    :param burst_per_address: how many of them may come at once; follows from the rate.
     :param rate_per_key: requests a second with one API key; 0: any number.
-    :param burst_per_key: how many of them may come at once.
+    :param burst_per_key: how many of them may come at once; follows from the rate.
     """
 
     max_body: int = 1 << 30
     max_decompressed: int = 1 << 30
     max_in_flight: int = 2 << 30
-    max_header: int = 64 << 10
+    max_header: int = MAX_HEADER
     idle_timeout: float = 60.0
     body_timeout: float = 600.0
     drain_timeout: float = 10.0
     max_connections: int = 10_000
     rate_per_address: float = 0.0
-    burst_per_address: int = 100
+    burst_per_address: int = MIN_BURST_PER_ADDRESS
     rate_per_key: float = 0.0
-    burst_per_key: int = 1000
+    burst_per_key: int = MIN_BURST_PER_KEY
 
     @classmethod
     def from_config(cls, config: Config) -> Limits:
@@ -54,7 +64,14 @@ class Limits:
 
         :raises UsageError: if a single body of the allowed size could never be held.
         """
-        limits = cls(**{field.name: config.get(field.name) for field in fields(cls)})
+        fixed = ("max_header", "burst_per_address", "burst_per_key")
+        names = [field.name for field in fields(cls) if field.name not in fixed]
+        given = {name: config.get(name) for name in names}
+        limits = cls(
+            **given,
+            burst_per_address=_burst(given["rate_per_address"], MIN_BURST_PER_ADDRESS),
+            burst_per_key=_burst(given["rate_per_key"], MIN_BURST_PER_KEY),
+        )
         for name in ("max_body", "max_decompressed"):
             if getattr(limits, name) > limits.max_in_flight:
                 raise UsageError(
@@ -63,6 +80,10 @@ class Limits:
                     f"{config.origin('', 'max_in_flight')}): no such body could be received."
                 )
         return limits
+
+
+def _burst(rate: float, least: int) -> int:
+    return max(least, math.ceil(rate * BURST_SECONDS))
 
 
 class InFlight:
@@ -83,7 +104,7 @@ class InFlight:
         self.held += size
 
     def give_back(self, size: int) -> None:
-        """Count *size* bytes less."""
+        """Release *size* bytes."""
         self.held -= size
 
     def check(self, size: int, held: int) -> None:
@@ -120,7 +141,7 @@ class UploadsInFlight(InFlight):
         self._bodies.take(size)
 
     def give_back(self, size: int) -> None:
-        """Count *size* bytes less."""
+        """Release *size* bytes."""
         self._bodies.give_back(size)
 
 

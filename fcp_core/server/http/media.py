@@ -60,7 +60,7 @@ class UploadHandler(DeviceHandler):
             self.discard_body()
 
     def abandon(self) -> None:
-        """Tell the service that the bytes will not come."""
+        """Notify the service that the upload was abandoned."""
         super().abandon()
         name, self._name = self._name, None
         if name is not None:
@@ -127,7 +127,7 @@ class DownloadHandler(Handler):
         self.end_answer()
 
     def _range(self, size: int, etag: str) -> range | None:
-        """Return which bytes are asked for, none of them if there are none; None: all."""
+        """Return the requested range: empty if it cannot be satisfied, None for the whole body."""
         headers = self.request.headers
         if self.request.method != "GET" or headers.get("If-Range", f'"{etag}"') != f'"{etag}"':
             return None

@@ -1,4 +1,4 @@
-"""What one server measures: an observer of its rounds, and gauges of itself.
+"""The metrics of one server: counters of its rounds and requests, and gauges.
 
 Labels are names that operators and authors chose (populations, tasks, routes) and short words; no
 device, session or address is ever one. The series of a task whose last round ended are dropped
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter as Count
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import Clock
@@ -55,8 +55,16 @@ class ServerMetrics:
         self._lag_timer: asyncio.TimerHandle | None = None
         self._in_flight: Callable[[], int] = lambda: 0
         self._connections: Callable[[], int] = lambda: 0
-        #: Returns what the other processes of the server measure; None: there are none.
+        #: Returns the dumps of the server's other processes; None: there are none.
         self.others: Callable[[], Awaitable[Sequence[Dump]]] | None = None
+        self._declare_round_metrics()
+        self._declare_http_metrics()
+        self._metrics: list[Metric] = [
+            *(metric for metric in vars(self).values() if isinstance(metric, Metric)),
+            *self._gauges(counts),
+        ]
+
+    def _declare_round_metrics(self) -> None:
         self.check_ins = Counter(
             "fcp_check_ins_total", "Devices that checked in and were told of tasks.", ["population"]
         )
@@ -104,6 +112,8 @@ class ServerMetrics:
             _TASK,
             buckets=_SECONDS,
         )
+
+    def _declare_http_metrics(self) -> None:
         self.requests = Counter(
             "fcp_requests_total",
             "Requests by route and HTTP status; 499 if the client went away.",
@@ -120,15 +130,14 @@ class ServerMetrics:
             "How late the event loop was at a timer, measured twenty times a second.",
             buckets=_LAG,
         )
-        self._metrics: list[Metric] = [
-            *(metric for metric in vars(self).values() if isinstance(metric, Metric)),
-            Gauge(
-                "fcp_in_flight_bytes",
-                "Bytes of request bodies that are being received.",
-                read=lambda: self._in_flight(),
-            ),
-            Gauge("fcp_connections", "Open connections.", read=lambda: self._connections()),
-        ]
+
+    def _gauges(self, counts: Callable[[], Mapping[str, int]]) -> Iterator[Gauge]:
+        yield Gauge(
+            "fcp_in_flight_bytes",
+            "Bytes of request bodies that are being received.",
+            read=lambda: self._in_flight(),
+        )
+        yield Gauge("fcp_connections", "Open connections.", read=lambda: self._connections())
         for name, help in (
             ("open_tasks", "Tasks that take contributions."),
             ("open_operations", "Long-running operations that are not done."),
@@ -137,7 +146,7 @@ class ServerMetrics:
             ("at_work", "Devices that have a task and are not done with it."),
         ):
             read = lambda name=name: counts()[name]  # noqa: E731
-            self._metrics.append(Gauge(f"fcp_{name}", help, read=read))
+            yield Gauge(f"fcp_{name}", help, read=read)
 
     def event(self, event: Event) -> None:
         """Count an event of a round."""
@@ -165,20 +174,20 @@ class ServerMetrics:
             self._close(event)
 
     def request(self, route: str, status: int, seconds: float, received: int) -> None:
-        """Count a request that is over."""
+        """Count a finished request."""
         self.requests.add(route, str(status))
         self.request_seconds.observe(route, value=seconds)
         if received:
             self.received.add(route, amount=received)
 
     def watch(self, in_flight: Callable[[], int], connections: Callable[[], int]) -> None:
-        """Begin to measure the front and the running event loop."""
+        """Start measuring the HTTP server and the lag of the running event loop."""
         self._in_flight = in_flight
         self._connections = connections
         self._measure(asyncio.get_running_loop())
 
     def stop(self) -> None:
-        """Measure no longer."""
+        """Stop measuring the lag."""
         if self._lag_timer is not None:
             self._lag_timer.cancel()
             self._lag_timer = None
@@ -190,20 +199,20 @@ class ServerMetrics:
     def render(self, others: Sequence[Dump] = ()) -> bytes:
         """Return all metrics as Prometheus reads them.
 
-        :param others: what other processes measured: the sums are shown.
+        :param others: the dumps of other processes; sums are shown.
         """
         self._drop_old()
         return render(self._metrics, others)
 
     def dump(self) -> Dump:
-        """Return what was measured, for :meth:`render` and :meth:`absorb`."""
+        """Return all series, for :meth:`render` and :meth:`add_exited`."""
         return {metric.name: metric.dump() for metric in self._metrics}
 
-    def absorb(self, dump: Dump) -> None:
-        """Count as one's own what a process measured that is no more; its gauges are over."""
+    def add_exited(self, dump: Dump) -> None:
+        """Add the counters of a worker that exited; its gauges are dropped."""
         for metric in self._metrics:
             if not isinstance(metric, Gauge):
-                metric.absorb(dump.get(metric.name, ()))
+                metric.add_series(dump.get(metric.name, ()))
 
     def names(self) -> list[str]:
         """Return the names of all metrics."""
@@ -225,7 +234,7 @@ class ServerMetrics:
                     metric.drop(population=population, task=task)
 
     def _measure(self, loop: asyncio.AbstractEventLoop, due: float | None = None) -> None:
-        """Note how late this is, and how late all measurements were that it was too late for.
+        """Record how late this callback is, and how late each one was that it stands for.
 
         Without the latter, a callback that takes a second would count as much as one that takes
         none: what is measured is how long something waits that is due at any time.

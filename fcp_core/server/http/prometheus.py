@@ -48,8 +48,8 @@ class Metric:
         """Return all series."""
         return [(key, list(values)) for key, values in self._series.items()]
 
-    def absorb(self, series: Series) -> None:
-        """Add what another process measured."""
+    def add_series(self, series: Series) -> None:
+        """Add the series of another process."""
         for labels, more in series:
             values = self._find(tuple(labels), len(more))
             for index, value in enumerate(more):
@@ -58,14 +58,14 @@ class Metric:
     def lines(self, others: Iterable[Series] = ()) -> Iterator[str]:
         """Yield the metric as text, series in the order in which they came.
 
-        :param others: what other processes measured: the sum is shown.
+        :param others: the series of other processes; sums are shown.
         """
         yield f"# HELP {self.name} {_escape(self.help, quotes=False)}"
         yield f"# TYPE {self.name} {self.kind}"
         whole = copy.copy(self)
         whole._series = {key: list(values) for key, values in self._series.items()}
         for series in others:
-            whole.absorb(series)
+            whole.add_series(series)
         for key, values in whole._series.items():
             yield from self._samples(key, values)
 
@@ -106,7 +106,7 @@ class Counter(Metric):
 
 
 class Gauge(Metric):
-    """A number that goes up and down, read when it is asked for.
+    """A number that goes up and down, read when metrics are rendered.
 
     :param read: returns the number; None if :meth:`set` gives the values.
     """
@@ -143,7 +143,7 @@ class Gauge(Metric):
 
 
 class Histogram(Metric):
-    """How numbers are distributed over fixed buckets.
+    """Counts of numbers by fixed buckets.
 
     :param buckets: upper bounds, ascending; one without an end is added.
     """
@@ -175,7 +175,7 @@ class Histogram(Metric):
 def render(metrics: Iterable[Metric], others: Sequence[Dump] = ()) -> bytes:
     """Return the metrics as Prometheus reads them.
 
-    :param others: what other processes measured: the sums are shown.
+    :param others: the dumps of other processes; sums are shown.
     """
     return "".join(
         f"{line}\n"

@@ -15,7 +15,7 @@ MAX_BUCKETS = 65536
 
 
 class RateLimitError(StatusError):
-    """Somebody asks too often.
+    """A rate limit was exceeded.
 
     :param wait: seconds after which the next request is let through.
     """

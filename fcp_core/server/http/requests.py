@@ -1,4 +1,4 @@
-"""From a connection to the handler of its next request, and how long that may take."""
+"""Gives each request its handler, and closes connections that are too slow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_PARAMETERS = 100
 
 
 class Closable(Protocol):
-    """A stream, as far as a watch needs one."""
+    """A stream that can be closed."""
 
     def close(self) -> None:
         """Close it."""
@@ -34,7 +34,7 @@ class Closable(Protocol):
 class Watch:
     """Closes a connection whose client keeps the server waiting too long.
 
-    One timer serves all requests of a connection: it is set anew only when it goes off.
+    One timer serves all requests of a connection: it is restarted only when it fires.
     """
 
     def __init__(self, stream: Closable) -> None:
@@ -44,17 +44,17 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
 
     def limit(self, seconds: float) -> None:
-        """Close the connection in so many seconds, unless told otherwise before."""
+        """Close the connection after so many seconds, unless the limit is changed before."""
         self._deadline = deadline = self._loop.time() + seconds
         if self._timer is None or deadline < self._timer.when():
             self._set(deadline)
 
     def lift(self) -> None:
-        """Wait as long as it takes."""
+        """Remove the limit."""
         self._deadline = None
 
     def end(self) -> None:
-        """Watch no longer."""
+        """Stop the timer."""
         self._deadline = None
         if self._timer is not None:
             self._timer.cancel()
@@ -77,10 +77,10 @@ class Watch:
 
 
 class Request:
-    """What is known of a request once its header is there.
+    """A request whose header has been received.
 
     :ivar path: as it was sent, escapes and all.
-    :ivar began: when its header was there, in seconds of ``time.perf_counter``.
+    :ivar began: when its header was complete, in seconds of ``time.perf_counter``.
     """
 
     __slots__ = ("began", "connection", "headers", "method", "path", "query", "uri", "watch")
@@ -144,8 +144,8 @@ class Request:
         )
 
 
-class Arrival(HTTPMessageDelegate):
-    """Waits for the header of a request, and then is its handler."""
+class RequestDelegate(HTTPMessageDelegate):
+    """Receives the header of a request, then passes everything to its handler."""
 
     def __init__(
         self,
@@ -168,17 +168,17 @@ class Arrival(HTTPMessageDelegate):
         return self._handler.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        """Hand on a piece of the body."""
+        """Pass on a piece of the body."""
         assert self._handler is not None  # the header came first
         return self._handler.data_received(chunk)
 
     def finish(self) -> None:
-        """Hand on that the body is there."""
+        """Pass on that the body is complete."""
         assert self._handler is not None  # the header came first
         self._handler.finish()
 
     def on_connection_close(self) -> None:
-        """Hand on that the connection broke."""
+        """Pass on that the connection broke."""
         if self._handler is not None:
             self._handler.on_connection_close()
 
@@ -204,10 +204,10 @@ class Router(HTTPServerConnectionDelegate):
         if watch is None:
             watch = self._watches[server_conn] = Watch(connection.stream)
         watch.limit(self._idle_timeout)
-        return Arrival(connection, watch, self._find)
+        return RequestDelegate(connection, watch, self._find)
 
     def on_close(self, server_conn: object) -> None:
-        """Let go of a connection."""
+        """Stop the timer of a closed connection."""
         watch = self._watches.pop(server_conn, None)
         if watch is not None:
             watch.end()

@@ -114,7 +114,7 @@ class HealthHandler(Handler):
     throttled = False
 
     async def serve(self) -> None:
-        """Answer 200, or 503 once the server was told to stop."""
+        """Answer 200, or 503 once a stop was requested."""
         ready = self.request.path != "/readyz" or not self.context.stopping
         self.answer(
             b"ok\n" if ready else b"stopping\n",
@@ -124,7 +124,7 @@ class HealthHandler(Handler):
 
 
 class MetricsHandler(Handler):
-    """``/metrics``: what the server measures, as Prometheus reads it."""
+    """``/metrics``: the server's metrics, as Prometheus reads them."""
 
     label = "metrics"
     throttled = False
@@ -136,7 +136,7 @@ class MetricsHandler(Handler):
 
 
 class NothingHandler(Handler):
-    """An address without anything."""
+    """Answers 404: there is nothing at the address."""
 
     label = "nothing"
 

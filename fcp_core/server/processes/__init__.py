@@ -1,1 +1,1 @@
-"""Several processes that serve as one: one decides, all receive and fold."""
+"""Several processes that serve as one: one decides, all receive and accumulate."""

@@ -1,4 +1,4 @@
-"""A worker's share of the folds: the uploads that it received, and where they are folded."""
+"""The uploads that a worker received, and the accumulators that they go into."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIECE = 1 << 20
 
 
 class WorkerFolds:
-    """Keeps uploads by number, and folds them when it is told to.
+    """Keeps uploads by number, and accumulates them on request.
 
     The public coroutines are what the process that decides may call.
 
@@ -77,13 +77,13 @@ class WorkerFolds:
             self.held -= size
 
     async def partial(self, fold: int) -> tuple[int, tuple[str, ...]]:
-        """Make ready what has been folded; return its size and its contributions."""
+        """Serialize the partial aggregate; return its size and its contributions."""
         partial = await asyncio.wrap_future(self._find(fold).partial())
         self._partials[fold] = memoryview(partial.data)
         return len(partial.data), partial.contributions
 
     async def piece(self, fold: int, start: int) -> memoryview:
-        """Return some of what was made ready: a large frame would hold up all others."""
+        """Return a piece of the partial aggregate: a large frame would delay all others."""
         data = self._partials.get(fold, memoryview(b""))
         if start + PIECE >= len(data):
             self._partials.pop(fold, None)

@@ -1,4 +1,4 @@
-"""What two processes of one server say to each other: calls in frames, over a socket of their own.
+"""Calls between two processes of one server: frames over a socket pair.
 
 A frame is a length of four bytes and as many bytes of MessagePack, an array of three:
 
@@ -6,8 +6,8 @@ A frame is a length of four bytes and as many bytes of MessagePack, an array of 
     [-number, None, result]              its answer
     [-number, [code, message, http], None]   what it failed with
 
-Either side calls, many calls are under way at a time, and answers come in any order; frames are
-handed on in the order in which they were sent. The bytes of uploads are in none of them.
+Either side calls, many calls are in progress at a time, and answers come in any order; frames are
+handled in the order in which they were sent. The bytes of uploads are in none of them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Link(asyncio.Protocol):
     """One end of the socket between two processes.
 
     :param handlers: what the other side may call, by name.
-    :param on_lost: told once that the other side is gone.
+    :param on_lost: called once when the other side is gone.
     :param prompt: handlers, by name, that are begun as soon as a call is there, before any task is
         made for it; they must not ask for the current task, as time limits of asyncio do.
     """
@@ -104,11 +104,11 @@ class Link(asyncio.Protocol):
         self._out: list[bytes] = []
 
     def serve(self, **handlers: Handler) -> None:
-        """Let the other side call more."""
+        """Add handlers that the other side may call."""
         self._handlers.update(handlers)
 
     async def call(self, name: str, *arguments: Any) -> Any:
-        """Call what the other side has under a name.
+        """Call a handler of the other side.
 
         :raises StatusError: what it failed with; UNAVAILABLE if the other side is gone.
         """
@@ -123,12 +123,12 @@ class Link(asyncio.Protocol):
             del self._calls[number]
 
     def tell(self, name: str, *arguments: Any) -> None:
-        """Call something whose answer nobody waits for; in vain if the other side is gone."""
+        """Call a handler without waiting for an answer; does nothing if the other side is gone."""
         if not self._lost:
             self._send(0, name, arguments)
 
     def close(self) -> None:
-        """Hang up; what the other side had asked for is given up."""
+        """Close the socket; calls of the other side that are in progress are cancelled."""
         for task in self._tasks:
             task.cancel()
         if self._transport is not None:
@@ -165,7 +165,7 @@ class Link(asyncio.Protocol):
             task.add_done_callback(self._tasks.discard)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail what waits for the other side."""
+        """Fail the calls that wait for an answer."""
         self._lost = True
         self._on_lost()
         for answer in self._calls.values():

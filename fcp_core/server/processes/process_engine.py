@@ -1,4 +1,4 @@
-"""The engine of a server of several processes: each folds the uploads that it received.
+"""The engine of a server of several processes: each accumulates the uploads that it received.
 
 A fold here is one of this process and, in each other process that holds an upload of it, one more.
 Their partial aggregates are merged when the fold reports. What a process had folded is lost with
@@ -31,8 +31,8 @@ from fcp_core.protocol.status import Code, StatusError
 T = TypeVar("T")
 
 
-class Peer(Protocol):
-    """Another process, as folds see it."""
+class RemoteProcess(Protocol):
+    """Calls another process of the server."""
 
     async def call(self, name: str, *arguments: Any) -> Any:
         """Call it; UNAVAILABLE once it has ended."""
@@ -43,15 +43,15 @@ class Peer(Protocol):
         ...
 
 
-class PeerBody(HeldBody):
+class RemoteUpload(HeldBody):
     """An upload that another process received.
 
     :param number: what that process calls it.
     :param size: in bytes.
     """
 
-    def __init__(self, peer: Peer, number: int, size: int) -> None:
-        self.peer = peer
+    def __init__(self, process: RemoteProcess, number: int, size: int) -> None:
+        self.process = process
         self.number = number
         self._size = size
 
@@ -60,8 +60,8 @@ class PeerBody(HeldBody):
         return self._size
 
     def drop(self) -> None:
-        """Have the other process forget it."""
-        self.peer.tell("drop_body", self.number)
+        """Have the other process drop it."""
+        self.process.tell("drop_body", self.number)
 
     async def fetch(self) -> bytes:
         """Bring it here, in pieces: a large frame would hold up all others.
@@ -71,13 +71,13 @@ class PeerBody(HeldBody):
         pieces: list[bytes] = []
         received = 0
         while received < self._size:
-            pieces.append(await self.peer.call("read_body", self.number, received))
+            pieces.append(await self.process.call("read_body", self.number, received))
             received += len(pieces[-1])
         self.drop()
         return b"".join(pieces)
 
 
-class SpreadEngine(Engine):
+class ProcessEngine(Engine):
     """Folds in this process, and in those that hold uploads.
 
     :param inner: folds what this process received, and merges.
@@ -88,7 +88,7 @@ class SpreadEngine(Engine):
         self._inner = inner
         self._processes = processes
         self._numbers = itertools.count(1)
-        self._folds: weakref.WeakSet[SpreadFold] = weakref.WeakSet()
+        self._folds: weakref.WeakSet[ProcessFold] = weakref.WeakSet()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
 
@@ -108,11 +108,11 @@ class SpreadEngine(Engine):
         """Run a pure function where the inner engine runs it."""
         return self._inner.run(function, arguments)
 
-    def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> SpreadFold:
+    def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> ProcessFold:
         """Begin a fold; other processes hear of it when they have something for it."""
         assert self._loop is not None, "an engine is started before it folds"
         share = dataclasses.replace(job, max_kept_bytes=job.max_kept_bytes // self._processes)
-        fold = SpreadFold(
+        fold = ProcessFold(
             next(self._numbers),
             share,
             self._inner.open(share, partials),
@@ -124,21 +124,21 @@ class SpreadEngine(Engine):
         self._folds.add(fold)
         return fold
 
-    def lost(self, peer: Peer) -> None:
-        """Take note that a process has ended; call it on the event loop."""
+    def lost(self, process: RemoteProcess) -> None:
+        """Drop the shares of a process that exited; call it on the event loop."""
         for fold in list(self._folds):
-            fold.lost(peer)
+            fold.lost(process)
 
 
 @dataclass
 class _Share:
-    """What one other process has of a fold: how many contributions."""
+    """The number of contributions that another process has accumulated for a fold."""
 
     folded: int = 0
 
 
-class SpreadFold(Fold):
-    """One session's folds in all processes; made by :meth:`SpreadEngine.open`.
+class ProcessFold(Fold):
+    """One session's folds in all processes; made by :meth:`ProcessEngine.open`.
 
     :param number: what other processes call it.
     :param job: what each process folds.
@@ -166,7 +166,7 @@ class SpreadFold(Fold):
         self._loop = loop
         self._thread = thread
         # Only the event loop looks at these.
-        self._shares: dict[Peer, _Share] = {}
+        self._shares: dict[RemoteProcess, _Share] = {}
         self._running: set[asyncio.Task[Any]] = set()
         # Guards everything below.
         self._lock = threading.Lock()
@@ -185,7 +185,7 @@ class SpreadFold(Fold):
 
     def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
         """Fold one checkpoint in the process that holds it; it fails if that process has ended."""
-        assert isinstance(body, PeerBody)  # there is no other kind here
+        assert isinstance(body, RemoteUpload)  # there is no other kind here
         begun = False
 
         def begin() -> Future[None]:
@@ -227,13 +227,13 @@ class SpreadFold(Fold):
             self._loop.call_soon_threadsafe(self._drop_shares)
 
     def on_loss(self, callback: Callable[[str], None]) -> None:
-        """Have *callback* told once a process ends that had folded something."""
+        """Call *callback* once a process exits that had accumulated something."""
         with self._lock:
             self._on_loss = callback
 
-    def lost(self, peer: Peer) -> None:
-        """Take note that a process has ended; call it on the event loop."""
-        share = self._shares.pop(peer, None)
+    def lost(self, process: RemoteProcess) -> None:
+        """Drop the shares of a process that exited; call it on the event loop."""
+        share = self._shares.pop(process, None)
         if share is None or not share.folded:
             return
         with self._lock:
@@ -297,12 +297,12 @@ class SpreadFold(Fold):
         task.add_done_callback(done)
         return future
 
-    async def _fold_there(self, contribution: str, body: PeerBody) -> None:
-        share = self._shares.get(body.peer)
+    async def _fold_there(self, contribution: str, body: RemoteUpload) -> None:
+        share = self._shares.get(body.process)
         if share is None:
-            share = self._shares[body.peer] = _Share()
-            body.peer.tell("open_fold", self._number, self._job)
-        await body.peer.call("fold", self._number, contribution, body.number)
+            share = self._shares[body.process] = _Share()
+            body.process.tell("open_fold", self._number, self._job)
+        await body.process.call("fold", self._number, contribution, body.number)
         share.folded += 1
 
     async def _merged_partial(self) -> Partial:
@@ -324,7 +324,7 @@ class SpreadFold(Fold):
         if adding:
             await asyncio.wait(adding)
             for future in adding:
-                future.exception()  # whoever added it is told
+                future.exception()  # whoever added it sees the error
         theirs = await self._partials()
         # From here on no process can take anything away.
         self._drop_shares()
@@ -356,15 +356,15 @@ class SpreadFold(Fold):
 
     async def _partials(self) -> list[Partial]:
         """Return what the other processes have, if they have anything."""
-        peers = [peer for peer, share in self._shares.items() if share.folded]
-        return list(await asyncio.gather(*map(self._partial_of, peers)))
+        processes = [process for process, share in self._shares.items() if share.folded]
+        return list(await asyncio.gather(*map(self._partial_of, processes)))
 
-    async def _partial_of(self, peer: Peer) -> Partial:
-        size, contributions = await peer.call("partial", self._number)
+    async def _partial_of(self, process: RemoteProcess) -> Partial:
+        size, contributions = await process.call("partial", self._number)
         pieces: list[bytes] = []
         received = 0
         while received < size:
-            pieces.append(await peer.call("piece", self._number, received))
+            pieces.append(await process.call("piece", self._number, received))
             received += len(pieces[-1])
             if not pieces[-1]:
                 raise StatusError(Code.ABORTED, "the aggregation was aborted")
@@ -372,8 +372,8 @@ class SpreadFold(Fold):
 
     def _drop_shares(self) -> None:
         shares, self._shares = self._shares, {}
-        for peer in shares:
-            peer.tell("drop_fold", self._number)
+        for process in shares:
+            process.tell("drop_fold", self._number)
 
 
 def _stopped() -> StatusError:

@@ -1,4 +1,4 @@
-"""What a worker process has in place of the services: it asks the process that decides."""
+"""The services of a worker process: each call is forwarded to the process that decides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CACHE = 256 << 20
 
 
 class RemoteServices:
-    """Looks like ``Services`` to an HTTP server.
+    """Has the interface of ``Services``, for an HTTP server.
 
     :param link: to the process that decides.
     :param folds: where uploads wait until they are folded.
@@ -56,7 +56,7 @@ class Answer:
 
 
 class RemoteMedia:
-    """Uploads stay in this process, and only their sizes are told; downloads are fetched once."""
+    """Keeps uploads in this process and reports their sizes; fetches each download once."""
 
     def __init__(self, link: Link, folds: WorkerFolds) -> None:
         self._link = link
@@ -145,7 +145,7 @@ class RemoteAdmin:
 
 
 class WorkerMetrics(ServerMetrics):
-    """What a worker measures; what it shows is all that the server measures."""
+    """The metrics of a worker; ``/metrics`` shows those of the whole server."""
 
     def __init__(self, clock: Clock, link: Link) -> None:
         super().__init__(clock, Counter)

@@ -1,7 +1,7 @@
-"""A worker process: receives requests and folds uploads; another process decides.
+"""A worker process: receives requests and accumulates uploads; another process decides.
 
 It is a fresh interpreter, started by the process that decides with one socket between the two. It
-ends when it is hung up on, which is also what happens when that process dies; signals to the whole
+ends when that socket closes, as it does when that process dies; signals to the whole
 group (a terminal's interrupt, a service manager's stop) are left to that process.
 """
 
@@ -30,14 +30,14 @@ from fcp_core.server.logs import configure_logging
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.remote_services import RemoteServices, WorkerMetrics
-from fcp_core.server.processes.workers import Assignment
+from fcp_core.server.processes.workers import WorkerSettings
 from fcp_core.server.services import Services
 
 logger = logging.getLogger("fcp.server")
 
 
 class Worker:
-    """A front, an engine, and the link to the process that decides."""
+    """An HTTP server, an engine, and the link to the process that decides."""
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
@@ -53,29 +53,29 @@ class Worker:
         self._engine: Engine | None = None
         self._metrics: WorkerMetrics | None = None
 
-    async def _start(self, told: Any) -> None:
+    async def _start(self, settings: Any) -> None:
         """Listen.
 
         :raises StatusError: FAILED_PRECONDITION with what an operator can mend.
         """
         try:
-            await self._begin(msgspec.convert(told, Assignment))
+            await self._begin(msgspec.convert(settings, WorkerSettings))
         except UsageError as error:
             raise StatusError(Code.FAILED_PRECONDITION, str(error)) from None
 
-    async def _begin(self, told: Assignment) -> None:
-        if told.processors:
-            os.sched_setaffinity(0, told.processors)
-        self._plugins = plugins = Plugins.load(**told.recipe)
-        configure_logging(told.log_levels.pop(""), plugins.config.get("log_format"))
-        for name, level in told.log_levels.items():
+    async def _begin(self, settings: WorkerSettings) -> None:
+        if settings.processors:
+            os.sched_setaffinity(0, settings.processors)
+        self._plugins = plugins = Plugins.load(**settings.recipe)
+        configure_logging(settings.log_levels.pop(""), plugins.config.get("log_format"))
+        for name, level in settings.log_levels.items():
             logging.getLogger(name).setLevel(level)
         config = plugins.config
         tls = None
-        if told.certfile is not None:
+        if settings.certfile is not None:
             required = config.get("client_certificates") == "required"
             tls = server_context(
-                told.certfile, told.keyfile, config.get("client_ca"), required=required
+                settings.certfile, settings.keyfile, config.get("client_ca"), required=required
             )
         self._engine = engine = plugins.make_engine()
         folds = WorkerFolds(engine)
@@ -93,7 +93,10 @@ class Worker:
         await plugins.startup()
         engine.start()
         sockets = bind(
-            told.host, told.port, family=socket.AddressFamily(told.family), reuse_port=True
+            settings.host,
+            settings.port,
+            family=socket.AddressFamily(settings.family),
+            reuse_port=True,
         )
         self._frontend = Frontend(
             cast(Services, RemoteServices(self.link, folds)),
@@ -102,29 +105,29 @@ class Worker:
             sockets,
             tls,
             metrics=self._metrics,
-            metrics_apart=told.metrics_apart,
+            metrics_apart=settings.metrics_apart,
             admin_check=AdminCheck.from_config(config),
-            threads=told.threads,
+            threads=settings.threads,
         )
         self._frontend.start()
         self.serves = True
         # What is there now stays: no collection need look at it again.
         gc.collect()
         gc.freeze()
-        logger.info("process %d of the server (pid %d) is ready", told.number, os.getpid())
+        logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
 
     async def _drain(self) -> None:
-        """Stop accepting, and wait for the requests that are under way."""
+        """Stop accepting, and wait for the requests in progress."""
         if self._frontend is not None:
             await self._frontend.stop()
         self.serves = False
 
     async def _measures(self) -> Any:
-        """Return what this process measures."""
+        """Return the metrics of this process."""
         return {} if self._metrics is None else self._metrics.dump()
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Close the server, the engine and the link."""
         self.link.close()
         await self._drain()
         if self._engine is not None:
@@ -134,7 +137,7 @@ class Worker:
 
 
 def main(descriptor: int) -> None:
-    """Run until the process that decides hangs up.
+    """Run until the process that decides closes the link.
 
     :param descriptor: of the socket to it.
     """

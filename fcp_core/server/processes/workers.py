@@ -1,4 +1,4 @@
-"""The workers as the process that decides sees them: started, asked, listened to, replaced."""
+"""Starts the worker processes, answers their calls, and replaces those that exit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.process_engine import PeerBody, SpreadEngine
+from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
 
 if TYPE_CHECKING:
     from fcp_core.server.http.metrics import ServerMetrics
@@ -49,8 +49,8 @@ _CODE = (
 _ADMIN = {endpoint.method: endpoint for endpoint in api.ENDPOINTS}
 
 
-class Assignment(msgspec.Struct, frozen=True):
-    """What a worker is told to be.
+class WorkerSettings(msgspec.Struct, frozen=True):
+    """The start-up settings of one worker process.
 
     :param number: its own, from 1.
     :param recipe: the arguments of ``Plugins.load``.
@@ -75,18 +75,18 @@ class Assignment(msgspec.Struct, frozen=True):
     log_levels: dict[str, int]
 
 
-class WorkerPeer:
+class WorkerProcess:
     """One worker: the calls that it makes, and its process.
 
     :param metrics: what the server measures, if it does.
-    :param on_end: told when it has ended.
+    :param on_end: called when it has exited.
     """
 
     def __init__(
         self,
         services: Services,
         metrics: ServerMetrics | None,
-        on_end: Callable[[WorkerPeer], None],
+        on_end: Callable[[WorkerProcess], None],
     ) -> None:
         self._services = services
         self._metrics = metrics
@@ -119,7 +119,7 @@ class WorkerPeer:
         assert self._process is not None  # it was started
         return self._process.pid
 
-    async def start(self, told: Assignment) -> None:
+    async def start(self, settings: WorkerSettings) -> None:
         """Start the process and wait until it accepts requests.
 
         :raises UsageError: if it does not.
@@ -135,7 +135,7 @@ class WorkerPeer:
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self._link, sock=ours)
         try:
-            await asyncio.wait_for(self.call("start", told), START_TIME)
+            await asyncio.wait_for(self.call("start", settings), START_TIME)
         except asyncio.TimeoutError:
             raise UsageError(f"a worker process did not start within {START_TIME:g} s.") from None
         except StatusError as error:
@@ -151,7 +151,7 @@ class WorkerPeer:
         return await asyncio.get_running_loop().run_in_executor(None, _reap, self._process)
 
     async def measure(self) -> Dump:
-        """Return what it measures, or what it did when it was last asked."""
+        """Return its metrics, or the last ones if it does not answer."""
         with contextlib.suppress(StatusError, asyncio.TimeoutError):
             self.measured = await asyncio.wait_for(self.call("measures"), MEASURE_TIME)
         return self.measured
@@ -186,7 +186,7 @@ class WorkerPeer:
 
     async def _finish_upload(self, name: str, sender: str | None, size: int, number: int) -> None:
         self._uploading.pop(name, None)
-        await self._services.media.finish_upload(name, PeerBody(self, number, size), sender)
+        await self._services.media.finish_upload(name, RemoteUpload(self, number, size), sender)
 
     async def _abandon_upload(self, name: str, sender: str | None) -> None:
         self._uploading.pop(name, None)
@@ -218,26 +218,26 @@ class Workers:
     """All workers of a server; one that ends is replaced.
 
     :param count: how many.
-    :param assign: makes what the worker of a number is told.
-    :param engine: told of those that end.
+    :param settings_of: makes the settings of the worker of a number.
+    :param engine: notified of workers that exit.
     :param metrics: what the server measures, if it does.
     """
 
     def __init__(
         self,
         count: int,
-        assign: Callable[[int], Assignment],
-        engine: SpreadEngine,
+        settings_of: Callable[[int], WorkerSettings],
+        engine: ProcessEngine,
         metrics: ServerMetrics | None,
     ) -> None:
         self._count = count
-        self._assign = assign
+        self._settings_of = settings_of
         self._engine = engine
         self._metrics = metrics
         if metrics is not None:
             metrics.others = self.measure
-        self._make: Callable[[], WorkerPeer] | None = None
-        self._peers: dict[WorkerPeer, int] = {}
+        self._make: Callable[[], WorkerProcess] | None = None
+        self._workers: dict[WorkerProcess, int] = {}
         self._failures = dict.fromkeys(range(1, count + 1), 0)
         self._stopping = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -245,14 +245,14 @@ class Workers:
     @property
     def pids(self) -> list[int]:
         """The ids of the processes that serve at the moment."""
-        return [peer.pid for peer in self._peers]
+        return [worker.pid for worker in self._workers]
 
     async def start(self, services: Services) -> None:
         """Start all, and wait until they accept requests.
 
         :raises UsageError: if one does not; none is left then.
         """
-        self._make = lambda: WorkerPeer(services, self._metrics, self._ended)
+        self._make = lambda: WorkerProcess(services, self._metrics, self._ended)
         started = await asyncio.gather(
             *(self._start_one(number) for number in self._failures), return_exceptions=True
         )
@@ -262,54 +262,58 @@ class Workers:
             raise failures[0]
 
     async def drain(self) -> None:
-        """Have all stop accepting, and wait until what they are at is done. None is replaced."""
+        """Have all stop accepting, and wait for their requests in progress. None is replaced."""
         self._stopping = True
-        await asyncio.gather(*(peer.call("drain") for peer in self._peers), return_exceptions=True)
+        await asyncio.gather(
+            *(worker.call("drain") for worker in self._workers), return_exceptions=True
+        )
 
     async def stop(self) -> None:
         """End all."""
         self._stopping = True
         for task in self._tasks:
             task.cancel()
-        peers, self._peers = list(self._peers), {}
-        await asyncio.gather(*(peer.end() for peer in peers), *self._tasks, return_exceptions=True)
+        workers, self._workers = list(self._workers), {}
+        await asyncio.gather(
+            *(worker.end() for worker in workers), *self._tasks, return_exceptions=True
+        )
 
     async def measure(self) -> Sequence[Dump]:
-        """Return what the workers measure."""
-        return await asyncio.gather(*(peer.measure() for peer in self._peers))
+        """Return the metrics of the workers."""
+        return await asyncio.gather(*(worker.measure() for worker in self._workers))
 
     # Inside.
 
     async def _start_one(self, number: int) -> None:
         assert self._make is not None  # made by start
-        peer = self._make()
+        worker = self._make()
         try:
-            await peer.start(self._assign(number))
+            await worker.start(self._settings_of(number))
         except BaseException:
-            await peer.end()
+            await worker.end()
             raise
-        self._peers[peer] = number
+        self._workers[worker] = number
 
-    def _ended(self, peer: WorkerPeer) -> None:
-        """Take note that a worker has ended, or was hung up on."""
-        number = self._peers.pop(peer, None)
+    def _ended(self, worker: WorkerProcess) -> None:
+        """Replace a worker that exited or whose connection was closed."""
+        number = self._workers.pop(worker, None)
         if number is None:
             return  # it has not started, or is to end
-        self._engine.lost(peer)
+        self._engine.lost(worker)
         if self._metrics is not None:
-            self._metrics.absorb(peer.measured)
-        self._spawn(self._replace(peer, number))
+            self._metrics.add_exited(worker.measured)
+        self._spawn(self._replace(worker, number))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _replace(self, peer: WorkerPeer, number: int) -> None:
-        lived = asyncio.get_running_loop().time() - peer.started
-        await peer.abandon_uploads()
-        status = await peer.end()
-        logger.error("process %d of the server (pid %d) ended: %s", number, peer.pid, status)
+    async def _replace(self, worker: WorkerProcess, number: int) -> None:
+        lived = asyncio.get_running_loop().time() - worker.started
+        await worker.abandon_uploads()
+        status = await worker.end()
+        logger.error("process %d of the server (pid %d) ended: %s", number, worker.pid, status)
         self._failures[number] = 0 if lived >= HEALTHY else self._failures[number]
         while not self._stopping:
             pause = min(PAUSE * 2 ** self._failures[number], LONGEST_PAUSE)
@@ -322,7 +326,7 @@ class Workers:
             else:
                 break
         if self._stopping:
-            await self.drain()  # it may have come after the others were told
+            await self.drain()  # it may have started after the others were asked
 
 
 def _reap(process: subprocess.Popen[bytes]) -> int:

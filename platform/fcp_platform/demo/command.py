@@ -34,7 +34,7 @@ import click
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo-out"),
     show_default=True,
-    help="Where examples, program state, summaries and the outcome go.",
+    help="Where examples, program state, summaries and the result go.",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last round that FOLDER has.")
 @click.option("--port", default=0, help="What the server listens on [default: any free port].")
@@ -85,17 +85,17 @@ def demo(
     )
     try:
         with Board(rounds, contributions) as board:
-            outcome = run(settings, board)
+            result = run(settings, board)
     except ValueError as error:
         # A round that failed says so as a ValueError, as the reference platform's does.
         raise click.ClickException(str(error)) from error
     console = board.console
-    if not outcome.accuracy:
+    if not result.accuracy:
         console.print(f"Nothing to do: {folder} has the state of all {rounds} rounds.")
         return
-    seconds = outcome.seconds
+    seconds = result.seconds
     console.print(
-        f"Accuracy on {outcome.held_out} held-out digits: [bold]{outcome.accuracy[-1]:.3f}[/bold] "
+        f"Accuracy on {result.held_out} held-out digits: [bold]{result.accuracy[-1]:.3f}[/bold] "
         f"after {rounds} rounds, {seconds['whole run']:.0f} s in all.",
         highlight=False,
     )

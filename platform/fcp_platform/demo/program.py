@@ -14,17 +14,17 @@ from fcp_platform.demo import data
 from fcp_platform.demo.devices import EXAMPLES
 from fcp_platform.demo.display import Board
 from fcp_platform.demo.hosts import hosted
-from fcp_platform.demo.settings import HELD_OUT, Outcome, Settings
+from fcp_platform.demo.settings import HELD_OUT, DemoResult, Settings
 
 
-def run(settings: Settings, board: Board) -> Outcome:
+def run(settings: Settings, board: Board) -> DemoResult:
     """Run the demonstration.
 
     :raises UsageError: for settings that do not fit, or nothing to resume.
     """
     settings.check()
     began = time.perf_counter()
-    outcome = Outcome()
+    result = DemoResult()
     state_folder = settings.folder / "state"
     if settings.resume:
         if not state_folder.is_dir():
@@ -37,7 +37,7 @@ def run(settings: Settings, board: Board) -> Outcome:
     folders = [settings.folder / "devices" / f"{n:02d}" for n in range(settings.devices)]
     with ExitStack() as stack:
         board.status = "starting the client processes, loading TensorFlow Federated"
-        hosts = stack.enter_context(hosted(folders, settings.processes, outcome.devices))
+        hosts = stack.enter_context(hosted(folders, settings.processes, result.devices))
         training, held_out = data.load(settings.seed, HELD_OUT)
         for folder, hand in zip(
             folders, data.deal(training, settings.devices, settings.seed), strict=True
@@ -47,12 +47,12 @@ def run(settings: Settings, board: Board) -> Outcome:
         # Imported late: the client processes load TensorFlow at the same time.
         from fcp_platform.demo.training import Training
 
-        training_program = Training(settings, board, held_out, outcome)
-        outcome.seconds["start-up"] = time.perf_counter() - began
+        training_program = Training(settings, board, held_out, result)
+        result.seconds["start-up"] = time.perf_counter() - began
         asyncio.run(training_program.run(hosts))
-    outcome.seconds["whole run"] = time.perf_counter() - began
-    outcome.seconds["devices' plans"] = outcome.devices.get("computation_seconds", 0.0)
-    outcome.seconds["server's event loop"] = board.server_seconds
+    result.seconds["whole run"] = time.perf_counter() - began
+    result.seconds["devices' plans"] = result.devices.get("computation_seconds", 0.0)
+    result.seconds["server's event loop"] = board.server_seconds
     report = settings.folder / "outcome.json"
-    report.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
-    return outcome
+    report.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return result

@@ -52,8 +52,8 @@ class Settings:
 
 
 @dataclass
-class Outcome:
-    """What a run came to.
+class DemoResult:
+    """The result of a run.
 
     :param held_out: how many digits the devices do not have.
     :param accuracy: on the held-out digits, after each round of this run.

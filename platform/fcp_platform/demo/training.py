@@ -19,7 +19,7 @@ from fcp_platform import FederatedComputation, FederatedContext, FederatedDataSo
 from fcp_platform.demo import data
 from fcp_platform.demo.display import Board
 from fcp_platform.demo.hosts import Hosts
-from fcp_platform.demo.settings import POPULATION, Outcome, Settings
+from fcp_platform.demo.settings import POPULATION, DemoResult, Settings
 from fcp_platform.learning import learning_process_computation
 from fcp_platform.runtime import LocalRuntime
 
@@ -83,12 +83,12 @@ class Training:
     """The program: rounds, evaluation, release of metrics, and state that outlives it."""
 
     def __init__(
-        self, settings: Settings, board: Board, held_out: data.Digits, outcome: Outcome
+        self, settings: Settings, board: Board, held_out: data.Digits, result: DemoResult
     ) -> None:
         self._settings = settings
         self._board = board
         self._held_out = held_out
-        self._outcome = outcome
+        self._result = result
         folder = settings.folder
         self._states = tff.program.FileProgramStateManager(folder / "state", prefix="round_")
         self._releases = tff.program.GroupingReleaseManager(
@@ -148,7 +148,7 @@ class Training:
                     state, metrics = await tff.program.materialize_value((state, metrics))
                     # What process.get_model_weights(state) is, without asking TFF's worker for it.
                     accuracy = self.evaluate(state.global_model_weights)
-                    self._outcome.accuracy.append(accuracy)
+                    self._result.accuracy.append(accuracy)
                     train = metrics["client_work"]["train"]
                     figures.update(loss=float(train["loss"]), accuracy=accuracy)
                 if kept is not None:
@@ -203,7 +203,7 @@ class Training:
     def _timed(self, phase: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self._outcome.seconds[phase] = time.perf_counter() - began
+        self._result.seconds[phase] = time.perf_counter() - began
 
 
 async def _unless(watch: Coroutine[Any, Any, None], work: Coroutine[Any, Any, None]) -> None:

@@ -40,7 +40,7 @@ class AdmissionPlugin:
 
     @hookimpl
     def fcp_startup(self, config: Config) -> None:
-        """Refuse a minimum version that is none."""
+        """Refuse a minimum version that is not a version."""
         self._config = config
         for population in ("", *config.scopes("population")):
             view = config.scoped(population)

@@ -12,7 +12,7 @@ from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.process_engine import PeerBody, SpreadEngine
+from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
 from fcp_core.testing.engines import AGGREGATORS, JOB, EngineConformance, blob
 
 WAIT = 30.0
@@ -21,7 +21,7 @@ WAIT = 30.0
 class Worker:
     """A worker without its process."""
 
-    def __init__(self, engine, spread):
+    def __init__(self, engine, whole):
         self.engine = engine
         self.folds = WorkerFolds(engine)
         handlers = {
@@ -29,29 +29,29 @@ class Worker:
             for name in ("open_fold", "fold", "partial", "piece", "drop_fold", "drop_body")
         }
         self.link = Link(handlers, lambda: None)
-        self.peer = Link({}, lambda: spread.lost(self.peer))
+        self.remote = Link({}, lambda: whole.lost(self.remote))
 
     async def start(self):
         self.engine.start()
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         await loop.create_unix_connection(lambda: self.link, sock=theirs)
-        await loop.create_unix_connection(lambda: self.peer, sock=ours)
+        await loop.create_unix_connection(lambda: self.remote, sock=ours)
 
     def body(self, data):
-        return PeerBody(self.peer, self.folds.keep(data), len(data))
+        return RemoteUpload(self.remote, self.folds.keep(data), len(data))
 
     async def stop(self):
         self.link.close()
-        self.peer.close()
+        self.remote.close()
         self.engine.stop()
 
 
-class Spread(Engine):
+class SeveralProcesses(Engine):
     """An engine of two processes, or three, with an event loop of its own."""
 
     def __init__(self, factories, options):
-        self.spread = SpreadEngine(LocalEngine(factories, 1, 0), 2)
+        self.engine = ProcessEngine(LocalEngine(factories, 1, 0), 2)
         self.factories = factories
         self.workers = []
 
@@ -64,8 +64,8 @@ class Spread(Engine):
         self.thread.start()
 
         async def begin():
-            self.spread.start()
-            self.workers = [Worker(LocalEngine(self.factories, 1), self.spread) for _ in range(2)]
+            self.engine.start()
+            self.workers = [Worker(LocalEngine(self.factories, 1), self.engine) for _ in range(2)]
             for worker in self.workers:
                 await worker.start()
 
@@ -73,7 +73,7 @@ class Spread(Engine):
 
     def stop(self):
         async def end():
-            self.spread.stop()
+            self.engine.stop()
             for worker in self.workers:
                 await worker.stop()
             await asyncio.sleep(0)
@@ -85,7 +85,7 @@ class Spread(Engine):
             self.loop.close()
 
     def open(self, job, partials=()):
-        return Dealt(self, self.spread.open(job, partials))
+        return Dealt(self, self.engine.open(job, partials))
 
 
 class Dealt(Fold):
@@ -116,19 +116,19 @@ class Dealt(Fold):
         self.fold.abort()
 
 
-class TestSpreadEngine(EngineConformance):
-    factory = EngineFactory("spread", "folds in two processes", Spread)
+class TestProcessEngine(EngineConformance):
+    factory = EngineFactory("processes", "folds in two processes", SeveralProcesses)
 
 
 @pytest.fixture
-def spread():
-    engine = Spread(AGGREGATORS, {})
+def processes():
+    engine = SeveralProcesses(AGGREGATORS, {})
     engine.start()
     yield engine
     engine.stop()
 
 
-def outcome(future):
+def code_of(future):
     error = future.exception(WAIT)
     return Code.OK if error is None else error.code
 
@@ -137,88 +137,88 @@ def total(future):
     return open_checkpoint(future.result(WAIT))["sum"].tolist()
 
 
-def test_a_report_waits_for_what_was_added_before(spread):
-    fold = spread.spread.open(JOB)
-    adding = [fold.add_held(str(n), spread.workers[n % 2].body(blob(n))) for n in range(8)]
+def test_a_report_waits_for_what_was_added_before(processes):
+    fold = processes.engine.open(JOB)
+    adding = [fold.add_held(str(n), processes.workers[n % 2].body(blob(n))) for n in range(8)]
     adding += [fold.add(str(n), blob(n)) for n in range(8, 12)]
     report = fold.report()
     assert total(report) == [111_111_111_111, 12]
-    assert {outcome(future) for future in adding} == {Code.OK}
-    assert [worker.folds.held for worker in spread.workers] == [0, 0]
+    assert {code_of(future) for future in adding} == {Code.OK}
+    assert [worker.folds.held for worker in processes.workers] == [0, 0]
 
 
-def test_one_contribution_counts_once_wherever_it_comes(spread):
-    fold = spread.spread.open(JOB)
-    first, second = spread.workers
-    assert outcome(fold.add_held("a", first.body(blob(0)))) is Code.OK
-    assert outcome(fold.add_held("a", second.body(blob(0)))) is Code.ALREADY_EXISTS
-    assert outcome(fold.add("a", blob(0))) is Code.ALREADY_EXISTS
+def test_one_contribution_counts_once_wherever_it_comes(processes):
+    fold = processes.engine.open(JOB)
+    first, second = processes.workers
+    assert code_of(fold.add_held("a", first.body(blob(0)))) is Code.OK
+    assert code_of(fold.add_held("a", second.body(blob(0)))) is Code.ALREADY_EXISTS
+    assert code_of(fold.add("a", blob(0))) is Code.ALREADY_EXISTS
     # A refused one may come again, at another process.
-    assert outcome(fold.add_held("b", first.body(b"nonsense"))) is Code.INVALID_ARGUMENT
-    assert outcome(fold.add_held("b", second.body(blob(1)))) is Code.OK
+    assert code_of(fold.add_held("b", first.body(b"nonsense"))) is Code.INVALID_ARGUMENT
+    assert code_of(fold.add_held("b", second.body(blob(1)))) is Code.OK
     assert total(fold.report()) == [11, 2]
-    spread.run(first.peer.call("drop_fold", 0))
-    assert [worker.folds.held for worker in spread.workers] == [0, 0]
+    processes.run(first.remote.call("drop_fold", 0))
+    assert [worker.folds.held for worker in processes.workers] == [0, 0]
 
 
-def test_a_fold_that_lost_something_says_so_once(spread):
-    fold = spread.spread.open(JOB)
+def test_a_fold_that_lost_something_says_so_once(processes):
+    fold = processes.engine.open(JOB)
     told = []
     heard = threading.Event()
     fold.on_loss(lambda why: (told.append(why), heard.set()))
-    first, second = spread.workers
-    assert outcome(fold.add_held("a", first.body(blob(0)))) is Code.OK
+    first, second = processes.workers
+    assert code_of(fold.add_held("a", first.body(blob(0)))) is Code.OK
     lost = first.body(blob(1))
-    spread.run(second.stop())  # it has nothing of this fold
-    spread.run(first.stop())
+    processes.run(second.stop())  # it has nothing of this fold
+    processes.run(first.stop())
     assert heard.wait(WAIT)
     assert told == ["a process of the server ended that had folded 1 of them"]
-    assert outcome(fold.add_held("b", lost)) is Code.ABORTED
-    assert outcome(fold.report()) is Code.ABORTED
+    assert code_of(fold.add_held("b", lost)) is Code.ABORTED
+    assert code_of(fold.report()) is Code.ABORTED
 
 
-def test_a_process_that_had_nothing_is_no_loss(spread):
-    fold = spread.spread.open(JOB)
+def test_a_process_that_had_nothing_is_no_loss(processes):
+    fold = processes.engine.open(JOB)
     told = []
     fold.on_loss(told.append)
-    first, _ = spread.workers
-    assert outcome(fold.add("a", blob(0))) is Code.OK
-    assert outcome(fold.add_held("b", first.body(b"nonsense"))) is Code.INVALID_ARGUMENT
+    first, _ = processes.workers
+    assert code_of(fold.add("a", blob(0))) is Code.OK
+    assert code_of(fold.add_held("b", first.body(b"nonsense"))) is Code.INVALID_ARGUMENT
     lost = first.body(blob(1))
-    spread.run(first.stop())
-    assert outcome(fold.add_held("b", lost)) is Code.UNAVAILABLE
-    assert outcome(fold.add("b", blob(2))) is Code.OK
+    processes.run(first.stop())
+    assert code_of(fold.add_held("b", lost)) is Code.UNAVAILABLE
+    assert code_of(fold.add("b", blob(2))) is Code.OK
     assert total(fold.report()) == [101, 2]
     assert told == []
 
 
-def test_a_fold_that_was_aborted_is_dropped_everywhere(spread):
-    fold = spread.spread.open(JOB)
-    first, _ = spread.workers
-    assert outcome(fold.add_held("a", first.body(blob(0)))) is Code.OK
+def test_a_fold_that_was_aborted_is_dropped_everywhere(processes):
+    fold = processes.engine.open(JOB)
+    first, _ = processes.workers
+    assert code_of(fold.add_held("a", first.body(blob(0)))) is Code.OK
     assert len(first.folds._folds) == 1
     fold.abort()
     late = fold.add_held("b", first.body(blob(1)))
-    assert outcome(late) is Code.ABORTED
-    spread.run(first.peer.call("drop_body", 0))  # after what was told before
+    assert code_of(late) is Code.ABORTED
+    processes.run(first.remote.call("drop_body", 0))  # after the calls before it
     assert first.folds._folds == {}
     assert first.folds.held == 0
 
 
-def test_processes_share_what_may_be_kept(spread):
+def test_processes_share_what_may_be_kept(processes):
     """The sum of what they keep can be merged in the end."""
-    engine = SpreadEngine(LocalEngine(AGGREGATORS, 0), 4)
+    engine = ProcessEngine(LocalEngine(AGGREGATORS, 0), 4)
 
     async def kept():
         engine.start()
         return engine.open(JOB)._job.max_kept_bytes
 
-    assert spread.run(kept()) == JOB.max_kept_bytes // 4
+    assert processes.run(kept()) == JOB.max_kept_bytes // 4
 
 
 def test_other_engines_fold_what_is_here_only():
     engine = LocalEngine(AGGREGATORS, 0)
     engine.start()
     with pytest.raises(NotImplementedError):
-        engine.open(JOB).add_held("a", PeerBody(None, 1, 1))
+        engine.open(JOB).add_held("a", RemoteUpload(None, 1, 1))
     engine.stop()

@@ -1,0 +1,61 @@
+"""What was given before the name of a command: the configuration and the plugins it loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.manager import Plugins
+    from fcp_core.plugins.tracing import TraceSink
+
+
+@dataclass
+class Invocation:
+    """What was given before the command's name; a command finds it in ``ctx.obj``.
+
+    :param config_file: the argument of ``--config``.
+    :param overrides: the arguments of ``--set``, by dotted name.
+    """
+
+    config_file: str | None = None
+    overrides: dict[str, str] = field(default_factory=dict)
+    _plugins: Plugins | None = field(default=None, repr=False)
+
+    def load_plugins(
+        self,
+        *,
+        extra: Iterable[object] = (),
+        overrides: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        modules: Sequence[str] = (),
+        trace: TraceSink | None = None,
+    ) -> Plugins:
+        """Load the plugins and the configuration as the command line says.
+
+        :param extra: further plugin objects.
+        :param overrides: the command's own options; they win over ``--set``.
+        :param defaults: the command's own defaults; everything wins over them.
+        :param modules: modules or files to load as if ``[fcp] plugins`` named them too.
+        :param trace: called with every hook call.
+        :raises UsageError: if anything about them is wrong.
+        """
+        from fcp_core.plugins.manager import Plugins
+
+        return Plugins.load(
+            config_file=self.config_file,
+            overrides={**self.overrides, **(overrides or {})},
+            overrides_origin="the command line",
+            defaults=defaults,
+            extra=extra,
+            modules=modules,
+            trace=trace,
+        )
+
+    @property
+    def plugins(self) -> Plugins:
+        """The plugins without any extra; loaded once."""
+        if self._plugins is None:
+            self._plugins = self.load_plugins()
+        return self._plugins

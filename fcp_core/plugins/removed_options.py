@@ -1,0 +1,35 @@
+"""Options that an earlier release had: still accepted for one release, ignored, with a warning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
+
+_BURST = "leave it out: ten seconds of the rate may come at once, and {} requests at least"
+_ENGINE = "leave it out: the engine chooses"
+
+#: By section and name: what to write instead. An entry stays for one release.
+REMOVED: Mapping[tuple[str, str], str] = {
+    ("", "max_header"): "leave it out: a request's header may have 64 KiB",
+    ("", "burst_per_address"): _BURST.format(100),
+    ("", "burst_per_key"): _BURST.format(1000),
+    ("engine.local", "compiled"): "uninstall fcp-server-fast to fold without its compiled loops",
+    ("engine.local", "inline_added_bytes"): _ENGINE,
+    ("engine.local", "inline_bytes"): _ENGINE,
+    ("engine.local", "verify_checksums"): "leave it out: checksums are always verified",
+    ("storage.sqlite", "busy_timeout"): "leave it out: another process is waited for for 30 s",
+}
+
+
+def warn_if_removed(section: str, name: str, origin: str) -> bool:
+    """Warn about an option that is gone, and say what to write instead.
+
+    :param origin: where it was given.
+    :returns: whether there used to be such an option.
+    """
+    instead = REMOVED.get((section, name))
+    if instead is not None:
+        logger.warning("%s: this option is gone and is ignored: %s.", origin, instead)
+    return instead is not None
