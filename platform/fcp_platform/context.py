@@ -317,7 +317,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             goal_count=data.num_clients,
             checkpoint=prepared.checkpoint,
             minimum_count=max(1, math.ceil(data.num_clients * self._minimum_fraction)),
-            assignment_mode=AssignmentMode(int(getattr(mode, "value", mode))),
+            assignment_mode=AssignmentMode(getattr(mode, "value", mode)),
             deadline=self._deadline,
             over_selection=self._over_selection,
             max_at_work=self._max_at_work,

@@ -9,7 +9,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -229,7 +228,7 @@ class RemoteRunner(TaskRunner):
 
         Tasks that are alike and wait at the same time are numbered.
         """
-        small = Submission.of(replace(spec, plan=b""))
+        small = Submission.of(spec.replace(plan=b""))
         digest = hashlib.sha256(msgspec.msgpack.encode(small, order="sorted"))
         digest.update(_plan_text(spec.plan).encode())
         number = 0
