@@ -13,6 +13,7 @@ from fcp_core.aggregation.engine import Engine, EngineFactory
 from fcp_core.aggregation.protocol import AggregationProtocol, AggregationProtocolFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, did_you_mean
+from fcp_core.plugins.settings import TaskSettings
 from fcp_core.rounds.policies import (
     BoundPolicy,
     EligibilityPolicy,
@@ -20,7 +21,7 @@ from fcp_core.rounds.policies import (
     SelectionPolicy,
     SelectionPolicyFactory,
 )
-from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.specification import TaskSpec
 from fcp_core.storage.contract import Storage, StorageFactory
 
 
@@ -276,34 +277,28 @@ class TaskChoices(Choices):
     def __init__(self, config: Config, offered: Offered, spec: TaskSpec) -> None:
         super().__init__(config, offered)
         self._spec = spec
+        #: What the task and the configuration say in numbers.
+        self.settings = TaskSettings.of(config, spec)
 
     @property
     def over_selection(self) -> float:
         """How many devices are assigned at a time, as a multiple of those still missing."""
-        chosen: float = self._spec.over_selection or self.config.get("over_selection")
-        return chosen
+        return self.settings.over_selection
 
     @property
     def max_at_work(self) -> int | None:
         """How many devices may be assigned at a time in any case; None: no such limit."""
-        chosen: int | None = self._spec.max_at_work or self.config.get("task_max_at_work")
-        return chosen
+        return self.settings.max_at_work
 
     @property
     def inline_below(self) -> int:
         """The size in bytes below which a plan or a checkpoint lies in the assignment."""
-        if self._spec.resources == "uri":
-            return 0
-        inline = self._spec.resources == "inline"
-        size: int = self.config.get("max_inline_resource" if inline else "inline_resources_below")
-        # The first is the largest that does, the second the smallest that does not.
-        return size + 1 if inline and size else size
+        return self.settings.inline_below
 
     @property
     def deadline(self) -> float:
         """Seconds from its creation until the task ends by itself."""
-        chosen: float = self._spec.deadline or self.config.get("task_deadline")
-        return chosen
+        return self.settings.deadline
 
     def aggregator_choices(self) -> dict[str, str]:
         """Return which aggregator serves which intrinsic URI, where it is not the reference one."""

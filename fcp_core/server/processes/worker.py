@@ -20,6 +20,7 @@ import msgspec
 from fcp_core.aggregation.engine import Engine
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
+from fcp_core.plugins.settings import ServerSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import SystemClock
 from fcp_core.server.http.admin_auth import AdminCheck
@@ -67,15 +68,18 @@ class Worker:
         if told.processors:
             os.sched_setaffinity(0, told.processors)
         self._plugins = plugins = Plugins.load(**told.recipe)
-        configure_logging(told.log_levels.pop(""), plugins.config.get("log_format"))
+        config = plugins.config
+        settings = ServerSettings.from_config(config)
+        configure_logging(told.log_levels.pop(""), settings.log_format)
         for name, level in told.log_levels.items():
             logging.getLogger(name).setLevel(level)
-        config = plugins.config
         tls = None
         if told.certfile is not None:
-            required = config.get("client_certificates") == "required"
             tls = server_context(
-                told.certfile, told.keyfile, config.get("client_ca"), required=required
+                told.certfile,
+                told.keyfile,
+                settings.client_ca,
+                required=settings.certificate_required,
             )
         self._engine = engine = plugins.make_engine()
         folds = WorkerFolds(engine)
@@ -87,7 +91,7 @@ class Worker:
             partial=folds.partial,
             piece=folds.piece,
         )
-        if config.get("metrics"):
+        if settings.metrics:
             self._metrics = WorkerMetrics(SystemClock(), self.link)
         await plugins.startup()
         engine.start()
