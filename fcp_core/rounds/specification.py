@@ -130,12 +130,12 @@ def _kinds(cls: type[Specification]) -> Mapping[str, Any]:
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:
-    if kind is AssignmentMode:
-        # Earlier versions stored the protocol's number.
-        value = value.value if isinstance(value, Enum) else AssignmentMode(value).value
     try:
-        return msgspec.convert(value, kind, str_keys=False)
-    except msgspec.ValidationError as error:
+        if isinstance(kind, type) and issubclass(kind, Enum):
+            # Earlier versions stored the protocol's number, which finds the member too.
+            return kind(value)
+        return msgspec.convert(value, kind)
+    except ValueError as error:
         raise msgspec.ValidationError(f"{name}: {error}") from None
 
 

@@ -305,6 +305,7 @@ def test_lists_tuples_and_mappings_are_alike():
         ({"options": {"fifo": {"x": object()}}}, "options must be numbers"),
         ({"options": {"fifo": {"x": 2**80}}}, "options must be numbers"),
         ({"deadline": "5"}, "task specification: deadline: Expected"),
+        ({"assignment_mode": 3}, "task specification: assignment_mode: 3 is not a valid"),
         ({"eligibility": [1]}, "task specification: eligibility: Expected `str`"),
     ],
 )
