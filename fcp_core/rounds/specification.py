@@ -135,7 +135,7 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
             # Earlier versions stored the protocol's number, which finds the member too.
             return kind(value)
         return msgspec.convert(value, kind)
-    except ValueError as error:
+    except (ValueError, msgspec.ValidationError) as error:
         raise msgspec.ValidationError(f"{name}: {error}") from None
 
 
