@@ -21,7 +21,9 @@ from fcp_core.client import CallableStore, Client
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import plan_pb2
+from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
+from fcp_platform.runners import RemoteRunner
 
 pytestmark = pytest.mark.tff
 
@@ -171,6 +173,19 @@ def test_another_program_gets_a_round_of_its_own(server, admin):
     admin.cancel(first)
     second = interrupted(context(server, program="two"), admin)
     assert second != first
+
+
+def test_rounds_with_slices_are_found_again_too():
+    """The key says what is in a round, slices of federated_select among it."""
+    runner = RemoteRunner("http://localhost:1/", TOKEN, program="p")
+
+    def key(**slices):
+        return runner._key(TaskSpec(POPULATION, "n", b"", b"", 2, slices=slices))
+
+    assert key(a={1: b"x", 2: b"y"}, b={}) == key(b={}, a={2: b"y", 1: b"x"})
+    others = [key(), key(a={1: b"x"}), key(a={1: b"y"}), key(a={2: b"x"}), key(b={1: b"x"})]
+    assert len(set(others)) == len(others)
+    runner.stop()
 
 
 def test_a_server_that_cannot_be_used_says_so(server):
