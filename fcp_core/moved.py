@@ -13,6 +13,7 @@ from types import ModuleType
 #: Old name to new name. An entry stays for one release after the one that moved the module.
 MOVED = {
     "fcp_core.cli": "fcp_core.commands.main",
+    "fcp_core.server.urls": "fcp_core.plugins.urls",
     "fcp_core.testing.simulation": "fcp_core.lab",
 }
 

@@ -8,7 +8,7 @@ import os
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -218,7 +218,7 @@ async def ask(server: Server, population: str) -> None:
         ),
     )
     for name, mode in (("weighed", AssignmentMode.SINGLE), ("separated", AssignmentMode.MULTIPLE)):
-        task = replace(make_task(population, 10**9), name=name, assignment_mode=mode)
+        task = make_task(population, 10**9).replace(name=name, assignment_mode=mode)
         await server.services.tasks.submit(task)
 
 

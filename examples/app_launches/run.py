@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import os
 import secrets
 import subprocess
@@ -54,10 +53,8 @@ def main() -> int:
     try:
         with AdminClient(url, token) as client:
             described = read_task_file(HERE / "task.toml")
-            described = dataclasses.replace(
-                described, goal_count=options.devices, minimum_count=options.devices
-            )
-            task_id = client.submit(described.to_spec()).task_id
+            counts = {"goal_count": options.devices, "minimum_count": options.devices}
+            task_id = client.submit(described.to_spec().replace(**counts)).task_id
             print(f"task {task_id}", flush=True)
             started = time.monotonic()
             share = -(-options.devices // options.processes)

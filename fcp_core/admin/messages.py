@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -10,21 +11,12 @@ import msgspec
 from msgspec import Meta
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.eligibility import PLAN_POLICY, EligibilityTask, PolicyChoice
-from fcp_core.rounds.tasks import AssignmentMode, TaskSpec, TaskState, TaskStatus
+from fcp_core.rounds.specification import EligibilityTask, PolicyChoice, TaskSpec
+from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.tasks.tables import Table
 
 State: TypeAlias = Literal["open", "closing", "completed", "failed", "cancelled"]
 
-Name: TypeAlias = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=500,
-        description="words divided by slashes",
-        pattern=r"^\w+(/\w+)*$",
-    ),
-]
 Key: TypeAlias = Annotated[
     str,
     Meta(
@@ -33,91 +25,24 @@ Key: TypeAlias = Annotated[
         description="chosen by the client: a second submission with it returns the first's task",
     ),
 ]
-Count: TypeAlias = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Seconds: TypeAlias = Annotated[float, Meta(gt=0, le=1e9, description="in seconds")]
-
 #: How long a wait may last, in seconds, and how long it lasts if nothing is said.
 MAX_WAIT = 60.0
 DEFAULT_WAIT = 30.0
 
 
-class Submission(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A task that is to be offered; the fields are those of a ``TaskSpec``."""
+class Submission(TaskSpec, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A task that is to be offered: the fields of a ``TaskSpec``, and a key."""
 
-    population: Name
-    name: Name
-    #: A serialized ``ClientOnlyPlan``.
-    plan: bytes
-    #: A serialized aggregation ``Configuration``.
-    aggregation: bytes
-    goal_count: Count
     key: Key | None = None
-    checkpoint: bytes = b""
-    minimum_count: Count | None = None
-    assignment_mode: Literal["single", "multiple"] = "single"
-    deadline: Seconds | None = None
-    over_selection: Annotated[float, Meta(ge=1, le=1e6)] | None = None
-    max_at_work: Annotated[int, Meta(ge=1)] | None = None
-    resources: Literal["inline", "uri"] | None = None
-    slices: dict[str, dict[int, bytes]] = {}
-    result_format: Literal["tf_v1", "federated_compute"] = "tf_v1"
-    protocol: str | None = None
-    selection: str | None = None
-    eligibility: list[str] = []
-    aggregators: dict[str, str] = {}
-    options: dict[str, dict[str, Any]] = {}
 
     @classmethod
     def of(cls, spec: TaskSpec, key: str | None = None) -> Submission:
         """Return the submission of a specification."""
-        return cls(
-            population=spec.population,
-            name=spec.name,
-            plan=spec.plan,
-            aggregation=spec.aggregation,
-            goal_count=spec.goal_count,
-            key=key,
-            checkpoint=spec.checkpoint,
-            minimum_count=spec.minimum_count,
-            assignment_mode="single"
-            if spec.assignment_mode is AssignmentMode.SINGLE
-            else "multiple",
-            deadline=spec.deadline,
-            over_selection=spec.over_selection,
-            max_at_work=spec.max_at_work,
-            resources=spec.resources,
-            slices={name: dict(slices) for name, slices in spec.slices.items()},
-            result_format=spec.result_format,
-            protocol=spec.protocol,
-            selection=spec.selection,
-            eligibility=list(spec.eligibility),
-            aggregators=dict(spec.aggregators),
-            options={name: dict(options) for name, options in spec.options.items()},
-        )
+        return cls(**spec.fields(), key=key)
 
     def to_spec(self) -> TaskSpec:
         """Return the specification."""
-        return TaskSpec(
-            population=self.population,
-            name=self.name,
-            plan=self.plan,
-            aggregation=self.aggregation,
-            goal_count=self.goal_count,
-            checkpoint=self.checkpoint,
-            minimum_count=self.minimum_count,
-            assignment_mode=AssignmentMode[self.assignment_mode.upper()],
-            deadline=self.deadline,
-            over_selection=self.over_selection,
-            max_at_work=self.max_at_work,
-            resources=self.resources,
-            slices=self.slices,
-            result_format=self.result_format,
-            protocol=self.protocol,
-            selection=self.selection,
-            eligibility=self.eligibility,
-            aggregators=self.aggregators,
-            options=self.options,
-        )
+        return TaskSpec(**{name: getattr(self, name) for name in TaskSpec.__struct_fields__})
 
 
 class Error(msgspec.Struct):
@@ -245,67 +170,19 @@ class PopulationList(msgspec.Struct):
     populations: list[Population]
 
 
-class EligibilityPolicy(
-    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
-):
-    """An eligibility policy by name, its options, and the tasks that it is for; null: all."""
-
-    policy: Annotated[str, Meta(min_length=1, max_length=200)]
-    options: dict[str, Any] = {}
-    task_names: list[Name] | None = None
-
-
 class EligibilitySettings(
-    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+    EligibilityTask, frozen=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """The eligibility task of a population; the fields are those of an ``EligibilityTask``."""
-
-    #: A serialized ``ClientOnlyPlan`` with an eligibility router; empty: none.
-    plan: bytes = b""
-    checkpoint: bytes = b""
-    name: Annotated[str, Meta(min_length=1, max_length=200)] = PLAN_POLICY
-    arguments: bytes = b""
-    task_names: list[Name] | None = None
-    policies: list[EligibilityPolicy] = []
-    covers: list[str] = []
+    """The eligibility task of a population: the fields of an ``EligibilityTask``."""
 
     @classmethod
     def of(cls, task: EligibilityTask) -> EligibilitySettings:
         """Return the message of a task."""
-        return cls(
-            plan=task.plan,
-            checkpoint=task.checkpoint,
-            name=task.name,
-            arguments=task.arguments,
-            task_names=_list(task.task_names),
-            policies=[
-                EligibilityPolicy(
-                    policy=choice.policy,
-                    options=dict(choice.options),
-                    task_names=_list(choice.task_names),
-                )
-                for choice in task.policies
-            ],
-            covers=list(task.covers),
-        )
+        return cls(**task.fields())
 
     def to_task(self) -> EligibilityTask:
-        """Return the task.
-
-        :raises StatusError: INVALID_ARGUMENT if it is invalid.
-        """
-        return EligibilityTask(
-            plan=self.plan,
-            checkpoint=self.checkpoint,
-            name=self.name,
-            arguments=self.arguments,
-            task_names=self.task_names,
-            policies=[
-                PolicyChoice(choice.policy, choice.options, choice.task_names)
-                for choice in self.policies
-            ],
-            covers=self.covers,
-        )
+        """Return the task."""
+        return EligibilityTask(**self.fields())
 
 
 class EligibilitySummary(msgspec.Struct, kw_only=True):
@@ -315,20 +192,19 @@ class EligibilitySummary(msgspec.Struct, kw_only=True):
     created: float
     plan_size: int
     checkpoint_size: int
-    task_names: list[str] | None
-    policies: list[EligibilityPolicy]
+    task_names: Sequence[str] | None
+    policies: Sequence[PolicyChoice]
 
     @classmethod
     def of(cls, population: str, task: EligibilityTask, created: float) -> EligibilitySummary:
         """Return the message of a task."""
-        settings = EligibilitySettings.of(task)
         return cls(
             population=population,
             created=created,
             plan_size=len(task.plan),
             checkpoint_size=len(task.checkpoint),
-            task_names=settings.task_names,
-            policies=settings.policies,
+            task_names=task.task_names,
+            policies=task.policies,
         )
 
 
@@ -367,5 +243,14 @@ class ResultTable(msgspec.Struct):
         return cls([Column(c.name, c.dtype, c.values) for c in table.columns])
 
 
-def _list(names: Sequence[str] | None) -> list[str] | None:
-    return None if names is None else list(names)
+def __getattr__(name: str) -> Any:
+    """Return what has another name now."""
+    if name != "EligibilityPolicy":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "EligibilityPolicy is deprecated and goes with the next release: write "
+        "fcp_core.rounds.eligibility.PolicyChoice",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return PolicyChoice

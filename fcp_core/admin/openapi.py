@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,12 @@ def describe() -> dict[str, Any]:
     """Return the description, an OpenAPI 3.1 document, as JSON values."""
     types = list(dict.fromkeys([*_types(), Error]))
     schemas, components = msgspec.json.schema_components(types, ref_template=_REFERENCE)
+    for schema in components.values():
+        _describe_fields(schema, schema.get("description", ""))
+    for kind in types:
+        for base in getattr(kind, "__mro__", ()):
+            if kind.__name__ in components:
+                _describe_fields(components[kind.__name__], base.__doc__ or "")
     by_type = dict(zip(types, schemas, strict=True))
     paths: dict[str, Any] = {}
     for endpoint in ENDPOINTS:
@@ -54,6 +61,15 @@ def describe() -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
+
+
+def _describe_fields(schema: dict[str, Any], text: str) -> None:
+    """Give a struct's fields the sentences that a docstring has on them."""
+    for name, sentence in re.findall(r":param (\w+): (.*?)\.?(?=\n\s*:\w|\Z)", text, re.DOTALL):
+        if name in schema.get("properties", {}):
+            schema["properties"][name].setdefault("description", " ".join(sentence.split()))
+    if "description" in schema:
+        schema["description"] = re.split(r"\n\s*:\w", schema["description"])[0].strip()
 
 
 def _types() -> Iterator[Any]:

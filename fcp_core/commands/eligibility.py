@@ -11,7 +11,7 @@ from fcp_core.commands.output import make_table, print_tables, write_file
 from fcp_core.commands.tasks import FILE, admin_group, connected, local_time
 
 if TYPE_CHECKING:
-    from fcp_core.admin.messages import EligibilityPolicy
+    from fcp_core.rounds.eligibility import PolicyChoice
 
 eligibility = admin_group(
     "eligibility", "Say how the devices of a population find out what they are eligible for."
@@ -78,7 +78,7 @@ def remove(connect: Any, population: str) -> None:
         client.remove_eligibility_task(population)
 
 
-def _line(policy: EligibilityPolicy) -> str:
+def _line(policy: PolicyChoice) -> str:
     options = "".join(f", {name} = {value}" for name, value in policy.options.items())
     return f"{policy.policy} for {_names(policy.task_names)}{options}"
 

@@ -14,6 +14,7 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins import discovery
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.discovery import PluginSource, explain, place_of
+from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow, combined
@@ -163,7 +164,7 @@ class HookCaller:
         """Return the configured window and the options of pace steering by name."""
         config = self.config.scoped(population)
         sections = {value.option.section for value in config.options()}
-        return RetryWindow(config.get("retry_min"), config.get("retry_max")), {
+        return PopulationSettings.of(self.config, population).retry, {
             section.partition(".")[2]: config.section(section)
             for section in sections
             if section.startswith("pacing.")

@@ -12,6 +12,7 @@ from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import Engine, EngineFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, did_you_mean
+from fcp_core.plugins.settings import TaskSettings
 from fcp_core.rounds.policies import (
     BoundPolicy,
     EligibilityPolicy,
@@ -20,7 +21,7 @@ from fcp_core.rounds.policies import (
     SelectionPolicyFactory,
 )
 from fcp_core.rounds.protocols import AggregationProtocol, AggregationProtocolFactory
-from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.specification import TaskSpec
 from fcp_core.storage.contract import Storage, StorageFactory
 
 
@@ -283,34 +284,8 @@ class TaskChoices(Choices):
     def __init__(self, config: Config, offered: Offered, spec: TaskSpec) -> None:
         super().__init__(config, offered)
         self._spec = spec
-
-    @property
-    def over_selection(self) -> float:
-        """How many devices are assigned at a time, as a multiple of those still missing."""
-        chosen: float = self._spec.over_selection or self.config.get("over_selection")
-        return chosen
-
-    @property
-    def max_at_work(self) -> int | None:
-        """The most devices that may be assigned at a time; None: no limit."""
-        chosen: int | None = self._spec.max_at_work or self.config.get("task_max_at_work")
-        return chosen
-
-    @property
-    def inline_below(self) -> int:
-        """The size in bytes below which plans and checkpoints are sent inside the assignment."""
-        if self._spec.resources == "uri":
-            return 0
-        inline = self._spec.resources == "inline"
-        size: int = self.config.get("max_inline_resource" if inline else "inline_resources_below")
-        # The first is the largest that does, the second the smallest that does not.
-        return size + 1 if inline and size else size
-
-    @property
-    def deadline(self) -> float:
-        """Seconds from its creation until the task ends by itself."""
-        chosen: float = self._spec.deadline or self.config.get("task_deadline")
-        return chosen
+        #: What the task and the configuration say in numbers.
+        self.settings = TaskSettings.of(config, spec)
 
     def aggregator_choices(self) -> dict[str, str]:
         """Return which aggregator serves which intrinsic URI, where it is not the reference one."""

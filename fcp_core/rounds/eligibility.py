@@ -3,88 +3,30 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-from google.protobuf.message import DecodeError
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from fcp_core.protocol.protos import common_pb2 as common
-from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.protos import population_eligibility_spec_pb2 as eligibility_pb2
-from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, OfferedTask
-from fcp_core.rounds.tasks import AssignmentMode
+from fcp_core.rounds.specification import (
+    PLAN_POLICY,
+    AssignmentMode,
+    EligibilityTask,
+    PolicyChoice,
+)
 
-#: The name of the policy that a population's plan evaluates, unless it is given another.
-PLAN_POLICY = "eligibility_task"
-
-
-@dataclass(frozen=True)
-class PolicyChoice:
-    """One of the policies that an eligibility task adds.
-
-    :param policy: its name, as ``[fcp] eligibility`` has it.
-    :param options: its options; they win over the configured ones.
-    :param task_names: the tasks that it is for; None: all.
-    """
-
-    policy: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    task_names: Sequence[str] | None = None
-
-    def __post_init__(self) -> None:
-        """Make equal what is told with lists and with tuples."""
-        _freeze(self, "task_names")
-
-
-@dataclass(frozen=True)
-class EligibilityTask:
-    """How a population's devices find out what they are eligible for: a plan, policies, or both.
-
-    The plan weighs tasks on the device. It reaches devices as a custom policy of the tasks that it
-    decides about. The policies come on top of those that the configuration chooses.
-
-    :param plan: a serialized ``ClientOnlyPlan`` whose router is a
-        ``FederatedComputeEligibilityIORouter``; empty: none.
-    :param checkpoint: what the plan reads; published clients fetch neither if one is empty.
-    :param name: the name of the plan's policy, which the plan sees.
-    :param arguments: that policy's arguments.
-    :param task_names: the tasks that the plan decides about; None: all.
-    :param policies: policies that devices evaluate themselves, or that are the server's verdict.
-    :param covers: the names of policies that the plan checks too, so that a device that evaluates
-        no policies may go by the plan alone.
-    :raises StatusError: INVALID_ARGUMENT if there is neither, the plan is no such plan, or one of
-        plan and checkpoint is there without the other.
-    """
-
-    plan: bytes = b""
-    checkpoint: bytes = b""
-    name: str = PLAN_POLICY
-    arguments: bytes = b""
-    task_names: Sequence[str] | None = None
-    policies: Sequence[PolicyChoice] = ()
-    covers: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse what devices would not run."""
-        _freeze(self, "task_names", "policies", "covers")
-        if not self.plan:
-            if self.checkpoint:
-                raise _bad("there is a checkpoint, but no plan to read it")
-            if not self.policies:
-                raise _bad("it needs a plan or policies")
-            return
-        try:
-            router = plan_pb2.ClientOnlyPlan.FromString(self.plan).phase.WhichOneof("io_router")
-        except DecodeError as error:
-            raise _bad(f"the plan is not a ClientOnlyPlan: {error}") from None
-        if router != "federated_compute_eligibility":
-            raise _bad(f"the plan's router must be federated_compute_eligibility, not {router}")
-        if not self.checkpoint:
-            raise _bad("the checkpoint must not be empty: devices would not run the plan")
-        if not self.name:
-            raise _bad("the name must not be empty: the plan knows its policy by it")
+__all__ = [
+    "NO_OFFER",
+    "PLAN_POLICY",
+    "EligibilityTask",
+    "Offer",
+    "PlanPolicy",
+    "PolicyChoice",
+    "make_offer",
+    "spec_resource",
+]
 
 
 class PlanPolicy(EligibilityPolicy):
@@ -99,18 +41,6 @@ class PlanPolicy(EligibilityPolicy):
     ) -> Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]:
         """Return the custom policy."""
         return (self._spec,)
-
-
-def _freeze(target: object, *names: str) -> None:
-    """Replace sequences in fields of a frozen dataclass by tuples."""
-    for name in names:
-        value = getattr(target, name)
-        if value is not None:
-            object.__setattr__(target, name, tuple(value))
-
-
-def _bad(problem: str) -> StatusError:
-    return StatusError(Code.INVALID_ARGUMENT, f"eligibility task: {problem}")
 
 
 @dataclass(frozen=True)
@@ -209,7 +139,7 @@ def _spec(offered: _Offered) -> eligibility_pb2.PopulationEligibilitySpec:
     indices: dict[bytes, int] = {}
     for task, wanted in offered:
         info = spec.task_info.add(
-            task_name=task.name, task_assignment_mode=task.assignment_mode.value
+            task_name=task.name, task_assignment_mode=task.assignment_mode.number
         )
         for policy_spec in wanted:
             index = _index_of(spec, indices, policy_spec)

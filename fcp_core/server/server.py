@@ -11,8 +11,9 @@ from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
+from fcp_core.plugins.settings import ServerSettings
+from fcp_core.plugins.urls import checked_url
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.frontend import Frontend, bind
@@ -24,7 +25,6 @@ from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.processors import on_processors, shares
 from fcp_core.server.processes.workers import Workers, WorkerSettings
 from fcp_core.server.services import Services
-from fcp_core.server.urls import checked_url
 
 logger = logging.getLogger("fcp.server")
 
@@ -78,17 +78,18 @@ class Server:
             raise UsageError(f"the TLS key file {os.fspath(keyfile)} needs a certificate file too.")
         limits = Limits.from_config(plugins.config)
         admin_check = AdminCheck.from_config(plugins.config)
-        client_ca = plugins.config.get("client_ca")
-        if client_ca is not None and certfile is None:
+        settings = ServerSettings.from_config(plugins.config)
+        if settings.client_ca is not None and certfile is None:
             raise UsageError(
                 f"client_ca (from {plugins.config.origin('', 'client_ca')}) needs a server that "
                 "speaks HTTPS: give it a certificate file."
             )
-        required = plugins.config.get("client_certificates") == "required"
         tls = (
             None
             if certfile is None
-            else server_context(certfile, keyfile, client_ca, required=required)
+            else server_context(
+                certfile, keyfile, settings.client_ca, required=settings.certificate_required
+            )
         )
         if external_url is not None:
             external_url = checked_url(external_url)
@@ -106,9 +107,10 @@ class Server:
         metrics: ServerMetrics | None = None
         measured: list[socket.socket] = []
         try:
-            if plugins.config.get("metrics"):
+            if settings.metrics:
                 metrics = ServerMetrics(clock, lambda: self.services.counts())
-                measured = _metrics_sockets(plugins.config)
+                if settings.metrics_address is not None:
+                    measured = bind(*settings.metrics_address)
             #: Where ``/metrics`` is; 0 if there is none.
             self.metrics_port: int = measured[0].getsockname()[1] if measured else 0
             if metrics is not None and not measured:
@@ -236,23 +238,6 @@ class Server:
 
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else os.path.abspath(path)
-
-
-def _metrics_sockets(config: Config) -> list[socket.socket]:
-    """Return what ``/metrics`` listens on, apart from everything else, if anything.
-
-    :raises UsageError: if the address is none, or cannot be listened on.
-    """
-    address = config.get("metrics_address")
-    if address is None:
-        return []
-    host, colon, port = address.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise UsageError(
-            f"metrics_address {address!r} (from {config.origin('', 'metrics_address')}) must be "
-            "like localhost:9100."
-        )
-    return bind(host.strip("[]"), int(port))
 
 
 def _url(host: str, port: int, *, secure: bool) -> str:

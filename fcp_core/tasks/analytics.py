@@ -8,7 +8,7 @@ adds vectors of a fixed length up, element by element.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol import wkt
 from fcp_core.protocol.protos import data_type_pb2, plan_pb2
-from fcp_core.rounds.tasks import AssignmentMode, ResourceForm, TaskSpec
+from fcp_core.rounds.specification import TaskSpec
 
 #: What a vector may hold: on the device, and in the aggregation.
 DTYPES: Mapping[str, tuple[data_type_pb2.DataType, DataType]] = {
@@ -64,13 +64,10 @@ class Query:
     minimum_rows: int = 0
 
 
-@dataclass(frozen=True)
 class Analytics:
     """A task of analytics.
 
     :param goal_count: how many devices' contributions complete it.
-    :param minimum_count: how many are enough at the deadline (default: the goal).
-    :param deadline: in seconds; None: the server's default.
     :param group_by: the vectors whose values are the keys, in the result's order.
     :param sums: columns of the result, and the vector that each is the sum of.
     :param counts: the same for counts: sums of an integer vector in which the device counts, with
@@ -78,23 +75,44 @@ class Analytics:
     :param minimum_group_size: only groups of at least so many rows are in the result.
     :param eligibility: the options of eligibility policies, by the policies' names, that come on
         top of those that the server's configuration chooses.
+    :param more: further fields of the :class:`TaskSpec`, such as ``deadline``.
+    :raises TypeError: if there is no such field.
     """
 
-    population: str
-    name: str
-    goal_count: int
-    queries: tuple[Query, ...]
-    minimum_count: int | None = None
-    deadline: float | None = None
-    over_selection: float | None = None
-    max_at_work: int | None = None
-    resources: ResourceForm | None = None
-    assignment_mode: AssignmentMode = AssignmentMode.SINGLE
-    group_by: tuple[str, ...] = ()
-    sums: Mapping[str, str] = field(default_factory=dict)
-    counts: Mapping[str, str] = field(default_factory=dict)
-    minimum_group_size: int | None = None
-    eligibility: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    def __init__(
+        self,
+        population: str,
+        name: str,
+        goal_count: int,
+        queries: tuple[Query, ...],
+        *,
+        group_by: tuple[str, ...] = (),
+        sums: Mapping[str, str] | None = None,
+        counts: Mapping[str, str] | None = None,
+        minimum_group_size: int | None = None,
+        eligibility: Mapping[str, Mapping[str, Any]] | None = None,
+        **more: Any,
+    ) -> None:
+        chosen = eligibility or {}
+        options = {**more.pop("options", {}), **{n: o for n, o in chosen.items() if o}}
+        #: The task, but for what the queries and the columns lead to: its plan and its aggregation.
+        self.task = TaskSpec(
+            population,
+            name,
+            plan=b"",
+            aggregation=b"",
+            goal_count=goal_count,
+            eligibility=tuple(chosen),
+            options=options,
+            # This format keeps the order of the columns.
+            result_format="federated_compute",
+            **more,
+        )
+        self.queries = queries
+        self.group_by = group_by
+        self.sums = sums or {}
+        self.counts = counts or {}
+        self.minimum_group_size = minimum_group_size
 
     def to_spec(self) -> TaskSpec:
         """Return the task's specification: the plan for devices, the aggregation for the server.
@@ -111,22 +129,9 @@ class Analytics:
                     f"vector {name!r} is neither a key nor summed: devices would send it for "
                     "nothing."
                 )
-        spec = TaskSpec(
-            population=self.population,
-            name=self.name,
+        spec = self.task.replace(
             plan=self._plan().SerializeToString(deterministic=True),
             aggregation=configuration_to_proto(intrinsics).SerializeToString(deterministic=True),
-            goal_count=self.goal_count,
-            minimum_count=self.minimum_count,
-            assignment_mode=self.assignment_mode,
-            deadline=self.deadline,
-            over_selection=self.over_selection,
-            max_at_work=self.max_at_work,
-            resources=self.resources,
-            eligibility=tuple(self.eligibility),
-            options={name: options for name, options in self.eligibility.items() if options},
-            # This format keeps the order of the columns.
-            result_format="federated_compute",
         )
         spec.check()
         return spec

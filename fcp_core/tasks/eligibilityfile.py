@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.eligibility import PLAN_POLICY, EligibilityTask, PolicyChoice
+from fcp_core.rounds.specification import EligibilityTask, PolicyChoice
+from fcp_core.tasks.fields import read_fields
 from fcp_core.tasks.taskfile import read_policy
 from fcp_core.tasks.tomlfile import TomlTable, parse_toml, read_text
+
+#: The fields whose bytes are in files that are named, and those whose bytes are written as text.
+_FILES = ("plan", "checkpoint")
+_TEXTS = ("arguments",)
 
 
 def read_eligibility_file(path: Path) -> tuple[str, EligibilityTask]:
@@ -23,14 +27,11 @@ def read_eligibility_file(path: Path) -> tuple[str, EligibilityTask]:
     table = root.table("eligibility")
     population = table.get("population", str)
     policies = [_choice(choice) for choice in root.tables("policy", ())]
-    fields = {
-        "plan": _read(table, "plan", path.parent),
-        "checkpoint": _read(table, "checkpoint", path.parent),
-        "name": table.get("name", str, PLAN_POLICY),
-        "arguments": table.get("arguments", str, "").encode(),
-        "task_names": _names(table),
-        "covers": table.strings("covers"),
-    }
+    fields = read_fields(table, EligibilityTask, besides=(*_FILES, *_TEXTS, "policies"))
+    for name in _FILES:
+        fields[name] = _read(table, name, path.parent)
+    for name in _TEXTS:
+        fields[name] = table.get(name, str, "").encode()
     for read in (table, root):
         read.check_all_read()
     try:
@@ -40,14 +41,10 @@ def read_eligibility_file(path: Path) -> tuple[str, EligibilityTask]:
 
 
 def _choice(table: TomlTable) -> PolicyChoice:
-    names = _names(table)
+    names = table.strings("task_names") if "task_names" in table.names() else None
     choice = read_policy(table)
     options = {key: value for key, value in choice.options.items() if key != "task_names"}
-    return replace(choice, options=options, task_names=names)
-
-
-def _names(table: TomlTable) -> list[str] | None:
-    return table.strings("task_names") if "task_names" in table.names() else None
+    return PolicyChoice(choice.policy, options, names)
 
 
 def _read(table: TomlTable, name: str, folder: Path) -> bytes:

@@ -23,7 +23,7 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.python_plan import PythonPlan
-from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.specification import TaskSpec
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 

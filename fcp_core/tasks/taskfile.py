@@ -6,10 +6,13 @@ import base64
 import binascii
 from pathlib import Path
 
-from fcp_core.rounds.eligibility import PolicyChoice
-from fcp_core.rounds.tasks import AssignmentMode, ResourceForm
+from fcp_core.rounds.specification import PolicyChoice, TaskSpec
 from fcp_core.tasks.analytics import Analytics, Query, Vector
+from fcp_core.tasks.fields import read_fields
 from fcp_core.tasks.tomlfile import TomlTable, parse_toml, read_text
+
+#: The fields of a specification that come of the other tables; ``[task]`` may have all others.
+MADE = frozenset({"plan", "aggregation", "checkpoint", "slices", "result_format", "eligibility"})
 
 
 def read_task_file(path: Path) -> Analytics:
@@ -32,23 +35,13 @@ def parse_task(text: str, shown: str = "task") -> Analytics:
     result = root.table("result")
     eligibility = [read_policy(table) for table in root.tables("eligibility", ())]
     analytics = Analytics(
-        population=task.get("population", str),
-        name=task.get("name", str),
-        goal_count=task.get("goal_count", int),
-        minimum_count=task.get("minimum_count", int, None),
-        deadline=task.duration("deadline"),
-        over_selection=task.get("over_selection", float, None),
-        max_at_work=task.get("max_at_work", int, None),
-        resources=_resources(task),
-        assignment_mode=AssignmentMode[
-            task.choice("assignment_mode", ("single", "multiple"), "single").upper()
-        ],
         queries=queries,
         group_by=tuple(result.strings("group_by")),
         sums=result.columns("sum"),
         counts=result.columns("count"),
         minimum_group_size=result.get("minimum_group_size", int, None),
         eligibility={choice.policy: choice.options for choice in eligibility},
+        **read_fields(task, TaskSpec, besides=MADE),
     )
     for table in (task, result, root):
         table.check_all_read()
@@ -62,12 +55,6 @@ def read_policy(table: TomlTable) -> PolicyChoice:
     """
     name = table.get("policy", str)
     return PolicyChoice(name, {key: table.raw(key) for key in table.names() if key != "policy"})
-
-
-def _resources(task: TomlTable) -> ResourceForm | None:
-    if "resources" not in task.names():
-        return None
-    return "inline" if task.choice("resources", ("inline", "uri"), "") == "inline" else "uri"
 
 
 def _query(table: TomlTable) -> Query:

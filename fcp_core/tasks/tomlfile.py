@@ -115,12 +115,16 @@ class TomlTable:
         where = self._shown if line is None else f"{self._shown}, line {line}"
         return UsageError(f"{where}: {'.'.join(path) or 'the file'}: {problem}.")
 
+    def know(self, name: str) -> None:
+        """Take a key for one that may be there."""
+        self._read.append(name)
+
     def get(self, name: str, kind: type[Any], default: Any = _REQUIRED) -> Any:
         """Return a value.
 
         :raises UsageError: if it is of another kind, or missing without a default.
         """
-        self._read.append(name)
+        self.know(name)
         if name not in self._values:
             if default is _REQUIRED:
                 raise self.wrong(name, "it is missing")
@@ -174,7 +178,7 @@ class TomlTable:
         if isinstance(self._values.get(name), list):
             return {vector: vector for vector in self.strings(name)}
         if name not in self._values:
-            self._read.append(name)
+            self.know(name)
             return {}
         table = self.table(name)
         return {column: table.get(column, str) for column in table.names()}

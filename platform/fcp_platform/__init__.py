@@ -2,7 +2,7 @@
 
 A federated program (``tff.program``) runs its computations on devices with these names::
 
-    FederatedComputation, FederatedContext, FederatedDataSource
+    FederatedComputation, FederatedContext, FederatedDataSource, LocalServer, RemoteServer
 
 Importing the package is cheap: TensorFlow Federated is imported with the first name.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fcp_platform.context import AggregationFailedError, FederatedContext
     from fcp_platform.data_source import DataSelectionConfig, FederatedDataSource
     from fcp_platform.references import CheckpointTensorReference
+    from fcp_platform.servers import LocalServer, RemoteServer
 
 _MODULES = {
     "AggregationFailedError": "context",
@@ -27,6 +28,8 @@ _MODULES = {
     "FederatedComputation": "computation",
     "FederatedContext": "context",
     "FederatedDataSource": "data_source",
+    "LocalServer": "servers",
+    "RemoteServer": "servers",
 }
 
 __all__ = [
@@ -36,6 +39,8 @@ __all__ = [
     "FederatedComputation",
     "FederatedContext",
     "FederatedDataSource",
+    "LocalServer",
+    "RemoteServer",
 ]
 
 

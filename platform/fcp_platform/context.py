@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
-import socket
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -14,13 +15,10 @@ import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.types import type_conversions
 from typing_extensions import Self
 
-from fcp_core.errors import UsageError
-from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import EligibilityTask
-from fcp_core.rounds.tasks import AssignmentMode, ResourceForm, TaskSpec
-from fcp_core.server.server import Server
+from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
 from fcp_platform import naming, plans, rounds, values
 from fcp_platform.computation import FederatedComputation
 from fcp_platform.data_source import (
@@ -32,7 +30,16 @@ from fcp_platform.data_source import (
 from fcp_platform.naming import Leaf
 from fcp_platform.plan_cache import PlanCache, default_folder
 from fcp_platform.references import CheckpointTensorReference
-from fcp_platform.runners import LocalRunner, RemoteRunner, TaskRunner
+from fcp_platform.runners import TaskRunner
+from fcp_platform.servers import LocalServer, RemoteServer, chosen_server
+
+#: The fields of a specification that come of the computation, its state and the client data.
+_MADE = frozenset(
+    {
+        *("population", "name", "plan", "aggregation", "goal_count", "checkpoint"),
+        *("minimum_count", "assignment_mode", "slices", "result_format"),
+    }
+)
 
 
 class AggregationFailedError(ValueError):
@@ -49,143 +56,52 @@ class AggregationFailedError(ValueError):
 class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     """Runs :class:`FederatedComputation` on the devices of a population.
 
-    Without *server* the context has a server of its own: its socket is bound when the context is
-    made, and it serves between ``__enter__`` and ``__exit__``.
-
     :param population_name: the population; a context has one.
+    :param server: a :class:`LocalServer`, whose socket is bound when the context is made and which
+        serves between ``__enter__`` and ``__exit__``, or a :class:`RemoteServer`; None: a
+        ``LocalServer()`` on a free port of this machine.
     :param base_context: runs all other computations; None: they are refused.
-    :param host: what the server listens on; ``""`` is every interface.
-    :param port: 0 takes a free one; see :attr:`server_port`.
-    :param certfile: a PEM certificate; with one the server speaks HTTPS only.
-    :param keyfile: its key, if that is not in *certfile*.
-    :param address_family: ``socket.AF_INET`` or ``AF_INET6``; None: both.
-    :param config_file: the server's configuration file; None: what the working folder has.
-    :param config: configuration values that win over the file, by dotted name, such as
-        ``{"aggregator.federated_secure_sum.allow_unprotected": True}``.
-    :param plugins: further plugin objects, such as an observer of events.
-    :param external_url: where devices reach the server, if not where it listens.
-    :param processes: how many processes serve: this one, and others that receive and fold.
-    :param server: the address of a server elsewhere, such as ``https://fcp.example.org/``, that the
-        rounds run on; the options of a server of its own are refused then.
-    :param token: the admin token of that server.
-    :param ca_file: PEM certificates to trust instead of the system's.
-    :param client_certfile: a PEM certificate that opens the admin API of that server, beside the
-        token or instead of it.
-    :param client_keyfile: its key, if that is in a file of its own.
-    :param program: a name by which a program that is started again finds the rounds that it left on
-        that server; None: it leaves none behind.
-    :param round_deadline: seconds after which a round ends by itself; None: the server's default.
     :param minimum_fraction: of a round's contributions, the part that is enough at its deadline.
-    :param over_selection: how many devices may work at a time, as a multiple of the contributions
-        still missing; None: the server's default.
-    :param max_at_work: how many devices may work at a time in any case; None: the server's default.
-    :param resources: whether devices find plans and checkpoints in the assignment (``inline``), as
-        far as the server allows, or fetch them (``uri``); None: as the server's options say.
     :param plan_cache: the folder that keeps lowered computations for the next run of the program;
         empty: ``fcp/plans`` in the user's cache folder; None: they are not kept.
-    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, or
-        *resources* neither of the two.
-    :raises UsageError: if the configuration does not do, the server cannot listen, or the options
-        are of two kinds of server.
+    :param task: fields of a :class:`~fcp_core.rounds.tasks.TaskSpec` that hold for every round,
+        such as ``deadline`` in seconds, ``over_selection``, ``max_at_work``, ``resources`` or
+        ``selection``; what a round makes itself is not among them.
+    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, or a
+        field has a value that no task may have.
+    :raises TypeError: for a keyword that is no such field.
+    :raises UsageError: if the configuration is invalid, or the server cannot listen.
     """
 
     def __init__(
         self,
         population_name: str,
+        server: LocalServer | RemoteServer | str | None = None,
         *,
         base_context: Any = None,
-        host: str = "localhost",
-        port: int = 0,
-        certfile: str | os.PathLike[str] | None = None,
-        keyfile: str | os.PathLike[str] | None = None,
-        address_family: socket.AddressFamily | None = None,
-        config_file: str | os.PathLike[str] | None = None,
-        config: Mapping[str, Any] | None = None,
-        plugins: Iterable[object] = (),
-        external_url: str | None = None,
-        processes: int = 1,
-        server: str | None = None,
-        token: str | None = None,
-        ca_file: str | os.PathLike[str] | None = None,
-        client_certfile: str | os.PathLike[str] | None = None,
-        client_keyfile: str | os.PathLike[str] | None = None,
-        program: str | None = None,
-        round_deadline: float | None = None,
         minimum_fraction: float = 1.0,
-        over_selection: float | None = None,
-        max_at_work: int | None = None,
-        resources: ResourceForm | None = None,
         plan_cache: str | os.PathLike[str] | None = "",
+        **task: Any,
     ) -> None:
         check_name("population_name", population_name)
         if not 0 < minimum_fraction <= 1:
             raise ValueError(f"minimum_fraction must be above 0, at most 1, not {minimum_fraction}")
-        if resources not in (None, "inline", "uri"):
-            raise ValueError(f"resources must be 'inline' or 'uri', not {resources!r}")
+        chosen = chosen_server(server, task)
+        if "round_deadline" in task:
+            task = {"deadline": task.pop("round_deadline"), **task}
+            warnings.warn(
+                "FederatedContext(round_deadline=...) is deprecated and goes with the next "
+                "release: write deadline=...",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self._population = population_name
+        self._template = _round_template(population_name, task)
         self._base_context = base_context
-        self._deadline = round_deadline
         self._minimum_fraction = minimum_fraction
-        self._over_selection = over_selection
         self._plan_cache = None if plan_cache is None else PlanCache(plan_cache or default_folder())
-        self._max_at_work = max_at_work
-        self._resources = resources
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
-        local: dict[str, Any] = {
-            "port": port,
-            "certfile": certfile,
-            "keyfile": keyfile,
-            "address_family": address_family,
-            "external_url": external_url,
-        }
-        remote = {
-            "token": token,
-            "ca_file": ca_file,
-            "client_certfile": client_certfile,
-            "client_keyfile": client_keyfile,
-            "program": program,
-        }
-        self._runner: TaskRunner
-        if server is None:
-            _refuse(remote, "needs the address of a server: server='https://...'")
-            loaded = Plugins.load(
-                config_file=config_file,
-                # A program keeps its state itself, and its rounds end with it.
-                overrides={"storage": "memory", **(config or {})},
-                overrides_origin="FederatedContext(config=...)",
-                extra=plugins,
-            )
-            self._runner = LocalRunner(
-                Server(
-                    loaded,
-                    populations=[population_name],
-                    host=host,
-                    processes=processes,
-                    **local,
-                )
-            )
-        else:
-            own: dict[str, Any] = {
-                "config_file": config_file,
-                "config": config,
-                "plugins": tuple(plugins),
-            }
-            own["host"] = host if host != "localhost" else None
-            own["processes"] = processes if processes != 1 else None
-            _refuse({**local, **own}, f"is for a server of the program's own, not for {server}")
-            if token is None and client_certfile is None:
-                raise UsageError(
-                    f"the server {server} asks for its admin token, token=..., or for a client "
-                    "certificate, client_certfile=..."
-                )
-            self._runner = RemoteRunner(
-                server,
-                token,
-                ca_file=ca_file,
-                certfile=client_certfile,
-                keyfile=client_keyfile,
-                program=program,
-            )
+        self._runner: TaskRunner = chosen.runner(population_name)
 
     @property
     def server_port(self) -> int:
@@ -309,19 +225,14 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         state = await asyncio.gather(*(_materialize(leaf, value) for leaf, value in leaves))
         prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, dict(state))
         mode = data.task_assignment_mode
-        spec = TaskSpec(
-            population=self._population,
+        spec = self._template.replace(
             name=comp.name,
             plan=plan,
             aggregation=prepared.aggregation,
             goal_count=data.num_clients,
             checkpoint=prepared.checkpoint,
             minimum_count=max(1, math.ceil(data.num_clients * self._minimum_fraction)),
-            assignment_mode=AssignmentMode(int(getattr(mode, "value", mode))),
-            deadline=self._deadline,
-            over_selection=self._over_selection,
-            max_at_work=self._max_at_work,
-            resources=self._resources,
+            assignment_mode=AssignmentMode(getattr(mode, "value", mode)),
             slices=prepared.slices,
         )
         try:
@@ -331,14 +242,27 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         return await asyncio.to_thread(rounds.finish, comp.lowered, prepared, aggregate)
 
 
-def _refuse(options: Mapping[str, Any], why: str) -> None:
-    """Refuse options that were given and go with the other kind of server.
+def _round_template(population: str, fields: Mapping[str, Any]) -> TaskSpec:
+    """Return a specification with what is the same in every round.
 
-    :raises UsageError: naming the first of them.
+    :raises TypeError: for a field that there is not, or that a round makes itself.
+    :raises ValueError: for a value that no task may have.
     """
-    for name, value in options.items():
-        if value:
-            raise UsageError(f"FederatedContext({name}=...) {why}.")
+    for name in fields:
+        if name not in TaskSpec.__struct_fields__ or name in _MADE:
+            known = ", ".join(n for n in TaskSpec.__struct_fields__ if n not in _MADE)
+            raise TypeError(
+                f"FederatedContext() got an unexpected keyword argument {name!r}; fields of every "
+                f"round's task are {known}"
+            )
+    spec = TaskSpec(population, "round", plan=b"", aggregation=b"", goal_count=1, **fields)
+    try:
+        with contextlib.suppress(TypeError):  # a value of a wrong type, which is named below
+            spec.check()
+        spec.to_bytes()
+    except StatusError as error:
+        raise ValueError(error.message) from error
+    return spec
 
 
 async def _materialize(leaf: Leaf, value: Any) -> tuple[str, Any]:

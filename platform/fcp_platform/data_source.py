@@ -47,10 +47,10 @@ class FederatedDataSource(tff.program.FederatedDataSource):  # type: ignore[misc
         self,
         population_name: str,
         example_selector: NestedExampleSelector,
-        task_assignment_mode: Any = AssignmentMode.SINGLE.value,
+        task_assignment_mode: Any = AssignmentMode.SINGLE.number,
     ) -> None:
         check_name("population_name", population_name)
-        AssignmentMode(int(getattr(task_assignment_mode, "value", task_assignment_mode)))
+        AssignmentMode(getattr(task_assignment_mode, "value", task_assignment_mode))
         self._population_name = population_name
         self._example_selector = example_selector
         self._task_assignment_mode = task_assignment_mode

@@ -9,7 +9,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -229,8 +228,11 @@ class RemoteRunner(TaskRunner):
 
         Tasks that are alike and wait at the same time are numbered.
         """
-        small = Submission.of(replace(spec, plan=b""))
+        small = Submission.of(spec.replace(plan=b"", slices={}))
         digest = hashlib.sha256(msgspec.msgpack.encode(small, order="sorted"))
+        # Their keys are numbers, which the encoder does not sort.
+        for served_at_id, slices in sorted(spec.slices.items()):
+            digest.update(msgspec.msgpack.encode((served_at_id, sorted(slices.items()))))
         digest.update(_plan_text(spec.plan).encode())
         number = 0
         while (key := f"{self._program}/{digest.hexdigest()[:32]}/{number}") in self._waiting:

@@ -22,7 +22,7 @@ def load(clients, made=TASK, **fields):
 
 
 def offer(server, task=TASK, name="bench/load", goal=6, **fields):
-    return server.submit(dataclasses.replace(task.spec("people", name, goal, 60.0), **fields))
+    return server.submit(task.spec("people", name, goal, 60.0).replace(**fields))
 
 
 def result(server, task_id):

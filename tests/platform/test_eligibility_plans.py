@@ -148,7 +148,9 @@ def test_a_context_sets_it_before_and_while_it_serves():
         pytest.raises(StatusError, match="Did you mean 'minimum_separation'"),
     ):
         context.set_eligibility_task(wrong)
-    context = fcp_platform.FederatedContext(POPULATION, config={"admin.token": TOKEN})
+    context = fcp_platform.FederatedContext(
+        POPULATION, fcp_platform.LocalServer(config={"admin.token": TOKEN})
+    )
     context.set_eligibility_task(make_task())
     with context, AdminClient(context.server_url, TOKEN) as admin:
         (found,) = admin.eligibility_tasks().eligibility_tasks
@@ -200,7 +202,8 @@ def test_a_program_elsewhere_says_who_may_take_its_rounds(served):
         return tff.federated_map(add, (state, sum_)), sum_
 
     comp = fcp_platform.FederatedComputation(sum_up, name="sum")
-    context = fcp_platform.FederatedContext(POPULATION, server=served, token=TOKEN)
+    remote = fcp_platform.RemoteServer(served, token=TOKEN)
+    context = fcp_platform.FederatedContext(POPULATION, remote)
     admin = AdminClient(served, TOKEN)
 
     def live(*numbers):
@@ -233,9 +236,7 @@ def test_a_program_elsewhere_says_who_may_take_its_rounds(served):
     with AdminClient(served, TOKEN) as again:
         # The server keeps it when the program has gone, until somebody takes it away.
         assert again.eligibility_task(POPULATION).task_names == ("sum",)
-        fcp_platform.FederatedContext(POPULATION, server=served, token=TOKEN).set_eligibility_task(
-            None
-        )
+        fcp_platform.FederatedContext(POPULATION, remote).set_eligibility_task(None)
         assert again.eligibility_tasks().eligibility_tasks == []
 
 

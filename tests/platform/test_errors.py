@@ -253,12 +253,62 @@ class TestContext:
         with pytest.raises(ValueError, match="resources must be 'inline' or 'uri', not 'both'"):
             fcp_platform.FederatedContext("a", resources="both")
         with pytest.raises(UsageError, match="retry_mim"):
-            fcp_platform.FederatedContext("a", config={"retry_mim": "1s"})
+            fcp_platform.FederatedContext("a", fcp_platform.LocalServer(config={"retry_mim": "1s"}))
+        with pytest.raises(
+            TypeError, match=r"'goal_count'; fields .* are deadline, over_selection"
+        ):
+            fcp_platform.FederatedContext("a", goal_count=3)
+        with pytest.raises(TypeError, match="'dead_line'"):
+            fcp_platform.FederatedContext("a", dead_line=3.0)
+        with pytest.raises(ValueError, match="deadline: Expected"):
+            fcp_platform.FederatedContext("a", deadline="3")
 
     def test_port_is_bound_at_once(self, context: Any) -> None:
         assert context.server_port > 0
         with pytest.raises(UsageError):
-            fcp_platform.FederatedContext("a", port=context.server_port)
+            fcp_platform.FederatedContext("a", fcp_platform.LocalServer(port=context.server_port))
+
+    def test_options_of_a_server_work_with_a_warning(self, port_of_its_own: int) -> None:
+        written = r"LocalServer\(port=..., config=...\)"
+        config = {"admin.token": "a-token-of-some-length"}
+        with pytest.warns(DeprecationWarning, match=written) as caught:
+            made = fcp_platform.FederatedContext("a", port=port_of_its_own, config=config)
+        assert caught[0].filename == __file__
+        assert made.server_port == port_of_its_own
+        made.__exit__(None, None, None)
+        with pytest.warns(DeprecationWarning, match="write deadline=") as caught:
+            made = fcp_platform.FederatedContext("a", round_deadline=2.0)
+        assert caught[0].filename == __file__
+        assert made._template.deadline == 2.0
+        made.__exit__(None, None, None)
+
+    def test_every_field_of_a_task_holds_for_every_round(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those that a round makes aside; a field that TaskSpec gets is a keyword too."""
+        from fcp_core.rounds.specification import TaskSpec
+        from fcp_platform import context
+
+        class GrownSpec(TaskSpec, frozen=True):
+            patience: float | None = None
+
+        monkeypatch.setattr(context, "TaskSpec", GrownSpec)
+        fields: dict[str, Any] = {
+            "deadline": 5.0,
+            "over_selection": 1.5,
+            "max_at_work": 3,
+            "resources": "uri",
+            "protocol": "simple",
+            "selection": "fifo",
+            "eligibility": ("minimum_separation",),
+            "aggregators": {"federated_sum": "sum"},
+            "options": {"fifo": {"x": 1}},
+            "patience": 2.5,
+        }
+        assert set(fields) == set(GrownSpec.__struct_fields__) - context._MADE
+        made = fcp_platform.FederatedContext("a", **fields)
+        made.__exit__(None, None, None)
+        assert {name: getattr(made._template, name) for name in fields} == fields
 
     def test_other_computations(self, context: Any) -> None:
         with pytest.raises(TypeError, match="no base_context"):

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
@@ -89,9 +90,13 @@ class Progress:
 
 @contextlib.contextmanager
 def serving(**kwargs: Any) -> Iterator[Any]:
-    """A context that serves, and is TFF's default."""
-    kwargs.setdefault("config", CONFIG)
-    with fcp_demo.FederatedContext(POPULATION, **kwargs) as context:
+    """A context that serves, and is TFF's default; options of its server are among *kwargs*."""
+    names = [
+        field.name for field in dataclasses.fields(fcp_demo.LocalServer) if field.name in kwargs
+    ]
+    options = {"config": CONFIG, **{name: kwargs.pop(name) for name in names}}
+    server = fcp_demo.LocalServer(**options)
+    with fcp_demo.FederatedContext(POPULATION, server, **kwargs) as context:
         previous = tff.framework.get_context_stack().current
         tff.framework.set_default_context(context)
         try:
@@ -254,7 +259,7 @@ def test_round_in_which_every_client_fails() -> None:
 
     progress = Progress()
     with (
-        serving(round_deadline=2.0, plugins=[progress]) as context,
+        serving(deadline=2.0, plugins=[progress]) as context,
         devices(context, [fail, fail]),
         pytest.raises(
             fcp_demo.AggregationFailedError, match=r"^Aggregation failed\. sum: "
@@ -274,7 +279,7 @@ def test_minimum_fraction_is_enough_at_the_deadline() -> None:
         return await state.get_value()
 
     with (
-        serving(round_deadline=1.5, minimum_fraction=0.001, plugins=[progress]) as context,
+        serving(deadline=1.5, minimum_fraction=0.001, plugins=[progress]) as context,
         devices(context, holding(3)),
     ):
         assert asyncio.run(program()) == 3 * progress.count("Contributed")

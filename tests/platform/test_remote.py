@@ -21,7 +21,9 @@ from fcp_core.client import CallableStore, Client
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import plan_pb2
+from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
+from fcp_platform.runners import RemoteRunner
 
 pytestmark = pytest.mark.tff
 
@@ -70,7 +72,8 @@ def admin(server):
 
 
 def context(server, **options):
-    return fcp_platform.FederatedContext(POPULATION, server=server.url, token=TOKEN, **options)
+    remote = fcp_platform.RemoteServer(server.url, token=TOKEN, **options)
+    return fcp_platform.FederatedContext(POPULATION, remote)
 
 
 def invoke(running, comp, state, count=2):
@@ -172,16 +175,42 @@ def test_another_program_gets_a_round_of_its_own(server, admin):
     assert second != first
 
 
-def test_options_of_the_other_kind_of_server_are_refused(server):
+def test_rounds_with_slices_are_found_again_too():
+    """The key says what is in a round, slices of federated_select among it."""
+    runner = RemoteRunner("http://localhost:1/", TOKEN, program="p")
+
+    def key(**slices):
+        return runner._key(TaskSpec(POPULATION, "n", b"", b"", 2, slices=slices))
+
+    assert key(a={1: b"x", 2: b"y"}, b={}) == key(b={}, a={2: b"y", 1: b"x"})
+    others = [key(), key(a={1: b"x"}), key(a={1: b"y"}), key(a={2: b"x"}), key(b={1: b"x"})]
+    assert len(set(others)) == len(others)
+    runner.stop()
+
+
+def test_a_server_that_cannot_be_used_says_so(server):
+    make, remote = fcp_platform.FederatedContext, fcp_platform.RemoteServer
+    with pytest.raises(UsageError, match="admin token"):
+        make(POPULATION, remote(server.url))
+    with pytest.raises(UsageError, match="cannot be used"):
+        make(POPULATION, remote(server.url, token="wrong-but-long-enough")).__enter__()
+    assert TOKEN not in repr(remote(server.url, token=TOKEN))
+
+
+def test_an_address_and_a_token_of_the_context_work_with_a_warning(server):
     make = fcp_platform.FederatedContext
+    written = rf"RemoteServer\('{server.url}', token=..., program=...\)"
+    with pytest.warns(DeprecationWarning, match=written) as caught:
+        running = make(POPULATION, server=server.url, token=TOKEN, program="x")
+    assert caught[0].filename == __file__
+    with running:
+        assert running.server_url == server.url
     with pytest.raises(UsageError, match=r"port=\.\.\."):
         make(POPULATION, server=server.url, token=TOKEN, port=80)
-    with pytest.raises(UsageError, match="program"):
+    with pytest.raises(UsageError, match="needs the address of a server"):
         make(POPULATION, program="x")
-    with pytest.raises(UsageError, match="admin token"):
-        make(POPULATION, server=server.url)
-    with pytest.raises(UsageError, match="cannot be used"):
-        make(POPULATION, server=server.url, token="wrong-but-long-enough").__enter__()
+    with pytest.raises(UsageError, match=r"port=\.\.\..*RemoteServer"):
+        make(POPULATION, fcp_platform.RemoteServer(server.url, token=TOKEN), port=80)
 
 
 @pytest.mark.slow
@@ -195,10 +224,13 @@ def test_certificates_do_for_the_program_and_its_devices(certificates, tmp_path)
         overrides={name: str(value) for name, value in options.items()},
         working_folder=tmp_path,
     )
-    make = fcp_platform.FederatedContext
+
+    def make(**options):
+        remote = fcp_platform.RemoteServer(thread.server.url, ca_file=authority, **options)
+        return fcp_platform.FederatedContext(POPULATION, remote, max_at_work=1)
+
     served = Server(plugins, populations=[POPULATION], certfile=certificates / "server.pem")
     with ServerThread(served) as thread:
-        arguments = {"server": thread.server.url, "ca_file": authority}
 
         async def program(running):
             state, _ = invoke(running, make_computation(), np.int64(5))
@@ -206,12 +238,10 @@ def test_certificates_do_for_the_program_and_its_devices(certificates, tmp_path)
 
         device = {"ca_file": str(authority), "certfile": str(certificates / "device.pem")}
         operator = certificates / "operator.pem"
-        with make(POPULATION, **arguments, client_certfile=operator, max_at_work=1) as running:
+        with make(certfile=operator) as running:
             threads = devices(thread.server, 10, 100, **device)
             assert asyncio.run(asyncio.wait_for(program(running), 30)) == 115
         for each in threads:
             each.join()
         with pytest.raises(UsageError, match="cannot be used"):
-            make(POPULATION, **arguments, client_certfile=device["certfile"]).__enter__()
-    with pytest.raises(UsageError, match="client_certfile"):
-        make(POPULATION, client_certfile=operator)
+            make(certfile=device["certfile"]).__enter__()

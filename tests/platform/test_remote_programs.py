@@ -59,7 +59,7 @@ async def main(context):
     return await state.get_value()
 
 with fcp_platform.FederatedContext(
-    population, server=url, token={TOKEN!r}, program="program " + name
+    population, fcp_platform.RemoteServer(url, token={TOKEN!r}, program="program " + name)
 ) as context:
     print("sum", asyncio.run(main(context)))
 """

@@ -20,6 +20,7 @@ import msgspec
 from fcp_core.aggregation.engine import Engine
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
+from fcp_core.plugins.settings import ServerSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import SystemClock
 from fcp_core.server.http.admin_auth import AdminCheck
@@ -63,19 +64,22 @@ class Worker:
         except UsageError as error:
             raise StatusError(Code.FAILED_PRECONDITION, str(error)) from None
 
-    async def _begin(self, settings: WorkerSettings) -> None:
-        if settings.processors:
-            os.sched_setaffinity(0, settings.processors)
-        self._plugins = plugins = Plugins.load(**settings.recipe)
-        configure_logging(settings.log_levels.pop(""), plugins.config.get("log_format"))
-        for name, level in settings.log_levels.items():
-            logging.getLogger(name).setLevel(level)
+    async def _begin(self, told: WorkerSettings) -> None:
+        if told.processors:
+            os.sched_setaffinity(0, told.processors)
+        self._plugins = plugins = Plugins.load(**told.recipe)
         config = plugins.config
+        settings = ServerSettings.from_config(config)
+        configure_logging(told.log_levels.pop(""), settings.log_format)
+        for name, level in told.log_levels.items():
+            logging.getLogger(name).setLevel(level)
         tls = None
-        if settings.certfile is not None:
-            required = config.get("client_certificates") == "required"
+        if told.certfile is not None:
             tls = server_context(
-                settings.certfile, settings.keyfile, config.get("client_ca"), required=required
+                told.certfile,
+                told.keyfile,
+                settings.client_ca,
+                required=settings.certificate_required,
             )
         self._engine = engine = plugins.make_engine()
         folds = WorkerFolds(engine)
@@ -88,14 +92,14 @@ class Worker:
             partial=folds.partial,
             piece=folds.piece,
         )
-        if config.get("metrics"):
+        if settings.metrics:
             self._metrics = WorkerMetrics(SystemClock(), self.link)
         await plugins.startup()
         engine.start()
         sockets = bind(
-            settings.host,
-            settings.port,
-            family=socket.AddressFamily(settings.family),
+            told.host,
+            told.port,
+            family=socket.AddressFamily(told.family),
             reuse_port=True,
         )
         self._frontend = Frontend(
@@ -105,16 +109,16 @@ class Worker:
             sockets,
             tls,
             metrics=self._metrics,
-            metrics_apart=settings.metrics_apart,
+            metrics_apart=told.metrics_apart,
             admin_check=AdminCheck.from_config(config),
-            threads=settings.threads,
+            threads=told.threads,
         )
         self._frontend.start()
         self.serves = True
         # What is there now stays: no collection need look at it again.
         gc.collect()
         gc.freeze()
-        logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
+        logger.info("process %d of the server (pid %d) is ready", told.number, os.getpid())
 
     async def _drain(self) -> None:
         """Stop accepting, and wait for the requests in progress."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
@@ -19,6 +19,7 @@ from fcp_core.rounds.session import DeviceSession, SessionState
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.tokens import Kind, Tokens
 from fcp_core.server.services.device_tokens import (
+    RETENTION,
     AssignmentTickets,
     label,
     read_session,
@@ -27,12 +28,8 @@ from fcp_core.server.services.device_tokens import (
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import code_of
-from fcp_core.server.services.settings import RETENTION
 from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.server.services.tasks import Tasks
-
-if TYPE_CHECKING:
-    from fcp_core.plugins.manager import Plugins
 
 _WITHOUT_OPERATION = (SessionState.CHECKED_IN, SessionState.ENDED)
 
@@ -53,7 +50,6 @@ class TaskAssignments:
     def __init__(
         self,
         *,
-        plugins: Plugins,
         clock: Clock,
         tokens: Tokens,
         candidate_ids: Callable[[], str],
@@ -65,7 +61,6 @@ class TaskAssignments:
         notify: Callable[[Event], None],
         max_waiting: int | None = None,
     ) -> None:
-        self._plugins = plugins
         self._clock = clock
         self._tokens = tokens
         self._candidate_ids = candidate_ids
@@ -76,8 +71,6 @@ class TaskAssignments:
         self._data_url = data_url
         self._notify = notify
         self._max_waiting = max_waiting
-        #: By population: how often a waiting device asks, and how often all of them may.
-        self._polling: dict[str, tuple[float, float]] = {}
 
     async def start_task_assignment(
         self, request: pb.StartTaskAssignmentRequest, sender: str | None = None
@@ -254,13 +247,7 @@ class TaskAssignments:
 
     def _metadata(self, population: Population) -> pb.StartTaskAssignmentMetadata:
         """Return the pause until the next poll: the more devices wait, the longer."""
-        if population.name not in self._polling:
-            config = self._plugins.config.scoped(population.name)
-            self._polling[population.name] = (
-                config.get("polling_interval"),
-                config.get("max_poll_rate"),
-            )
-        interval, rate = self._polling[population.name]
+        interval, rate = population.settings.polling_interval, population.settings.max_poll_rate
         if rate:
             interval = max(interval, min(population.waiting / rate, LONGEST_POLLING_INTERVAL))
         return pb.StartTaskAssignmentMetadata(polling_interval=duration(interval))

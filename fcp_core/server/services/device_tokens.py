@@ -18,6 +18,10 @@ from fcp_core.rounds.tokens import (
     uuid_bytes,
 )
 
+#: Seconds for which what a device holds outlives its purpose: one that comes too late is still
+#: known, and answered accordingly.
+RETENTION = 3600.0
+
 #: What the protocol's own words for the kinds of token are.
 _NAMES = {
     Kind.SESSION: "session",

@@ -56,7 +56,6 @@ class EligibilityEvalTasks:
         self._data_url = data_url
         self._notify = notify
         self._max_sessions = max_sessions
-        self._holds: dict[str, float] = {}
         self._tasks = eligibility_tasks
         self._released = False
 
@@ -73,8 +72,8 @@ class EligibilityEvalTasks:
         now = self._clock.now()
         population = self._populations.get(request.population_name)
         population.pace.came(now)
-        hold = self._hold(population.name)
-        if hold > 0:
+        hold = population.settings.check_in_hold
+        if hold > 0 and not self._released:
             await population.held.wait(hold, now)
             now = self._clock.now()
         check_in = _check_in(request, principal_of(sender))
@@ -162,15 +161,6 @@ class EligibilityEvalTasks:
         self._released = True
         for population in self._populations:
             population.held.release()
-
-    def _hold(self, population: str) -> float:
-        """Return how long a device of a population may be kept waiting."""
-        if self._released:
-            return 0.0
-        if population not in self._holds:
-            view = self._plugins.config.scoped(population)
-            self._holds[population] = view.get("check_in_hold")
-        return self._holds[population]
 
     async def report_eligibility_eval_task_result(
         self, request: eets.ReportEligibilityEvalTaskResultRequest, sender: str | None = None

@@ -6,14 +6,13 @@ import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from fcp_core.errors import UsageError
+from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.eligibility import EligibilityTask, PlanPolicy, PolicyChoice
+from fcp_core.rounds.eligibility import EligibilityTask, PlanPolicy
 from fcp_core.rounds.policies import EligibilityPolicy, OfferedTask
 from fcp_core.rounds.tasks import NAME_PATTERN
 from fcp_core.rounds.tokens import TokenSource
@@ -25,22 +24,6 @@ from fcp_core.storage.records import EligibilityTaskRecord
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
-
-
-class _StoredChoice(msgspec.Struct, frozen=True):
-    policy: str
-    options: dict[str, Any]
-    task_names: list[str] | None
-
-
-class _StoredTask(msgspec.Struct, frozen=True):
-    """An eligibility task without what the record has itself."""
-
-    name: str
-    arguments: bytes
-    task_names: list[str] | None
-    policies: list[_StoredChoice]
-    covers: list[str]
 
 
 @dataclass(frozen=True)
@@ -72,7 +55,7 @@ class _InUse:
 
 
 class EligibilityTasks:
-    """Who is asked what: which population has which eligibility task, on top of the configuration.
+    """The eligibility task of each population, stored and served.
 
     All of it runs on the event loop.
     """
@@ -219,7 +202,7 @@ class EligibilityTasks:
         if before is not None and before.published is not None:
             # A device that has checked in may still fetch it; a 404 would send it away for hours.
             group = before.published.group
-            timeout = self._plugins.config.scoped(population).get("session_timeout")
+            timeout = PopulationSettings.of(self._plugins.config, population).session_timeout
             self._ticker.at(
                 f"eligibility:{group}",
                 self._clock.now() + timeout,
@@ -241,12 +224,13 @@ class EligibilityTasks:
         published = None
         if task.plan:
             policies.append((_names(task.task_names), PlanPolicy(task)))
+            settings = PopulationSettings.of(self._plugins.config, record.population)
             work = functools.partial(
                 publish_plan,
                 record.group,
                 task.plan,
                 task.checkpoint,
-                inline_below=chosen.config.get("inline_resources_below"),
+                inline_below=settings.inline_resources_below,
             )
             published = await asyncio.get_running_loop().run_in_executor(None, work)
         return _InUse(found, policies, published)
@@ -257,46 +241,15 @@ def _names(names: Sequence[str] | None) -> frozenset[str] | None:
 
 
 def _record(found: SetTask, group: str) -> EligibilityTaskRecord:
-    task = found.task
-    stored = _StoredTask(
-        name=task.name,
-        arguments=task.arguments,
-        task_names=None if task.task_names is None else list(task.task_names),
-        policies=[
-            _StoredChoice(
-                choice.policy,
-                dict(choice.options),
-                None if choice.task_names is None else list(choice.task_names),
-            )
-            for choice in task.policies
-        ],
-        covers=list(task.covers),
-    )
-    try:
-        spec = msgspec.msgpack.encode(stored)
-    except (TypeError, OverflowError) as error:
-        raise UsageError(f"options must be numbers, strings, lists and dicts ({error}).") from None
     return EligibilityTaskRecord(
         population=found.population,
-        spec=spec,
-        plan=task.plan,
-        checkpoint=task.checkpoint,
+        spec=found.task.to_bytes(),
+        plan=found.task.plan,
+        checkpoint=found.task.checkpoint,
         group=group,
         created=found.created,
     )
 
 
 def _task(record: EligibilityTaskRecord) -> EligibilityTask:
-    stored = msgspec.msgpack.decode(record.spec, type=_StoredTask)
-    return EligibilityTask(
-        plan=record.plan,
-        checkpoint=record.checkpoint,
-        name=stored.name,
-        arguments=stored.arguments,
-        task_names=stored.task_names,
-        policies=[
-            PolicyChoice(choice.policy, choice.options, choice.task_names)
-            for choice in stored.policies
-        ],
-        covers=stored.covers,
-    )
+    return EligibilityTask.from_bytes(record.spec, plan=record.plan, checkpoint=record.checkpoint)

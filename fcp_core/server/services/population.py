@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Any
 
+from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Outcome
 from fcp_core.rounds.events import Event, Rejected
@@ -15,10 +16,9 @@ from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
-from fcp_core.server.services.device_tokens import label
+from fcp_core.server.services.device_tokens import RETENTION, label
 from fcp_core.server.services.held_check_ins import HeldCheckIns
 from fcp_core.server.services.policy_states import PolicyStates
-from fcp_core.server.services.settings import RETENTION
 from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.server.services.ticker import Ticker
 
@@ -36,10 +36,7 @@ _SAVE = 1.0
 class Population:
     """One population's open tasks, device sessions and waiting devices.
 
-    :param session_timeout: how long a device session lives, in seconds.
     :param notify: called with each event.
-    :param max_at_work: how many devices may be in progress on its tasks at a time; None: any
-        number.
     :param states: keeps what selection policies keep.
     """
 
@@ -49,9 +46,8 @@ class Population:
         rng: random.Random,
         ticker: Ticker,
         *,
-        session_timeout: float,
+        settings: PopulationSettings,
         notify: Callable[[Event], None],
-        max_at_work: int | None = None,
         states: PolicyStates | None = None,
     ) -> None:
         self.name = name
@@ -60,14 +56,15 @@ class Population:
         self._saving = False
         #: The earliest window in which policies want those back whom they rejected.
         self._away: tuple[float, float] | None = None
-        self._max_at_work = max_at_work
+        self.settings = settings
+        self._max_at_work = settings.max_at_work
         self.pace = Pace()
         self._assigner: Assigner[DeviceSession] = Assigner(rng)
         self._ticker = ticker
         self._tasks: dict[str, TaskRunner] = {}
         #: The eligibility policies of the tasks that have their own.
         self._eligibility: dict[str, Sequence[EligibilityPolicy]] = {}
-        self.sessions = Sessions(session_timeout, RETENTION, self._expire)
+        self.sessions = Sessions(settings.session_timeout, RETENTION, self._expire)
         self.sessions.on_change = ticker.register(f"sessions:{name}", self.sessions)
         #: Check-ins that wait for room.
         self.held = HeldCheckIns(name, ticker, self._capacity)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
-
-from fcp_core.aggregation.engine import CheckpointFormat
-from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tasks import AssignmentMode, ResourceForm, TaskSpec, TaskState, TaskStatus
+from fcp_core.protocol.status import Code
+from fcp_core.rounds.specification import TaskSpec
+from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.server.services.downloads import PLAN_FILES
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import (
@@ -19,25 +15,6 @@ from fcp_core.storage.records import (
     PolicyStateRecord,
     TaskRecord,
 )
-
-
-class _StoredSpec(msgspec.Struct, frozen=True):
-    """A specification without its large parts and without what the record has itself."""
-
-    aggregation: bytes
-    goal_count: int
-    minimum_count: int | None
-    assignment_mode: int
-    deadline: float | None
-    over_selection: float | None
-    result_format: CheckpointFormat
-    protocol: str | None
-    selection: str | None
-    aggregators: dict[str, str]
-    options: dict[str, dict[str, Any]]
-    max_at_work: int | None = None
-    eligibility: list[str] = []
-    resources: ResourceForm | None = None
 
 
 @dataclass(frozen=True)
@@ -125,45 +102,22 @@ def encode_spec(spec: TaskSpec) -> bytes:
 
     :raises StatusError: INVALID_ARGUMENT if its options cannot be stored.
     """
-    stored = _StoredSpec(
-        aggregation=spec.aggregation,
-        goal_count=spec.goal_count,
-        minimum_count=spec.minimum_count,
-        assignment_mode=spec.assignment_mode.value,
-        deadline=spec.deadline,
-        over_selection=spec.over_selection,
-        result_format=spec.result_format,
-        protocol=spec.protocol,
-        selection=spec.selection,
-        aggregators=dict(spec.aggregators),
-        options={name: dict(options) for name, options in spec.options.items()},
-        max_at_work=spec.max_at_work,
-        eligibility=list(spec.eligibility),
-        resources=spec.resources,
-    )
-    try:
-        return msgspec.msgpack.encode(stored)
-    except (TypeError, OverflowError) as error:
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
-            f"task specification: options must be numbers, strings, lists and dicts ({error})",
-        ) from None
+    return spec.to_bytes()
 
 
 def slim(spec: TaskSpec) -> TaskSpec:
     """Return a specification without its large parts."""
-    return dataclasses.replace(spec, plan=b"", checkpoint=b"", slices={})
+    return spec.slim()
 
 
 def status_of(record: TaskRecord) -> TaskStatus:
     """Return the status of a task that is known from its record only."""
-    goal = msgspec.msgpack.decode(record.spec, type=_StoredSpec).goal_count
     return TaskStatus(
         task_id=record.task_id,
         population=record.population,
         name=record.name,
         state=TaskState(record.state),
-        goal_count=goal,
+        goal_count=_decode_spec(record).goal_count,
         assigned=record.assigned,
         contributed=record.contributed,
         dropped=record.dropped,
@@ -194,31 +148,21 @@ def _blobs(tx: Transaction, task_id: str) -> dict[str, bytes]:
     }
 
 
-def _decode_spec(record: TaskRecord, blobs: Mapping[str, bytes]) -> TaskSpec:
-    stored = msgspec.msgpack.decode(record.spec, type=_StoredSpec)
+def _decode_spec(record: TaskRecord, blobs: Mapping[str, bytes] | None = None) -> TaskSpec:
+    """Return a task's specification.
+
+    :param blobs: its large parts; None leaves them out.
+    """
     slices: dict[str, dict[int, bytes]] = {}
-    for name, data in blobs.items():
+    for name, data in (blobs or {}).items():
         if name.startswith("slice/"):
             _, key, served_at_id = name.split("/", 2)
             slices.setdefault(served_at_id, {})[int(key)] = data
-    return TaskSpec(
+    return TaskSpec.from_bytes(
+        record.spec,
         population=record.population,
         name=record.name,
-        plan=blobs["plan"],
-        checkpoint=blobs["checkpoint"],
+        plan=b"" if blobs is None else blobs["plan"],
+        checkpoint=b"" if blobs is None else blobs["checkpoint"],
         slices=slices,
-        aggregation=stored.aggregation,
-        goal_count=stored.goal_count,
-        minimum_count=stored.minimum_count,
-        assignment_mode=AssignmentMode(stored.assignment_mode),
-        deadline=stored.deadline,
-        over_selection=stored.over_selection,
-        result_format=stored.result_format,
-        protocol=stored.protocol,
-        selection=stored.selection,
-        aggregators=stored.aggregators,
-        options=stored.options,
-        max_at_work=stored.max_at_work,
-        eligibility=stored.eligibility,
-        resources=stored.resources,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcp_core.aggregation.engine import Engine, FoldJob
 from fcp_core.errors import UsageError
+from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol import routes
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
@@ -40,10 +41,7 @@ class Choices:
     policy: SelectionPolicy
     chain: Sequence[tuple[str, Mapping[str, Any]]]
     eligibility: Sequence[EligibilityPolicy] | None
-    over_selection: float
-    max_at_work: int | None
-    deadline: float
-    assignment_timeout: float
+    settings: TaskSettings
 
 
 class TaskFactory:
@@ -65,10 +63,7 @@ class TaskFactory:
                 policy=chosen.make_selection_policy(),
                 chain=chosen.selection_chain(),
                 eligibility=chosen.own_eligibility_policies(),
-                over_selection=chosen.over_selection,
-                max_at_work=chosen.max_at_work,
-                deadline=chosen.deadline,
-                assignment_timeout=chosen.config.get("assignment_timeout"),
+                settings=chosen.settings,
             )
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
@@ -85,11 +80,11 @@ class TaskFactory:
             name=record.name,
             goal_count=spec.goal_count,
             minimum_count=spec.minimum_count,
-            over_selection=choices.over_selection,
-            max_at_work=choices.max_at_work,
+            over_selection=choices.settings.over_selection,
+            max_at_work=choices.settings.max_at_work,
             created=record.created,
-            deadline=record.created + choices.deadline,
-            assignment_timeout=choices.assignment_timeout,
+            deadline=record.created + choices.settings.deadline,
+            assignment_timeout=choices.settings.assignment_timeout,
         )
         try:
             protocol: AggregationProtocol = chosen.make_protocol()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fcp_core.errors import UsageError
+from fcp_core.plugins.settings import TaskSettings, retention_of
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
@@ -25,7 +26,6 @@ from fcp_core.server.services.task_runner import Surroundings, TaskRunner
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
-    from fcp_core.plugins.config import Config
     from fcp_core.plugins.manager import Plugins
 
 logger = logging.getLogger("fcp.services")
@@ -123,7 +123,7 @@ class Tasks:
         choices = self._factory.choose(spec)
         # What the task needs must be there before it is stored; nothing of it is used yet.
         self._factory.parts(record, spec, choices, self._clock.now()).fold.abort()
-        published = await self._publish(task_id, spec)
+        published = await self._publish(task_id, spec, choices.settings)
         await self._store.add(record, spec)
         self._open(record, spec, choices, published)
         return task_id
@@ -246,7 +246,9 @@ class Tasks:
                     "configuration, or use another storage."
                 ) from error
             self._populations.add(record.population)
-            self._open(record, spec, choices, await self._publish(record.task_id, spec))
+            self._open(
+                record, spec, choices, await self._publish(record.task_id, spec, choices.settings)
+            )
 
     async def stop(self) -> None:
         """Stop all tasks; they go on when the storage is used again."""
@@ -267,13 +269,10 @@ class Tasks:
         if record.submission_key is not None:
             self._by_key[record.submission_key] = record.task_id
 
-    def _config_of(self, record: TaskRecord) -> Config:
-        return self._plugins.config.scoped(record.population, record.name)
-
     def _keep(self, record: TaskRecord) -> None:
         """Keep a task that has ended until its retention is over."""
         ended = record.created if record.finished is None else record.finished
-        retention = self._config_of(record).get("task_retention")
+        retention = retention_of(self._plugins.config, record.population, record.name)
         self._kept.put(record.aggregation_id, record.task_id, ended + retention)
         self._kept_changed()
 
@@ -301,15 +300,13 @@ class Tasks:
                     f"another of that name cannot be {spec.assignment_mode.name}",
                 )
 
-    async def _publish(self, task_id: str, spec: TaskSpec) -> Published:
-        chosen = self._plugins.for_task(spec)
-        stored = chosen.config.get("resources_from") == "storage"
+    async def _publish(self, task_id: str, spec: TaskSpec, settings: TaskSettings) -> Published:
         work = functools.partial(
             publish,
             self._secrets.secret(),
             spec,
-            inline_below=chosen.inline_below,
-            source=functools.partial(self._store.file, task_id) if stored else None,
+            inline_below=settings.inline_below,
+            source=functools.partial(self._store.file, task_id) if settings.from_storage else None,
         )
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
@@ -323,7 +320,7 @@ class Tasks:
             record.aggregation_id,
             self._factory.parts(record, spec, choices, now),
             published,
-            choices.assignment_timeout,
+            choices.settings.assignment_timeout,
             self._with,
             population,
             self,

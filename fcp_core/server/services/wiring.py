@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from fcp_core.aggregation.engine import Engine
+from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event
@@ -23,7 +24,6 @@ from fcp_core.server.services.operations import Operations
 from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import ProtocolCalls
-from fcp_core.server.services.settings import Settings
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_runner import Surroundings
 from fcp_core.server.services.tasks import Tasks
@@ -71,7 +71,7 @@ class Services:
         clock = SystemClock() if clock is None else clock
         rng = random.Random() if rng is None else rng
         secrets = TokenSource() if secrets is None else secrets
-        settings = Settings.from_config(plugins.config)
+        settings = ServerSettings.from_config(plugins.config)
         url: Callable[[], str] = (lambda: base_url) if isinstance(base_url, str) else base_url
 
         def data_url() -> str:
@@ -94,15 +94,9 @@ class Services:
         self._warn_of_unserved(plugins, served)
 
         def make_population(name: str) -> Population:
-            config = plugins.config.scoped(name)
+            of = PopulationSettings.of(plugins.config, name)
             return Population(
-                name,
-                rng,
-                self.ticker,
-                session_timeout=config.get("session_timeout"),
-                notify=notify,
-                max_at_work=config.get("max_at_work"),
-                states=self._states,
+                name, rng, self.ticker, settings=of, notify=notify, states=self._states
             )
 
         self._populations = Populations(served, make_population)
@@ -138,7 +132,6 @@ class Services:
             max_sessions=settings.max_sessions,
         )
         self.task_assignments = TaskAssignments(
-            plugins=plugins,
             clock=clock,
             tokens=tokens,
             candidate_ids=secrets.uuid,
@@ -163,7 +156,7 @@ class Services:
             populations=self._populations,
             clock=clock,
             url=url,
-            storage=plugins.config.get("storage"),
+            storage=settings.storage,
         )
         self._services: dict[str, object] = {
             f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,

@@ -15,7 +15,7 @@ import tensorflow_federated as tff
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import plan_pb2
-from fcp_platform import FederatedComputation, FederatedContext, FederatedDataSource
+from fcp_platform import FederatedComputation, FederatedContext, FederatedDataSource, LocalServer
 from fcp_platform.demo import data
 from fcp_platform.demo.display import Board
 from fcp_platform.demo.hosts import Hosts
@@ -109,11 +109,9 @@ class Training:
         with LocalRuntime() as runtime:
             context = FederatedContext(
                 POPULATION,
+                LocalServer(port=settings.port, config=self._config(), plugins=[self._board]),
                 base_context=runtime.federated_context,
-                port=settings.port,
-                config=self._config(),
-                plugins=[self._board],
-                round_deadline=settings.round_deadline,
+                deadline=settings.round_deadline,
             )
             tff.framework.set_default_context(context)
             self._board.status = "building the learning process and its first state"

@@ -1,0 +1,187 @@
+"""Typed settings: the configuration as it is for the server, a population or a task, read once.
+
+The names are those of the options in ``[fcp]`` unless a field says otherwise. Times are in seconds,
+sizes in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins.urls import checked_url
+from fcp_core.rounds.policies import RetryWindow
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.config import Config
+    from fcp_core.rounds.specification import TaskSpec
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What holds for the whole server. Its limits are ``Limits`` of the HTTP room.
+
+    :param session_timeout: how long a device session lives, in seconds, in a population that says
+        nothing else.
+    :param max_in_flight: how many bytes of uploads may wait to be submitted or accumulated.
+    :param max_sessions: how many device sessions are kept, late ones among them.
+    :param max_operations: how many devices may wait for a task.
+    :param resource_cache: how many bytes are kept of what devices download from the storage.
+    :param download_prefix: what stands in front of ``data/`` in the addresses of downloads, with a
+        slash at the end; ``""``: where devices reach the server.
+    :param storage: the name of the storage.
+    :param client_ca: a file of PEM certificates that sign those of devices; None: no mutual TLS.
+    :param certificate_required: whether a device must have such a certificate
+        (``client_certificates``).
+    :param metrics: whether ``/metrics`` is served.
+    :param metrics_address: (host, port) where ``/metrics`` is; None: with the devices.
+    :param log_format: ``text`` or ``json``.
+    """
+
+    session_timeout: float
+    max_in_flight: int
+    max_sessions: int
+    max_operations: int
+    resource_cache: int
+    download_prefix: str
+    storage: str
+    client_ca: Path | None
+    certificate_required: bool
+    metrics: bool
+    metrics_address: tuple[str, int] | None
+    log_format: Literal["text", "json"]
+
+    @classmethod
+    def from_config(cls, config: Config) -> ServerSettings:
+        """Read the settings.
+
+        :raises UsageError: if the prefix of downloads or the address of metrics is invalid.
+        """
+        prefix = config.get("download_prefix")
+        return cls(
+            session_timeout=config.get("session_timeout"),
+            max_in_flight=config.get("max_in_flight"),
+            max_sessions=config.get("max_sessions"),
+            max_operations=config.get("max_operations"),
+            resource_cache=config.get("resource_cache"),
+            download_prefix="" if prefix is None else checked_url(prefix, "download_prefix"),
+            storage=config.get("storage"),
+            client_ca=config.get("client_ca"),
+            certificate_required=config.get("client_certificates") == "required",
+            metrics=config.get("metrics"),
+            metrics_address=_metrics_address(config),
+            log_format=config.get("log_format"),
+        )
+
+
+@dataclass(frozen=True)
+class PopulationSettings:
+    """What holds for one population.
+
+    :param retry: after how many seconds a device that is sent away comes back (``retry_min`` and
+        ``retry_max``), unless pace steering says otherwise.
+    :param check_in_hold: how long a device that checks in is kept waiting for a task to open, in
+        seconds.
+    :param polling_interval: how often a waiting device asks again, in seconds.
+    :param max_poll_rate: polls a second of all waiting devices together; 0: no limit.
+    :param session_timeout: how long a device session lives, from check-in to the start of its last
+        assignment, in seconds.
+    :param max_at_work: how many devices may hold an assignment at a time, over all tasks; None: no
+        such limit.
+    :param inline_resources_below: the size in bytes below which a plan or a checkpoint lies in the
+        answer rather than at an address.
+    """
+
+    retry: RetryWindow
+    check_in_hold: float
+    polling_interval: float
+    max_poll_rate: float
+    session_timeout: float
+    max_at_work: int | None
+    inline_resources_below: int
+
+    @classmethod
+    def of(cls, config: Config, population: str) -> PopulationSettings:
+        """Read the settings of a population, known or not, from the server's configuration."""
+        view = config.scoped(population)
+        return cls(
+            retry=RetryWindow(view.get("retry_min"), view.get("retry_max")),
+            check_in_hold=view.get("check_in_hold"),
+            polling_interval=view.get("polling_interval"),
+            max_poll_rate=view.get("max_poll_rate"),
+            session_timeout=view.get("session_timeout"),
+            max_at_work=view.get("max_at_work"),
+            inline_resources_below=view.get("inline_resources_below"),
+        )
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What holds for one task: what its specification says wins over the configuration.
+
+    :param deadline: seconds from its creation until it ends by itself (``task_deadline``).
+    :param assignment_timeout: how long an assigned device may take before it counts as dropped, in
+        seconds.
+    :param over_selection: how many devices are assigned at a time, as a multiple of the
+        contributions still missing.
+    :param max_at_work: how many devices are assigned at a time in any case (``task_max_at_work``);
+        None: no such limit.
+    :param inline_below: the size in bytes below which its plan and its checkpoint lie in the
+        assignment (``inline_resources_below``, or what is above ``max_inline_resource``).
+    :param from_storage: whether what devices download is read from the storage
+        (``resources_from``), not kept in memory.
+    """
+
+    deadline: float
+    assignment_timeout: float
+    over_selection: float
+    max_at_work: int | None
+    inline_below: int
+    from_storage: bool
+
+    @classmethod
+    def of(cls, config: Config, spec: TaskSpec) -> TaskSettings:
+        """Read the settings of a task from the server's configuration and its specification."""
+        view = config.scoped(spec.population, spec.name)
+        return cls(
+            deadline=spec.deadline or view.get("task_deadline"),
+            assignment_timeout=view.get("assignment_timeout"),
+            over_selection=spec.over_selection or view.get("over_selection"),
+            max_at_work=spec.max_at_work or view.get("task_max_at_work"),
+            inline_below=_inline_below(view, spec),
+            from_storage=view.get("resources_from") == "storage",
+        )
+
+
+def retention_of(config: Config, population: str, task: str) -> float:
+    """Return how long a task that ended is kept, with its result, in seconds.
+
+    Nothing but its names need be known of it.
+    """
+    retention: float = config.scoped(population, task).get("task_retention")
+    return retention
+
+
+def _inline_below(config: Config, spec: TaskSpec) -> int:
+    if spec.resources == "uri":
+        return 0
+    if spec.resources is None:
+        return int(config.get("inline_resources_below"))
+    # This option is the largest size that does, the other one the smallest that does not.
+    largest = int(config.get("max_inline_resource"))
+    return largest + 1 if largest else 0
+
+
+def _metrics_address(config: Config) -> tuple[str, int] | None:
+    address = config.get("metrics_address")
+    if address is None:
+        return None
+    host, colon, port = address.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise UsageError(
+            f"metrics_address {address!r} (from {config.origin('', 'metrics_address')}) must be "
+            "like localhost:9100."
+        )
+    return host.strip("[]"), int(port)

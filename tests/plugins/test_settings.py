@@ -1,0 +1,115 @@
+"""Typed settings: what the server, a population and a task go by."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+
+from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
+from fcp_core.plugins.settings import PopulationSettings, ServerSettings, TaskSettings
+from fcp_core.rounds.policies import RetryWindow
+from fcp_core.rounds.specification import TaskSpec
+
+KINDS = (ServerSettings, PopulationSettings, TaskSettings)
+
+
+@pytest.fixture
+def load(tmp_path):
+    def make(text="", **overrides):
+        (tmp_path / "fcp.cfg").write_text("[fcp]\n" + text)
+        return Plugins.load(environ={}, working_folder=tmp_path, overrides=overrides).config
+
+    return make
+
+
+def spec(**fields):
+    return TaskSpec("phones/all", "train", plan=b"", aggregation=b"", goal_count=1, **fields)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_is_documented(kind):
+    text = inspect.getdoc(kind)
+    assert [f.name for f in dataclasses.fields(kind) if f":param {f.name}:" not in text] == []
+
+
+def test_the_server_s(load, tmp_path):
+    found = ServerSettings.from_config(load())
+    assert (found.session_timeout, found.storage, found.download_prefix) == (900.0, "memory", "")
+    assert (found.metrics, found.metrics_address, found.client_ca) == (False, None, None)
+    found = ServerSettings.from_config(
+        load(
+            "max_in_flight = 3GiB\nmax_sessions = 5\nmax_operations = 6\nresource_cache = 7B\n"
+            "download_prefix = https://cdn.example/fcp\nclient_ca = ca.pem\n"
+            "client_certificates = optional\nmetrics = yes\nmetrics_address = [::1]:9100\n"
+            "log_format = json\n"
+        )
+    )
+    assert dataclasses.asdict(found) == {
+        "session_timeout": 900.0,
+        "max_in_flight": 3 << 30,
+        "max_sessions": 5,
+        "max_operations": 6,
+        "resource_cache": 7,
+        "download_prefix": "https://cdn.example/fcp/",
+        "storage": "memory",
+        "client_ca": tmp_path / "ca.pem",
+        "certificate_required": False,
+        "metrics": True,
+        "metrics_address": ("::1", 9100),
+        "log_format": "json",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("download_prefix = cdn.example", "download_prefix 'cdn.example' must be like"),
+        ("metrics_address = 9100", r"metrics_address '9100' \(from fcp.cfg .*must be like"),
+        ("metrics_address = here:99999", "must be like localhost:9100"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(load, line, problem):
+    with pytest.raises(UsageError, match=problem):
+        ServerSettings.from_config(load(line))
+
+
+def test_a_population_s(load):
+    config = load(
+        "retry_min = 1s\nsession_timeout = 5m\n[fcp:population:phones/all]\nretry_max = 1m\n"
+        "check_in_hold = 2s\npolling_interval = 3s\nmax_poll_rate = 4\nsession_timeout = 6m\n"
+        "max_at_work = 7\ninline_resources_below = 8B\n"
+    )
+    assert PopulationSettings.of(config, "phones/all") == PopulationSettings(
+        RetryWindow(1.0, 60.0), 2.0, 3.0, 4.0, 360.0, 7, 8
+    )
+    assert PopulationSettings.of(config, "others") == PopulationSettings(
+        RetryWindow(1.0, 30.0), 0.0, 0.5, 1000.0, 300.0, None, 0
+    )
+
+
+def test_a_task_s(load):
+    config = load(
+        "task_deadline = 10m\n[fcp:population:phones/all]\nover_selection = 1.5\n"
+        "[fcp:task:train]\ntask_max_at_work = 9\nassignment_timeout = 5s\ntask_retention = 1d\n"
+        "resources_from = storage\ninline_resources_below = 8B\n"
+    )
+    configured = TaskSettings(600.0, 86400.0, 5.0, 1.5, 9, 8, from_storage=True)
+    assert TaskSettings.of(config, spec()) == configured
+    own = spec(deadline=1.0, over_selection=2.0, max_at_work=3)
+    assert TaskSettings.of(config, own) == dataclasses.replace(
+        configured, deadline=1.0, over_selection=2.0, max_at_work=3
+    )
+    other = TaskSettings.of(config, own.replace(population="others", name="n", over_selection=None))
+    assert (other.over_selection, other.assignment_timeout, other.from_storage) == (1.0, 600, False)
+
+
+@pytest.mark.parametrize(
+    ("limit", "resources", "expected"),
+    [("1KiB", None, 8), ("1KiB", "uri", 0), ("1KiB", "inline", 1025), ("0B", "inline", 0)],
+)
+def test_where_a_task_s_plan_lies(load, limit, resources, expected):
+    config = load(f"inline_resources_below = 8B\nmax_inline_resource = {limit}\n")
+    assert TaskSettings.of(config, spec(resources=resources)).inline_below == expected
