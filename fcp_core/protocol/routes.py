@@ -291,6 +291,11 @@ def method_name(method: str) -> str:
     return _CAPITAL.sub("_", method).lower()
 
 
+def of_service(service: str) -> tuple[Route, ...]:
+    """Return the routes of a service, by its full name; none if it is unknown."""
+    return tuple(route for (owner, _), route in _BY_METHOD.items() if owner == service)
+
+
 def match(verb: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
     """Return the route of a request and the unescaped variables of its path, or None.
 
