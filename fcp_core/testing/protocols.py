@@ -2,495 +2,315 @@
 
 An example, complete::
 
-    class TestSimple(AggregationProtocolConformance):
-        factory = my_plugin.SIMPLE
+    class TestMaskedSum(AggregationProtocolConformance):
+        factory = MASKED_SUM
+        options = {"cohort": 3, "minimum": 2, "phase_timeout": 30.0, "polling_interval": 0.5}
+        group = 3
+        patience = 90.0
 
-The kit plays the shell's part: it hands the machine messages and the time, and gives it the
-outcomes of its effects, in any order and at any moment.
+The kit plays the core's part in virtual time (``protocol_core``), and lets devices with the
+factory's own device side take part, vanish, and be refused, in any order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fcp_core.aggregation.protocol import (
-    AbortFoldEffect,
-    AggregationProtocol,
-    AggregationProtocolFactory,
-    Effect,
-    FetchEffect,
-    FoldEffect,
-    ReportEffect,
-)
-from fcp_core.protocol.protos import aggregation_protocol_messages_pb2 as messages
+from fcp_core.aggregation.configuration import configuration_to_proto
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.client.protocols import DeviceProtocol, PlanResults
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.testing.kit import Conformance, outside_calls, pytest
+from fcp_core.rounds.protocols import Accumulate, AggregationProtocol, AggregationProtocolFactory
+from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.testing.kit import Conformance, outside_calls
+from fcp_core.testing.protocol_core import DURATION, KitCore
+from fcp_core.testing.protocol_devices import (
+    KitDevice,
+    LawBrokenError,
+    mentions,
+    protocol_routes,
+)
 
-CREATED = messages.PROTOCOL_CREATED
-STARTED = messages.PROTOCOL_STARTED
-COMPLETING = messages.PROTOCOL_COMPLETING
-COMPLETED = messages.PROTOCOL_COMPLETED
-ABORTED = messages.PROTOCOL_ABORTED
+__all__ = ["AggregationProtocolConformance", "LawBrokenError", "histories"]
 
-#: Which protocol state may follow which.
-TRANSITIONS: Mapping[int, frozenset[int]] = {
-    CREATED: frozenset({STARTED}),
-    STARTED: frozenset({COMPLETING, ABORTED}),
-    COMPLETING: frozenset({COMPLETED, ABORTED}),
-    COMPLETED: frozenset(),
-    ABORTED: frozenset(),
-}
+REFUSAL = StatusError(Code.INVALID_ARGUMENT, "the contribution does not fit")
 
-#: Which call is allowed in which state; in all others it is FAILED_PRECONDITION.
-ALLOWED: Mapping[str, frozenset[int]] = {
-    "start": frozenset({CREATED}),
-    "add_clients": frozenset({STARTED}),
-    "receive": frozenset({STARTED, COMPLETING, COMPLETED, ABORTED}),
-    "poll": frozenset({STARTED, COMPLETING, COMPLETED, ABORTED}),
-    "close": frozenset({STARTED, COMPLETING, COMPLETED, ABORTED}),
-    "complete": frozenset({STARTED}),
-    # Aborting twice is no fault.
-    "abort": frozenset({STARTED, COMPLETING, ABORTED}),
-}
-
-#: What a fold, or a fetch, may end with.
-OUTCOMES = (Code.OK, Code.ABORTED, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.RESOURCE_EXHAUSTED)
-
-#: No client is waited for longer than this after the report, in seconds.
-_DRAIN = 60.0
+#: What may happen next; a device's own steps come most often.
+_EVENTS = ("step", "step", "step", "step", "arrive", "vanish", "accept", "refuse", "wait")
 
 
-def outcomes() -> st.SearchStrategy[Code]:
-    """Draw what a fold ends with."""
-    return st.sampled_from(OUTCOMES)
+def histories(size: int = 60) -> st.SearchStrategy[list[tuple[str, int]]]:
+    """Draw what happens, one after the other, and to which device."""
+    return st.lists(st.tuples(st.sampled_from(_EVENTS), st.integers(0, 99)), max_size=size)
 
 
 class AggregationProtocolConformance(Conformance):
-    """The laws of :class:`fcp_core.aggregation.protocol.AggregationProtocol`.
+    """The laws of :class:`fcp_core.rounds.protocols.AggregationProtocol`.
 
-    For a protocol whose clients do not simply upload a checkpoint, override :meth:`message` and
-    :meth:`malformed`, and turn :attr:`folds_at_once` off: the laws about what one message leads to
-    are skipped then.
+    Override :meth:`spec`, :meth:`results` and :meth:`check_total` for a protocol that does not take
+    sums of integers.
     """
 
     factory: ClassVar[AggregationProtocolFactory]
     options: ClassVar[Mapping[str, Any]] = {}
-    #: A pending client's message becomes an effect for that client at once.
-    folds_at_once: ClassVar[bool] = True
-    #: How many calls a random history has.
-    steps: ClassVar[int] = 40
+    #: How many devices it takes at a time: the least number that can contribute.
+    group: ClassVar[int] = 1
+    #: The longest that a device may be kept waiting once all others are silent, in seconds.
+    patience: ClassVar[float] = DURATION
 
-    def message(self, data: bytes) -> messages.ClientMessage:
-        """Return the message with which a client contributes *data*."""
-        return messages.ClientMessage(simple_aggregation={"input": {"inline_bytes": data}})
+    def spec(self) -> TaskSpec:
+        """Return a task that the protocol can do."""
+        sum_ = Intrinsic(
+            "federated_sum",
+            (TensorSpec("v", DataType.INT64, (2,)),),
+            (TensorSpec("total", DataType.INT64, (2,)),),
+        )
+        return TaskSpec(
+            population="people",
+            name="task",
+            plan=b"",
+            aggregation=configuration_to_proto([sum_]).SerializeToString(),
+            goal_count=100 * self.group,
+            minimum_count=self.group,
+        )
 
-    def malformed(self) -> messages.ClientMessage:
-        """Return a message that no client of this protocol sends."""
-        return messages.ClientMessage()
+    def results(self, number: int) -> PlanResults:
+        """Return what the device of that number computed; each should differ from the others."""
+        vector = np.array([10**number % (2**61 - 1), -number], np.int64)
+        return PlanResults(write_checkpoint({"v": vector}, "federated_compute"))
+
+    def check_total(self, contributed: Sequence[PlanResults], accumulated: Sequence[bytes]) -> None:
+        """Check that what was accumulated is what the devices that count contributed.
+
+        :param accumulated: checkpoints.
+        """
+        wanted = np.zeros(2, np.int64)
+        total = np.zeros(2, np.int64)
+        for results in contributed:
+            wanted += open_checkpoint(results.checkpoint)["v"]
+        for data in accumulated:
+            total += open_checkpoint(data)["v"]
+        assert total.tolist() == wanted.tolist(), "what was accumulated is not what counts"
+
+    def device(self) -> DeviceProtocol:
+        """Return the devices' side; override it if the factory has none of its own."""
+        assert self.factory.device is not None, "override device(): the factory has none"
+        device: DeviceProtocol = self.factory.device()
+        return device
+
+    def core(self, seed: int = 0) -> KitCore:
+        """Return a core with a new machine."""
+        return KitCore(self.factory, self.options, self.spec(), self.device(), seed)
+
+    # The laws.
 
     def test_the_factory_describes_itself(self) -> None:
-        """It has a name, a summary in one line, and makes machines that have not begun."""
-        assert self.factory.name
-        assert self.factory.summary
-        assert "\n" not in self.factory.summary
-        assert isinstance(self.make(), AggregationProtocol)
-        assert self.make().state() == CREATED
+        """It has a name, a summary in one line, machines, and routes for all that it names."""
+        factory = self.factory
+        assert factory.name
+        assert factory.summary
+        assert "\n" not in factory.summary
+        machine = factory.make(self.options)
+        assert isinstance(machine, AggregationProtocol)
+        assert factory.services
+        methods = {route.method for route in protocol_routes(factory).values()}
+        assert machine.concluding, "some call must tell a device that it counts"
+        assert {*machine.concluding, *factory.aborting} <= methods
+        if factory.check is not None:
+            assert list(factory.check(self.spec(), self.options)) == []
 
-    @pytest.mark.parametrize("call", sorted(ALLOWED))
-    def test_a_call_is_allowed_in_its_states_only(self, call: str) -> None:
-        """In all other states it is FAILED_PRECONDITION, and nothing changes."""
-        for state, machine in self._machines():
-            calls: dict[str, Callable[[], object]] = {
-                "start": lambda m=machine: m.start(1, 5.0),  # type: ignore[misc]
-                "add_clients": lambda m=machine: m.add_clients(1, 5.0),  # type: ignore[misc]
-                "receive": lambda m=machine: m.receive(0, self.message(b"x"), 5.0),  # type: ignore[misc]
-                "poll": lambda m=machine: m.poll(0),  # type: ignore[misc]
-                "close": lambda m=machine: m.close(0, Code.OK, "", 5.0),  # type: ignore[misc]
-                "complete": lambda m=machine: m.complete(5.0),  # type: ignore[misc]
-                "abort": lambda m=machine: m.abort(5.0),  # type: ignore[misc]
-            }
-            before = machine.status()
-            if state in ALLOWED[call]:
-                calls[call]()
-            else:
-                with pytest.raises(StatusError) as caught:
-                    calls[call]()
-                assert caught.value.code is Code.FAILED_PRECONDITION
-                assert machine.status() == before
+    def test_honest_devices_are_counted_once(self) -> None:
+        """If nothing fails, each is told OK, and the total is the sum of theirs."""
 
-    def test_bad_arguments_are_refused(self) -> None:
-        """INVALID_ARGUMENT for wrong numbers, unknown clients and no message; nothing changes."""
-        new = self.make()
-        _refuses(new, lambda: new.start(-1, 0.0))
-        machine = self.started(2)
-        _refuses(machine, lambda: machine.add_clients(0, 0.0))
-        _refuses(machine, lambda: machine.add_clients(-1, 0.0))
-        _refuses(machine, lambda: machine.receive(0, self.malformed(), 0.0))
-        for client in (-1, 2):
-            calls: tuple[Callable[[int], object], ...] = (
-                lambda c: machine.receive(c, self.message(b"x"), 0.0),
-                machine.poll,
-                lambda c: machine.close(c, Code.OK, "", 0.0),
-                machine.is_client_closed,
-            )
-            for call in calls:
-                _refuses(machine, lambda call=call, c=client: call(c))  # type: ignore[misc]
+        def law(groups: int, order: list[int]) -> None:
+            core = self.core()
+            for number in range(groups * self.group):
+                core.assign(self.results(number))
+            for choice in order:
+                core.step(core.devices[choice % len(core.devices)])
+            core.run(self.patience)
+            for device in core.devices:
+                assert device.told is True, f"{device.id} was told {device.told!r}"
+            self._check_end(core)
 
-    def test_clients_are_numbered_in_turn(self) -> None:
-        """The first is 0, and every call returns the first of its new ones."""
+        self.check(law, st.integers(1, 3), st.lists(st.integers(0, 99), max_size=30))
 
-        def law(first: int, others: list[int]) -> None:
-            machine = self.started(first)
-            total = first
-            for count in others:
-                assert machine.add_clients(count, 1.0) == total
-                total += count
-            assert machine.status().num_clients_pending == total
+    def test_ok_means_counted_in_any_history(self) -> None:
+        """Devices come, vanish and are refused at any time: OK is told to those who count only."""
 
-        self.check(law, st.integers(0, 3), st.lists(st.integers(1, 3), max_size=3))
+        def law(history: list[tuple[str, int]]) -> None:
+            core = self._played(history)
+            core.run(self.patience)
+            self._check_end(core)
 
-    def test_a_message_becomes_an_effect_for_its_client(self) -> None:
-        """Folding or fetching what the client sent; the client is in flight until the outcome."""
-        self._needs_folds_at_once()
-        machine = self.started(2)
-        (effect,) = machine.receive(1, self.message(b"data"), 1.0)
-        assert isinstance(effect, FoldEffect | FetchEffect)
-        assert effect.client_id == 1
-        if isinstance(effect, FoldEffect):
-            assert bytes(effect.blob) == b"data"
-        assert machine.status().num_inputs_aggregated_and_pending == 1
-        assert not machine.is_client_closed(1)
-        assert machine.receive(1, self.message(b"again"), 1.0) == (), "a client contributes once"
+        self.check(law, histories())
 
-    @pytest.mark.parametrize("code", OUTCOMES, ids=lambda code: code.name)
-    def test_an_outcome_shows_in_the_counters_and_in_the_close_message(self, code: Code) -> None:
-        """OK is included, ABORTED discarded, all others are failures; the client is told."""
-        self._needs_folds_at_once()
-        machine = self.started(1)
-        machine.receive(0, self.message(b"data"), 1.0)
-        machine.folded(0, code, "as it is", 2.0)
-        assert machine.is_client_closed(0)
-        status = machine.status()
-        assert status.num_inputs_aggregated_and_included == (code is Code.OK)
-        assert status.num_inputs_discarded == (code is Code.ABORTED)
-        assert status.num_clients_failed == (code not in (Code.OK, Code.ABORTED))
-        assert _close_code(machine.poll(0)) is code
+    def test_whoever_vanishes_the_others_go_on(self) -> None:
+        """Each device may vanish after any of its steps; the others are told how they ended."""
 
-    def test_a_client_may_close_itself(self) -> None:
-        """With OK its input counts as discarded, else it failed; it gets no message."""
-        machine = self.started(2)
-        machine.close(0, Code.OK, "", 1.0)
-        machine.close(1, Code.UNAVAILABLE, "gone", 1.0)
-        status = machine.status()
-        assert (status.num_inputs_discarded, status.num_clients_failed) == (1, 1)
-        for client in (0, 1):
-            assert machine.is_client_closed(client)
-            assert machine.poll(client) is None
-            assert machine.receive(client, self.message(b"x"), 1.0) == ()
+        def law(limits: list[int | None]) -> None:
+            core = self.core()
+            for number in range(len(limits)):
+                core.assign(self.results(number))
+            core.run(self.patience, limits)
+            for device, limit in zip(core.devices, limits, strict=True):
+                assert limit is not None or device.told is not None, f"{device.id} waits for ever"
+            self._check_end(core)
 
-    def test_completing_asks_for_one_report(self) -> None:
-        """Its outcome decides: OK completes, anything else aborts and drops the fold."""
-        for code, state in ((Code.OK, COMPLETED), (Code.INTERNAL, ABORTED)):
-            machine = self.started(1)
-            assert list(machine.complete(1.0)) == [ReportEffect()]
-            assert machine.state() == COMPLETING
-            effects = list(machine.reported(code, "as it is", 2.0))
-            assert effects == ([] if code is Code.OK else [AbortFoldEffect()])
-            assert machine.state() == state
+        limit = st.none() | st.integers(1, 7)
+        self.check(law, st.lists(limit, min_size=self.group, max_size=3 * self.group))
 
-    def test_aborting_drops_what_was_included(self) -> None:
-        """There is one effect, and what was included is discarded; aborting again does nothing."""
-        for completing in (False, True):
-            machine = self.started(2)
-            if self.folds_at_once:
-                machine.receive(0, self.message(b"x"), 1.0)
-                machine.folded(0, Code.OK, "", 1.0)
-            if completing:
-                machine.complete(2.0)
-            assert list(machine.abort(3.0)) == [AbortFoldEffect()]
-            assert machine.state() == ABORTED
-            assert machine.status().num_inputs_aggregated_and_included == 0
-            assert list(machine.abort(4.0)) == []
-            if completing:
-                # The report was under way; nobody wants it any more.
-                assert list(machine.reported(Code.OK, "", 5.0)) == []
-                assert machine.state() == ABORTED
+    def test_what_is_refused_is_not_told_ok(self) -> None:
+        """If the engine refuses a contribution its device hears so; others can contribute still."""
+        core = self.core()
+        first = [core.assign(self.results(number)) for number in range(self.group)]
+        self._run(core, REFUSAL)
+        for device in first:
+            assert isinstance(device.told, StatusError), f"{device.id} was told {device.told!r}"
+        others = [core.assign(self.results(number)) for number in range(self.group)]
+        self._run(core, None)
+        assert [device.told for device in others] == [True] * self.group
+        self._check_end(core)
 
-    def test_every_client_is_closed_in_the_end(self) -> None:
-        """After the report or an abort all are told, those in flight within a limited time."""
-        for code in (Code.OK, Code.INTERNAL, None):
-            machine = self.started(4)
-            machine.close(3, Code.OK, "", 1.0)
-            for client in (0, 1):
-                machine.receive(client, self.message(b"x"), 1.0)
-            if self.folds_at_once:
-                machine.folded(0, Code.OK, "", 1.0)
-            if code is None:
-                machine.abort(2.0)
-            else:
-                machine.complete(2.0)
-                machine.reported(code, "", 3.0)
-            _drain(machine, 3.0)
-            assert [machine.is_client_closed(client) for client in range(4)] == [True] * 4
-            assert _close_code(machine.poll(2)) is Code.ABORTED
-            assert machine.poll(3) is None
+    def test_nobody_waits_for_ever(self) -> None:
+        """Once everything falls silent, each call is answered, or its device dropped, in time."""
 
-    def test_a_late_outcome_changes_nothing(self) -> None:
-        """An input that comes back after everything was closed is nobody's any more."""
-        self._needs_folds_at_once()
-        for outcome in (Code.OK, Code.INTERNAL):
-            machine = self.started(2)
-            machine.receive(0, self.message(b"x"), 1.0)
-            machine.abort(2.0)
-            before = machine.status()
-            assert list(machine.folded(0, outcome, "late", 3.0)) == []
-            assert machine.status() == before
+        def law(history: list[tuple[str, int]]) -> None:
+            core = self._played(history)
+            core.fall_silent(self.patience)
+            self._check_end(core)
 
-    def test_a_message_after_the_end_is_answered(self) -> None:
-        """A client that comes too late is told ABORTED, and nothing is folded."""
-        machine = self.started(1)
-        machine.complete(1.0)
-        assert list(machine.receive(0, self.message(b"x"), 2.0)) == []
-        assert machine.is_client_closed(0)
-        assert _close_code(machine.poll(0)) is Code.ABORTED
+        self.check(law, histories())
 
-    def test_random_histories(self) -> None:
-        """In any order of calls the invariants hold (see :class:`_History`)."""
-        kit = self
+    def test_who_has_left_is_forgotten(self) -> None:
+        """A machine keeps nothing of devices that vanished or were dropped, or were told all."""
 
-        class History(_History):
-            def __init__(self) -> None:
-                super().__init__(kit)
+        def law(history: list[tuple[str, int]]) -> None:
+            core = self._played(history)
+            core.run(self.patience)
+            for device in core.devices:
+                core.vanish(device)
+            core.fall_silent(self.patience)
+            kept = [d.id for d in core.devices if d.state == "dropped" or d.told is True]
+            kept = [name for name in kept if mentions(core.machine, name)]
+            assert kept == [], "the machine remembers devices that are gone"
 
-        self.check_machine(History, self.steps)
+        self.check(law, histories())
 
-    def test_it_touches_nothing_outside(self) -> None:
-        """It is a machine: no files or sockets, no clock but the argument, no global randomness."""
+    def test_nothing_that_a_device_sends_breaks_it(self) -> None:
+        """Any call in any order, and any upload, is answered, refused or ends with a drop."""
 
-        def run() -> None:
-            machine = self.started(3)
-            machine.receive(0, self.message(b"x"), 1.0)
-            machine.close(1, Code.OK, "", 1.0)
-            machine.tick(2.0)
-            machine.complete(3.0)
-            machine.reported(Code.OK, "", 4.0)
-            machine.status()
+        def law(calls: list[tuple[int, int, bytes]]) -> None:
+            core = self.core()
+            methods = sorted(core.routes.values(), key=lambda route: route.name)
+            devices = [core.assign(self.results(number)) for number in range(self.group + 1)]
+            for which, choice, data in calls:
+                device = devices[which % len(devices)]
+                if choice % (len(methods) + 1) == len(methods):
+                    core.step(device)
+                    self._upload_garbage(core, device, data)
+                else:
+                    route = methods[choice % (len(methods) + 1)]
+                    self._call(core, device, route.method, _message(route.request_class, data))
+                core.log.append(f"{device.id}: {device.state}")
+            core.run(self.patience)
+            core.fall_silent(self.patience)
+            for device in devices:
+                assert device.told is not True or device.state == "counted"
+
+        number = st.integers(0, 99)
+        self.check(law, st.lists(st.tuples(number, number, st.binary(max_size=20)), max_size=30))
+
+    def test_it_is_a_machine(self) -> None:
+        """No files or sockets, no clock but the argument, no randomness but the task's."""
+
+        def run() -> list[str]:
+            core = self.core(seed=7)
+            for number in range(2 * self.group):
+                core.assign(self.results(number))
+            for device in core.devices[: self.group]:
+                core.step(device)
+                core.step(device)
+            core.vanish(core.devices[0])
+            core.run(self.patience)
+            return core.log
 
         # The first run may import what it needs.
-        run()
+        first = run()
         with outside_calls() as outside:
-            run()
-        assert (outside.io, outside.clock) == ([], [])
+            second = run()
+        assert (outside.io, outside.clock, outside.randomness) == ([], [], [])
+        assert first == second, "equal seeds lead to different effects"
 
-    def make(self) -> AggregationProtocol:
-        """Make a machine."""
-        return self.factory.make(self.options)
+    # Inside.
 
-    def started(self, clients: int) -> AggregationProtocol:
-        """Make a machine and start it at time 0."""
-        machine = self.make()
-        machine.start(clients, 0.0)
-        return machine
+    def _played(self, history: Sequence[tuple[str, int]]) -> KitCore:
+        core = self.core()
+        for number in range(self.group):
+            core.assign(self.results(number))
+        for event, choice in history:
+            device = core.devices[choice % len(core.devices)]
+            if event == "step":
+                core.step(device)
+            elif event == "arrive":
+                core.assign(self.results(len(core.devices)))
+            elif event == "vanish":
+                core.vanish(device)
+            elif event == "wait":
+                core.to_next_tick()
+            elif core.outcomes:
+                error = REFUSAL if event == "refuse" else None
+                core.finish(choice % len(core.outcomes), error)
+        return core
 
-    def _machines(self) -> Iterator[tuple[int, AggregationProtocol]]:
-        """Yield a machine in each of its states, with one pending client once it has begun."""
-        yield CREATED, self.make()
-        yield STARTED, self.started(1)
-        completing = self.started(1)
-        completing.complete(1.0)
-        yield COMPLETING, completing
-        completed = self.started(1)
-        completed.complete(1.0)
-        completed.reported(Code.OK, "", 2.0)
-        yield COMPLETED, completed
-        aborted = self.started(1)
-        aborted.abort(1.0)
-        yield ABORTED, aborted
+    def _run(self, core: KitCore, error: StatusError | None) -> None:
+        """Let all go on until nothing happens; accumulations end with *error*."""
+        for _ in range(1000):
+            going = [core.step(device) for device in core.devices]
+            if core.outcomes:
+                is_work = not isinstance(core.outcomes[0], Accumulate)
+                core.finish(0, None if is_work else error)
+            elif not any(going):
+                break
+        core.run(self.patience)
 
-    def _needs_folds_at_once(self) -> None:
-        if not self.folds_at_once:
-            pytest.skip("a message does not lead to an effect at once")
+    def _check_end(self, core: KitCore) -> None:
+        for device in core.devices:
+            assert device.told is not True or device.state == "counted", (
+                f"{device.id} was told OK and is {device.state}"
+            )
+            if isinstance(device.told, StatusError):
+                assert device.state != "counted", f"{device.id} counts and was told {device.told!r}"
+        counted = [d.results for devices, _ in core.accumulated for d in devices]
+        assert len(counted) == sum(device.state == "counted" for device in core.devices)
+        self.check_total(counted, [data for _, data in core.accumulated])
 
+    def _call(self, core: KitCore, device: KitDevice, method: str, request: Any) -> None:
+        try:
+            core.call(device, method, request)
+        except StatusError as error:
+            if not error.message:
+                raise LawBrokenError(f"{method} was refused without a word") from error
 
-class _History(RuleBasedStateMachine):
-    """Calls in any order. Outcomes may come late, twice, or for clients that have closed."""
-
-    def __init__(self, kit: AggregationProtocolConformance) -> None:
-        super().__init__()
-        self.kit = kit
-        self.machine = kit.make()
-        self.now = 1000.0
-        self.clients = 0
-        self.sent: list[int] = []
-        self.reporting = False
-        self.state: int = CREATED
-        self.closed: set[int] = set()
-        self.told: set[int] = set()
-        self.effects: list[Effect] = []
-
-    def take(self, effects: Sequence[Effect]) -> None:
-        self.effects += effects
-        for effect in effects:
-            if isinstance(effect, FoldEffect | FetchEffect):
-                assert effect.client_id not in self.sent or not self.kit.folds_at_once, (
-                    f"two inputs of client {effect.client_id} are folded"
-                )
-                self.sent.append(effect.client_id)
-            elif isinstance(effect, ReportEffect):
-                self.reporting = True
-
-    @initialize(count=st.integers(0, 3))
-    def start(self, count: int) -> None:
-        self.machine.start(count, self.now)
-        self.clients = count
-
-    @rule(seconds=st.sampled_from([0.0, 0.5, 10.0]))
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule()
-    def tick(self) -> None:
-        self.take(self.machine.tick(self.now))
-
-    @precondition(lambda self: self.machine.next_tick() is not None)
-    @rule()
-    def jump_to_the_next_tick(self) -> None:
-        due = self.machine.next_tick()
-        assert due is not None
-        self.now = max(self.now, due)
-        self.take(self.machine.tick(self.now))
-        again = self.machine.next_tick()
-        assert again is None or again > self.now, "a tick that is still due after the tick"
-
-    @precondition(lambda self: self.state == STARTED)
-    @rule(count=st.integers(1, 3))
-    def add(self, count: int) -> None:
-        assert self.machine.add_clients(count, self.now) == self.clients
-        self.clients += count
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data())
-    def receive(self, data: st.DataObject) -> None:
-        client = self.client(data)
-        effects = self.machine.receive(client, self.kit.message(b"%d" % client), self.now)
-        if client in self.closed:
-            assert list(effects) == [], "something is done for a client that has closed"
-        self.take(effects)
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data(), code=outcomes())
-    def close(self, data: st.DataObject, code: Code) -> None:
-        self.take(self.machine.close(self.client(data), code, "gone", self.now))
-
-    @precondition(lambda self: self.sent)
-    @rule(data=st.data(), code=outcomes())
-    def outcome(self, data: st.DataObject, code: Code) -> None:
-        client = data.draw(st.sampled_from(self.sent))
-        self.take(self.machine.folded(client, code, "so it is", self.now))
-
-    @precondition(lambda self: self.clients)
-    @rule(data=st.data())
-    def poll(self, data: st.DataObject) -> None:
-        client = self.client(data)
-        message = self.machine.poll(client)
-        if _close_code(message) is not None:
-            assert client not in self.told, f"client {client} is told twice that it is closed"
-            assert self.machine.is_client_closed(client)
-            self.told.add(client)
-
-    @precondition(lambda self: self.state == STARTED)
-    @rule()
-    def complete(self) -> None:
-        self.take(self.machine.complete(self.now))
-
-    @precondition(lambda self: self.reporting)
-    @rule(code=st.sampled_from([Code.OK, Code.INTERNAL]))
-    def report(self, code: Code) -> None:
-        self.reporting = False
-        self.take(self.machine.reported(code, "so it is", self.now))
-
-    @precondition(lambda self: self.state in (STARTED, COMPLETING, ABORTED))
-    @rule()
-    def abort(self) -> None:
-        self.take(self.machine.abort(self.now))
-
-    @invariant()
-    def states_follow_the_table(self) -> None:
-        state = self.machine.state()
-        if state != self.state:
-            assert state in TRANSITIONS[self.state], f"from {self.state} to {state}"
-        self.state = state
-        assert self.machine.status().protocol_state == state
-
-    @invariant()
-    def counters_add_up(self) -> None:
-        status = self.machine.status()
-        clients = (
-            status.num_clients_completed
-            + status.num_clients_failed
-            + status.num_clients_pending
-            + status.num_clients_aborted
-        )
-        assert clients == self.clients
-        assert status.num_clients_completed == (
-            status.num_inputs_aggregated_and_included
-            + status.num_inputs_aggregated_and_pending
-            + status.num_inputs_discarded
-        )
-        open_clients = status.num_clients_pending + status.num_inputs_aggregated_and_pending
-        assert open_clients == sum(
-            not self.machine.is_client_closed(client) for client in range(self.clients)
-        )
-
-    @invariant()
-    def the_closed_stay_closed(self) -> None:
-        closed = {c for c in range(self.clients) if self.machine.is_client_closed(c)}
-        assert self.closed <= closed
-        self.closed = closed
-
-    @invariant()
-    def effects_come_once(self) -> None:
-        for kind in (ReportEffect, AbortFoldEffect):
-            assert sum(isinstance(effect, kind) for effect in self.effects) <= 1
-        aborted = any(isinstance(effect, AbortFoldEffect) for effect in self.effects)
-        assert aborted == (self.machine.state() == ABORTED)
-
-    def client(self, data: st.DataObject) -> int:
-        return data.draw(st.integers(0, self.clients - 1))
-
-    def teardown(self) -> None:
-        if self.state in (STARTED, COMPLETING):
-            self.take(self.machine.abort(self.now))
-        if self.state != CREATED:
-            _drain(self.machine, self.now)
-            for client in range(self.clients):
-                assert self.machine.is_client_closed(client), f"client {client} is left open"
+    def _upload_garbage(self, core: KitCore, device: KitDevice, data: bytes) -> None:
+        for step in device.todo:
+            resource = getattr(step, "resource", None)
+            if resource is not None:
+                with contextlib.suppress(StatusError):
+                    core.upload(device, resource.resource_name, data)
 
 
-def _drain(machine: AggregationProtocol, now: float) -> None:
-    """Tick until nothing is due, at most as long as clients may be waited for."""
-    until = now + _DRAIN
-    while (due := machine.next_tick()) is not None and due <= until:
-        now = max(now, due)
-        machine.tick(now)
-        again = machine.next_tick()
-        assert again is None or again > now, "a tick that is still due after the tick"
-
-
-def _close_code(message: messages.ServerMessage | None) -> Code | None:
-    """Return the code of a close message; None for another message or none."""
-    if message is None or not message.simple_aggregation.HasField("close_message"):
-        return None
-    return Code(message.simple_aggregation.close_message.code)
-
-
-def _refuses(machine: AggregationProtocol, call: Callable[[], object]) -> None:
-    before = machine.status()
-    with pytest.raises(StatusError) as caught:
-        call()
-    assert caught.value.code is Code.INVALID_ARGUMENT
-    assert machine.status() == before
+def _message(request_class: Any, data: bytes) -> Any:
+    """Return a message with whatever fields the bytes happen to say."""
+    request = request_class()
+    try:
+        request.MergeFromString(data)
+    except Exception:
+        return request_class()
+    return request

@@ -22,7 +22,6 @@ class Plain(AggregationProtocol):
     """One upload each, accumulated when it is submitted. It remembers who has uploaded."""
 
     concluding = (SUBMIT,)
-    aborting = ("AbortAggregation",)
 
     def __init__(self):
         self.there = set()
@@ -30,8 +29,6 @@ class Plain(AggregationProtocol):
     def receive(self, call, now):
         if call.method == START:
             return [Answer(call.assignment, START, self.where(call.tickets))]
-        if call.method != SUBMIT:
-            return ()
         if call.assignment not in self.there:
             raise StatusError(Code.FAILED_PRECONDITION, "upload before this call")
         if call.request.resource_name != call.tickets.upload_name(SLOT):
@@ -92,6 +89,7 @@ def factory(machine=Plain, **fields):
             "summary": "one upload each",
             "make": lambda options: machine(),
             "services": ("google.internal.federatedcompute.v1.Aggregations",),
+            "aborting": ("AbortAggregation",),
             "device": Upload,
             **fields,
         }
@@ -136,7 +134,7 @@ class NeverAnswers(Plain):
 
 
 class NeverStarts(Plain):
-    """Leaves a long-running call without an operation."""
+    """Leaves a long-running call waiting."""
 
     def receive(self, call, now):
         return () if call.method == START else super().receive(call, now)

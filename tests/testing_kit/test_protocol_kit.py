@@ -62,8 +62,11 @@ class Prepared(plain.Plain):
         return effects
 
     def worked(self, key, result, now):
-        # Its device may have left meanwhile.
-        return [Accumulate((key,), checkpoint=result)] if self.bodies.pop(key, None) else ()
+        if self.bodies.pop(key, None) is None:
+            return ()  # its device has left meanwhile
+        if isinstance(result, StatusError):
+            return [Drop(key, "work", result.code, result.message)]
+        return [Accumulate((key,), checkpoint=result)]
 
     def left(self, assignment, code, now):
         self.bodies.pop(assignment, None)
@@ -383,7 +386,7 @@ TOLD = {
     "ok for what was refused": "but no such call waits",
     "never accumulates": "but assignment-0 is live",
     "never answers": "assignment-0 waits for SubmitAggregationResult 3600 s after",
-    "never starts": "is long-running, and is neither pending nor answered",
+    "never starts": "assignment-0 waits for StartAggregationDataUpload 3600 s after",
     "answers twice": "but no such call waits",
     "counts twice": "but assignment-0 is accumulating",
     "raises": "uploaded raised ZeroDivisionError",
