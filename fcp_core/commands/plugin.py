@@ -36,7 +36,7 @@ KINDS: Mapping[str, Kind] = {
     "eligibility": Kind("An eligibility policy that refuses old versions", "oldest = 1"),
     "storage": Kind("A storage that appends to a log file", "path = records.log"),
     "engine": Kind("An engine that folds where it is called"),
-    "protocol": Kind("An aggregation protocol with a quota of inputs", "quota = 1000"),
+    "protocol": Kind("An aggregation protocol of a single call", "max_size = 32KiB"),
 }
 
 

@@ -19,12 +19,15 @@ SUM = Intrinsic(
 def run_round(plugins):
     """Return what is active, and the sum over three devices, one of which brings a large number."""
     active = [[offer.kind, offer.name] for offer in plugins.offers() if offer.active]
+    protocols = [factory.device() for factory in plugins.protocols.values() if factory.device]
     vectors = ([0.5, 1.0], [0.25, 1.0], [40.0, 1.0])
     with RunningServer(Server(plugins, populations=["people"])) as server:
         task = server.submit(query_task(SUM, goal_count=3))
         with contextlib.ExitStack() as stack:
             devices = [
-                stack.enter_context(make_device(server.url, {"v": v}, client_version="9"))
+                stack.enter_context(
+                    make_device(server.url, {"v": v}, client_version="9", protocols=protocols)
+                )
                 for v in map(float32, vectors)
             ]
             outcomes = [result.outcome.name for result in run_devices(devices)]

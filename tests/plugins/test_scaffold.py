@@ -32,7 +32,7 @@ OPTIONS = {
     "eligibility": "oldest = 7",
     "storage": "path = records.log",
     "engine": "",
-    "protocol": "quota = 3",
+    "protocol": "max_size = 1KiB",
 }
 
 

@@ -219,7 +219,7 @@ class Undescribed(plain.Plain):
 
 class DescribedAsAnother(plain.Plain):
     def describe(self, assignment):
-        assignment.willow_aggregation_info.SetInParent()
+        assignment.confidential_aggregation_info.SetInParent()
 
 
 class ForgetsAtTheDeadline(MaskedSum):

@@ -18,8 +18,8 @@ class MaskedSumDevice(DeviceProtocol):
     """Joins a cohort, uploads masked integers, and helps to unmask the cohort's sum."""
 
     def accepts(self, assignment: TaskAssignment) -> bool:
-        """Whether results may leave the device masked only."""
-        return assignment.HasField("secure_aggregation_info")
+        """Whether the assignment has the mark that the server's side borrows."""
+        return assignment.HasField("willow_aggregation_info")
 
     def contribute(
         self, assignment: TaskAssignment, results: PlanResults

@@ -136,9 +136,8 @@ class MaskedSum(AggregationProtocol):
         return ()
 
     def describe(self, assignment: TaskAssignment) -> None:
-        """Borrow the mark of secure aggregation: the message has room for no further protocol."""
-        info = assignment.secure_aggregation_info
-        info.minimum_clients_in_server_visible_aggregate = self._minimum
+        """Borrow a mark that plain devices refuse: the message has room for no further protocol."""
+        assignment.willow_aggregation_info.max_number_of_clients = self._cohort
 
     def receive(self, call: Call, now: float) -> Sequence[Effect]:
         """Take a call; nearly all have to wait for other devices."""
