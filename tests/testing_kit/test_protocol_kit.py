@@ -2,6 +2,7 @@
 
 import importlib.util
 import random
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -410,3 +411,10 @@ def test_a_fault_is_named_as_such(fault):
 def test_every_protocol_law_has_a_broken_machine():
     laws = {name for name in dir(AggregationProtocolConformance) if name.startswith("test_")}
     assert {law for law, _ in BROKEN} == laws
+
+
+def test_the_page_lists_the_laws():
+    page = Path(__file__).parents[2] / "docs" / "protocols.md"
+    listed = re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.M)
+    laws = [name for name in vars(AggregationProtocolConformance) if name.startswith("test_")]
+    assert [f"test_{law}" for law in listed] == laws
