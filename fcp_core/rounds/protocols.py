@@ -11,7 +11,8 @@ What the core does itself, whatever a protocol says:
 * the same call of one assignment sent again gets the first call's answer and has no second effect.
   An error is not kept: after one the device may try the call again;
 * a device is answered OK to a *concluding* call if and only if its contribution is counted. An
-  answer that says otherwise is replaced, logged with the protocol's name, and the device dropped;
+  answer that says otherwise is replaced, logged with the protocol's name, and the device dropped.
+  One that is counted before it concludes is answered OK, with an empty response;
 * an exception in a protocol drops the assignment that it was about; the task goes on;
 * a call that is never answered gets an error when its assignment is dropped or the task ends.
 """

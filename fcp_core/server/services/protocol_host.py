@@ -105,12 +105,14 @@ class ProtocolHost:
             return known, []
         if assignment.error is not None:
             raise StatusError(Code.ABORTED, assignment.error.message)
-        if assignment.state is Stage.CONTRIBUTED:
-            raise StatusError(Code.ABORTED, "this assignment has contributed")
         if assignment.state is Stage.ASSIGNED:
             assignment.move(Stage.STARTED)
         call = assignment.calls[method] = ProtocolCall()
         call.waiter = asyncio.get_running_loop().create_future()
+        if assignment.state is Stage.CONTRIBUTED and method in self._protocol.concluding:
+            # It is counted, whenever it asks.
+            _finish(call, self._empty(method))
+            return call, []
         try:
             effects = self._protocol.receive(Call(assignment.id, method, request, tickets), now)
         except StatusError:
