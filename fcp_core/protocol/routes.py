@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
-from fcp_core.protocol.pool import message_class
+from fcp_core.protocol.pool import POOL, message_class
 from fcp_core.protocol.protos import (
     aggregations_pb2,
     confidential_aggregations_pb2,
@@ -156,10 +156,10 @@ def _unescape(name: str, value: str) -> str:
         ) from None
 
 
-def _read(module: Any) -> Iterator[Route]:
-    """Yield the routes that a generated module's services declare."""
+def _read(serialized: bytes) -> Iterator[Route]:
+    """Yield the routes that the services of a file declare; its messages are in the pool."""
     # The options are extensions, which only the file's own message shows, not its descriptor.
-    file = FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb)
+    file = FileDescriptorProto.FromString(serialized)
 
     def resolve(name: str) -> Any:
         return message_class(name if "." in name else f"{file.package}.{name}")
@@ -173,7 +173,7 @@ def _read(module: Any) -> Iterator[Route]:
                 continue
             info = options[google_longrunning_operations_pb2.operation_info]
             yield Route(
-                service=f"{file.package}.{service.name}",
+                service=f"{file.package}.{service.name}".lstrip("."),
                 method=method.name,
                 verb=verb.upper(),
                 template=getattr(rule, verb),
@@ -188,17 +188,92 @@ def _read(module: Any) -> Iterator[Route]:
             )
 
 
-#: Every route.
-ROUTES: tuple[Route, ...] = tuple(route for module in _MODULES for route in _read(module))
+#: The protocol's own routes; :func:`add` does not change them.
+ROUTES: tuple[Route, ...] = tuple(
+    route for module in _MODULES for route in _read(module.DESCRIPTOR.serialized_pb)
+)
 
 #: Routes by what a path must end with, after its last colon; None: it does not matter.
 _BY_ENDING: dict[tuple[str, str | None], list[Route]] = {}
-for _route in ROUTES:
-    _ending = _route.template.rpartition(":")[2] if ":" in _route.template else None
-    _BY_ENDING.setdefault((_route.verb, _ending), []).append(_route)
+_BY_METHOD: dict[tuple[str, str], Route] = {}
+_BY_NAME: dict[str, Route] = {}
 
-_BY_METHOD = {(route.service, route.method): route for route in ROUTES}
-_BY_NAME = {route.name: route for route in ROUTES}
+
+def _register(new: Route) -> None:
+    ending = new.template.rpartition(":")[2] if ":" in new.template else None
+    _BY_ENDING.setdefault((new.verb, ending), []).append(new)
+    _BY_METHOD[new.service, new.method] = new
+    _BY_NAME[new.name] = new
+
+
+for _route in ROUTES:
+    _register(_route)
+
+
+def add(file: Any) -> tuple[Route, ...]:
+    """Add the routes of a protocol plugin's own services; adding a file again changes nothing.
+
+    :param file: a file's descriptor, its ``FileDescriptorProto``, or that serialized. What it
+        imports must be there already: this package's files, or files that were added before.
+    :returns: the routes that its services declare, those that were known among them.
+    :raises ValueError: if the file does not fit what is there, or one of its methods has the short
+        name or the path of another.
+    """
+    serialized = _serialized(file)
+    name = FileDescriptorProto.FromString(serialized).name
+    try:
+        POOL.FindFileByName(name)
+    except KeyError:
+        try:
+            POOL.AddSerializedFile(serialized)
+            POOL.FindFileByName(name)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the file {name} cannot be added: {error}") from error
+    try:
+        found = tuple(_read(serialized))
+    except KeyError as error:
+        raise ValueError(f"a service of {name} uses a message that is not there: {error}") from None
+    taken = {(known.verb, known.template): known.name for known in _BY_METHOD.values()}
+    for new in found:
+        known = _BY_NAME.get(new.name)
+        owner = taken.get((new.verb, new.template), new.name)
+        if (known is not None and known != new) or owner != new.name:
+            raise ValueError(
+                f"{new.service}.{new.method} of {name} has the short name or the path of "
+                f"{known.service if known is not None else owner}, which has another route"
+            )
+    for new in found:
+        if (new.service, new.method) not in _BY_METHOD:
+            _register(new)
+    return found
+
+
+def _serialized(file: Any) -> bytes:
+    """Return a file as bytes, its imports under the names that they have here."""
+    if isinstance(file, bytes):
+        data = file
+    else:
+        data = getattr(file, "serialized_pb", None) or file.SerializeToString()
+    message = FileDescriptorProto.FromString(data)
+    if not any(name in _OWN_NAMES for name in message.dependency):
+        return data
+    message.dependency[:] = [_OWN_NAMES.get(name, name) for name in message.dependency]
+    return message.SerializeToString()
+
+
+#: Where the usual imports of an annotated service are found here.
+_OWN_NAMES: dict[str, str] = {
+    "google/api/annotations.proto": google_api_annotations_pb2.DESCRIPTOR.name,
+    "google/longrunning/operations.proto": google_longrunning_operations_pb2.DESCRIPTOR.name,
+}
+
+
+def named(name: str) -> Route:
+    """Return the route of a short name, such as ``TaskAssignments.StartTaskAssignment``.
+
+    :raises KeyError: if there is none.
+    """
+    return _BY_NAME[name]
 
 
 def route(service: str, method: str) -> Route:
@@ -229,7 +304,7 @@ def verbs(raw_path: str) -> tuple[str, ...]:
 
     :raises StatusError: as :func:`match` does.
     """
-    return tuple(sorted({r.verb for r in ROUTES if r.match(raw_path) is not None}))
+    return tuple(sorted({r.verb for r in _BY_METHOD.values() if r.match(raw_path) is not None}))
 
 
 def url(name: str, variables: Mapping[str, str]) -> str:

@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos import (
-    google_longrunning_operations_pb2 as operations_pb2,
-)
-from fcp_core.protocol.protos import (
+    google_api_annotations_pb2,
+    google_longrunning_operations_pb2,
     task_assignments_pb2,
 )
+from fcp_core.protocol.protos import (
+    google_longrunning_operations_pb2 as operations_pb2,
+)
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.protocol.wkt import FileDescriptorProto
 
 V1 = "google.internal.federatedcompute.v1."
 
@@ -215,3 +218,59 @@ def test_malformed_escapes_are_the_senders_fault(escaped: str) -> None:
     with pytest.raises(StatusError) as caught:
         routes.match("POST", f"/v1/eligibilityevaltasks/{escaped}:request")
     assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def made_file(name: str = "demo/sums.proto", template: str = "/v1/sums/{key}:begin") -> object:
+    """Return a file with a service of one long-running method, as a plugin has it."""
+    file = FileDescriptorProto(name=name, package="demo.sums", syntax="proto3")
+    file.dependency.extend(["google/api/annotations.proto", "google/longrunning/operations.proto"])
+    for message, field in (("BeginRequest", "key"), ("BeginResponse", ""), ("BeginMetadata", "")):
+        made = file.message_type.add(name=message)
+        if field:
+            made.field.add(name=field, number=1, type=9, label=1)
+    method = file.service.add(name="Sums").method.add(
+        name="Begin",
+        input_type=".demo.sums.BeginRequest",
+        output_type=".google.longrunning.Operation",
+    )
+    rule = method.options.Extensions[google_api_annotations_pb2.http]  # type: ignore[index]
+    rule.post, rule.body = template, "*"
+    info = method.options.Extensions[google_longrunning_operations_pb2.operation_info]  # type: ignore[index]
+    info.response_type, info.metadata_type = "BeginResponse", "BeginMetadata"
+    return file
+
+
+def test_routes_of_a_plugin_are_found_like_others() -> None:
+    assert found("POST", "/v1/sums/a%2Fb:begin") is None
+    (added,) = routes.add(made_file())
+    assert found("POST", "/v1/sums/a%2Fb:begin") == ("Sums.Begin", {"key": "a/b"})
+    assert routes.route("demo.sums.Sums", "Begin") is routes.named("Sums.Begin") is added
+    assert routes.url("Sums.Begin", {"key": "a/b"}) == "/v1/sums/a%2Fb:begin"
+    assert routes.verbs("/v1/sums/x:begin") == ("POST",)
+    assert added.long_running
+    assert added.operation_response_class.DESCRIPTOR.full_name == "demo.sums.BeginResponse"
+    # Again, and as bytes: nothing changes.
+    again = routes.add(made_file().SerializeToString())  # type: ignore[attr-defined]
+    assert again == (added,)
+    assert routes.named("Sums.Begin") is added
+    assert added not in routes.ROUTES
+
+
+def test_files_that_cannot_be_added_say_why() -> None:
+    routes.add(made_file())
+    lost = FileDescriptorProto(name="demo/lost.proto", dependency=["nowhere.proto"])
+    with pytest.raises(ValueError, match="demo/lost.proto cannot be added"):
+        routes.add(lost)
+    stolen = FileDescriptorProto.FromString(
+        made_file("demo/stolen.proto", "/v1/elsewhere/{key}:begin").SerializeToString()  # type: ignore[attr-defined]
+    )
+    stolen.package = "demo.stolen"
+    stolen.service[0].method[0].input_type = ".demo.stolen.BeginRequest"
+    with pytest.raises(ValueError, match="short name"):
+        routes.add(stolen)
+    stolen.name, stolen.package, stolen.service[0].name = "demo/path.proto", "demo.path", "Other"
+    stolen.service[0].method[0].input_type = ".demo.path.BeginRequest"
+    rule = stolen.service[0].method[0].options.Extensions[google_api_annotations_pb2.http]  # type: ignore[index]
+    rule.post = "/v1/sums/{key}:begin"
+    with pytest.raises(ValueError, match=r"path of Sums\.Begin"):
+        routes.add(stolen)
