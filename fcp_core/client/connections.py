@@ -169,18 +169,25 @@ class Connection:
             raise
         self._used = True
         with response:
-            lengths = {
-                part.strip() for part in response.headers.get("content-length", "").split(",")
-            }
-            lengths.update(response.headers.get_all("content-length", [""])[1:])
-            length = lengths.pop()
-            if lengths or (length and not (length.isascii() and length.isdigit())):
-                raise BadAnswerError("its length is not one number")
+            self._check_length(response)
             body = self._body(response)
             if response.will_close or response.status < 200:
                 self.reusable = False
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status, headers, body)
+
+    @staticmethod
+    def _check_length(response: http.client.HTTPResponse) -> None:
+        """Refuse an answer whose end cannot be told from a connection that broke.
+
+        :raises BadAnswerError: if it is one.
+        """
+        lengths = set(response.headers.get_all("content-length", ()))
+        if len(lengths) > 1 or not all(x.isascii() and x.isdigit() for x in lengths):
+            raise BadAnswerError("its length is not one number")
+        ends = "close" in response.headers.get("connection", "").lower() or response.version < 11
+        if response.length is None and not response.chunked and not ends:
+            raise BadAnswerError("it has no length, or is cut short")
 
     @staticmethod
     def _body(response: http.client.HTTPResponse) -> bytes:

@@ -154,7 +154,7 @@ class Transport:
         return contents
 
     def _follow(self, sent: Sent) -> Reply:
-        for _ in range(_MAX_REDIRECTS):
+        for left in reversed(range(_MAX_REDIRECTS + 1)):
             request = sent.request
             answer = self._answer(sent)
             target = answer.headers.get("location") if answer.status in _REDIRECTS else None
@@ -165,6 +165,8 @@ class Transport:
                 return reply
             there = urllib.parse.urljoin(request.url, target)
             check_uri(there)
+            if not left:
+                break
             # The key is for the server that it was given for.
             same = urllib.parse.urlsplit(there).netloc == urllib.parse.urlsplit(request.url).netloc
             request = dataclasses.replace(
