@@ -57,7 +57,7 @@ class Answer:
     """
 
     status: int
-    headers: Mapping[str, str]
+    headers: http.client.HTTPMessage
     body: bytes
 
 
@@ -94,6 +94,16 @@ def _origin(scheme: str, authority: str) -> Origin:
     return Origin(scheme == "https", host, usual if port is None else port, shown)
 
 
+class _Requests(http.client.HTTPConnection):
+    """Keeps a request's header, so that it can be sent in one piece with a body."""
+
+    head = b""
+
+    def send(self, data: Any) -> None:
+        """Keep what would be sent."""
+        self.head = data
+
+
 class Connection:
     """One socket. Requests on it follow each other; the answer to one is read before the next.
 
@@ -106,7 +116,7 @@ class Connection:
         #: Whether another request may follow.
         self.reusable = True
         self._used = False
-        self._http = http.client.HTTPConnection(origin.host, origin.port)
+        self._http = _Requests(origin.host, origin.port)
         self._http.sock = sock
         self._http.auto_open = 0
 
@@ -139,14 +149,16 @@ class Connection:
         connection.putheader("Host", self.origin.name)
         for name, value in headers.items():
             connection.putheader(name, value)
-        content: Any = body or None
         if body is not None:
             connection.putheader("Content-Length", str(len(body)))
-            if len(body) > _PIECE:
-                view = memoryview(body)
-                content = [view[at : at + _PIECE] for at in range(0, len(body), _PIECE)]
+        connection.endheaders()
+        head, small = connection.head, len(body or b"") <= _PIECE
         try:
-            connection.endheaders(content)
+            self.sock.sendall(head + (body or b"") if small else head)
+            if body is not None and not small:
+                view = memoryview(body)
+                for start in range(0, len(view), _PIECE):
+                    self.sock.sendall(view[start : start + _PIECE])
         except TimeoutError:
             raise
         except OSError:
@@ -173,8 +185,7 @@ class Connection:
             body = self._body(response)
             if response.will_close or response.status < 200:
                 self.reusable = False
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status, headers, body)
+        return Answer(response.status, response.headers, body)
 
     @staticmethod
     def _check_length(response: http.client.HTTPResponse) -> None:
