@@ -135,6 +135,8 @@ class Calls:
 
     def fetch_all(self, resources: Sequence[Any]) -> Steps[list[bytes | StatusError]]:
         """Return what resources stand for, or why they cannot be had; download them at once."""
+        if not resources:
+            return []
         parts = tuple(self._fetched(resource) for resource in resources)
         found: list[bytes | StatusError] = yield Concurrently(parts)
         return found

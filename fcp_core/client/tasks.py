@@ -162,14 +162,12 @@ class _Contribution:
         :raises StatusError: how the contribution ended; INTERNAL if the protocol has a fault.
         """
         protocol = task.protocol.contribute(task.assignment, computed.results)
-        answer, error = None, None
+        answer: Any = None
+        error: StatusError | None = None
         reported = False
         try:
             while True:
-                try:
-                    step = protocol.send(answer) if error is None else protocol.throw(error)
-                except StopIteration:
-                    break
+                step = protocol.send(answer) if error is None else protocol.throw(error)
                 answer, error = None, None
                 try:
                     if reported:
@@ -179,16 +177,21 @@ class _Contribution:
                         _, answer = yield Concurrently((report, self._perform(step)))
                 except StatusError as failure:
                     error = failure
-        except StatusError:
-            raise
+        except StopIteration:
+            ending = None
+        except StatusError as failure:
+            ending = failure
         except Exception as fault:
             # Protocols are anybody's code; a fault in one must not take down the device.
             _LOG.exception("task %r: its protocol failed", task.assignment.task_name)
-            raise StatusError(Code.INTERNAL, f"{type(fault).__name__}: {fault}") from fault
+            ending = StatusError(Code.INTERNAL, f"{type(fault).__name__}: {fault}")
+            ending.__cause__ = fault
         finally:
             protocol.close()
         if not reported:
             yield from report
+        if ending is not None:
+            raise ending
 
     def _perform(self, step: Step) -> Steps[Any]:
         if isinstance(step, Together):
