@@ -143,7 +143,8 @@ class Connection:
         :raises ValueError: if a header cannot be sent.
         :raises TimeoutError: if the other side does not take it.
         """
-        self.sock.settimeout(timeout)
+        if self.sock.gettimeout() != timeout:  # setting it costs a system call
+            self.sock.settimeout(timeout)
         connection = self._http
         connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
         connection.putheader("Host", self.origin.name)

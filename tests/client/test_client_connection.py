@@ -284,7 +284,7 @@ def scripted(*answers):
                             assert piece
                             data += piece
                         requests.append(data)
-                        connection.sendall(answer)
+                        connection.sendall(answer(data) if callable(answer) else answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -383,12 +383,15 @@ def test_what_is_said_in_the_end_goes_out_after_an_interruption():
 
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_many_downloads_come_in_their_order(count):
-    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n%02d" % n for n in range(count)]
-    # One connection after another is served, so that only the order of sending can be theirs.
-    with scripted(*([answer] for answer in answers)) as (url, requests, _):
+    def echo(request):
+        path = request.split()[1]
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path), path)
+
+    # Each connection serves one request, so that others have to be made meanwhile.
+    with scripted(*[[echo]] * count) as (url, requests, _):
         transport = Transport(compress=False)
         contents = transport.download_all([f"{url}/{n}" for n in range(count)])
-        assert contents == [b"%02d" % n for n in range(count)]
+        assert contents == [b"/%d" % n for n in range(count)]
         assert len(requests) == count
         transport.close()
 
