@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fcp_core.bench.answers import AnswerReader
 from fcp_core.protocol.protos import aggregations_pb2 as aggregations
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
@@ -36,6 +37,7 @@ class Connection:
         self._host = urlsplit(url).netloc
         address = (urlsplit(url).hostname, urlsplit(url).port)
         self._socket = socket.create_connection(address)  # type: ignore[arg-type]
+        self._answers = AnswerReader()
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def post(self, path: str, body: bytes = b"", encoding: str = "") -> bytes:
@@ -52,23 +54,16 @@ class Connection:
             self._socket.sendall(body)
         else:
             self._socket.sendall(start + body)
-        data = b""
-        while b"\r\n\r\n" not in data:
-            data += self._read()
-        header, _, rest = data.partition(b"\r\n\r\n")
-        lines = header.split(b"\r\n")
-        if lines[0].split()[1] != b"200":
-            raise RuntimeError(f"{path}: {lines[0]!r} {rest!r}")
-        length = next(int(x[15:]) for x in lines if x.lower().startswith(b"content-length:"))
-        while len(rest) < length:
-            rest += self._read()
-        return rest
-
-    def _read(self) -> bytes:
-        data = self._socket.recv(65536)
-        if not data:
-            raise RuntimeError("the server closed the connection")
-        return data
+        while True:
+            data = self._socket.recv(65536)
+            if not data:
+                raise RuntimeError("the server closed the connection")
+            answer = self._answers.feed(data)
+            if answer is not None:
+                break
+        if answer.status != 200:
+            raise RuntimeError(f"{path}: {answer.status} {answer.body!r}")
+        return answer.body
 
     def close(self) -> None:
         """Close it."""

@@ -18,6 +18,8 @@ from tornado.httputil import (
     RequestStartLine,
 )
 
+from fcp_core.bench.answers import Answer, AnswerReader
+
 
 @dataclass(frozen=True)
 class Request:
@@ -34,14 +36,6 @@ class Request:
         lines += [f"{name}: {value}" for name, value in self.headers]
         lines += [f"Content-Length: {len(self.body)}", "Connection: close", "", ""]
         return "\r\n".join(lines).encode("utf-8", "surrogateescape") + self.body
-
-
-@dataclass
-class Answer:
-    """What came back."""
-
-    status: int = 0
-    body: bytes = b""
 
 
 class Direct:
@@ -64,7 +58,7 @@ class Direct:
         try:
             return await asyncio.wait_for(self._send(request, pieces), self._patience)
         except HTTPInputError:  # Tornado's connection answers these by itself
-            return Answer(400)
+            return Answer(400, b"")
 
     async def _send(self, request: Request, pieces: int) -> Answer:
         connection = _Connection(request.body)
@@ -91,7 +85,7 @@ class Direct:
         if not connection.done.done():
             delegate.finish()
         await connection.done
-        return connection.answer
+        return Answer(connection.status, bytes(connection.body))
 
 
 class _Stream:
@@ -123,7 +117,8 @@ class _Connection:
     def __init__(self, body: bytes) -> None:
         self.context = self._Context()
         self.stream = _Stream(body)
-        self.answer = Answer()
+        self.status = 0
+        self.body = bytearray()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
@@ -134,12 +129,12 @@ class _Connection:
     ) -> asyncio.Future[None]:
         """Take the answer's status and what comes with it."""
         if start_line.code >= 200:
-            self.answer.status = start_line.code
+            self.status = start_line.code
         return self.write(chunk or b"")
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         """Take a part of the answer."""
-        self.answer.body += chunk
+        self.body += chunk
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         written.set_result(None)
         return written
@@ -173,5 +168,14 @@ async def send_raw(port: int, data: bytes, patience: float = 30.0) -> list[int]:
         answer = b""
     finally:
         writer.close()
-    parts = answer.split(b"HTTP/1.1 ")[1:]
-    return [int(part[:3]) for part in parts if part[:3].isdigit()]
+    answers = AnswerReader()
+    statuses = []
+    try:
+        found = answers.feed(answer)
+        while found is not None:
+            statuses.append(found.status)
+            found = answers.feed(b"")
+        last = answers.end()
+    except (ValueError, ConnectionError):  # cut short: what came before counts
+        return statuses
+    return statuses if last is None else [*statuses, last.status]

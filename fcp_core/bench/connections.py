@@ -13,17 +13,11 @@ import functools
 import ssl
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 from urllib.parse import urlsplit
 
+from fcp_core.bench.answers import Answer, AnswerReader
 from fcp_core.errors import UsageError
-
-
-class Answer(NamedTuple):
-    """An answer: its HTTP status and its body."""
-
-    status: int
-    body: bytes
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[Answer] | None = None
-        self._data = bytearray()
-        self._head: _Head | None = None
+        self._reader = AnswerReader()
         #: Whether another request can be sent.
         self.reusable = True
         self.bytes_received = 0
@@ -104,42 +97,30 @@ class Connection(asyncio.Protocol):
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
-        if self._head is not None and self._head.until_end:
-            self._finish(self._head.status, bytes(self._data))
-        else:
+        try:
+            answer = self._reader.end()
+        except ConnectionResetError as error:
+            waiter.set_exception(error)
+            return
+        if answer is None:
             waiter.set_exception(ConnectionResetError("the server closed the connection"))
+        else:
+            waiter.set_result(answer)
 
     def data_received(self, data: bytes) -> None:
         """Take a piece of an answer."""
         self.bytes_received += len(data)
-        self._data += data
-        while self._head is None or self._head.status < 200:
-            end = self._data.find(b"\r\n\r\n")
-            if end < 0:
-                return
-            try:
-                self._head = _Head.parse(bytes(self._data[:end]))
-            except ValueError as error:
-                self._fail(error)
-                return
-            del self._data[: end + 4]
-        head = self._head
-        if head.chunked:
-            body = _unchunk(self._data)
-            if body is not None:
-                self._data.clear()
-                self._finish(head.status, body)
-        elif not head.until_end and len(self._data) >= head.length:
-            body = bytes(self._data[: head.length])
-            del self._data[: head.length]
-            self._finish(head.status, body)
-
-    def _finish(self, status: int, body: bytes) -> None:
-        if self._head is not None and self._head.last:
+        try:
+            answer = self._reader.feed(data)
+        except ValueError as error:
+            self._fail(error)
+            return
+        if answer is None:
+            return
+        if not self._reader.reusable:
             self.reusable = False
-        self._head = None
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(Answer(status, body))
+            self._waiter.set_result(answer)
 
     def _fail(self, error: Exception) -> None:
         self.reusable = False
@@ -151,60 +132,6 @@ class Connection(asyncio.Protocol):
 
 #: Bodies up to this size are sent in one piece with their header.
 _JOINED = 16 << 10
-
-
-class _Head(NamedTuple):
-    """What matters of an answer's header."""
-
-    status: int
-    length: int
-    chunked: bool
-    until_end: bool
-    last: bool
-
-    @staticmethod
-    def parse(data: bytes) -> _Head:
-        """Read a header.
-
-        :raises ValueError: if it is none of HTTP/1.
-        """
-        first, _, rest = data.partition(b"\r\n")
-        if not first.startswith(b"HTTP/1."):
-            raise ValueError("the server does not answer with HTTP/1.1")
-        status = int(first[9:12])
-        length, chunked, last = -1, False, first.startswith(b"HTTP/1.0")
-        for line in rest.split(b"\r\n"):
-            name, _, value = line.partition(b":")
-            name = name.lower()
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"transfer-encoding":
-                chunked = value.strip().lower() == b"chunked"
-            elif name == b"connection":
-                last = value.strip().lower() == b"close"
-        if status < 200 or status in (204, 304):
-            length, chunked = 0, False
-        return _Head(status, length, chunked, length < 0 and not chunked, last)
-
-
-def _unchunk(data: bytearray) -> bytes | None:
-    """Return a body in chunks, or None if its end has not come yet."""
-    at = 0
-    pieces: list[bytes] = []
-    while True:
-        end = data.find(b"\r\n", at)
-        if end < 0:
-            return None
-        size = int(data[at:end].partition(b";")[0], 16)
-        at = end + 2
-        if size == 0:
-            # There may be trailers, and then an empty line.
-            ended = data.startswith(b"\r\n", at) or data.find(b"\r\n\r\n", at) >= 0
-            return b"".join(pieces) if ended else None
-        if len(data) < at + size + 2:
-            return None
-        pieces.append(bytes(data[at : at + size]))
-        at += size + 2
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One virtual device: a session with the server, in the order of the published client."""
+"""One virtual device: the client's session, over connections that cost little."""
 
 from __future__ import annotations
 
@@ -7,49 +7,37 @@ import functools
 import gzip
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
-
-from google.protobuf.message import DecodeError
 
 from fcp_core.bench.connections import Connections, split
 from fcp_core.bench.report import Recorder
 from fcp_core.bench.settings import Load
-from fcp_core.protocol.protos import aggregations_pb2 as aggregations
-from fcp_core.protocol.protos import common_pb2 as common
-from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
-from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
-from fcp_core.protocol.protos import population_eligibility_spec_pb2 as specification
-from fcp_core.protocol.protos import task_assignments_pb2 as assignments
-from fcp_core.protocol.wkt import Duration
+from fcp_core.client.asynchronous import drive
+from fcp_core.client.eligibility import MULTIPLE, Eligibility
+from fcp_core.client.protocols import PlanResults
+from fcp_core.client.results import Outcome
+from fcp_core.client.retry import RetrySchedule
+from fcp_core.client.session import DeviceSettings, SessionEnd, device_session
+from fcp_core.client.steps import Compute, Computed, Evaluate, Reply, Request, SessionStep, Sleep
 
-_MULTIPLE = specification.PopulationEligibilitySpec.TaskInfo.TASK_ASSIGNMENT_MODE_MULTIPLE
-#: What the published client waits between two polls if the server does not say, and at most.
-_INTERVAL, _LONGEST = 0.5, 60.0
+#: What the report calls the requests of a session.
+_STEPS = {
+    "EligibilityEvalTasks.RequestEligibilityEvalTask": "check-in",
+    "EligibilityEvalTasks.ReportEligibilityEvalTaskResult": "eligibility",
+    "TaskAssignments.StartTaskAssignment": "start",
+    "TaskAssignments.PerformMultipleTaskAssignments": "start",
+    "TaskAssignments.ReportTaskResult": "report",
+    "Operations.GetOperation": "poll",
+    "Aggregations.StartAggregationDataUpload": "begin upload",
+    "Aggregations.SubmitAggregationResult": "submit",
+}
 #: A request that is answered so is sent again.
 _AGAIN = (429, 503)
-_EMPTY_GZIP = gzip.compress(b"", 1, mtime=0)
 
 
 class SessionError(Exception):
     """A session that ended early; its text is what the report counts it as."""
-
-
-class Forwarding:
-    """Where calls go and what they carry: a ``ForwardingInfo``, ready to be written.
-
-    :param key: the API key.
-    :param compressed: whether bodies are gzipped.
-    """
-
-    def __init__(self, base: str, extra: Mapping[str, str], key: str, compressed: bool) -> None:
-        self.origin, path = split(base)
-        self.path = path.rstrip("/")
-        self.plain = f"{self.origin.header}x-goog-api-key: {key}\r\n" + "".join(
-            f"{name}: {value}\r\n" for name, value in extra.items()
-        )
-        self.header = self.plain + ("Content-Encoding: gzip\r\n" if compressed else "")
 
 
 class World:
@@ -59,52 +47,27 @@ class World:
         self.load = load
         self.recorder = recorder
         self.rng = rng
-        self.population = quote(load.population, safe="")
         #: How many devices may talk at a time; one that waits for its next poll does not.
         self.turns = asyncio.Semaphore(load.connections)
-        self.entry = self.forwarding(url, {})
-        self.check_in = self.packed(self._check_in())
-        self.nothing = _EMPTY_GZIP if load.gzip else b""
-        self._forwardings: dict[tuple[str, tuple[tuple[str, str], ...]], Forwarding] = {}
-
-    def forwarding(self, base: str, extra: Mapping[str, str]) -> Forwarding:
-        """Return where a prefix leads.
-
-        :raises SessionError: if that is no address.
-        """
-        try:
-            return Forwarding(base, extra, self.load.api_key, self.load.gzip)
-        except ValueError:
-            raise SessionError("an address that is none") from None
-
-    def resolve(self, info: Any) -> Forwarding:
-        """Return where the calls go that a ``ForwardingInfo`` is for."""
-        base = info.target_uri_prefix
-        if base.startswith("/"):
-            scheme = "https" if self.entry.origin.secure else "http"
-            host = self.entry.origin.header[6:].strip()
-            base = f"{scheme}://{host}{base}"
-        key = (base, tuple(sorted(info.extra_request_headers.items())))
-        if key not in self._forwardings:
-            self._forwardings[key] = self.forwarding(base, dict(key[1]))
-        return self._forwardings[key]
-
-    def packed(self, message: Any) -> bytes:
-        """Return a message as it is sent."""
-        data: bytes = message.SerializeToString()
-        return gzip.compress(data, 1, mtime=0) if self.load.gzip else data
-
-    @staticmethod
-    def _check_in() -> Any:
-        request = eligibility.EligibilityEvalTaskRequest()
-        request.client_version.version_code = "fcp-bench"
-        request.resource_capabilities.supported_compression_formats.append(
-            common.RESOURCE_COMPRESSION_FORMAT_GZIP
+        self.settings = DeviceSettings(
+            entry_point=url,
+            population=load.population,
+            api_key=load.api_key,
+            client_version="fcp-bench",
+            encode=_encoder(load) if load.gzip else None,
+            any_address=True,
         )
-        capabilities = request.eligibility_eval_task_capabilities
-        capabilities.supports_multiple_task_assignment = True
-        capabilities.supports_native_eets = True
-        return request
+
+
+def _encoder(load: Load) -> Callable[[bytes], bytes]:
+    """Return what compresses bodies; the contributions are compressed already."""
+    ready = {body: body for body in load.bodies}
+    ready[b""] = gzip.compress(b"", 1, mtime=0)
+
+    def encode(body: bytes) -> bytes:
+        return ready.get(body) or gzip.compress(body, 1, mtime=0)
+
+    return encode
 
 
 class VirtualDevice:
@@ -118,6 +81,8 @@ class VirtualDevice:
         self._world = world
         self._connections = connections
         self._body = body
+        self._step = ""
+        self._asked: float | None = None
 
     async def run(self) -> str:
         """Check in, take a task, contribute; return how that ended.
@@ -126,250 +91,114 @@ class VirtualDevice:
 
         :returns: ``contributed``, ``rejected`` (at check-in), ``no task``, or what failed.
         """
+        world = self._world
         began = time.perf_counter()
+        schedule = RetrySchedule(time.time, world.rng)
         try:
-            outcome = await self._session()
+            end = await drive(device_session(world.settings, schedule), self._perform)
         except SessionError as error:
             return str(error)
-        except DecodeError:
-            return "an answer that is no message"
         except OSError as error:
             return f"connection: {error.strerror or error}"
         finally:
-            if not self._world.load.keep:
+            if not world.load.keep:
                 self._connections.close()
-            self._world.turns.release()
+            world.turns.release()
+        outcome = self._outcome(end)
         if outcome == "contributed":
-            self._world.recorder.step("session", time.perf_counter() - began)
+            world.recorder.step("session", time.perf_counter() - began)
         return outcome
 
-    async def _session(self) -> str:
-        world = self._world
-        answer = eligibility.EligibilityEvalTaskResponse.FromString(
-            await self._call(
-                "check-in",
-                world.entry,
-                f"/v1/eligibilityevaltasks/{world.population}:request",
-                world.check_in,
-            )
-        )
-        kind = answer.WhichOneof("result")
-        if kind == "rejection_info":
+    def _outcome(self, end: SessionEnd) -> str:
+        if end.outcome is Outcome.CONTRIBUTED:
+            return "contributed"
+        if end.outcome is Outcome.FAILED:
+            error = end.error or next((task.error for task in end.tasks if task.error), None)
+            return f"{self._step}: {'failed' if error is None else error.code.name}"
+        if end.outcome is Outcome.REJECTED and self._step == "check-in":
             return "rejected"
-        if kind is None:
-            raise SessionError("check-in: no result")
-        session = quote(answer.session_id, safe="")
-        base = world.resolve(answer.task_assignment_forwarding_info)
-        weights: Any = None
-        if kind == "eligibility_eval_task":
-            spec = await self._specification(answer.eligibility_eval_task)
-            weights = self._weights(spec)
-            if weights is not None:
-                await self._report_eligibility(session)
-            named = self._asked_by_name(spec)
-            if named:
-                return await self._perform_multiple(base, session, named)
-            if spec is not None and all(
-                info.task_assignment_mode == _MULTIPLE for info in spec.task_info
-            ):
-                return "no task"
-        task = await self._start(base, session, weights)
-        return "no task" if task is None else await self._contribute(base, task)
+        self._assigned()
+        return "no task"
 
-    # Getting a task.
+    async def _perform(self, step: SessionStep) -> Any:
+        if isinstance(step, Request):
+            return await self._request(step)
+        if isinstance(step, Sleep):
+            return await self._pause(step.seconds)
+        if isinstance(step, Evaluate):
+            return self._evaluate(step.spec)
+        if isinstance(step, Compute):
+            wanted = self._world.load.task
+            if wanted not in (None, step.assignment.task_name):
+                raise SessionError(f"start: another task ({step.assignment.task_name})")
+            return Computed(PlanResults(self._body), seconds=1e-9)
+        return None
 
-    async def _specification(self, task: Any) -> Any:
-        resource = task.population_eligibility_spec
-        if resource.WhichOneof("resource") is None:
-            return None
-        data = await self._fetch("specification", resource)
-        return specification.PopulationEligibilitySpec.FromString(data)
-
-    def _weights(self, spec: Any) -> Any:
+    def _evaluate(self, spec: Any) -> Eligibility:
         """Return what the device says of its eligibility: all it wants is what it was sent for."""
-        if spec is None or not spec.eligibility_policies:
-            return None
-        request = assignments.StartTaskAssignmentRequest()
-        info = request.task_eligibility_info
-        info.version = 1
         wanted = self._world.load.task
-        for task in spec.task_info:
-            if task.task_assignment_mode != _MULTIPLE:
-                weight = 1.0 if wanted in (None, task.task_name) else 0.0
-                info.task_weights.add(task_name=task.task_name, weight=weight)
-        return info
+        tasks = () if spec is None else spec.task_info
+        multiple = [task.task_name for task in tasks if task.task_assignment_mode == MULTIPLE]
+        named = tuple(name for name in multiple if name == wanted)
+        weights = None
+        if spec is not None and spec.eligibility_policies:
+            weights = {
+                task.task_name: 1.0 if wanted in (None, task.task_name) else 0.0
+                for task in tasks
+                if task.task_name in named or task.task_name not in multiple
+            }
+        return Eligibility(weights, named, not named and (not tasks or len(multiple) < len(tasks)))
 
-    def _asked_by_name(self, spec: Any) -> list[str]:
-        wanted = self._world.load.task
-        return [
-            task.task_name
-            for task in (() if spec is None else spec.task_info)
-            if task.task_assignment_mode == _MULTIPLE and task.task_name == wanted
-        ]
-
-    async def _report_eligibility(self, session: str) -> None:
-        await self._call(
-            "eligibility",
-            self._world.entry,
-            f"/v1/populations/{self._world.population}/eligibilityevaltasks/{session}:reportresult",
-            self._world.nothing,
-        )
-
-    async def _start(self, base: Forwarding, session: str, weights: Any) -> Any:
-        """Return the ``TaskAssignment``, or None if the device is sent away."""
-        began = time.perf_counter()
-        request = assignments.StartTaskAssignmentRequest(task_eligibility_info=weights)
-        request.client_version.version_code = "fcp-bench"
-        path = f"/v1/populations/{self._world.population}/taskassignments/{session}:start"
-        operation = longrunning.Operation.FromString(
-            await self._call("start", base, path, self._world.packed(request))
-        )
-        operation = await self._await(base, operation)
-        response = assignments.StartTaskAssignmentResponse()
-        self._unpack("start", operation, response)
-        self._world.recorder.step("assignment", time.perf_counter() - began)
-        if response.WhichOneof("result") != "task_assignment":
-            return None
-        return response.task_assignment
-
-    async def _perform_multiple(self, base: Forwarding, session: str, names: list[str]) -> str:
-        request = assignments.PerformMultipleTaskAssignmentsRequest(task_names=names)
-        path = f"/v1/populations/{self._world.population}/taskassignments/{session}:performmultiple"
-        response = assignments.PerformMultipleTaskAssignmentsResponse.FromString(
-            await self._call("start", base, path, self._world.packed(request))
-        )
-        outcome = "no task"
-        for task in response.task_assignments:
-            outcome = await self._contribute(base, task)
-        return outcome
-
-    # What is done with it.
-
-    async def _contribute(self, base: Forwarding, task: Any) -> str:
-        world = self._world
-        if world.load.task not in (None, task.task_name):
-            raise SessionError(f"start: another task ({task.task_name})")
-        data = world.resolve(task.aggregation_data_forwarding_info)
-        for resource in (task.plan, task.init_checkpoint):
-            await self._fetch("download", resource)
-        report = assignments.ReportTaskResultRequest(
-            task_name=task.task_name,
-            aggregation_id=task.aggregation_id,
-            client_stats=assignments.ClientStats(computation_execution_duration=Duration(nanos=1)),
-        )
-        path = f"/v1/populations/{world.population}/taskassignments/{quote(task.session_id)}"
-        await self._call("report", base, f"{path}:reportresult", world.packed(report))
-        aggregation = f"/v1/aggregations/{quote(task.aggregation_id, safe='')}/clients/"
-        token = quote(task.authorization_token, safe="")
-        operation = longrunning.Operation.FromString(
-            await self._call(
-                "begin upload", data, f"{aggregation}{token}:startdataupload", world.nothing
-            )
-        )
-        operation = await self._await(data, operation)
-        started = aggregations.StartAggregationDataUploadResponse()
-        self._unpack("begin upload", operation, started)
-        name = started.resource.resource_name
-        await self._call(
-            "upload",
-            world.resolve(started.resource.data_upload_forwarding_info),
-            f"/upload/v1/media/{quote(name)}",
-            self._body,
-            query="upload_protocol=raw",
-        )
-        submit = aggregations.SubmitAggregationResultRequest(resource_name=name)
-        client = quote(started.client_token or task.authorization_token, safe="")
-        await self._call(
-            "submit",
-            world.resolve(started.aggregation_protocol_forwarding_info),
-            f"{aggregation}{client}:submit",
-            world.packed(submit),
-        )
-        return "contributed"
-
-    # How it talks.
-
-    async def _fetch(self, step: str, resource: Any) -> bytes:
-        """Return a resource, as it is unless it lies in the message that names it."""
-        kind = resource.WhichOneof("resource")
-        if kind is None:
-            return b""
-        if kind == "inline_resource":
-            inline = resource.inline_resource
-            if step == "specification" and inline.compression_format:
-                return gzip.decompress(inline.data)
-            return bytes(inline.data)
+    async def _request(self, request: Request) -> Reply:
+        step = _STEPS.get(request.name, request.name)
+        if step == "start":
+            self._asked = time.perf_counter()
+        elif step != "poll":
+            self._assigned()
+        self._step = "start" if step == "poll" else step
         try:
-            origin, path = split(resource.uri)
+            origin, path = split(request.url)
         except ValueError:
             raise SessionError(f"{step}: an address that is none") from None
-        head = f"GET {path or '/'} HTTP/1.1\r\n{origin.header}\r\n".encode()
-        return await self._send(step, origin, head, b"")
-
-    async def _await(self, base: Forwarding, operation: Any) -> Any:
-        """Poll until an operation is done. A device that waits gives its turn to others."""
-        while not operation.done:
-            if not operation.name.startswith("operations/"):
-                raise SessionError("an operation without a name")
-            await self._pause(_interval(operation.metadata))
-            path = f"{base.path}/v1/{quote(operation.name)}?%24alt=proto"
-            head = f"GET {path} HTTP/1.1\r\n{base.plain}\r\n".encode()
-            operation = longrunning.Operation.FromString(
-                await self._send("poll", base.origin, head, b"")
-            )
-        return operation
-
-    @staticmethod
-    def _unpack(step: str, operation: Any, response: Any) -> None:
-        if operation.WhichOneof("result") == "error":
-            raise SessionError(f"{step}: error {operation.error.code}")
-        if not operation.response.Unpack(response):
-            raise SessionError(f"{step}: no response")
-
-    async def _call(
-        self, step: str, base: Forwarding, path: str, body: bytes, query: str = "%24alt=proto"
-    ) -> bytes:
-        kind = "Content-Type: application/x-protobuf\r\n" if body else ""
+        headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        body = request.body or b""
+        length = "" if request.body is None else f"Content-Length: {len(body)}\r\n"
         head = (
-            f"POST {base.path}{path}?{query} HTTP/1.1\r\n{base.header}{kind}"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"{request.method} {path or '/'} HTTP/1.1\r\n{origin.header}{headers}{length}\r\n"
         ).encode()
-        return await self._send(step, base.origin, head, body)
+        return await self._send(step, functools.partial(
+            self._connections.exchange, origin, head, body
+        ), len(head) + len(body))  # fmt: skip
 
-    async def _send(self, step: str, origin: Any, head: bytes, body: bytes) -> bytes:
-        """Send a request, again if the server has no room, and return the answer's body."""
+    def _assigned(self) -> None:
+        """Note how long the device waited for the answer to its request for a task."""
+        if self._asked is not None:
+            self._world.recorder.step("assignment", time.perf_counter() - self._asked)
+            self._asked = None
+
+    async def _send(self, step: str, send: Callable[[], Any], size: int) -> Reply:
+        """Send a request, again if the server has no room, and return the answer."""
         world = self._world
         recorder = world.recorder
-        send = functools.partial(self._connections.exchange, origin, head, body)
         for attempt in range(world.load.retries + 1):
             began = time.perf_counter()
-            status, answer = await send()
-            recorder.request(step, time.perf_counter() - began, len(head) + len(body))
-            if 200 <= status < 300:
-                return answer
-            if status not in _AGAIN or attempt == world.load.retries:
+            answer = await send()
+            recorder.request(step, time.perf_counter() - began, size)
+            if 200 <= answer.status < 300:
+                # What else is downloaded is of no use here, and stays as it came.
+                return Reply(answer.body, answer.content_type if step == "specification" else "")
+            if answer.status not in _AGAIN or attempt == world.load.retries:
                 break
             recorder.retries += 1
             await self._pause(world.load.retry_delay * (0.4 + world.rng.uniform(0.6, 1.0)))
-        raise SessionError(f"{step}: HTTP {status}")
+        raise SessionError(f"{step}: HTTP {answer.status}")
 
     async def _pause(self, seconds: float) -> None:
         """Wait, and let others talk meanwhile."""
+        if not seconds:
+            return
         turns = self._world.turns
         turns.release()
         await asyncio.sleep(seconds)
         # If the run ends meanwhile, a turn too many is given back, and nobody takes it.
         await turns.acquire()
-
-
-def _interval(metadata: Any) -> float:
-    message = assignments.StartTaskAssignmentMetadata()
-    if not metadata.Is(message.DESCRIPTOR):
-        return _INTERVAL
-    try:
-        metadata.Unpack(message)
-    except DecodeError:
-        return _INTERVAL
-    interval = message.polling_interval
-    seconds = interval.seconds + interval.nanos / 1e9
-    return _INTERVAL if seconds < 0 else float(min(max(seconds, 0.001), _LONGEST))

@@ -1,183 +1,218 @@
-"""The protocol's calls, one method each: build the request, send it, parse the response."""
+"""The protocol's calls as parts of a session: requests, polls, uploads, downloads."""
 
 from __future__ import annotations
 
-import contextlib
+import gzip
+import re
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fcp_core.client.operations import await_operation, parse
-from fcp_core.client.transport import Endpoint, Transport, path_variable
-from fcp_core.protocol.protos import (
-    aggregations_pb2,
-    common_pb2,
-    eligibility_eval_tasks_pb2,
-    task_assignments_pb2,
-)
+from fcp_core.client.addresses import Endpoint, Router, path_variable
+from fcp_core.client.cache import ResourceCache
+from fcp_core.client.operations import check_name, parse, polling_interval, result_of
+from fcp_core.client.retry import seconds_of
+from fcp_core.client.steps import Concurrently, Reply, Request, Sleep, Steps
+from fcp_core.protocol import routes
+from fcp_core.protocol.protos import common_pb2, google_longrunning_operations_pb2
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.protocol.wkt import Duration
+
+# Checkpoints of floats hardly shrink at any level; the fastest costs the device the least.
+_GZIP_LEVEL = 1
+_VARIABLE = re.compile(r"\{(\w+)")
+_Operation = google_longrunning_operations_pb2.Operation
+_GET, _CANCEL = "Operations.GetOperation", "Operations.CancelOperation"
+
+
+def gzip_body(body: bytes) -> bytes:
+    """Return a request's body as it is sent, an empty one too."""
+    return gzip.compress(body, _GZIP_LEVEL, mtime=0)
+
+
+def gunzip(data: bytes, what: str) -> bytes:
+    """Return the content of gzip *data*.
+
+    :raises StatusError: INVALID_ARGUMENT, naming *what*, if they are not gzip or are cut short.
+    """
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"{what} was announced as gzip and is not: {error}"
+        ) from error
+
+
+def is_set(resource: Any) -> bool:
+    """Whether a ``Resource`` stands for anything."""
+    kind = resource.WhichOneof("resource")
+    return kind == "uri" or (kind == "inline_resource" and bool(resource.inline_resource.data))
 
 
 class Calls:
-    """Speaks for one device to one server.
+    """Speaks for one device in one session.
 
-    :param population: the population's name.
-    :param client_version: sent as the version code; empty if there is none.
-    :param attestation_measurement: sent as it is; empty if there is none.
-    :raises StatusError: INVALID_ARGUMENT if the population cannot stand in an address.
+    :param encode: compresses bodies with gzip; None: they are sent as they are.
+    :param cache: what was downloaded in other sessions and may be kept.
     """
 
     def __init__(
         self,
-        transport: Transport,
-        population: str,
-        client_version: str = "",
-        attestation_measurement: str = "",
+        router: Router,
+        encode: Callable[[bytes], bytes] | None = gzip_body,
+        cache: ResourceCache | None = None,
     ) -> None:
-        self._transport = transport
-        self._population = path_variable(population)
-        self._about: dict[str, Any] = {
-            "client_version": common_pb2.ClientVersion(version_code=client_version),
-            "resource_capabilities": common_pb2.ResourceCapabilities(
-                supported_compression_formats=(
-                    [common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP] if transport.compress else []
-                )
-            ),
-        }
-        if attestation_measurement:
-            self._about["attestation_measurement"] = common_pb2.AttestationMeasurement(
-                value=attestation_measurement
-            )
+        self._router = router
+        self._encode = encode
+        self._cache = cache
 
-    def request_eligibility(self, endpoint: Endpoint) -> Any:
-        """Return the ``EligibilityEvalTaskResponse``."""
-        request = eligibility_eval_tasks_pb2.EligibilityEvalTaskRequest(
-            **self._about,
-            eligibility_eval_task_capabilities=(
-                eligibility_eval_tasks_pb2.EligibilityEvalTaskCapabilities(
-                    supports_multiple_task_assignment=True, supports_native_eets=True
-                )
-            ),
-        )
-        answer = self._transport.call(
-            endpoint,
-            f"v1/eligibilityevaltasks/{self._population}:request",
-            request.SerializeToString(),
-        )
-        response_class = eligibility_eval_tasks_pb2.EligibilityEvalTaskResponse
-        return parse(response_class, answer, "the eligibility response")
+    def call(self, endpoint: Endpoint, name: str, message: Any) -> Steps[Any]:
+        """Call a method; return its response, a long-running one's once it is done.
 
-    def report_eligibility(
-        self, endpoint: Endpoint, session_id: str, code: Code
-    ) -> Callable[[], None]:
-        """Report how the eligibility evaluation went. A failure changes nothing.
-
-        :returns: to be called later: waits until the server has heard it.
+        :param name: the route's short name.
+        :param message: the request with the variables of its path.
+        :raises StatusError: as the server answers; INVALID_ARGUMENT for a malformed answer;
+            CANCELLED if the client was interrupted.
         """
-        status_code: Any = int(code)
-        request = eligibility_eval_tasks_pb2.ReportEligibilityEvalTaskResultRequest(
-            status_code=status_code
-        )
-        path = (
-            f"v1/populations/{self._population}/eligibilityevaltasks/"
-            f"{path_variable(session_id)}:reportresult"
-        )
-        return self._transport.tell(endpoint, path, request.SerializeToString())
+        route = routes.named(name)
+        reply = yield self._request(route, endpoint, message)
+        if not route.long_running:
+            return parse(route.response_class, reply.body, f"the answer to {route.method}")
+        operation = parse(_Operation, reply.body, f"the answer to {route.method}")
+        # The server is told only of an assignment that nobody waits for any more.
+        cancels = route.method == "StartTaskAssignment"
+        operation = yield from self._await(endpoint, operation, cancels)
+        return result_of(operation, route.operation_response_class)
 
-    def start_assignment(self, endpoint: Endpoint, session_id: str, info: Any) -> Any:
-        """Return the ``StartTaskAssignmentResponse``, once the server has decided.
+    def mention(self, endpoint: Endpoint, name: str, message: Any) -> Steps[None]:
+        """Call a method whose answer is of no interest, nor is its failure."""
+        try:
+            yield self._request(routes.named(name), endpoint, message, best_effort=True)
+        except StatusError:
+            return
 
-        :param info: the ``TaskEligibilityInfo`` to send, or None.
+    def upload(
+        self, endpoint: Endpoint, resource: Any, data: bytes, compress: bool = True
+    ) -> Steps[int]:
+        """Upload bytes; return how many were sent.
+
+        :param resource: the ``ByteStreamResource``.
         """
-        request = task_assignments_pb2.StartTaskAssignmentRequest(
-            **self._about, task_eligibility_info=info
-        )
-        answer = self._transport.call(
-            endpoint, self._assignment_path(session_id, "start"), request.SerializeToString()
-        )
-        response_class = task_assignments_pb2.StartTaskAssignmentResponse
-        return await_operation(self._transport, endpoint, answer, response_class, cancellable=True)
+        path = f"upload/v1/media/{path_variable(resource.resource_name, slashes=True)}"
+        headers = {**endpoint.headers}
+        if data:
+            headers["Content-Type"] = "application/x-protobuf"
+        body = data
+        if compress and self._encode is not None:
+            headers["Content-Encoding"] = "gzip"
+            body = self._encode(data)
+        url = endpoint.url(path, "?upload_protocol=raw")
+        yield Request("upload", "POST", url, headers, body, resource, data)
+        return len(body)
 
-    def perform_multiple(self, endpoint: Endpoint, session_id: str, names: Sequence[str]) -> Any:
-        """Return the ``PerformMultipleTaskAssignmentsResponse`` for the tasks *names*."""
-        request = task_assignments_pb2.PerformMultipleTaskAssignmentsRequest(
-            **self._about, task_names=names
-        )
-        answer = self._transport.call(
-            endpoint,
-            self._assignment_path(session_id, "performmultiple"),
-            request.SerializeToString(),
-        )
-        response_class = task_assignments_pb2.PerformMultipleTaskAssignmentsResponse
-        return parse(response_class, answer, "the answer to performmultiple")
+    def fetch(self, resource: Any, name: str = "download") -> Steps[bytes]:
+        """Return what a ``Resource`` stands for; nothing set means no bytes.
 
-    def report_task(
-        self, endpoint: Endpoint, assignment: Any, code: Code, seconds: float
-    ) -> Callable[[], None]:
-        """Report how a computation went. A failure changes nothing.
+        What the server lets a device keep is downloaded once.
 
-        :param assignment: the ``TaskAssignment``.
-        :param seconds: how long the computation took.
-        :returns: to be called later: waits until the server has heard it.
+        :param name: of the request.
+        :raises StatusError: the download's status; INVALID_ARGUMENT or UNIMPLEMENTED for a resource
+            that is malformed or compressed in an unknown way.
         """
-        nanos = round(seconds * 1e9)
-        status_code: Any = int(code)
-        request = task_assignments_pb2.ReportTaskResultRequest(
-            computation_status_code=status_code,
-            task_name=assignment.task_name,
-            aggregation_id=assignment.aggregation_id,
-            client_stats=task_assignments_pb2.ClientStats(
-                computation_execution_duration=Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
-            ),
-        )
-        path = self._assignment_path(assignment.session_id, "reportresult")
-        if code is Code.CANCELLED:  # that it was interrupted is still said
-            self._say_farewell(endpoint, path, request)
-            return lambda: None
-        return self._transport.tell(endpoint, path, request.SerializeToString())
-
-    def start_upload(self, endpoint: Endpoint, assignment: Any) -> Any:
-        """Return the ``StartAggregationDataUploadResponse``, its client token filled in."""
-        path = self._aggregation_path(
-            assignment.aggregation_id, assignment.authorization_token, "startdataupload"
-        )
-        request = aggregations_pb2.StartAggregationDataUploadRequest()
-        answer = self._transport.call(endpoint, path, request.SerializeToString())
-        response_class = aggregations_pb2.StartAggregationDataUploadResponse
-        response = await_operation(self._transport, endpoint, answer, response_class)
-        if not response.client_token:
-            response.client_token = assignment.authorization_token
-        return response
-
-    def submit(
-        self, endpoint: Endpoint, aggregation_id: str, client_token: str, resource_name: str
-    ) -> None:
-        """Submit what was uploaded."""
-        request = aggregations_pb2.SubmitAggregationResultRequest(resource_name=resource_name)
-        self._transport.call(
-            endpoint,
-            self._aggregation_path(aggregation_id, client_token, "submit"),
-            request.SerializeToString(),
+        kind = resource.WhichOneof("resource")
+        if kind is None:
+            return b""
+        if kind == "uri":
+            return (yield from self._download(resource, name))
+        inline = resource.inline_resource
+        if inline.compression_format == common_pb2.RESOURCE_COMPRESSION_FORMAT_UNSPECIFIED:
+            return bytes(inline.data)
+        if inline.compression_format == common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP:
+            return gunzip(inline.data, "an inline resource")
+        raise StatusError(
+            Code.UNIMPLEMENTED,
+            f"an inline resource is compressed in an unknown way ({inline.compression_format})",
         )
 
-    def abort(
-        self, endpoint: Endpoint, aggregation_id: str, client_token: str, error: StatusError
-    ) -> None:
-        """Tell the server that there will be no submission. A failure changes nothing."""
-        request = aggregations_pb2.AbortAggregationRequest()
-        request.status.code = int(error.code)
-        request.status.message = "the client could not upload its result"
-        path = self._aggregation_path(aggregation_id, client_token, "abort")
-        self._say_farewell(endpoint, path, request)
+    def fetch_all(self, resources: Sequence[Any]) -> Steps[list[bytes | StatusError]]:
+        """Return what resources stand for, or why they cannot be had; download them at once."""
+        if not resources:
+            return []
+        parts = tuple(self._fetched(resource) for resource in resources)
+        found: list[bytes | StatusError] = yield Concurrently(parts)
+        return found
 
-    def _say_farewell(self, endpoint: Endpoint, path: str, request: Any) -> None:
-        with contextlib.suppress(StatusError):
-            self._transport.call(endpoint, path, request.SerializeToString(), farewell=True)
+    def _fetched(self, resource: Any) -> Steps[bytes | StatusError]:
+        try:
+            return (yield from self.fetch(resource))
+        except StatusError as error:
+            return error
 
-    def _assignment_path(self, session_id: str, verb: str) -> str:
-        session = path_variable(session_id)
-        return f"v1/populations/{self._population}/taskassignments/{session}:{verb}"
+    def _download(self, resource: Any, name: str) -> Steps[bytes]:
+        uri = resource.uri
+        if not uri:
+            raise StatusError(Code.INVALID_ARGUMENT, "a resource has an empty URI")
+        cache = self._cache
+        known = None if cache is None else cache.get(resource.client_cache_id)
+        if known is None:
+            self._router.check(uri)
+            known = unpack(uri, (yield Request(name, "GET", uri)))
+            if cache is not None:
+                cache.put(resource.client_cache_id, known, seconds_of(resource.max_age))
+        return known
 
-    def _aggregation_path(self, aggregation_id: str, token: str, verb: str) -> str:
-        aggregation = path_variable(aggregation_id)
-        return f"v1/aggregations/{aggregation}/clients/{path_variable(token)}:{verb}"
+    def _request(
+        self, route: routes.Route, endpoint: Endpoint, message: Any, *, best_effort: bool = False
+    ) -> Request:
+        """Return the request of a call: the variables of its path are not repeated in its body."""
+        variables = {}
+        rest = message
+        for name in _VARIABLE.findall(route.template):
+            value = getattr(message, name)
+            variables[name] = value
+            if value:
+                if rest is message:
+                    rest = type(message)()
+                    rest.CopyFrom(message)
+                rest.ClearField(name)
+        url = endpoint.url(route.url(variables))
+        if route.name in (_GET, _CANCEL):
+            # An operation's own calls are never compressed.
+            body = None if route.verb == "GET" else b""
+            return Request(
+                route.name, route.verb, url, endpoint.headers, body, message,
+                best_effort=best_effort,
+            )  # fmt: skip
+        body = rest.SerializeToString()
+        headers = {**endpoint.headers}
+        if body:
+            headers["Content-Type"] = "application/x-protobuf"
+        if self._encode is not None:
+            headers["Content-Encoding"] = "gzip"
+            body = self._encode(body)
+        return Request(route.name, route.verb, url, headers, body, message, best_effort=best_effort)
+
+    def _await(self, endpoint: Endpoint, operation: Any, cancels: bool) -> Steps[Any]:
+        name = operation.name
+        try:
+            while not operation.done:
+                name = operation.name
+                check_name(name)
+                yield Sleep(polling_interval(operation.metadata))
+                get = google_longrunning_operations_pb2.GetOperationRequest(name=name)
+                reply = yield self._request(routes.named(_GET), endpoint, get)
+                operation = parse(_Operation, reply.body, "the answer to GetOperation")
+        except StatusError:
+            if cancels and name.startswith("operations/"):
+                cancel = google_longrunning_operations_pb2.CancelOperationRequest(name=name)
+                yield from self.mention(endpoint, _CANCEL, cancel)
+            raise
+        return operation
+
+
+def unpack(uri: str, reply: Reply) -> bytes:
+    """Return a downloaded resource; a content type may say that it is gzip.
+
+    :raises StatusError: INVALID_ARGUMENT if it is not.
+    """
+    body = reply.body
+    return gunzip(body, uri) if reply.content_type.lower().endswith("+gzip") else body

@@ -5,29 +5,28 @@ from __future__ import annotations
 import itertools
 import random
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
 from typing_extensions import Self
 
+from fcp_core.client.addresses import check_uri, path_variable
 from fcp_core.client.builtin_executors import default_executors
 from fcp_core.client.cache import ResourceCache
-from fcp_core.client.calls import Calls
+from fcp_core.client.calls import gzip_body
+from fcp_core.client.driver import BlockingDriver, Device
 from fcp_core.client.executors import PlanExecutor
 from fcp_core.client.history import History
 from fcp_core.client.interruption import Interruption
+from fcp_core.client.protocols import DeviceProtocol
 from fcp_core.client.results import SessionResult
 from fcp_core.client.retry import RetrySchedule
-from fcp_core.client.session import Session
+from fcp_core.client.session import DeviceSettings, device_session
 from fcp_core.client.stores import CollectionStore, ExampleStore
-from fcp_core.client.tasks import Device
-from fcp_core.client.transport import RetryPolicy, Transport, check_uri
+from fcp_core.client.transport import RetryPolicy, Transport
 from fcp_core.protocol.status import StatusError
-
-# For what happens at the same time: reports beside calls, two downloads, the slices of a query.
-_THREADS = 8
 
 
 class Clock(Protocol):
@@ -59,7 +58,7 @@ class Client:
     :param certfile: a PEM certificate to show to a server that asks for one, with its key unless
         that is in *keyfile*.
     :param client_version: sent to the server as it is, as is *attestation_measurement*.
-    :param retry_token: kept for callers of the reference client; this protocol has no place for it.
+    :param retry_token: deprecated: it was never sent, and goes with the next release.
     :param session: the name under which contributions stand in the history.
     :param history: its contributions, for policies that ask; without one, tasks with such policies
         are not for this device.
@@ -70,6 +69,7 @@ class Client:
     :param timeout: seconds without any byte from the server before a request is given up.
     :param cache_bytes: how much is kept, in memory, of what the server lets devices keep, such as
         the plan of all rounds of a computation; 0: nothing.
+    :param protocols: aggregation protocols beside the plain one, which are asked before it.
     :raises StatusError: INVALID_ARGUMENT for an entry point or a population that is not allowed.
     :raises UsageError: if the certificate cannot be used.
     """
@@ -87,7 +87,7 @@ class Client:
         keyfile: str | None = None,
         client_version: str = "",
         attestation_measurement: str = "",
-        retry_token: str = "",
+        retry_token: str | None = None,
         session: str = "",
         history: History | None = None,
         clock: Clock | None = None,
@@ -96,16 +96,23 @@ class Client:
         compress: bool = True,
         timeout: float = 600.0,
         cache_bytes: int = 8 << 20,
+        protocols: Sequence[DeviceProtocol] = (),
     ) -> None:
         check_uri(server, entry_point=True)
+        path_variable(population)
+        if retry_token is not None:
+            warnings.warn(
+                "Client(retry_token=...) is deprecated and goes with the next release: leave it "
+                "out, it was never sent",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self.server = server
         self.population = population
-        self.retry_token = retry_token
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._interruption = Interruption()
         self._transport = Transport(
-            api_key=api_key,
             ca_file=ca_file,
             certfile=certfile,
             keyfile=keyfile,
@@ -114,10 +121,18 @@ class Client:
             timeout=timeout,
             interruption=self._interruption,
             rng=self._rng,
-            cache=ResourceCache(cache_bytes),
         )
-        self._calls = Calls(self._transport, population, client_version, attestation_measurement)
-        self._device = Device(
+        self._settings = DeviceSettings(
+            entry_point=server,
+            population=population,
+            api_key=api_key,
+            client_version=client_version,
+            attestation_measurement=attestation_measurement,
+            encode=gzip_body if compress else None,
+            cache=ResourceCache(cache_bytes),
+            protocols=tuple(protocols),
+        )
+        device = Device(
             population=population,
             store=CollectionStore(stores) if isinstance(stores, Mapping) else stores,
             executors={**default_executors(), **(executors or {})},
@@ -125,7 +140,7 @@ class Client:
             name=session,
             now=self._clock.now,
         )
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="fcp-client")
+        self._driver = BlockingDriver(device, self._transport)
 
     def run_once(self) -> SessionResult:
         """Go through one session: check in, take tasks, run and report them.
@@ -133,16 +148,13 @@ class Client:
         Whatever goes wrong is in the result. After ``interrupt`` every session ends at once.
         """
         schedule = RetrySchedule(self._clock.now, self._rng)
-        session = Session(
-            self._device, self._calls, self._transport, self.server, self._pool, schedule
-        )
         sent, received = self._transport.bytes_sent, self._transport.bytes_received
-        outcome = session.run()
+        end = self._driver.run(device_session(self._settings, schedule))
         retry_at = schedule.retry_at()
         return SessionResult(
-            outcome=outcome,
-            tasks=tuple(session.tasks),
-            error=session.error,
+            outcome=end.outcome,
+            tasks=end.tasks,
+            error=end.error,
             retry_at=retry_at,
             retry_after=max(0.0, retry_at - self._clock.now()),
             bytes_sent=self._transport.bytes_sent - sent,
@@ -174,8 +186,7 @@ class Client:
         self._interruption.request()
 
     def close(self) -> None:
-        """Close connections and threads."""
-        self._pool.shutdown()
+        """Close the connections."""
         self._transport.close()
 
     def __enter__(self) -> Self:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fcp_core.client.interruption import Interruption
-from fcp_core.client.resources import concurrently
+from fcp_core.client.protocols import PlanResults
 from fcp_core.client.stores import ExampleStore
-from fcp_core.client.transport import Transport
 from fcp_core.protocol import python_plan
 from fcp_core.protocol.status import Code, StatusError
 
@@ -33,29 +30,32 @@ class InsufficientDataError(StatusError):
 class SliceSource:
     """Downloads the slices that federated select serves.
 
+    :param download: returns what several URIs stand for, in their order; None if *template* is
+        empty.
     :param template: the URI template of the task; empty if the task serves no slices.
     """
 
-    def __init__(self, transport: Transport, pool: ThreadPoolExecutor, template: str) -> None:
-        self._transport = transport
-        self._pool = pool
+    def __init__(
+        self, download: Callable[[Sequence[str]], list[bytes]] | None, template: str
+    ) -> None:
+        self._download = download
         self._template = template
 
     def slices(self, selector: SlicesSelector) -> Iterator[bytes]:
         """Return the slices of the selector's keys, in their order, all fetched at once.
 
         :raises StatusError: INVALID_ARGUMENT if the task serves no slices; UNAVAILABLE if any of
-            them cannot be had.
+            them cannot be had; CANCELLED if the client was interrupted.
         """
-        if not self._template:
+        if not self._template or self._download is None:
             raise StatusError(Code.INVALID_ARGUMENT, "the task serves no slices to select from")
         base = self._template.replace("{served_at_id}", selector.served_at_id)
         uris = [base.replace("{key_base10}", str(key)) for key in selector.keys]
-        jobs = [functools.partial(self._transport.download, uri, retried=False) for uri in uris]
         try:
-            return iter(concurrently(self._pool, jobs))
+            return iter(self._download(uris))
         except StatusError as error:
-            self._transport.interruption.check()
+            if error.code is Code.CANCELLED:
+                raise
             raise StatusError(
                 Code.UNAVAILABLE, f"a slice of {selector.served_at_id!r} is missing: {error}"
             ) from error
@@ -80,8 +80,8 @@ class PlanExecutor(ABC):
     """Runs plans of one kind. One executor may serve several clients and threads at once."""
 
     @abstractmethod
-    def run(self, run: PlanRun) -> bytes:
-        """Run the plan and return the checkpoint to contribute.
+    def run(self, run: PlanRun) -> bytes | PlanResults:
+        """Run the plan and return the checkpoint to contribute, with what leaves only masked.
 
         :raises InsufficientDataError: if the device has too little data.
         :raises StatusError: for a plan that is malformed or cannot be run here; CANCELLED if the
@@ -89,7 +89,7 @@ class PlanExecutor(ABC):
         """
 
 
-def run_plan(executors: Mapping[str, PlanExecutor], run: PlanRun) -> bytes:
+def run_plan(executors: Mapping[str, PlanExecutor], run: PlanRun) -> bytes | PlanResults:
     """Run a plan with the executor of its kind.
 
     :raises StatusError: as the executor does; UNIMPLEMENTED if there is none for the kind.

@@ -53,13 +53,17 @@ class Interruption:
         self.check()
 
     @contextlib.contextmanager
-    def unblocking(self, callback: Callable[[], None]) -> Iterator[None]:
+    def unblocking(
+        self, callback: Callable[[], None], *, although_requested: bool = False
+    ) -> Iterator[None]:
         """Have *callback* called, from the interrupting thread, if the switch is thrown inside.
 
-        :raises StatusError: CANCELLED if it was thrown before.
+        :param although_requested: whether it may have been thrown before.
+        :raises StatusError: CANCELLED if it was, unless that is allowed.
         """
         with self._lock:
-            self.check()
+            if not although_requested:
+                self.check()
             key = self._next
             self._next += 1
             self._callbacks[key] = callback

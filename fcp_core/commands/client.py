@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fcp_core.client.client import Client
+    from fcp_core.client.protocols import DeviceProtocol
     from fcp_core.client.results import SessionResult
     from fcp_core.client.stores import ExampleStore
 
@@ -110,9 +111,9 @@ def client(
                 keyfile=client_keyfile,
                 client_version=client_version,
                 attestation_measurement=client_attestation_measurement,
-                retry_token=retry_token,
                 session=session,
                 history=contributions,
+                protocols=_protocols(),
             )
         except StatusError as error:
             click.echo(f"fcp client: {error.message}", err=True)
@@ -124,6 +125,19 @@ def client(
             if result.error is None or result.error.code is not Code.CANCELLED:
                 succeeded = True
     sys.exit(0 if succeeded else 1)
+
+
+def _protocols() -> list[DeviceProtocol]:
+    """Return the device's side of the aggregation protocols that plugins bring."""
+    from fcp_core.plugins.manager import Plugins
+
+    try:
+        factories = Plugins.load().protocols.values()
+    except UsageError as error:  # a device needs no plugin, so a server's mistake is not its own
+        click.echo(f"fcp client: goes on without plugins: {error}", err=True)
+        return []
+    sides = [getattr(factory, "device", None) for factory in factories]
+    return [make() for make in sides if make is not None]
 
 
 def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -> ExampleStore:

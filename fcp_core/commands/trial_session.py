@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.local import LocalEngine
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.client.asynchronous import drive
+from fcp_core.client.eligibility import Eligibility
+from fcp_core.client.protocols import PlanResults
+from fcp_core.client.results import Outcome
+from fcp_core.client.retry import RetrySchedule
+from fcp_core.client.session import DeviceSettings, device_session
+from fcp_core.client.steps import Compute, Computed, Evaluate, Reply, Request, SessionStep, Sleep
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol import routes
 from fcp_core.protocol.checkpoint import write_checkpoint
-from fcp_core.protocol.protos import aggregations_pb2, eligibility_eval_tasks_pb2
-from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
-from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.services import Services
@@ -24,6 +33,14 @@ from fcp_core.server.services import Services
 TASK = "trial"
 #: Seconds of the session's own time after which the device stops waiting.
 PATIENCE = 3600
+
+_URL = "http://localhost:80/"
+#: What is said when the device makes a call.
+_LINES = {
+    "EligibilityEvalTasks.RequestEligibilityEvalTask": "a device checks in",
+    "TaskAssignments.StartTaskAssignment": "the device asks for a task",
+    "Aggregations.StartAggregationDataUpload": "the device contributes",
+}
 
 
 async def run_trial_session(
@@ -49,14 +66,14 @@ async def run_trial_session(
         services = Services(
             plugins,
             populations=(population,),
-            base_url="http://localhost/",
+            base_url=_URL,
             clock=clock,
             storage=plugins.storages["memory"].make({}),
             engine=LocalEngine(plugins.aggregators, workers=0),
         )
         await services.start()
         try:
-            await _Session(plugins, services, clock, population, tell).run()
+            await _Device(plugins, services, clock, population, tell).run()
         finally:
             await services.stop()
     finally:
@@ -64,8 +81,8 @@ async def run_trial_session(
         await plugins.shutdown()
 
 
-class _Session:
-    """One device's session."""
+class _Device:
+    """Carries out one device's session on the services, without HTTP."""
 
     def __init__(
         self,
@@ -80,87 +97,79 @@ class _Session:
         self._clock = clock
         self._population = population
         self._tell = tell
+        self._principal: str | None = None
+        self._waited = 0.0
+        self._said = ""
 
     async def run(self) -> None:
         """Submit a task, then do what a device does."""
-        tell, services = self._tell, self._services
-        tell("a task is submitted")
-        task = await services.tasks.submit(_task(self._population))
-        tell("a device checks in")
-        principal = self._plugins.authenticate(
+        self._tell("a task is submitted")
+        task = await self._services.tasks.submit(_task(self._population))
+        self._principal = self._plugins.authenticate(
             "POST", f"/v1/eligibilityevaltasks/{self._population}:request", {}, "127.0.0.1"
         )
-        request = eligibility_eval_tasks_pb2.EligibilityEvalTaskRequest(
-            population_name=self._population
-        )
-        request.client_version.version_code = "1"
-        request.eligibility_eval_task_capabilities.supports_native_eets = True
-        response = await services.eligibility_eval_tasks.request_eligibility_eval_task(
-            request, principal
-        )
-        if response.WhichOneof("result") == "rejection_info":
-            tell("the device is sent away at check-in")
-            return
-        tell("the device asks for a task")
-        operation = await self._wait(await self._start(response.session_id, principal), principal)
-        answer = assignments_pb2.StartTaskAssignmentResponse()
-        if not operation.done:
-            tell(f"after {PATIENCE} seconds of its own time, the device gives up waiting")
-            return
-        if not operation.response.Unpack(answer) or not answer.HasField("task_assignment"):
-            tell("the device is sent away without a task")
-            return
-        tell("the device contributes")
-        await self._contribute(answer.task_assignment, principal)
-        await services.tasks.wait(task)
+        settings = DeviceSettings(_URL, self._population, client_version="1", encode=None)
+        schedule = RetrySchedule(self._clock.now, random.Random(0))
+        end = await drive(device_session(settings, schedule), self._perform)
+        if end.outcome is Outcome.CONTRIBUTED:
+            await self._services.tasks.wait(task)
+        elif end.outcome in (Outcome.REJECTED, Outcome.NO_TASK):
+            asked = self._said == _LINES["TaskAssignments.StartTaskAssignment"]
+            self._tell(
+                "the device is sent away without a task"
+                if asked
+                else "the device is sent away at check-in"
+            )
+        elif self._waited >= PATIENCE:
+            self._tell(f"after {PATIENCE} seconds of its own time, the device gives up waiting")
+        else:
+            raise end.error or next(task.error for task in end.tasks if task.error is not None)
 
-    async def _start(self, session_id: str, principal: str | None) -> longrunning.Operation:
-        request = assignments_pb2.StartTaskAssignmentRequest(
-            population_name=self._population, session_id=session_id
-        )
-        # It is eligible, whatever the policies ask.
-        request.task_eligibility_info.version = 1
-        request.task_eligibility_info.task_weights.add(task_name=TASK, weight=1.0)
-        return await self._services.task_assignments.start_task_assignment(request, principal)
+    async def _perform(self, step: SessionStep) -> Any:
+        if isinstance(step, Request):
+            return await self._answer(step)
+        if isinstance(step, Sleep):
+            return self._pass(step.seconds)
+        if isinstance(step, Evaluate):
+            # It is eligible, whatever the policies ask.
+            return Eligibility({TASK: 1.0}, multiple_tasks=(), may_start=True)
+        if isinstance(step, Compute):
+            checkpoint = write_checkpoint({"value": np.array(1, np.int64)}, "tf_v1")
+            return Computed(PlanResults(checkpoint))
+        return None
 
-    async def _wait(
-        self, operation: longrunning.Operation, principal: str | None
-    ) -> longrunning.Operation:
-        waited = 0
-        while not operation.done and waited < PATIENCE:
-            waited += 1
-            self._clock.advance(1.0)
+    def _pass(self, seconds: float) -> None:
+        """Let the trial's own time pass.
+
+        :raises StatusError: CANCELLED after the device's patience.
+        """
+        if self._waited >= PATIENCE:
+            raise StatusError(Code.CANCELLED, "the device has waited long enough")
+        if seconds:
+            self._waited += max(1.0, seconds)
+            self._clock.advance(max(1.0, seconds))
             self._services.ticker.run_due()
-            request = longrunning.GetOperationRequest(name=operation.name)
-            operation = await self._services.operations.get_operation(request, principal)
-        return operation
 
-    async def _contribute(
-        self, assignment: assignments_pb2.TaskAssignment, principal: str | None
-    ) -> None:
-        services = self._services
-        operation = await services.aggregations.start_aggregation_data_upload(
-            aggregations_pb2.StartAggregationDataUploadRequest(
-                aggregation_id=assignment.aggregation_id,
-                authorization_token=assignment.authorization_token,
-            ),
-            principal,
-        )
-        ticket = aggregations_pb2.StartAggregationDataUploadResponse()
-        operation.response.Unpack(ticket)
-        name = ticket.resource.resource_name
-        await services.media.begin_upload(name)
-        await services.media.finish_upload(
-            name, write_checkpoint({"value": np.array(1, np.int64)}, "tf_v1")
-        )
-        await services.aggregations.submit_aggregation_result(
-            aggregations_pb2.SubmitAggregationResultRequest(
-                aggregation_id=assignment.aggregation_id,
-                client_token=ticket.client_token,
-                resource_name=name,
-            ),
-            principal,
-        )
+    async def _answer(self, request: Request) -> Reply:
+        if request.name in _LINES:
+            self._said = _LINES[request.name]
+            self._tell(self._said)
+        if request.name == "upload":
+            name = request.message.resource_name
+            await self._services.media.begin_upload(name)
+            await self._services.media.finish_upload(name, request.data)
+            return Reply(b"")
+        if request.message is None:
+            found = await self._services.media.download(request.url.partition("/data/")[2])
+            return Reply(bytes(found.data), found.content_type)
+        route = routes.named(request.name)
+        service = getattr(self._services, _snake_case(route.service.rpartition(".")[2]))
+        method = getattr(service, _snake_case(route.method))
+        return Reply((await method(request.message, self._principal)).SerializeToString())
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def _task(population: str) -> TaskSpec:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcp_core.bench.connections import Answer, Connection, Connections, Origin, Tally, split
+from fcp_core.bench.answers import Answer
+from fcp_core.bench.connections import Connection, Connections, Origin, Tally, split
 
 HEAD = b"HTTP/1.1 200 OK\r\nServer: x\r\n"
 

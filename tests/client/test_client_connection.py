@@ -1,31 +1,31 @@
-"""The client's HTTP/1.1, over real sockets, against whatever the other side may send."""
+"""The client's connections, over real sockets, against whatever the other side may send."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import gzip
+import http.client
 import socket
 import threading
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcp_core.client.connection import (
+from fcp_core.client.connections import (
     BadAnswerError,
     Connection,
-    MalformedError,
     Pool,
     StaleError,
-    request_head,
     split_url,
 )
-from fcp_core.client.transport import Endpoint, Transport
+from fcp_core.client.steps import Request
+from fcp_core.client.transport import Transport
 from fcp_core.protocol.status import Code, StatusError
 
 WAIT = 20.0
+BAD = (BadAnswerError, http.client.HTTPException, ConnectionError, ValueError)
 
 
 @contextlib.contextmanager
@@ -34,27 +34,28 @@ def pair():
     ours, theirs = socket.socketpair()
     origin, _ = split_url("http://localhost:1/")
     with ours, theirs:
-        connection = Connection(origin, ours)
-        connection.set_limit(WAIT)
         theirs.settimeout(WAIT)
-        yield connection, theirs
+        yield Connection(origin, ours), theirs
 
 
 def answer_to(data, method="POST", *, cuts=(), close=True):
     """Return what the client makes of *data*, which come in pieces, and whether it goes on."""
     with pair() as (connection, theirs):
+        connection.send(method, "/", {}, None, WAIT)
 
         def send():
-            for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True):
-                theirs.sendall(data[start:end])
-            if close:
-                theirs.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # an answer that is none is not read to its end
+                for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True):
+                    theirs.sendall(data[start:end])
+                if close:
+                    theirs.shutdown(socket.SHUT_WR)
 
         sender = threading.Thread(target=send)
         sender.start()
         try:
-            return connection.receive(method), connection.reusable
+            return connection.receive(), connection.reusable
         finally:
+            connection.sock.close()
             sender.join(WAIT)
 
 
@@ -72,7 +73,7 @@ def framed(draw):
     if kind == "length":
         return head + b"Content-Length: %d\r\n\r\n" % len(body) + body, body, True
     if kind == "close":
-        return head + b"\r\n" + body, body, False
+        return head + b"Connection: close\r\n\r\n" + body, body, False
     sizes = draw(st.lists(st.integers(1, 50), max_size=6))
     chunks, rest = b"", body
     for size in [*sizes, 300]:
@@ -89,17 +90,19 @@ def test_answers_come_in_any_pieces(answer, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=5)))
     got, goes_on = answer_to(sent, cuts=cuts, close=not reusable)
     assert (got.status, got.body, goes_on) == (200, body, reusable)
-    assert got.headers["x-one"] == "a, b"
 
 
 @given(framed(), st.data())
 def test_an_answer_that_is_cut_short_is_none(answer, data):
-    sent, _, reusable = answer
+    sent, body, reusable = answer
     if not reusable:
         return  # without a length, nobody can tell
     cut = data.draw(st.integers(0, len(sent) - 1))
-    with pytest.raises(BadAnswerError):
-        answer_to(sent[:cut])
+    try:
+        got, _ = answer_to(sent[:cut])
+    except BAD:
+        return
+    assert got.body == body  # only what comes after the body was missing
 
 
 LINE = b"HTTP/1.1 200 OK\r\n"
@@ -108,27 +111,21 @@ BAD_ANSWERS = {
     "another protocol": b"SPDY/1 200 OK\r\n\r\n",
     "another version": b"HTTP/2 200 OK\r\n\r\n",
     "two digits": b"HTTP/1.1 20 OK\r\n\r\n",
-    "upgrade": b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
-    "no colon": LINE + b"no colon\r\n\r\n",
-    "no name": LINE + b": nothing\r\n\r\n",
-    "folded": LINE + b"Folded: a\r\n b: c\r\n\r\n",
     "negative length": LINE + b"Content-Length: -1\r\n\r\n",
     "superscript length": LINE + b"Content-Length: \xb2\r\n\r\n",
     "two lengths": LINE + b"Content-Length: 1, 2\r\n\r\nab",
     "huge length": LINE + b"Content-Length: 9999999999999999\r\n\r\n",
-    "other coding": LINE + b"Transfer-Encoding: gzip, chunked\r\n\r\n",
     "no size": CHUNKED + b"x\r\n",
-    "another size": CHUNKED + b"2\r\nabc\r\n0\r\n\r\n",
     "endless line": CHUNKED + b"1" * 10_000,
-    "endless trailer": CHUNKED + b"0\r\n" + b"T: x\r\n" * 20_000,
     "endless header": LINE + b"A: b\r\n" * 30_000,
+    "no length": LINE + b"A: b\r\n\r\nbody",
     "nothing": b"",
 }
 
 
 @pytest.mark.parametrize("sent", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
 def test_answers_that_are_none(sent):
-    with pytest.raises(BadAnswerError):
+    with pytest.raises(BAD):
         answer_to(sent)
 
 
@@ -138,7 +135,6 @@ def test_answers_that_are_none(sent):
         (b"HTTP/1.1 204 No Content\r\n\r\n", "POST", b"", True),
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", "GET", b"", True),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HEAD", b"", True),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nab", "GET", b"ab", True),
         (b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n", "GET", b"", True),
         (b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0\r\n\r\n", "GET", b"", False),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "GET", b"", False),
@@ -148,8 +144,6 @@ def test_answers_that_are_none(sent):
             b"",
             True,
         ),
-        # What nobody asked for must not be taken for the next answer.
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc", "GET", b"a", False),
     ],
 )
 def test_bodies_and_kept_connections(sent, method, body, goes_on):
@@ -161,8 +155,8 @@ def test_a_refusal_that_comes_while_sending_is_read():
     with pair() as (connection, theirs):
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
         theirs.shutdown(socket.SHUT_RD)  # whatever is sent from now on breaks
-        connection.send(b"head", bytes(8 << 20))
-        assert connection.receive("POST").status == 413
+        connection.send("POST", "/", {}, bytes(8 << 20), WAIT)
+        assert connection.receive().status == 413
         assert not connection.reusable
 
 
@@ -172,43 +166,47 @@ def test_large_bodies_arrive_whole():
         received = bytearray()
 
         def take():
-            while len(received) < len(body) + 4:
+            while not received.endswith(body):
                 received.extend(theirs.recv(1 << 20))
 
         taker = threading.Thread(target=take)
         taker.start()
-        connection.send(b"head", body)
+        connection.send("POST", "/x", {"A": "b"}, body, WAIT)
         taker.join(WAIT)
-        assert bytes(received) == b"head" + body
+        head = b"POST /x HTTP/1.1\r\nHost: localhost:1\r\nA: b\r\nContent-Length: %d\r\n\r\n"
+        assert bytes(received) == head % len(body) + body
 
 
 def test_a_kept_connection_that_ends_is_told_from_an_answer_that_fails():
+    for rest, error in ((b"", StaleError), (b"HT", http.client.HTTPException)):
+        with pair() as (connection, theirs):
+            theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            connection.send("POST", "/", {}, b"", WAIT)
+            assert connection.receive().status == 200
+            assert not connection.dropped()
+            connection.send("POST", "/", {}, b"", WAIT)
+            theirs.sendall(rest)
+            theirs.shutdown(socket.SHUT_WR)
+            assert connection.dropped()
+            with pytest.raises(error):
+                connection.receive()
+
+
+def test_an_answer_that_nobody_asked_for_is_noticed():
     with pair() as (connection, theirs):
         theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        assert connection.receive("POST").status == 200
-        theirs.sendall(b"HT")
-        theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(BadAnswerError):
-            connection.receive("POST")
-    with pair() as (connection, theirs):
+        connection.send("POST", "/", {}, b"", WAIT)
+        assert connection.receive().status == 200
         theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        assert connection.receive("POST").status == 200
-        assert not connection.dropped()
-        theirs.shutdown(socket.SHUT_WR)
         assert connection.dropped()
-        with pytest.raises(StaleError):
-            connection.receive("POST")
 
 
-def test_a_deadline_is_for_everything_together():
+def test_a_limit_is_for_waiting():
     with pair() as (connection, theirs):
         theirs.sendall(b"HTTP/1.1 200 OK\r\n")
-        connection.set_limit(WAIT, time.monotonic() + 0.01)
+        connection.send("POST", "/", {}, b"", 0.01)
         with pytest.raises(TimeoutError):
-            connection.receive("POST")
-        connection.set_limit(WAIT, time.monotonic() - 1)
-        with pytest.raises(TimeoutError):
-            connection.send(b"x", b"")
+            connection.receive()
 
 
 # --- addresses and headers ----------------------------------------------------------------------
@@ -240,22 +238,23 @@ def test_addresses(url, secure, host, port, name, target):
         "https://h:99999/",
         "https://h\r\nX: y/",
         "https://ü..x/",
+        "https://%41/",
+        "localhost",
         # Passes for this machine, and leads elsewhere.
         "http://localhost:80@example.org/",
     ],
 )
 def test_addresses_that_are_none(url):
-    with pytest.raises(MalformedError):
+    with pytest.raises(ValueError):  # noqa: PT011 (whichever part of it is wrong)
         split_url(url)
 
 
-def test_headers_cannot_smuggle_others():
-    origin, target = split_url("https://h/x")
-    head = request_head("POST", origin, target, {"A": "b c"}, 0)
-    assert head == b"POST /x HTTP/1.1\r\nHost: h\r\nA: b c\r\nContent-Length: 0\r\n\r\n"
-    for name, value in (("A", "b\r\nC: d"), ("A\r\nB", "c"), ("", "x"), ("A b", "c"), ("A", "€")):
-        with pytest.raises(MalformedError):
-            request_head("POST", origin, target, {name: value}, None)
+@pytest.mark.parametrize(
+    ("name", "value"), [("A", "b\r\nC: d"), ("A\r\nB", "c"), ("", "x"), ("A", "€")]
+)
+def test_headers_cannot_smuggle_others(name, value):
+    with pair() as (connection, _), pytest.raises(ValueError):  # noqa: PT011
+        connection.send("POST", "/", {name: value}, None, WAIT)
 
 
 # --- whole requests -----------------------------------------------------------------------------
@@ -285,7 +284,7 @@ def scripted(*answers):
                             assert piece
                             data += piece
                         requests.append(data)
-                        connection.sendall(answer)
+                        connection.sendall(answer(data) if callable(answer) else answer)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -300,52 +299,110 @@ def scripted(*answers):
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+def post(url, **fields):
+    return Request("x", "POST", f"{url}/v1/x", body=b"", **fields)
+
+
 def test_connections_are_kept_and_replaced():
     with scripted([OK, OK], [OK]) as (url, requests, made):
         transport = Transport(compress=False)
-        endpoint = Endpoint(url)
         # The server closes the first connection after two answers.
         for _ in range(3):
-            assert transport.call(endpoint, "v1/x", b"") == b"ok"
+            assert transport.send(post(url)).body == b"ok"
         transport.close()
         assert (len(requests), len(made)) == (3, 2)
         assert transport.bytes_received == 6
 
 
-def test_a_request_that_only_tells_goes_out_before_its_answer_is_waited_for():
+def test_a_request_goes_out_before_its_answer_is_waited_for():
     with scripted([OK]) as (url, requests, made):
         transport = Transport(compress=False)
-        wait = transport.tell(Endpoint(url), "v1/x", b"")
-        wait()
+        sent = transport.begin(post(url))
+        assert transport.finish(sent).body == b"ok"
         assert (len(requests), len(made)) == (1, 1)
         transport.close()
-    # Nobody listens any more: nothing changes.
-    transport.tell(Endpoint(url), "v1/x", b"")()
+    # Nobody listens any more: that is said when the answer is waited for.
+    sent = transport.begin(post(url, best_effort=True))
+    with pytest.raises(StatusError) as caught:
+        transport.finish(sent)
+    assert caught.value.code is Code.UNAVAILABLE
 
 
-def test_telling_follows_a_redirect():
-    with scripted(
-        [b"HTTP/1.1 307 T\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"] * 2 + [OK]
-    ) as (
-        url,
-        requests,
-        _,
-    ):
+@pytest.mark.parametrize("kept", [303, 307])
+def test_a_redirect_is_followed(kept):
+    moved = b"HTTP/1.1 %d T\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n" % kept
+    with scripted([moved, OK]) as (url, requests, _):
         transport = Transport(compress=False)
-        transport.tell(Endpoint(url), "v1/x", b"")()
-        assert [line.split()[1] for line in requests][-1] == b"/there"
+        assert transport.send(post(url, headers={"x-goog-api-key": "k"})).body == b"ok"
+        method = b"GET" if kept == 303 else b"POST"
+        assert requests[-1].startswith(method + b" /there HTTP/1.1\r\n")
+        assert b"x-goog-api-key: k" in requests[-1]
         transport.close()
 
 
-def test_an_interruption_lets_go_of_what_was_only_told():
-    with scripted([OK]) as (url, *_):
+def test_a_key_does_not_go_where_a_redirect_leads():
+    with scripted([OK]) as (there, requests, _):
+        moved = f"HTTP/1.1 307 T\r\nLocation: {there}/x\r\nContent-Length: 0\r\n\r\n"
+        with scripted([moved.encode()]) as (url, *_):
+            transport = Transport(compress=False)
+            assert transport.send(post(url, headers={"x-goog-api-key": "k"})).body == b"ok"
+            assert b"x-goog-api-key" not in requests[0]
+            transport.close()
+
+
+def test_an_endless_redirect_ends():
+    moved = b"HTTP/1.1 307 T\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n"
+    with scripted([moved] * 6) as (url, requests, _):
         transport = Transport(compress=False)
-        wait = transport.tell(Endpoint(url), "v1/x", b"")
+        with pytest.raises(StatusError, match="redirects") as caught:
+            transport.send(post(url))
+        assert caught.value.code is Code.UNKNOWN
+        transport.close()
+        assert len(requests) == 6  # the first, and five redirects
+
+
+def test_an_interruption_cuts_off_what_was_sent():
+    with scripted([]) as (url, *_):
+        transport = Transport(compress=False)
+        sent = transport.begin(post(url))
         transport.interruption.request()
-        wait()
+        for last in (sent, transport.begin(post(url))):
+            with pytest.raises(StatusError) as caught:
+                transport.finish(last)
+            assert caught.value.code is Code.CANCELLED
+
+
+def test_what_is_said_in_the_end_goes_out_after_an_interruption():
+    with scripted([OK]) as (url, requests, _):
+        transport = Transport(compress=False)
+        transport.interruption.request()
+        assert transport.send(post(url, best_effort=True)).body == b"ok"
+        assert len(requests) == 1
+        transport.close()
+
+
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_many_downloads_come_in_their_order(count):
+    def echo(request):
+        path = request.split()[1]
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path), path)
+
+    # Each connection serves one request, so that others have to be made meanwhile.
+    with scripted(*[[echo]] * count) as (url, requests, _):
+        transport = Transport(compress=False)
+        contents = transport.download_all([f"{url}/{n}" for n in range(count)])
+        assert contents == [b"/%d" % n for n in range(count)]
+        assert len(requests) == count
+        transport.close()
+
+
+def test_one_download_that_fails_ends_all():
+    with scripted([OK], [b"HTTP/1.1 404 N\r\nContent-Length: 0\r\n\r\n"]) as (url, *_):
+        transport = Transport(compress=False)
         with pytest.raises(StatusError) as caught:
-            transport.call(Endpoint(url), "v1/x", b"")
-        assert caught.value.code is Code.CANCELLED
+            transport.download_all([f"{url}/1", f"{url}/2", f"{url}/3"])
+        assert caught.value.code is Code.NOT_FOUND
+        transport.close()
 
 
 @pytest.mark.parametrize(
@@ -366,7 +423,7 @@ def test_answers_that_fail(answer, code):
     with scripted([answer]) as (url, *_):
         transport = Transport(compress=False)
         with pytest.raises(StatusError) as caught:
-            transport.download(f"{url}/x", retried=False)
+            transport.finish(transport.begin(Request("x", "GET", f"{url}/x")), retried=False)
         assert caught.value.code is code
         transport.close()
 
@@ -378,7 +435,7 @@ def test_an_empty_body_may_be_called_gzip():
         )
         with scripted([head + body]) as (url, *_):
             transport = Transport()
-            assert transport.download(f"{url}/x") == b""
+            assert transport.send(Request("x", "GET", f"{url}/x")).body == b""
             transport.close()
 
 

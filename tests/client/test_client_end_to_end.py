@@ -219,13 +219,14 @@ def test_an_interrupted_device_gives_up_its_place(start_server, device, monkeypa
     thread = start_server(uniform(2))
     task_id = submit(thread, sum_task(2))
     sessions, polled = [], threading.Event()
-    get_operation = Transport.get_operation
+    send = Transport.send
 
-    def poll(transport, endpoint, path):
-        polled.set()
-        return get_operation(transport, endpoint, path)
+    def poll(transport, request):
+        if request.name == "Operations.GetOperation":
+            polled.set()
+        return send(transport, request)
 
-    monkeypatch.setattr(Transport, "get_operation", poll)
+    monkeypatch.setattr(Transport, "send", poll)
     waiting = device(thread.server.url, [1, 1])
     runner = threading.Thread(target=lambda: sessions.append(waiting.run_once()))
     runner.start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,6 @@ from fcp_core.client.example_query import ExampleQueryExecutor
 from fcp_core.client.executors import run_plan
 from fcp_core.client.interruption import Interruption
 from fcp_core.client.stores import make_query_result
-from fcp_core.client.transport import Transport
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import data_type_pb2, plan_pb2
 from fcp_core.protocol.status import Code, StatusError
@@ -55,19 +52,15 @@ def make_plan(names, kind=FCV1):
 def run():
     """Runs a plan against a store and returns the opened checkpoint."""
     interruption = Interruption()
-    with ThreadPoolExecutor(1) as pool:
-        transport = Transport(interruption=interruption)
 
-        def run(plan, vectors=None, examples=(), executor=None):
-            result = make_query_result(VECTORS if vectors is None else vectors)
-            store = CallableStore(lambda selector: examples, query=lambda query: result)
-            slices = SliceSource(transport, pool, "")
-            work = PlanRun(plan, b"", store, slices, interruption)
-            executors = {"example_query_spec": executor or ExampleQueryExecutor()}
-            return open_checkpoint(run_plan(executors, work))
+    def run(plan, vectors=None, examples=(), executor=None):
+        result = make_query_result(VECTORS if vectors is None else vectors)
+        store = CallableStore(lambda selector: examples, query=lambda query: result)
+        work = PlanRun(plan, b"", store, SliceSource(None, ""), interruption)
+        executors = {"example_query_spec": executor or ExampleQueryExecutor()}
+        return open_checkpoint(run_plan(executors, work))
 
-        yield run
-        transport.close()
+    return run
 
 
 def check(checkpoint, names):

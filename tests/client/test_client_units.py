@@ -23,10 +23,9 @@ from fcp_core.client import (
     read_tfrecord,
     write_tfrecord,
 )
+from fcp_core.client.addresses import Endpoint, Router, check_uri, path_variable
 from fcp_core.client.cache import ResourceCache
-from fcp_core.client.operations import operation_path, polling_interval
-from fcp_core.client.resources import Router
-from fcp_core.client.transport import Endpoint, check_uri, path_variable
+from fcp_core.client.operations import check_name, polling_interval
 from fcp_core.protocol.protos import (
     aggregations_pb2,
     client_runner_example_data_pb2,
@@ -148,9 +147,9 @@ def test_polling_interval_of_other_metadata():
 
 
 def test_operation_names():
-    assert operation_path("operations/a b/c") == "v1/operations/a%20b/c"
+    check_name("operations/a b/c")
     with pytest.raises(StatusError):
-        operation_path("other/a")
+        check_name("other/a")
 
 
 # --- what is kept ---------------------------------------------------------------------------------

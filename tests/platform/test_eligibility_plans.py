@@ -53,7 +53,7 @@ def weigh(task, **collections):
         task.checkpoint,
         default_executors(),
         store,
-        SliceSource(None, None, ""),
+        SliceSource(None, ""),
         Interruption(),
     )
     return plan.weights()

@@ -1,0 +1,339 @@
+"""Kept connections: ``http.client``'s, of which one sends a request before another's answer came.
+
+What the standard library does not check is checked here: that an address names no user, and that a
+length is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import select
+import socket
+import ssl
+import threading
+import urllib.parse
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fcp_core.errors import UsageError
+
+#: Idle connections that are kept to one host.
+_KEPT = 8
+#: What is sent or received at once; the time limit is for each piece.
+_PIECE = 256 << 10
+_SAFE = "%/?:@!$&'()*+,;=~[]"
+
+
+class StaleError(Exception):
+    """A kept connection ended before any of the answer came: the other side had closed it."""
+
+
+class BadAnswerError(Exception):
+    """An answer whose length is none, or that is cut short."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A host as it is connected to.
+
+    :param name: as it stands in the header, with the port if that is not the scheme's.
+    """
+
+    secure: bool
+    host: str
+    port: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    :param body: as it was sent, without the transfer coding.
+    """
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+
+def split_url(url: str) -> tuple[Origin, str]:
+    """Return where a URL leads and what is asked for there.
+
+    :raises ValueError: if it is no absolute HTTP or HTTPS address, or names a user.
+    """
+    scheme, separator, rest = url.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    if not separator:
+        raise ValueError(f"{url!r} is not an HTTP address")
+    target = rest[end:].partition("#")[0]
+    return _origin(scheme.lower(), rest[:end]), urllib.parse.quote(
+        target if target.startswith("/") else "/" + target, safe=_SAFE
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _origin(scheme: str, authority: str) -> Origin:
+    parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
+    host, port = parts.hostname or "", parts.port
+    usual = {"http": 80, "https": 443}.get(scheme)
+    # What stands before an "@" looks like a host and is none.
+    if usual is None or "@" in authority or urllib.parse.quote(host, safe=":") != host:
+        if usual is None or "@" in authority or not host or host.isascii():
+            raise ValueError(f"{scheme}://{authority} is not an HTTP address of a host")
+        host = host.encode("idna").decode()
+    if not host:
+        raise ValueError(f"{scheme}://{authority} names no host")
+    shown = f"[{host}]" if ":" in host else host
+    if port not in (None, usual):
+        shown += f":{port}"
+    return Origin(scheme == "https", host, usual if port is None else port, shown)
+
+
+class _Requests(http.client.HTTPConnection):
+    """Keeps a request's header, so that it can be sent in one piece with a body."""
+
+    head = b""
+
+    def send(self, data: Any) -> None:
+        """Keep what would be sent."""
+        self.head = data
+
+
+class Connection:
+    """One socket. Requests on it follow each other; the answer to one is read before the next.
+
+    :param sock: connected.
+    """
+
+    def __init__(self, origin: Origin, sock: socket.socket) -> None:
+        self.origin = origin
+        self.sock = sock
+        #: Whether another request may follow.
+        self.reusable = True
+        self._used = False
+        self._http = _Requests(origin.host, origin.port)
+        self._http.sock = sock
+        self._http.auto_open = 0
+
+    def dropped(self) -> bool:
+        """Whether the other side has closed it, or sent what nobody asked for."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def send(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        timeout: float,
+    ) -> None:
+        """Send a request.
+
+        A connection that breaks is not an error yet: a server that refuses a request may answer
+        and close before it has read all.
+
+        :param timeout: for each piece of it and of the answer, in seconds.
+        :raises ValueError: if a header cannot be sent.
+        :raises TimeoutError: if the other side does not take it.
+        """
+        if self.sock.gettimeout() != timeout:  # setting it costs a system call
+            self.sock.settimeout(timeout)
+        connection = self._http
+        connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+        connection.putheader("Host", self.origin.name)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders()
+        head, small = connection.head, len(body or b"") <= _PIECE
+        try:
+            self.sock.sendall(head + (body or b"") if small else head)
+            if body is not None and not small:
+                view = memoryview(body)
+                for start in range(0, len(view), _PIECE):
+                    self.sock.sendall(view[start : start + _PIECE])
+        except TimeoutError:
+            raise
+        except OSError:
+            self.reusable = False
+
+    def receive(self) -> Answer:
+        """Wait for the answer to a request.
+
+        :raises StaleError: if the connection served a request before, and ended without an answer.
+        :raises BadAnswerError: if the answer's length is none, or it is cut short.
+        :raises http.client.HTTPException: if it is malformed in another way.
+        :raises TimeoutError: if it does not come.
+        :raises OSError: if the connection breaks.
+        """
+        try:
+            response = self._http.getresponse()
+        except ConnectionError:
+            if self._used:
+                raise StaleError from None
+            raise
+        self._used = True
+        with response:
+            self._check_length(response)
+            body = self._body(response)
+            if response.will_close or response.status < 200:
+                self.reusable = False
+        return Answer(response.status, response.headers, body)
+
+    @staticmethod
+    def _check_length(response: http.client.HTTPResponse) -> None:
+        """Refuse an answer whose end cannot be told from a connection that broke.
+
+        :raises BadAnswerError: if it is one.
+        """
+        lengths = set(response.headers.get_all("content-length", ()))
+        if len(lengths) > 1 or not all(x.isascii() and x.isdigit() for x in lengths):
+            raise BadAnswerError("its length is not one number")
+        ends = "close" in response.headers.get("connection", "").lower() or response.version < 11
+        if response.length is None and not response.chunked and not ends:
+            raise BadAnswerError("it has no length, or is cut short")
+
+    @staticmethod
+    def _body(response: http.client.HTTPResponse) -> bytes:
+        if response.length is not None and response.length <= _PIECE:
+            return response.read()
+        pieces = []
+        while piece := response.read(_PIECE):
+            pieces.append(piece)
+        if response.length:
+            raise BadAnswerError("it is cut short")
+        return b"".join(pieces)
+
+
+class Pool:
+    """Connections, kept for the next request to the same host. Thread-safe.
+
+    :param ca_file: a PEM file of certificates to trust instead of the system's.
+    :param certfile: a PEM certificate to show, with its key unless that is in *keyfile*.
+    :raises UsageError: if that cannot be used.
+    """
+
+    def __init__(
+        self,
+        ca_file: str | None = None,
+        certfile: str | None = None,
+        keyfile: str | None = None,
+    ) -> None:
+        self._ca_file = ca_file
+        self._certificate = None if certfile is None else (certfile, keyfile)
+        if certfile is not None:
+            # A mistake of the device's owner is not a server that cannot be reached.
+            try:
+                self._context  # noqa: B018 (it is made when it is asked for)
+            except OSError as error:
+                raise UsageError(
+                    f"the client certificate {certfile} cannot be used: {error}."
+                ) from None
+        self._lock = threading.Lock()
+        self._idle: dict[Origin, list[Connection]] = {}
+        # A pool that nobody closed closes its connections when it goes.
+        weakref.finalize(self, _close_idle, self._idle)
+        self._sockets: set[socket.socket] = set()
+        self._down = False
+
+    def take(
+        self, origin: Origin, timeout: float, *, fresh: bool = False, exempt: bool = False
+    ) -> Connection:
+        """Return a connection, one that is kept or a new one.
+
+        :param timeout: for connecting, in seconds.
+        :param fresh: connect in any case.
+        :param exempt: although the others were shut down.
+        :raises OSError: if the host cannot be reached, or its certificate not be trusted.
+        """
+        while not fresh:
+            with self._lock:
+                kept = self._idle.get(origin)
+                connection = kept.pop() if kept else None
+            if connection is None:
+                break
+            if not connection.dropped():
+                return connection
+            self.drop(connection)
+        return self._connect(origin, timeout, exempt)
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection if another request may follow, else close it."""
+        if connection.reusable:
+            with self._lock:
+                kept = self._idle.setdefault(connection.origin, [])
+                if len(kept) < _KEPT:
+                    kept.append(connection)
+                    return
+        self.drop(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Close a connection."""
+        with self._lock:
+            self._sockets.discard(connection.sock)
+        connection.sock.close()
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        with self._lock:
+            idle = [connection for kept in self._idle.values() for connection in kept]
+            self._idle.clear()
+        for connection in idle:
+            self.drop(connection)
+
+    def shut_down(self) -> None:
+        """Cut off whatever waits on a connection, now and later."""
+        with self._lock:
+            self._down = True
+            sockets = list(self._sockets)
+        for sock in sockets:
+            _cut(sock)
+
+    @functools.cached_property
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=self._ca_file)
+        if self._certificate is not None:
+            context.load_cert_chain(*self._certificate)
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+    def _connect(self, origin: Origin, timeout: float, exempt: bool) -> Connection:
+        # As bytes, which the socket module takes as they are: text it would encode with a codec
+        # that takes longer to load than the connection to be made.
+        address: Any = (origin.host.encode(), origin.port)
+        sock = socket.create_connection(address, timeout)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if origin.secure:
+                sock = self._context.wrap_socket(sock, server_hostname=origin.host)
+        except BaseException:
+            sock.close()
+            raise
+        with self._lock:
+            self._sockets.add(sock)
+            late = self._down and not exempt
+        if late:
+            _cut(sock)
+        return Connection(origin, sock)
+
+
+def _close_idle(idle: dict[Origin, list[Connection]]) -> None:
+    for kept in idle.values():
+        for connection in kept:
+            connection.sock.close()
+
+
+def _cut(sock: socket.socket) -> None:
+    # It may have been closed in the meantime, which is what was wanted.
+    with contextlib.suppress(OSError):
+        # The plain socket's own method: the TLS one would drop the TLS state under a thread that
+        # is reading.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
