@@ -275,8 +275,11 @@ class Workers:
         await asyncio.gather(*(peer.end() for peer in peers), *self._tasks, return_exceptions=True)
 
     async def measure(self) -> Sequence[Dump]:
-        """Return what the workers measure."""
-        return await asyncio.gather(*(peer.measure() for peer in self._peers))
+        """Return what the workers measure that serve now."""
+        peers = list(self._peers)
+        dumps = await asyncio.gather(*(peer.measure() for peer in peers))
+        # What one measured that ended meanwhile is among this process's own by now.
+        return [dump for peer, dump in zip(peers, dumps, strict=True) if peer in self._peers]
 
     # Inside.
 
