@@ -34,7 +34,8 @@ from fcp_core.rounds.policies import (
     SelectionPolicyFactory,
     SelectionView,
 )
-from fcp_core.testing.kit import Conformance, outside_calls, pytest
+from fcp_core.testing.kit import Conformance, outside_calls
+from fcp_core.testing.laws import applies_if
 from fcp_core.testing.populations import (
     TASK_NAMES,
     Opening,
@@ -174,10 +175,9 @@ class SelectionPolicyConformance(Conformance):
         """Only the view's own generator is used."""
         self._watched("randomness")
 
+    @applies_if(lambda kit: not kit.ordered)
     def test_the_order_of_candidates_does_not_matter(self) -> None:
         """Of candidates that came at one time, none is preferred for its place in the list."""
-        if self.ordered:
-            pytest.skip("the policy says that the order matters")
         orders = random.Random(1)
         pool, rounds, places = 8, 600, 3
 
@@ -190,10 +190,9 @@ class SelectionPolicyConformance(Conformance):
 
         self._assert_even(chosen_places, pool, rounds, "the candidate at place")
 
+    @applies_if(lambda kit: kit.fair)
     def test_equal_devices_have_equal_chances(self) -> None:
         """Of devices that wait together, early or late, each is chosen equally often."""
-        if not self.fair:
-            pytest.skip("the policy does not say that it is fair")
         pool, rounds, places = 8, 600, 3
         before = Population(self.options)
 

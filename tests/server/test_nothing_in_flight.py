@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import random
 import threading
@@ -185,7 +186,8 @@ def test_nothing_is_counted_after_a_time_out(make_front, http, services, encodin
     front = make_front(services, body_timeout=0.5, **LIMITS)
     body = PACKED if encoding == "gzip" else NOISE
     with front.connect() as connection:
-        connection.send(head(http, body, Content_Encoding=encoding), body[: SIZE // 2])
+        with contextlib.suppress(ConnectionError):  # the time may be over before all is sent
+            connection.send(head(http, body, Content_Encoding=encoding), body[: SIZE // 2])
         assert connection.is_closed()
     Counts(front).until("nothing in flight", lambda now: now == (0, 0, 0))
 
