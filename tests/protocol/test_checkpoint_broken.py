@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fcp_core.protocol.checkpoint import (
     open_checkpoint,
+    wire,
     write_federated_compute,
     write_tf_v1,
 )
@@ -395,6 +396,15 @@ def test_overlong_numbers_are_refused() -> None:
         writer.add(b"", [listed(9, 1).SerializeToString()])
         writer.add(b"a", [data])
         assert text in refused(writer.finish())
+
+
+@pytest.mark.parametrize("end", [b"\x80", b"\xff", b"\x80\x80", b"\x01\x80", bytes(5000) + b"\x80"])
+def test_packed_numbers_that_do_not_end_are_refused(end: bytes) -> None:
+    """Whatever the last byte is: also the least that has another after it."""
+    data = memoryview(end)
+    with pytest.raises(StatusError, match="has no end") as caught:
+        wire.decode_varints(data, wire.count_varints(data), np.dtype(np.int64))
+    assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 def test_an_index_cannot_make_a_reader_work_twice() -> None:

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from fcp_core.protocol.checkpoint.wire import varint
 from fcp_core.protocol.status import Code, StatusError
 
 UPLOAD = "/upload/v1/media/{}?upload_protocol=raw"
@@ -18,6 +19,17 @@ SIZE = 1_000_000
 NOISE = random.Random(5).randbytes(SIZE)
 PACKED = gzip.compress(NOISE, 1)
 LIMITS = {"max_body": 2_000_000, "max_decompressed": 2_000_000, "max_in_flight": 2_500_000}
+
+
+#: A field that nobody knows, of a hundred thousand bytes.
+LITTLE = b"\xfa\x7f" + varint(100_000) + bytes(100_000)
+
+
+class Refuses:
+    """A service that is asked, and says no."""
+
+    async def start_task_assignment(self, request, sender):
+        raise StatusError(Code.ABORTED, "enough")
 
 
 class Counts:
@@ -227,6 +239,31 @@ def test_bodies_that_are_read_at_the_same_time_are_counted_one_by_one(make_front
         counts.until("one reader less", lambda now, left=left: now == (SIZE * left, left, left))
 
 
+def test_bodies_of_calls_are_bounded_too(make_front, http, services):
+    """Those that come at the same time share what may be in flight."""
+    front = make_front(services, max_in_flight=500_000, max_body=400_000, max_decompressed=400_000)
+    path = "/v1/populations/p/taskassignments/s:start"
+    services.task_assignments = Refuses()
+    body = b"\xfa\x7f" + varint(300_000 - 5) + bytes(300_000 - 5)
+    assert len(body) == 300_000
+    counts = Counts(front)
+    with front.connect() as first:
+        first.send(http.head(path, Content_Length=len(body)), body[:-1])
+        counts.until("a body that comes", lambda now: now[0] == 300_000)
+        for request in (
+            (http.head(path, Content_Length=len(body)), body),
+            (http.head(path, Transfer_Encoding="chunked"), http.chunks(body)),
+        ):
+            reply = front.ask(*request)
+            assert (reply.status, reply.error[0]) == (503, Code.UNAVAILABLE)
+            assert reply.headers["Retry-After"]
+        counts.until("only the first", lambda now: now[0] == 300_000)
+        assert front.ask(http.head(path, Content_Length=len(LITTLE)), LITTLE).status == 409
+        assert first.send(body[-1:]).reply().status == 409
+    counts.until("nothing in flight", lambda now: now == (0, 0, 0))
+    assert front.ask(http.head(path, Content_Length=len(body)), body).status == 409
+
+
 def test_a_calls_body_is_no_longer_counted_while_its_service_answers(make_front, http, services):
     """Whoever waits for long, in a held check-in say, takes no room with what it sent."""
     entered, leave = threading.Event(), threading.Event()
@@ -240,11 +277,8 @@ def test_a_calls_body_is_no_longer_counted_while_its_service_answers(make_front,
     services.task_assignments = Assignments()
     front = make_front(services)
     with front.connect() as connection:
-        # A field that nobody knows, of a length that is worth counting.
-        body = b"\xfa\x7f\xa0\x8d\x06" + bytes(100_000)
-        connection.send(
-            http.head("/v1/populations/p/taskassignments/s:start", Content_Length=len(body)), body
-        )
+        path = "/v1/populations/p/taskassignments/s:start"
+        connection.send(http.head(path, Content_Length=len(LITTLE)), LITTLE)
         assert entered.wait(http.WAIT)
         assert Counts(front).now()[:2] == (0, 0)
         leave.set()
