@@ -86,6 +86,8 @@ def test_who_would_wait_too_long_is_sent_away():
     patient = capped(limit=1, wait=100.0).select(view)
     assert patient.decisions == [Assign("c0", "x")]
     assert 60.0 <= patient.tick_in <= 61.0
+    just = capped(limit=1, wait=patient.tick_in).select(view)
+    assert (just.decisions, just.tick_in) == (patient.decisions, patient.tick_in)
     hasty = capped(limit=1, wait=10.0).select(view)
     assert [type(decision) for decision in hasty.decisions] == [Assign, Reject, Reject]
     assert hasty.decisions[1].retry.delay_min == patient.tick_in
