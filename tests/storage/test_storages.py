@@ -181,6 +181,30 @@ def test_a_full_disk_is_an_error_of_one_transaction_only(tmp_path):
     assert "full" in error.message
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="only newer Pythons can lower the limit")
+def test_a_record_that_is_too_large_is_an_error_of_its_own(tmp_path):
+    """It is not worth trying again: the code says so, and the transaction leaves nothing."""
+
+    async def main():
+        storage = SqliteStorage(tmp_path / "store.db")
+        await storage.start()
+
+        def put_too_much(tx):
+            tx._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+            tx.put(Item("small"))
+            tx.put(Item("large", data=bytes(100_000)))
+
+        with pytest.raises(StatusError, match="too large") as caught:
+            await storage.transact(put_too_much)
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        await storage.transact(lambda tx: tx.put(Item("next", data=bytes(90_000))))
+        names = await storage.transact(lambda tx: [item.name for item in tx.select(Item)])
+        await storage.stop()
+        return names
+
+    assert asyncio.run(main()) == ["next"]
+
+
 def test_a_lock_that_another_process_keeps_is_reported_as_unavailable(tmp_path):
     path = tmp_path / "store.db"
     put(path, "a")
