@@ -192,6 +192,23 @@ def test_values_that_are_not_packed_are_read() -> None:
         assert got.tolist() == wanted
 
 
+@pytest.mark.parametrize(
+    ("number", "field", "size"), [(1, 5, 4), (2, 6, 8), (8, 9, 8), (18, 12, 16)]
+)
+def test_packed_values_that_are_no_whole_number_are_refused(
+    number: int, field: int, size: int
+) -> None:
+    head = slice_pb2.SavedSlice(name="a")
+    head.slice.extent.add()
+    packed = bytes(2 * size + 1)
+    tensor = bytes([field << 3 | 2, len(packed)]) + packed
+    inner = head.SerializeToString() + b"\x1a" + bytes([len(tensor)]) + tensor
+    writer = TableWriter()
+    writer.add(b"", [listed(number, 2).SerializeToString()])
+    writer.add(b"a", [b"\x12" + bytes([len(inner)]) + inner])
+    assert f"{len(packed)} bytes of values" in refused(writer.finish())
+
+
 @pytest.mark.parametrize("number", [0, 11, 20, 21, 22, 23, 101, 99])
 def test_a_foreign_dtype_spoils_only_itself(number: int) -> None:
     meta = listed(number, 2, name="odd")
