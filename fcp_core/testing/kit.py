@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fcp_core.errors import MissingExtraError
+from fcp_core.testing.laws import Laws
 
 try:
     import pytest
@@ -29,7 +30,7 @@ except ImportError as error:
 __all__ = ["Conformance", "Outside", "outside_calls", "pytest"]
 
 
-class Conformance:
+class Conformance(Laws):
     """Base of the kits: how often each law is tried, and how.
 
     A failing example is made small unless :attr:`shrink` is off; with :attr:`derandomize` the same

@@ -35,7 +35,8 @@ from fcp_core.rounds.policies import (
     SelectionView,
 )
 from fcp_core.testing.binomial import binomial_bounds
-from fcp_core.testing.kit import Conformance, outside_calls, pytest
+from fcp_core.testing.kit import Conformance, outside_calls
+from fcp_core.testing.laws import applies_if
 from fcp_core.testing.populations import TASK_NAMES, Opening, Population, Step, Weights, scripts
 
 #: The probability that a fair policy is taken for an unfair one, over all of a check's bounds.
@@ -168,10 +169,9 @@ class SelectionPolicyConformance(Conformance):
         """Only the view's own generator is used."""
         self._watched("randomness")
 
+    @applies_if(lambda kit: not kit.ordered)
     def test_the_order_of_candidates_does_not_matter(self) -> None:
         """Of candidates that came at one time, none is preferred for its place in the list."""
-        if self.ordered:
-            pytest.skip("the policy says that the order matters")
         orders = random.Random(1)
         pool, rounds, places = 8, 600, 3
 
@@ -184,10 +184,9 @@ class SelectionPolicyConformance(Conformance):
 
         self._assert_even(chosen_places, pool, rounds, "the candidate at place")
 
+    @applies_if(lambda kit: kit.fair)
     def test_equal_devices_have_equal_chances(self) -> None:
         """Of devices that wait together, early or late, each is chosen equally often."""
-        if not self.fair:
-            pytest.skip("the policy does not say that it is fair")
         pool, rounds, places = 8, 600, 3
         before = Population(self.options)
 

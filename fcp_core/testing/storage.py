@@ -27,6 +27,7 @@ from hypothesis import settings as hypothesis_settings
 
 from fcp_core.storage import records
 from fcp_core.storage.contract import Record, Storage, Transaction
+from fcp_core.testing.laws import Laws, applies_if
 from fcp_core.testing.storage_child import COUNTS
 from fcp_core.testing.storage_model import compare_with_dictionary
 from fcp_core.testing.storage_records import (
@@ -42,7 +43,7 @@ __all__ = ["Item", "LaterItem", "OtherItem", "StorageConformance"]
 T = TypeVar("T")
 
 
-class StorageConformance(ABC):
+class StorageConformance(Laws, ABC):
     """The checks. Subclass it, define :meth:`make_storage` and set what the back end can do."""
 
     #: What is committed is there again in another storage of the same path.
@@ -250,10 +251,9 @@ class StorageConformance(ABC):
 
         self.run(tmp_path / "store", use)
 
+    @applies_if(lambda kit: kit.durable)
     def test_reads_what_an_earlier_release_wrote(self, tmp_path: Path) -> None:
         """A field that came later has its default; an index that came later finds old records."""
-        if not self.durable:
-            pytest.skip("not durable: no other release can have written to it")
         path = tmp_path / "store"
 
         async def write(storage: Storage) -> None:
@@ -271,11 +271,10 @@ class StorageConformance(ABC):
         self.run(path, write)
         self.run(path, read)
 
+    @applies_if(lambda kit: kit.durable)
     @pytest.mark.parametrize("answers", [1, 25, 120])
     def test_survives_a_kill(self, tmp_path: Path, answers: int) -> None:
         """After kill -9, everything that was answered is there, and nothing is half there."""
-        if not self.durable:
-            pytest.skip("not durable")
         path = tmp_path / "store"
         with self._spawn("write", path) as child:
             assert child.stdout is not None
@@ -294,10 +293,9 @@ class StorageConformance(ABC):
         assert set(answered) <= names, "an answered transaction is lost"
         assert names == {item.name for item in others}, "a transaction is half there"
 
+    @applies_if(lambda kit: kit.shared)
     def test_is_shared_by_processes(self, tmp_path: Path) -> None:
         """Two processes open one new store at the same moment and lose none of their updates."""
-        if not self.shared:
-            pytest.skip("not shared between processes")
         path = tmp_path / "store"
         with self._spawn("count", path) as first, self._spawn("count", path) as second:
             for _ in range(2):  # Before they open it, and before they count.

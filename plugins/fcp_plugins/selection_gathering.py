@@ -21,13 +21,19 @@ class Gathering:
 
         :returns: None instead of a time if the window is over, or nobody waits.
         """
-        names = {task.name for task in view.tasks if task.capacity > 0}
-        possible = [c for c in view.candidates if c.eligible_for_any(names)]
+        opened: dict[str, float] = {}
+        for task in view.tasks:
+            if task.capacity > 0:
+                opened[task.name] = min(task.created, opened.get(task.name, task.created))
+        possible = [c for c in view.candidates if c.eligible_for_any(opened)]
         if not possible:
             return possible, None
-        oldest = min(candidate.arrived for candidate in possible)
-        opened = min(task.created for task in view.tasks)
-        remaining = max(oldest, opened) + self.window - view.now
+        begun = min(
+            max(created, min(c.arrived for c in possible if c.eligible(name)))
+            for name, created in opened.items()
+            if any(c.eligible(name) for c in possible)
+        )
+        remaining = begun + self.window - view.now
         if self._min_candidates is not None and len(possible) >= self._min_candidates:
             return possible, None
         return possible, remaining if remaining > 0 else None

@@ -271,7 +271,6 @@ class SqliteStorage(Storage):
         if version == 0:
             for statement in _SCHEMA:
                 connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         for table in ("records", "entries", "kinds") if version == 1 else ():
             connection.executemany(
                 f"DELETE FROM {table} WHERE kind = ?",
@@ -279,6 +278,8 @@ class SqliteStorage(Storage):
             )
         if version < SCHEMA_VERSION:
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        # Written each time: a file that may only be read would be noticed at the first task.
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("COMMIT")
 
     def _use_wal(self, connection: sqlite3.Connection) -> None:

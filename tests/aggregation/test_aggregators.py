@@ -96,8 +96,8 @@ INT = spec(dtype=DataType.INT32)
         (
             "fedsql_group_by",
             (UNKNOWN,),
-            {"nested": (Intrinsic("GoogleSQL:max"),)},
-            "'GoogleSQL:max'",
+            {"nested": (Intrinsic("GoogleSQL:max", (UNKNOWN,), (UNKNOWN,)),)},
+            "it nests 'GoogleSQL:max'; only 'GoogleSQL:sum' can be nested",
         ),
         ("GoogleSQL:sum", (spec(),), {}, "must be vectors"),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -158,6 +160,19 @@ def test_states_that_are_not_of_this_configuration():
     )
     aggregator = CheckpointAggregator(bound(SUM))
     error(Code.INVALID_ARGUMENT, aggregator.merge, CheckpointAggregator(bound(MEAN)))
+
+
+def test_only_states_of_one_configuration_are_merged():
+    """Also if their numbers would fit: another name is another tensor."""
+    renamed = replace(SUM, outputs=tuple(replace(spec, name="other") for spec in SUM.outputs))
+    pairs = [((SUM,), (renamed,)), ((SUM, renamed), (renamed, SUM)), ((SUM, MEAN), (SUM,))]
+    for these, those in [*pairs, *[(those, these) for these, those in pairs]]:
+        mine, other = CheckpointAggregator(bound(*these)), CheckpointAggregator(bound(*those))
+        mine.accumulate(checkpoint())
+        other.accumulate(checkpoint())
+        before = mine.dump()
+        assert "two configurations" in error(Code.INVALID_ARGUMENT, mine.merge, other)
+        assert mine.dump() == before
 
 
 def test_intrinsics_that_disagree_on_the_number_of_inputs():

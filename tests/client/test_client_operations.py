@@ -14,7 +14,7 @@ REJECTED = (1000, 2000)
 
 def within(seconds, window):
     # The clock goes on between drawing the time and asking how far away it is.
-    return window[0] - 5 <= seconds <= window[1]
+    return window[0] - 60 <= seconds <= window[1]
 
 
 def pending(server, interval=None):

@@ -259,7 +259,7 @@ def test_round_in_which_every_client_fails() -> None:
 
     progress = Progress()
     with (
-        serving(deadline=2.0, plugins=[progress]) as context,
+        serving(deadline=5.0, plugins=[progress]) as context,
         devices(context, [fail, fail]),
         pytest.raises(
             fcp_demo.AggregationFailedError, match=r"^Aggregation failed\. sum: "
@@ -279,7 +279,7 @@ def test_minimum_fraction_is_enough_at_the_deadline() -> None:
         return await state.get_value()
 
     with (
-        serving(deadline=1.5, minimum_fraction=0.001, plugins=[progress]) as context,
+        serving(deadline=5.0, minimum_fraction=0.001, plugins=[progress]) as context,
         devices(context, holding(3)),
     ):
         assert asyncio.run(program()) == 3 * progress.count("Contributed")

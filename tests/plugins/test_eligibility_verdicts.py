@@ -53,8 +53,10 @@ def test_any_version_is_judged(numbers, text):
 
 
 def test_a_device_that_lacks_a_capability_is_told_which():
-    policy = Capabilities(("gzip", "multiple_tasks"), 1.0)
-    assert policy.admit(check_in(), 0.0).reason == "the client lacks gzip, multiple_tasks"
+    policy = Capabilities(("gzip", "multiple_tasks"), 100.0)
+    refusal = policy.admit(check_in(), 0.0)
+    assert refusal.reason == "the client lacks gzip, multiple_tasks"
+    assert refusal.retry == RetryWindow(100.0, 200.0)
     able = check_in(supports_multiple_task_assignment=True, supported_compression=(1,))
     assert policy.admit(able, 0.0) is None
     assert Capabilities((), 1.0).admit(check_in(), 0.0) is None

@@ -1,6 +1,7 @@
 """The selection policies that limit another one: rate caps, times of the day."""
 
 import datetime
+import math
 import random
 
 import pytest
@@ -49,6 +50,29 @@ def test_no_period_has_more_than_the_limits(history, limit, task_limit):
             assert all(within.count(name) <= task_limit for name in "tu")
 
 
+@given(histories, st.integers(1, 6), st.none() | st.integers(1, 4))
+def test_who_waits_does_so_for_a_limit_only(history, limit, task_limit):
+    """Assignments count once, until a sixtieth of the period after its end at the latest."""
+    history = [*history, (0.0, "tu")]
+    assigned = run(capped(limit, task_limit), history)
+    now, arrived = 1000.0, {"t": 0, "u": 0}
+    for elapsed, names in history:
+        now += elapsed
+        for name in "tu":
+            arrived[name] += names.count(name)
+        recent = [task for at, task in assigned if now - 61.0 - 1e-6 < at <= now]
+        for name in "tu":
+            waits = arrived[name] > sum(task == name for at, task in assigned if at <= now)
+            full = len(recent) >= limit or recent.count(name) >= (task_limit or math.inf)
+            assert full or not waits, f"{name} waits at {now} for nothing: {assigned}"
+
+
+def test_a_limit_is_used_up_one_by_one():
+    history = [(1.0, "t")] * 5
+    assert [at for at, _ in run(capped(limit=3), history)] == [1001.0, 1002.0, 1003.0]
+    assert [at for at, _ in run(capped(task_limit=4), history)] == [1001.0, 1002.0, 1003.0, 1004.0]
+
+
 def test_what_a_limit_leaves_is_used():
     history = [(0.0, "tttt"), (59.0, ""), (3.0, ""), (62.0, "")]
     times = [at for at, _ in run(capped(limit=2), history)]
@@ -62,6 +86,8 @@ def test_who_would_wait_too_long_is_sent_away():
     patient = capped(limit=1, wait=100.0).select(view)
     assert patient.decisions == [Assign("c0", "x")]
     assert 60.0 <= patient.tick_in <= 61.0
+    just = capped(limit=1, wait=patient.tick_in).select(view)
+    assert (just.decisions, just.tick_in) == (patient.decisions, patient.tick_in)
     hasty = capped(limit=1, wait=10.0).select(view)
     assert [type(decision) for decision in hasty.decisions] == [Assign, Reject, Reject]
     assert hasty.decisions[1].retry.delay_min == patient.tick_in

@@ -209,6 +209,53 @@ def test_many_candidates_without_room_cost_little():
     assert FifoPolicy().select(view_of(candidates, tasks)).decisions == [Assign("c0", "x")]
 
 
+# The time in which candidates gather.
+
+
+def gathering(candidates, tasks, now):
+    """Return how long a policy that gathers for a minute waits on; None if it draws."""
+    policy = UniformPolicy(window=60.0, min_candidates=None)
+    selection = policy.select(view_of(candidates, tasks, now=now))
+    assert bool(selection.decisions) == (selection.tick_in is None)
+    return selection.tick_in
+
+
+def test_it_begins_when_there_is_a_candidate_and_a_task_for_it():
+    task = OpenTask("x", "t", 5, 5, created=100.0)
+    early, late = Candidate("c0", 50.0), Candidate("c1", 120.0)
+    assert gathering([early], [task], 130.0) == 30.0
+    assert gathering([late], [task], 130.0) == 50.0
+    assert gathering([early, late], [task], 130.0) == 30.0
+    assert gathering([late], [task], 179.0) == 1.0
+    assert gathering([late], [task], 180.0) is None
+    # The first of two tasks counts, whichever comes first in the list.
+    for tasks in ([task, OpenTask("y", "t", 5, 5, 110.0)], [OpenTask("y", "t", 5, 5, 90.0), task]):
+        created = min(task.created for task in tasks)
+        assert gathering([early], tasks, 130.0) == created + 30.0 - 100.0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        OpenTask("full", "t", capacity=0, missing=3, created=0.0),
+        OpenTask("not for them", "u", capacity=3, missing=3, created=0.0),
+    ],
+)
+def test_a_task_that_no_candidate_may_have_does_not_begin_it(other):
+    task = OpenTask("new", "t", 5, 5, created=100.0)
+    waiting = [Candidate("c0", 10.0, {"t": 1.0}), Candidate("c1", 20.0, {"t": 1.0})]
+    for tasks in ([task, other], [other, task]):
+        assert gathering(waiting, tasks, 110.0) == 50.0
+        assert gathering(waiting, tasks, 160.0) is None
+
+
+def test_each_candidate_counts_for_its_own_tasks_only():
+    tasks = [OpenTask("x", "t", 5, 5, created=100.0), OpenTask("y", "u", 5, 5, created=0.0)]
+    only_t, only_u = Candidate("c0", 10.0, {"t": 1.0}), Candidate("c1", 90.0, {"u": 1.0})
+    assert gathering([only_t], tasks, 110.0) == 50.0
+    assert gathering([only_t, only_u], tasks, 110.0) == 40.0
+
+
 # Cohorts.
 
 

@@ -1,6 +1,7 @@
 """Folds that lie in several processes, here with the processes' parts on one event loop."""
 
 import asyncio
+import dataclasses
 import socket
 import threading
 
@@ -145,6 +146,27 @@ def test_a_report_waits_for_what_was_added_before(processes):
     assert total(report) == [111_111_111_111, 12]
     assert {code_of(future) for future in adding} == {Code.OK}
     assert [worker.folds.held for worker in processes.workers] == [0, 0]
+
+
+@pytest.mark.parametrize("kept", [1 << 20, 96], ids=["room in one", "room in all together"])
+def test_what_every_process_has_is_in_partials_and_in_the_report(processes, kept):
+    """Also if one process may not keep what all of them do; then it is merged elsewhere."""
+    fold = processes.engine.open(dataclasses.replace(JOB, max_kept_bytes=kept))
+    places = [None, *processes.workers]
+    for number in range(6):
+        worker, data = places[number % 3], blob(number)
+        if worker is None:
+            added = fold.add(str(number), data)
+        else:
+            added = fold.add_held(str(number), worker.body(data))
+        assert code_of(added) is Code.OK
+        partial = fold.partial().result(WAIT)
+        assert sorted(partial.contributions) == [str(done) for done in range(number + 1)]
+        again = processes.engine.open(JOB, [partial])
+        assert total(again.report()) == [int("1" * (number + 1)), number + 1]
+    report = open_checkpoint(fold.report().result(WAIT))
+    assert report["sum"].tolist() == [111_111, 6]
+    assert sorted(report["all"].tolist()) == [10**number for number in range(6)]
 
 
 def test_one_contribution_counts_once_wherever_it_comes(processes):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fcp_core.protocol.checkpoint import (
     open_checkpoint,
+    wire,
     write_federated_compute,
     write_tf_v1,
 )
@@ -189,6 +190,23 @@ def test_values_that_are_not_packed_are_read() -> None:
         got = open_checkpoint(writer.finish())["a"]
         assert got.dtype == dtype
         assert got.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("number", "field", "size"), [(1, 5, 4), (2, 6, 8), (8, 9, 8), (18, 12, 16)]
+)
+def test_packed_values_that_are_no_whole_number_are_refused(
+    number: int, field: int, size: int
+) -> None:
+    head = slice_pb2.SavedSlice(name="a")
+    head.slice.extent.add()
+    packed = bytes(2 * size + 1)
+    tensor = bytes([field << 3 | 2, len(packed)]) + packed
+    inner = head.SerializeToString() + b"\x1a" + bytes([len(tensor)]) + tensor
+    writer = TableWriter()
+    writer.add(b"", [listed(number, 2).SerializeToString()])
+    writer.add(b"a", [b"\x12" + bytes([len(inner)]) + inner])
+    assert f"{len(packed)} bytes of values" in refused(writer.finish())
 
 
 @pytest.mark.parametrize("number", [0, 11, 20, 21, 22, 23, 101, 99])
@@ -395,6 +413,15 @@ def test_overlong_numbers_are_refused() -> None:
         writer.add(b"", [listed(9, 1).SerializeToString()])
         writer.add(b"a", [data])
         assert text in refused(writer.finish())
+
+
+@pytest.mark.parametrize("end", [b"\x80", b"\xff", b"\x80\x80", b"\x01\x80", bytes(5000) + b"\x80"])
+def test_packed_numbers_that_do_not_end_are_refused(end: bytes) -> None:
+    """Whatever the last byte is: also the least that has another after it."""
+    data = memoryview(end)
+    with pytest.raises(StatusError, match="has no end") as caught:
+        wire.decode_varints(data, wire.count_varints(data), np.dtype(np.int64))
+    assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 def test_an_index_cannot_make_a_reader_work_twice() -> None:

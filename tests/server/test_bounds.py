@@ -40,7 +40,7 @@ def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_fro
 
 def test_many_slow_clients_end_and_others_are_served_meanwhile(make_front, http, monkeypatch):
     monkeypatch.setattr(exchange, "LINGER_TIME", 0.3)
-    front = make_front(idle_timeout=0.3, body_timeout=0.3)
+    front = make_front(idle_timeout=1.0, body_timeout=1.0)
     slow = [
         b"GET /hea",
         http.head("/v1/eligibilityevaltasks/p:request", Content_Length=100) + b"some",

@@ -140,7 +140,13 @@ def test_the_file_is_read_again_when_it_changes(plugin, caplog):
         caplog.clear()
     path.write_text(line("first", "one"))
     time.now += LOOK
-    assert ask(plugin, "first") == "key:one"
+    with caplog.at_level("INFO", "fcp.api_keys"):
+        assert ask(plugin, "first") == "key:one"
+        assert "1 keys were read again" in caplog.text
+        caplog.clear()
+        time.now += 10 * LOOK
+        assert ask(plugin, "first") == "key:one"
+        assert caplog.text == ""  # it was looked at, and is the same
 
 
 @pytest.mark.parametrize(

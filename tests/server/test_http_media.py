@@ -166,12 +166,12 @@ def test_a_slow_upload_ends(make_front, http, services, media):
 
 
 def test_an_upload_outlives_the_idle_timeout_of_calls(make_front, http, services, media):
-    front = make_front(services, idle_timeout=0.1)
+    front = make_front(services, idle_timeout=1.0)
     elapsed = threading.Event()
     with front.connect() as connection:
         connection.send(http.head(UPLOAD, Content_Length=10), b"12345")
         assert media.started.acquire(timeout=http.WAIT)
-        front.loop.call_soon_threadsafe(front.loop.call_later, 0.3, elapsed.set)
+        front.loop.call_soon_threadsafe(front.loop.call_later, 1.3, elapsed.set)
         assert elapsed.wait(http.WAIT)
         connection.send(b"67890")
         assert connection.reply().status == 200

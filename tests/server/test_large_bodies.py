@@ -148,6 +148,24 @@ def test_a_bad_large_gzip_body_is_refused_and_the_connection_goes_on(
     assert front.frontend.in_flight == 0
 
 
+@pytest.mark.parametrize("values", [2, 16, 128])
+def test_a_large_gzip_body_may_unpack_to_much_more(make_front, http, services, values):
+    """Its size is known at the end only: the memory grows with it."""
+    generator = np.random.default_rng(values)
+    body = generator.integers(0, values, SIZE, np.uint8).tobytes()
+    packed = gzip.compress(body, 6)
+    assert DIRECT < len(packed) < len(body)
+    front = make_front(services)
+    with front.connect() as connection:
+        reply = connection.send(upload(http, packed, Content_Encoding="gzip")).reply()
+        assert reply.status == 200
+        # What follows may use the same memory again.
+        reply = connection.send(upload(http, packed, "second", Content_Encoding="gzip")).reply()
+        assert reply.status == 200
+    assert services.media.received == {"known/upload": body, "second": body}
+    assert front.frontend.in_flight == 0
+
+
 def test_a_large_body_that_is_not_wanted_is_dropped(make_front, http, services, noise):
     """The name is refused while the body is on its way; a bounded part of it is read."""
     front = make_front(services)

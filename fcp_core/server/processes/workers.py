@@ -279,8 +279,12 @@ class Workers:
         )
 
     async def measure(self) -> Sequence[Dump]:
-        """Return the metrics of the workers."""
-        return await asyncio.gather(*(worker.measure() for worker in self._workers))
+        """Return the metrics of the workers that serve now."""
+        workers = list(self._workers)
+        dumps = await asyncio.gather(*(worker.measure() for worker in workers))
+        # What one measured that ended meanwhile is among this process's own by now.
+        pairs = zip(workers, dumps, strict=True)
+        return [dump for worker, dump in pairs if worker in self._workers]
 
     # Inside.
 
