@@ -191,7 +191,7 @@ def connect(port: int, pids: list[int]) -> list[Client]:
             wanted[pid] -= 1
             clients.append(client)
         else:
-            client.socket.close()
+            client.connection.close()
     return clients
 
 
