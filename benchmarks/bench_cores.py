@@ -25,7 +25,6 @@ import gzip
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -39,12 +38,9 @@ from typing import Any
 
 import numpy as np
 from goals import Goal
+from http_load import Device
 
 from fcp_core.protocol.checkpoint import write_checkpoint
-from fcp_core.protocol.protos import aggregations_pb2 as aggregations
-from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
-from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
-from fcp_core.protocol.protos import task_assignments_pb2 as assignments
 
 ELEMENTS = 1_000_000
 CONNECTIONS = 16
@@ -166,68 +162,15 @@ def _running(
 # The clients: sockets and ready-made bytes.
 
 
-class Client:
-    """A kept connection, and which process has its other end."""
+class Client(Device):
+    """A device with a kept connection, and which process has its other end."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def ask(self, head: str, body: bytes = b"", headers: str = "") -> bytes:
-        """Send a request; return the answer's body."""
-        text = f"{head} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
-        if len(body) > 16384:
-            self.socket.sendall(text.encode())
-            self.socket.sendall(body)
-        else:
-            self.socket.sendall(text.encode() + body)
-        data = self.socket.recv(65536)
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            data += self._more()
-        if not data.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(f"{head}: {data!r}")
-        lines = data[:end].lower().split(b"\r\n")
-        length = next(int(x[15:]) for x in lines if x.startswith(b"content-length:"))
-        while len(data) < end + 4 + length:
-            data += self._more()
-        return data[end + 4 :]
-
-    def _more(self) -> bytes:
-        data = self.socket.recv(65536)
-        if not data:
-            raise RuntimeError("the server closed the connection")
-        return data
-
-    def assign(self) -> assignments.TaskAssignment:
-        """Check in and get a task."""
-        checked = eligibility.EligibilityEvalTaskResponse.FromString(
-            self.ask("POST /v1/eligibilityevaltasks/p:request?%24alt=proto")
-        )
-        path = f"/v1/populations/p/taskassignments/{checked.session_id}:start?%24alt=proto"
-        operation = longrunning.Operation.FromString(self.ask(f"POST {path}"))
-        response = assignments.StartTaskAssignmentResponse()
-        if not operation.response.Unpack(response):
-            raise RuntimeError("no assignment")
-        return response.task_assignment
-
-    def contribute(self, task: assignments.TaskAssignment, body: bytes, headers: str) -> None:
-        """Start an upload, upload, submit."""
-        path = f"/v1/aggregations/{task.aggregation_id}/clients"
-        operation = longrunning.Operation.FromString(
-            self.ask(f"POST {path}/{task.authorization_token}:startdataupload?%24alt=proto")
-        )
-        started = aggregations.StartAggregationDataUploadResponse()
-        operation.response.Unpack(started)
-        name = started.resource.resource_name
-        self.ask(f"POST /upload/v1/media/{name}?upload_protocol=raw", body, headers)
-        submit = aggregations.SubmitAggregationResultRequest(resource_name=name)
-        self.ask(
-            f"POST {path}/{started.client_token}:submit?%24alt=proto", submit.SerializeToString()
-        )
+        super().__init__(f"http://127.0.0.1:{port}")
 
     def owner(self) -> str:
         """Return the socket of the other end, as ``/proc`` names it."""
-        ends = [self.socket.getpeername()[1], self.socket.getsockname()[1]]
+        ends = self.connection.ports()
         for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
             fields = line.split()
             if [int(fields[i].rpartition(":")[2], 16) for i in (1, 2)] == ends:
@@ -241,14 +184,14 @@ def connect(port: int, pids: list[int]) -> list[Client]:
     clients = []
     while any(wanted.values()):
         client = Client(port)
-        client.ask("GET /healthz")
+        client.connection.send("GET", "/healthz")
         name = client.owner()
         pid = next(pid for pid in pids if name in _descriptors(pid))
         if wanted[pid]:
             wanted[pid] -= 1
             clients.append(client)
         else:
-            client.socket.close()
+            client.connection.close()
     return clients
 
 
@@ -297,7 +240,7 @@ def cpu_time(pids: list[int]) -> float:
 
 def measure(kind: str, clients: list[Client], pids: list[int], count: int, form: Form) -> Rate:
     """Send *count* contributions over all connections."""
-    body, headers = form.bodies[kind], form.headers
+    body, encoding = form.bodies[kind], form.encoding
     tasks = [clients[0].assign() for _ in range(count)] if kind == "fcp" else []
     left = iter(range(count))
     lock = threading.Lock()
@@ -309,9 +252,9 @@ def measure(kind: str, clients: list[Client], pids: list[int], count: int, form:
             if number is None:
                 return
             if tasks:
-                client.contribute(tasks[number], body, headers)
+                client.contribute(tasks[number], body, encoding)
             else:
-                client.ask("POST /upload", body, headers)
+                client.connection.post("/upload", body, encoding)
 
     server, own, start = cpu_time(pids), time.process_time(), time.perf_counter()
     with ThreadPoolExecutor(len(clients)) as pool:
@@ -329,10 +272,11 @@ class Form:
     """How contributions are sent.
 
     :param bodies: by the kind of server: a checkpoint, or its numbers alone.
+    :param encoding: the content encoding; empty if there is none.
     """
 
     bodies: dict[str, bytes]
-    headers: str = ""
+    encoding: str = ""
 
 
 def make_forms() -> dict[str, Form]:
@@ -343,7 +287,7 @@ def make_forms() -> dict[str, Form]:
     packed = {kind: gzip.compress(body, 1) for kind, body in bodies.items()}
     return {
         "uncompressed": Form(bodies),
-        "gzip": Form(packed, "Content-Encoding: gzip\r\n"),
+        "gzip": Form(packed, "gzip"),
     }
 
 

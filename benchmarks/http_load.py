@@ -40,12 +40,23 @@ class Connection:
         self._answers = AnswerReader()
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    def ports(self) -> list[int]:
+        """Return the ports of the other end and of this one."""
+        return [self._socket.getpeername()[1], self._socket.getsockname()[1]]
+
     def post(self, path: str, body: bytes = b"", encoding: str = "") -> bytes:
+        """POST ready-made bytes; return the answer's body.
+
+        :raises RuntimeError: if the answer is not 200.
+        """
+        return self.send("POST", path, body, encoding)
+
+    def send(self, method: str, path: str, body: bytes = b"", encoding: str = "") -> bytes:
         """Send a request; return the answer's body.
 
         :raises RuntimeError: if the answer is not 200.
         """
-        head = f"POST {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(body)}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: {self._host}\r\nContent-Length: {len(body)}\r\n"
         if encoding:
             head += f"Content-Encoding: {encoding}\r\n"
         start = f"{head}\r\n".encode()

@@ -9,6 +9,7 @@ import os
 import random
 import ssl
 import time
+from collections.abc import Callable
 
 from fcp_core.bench.connections import Connections, Origin, Tally, split, too_many_files
 from fcp_core.bench.devices import VirtualDevice, World
@@ -38,46 +39,20 @@ async def drive(url: str, load: Load) -> Report:
     tls = _tls(load, origin)
     shared = Connections(tls, tally) if load.keep else None
     world = World(url, load, recorder, random.Random(load.seed))
-    devices: set[asyncio.Task[str]] = set()
-    broken: list[BaseException] = []
-
-    def ended(kind: int, task: asyncio.Task[str]) -> None:
-        devices.discard(task)
-        if task.cancelled():
-            recorder.outcome("not finished", kind, time.perf_counter())
-        elif (error := task.exception()) is not None:
-            broken.append(error)
-        else:
-            recorder.outcome(task.result(), kind, time.perf_counter())
-
-    async def everybody() -> None:
-        for number in range(load.clients):
-            await world.turns.acquire()
-            if broken:
-                break
-            kind = number % len(load.bodies)
-            device = VirtualDevice(world, shared or Connections(tls, tally), load.bodies[kind])
-            task = asyncio.get_running_loop().create_task(device.run())
-            devices.add(task)
-            task.add_done_callback(functools.partial(ended, kind))
-        while devices:
-            await asyncio.wait(set(devices))
-
+    crowd = _Crowd(world, lambda: shared or Connections(tls, tally))
     cpu, began = time.process_time(), time.perf_counter()
     recorder.begin(began)
     try:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(everybody(), load.time_limit)
+            await asyncio.wait_for(crowd.run(), load.time_limit)
         elapsed = time.perf_counter() - began
     finally:
-        for task in list(devices):
-            task.cancel()
-        await asyncio.gather(*devices, return_exceptions=True)
+        await crowd.stop()
         if shared is not None:
             shared.close()
         await asyncio.sleep(0)  # for what asyncio does about each that is closed
-    if broken:
-        raise broken[0]
+    if crowd.broken:
+        raise crowd.broken[0]
     return recorder.report(
         clients=load.clients,
         seconds=elapsed,
@@ -85,6 +60,52 @@ async def drive(url: str, load: Load) -> Report:
         connections=tally.opened,
         bytes_received=tally.bytes_received,
     )
+
+
+class _Crowd:
+    """The devices of a run; each begins when it has a turn.
+
+    :param connections: makes those of one device.
+    """
+
+    def __init__(self, world: World, connections: Callable[[], Connections]) -> None:
+        self._world = world
+        self._connections = connections
+        self._devices: set[asyncio.Task[str]] = set()
+        #: What ended the run.
+        self.broken: list[BaseException] = []
+
+    async def run(self) -> None:
+        """Let all devices go through their sessions."""
+        bodies = self._world.load.bodies
+        for number in range(self._world.load.clients):
+            await self._world.turns.acquire()
+            if self.broken:
+                break
+            kind = number % len(bodies)
+            device = VirtualDevice(self._world, self._connections(), bodies[kind])
+            task = asyncio.get_running_loop().create_task(device.run())
+            self._devices.add(task)
+            task.add_done_callback(functools.partial(self._ended, kind))
+        while self._devices:
+            await asyncio.wait(set(self._devices))
+
+    async def stop(self) -> None:
+        """End the sessions that still go on."""
+        devices = list(self._devices)
+        for task in devices:
+            task.cancel()
+        await asyncio.gather(*devices, return_exceptions=True)
+
+    def _ended(self, kind: int, task: asyncio.Task[str]) -> None:
+        self._devices.discard(task)
+        recorder = self._world.recorder
+        if task.cancelled():
+            recorder.outcome("not finished", kind, time.perf_counter())
+        elif (error := task.exception()) is not None:
+            self.broken.append(error)
+        else:
+            recorder.outcome(task.result(), kind, time.perf_counter())
 
 
 def allow_files(connections: int, most: int = 0) -> None:

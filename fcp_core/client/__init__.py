@@ -11,6 +11,7 @@ from fcp_core.client.executors import (
     SliceSource,
 )
 from fcp_core.client.history import History
+from fcp_core.client.protocols import DeviceProtocol, PlanResults
 from fcp_core.client.python_tasks import PythonTaskExecutor, task
 from fcp_core.client.results import Outcome, SessionResult, TaskOutcome, TaskResult
 from fcp_core.client.stores import (
@@ -30,6 +31,7 @@ __all__ = [
     "Client",
     "Clock",
     "CollectionStore",
+    "DeviceProtocol",
     "EmptyExamplesStore",
     "ExampleDataStore",
     "ExampleStore",
@@ -37,6 +39,7 @@ __all__ = [
     "InsufficientDataError",
     "Outcome",
     "PlanExecutor",
+    "PlanResults",
     "PlanRun",
     "PythonTaskExecutor",
     "RetryPolicy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import re
 import zlib
@@ -20,6 +21,7 @@ from fcp_core.protocol.status import Code, StatusError
 # Checkpoints of floats hardly shrink at any level; the fastest costs the device the least.
 _GZIP_LEVEL = 1
 _VARIABLE = re.compile(r"\{(\w+)")
+_variables = functools.cache(_VARIABLE.findall)
 _Operation = google_longrunning_operations_pb2.Operation
 _GET, _CANCEL = "Operations.GetOperation", "Operations.CancelOperation"
 
@@ -166,7 +168,7 @@ class Calls:
         """Return the request of a call: the variables of its path are not repeated in its body."""
         variables = {}
         rest = message
-        for name in _VARIABLE.findall(route.template):
+        for name in _variables(route.template):
             value = getattr(message, name)
             variables[name] = value
             if value:

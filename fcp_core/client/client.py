@@ -100,13 +100,7 @@ class Client:
     ) -> None:
         check_uri(server, entry_point=True)
         path_variable(population)
-        if retry_token is not None:
-            warnings.warn(
-                "Client(retry_token=...) is deprecated and goes with the next release: leave it "
-                "out, it was never sent",
-                DeprecationWarning,
-                stacklevel=2,
-            )
+        _warn_of(retry_token)
         self.server = server
         self.population = population
         self._clock = clock or SystemClock()
@@ -201,3 +195,13 @@ class Client:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _warn_of(retry_token: str | None) -> None:
+    if retry_token is not None:
+        warnings.warn(
+            "Client(retry_token=...) is deprecated and goes with the next release: leave it out, "
+            "it was never sent",
+            DeprecationWarning,
+            stacklevel=3,
+        )

@@ -82,12 +82,12 @@ def _origin(scheme: str, authority: str) -> Origin:
     host, port = parts.hostname or "", parts.port
     usual = {"http": 80, "https": 443}.get(scheme)
     # What stands before an "@" looks like a host and is none.
-    if usual is None or "@" in authority or urllib.parse.quote(host, safe=":") != host:
-        if usual is None or "@" in authority or not host or host.isascii():
-            raise ValueError(f"{scheme}://{authority} is not an HTTP address of a host")
+    if usual is None or "@" in authority or not host:
+        raise ValueError(f"{scheme}://{authority} is not an HTTP address of a host")
+    if not host.isascii():
         host = host.encode("idna").decode()
-    if not host:
-        raise ValueError(f"{scheme}://{authority} names no host")
+    if urllib.parse.quote(host, safe=":") != host:
+        raise ValueError(f"{host!r} is not a host")
     shown = f"[{host}]" if ":" in host else host
     if port not in (None, usual):
         shown += f":{port}"

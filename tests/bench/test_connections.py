@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcp_core.bench.answers import Answer
+from fcp_core.bench.answers import Answer, AnswerReader
 from fcp_core.bench.connections import Connection, Connections, Origin, Tally, split
 
 HEAD = b"HTTP/1.1 200 OK\r\nServer: x\r\n"
@@ -40,6 +40,19 @@ def answers(draw):
     if draw(st.booleans()):
         sent = b"HTTP/1.1 103 Early Hints\r\nLink: <a>\r\n\r\n" + sent
     return sent, Answer(status, body)
+
+
+@given(st.lists(answers(), max_size=4), st.integers(1, 30))
+def test_answers_that_come_together_are_read_one_by_one(sent, step):
+    reader, found = AnswerReader(), []
+    data = b"".join(one for one, _ in sent)
+    for at in range(0, len(data), step):
+        answer = reader.feed(data[at : at + step])
+        while answer is not None:
+            found.append(answer)
+            answer = reader.feed(b"")
+    assert found == [meant for _, meant in sent]
+    assert reader.end() is None
 
 
 class Wire(asyncio.Transport):

@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from fcp_core.client import write_tfrecord
+from fcp_core.client.protocols import DeviceProtocol
 from fcp_core.client.stores import make_query_result
 from fcp_core.commands.client import client
 from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import client_runner_example_data_pb2, eligibility_eval_tasks_pb2
 
@@ -79,6 +82,40 @@ def test_underscores_and_tfrecords(server, query_plan, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert open_checkpoint(server.of(server.upload).body)["x"].tolist() == [9]
+
+
+def test_protocols_of_plugins_are_asked(server, query_plan, monkeypatch, tmp_path):
+    asked = []
+
+    class Side(DeviceProtocol):
+        def accepts(self, assignment):
+            asked.append(assignment.task_name)
+            return False
+
+        def contribute(self, assignment, results):
+            yield from ()
+
+    factories = {
+        "two-phase": SimpleNamespace(device=Side),
+        "server only": SimpleNamespace(device=None),
+        "old": SimpleNamespace(),
+    }
+    monkeypatch.setattr(Plugins, "load", lambda: SimpleNamespace(protocols=factories))
+    server.script_session(query_plan)
+    run(f"--server={server.url}", f"--population={server.population}")
+    assert asked == ["task"]
+
+
+def test_a_server_configuration_that_is_wrong_does_not_stop_a_device(
+    server, query_plan, monkeypatch, tmp_path
+):
+    (tmp_path / "setup.cfg").write_text("[fcp]\nno_such_option = 1\n")
+    monkeypatch.chdir(tmp_path)
+    server.script_session(query_plan)
+    result = run(f"--server={server.url}", f"--population={server.population}")
+    assert result.exit_code == 0
+    assert "goes on without plugins" in result.stderr
+    assert "no_such_option" in result.stderr
 
 
 def test_a_session_that_failed_was_still_gone_through(server, query_plan):

@@ -31,6 +31,7 @@ from fcp_core.protocol.protos import (
     client_runner_example_data_pb2,
     common_pb2,
     plan_pb2,
+    secure_aggregations_pb2,
     task_assignments_pb2,
 )
 from fcp_core.protocol.status import Code, StatusError
@@ -112,6 +113,11 @@ def test_clients_that_cannot_be(server, population):
     assert caught.value.code is Code.INVALID_ARGUMENT
 
 
+def test_the_retry_token_is_deprecated():
+    with pytest.warns(DeprecationWarning, match="leave it out"):
+        Client("https://x", "p", stores={}, retry_token="token").close()
+
+
 # --- waiting ------------------------------------------------------------------------------------
 
 
@@ -144,6 +150,14 @@ def test_polling_interval_of_other_metadata():
     broken = metadata(task_assignments_pb2.StartTaskAssignmentMetadata())
     broken.value = b"\xff"
     assert polling_interval(broken) == 0.5
+
+
+def test_polling_interval_of_any_metadata_that_has_one():
+    keys = secure_aggregations_pb2.AdvertiseKeysMetadata()
+    keys.polling_interval.seconds = 2
+    assert polling_interval(metadata(keys)) == 2
+    unknown = Any(type_url="type.googleapis.com/not.here.Metadata", value=b"x")
+    assert polling_interval(unknown) == 0.5
 
 
 def test_operation_names():

@@ -277,7 +277,7 @@ BELOW = {
     },
     "client": {"errors", "protocol"},
     "lab": {"errors", "protocol", "aggregation", "rounds", "plugins"},
-    "bench": {"errors", "protocol", "aggregation", "rounds", "admin", "lab"},
+    "bench": {"errors", "protocol", "aggregation", "rounds", "admin", "client", "lab"},
     "testing": {
         *("errors", "protocol", "aggregation", "rounds", "storage", "plugins"),
         *("tasks", "admin", "server", "client", "lab"),

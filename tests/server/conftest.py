@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import http.client
 import socket
 import threading
 from dataclasses import dataclass, field
-from urllib.parse import quote
+from types import SimpleNamespace
 
 import pytest
 import urllib3
 
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.client import steps
+from fcp_core.client.addresses import Router
+from fcp_core.client.calls import Calls
+from fcp_core.client.driver import BlockingDriver
+from fcp_core.client.interruption import Interruption
 from fcp_core.protocol.protos import aggregations_pb2, common_pb2, google_rpc_status_pb2
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
-from fcp_core.protocol.protos import google_longrunning_operations_pb2 as operations_pb2
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import TaskSpec
@@ -222,14 +225,19 @@ class Refused(Exception):
 
 
 class Device:
-    """Speaks the protocol as the published client does, one step a method."""
+    """Makes the client's calls one by one, a method each; a refusal is raised with its body."""
 
     def __init__(self, url: str, population: str, ca: str | None = None) -> None:
         self.entry = url
         self.population = population
         self.pool = urllib3.PoolManager(ca_certs=ca, retries=False, timeout=WAIT)
         self.session_id = ""
-        self.forwarding = common_pb2.ForwardingInfo()
+        self.forwarding = common_pb2.ForwardingInfo(target_uri_prefix=url)
+        self.router = Router(url, {"x-goog-api-key": "key"}, any_address=True)
+        self.calls = Calls(self.router)
+        self.driver = BlockingDriver(
+            None, SimpleNamespace(send=self.perform, interruption=Interruption())
+        )
 
     def close(self) -> None:
         self.pool.clear()
@@ -242,66 +250,44 @@ class Device:
             raise Refused(reply.status, reply.data)
         return reply.data
 
-    def call(self, base, path, request, response):
-        """POST a message, gzipped even when it is empty."""
-        data = request.SerializeToString()
-        headers = {"Content-Encoding": "gzip"}
-        if data:
-            headers["Content-Type"] = "application/x-protobuf"
-        body = self.send("POST", base, path + "?%24alt=proto", gzip.compress(data), headers)
-        return response.FromString(body)
+    def perform(self, request):
+        """Carry out a step of the client's."""
+        if request.name == "download":
+            reply = self.pool.request("GET", request.url)
+            if reply.status != 200:
+                raise Refused(reply.status, reply.data)
+            return steps.Reply(reply.data, reply.headers["Content-Type"])
+        at = request.url.index("/", len("https://"))
+        base, path = request.url[:at], request.url[at:]
+        return steps.Reply(self.send(request.method, base, path, request.body, request.headers))
 
-    def wait(self, base, operation, response):
-        """Poll an operation until it is done."""
-        while not operation.done:
-            assert operation.name.startswith("operations/")
-            body = self.send("GET", base, f"/v1/{operation.name}?%24alt=proto")
-            operation = operations_pb2.Operation.FromString(body)
-        if operation.HasField("error"):
-            raise StatusError(Code(operation.error.code), operation.error.message)
-        message = response()
-        assert operation.response.Unpack(message)
-        return message
+    def call(self, forwarding, name, request):
+        """Call a method, and wait for its operation."""
+        endpoint = self.router.resolve(forwarding, "address")
+        return self.driver.run(self.calls.call(endpoint, name, request))
 
     def fetch(self, resource):
-        if resource.WhichOneof("resource") is None:
-            return b""
-        assert resource.uri
-        reply = self.pool.request("GET", resource.uri)
-        if reply.status != 200:
-            raise Refused(reply.status, reply.data)
-        packed = reply.headers["Content-Type"].lower().endswith("+gzip")
-        return gzip.decompress(reply.data) if packed else reply.data
+        return self.driver.run(self.calls.fetch(resource))
 
-    def check_in(self):
-        request = eligibility_pb2.EligibilityEvalTaskRequest()
+    def check_in(self, formats=(common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP,)):
+        request = eligibility_pb2.EligibilityEvalTaskRequest(population_name=self.population)
         request.client_version.version_code = "1"
-        request.resource_capabilities.supported_compression_formats.append(1)
+        request.resource_capabilities.supported_compression_formats.extend(formats)
         request.eligibility_eval_task_capabilities.supports_multiple_task_assignment = True
         request.eligibility_eval_task_capabilities.supports_native_eets = True
-        response = self.call(
-            self.entry,
-            f"/v1/eligibilityevaltasks/{quote(self.population, safe='')}:request",
-            request,
-            eligibility_pb2.EligibilityEvalTaskResponse,
-        )
+        entry = common_pb2.ForwardingInfo(target_uri_prefix=self.entry)
+        response = self.call(entry, "EligibilityEvalTasks.RequestEligibilityEvalTask", request)
         self.session_id = response.session_id
         self.forwarding = response.task_assignment_forwarding_info
         return response
 
-    def _assignments(self, session_id, verb):
-        population = quote(self.population, safe="")
-        return f"/v1/populations/{population}/taskassignments/{session_id}:{verb}"
-
     def start(self):
         """Ask for a task; None if there is none for this device."""
-        base = self.forwarding.target_uri_prefix
-        request = assignments_pb2.StartTaskAssignmentRequest()
-        request.client_version.version_code = "1"
-        operation = self.call(
-            base, self._assignments(self.session_id, "start"), request, operations_pb2.Operation
+        request = assignments_pb2.StartTaskAssignmentRequest(
+            population_name=self.population, session_id=self.session_id
         )
-        response = self.wait(base, operation, assignments_pb2.StartTaskAssignmentResponse)
+        request.client_version.version_code = "1"
+        response = self.call(self.forwarding, "TaskAssignments.StartTaskAssignment", request)
         return response.task_assignment if response.HasField("task_assignment") else None
 
     def assignment(self):
@@ -313,46 +299,42 @@ class Device:
 
     def report(self, task, code=Code.OK):
         request = assignments_pb2.ReportTaskResultRequest(
+            population_name=self.population,
+            session_id=task.session_id,
             computation_status_code=int(code),
             aggregation_id=task.aggregation_id,
             task_name=task.task_name,
         )
-        self.call(
-            self.forwarding.target_uri_prefix,
-            self._assignments(task.session_id, "reportresult"),
-            request,
-            assignments_pb2.ReportTaskResultResponse,
-        )
+        self.call(self.forwarding, "TaskAssignments.ReportTaskResult", request)
 
     def start_upload(self, task, token=None):
-        base = task.aggregation_data_forwarding_info.target_uri_prefix
-        token = quote(token or task.authorization_token, safe="")
-        operation = self.call(
-            base,
-            f"/v1/aggregations/{task.aggregation_id}/clients/{token}:startdataupload",
-            aggregations_pb2.StartAggregationDataUploadRequest(),
-            operations_pb2.Operation,
+        request = aggregations_pb2.StartAggregationDataUploadRequest(
+            aggregation_id=task.aggregation_id,
+            authorization_token=token or task.authorization_token,
         )
-        return self.wait(base, operation, aggregations_pb2.StartAggregationDataUploadResponse)
+        return self.call(
+            task.aggregation_data_forwarding_info,
+            "Aggregations.StartAggregationDataUpload",
+            request,
+        )
 
     def upload(self, upload, data, encoding="gzip"):
-        self.send(
-            "POST",
-            upload.resource.data_upload_forwarding_info.target_uri_prefix,
-            f"/upload/v1/media/{quote(upload.resource.resource_name)}?upload_protocol=raw",
-            gzip.compress(data) if encoding == "gzip" else data,
-            {"Content-Encoding": encoding},
-        )
+        info = upload.resource.data_upload_forwarding_info
+        endpoint = self.router.resolve(info, "address")
+        if encoding != "gzip":
+            endpoint.headers["Content-Encoding"] = encoding
+        self.driver.run(self.calls.upload(endpoint, upload.resource, data, encoding == "gzip"))
 
     def submit(self, task, upload, resource_name=None):
-        token = quote(upload.client_token or task.authorization_token, safe="")
+        request = aggregations_pb2.SubmitAggregationResultRequest(
+            aggregation_id=task.aggregation_id,
+            client_token=upload.client_token or task.authorization_token,
+            resource_name=resource_name or upload.resource.resource_name,
+        )
         self.call(
-            upload.aggregation_protocol_forwarding_info.target_uri_prefix,
-            f"/v1/aggregations/{task.aggregation_id}/clients/{token}:submit",
-            aggregations_pb2.SubmitAggregationResultRequest(
-                resource_name=resource_name or upload.resource.resource_name
-            ),
-            aggregations_pb2.SubmitAggregationResultResponse,
+            upload.aggregation_protocol_forwarding_info,
+            "Aggregations.SubmitAggregationResult",
+            request,
         )
 
     def contribute(self, data):

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import common_pb2, plan_pb2
-from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
@@ -151,16 +150,7 @@ def submit(thread, spec):
 
 def assignment(device, formats=(common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP,)):
     """Check in with these compression formats and get a task."""
-    request = eligibility_pb2.EligibilityEvalTaskRequest()
-    request.resource_capabilities.supported_compression_formats.extend(formats)
-    response = device.call(
-        device.entry,
-        f"/v1/eligibilityevaltasks/{device.population}:request",
-        request,
-        eligibility_pb2.EligibilityEvalTaskResponse,
-    )
-    device.session_id = response.session_id
-    device.forwarding = response.task_assignment_forwarding_info
+    device.check_in(formats)
     return device.start()
 
 
