@@ -167,13 +167,13 @@ class DeviceSession(Machine[SessionState]):
         :raises StatusError: ABORTED if the session has ended.
         """
         self.check()
-        self.candidate = candidate
         self.move(SessionState.WAITING)
+        self.candidate = candidate
 
     def assign(self, aggregation_id: str) -> None:
         """Take the SINGLE task that it waited for."""
-        self.aggregation_id = aggregation_id
         self.move(SessionState.ASSIGNED)
+        self.aggregation_id = aggregation_id
 
     def end(self, why: str) -> None:
         """Mark it ended, unless it waits or has ended; its tasks release the assignments."""

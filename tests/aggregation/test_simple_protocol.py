@@ -1,283 +1,179 @@
-"""The simple protocol's machine: transitions, counters, close messages, outliers, the drain."""
+"""The simple protocol's machine: what it answers, and whom it gives up for being slow."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fcp_aggregators.plugin import fcp_register_aggregation_protocols
-from fcp_core.aggregation.protocol import (
-    AbortFoldEffect,
-    FetchEffect,
-    FoldEffect,
-    ReportEffect,
-)
-from fcp_core.aggregation.simple import OutlierDetection, SimpleAggregationProtocol
+from fcp_aggregators.simple_protocol import OutlierDetection, SimpleProtocol
 from fcp_core.errors import UsageError
-from fcp_core.protocol.protos import aggregation_protocol_messages_pb2 as messages
+from fcp_core.protocol.protos import aggregations_pb2 as pb
+from fcp_core.protocol.protos import common_pb2, task_assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.protocols import Accumulate, Answer, Call, Drop, Upload
 
 (SIMPLE,) = fcp_register_aggregation_protocols()
-INPUT = messages.ClientMessage(simple_aggregation={"input": {"inline_bytes": b"data"}})
-BY_URI = messages.ClientMessage(simple_aggregation={"input": {"uri": "upload/1"}})
+START, SUBMIT = "StartAggregationDataUpload", "SubmitAggregationResult"
 
 
-def started(clients=0, options=()):
-    machine = SIMPLE.make(dict(options))
-    machine.start(clients, 0.0)
-    return machine
-
-
-def counters(machine):
-    """Completed, failed, pending, aborted; included, in flight, discarded."""
-    status = machine.status()
-    return (
-        status.num_clients_completed,
-        status.num_clients_failed,
-        status.num_clients_pending,
-        status.num_clients_aborted,
-        status.num_inputs_aggregated_and_included,
-        status.num_inputs_aggregated_and_pending,
-        status.num_inputs_discarded,
+def tickets(client):
+    return SimpleNamespace(
+        client_token=f"token-{client}",
+        upload_name=lambda slot: f"{slot}-{client}",
+        forwarding=common_pb2.ForwardingInfo(target_uri_prefix="calls"),
+        upload_forwarding=common_pb2.ForwardingInfo(target_uri_prefix="uploads"),
     )
 
 
-def closing(machine, client):
-    answer = machine.poll(client)
-    if answer is None:
-        return None
-    return Code(answer.simple_aggregation.close_message.code)
+def start(machine, client, now=0.0):
+    request = pb.StartAggregationDataUploadRequest()
+    return machine.receive(Call(client, START, request, tickets(client)), now)
 
 
-def fails(code, function, *args):
-    with pytest.raises(StatusError) as caught:
-        function(*args)
+def upload(machine, client, now=1.0):
+    assert machine.uploaded(Upload(client, "checkpoint", 4), now) == ()
+
+
+def submit(machine, client, now=1.0, name=None):
+    name = f"checkpoint-{client}" if name is None else name
+    request = pb.SubmitAggregationResultRequest(resource_name=name)
+    return machine.receive(Call(client, SUBMIT, request, tickets(client)), now)
+
+
+def contribute(machine, client, began, now):
+    start(machine, client, began)
+    upload(machine, client, now)
+    assert submit(machine, client, now) == [Accumulate((client,), slot="checkpoint")]
+
+
+def refused(code, match, function, *args, **kwargs):
+    with pytest.raises(StatusError, match=match) as caught:
+        function(*args, **kwargs)
     assert caught.value.code is code
 
 
-def contribute(machine, client, code=Code.OK, message=""):
-    assert machine.receive(client, INPUT, 1.0) == (FoldEffect(client, b"data"),)
-    assert machine.folded(client, code, message, 1.0) == ()
-
-
-def test_a_round_from_start_to_result():
+def test_what_the_plugin_says_of_it():
+    assert (SIMPLE.name, SIMPLE.aborting) == ("simple", ("AbortAggregation",))
+    assert SIMPLE.services == ("google.internal.federatedcompute.v1.Aggregations",)
     machine = SIMPLE.make({})
-    assert machine.state() == machine.status().protocol_state == messages.PROTOCOL_CREATED
-    machine.start(1, 0.0)
-    assert machine.add_clients(2, 0.0) == 1
-    assert machine.add_clients(1, 0.0) == 3
-    assert counters(machine) == (0, 0, 4, 0, 0, 0, 0)
+    assert machine.concluding == (SUBMIT,)
+    assert (machine.reads, machine.resumable) == (False, True)
+    assignment = task_assignments_pb2.TaskAssignment()
+    machine.describe(assignment)
+    # With confidential aggregation switched on, a device must find it set.
+    assert assignment.WhichOneof("aggregation_type") == "aggregation_info"
 
-    assert machine.receive(0, BY_URI, 1.0) == (FetchEffect(0, "upload/1"),)
-    assert counters(machine) == (1, 0, 3, 0, 0, 1, 0)
-    assert not machine.is_client_closed(0)
-    assert machine.poll(0) is None
-    machine.folded(0, Code.OK, "", 1.0)
-    assert machine.is_client_closed(0)
-    assert counters(machine) == (1, 0, 3, 0, 1, 0, 0)
-    assert closing(machine, 0) is Code.OK
-    assert machine.poll(0) is None
 
-    contribute(machine, 1, Code.INVALID_ARGUMENT, "wrong shape")
-    answer = machine.poll(1).simple_aggregation.close_message
-    assert (answer.code, answer.message) == (3, "wrong shape")
-    contribute(machine, 2, Code.ABORTED)
-    assert counters(machine) == (2, 1, 1, 0, 1, 0, 1)
-
-    assert machine.complete(2.0) == (ReportEffect(),)
-    assert machine.state() == messages.PROTOCOL_COMPLETING
-    assert machine.reported(Code.OK, "", 2.0) == ()
-    assert machine.state() == messages.PROTOCOL_COMPLETED
-    assert closing(machine, 3) is Code.ABORTED
-    assert counters(machine) == (2, 1, 0, 1, 1, 0, 1)
+def test_a_contribution_from_start_to_answer():
+    machine = SIMPLE.make({})
+    (answer,) = start(machine, "a")
+    assert (answer.assignment, answer.method) == ("a", START)
+    assert answer.response.client_token == "token-a"
+    assert answer.response.resource.resource_name == "checkpoint-a"
+    assert answer.response.resource.data_upload_forwarding_info.target_uri_prefix == "uploads"
+    assert answer.response.aggregation_protocol_forwarding_info.target_uri_prefix == "calls"
+    upload(machine, "a")
+    assert submit(machine, "a") == [Accumulate(("a",), slot="checkpoint")]
+    response = pb.SubmitAggregationResultResponse()
+    assert machine.accumulated(("a",), None, 2.0) == [Answer("a", SUBMIT, response)]
     assert machine.next_tick() is None
 
 
-def test_what_each_state_refuses():
-    created = SimpleAggregationProtocol()
-    for call in (
-        lambda: created.add_clients(0, 0.0),
-        lambda: created.receive(0, INPUT, 0.0),
-        lambda: created.poll(0),
-        lambda: created.close(0, Code.OK, "", 0.0),
-        lambda: created.complete(0.0),
-        lambda: created.reported(Code.OK, "", 0.0),
-        lambda: created.abort(0.0),
-    ):
-        fails(Code.FAILED_PRECONDITION, call)
-    fails(Code.INVALID_ARGUMENT, created.start, -1, 0.0)
-    machine = started(1)
-    fails(Code.FAILED_PRECONDITION, machine.start, 1, 0.0)
-    for number in (0, -1):
-        fails(Code.INVALID_ARGUMENT, machine.add_clients, number, 0.0)
-    for client in (-1, 1):
-        fails(Code.INVALID_ARGUMENT, machine.receive, client, INPUT, 0.0)
-        fails(Code.INVALID_ARGUMENT, machine.poll, client)
-        fails(Code.INVALID_ARGUMENT, machine.close, client, Code.OK, "", 0.0)
-        fails(Code.INVALID_ARGUMENT, machine.is_client_closed, client)
-        fails(Code.INVALID_ARGUMENT, machine.folded, client, Code.OK, "", 0.0)
-    machine.complete(0.0)
-    fails(Code.FAILED_PRECONDITION, machine.complete, 0.0)
-    fails(Code.FAILED_PRECONDITION, machine.add_clients, 1, 0.0)
-    machine.reported(Code.OK, "", 0.0)
-    for call in (machine.complete, machine.abort):
-        fails(Code.FAILED_PRECONDITION, call, 0.0)
-    fails(Code.FAILED_PRECONDITION, machine.reported, Code.OK, "", 0.0)
+def test_a_refused_contribution_is_answered_by_the_core():
+    machine = SIMPLE.make({})
+    contribute(machine, "a", 0.0, 1.0)
+    assert machine.accumulated(("a",), StatusError(Code.INVALID_ARGUMENT, "bad"), 2.0) == ()
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        messages.ClientMessage(),
-        messages.ClientMessage(simple_aggregation={}),
-        messages.ClientMessage(simple_aggregation={"input": {}}),
-    ],
-)
-def test_messages_without_input_are_refused_before_anything_else(message):
-    # Even by a session that has not begun: the message is looked at first.
-    fails(Code.INVALID_ARGUMENT, SimpleAggregationProtocol().receive, 0, message, 0.0)
-    machine = started(1)
-    fails(Code.INVALID_ARGUMENT, machine.receive, 0, message, 0.0)
-    assert counters(machine) == (0, 0, 1, 0, 0, 0, 0)
+def test_a_submission_of_another_upload_or_of_nothing_can_be_mended():
+    machine = SIMPLE.make({})
+    start(machine, "a")
+    for name in ("", "other", "checkpoint-b"):
+        refused(Code.INVALID_ARGUMENT, "is not the one", submit, machine, "a", name=name)
+    refused(Code.INVALID_ARGUMENT, "nothing has been uploaded", submit, machine, "a")
+    upload(machine, "a")
+    refused(Code.INVALID_ARGUMENT, "is not the one", submit, machine, "a", name="other")
+    assert submit(machine, "a") == [Accumulate(("a",), slot="checkpoint")]
 
 
-def test_a_client_that_closes_gets_no_message():
-    machine = started(3)
-    machine.close(0, Code.OK, "", 0.0)
-    machine.close(1, Code.CANCELLED, "gone", 0.0)
-    assert counters(machine) == (1, 1, 1, 0, 0, 0, 1)
-    assert machine.poll(0) is machine.poll(1) is None
-    contribute(machine, 2)
-    machine.close(2, Code.CANCELLED, "too late", 0.0)
-    assert counters(machine) == (2, 1, 0, 0, 1, 0, 1)
+def test_after_a_restart_an_upload_goes_on_and_a_lost_one_is_no_fault_of_the_device():
+    machine = SIMPLE.make({})
+    refused(Code.ABORTED, "upload is lost", submit, machine, "a")
+    upload(machine, "b")
+    assert submit(machine, "b") == [Accumulate(("b",), slot="checkpoint")]
 
 
-def test_only_the_first_input_of_a_client_counts():
-    machine = started(1)
-    machine.receive(0, INPUT, 0.0)
-    assert machine.receive(0, INPUT, 0.0) == ()
-    machine.folded(0, Code.OK, "", 0.0)
-    assert machine.receive(0, INPUT, 0.0) == ()
-    machine.folded(0, Code.INTERNAL, "", 0.0)
-    assert counters(machine) == (1, 0, 0, 0, 1, 0, 0)
+def test_who_left_is_forgotten():
+    machine = SIMPLE.make({})
+    start(machine, "a")
+    upload(machine, "a")
+    assert machine.left("a", Code.CANCELLED, 1.0) == ()
+    assert machine.left("a", Code.CANCELLED, 1.0) == ()
+    refused(Code.ABORTED, "upload is lost", submit, machine, "a")
 
 
-def test_inputs_after_the_end_are_discarded():
-    machine = started(2)
-    machine.complete(0.0)
-    assert machine.receive(0, INPUT, 0.0) == ()
-    assert closing(machine, 0) is Code.ABORTED
-    assert counters(machine) == (1, 0, 1, 0, 0, 0, 1)
-    machine.reported(Code.OK, "", 0.0)
-    # By now the other one was aborted with the session.
-    assert machine.receive(1, INPUT, 0.0) == ()
-    assert counters(machine) == (1, 0, 0, 1, 0, 0, 1)
-
-
-def test_inputs_in_flight_have_five_seconds_after_the_report():
-    machine = started(4)
-    for client in (0, 1, 2):
-        machine.receive(client, INPUT, 0.0)
-    machine.complete(10.0)
-    machine.folded(0, Code.OK, "", 10.0)
-    machine.reported(Code.OK, "", 20.0)
-    assert machine.next_tick() == 25.0
-    assert counters(machine) == (3, 0, 1, 0, 1, 2, 0)
-    machine.folded(1, Code.OK, "", 24.0)
-    machine.tick(24.9)
-    assert counters(machine) == (3, 0, 1, 0, 2, 1, 0)
-    machine.tick(25.0)
-    assert counters(machine) == (3, 0, 0, 1, 2, 0, 1)
-    assert closing(machine, 2) is closing(machine, 3) is Code.ABORTED
-    machine.folded(2, Code.OK, "", 26.0)
-    assert counters(machine) == (3, 0, 0, 1, 2, 0, 1)
-    assert machine.next_tick() is None
-
-
-def test_the_drain_ends_with_the_last_input():
-    machine = started(2)
-    machine.receive(0, INPUT, 0.0)
-    machine.complete(0.0)
-    machine.reported(Code.OK, "", 1.0)
-    machine.folded(0, Code.INVALID_ARGUMENT, "", 1.5)
-    assert machine.next_tick() is None
-    assert counters(machine) == (0, 1, 0, 1, 0, 0, 0)
-
-
-def test_a_report_that_fails_discards_everything():
-    machine = started(3)
-    contribute(machine, 0)
-    machine.receive(1, INPUT, 0.0)
-    machine.complete(0.0)
-    assert machine.reported(Code.INTERNAL, "", 0.0) == (AbortFoldEffect(),)
-    assert machine.state() == messages.PROTOCOL_ABORTED
-    machine.folded(1, Code.OK, "", 1.0)
-    assert counters(machine) == (2, 0, 0, 1, 0, 0, 2)
-    assert machine.abort(0.0) == ()
-
-
-@pytest.mark.parametrize("completing", [False, True])
-def test_abort_closes_everybody_at_once(completing):
-    machine = started(3, {"detection_interval": 1.0})
-    contribute(machine, 0)
-    machine.receive(1, INPUT, 0.0)
-    if completing:
-        machine.complete(0.0)
-    assert machine.abort(0.0) == (AbortFoldEffect(),)
-    assert machine.next_tick() is None
-    assert counters(machine) == (2, 0, 0, 1, 0, 0, 2)
-    # It was told OK when it was folded; the session's end is no news for it.
-    assert closing(machine, 0) is Code.OK
-    assert closing(machine, 1) is closing(machine, 2) is Code.ABORTED
-    machine.folded(1, Code.OK, "", 0.0)
-    assert machine.reported(Code.OK, "", 0.0) == ()
-    assert machine.abort(0.0) == ()
-    assert counters(machine) == (2, 0, 0, 1, 0, 0, 2)
+def slow(machine, now):
+    """Return who is given up in a tick."""
+    effects = machine.tick(now)
+    for effect in effects:
+        assert isinstance(effect, Drop)
+        assert (effect.phase, effect.code) == ("protocol", Code.ABORTED)
+        assert "far longer than the other clients" in effect.message
+        machine.left(effect.assignment, effect.code, now)
+    return [effect.assignment for effect in effects]
 
 
 def test_outliers_are_given_up():
-    machine = started(4, {"detection_interval": 10.0, "grace_period": 3.0})
+    machine = SIMPLE.make({"detection_interval": 10.0, "grace_period": 3.0})
+    assert machine.next_tick() is None
+    for client in ("slow", "slower"):
+        start(machine, client, 0.0)
     assert machine.next_tick() == 10.0
-    machine.receive(0, INPUT, 1.0)
-    machine.tick(10.0)
+    contribute(machine, "a", 0.0, 1.0)
     # One sample is not enough for a deviation.
-    assert counters(machine)[3] == 0
+    assert slow(machine, 10.0) == []
     assert machine.next_tick() == 20.0
-    machine.receive(1, INPUT, 3.0)
+    contribute(machine, "b", 0.0, 3.0)
     # mean 2, sample deviation sqrt(2): the threshold is 2 + 6 * 1.4142 + 3 = 13.485
-    late = machine.add_clients(1, 7.0)
-    machine.tick(13.4)
+    start(machine, "late", 7.0)
+    assert slow(machine, 13.4) == []
     assert machine.next_tick() == 20.0
-    machine.tick(20.0)
-    assert [closing(machine, client) for client in (2, 3, late)] == [
-        Code.ABORTED,
-        Code.ABORTED,
-        None,
-    ]
-    assert counters(machine) == (2, 0, 1, 2, 0, 2, 0)
-    machine.tick(30.0)
-    assert closing(machine, late) is Code.ABORTED
+    # Those that have submitted wait for the server, and not the server for them.
+    assert slow(machine, 20.0) == ["slow", "slower"]
+    assert slow(machine, 30.0) == ["late"]
+    assert slow(machine, 40.0) == []
 
 
-def test_the_threshold_of_an_outlier_to_the_second():
-    for now, aborted in ((13.48, 0), (13.49, 1)):
-        machine = SimpleAggregationProtocol(OutlierDetection(1.0, 3.0))
-        machine.start(3, 0.0)
-        machine.receive(0, INPUT, 1.0)
-        machine.receive(1, INPUT, 3.0)
-        machine.tick(now)
-        assert counters(machine)[3] == aborted
+@pytest.mark.parametrize(("now", "aborted"), [(13.48, []), (13.49, ["slow"])])
+def test_the_threshold_of_an_outlier_to_the_hundredth(now, aborted):
+    machine = SimpleProtocol(OutlierDetection(1.0, 3.0))
+    start(machine, "slow", 0.0)
+    contribute(machine, "a", 0.0, 1.0)
+    contribute(machine, "b", 0.0, 3.0)
+    assert slow(machine, now) == aborted
 
 
-def test_no_outliers_after_complete():
-    machine = started(3, {"detection_interval": 1.0})
-    machine.receive(0, INPUT, 0.0)
-    machine.receive(1, INPUT, 0.0)
-    machine.complete(0.0)
-    machine.tick(1000.0)
-    assert counters(machine)[2] == 1
+def test_an_upload_without_a_submission_is_slow_too():
+    machine = SimpleProtocol(OutlierDetection(1.0))
+    start(machine, "slow", 0.0)
+    upload(machine, "slow", 0.5)
+    for client in "ab":
+        contribute(machine, client, 0.0, 1.0)
+    assert slow(machine, 1.0) == []
+    assert slow(machine, 2.1) == ["slow"]
+
+
+def test_without_outlier_detection_nobody_is_given_up():
+    machine = SIMPLE.make({"grace_period": 3.0})
+    start(machine, "slow", 0.0)
+    for client in "ab":
+        contribute(machine, client, 0.0, 0.1)
+    assert (machine.tick(1e9), machine.next_tick()) == ((), None)
 
 
 def test_options_that_make_no_sense():
@@ -287,92 +183,69 @@ def test_options_that_make_no_sense():
 
 
 class AnySequence(RuleBasedStateMachine):
-    """Whatever happens in whatever order, the counters add up and every client is closed."""
+    """Whatever devices do, and however often, each is accumulated at most once."""
+
+    CLIENTS = st.sampled_from("abcd")
 
     def __init__(self):
         super().__init__()
         self.machine = SIMPLE.make({"detection_interval": 7.0, "grace_period": 1.0})
         self.now = 0.0
-        self.folding = set()
-        self.reporting = False
-        self.clients = 2
-        self.machine.start(2, 0.0)
+        self.stages = {}
+        self.over = set()
 
-    def run(self, effects):
-        for effect in effects:
-            if isinstance(effect, FoldEffect):
-                self.folding.add(effect.client_id)
-            self.reporting |= isinstance(effect, ReportEffect)
+    def act(self, client):
+        """Return where a device stands; None: it is over and the core takes no more calls."""
+        return None if client in self.over else self.stages.get(client, "new")
 
-    def is_started(self):
-        return self.machine.state() == messages.PROTOCOL_STARTED
+    @rule(client=CLIENTS)
+    def start(self, client):
+        if self.act(client) == "new":
+            (answer,) = start(self.machine, client, self.now)
+            assert answer.assignment == client
+            self.stages[client] = "started"
 
-    @precondition(is_started)
-    @rule()
-    def add(self):
-        assert self.machine.add_clients(1, self.now) == self.clients
-        self.clients += 1
+    @rule(client=CLIENTS)
+    def upload(self, client):
+        if self.act(client) == "started":
+            upload(self.machine, client, self.now)
+            self.stages[client] = "uploaded"
 
-    @rule(data=st.data())
-    def receive(self, data):
-        client = data.draw(st.integers(0, self.clients - 1))
-        self.run(self.machine.receive(client, INPUT, self.now))
+    @rule(client=CLIENTS)
+    def submit(self, client):
+        stage = self.act(client)
+        if stage == "uploaded":
+            (effect,) = submit(self.machine, client, self.now)
+            assert effect == Accumulate((client,), slot="checkpoint")
+            self.stages[client] = "submitted"
+        elif stage in ("new", "started"):
+            code = Code.ABORTED if stage == "new" else Code.INVALID_ARGUMENT
+            match = "lost" if stage == "new" else "nothing"
+            refused(code, match, submit, self.machine, client, self.now)
 
-    @rule(data=st.data(), code=st.sampled_from([Code.OK, Code.CANCELLED]))
-    def close(self, data, code):
-        self.run(
-            self.machine.close(data.draw(st.integers(0, self.clients - 1)), code, "", self.now)
-        )
+    @rule(client=CLIENTS, error=st.none() | st.just(StatusError(Code.INTERNAL, "")))
+    def accumulated(self, client, error):
+        if self.act(client) == "submitted":
+            effects = self.machine.accumulated((client,), error, self.now)
+            assert len(effects) == (error is None)
+            self.over.add(client)
 
-    @precondition(lambda self: self.folding)
-    @rule(data=st.data(), code=st.sampled_from([Code.OK, Code.OK, Code.ABORTED, Code.INTERNAL]))
-    def fold(self, data, code):
-        client = data.draw(st.sampled_from(sorted(self.folding)))
-        self.folding.discard(client)
-        self.run(self.machine.folded(client, code, "", self.now))
+    @rule(client=CLIENTS)
+    def leave(self, client):
+        if self.act(client) in ("started", "uploaded"):
+            assert self.machine.left(client, Code.CANCELLED, self.now) == ()
+            self.over.add(client)
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 5.0, 60.0]))
     def wait(self, seconds):
         self.now += seconds
-        self.run(self.machine.tick(self.now))
-
-    @precondition(is_started)
-    @rule()
-    def complete(self):
-        self.run(self.machine.complete(self.now))
-
-    @precondition(lambda self: self.reporting)
-    @rule(code=st.sampled_from([Code.OK, Code.INTERNAL]))
-    def report(self, code):
-        self.reporting = False
-        self.run(self.machine.reported(code, "", self.now))
-
-    @precondition(
-        lambda self: (
-            self.machine.state() in (messages.PROTOCOL_STARTED, messages.PROTOCOL_COMPLETING)
-        )
-    )
-    @rule()
-    def abort(self):
-        self.run(self.machine.abort(self.now))
+        for client in slow(self.machine, self.now):
+            assert self.act(client) in ("started", "uploaded")
+            self.over.add(client)
 
     @invariant()
-    def counters_add_up(self):
-        completed, failed, pending, aborted, included, in_flight, discarded = counters(self.machine)
-        assert completed + failed + pending + aborted == self.clients
-        assert completed == included + in_flight + discarded
-        assert min(counters(self.machine)) >= 0
-        closed = sum(self.machine.is_client_closed(client) for client in range(self.clients))
-        assert closed == self.clients - pending - in_flight
-
-    @invariant()
-    def an_end_is_an_end(self):
-        _, _, pending, _, included, in_flight, _ = counters(self.machine)
-        over = (messages.PROTOCOL_COMPLETED, messages.PROTOCOL_ABORTED)
-        if self.machine.state() in over and self.machine.next_tick() is None:
-            assert pending == in_flight == 0
-            if self.machine.state() == messages.PROTOCOL_ABORTED:
-                assert included == 0
+    def it_ticks_once_somebody_has_come(self):
+        assert (self.machine.next_tick() is None) == (not self.stages)
 
 
 AnySequence.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

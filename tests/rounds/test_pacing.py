@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcp_core.rounds.pacing import HORIZON, SLOT, CheckInRate, Pace
+from fcp_core.rounds.pacing import HORIZON, SLOT, CheckInRate, Pace, window_message
 from fcp_core.rounds.policies import RetryWindow
 
 START = 1_000_000_000.0
@@ -20,7 +20,7 @@ def test_the_rate_is_that_of_the_last_minute():
     assert rate.rate(START + 200) == 0
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(0, 3e5), st.floats(0, 5e4), st.floats(0, 5e4), st.integers(1, 50)),
@@ -116,3 +116,22 @@ def test_a_window_is_booked_anew_unless_it_has_begun():
         now = 1e6 + 120
         expected = [each.forecast(1.0, now) for each in (pace, wanted)]
         np.testing.assert_allclose(*expected, atol=1e-9)
+
+
+@settings(deadline=None)
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_windows_go_over_the_wire_to_the_nanosecond(low, high):
+    message = window_message(RetryWindow(low, high))
+    for want, got in ((low, message.delay_min), (high, message.delay_max)):
+        assert got.seconds + got.nanos / 1e9 == pytest.approx(want, abs=1e-9, rel=1e-12)
+        assert 0 <= got.nanos < 10**9
+
+
+def test_the_rate_of_check_ins_is_of_the_last_minute():
+    rate = CheckInRate()
+    for second in range(120):
+        rate.count(second)
+        rate.count(second + 0.5)
+    assert rate.rate(119.9) == 2.0
+    assert rate.rate(178.9) == pytest.approx(1 / 30)
+    assert rate.rate(1000.0) == 0.0

@@ -185,9 +185,16 @@ def _operation(route: Route, token: str, call: ProtocolCall) -> longrunning.Oper
     metadata = call.metadata
     if metadata is None and route.operation_metadata_class is not None:
         metadata = route.operation_metadata_class()
-        if call.result is None and "polling_interval" in metadata.DESCRIPTOR.fields_by_name:
-            metadata.polling_interval.CopyFrom(duration(POLLING_INTERVAL))
+    if metadata is not None and call.result is None:
+        _set_polling_interval(metadata)
     return operation(operation_name(token), metadata, call.result)
+
+
+def _set_polling_interval(metadata: Any) -> None:
+    """See to it that there is one: with none, devices ask again without a pause."""
+    field = metadata.DESCRIPTOR.fields_by_name.get("polling_interval")
+    if field is not None and not metadata.HasField("polling_interval"):
+        metadata.polling_interval.CopyFrom(duration(POLLING_INTERVAL))
 
 
 def _response(call: ProtocolCall) -> Message:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
+
+from google.protobuf.message import Message
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -37,6 +40,9 @@ logger = logging.getLogger("fcp.services")
 #: What the shell carries out: what the task's machine wants, and jobs for the engine.
 ShellEffect: TypeAlias = TaskEffect | Work
 
+#: Seconds between two ticks; and after one that failed, or that changed nothing.
+_PAUSE, _LONG_PAUSE = 0.01, 1.0
+
 _FAULT = "the server could not take the contribution; its log says why"
 
 
@@ -58,8 +64,11 @@ class ProtocolHost:
         self._protocol = protocol
         self._machine = machine
         self._empty = empty
-        #: When a tick failed last: it is not asked again before a second is over.
-        self._failed = 0.0
+        #: It gets no tick before: one that always says "now" would keep the server busy.
+        self._quiet_until = 0.0
+        #: Assignments whose calls the core answers itself once they are counted, since what the
+        #: protocol said to them came too early.
+        self._owed: set[str] = set()
 
     @property
     def reads(self) -> bool:
@@ -101,43 +110,57 @@ class ProtocolHost:
         :raises StatusError: what the device is told; the call may be sent again.
         """
         known = assignment.calls.get(method)
-        if known is not None:
+        if known is not None and (assignment.ended or not isinstance(known.result, StatusError)):
             return known, []
         if assignment.error is not None:
             raise StatusError(Code.ABORTED, assignment.error.message)
+        concluding = method in self._protocol.concluding
         if assignment.state is Stage.ASSIGNED:
             assignment.move(Stage.STARTED)
         call = assignment.calls[method] = ProtocolCall()
         call.waiter = asyncio.get_running_loop().create_future()
-        if assignment.state is Stage.CONTRIBUTED and method in self._protocol.concluding:
+        if assignment.state is Stage.CONTRIBUTED and concluding:
             # It is counted, whenever it asks.
             _finish(call, self._empty(method))
             return call, []
         try:
             effects = self._protocol.receive(Call(assignment.id, method, request, tickets), now)
-        except StatusError:
+        except StatusError as error:
+            if error.code is Code.OK:
+                return call, self._refuse(assignment, f"raises an OK for a {method}", now)
+            if concluding and assignment.state in (Stage.QUEUED, Stage.ACCUMULATING):
+                return call, self._carry_out([Answer(assignment.id, method, error)], now)
             del assignment.calls[method]
             raise
         except Exception:
             self._log(method)
             return call, self._give_up([assignment], now)
-        return call, self._carry_out(effects, now, assignment)
+        return call, self._carry_out(effects, now, [assignment])
 
     def uploaded(
         self, assignment: Assignment, slot: str, size: int, body: Any, now: float
     ) -> list[ShellEffect]:
         """Tell the protocol of an upload."""
         upload = Upload(assignment.id, slot, size, body)
-        return self._ask("uploaded", lambda: self._protocol.uploaded(upload, now), now, assignment)
+        ask = partial(self._protocol.uploaded, upload, now)
+        return self._ask("uploaded", ask, now, [assignment])
 
     def accumulated(self, group: Group, error: StatusError | None, now: float) -> list[ShellEffect]:
         """Tell the protocol what came of an accumulation."""
         ids = tuple(assignment.id for assignment in group.assignments)
-        return self._ask("accumulated", lambda: self._protocol.accumulated(ids, error, now), now)
+        ask = partial(self._protocol.accumulated, ids, error, now)
+        found = self._ask("accumulated", ask, now, group.assignments)
+        for assignment in group.assignments:
+            if assignment.id in self._owed:
+                self._owed.discard(assignment.id)
+                self._conclude(assignment)
+        return found
 
     def worked(self, key: str, result: bytes | StatusError, now: float) -> list[ShellEffect]:
         """Tell the protocol what came of a job."""
-        return self._ask("worked", lambda: self._protocol.worked(key, result, now), now)
+        if self._machine.state is not TaskState.OPEN:
+            return []
+        return self._ask("worked", partial(self._protocol.worked, key, result, now), now)
 
     def left(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
         """Answer the calls of a device that was dropped, and tell the protocol."""
@@ -150,15 +173,18 @@ class ProtocolHost:
         # At the task's end the whole protocol ends.
         if not called or self._machine.state is not TaskState.OPEN or effect.phase == "submit":
             return []
-        return self._ask("left", lambda: self._protocol.left(assignment.id, effect.code, now), now)
+        return self._ask("left", partial(self._protocol.left, assignment.id, effect.code, now), now)
 
     def tick(self, now: float) -> list[ShellEffect]:
         """Let time pass for the protocol, if it is time."""
         when = self.next_tick()
         if when is None or when > now:
             return []
-        self._failed = now + 1.0
-        effects = self._ask("tick", lambda: self._protocol.tick(now), now)
+        effects = self._ask("tick", partial(self._protocol.tick, now), now)
+        self._quiet_until = 0.0
+        when = self.next_tick()
+        over = when is not None and when <= now
+        self._quiet_until = now + (_LONG_PAUSE if over else _PAUSE)
         return effects
 
     def next_tick(self) -> float | None:
@@ -167,11 +193,10 @@ class ProtocolHost:
             return None
         try:
             when = self._protocol.next_tick()
+            return None if when is None else max(self._quiet_until, float(when))
         except Exception:
             self._log("next_tick")
             return None
-        # One that always says "now" would keep the server busy.
-        return None if when is None else max(when, self._failed)
 
     def end(self) -> None:
         """Answer what still waits: the task is over."""
@@ -191,17 +216,17 @@ class ProtocolHost:
         what: str,
         ask: Callable[[], Sequence[Effect]],
         now: float,
-        assignment: Assignment | None = None,
+        about: Sequence[Assignment] = (),
     ) -> list[ShellEffect]:
         try:
             effects = ask()
         except Exception:
             self._log(what)
-            return [] if assignment is None else self._give_up([assignment], now)
-        return self._carry_out(effects, now, assignment)
+            return self._give_up(about, now)
+        return self._carry_out(effects, now, about)
 
     def _carry_out(
-        self, effects: Sequence[Effect], now: float, about: Assignment | None = None
+        self, effects: Sequence[Effect], now: float, about: Sequence[Assignment] = ()
     ) -> list[ShellEffect]:
         """Translate a protocol's effects, in order."""
         found: list[ShellEffect] = []
@@ -212,16 +237,21 @@ class ProtocolHost:
                 elif isinstance(effect, Accumulate):
                     found += self._accumulate(effect, now)
                 elif isinstance(effect, Drop):
+                    if Code(effect.code) is Code.OK:
+                        raise ValueError("a device cannot be dropped with OK")
                     found += self._machine.drop(
-                        effect.assignment, effect.phase, effect.code, effect.message, now
+                        effect.assignment,
+                        str(effect.phase),
+                        Code(effect.code),
+                        str(effect.message),
+                        now,
                     )
                 else:
                     found += self._answer(effect, now)
         except Exception:
             # A protocol may return anything.
             self._log("an effect")
-            if about is not None:
-                found += self._give_up([about], now)
+            found += self._give_up(about, now)
         return found
 
     def _accumulate(self, effect: Accumulate, now: float) -> list[ShellEffect]:
@@ -229,7 +259,7 @@ class ProtocolHost:
         known = tuple(record for record in records if record is not None)
         slot = effect.slot
         complete = len(known) == len(records) and (
-            effect.checkpoint is not None
+            isinstance(effect.checkpoint, (bytes, bytearray, memoryview))
             if slot is None
             else len(known) == 1 and slot in known[0].uploads
         )
@@ -258,38 +288,56 @@ class ProtocolHost:
             )
             return []
         if isinstance(effect, Pending):
+            if not isinstance(effect.metadata, Message):
+                return self._refuse(assignment, f"says {effect.metadata!r} of an operation", now)
             call.metadata = effect.metadata
             return []
         response = effect.response
-        if effect.method in self._protocol.concluding:
-            counted = assignment.state is Stage.CONTRIBUTED
-            if isinstance(response, StatusError) == counted:
-                logger.error(
-                    "the aggregation protocol %s of task %s answers %s to a device whose "
-                    "contribution is %s",
-                    self._name,
-                    self._machine.name,
-                    response.code.name if isinstance(response, StatusError) else "OK",
-                    "counted" if counted else "not counted",
-                )
-                if not counted:
-                    return self._give_up([assignment], now)
-                response = self._empty(effect.method)
-        _finish(call, response)
-        if isinstance(response, StatusError) and effect.method in self._protocol.concluding:
-            # It was told that it does not count: it must not be counted later.
-            return [
-                *self._machine.drop(assignment.id, "protocol", response.code, response.message, now)
-            ]
-        return []
+        failed = isinstance(response, StatusError) and response.code is not Code.OK
+        if not failed and not isinstance(response, type(self._empty(effect.method))):
+            return self._refuse(assignment, f"answers a {effect.method} with {response!r}", now)
+        if effect.method not in self._protocol.concluding:
+            _finish(call, response)
+            return []
+        dropped: list[ShellEffect] = []
+        if failed and not assignment.ended:
+            # It is told that it does not count: it must not be counted later.
+            dropped += self._machine.drop(
+                assignment.id, "protocol", response.code, response.message, now
+            )
+        if assignment.state is (Stage.DROPPED if failed else Stage.CONTRIBUTED):
+            _finish(call, response)
+            return dropped
+        answer = response.code.name if failed else "OK"
+        count = "counted" if assignment.state is Stage.CONTRIBUTED else "not counted yet"
+        what = f"answers {answer} to a device whose contribution is {count}"
+        return self._refuse(assignment, what, now)
+
+    def _refuse(self, assignment: Assignment, what: str, now: float) -> list[ShellEffect]:
+        """Log an answer that cannot be given, and give up the device that it is for."""
+        logger.error(
+            "the aggregation protocol %s of task %s %s", self._name, self._machine.name, what
+        )
+        return self._give_up([assignment], now)
 
     def _give_up(self, assignments: Sequence[Assignment], now: float) -> list[ShellEffect]:
-        """Drop the assignments that a fault was about."""
-        return [
-            effect
-            for assignment in assignments
-            for effect in self._machine.drop(assignment.id, "protocol", Code.INTERNAL, _FAULT, now)
-        ]
+        """Drop the assignments that a fault was about, or answer them if they are counted."""
+        found: list[ShellEffect] = []
+        for assignment in assignments:
+            found += self._machine.drop(assignment.id, "protocol", Code.INTERNAL, _FAULT, now)
+            if assignment.state is Stage.CONTRIBUTED:
+                self._conclude(assignment)
+            elif not assignment.ended:
+                self._owed.add(assignment.id)
+        return found
+
+    def _conclude(self, assignment: Assignment) -> None:
+        """Answer OK to a device that is counted, wherever it waits to hear so."""
+        if assignment.state is Stage.CONTRIBUTED:
+            for method in self._protocol.concluding:
+                call = assignment.calls.get(method)
+                if call is not None and call.state is CallState.PENDING:
+                    _finish(call, self._empty(method))
 
     def _log(self, what: str) -> None:
         logger.exception(

@@ -192,7 +192,7 @@ class TaskRunner:
         else:
             self._fold.abort()
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
-        for assignment in self.machine.live():
+        for assignment in self.machine.all():
             for call in assignment.calls.values():
                 if call.waiter is not None and not call.waiter.done():
                     call.waiter.set_exception(stopping)

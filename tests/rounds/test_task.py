@@ -1,0 +1,402 @@
+"""The machine of one task, by events."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from fcp_core.protocol.status import Code
+from fcp_core.rounds.assignment import Stage
+from fcp_core.rounds.task import (
+    AccumulateEffect,
+    CompleteEffect,
+    DroppedEffect,
+    EndEffect,
+    Group,
+    InvalidTransition,
+    TaskMachine,
+)
+from fcp_core.rounds.tasks import TaskState
+
+
+def machine(goal=2, minimum=None, over_selection=1.0, deadline=100.0, timeout=10.0, cap=None):
+    return TaskMachine(
+        task_id="t",
+        population="p",
+        name="task",
+        goal_count=goal,
+        minimum_count=minimum,
+        over_selection=over_selection,
+        created=0.0,
+        deadline=deadline,
+        assignment_timeout=timeout,
+        max_at_work=cap,
+    )
+
+
+def assign(task, names, now=0.0):
+    """Assign devices that start at once; return their records."""
+    made = [task.assign(name, f"session-{name}", now) for name in names]
+    for each in made:
+        each.move(Stage.STARTED)
+    return made
+
+
+def queue(task, *assignments, now=1.0):
+    group = Group(assignments, None, b"checkpoint")
+    return group, task.queue(group, now)
+
+
+def contribute(task, assignment, now=1.0):
+    group, effects = queue(task, assignment, now=now)
+    assert effects == [AccumulateEffect(group)]
+    return task.accumulated(group, Code.OK, "", now)
+
+
+def dropped(effects):
+    return {e.assignment.id: (e.phase, e.code) for e in effects if isinstance(e, DroppedEffect)}
+
+
+def test_capacity_is_a_multiple_of_what_is_missing():
+    task = machine(goal=10, over_selection=1.1)
+    assert task.capacity == 11
+    made = assign(task, [str(index) for index in range(11)])
+    assert task.capacity == 0
+    with pytest.raises(InvalidTransition):
+        task.assign("one too many", "", 0.0)
+    contribute(task, made[0])
+    assert (task.missing, task.pending, task.capacity) == (9, 10, 0)
+    task.drop("1", "computation", Code.INTERNAL, "", 1.0)
+    assert task.capacity == 1
+
+
+def test_an_assignment_is_given_once_and_known_for_good():
+    task = machine(goal=5)
+    (one,) = assign(task, "a")
+    with pytest.raises(InvalidTransition):
+        task.assign("a", "", 0.0)
+    assert task.get("a") is one
+    task.drop("a", "aborted", Code.CANCELLED, "", 1.0)
+    assert task.get("a") is one
+    assert one.error.code is Code.CANCELLED
+    with pytest.raises(InvalidTransition):
+        task.assign("a", "", 2.0)
+    assert (task.get("b"), task.all(), task.live(), task.assigned) == (None, [one], [], 1)
+
+
+def test_the_last_contribution_completes_and_drops_the_others():
+    task = machine(goal=1, over_selection=3.0)
+    a, b, _ = assign(task, "abc")
+    group, _ = queue(task, a)
+    assert queue(task, b)[1] == []
+    effects = task.accumulated(group, Code.OK, "", 2.0)
+    assert dropped(effects) == dict.fromkeys("bc", ("round_over", Code.ABORTED))
+    assert effects[-1] == CompleteEffect()
+    assert task.state is TaskState.CLOSING
+    assert task.reported(Code.OK, "", 3.0) == [EndEffect(TaskState.COMPLETED, Code.OK, "")]
+    assert (task.finished, task.error, task.dropped) == (3.0, None, 2)
+
+
+def test_a_refused_contribution_makes_place_for_the_next_in_the_queue():
+    task = machine(goal=1, over_selection=2.0)
+    a, b = assign(task, "ab")
+    first, _ = queue(task, a)
+    second, _ = queue(task, b)
+    effects = task.accumulated(first, Code.INVALID_ARGUMENT, "bad", 2.0)
+    assert effects == [
+        DroppedEffect(a, "submit", Code.INVALID_ARGUMENT, "bad"),
+        AccumulateEffect(second),
+    ]
+    assert (a.error.code, a.error.message) == (Code.INVALID_ARGUMENT, "bad")
+
+
+def test_a_timeout_is_exact_and_does_not_hit_what_is_ready():
+    task = machine(goal=2)
+    a, b = assign(task, "ab")
+    queue(task, b, now=5.0)
+    assert task.next_tick() == 10.0
+    assert task.tick(9.999) == []
+    (effect,) = task.tick(10.0)
+    assert (effect.assignment, effect.phase) == (a, "assignment_timeout")
+    assert task.next_tick() == 100.0
+    with pytest.raises(InvalidTransition):
+        queue(task, a, now=11.0)
+
+
+def test_the_deadline_waits_for_what_is_accumulating():
+    task = machine(goal=3, minimum=1)
+    a, *_ = assign(task, "abc", 95.0)
+    group, _ = queue(task, a, now=99.0)
+    assert set(dropped(task.tick(100.0))) == {"b", "c"}
+    assert task.next_tick() is None
+    assert task.accumulated(group, Code.OK, "", 101.0) == [CompleteEffect()]
+
+
+def test_the_deadline_says_what_was_missing_and_why():
+    task = machine(goal=3, minimum=2)
+    a, *_ = assign(task, "abc", 95.0)
+    group, _ = queue(task, a, now=99.0)
+    task.drop("b", "computation", Code.INTERNAL, "", 99.0)
+    task.tick(100.0)
+    (effect, end) = task.accumulated(group, Code.INVALID_ARGUMENT, "bad", 101.0)
+    assert effect.assignment is a
+    assert (end.state, end.code) == (TaskState.FAILED, Code.DEADLINE_EXCEEDED)
+    for part in ("0 of 2", "3 devices", "1 x computation INTERNAL", "1 x submit INVALID_ARGUMENT"):
+        assert part in end.message
+
+
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.ABORTED])
+def test_a_report_that_fails_fails_the_task(code):
+    task = machine(goal=1)
+    contribute(task, *assign(task, "a"))
+    assert task.reported(code, "why", 2.0) == [EndEffect(TaskState.FAILED, code, "why")]
+    assert task.cancel(Code.CANCELLED, "late", 3.0) == []
+    assert task.error == (code, "why")
+
+
+def test_a_result_that_nobody_asked_for_is_refused():
+    with pytest.raises(InvalidTransition):
+        machine().reported(Code.OK, "", 1.0)
+
+
+def test_what_comes_after_a_cancellation_changes_nothing():
+    task = machine(goal=2)
+    a, _ = assign(task, "ab")
+    group, _ = queue(task, a)
+    effects = task.cancel(Code.CANCELLED, "enough", 2.0)
+    assert set(dropped(effects)) == {"a", "b"}
+    assert effects[-1] == EndEffect(TaskState.CANCELLED, Code.CANCELLED, "enough")
+    assert task.accumulated(group, Code.OK, "", 3.0) == []
+    assert task.drop("b", "aborted", Code.CANCELLED, "", 3.0) == []
+    assert task.tick(1000.0) == []
+    assert task.fail(Code.INTERNAL, "", 3.0) == []
+    assert (task.contributed, task.dropped) == (0, 2)
+
+
+# Several contributions as one.
+
+
+def test_a_group_counts_for_all_and_may_exceed_the_goal():
+    task = machine(goal=2, over_selection=2.0)
+    made = assign(task, "abc")
+    group, effects = queue(task, *made)
+    assert effects == [AccumulateEffect(group)]
+    assert task.accumulated(group, Code.OK, "", 2.0) == [CompleteEffect()]
+    assert (task.contributed, task.missing) == (3, 0)
+
+
+def test_a_group_is_refused_as_a_whole():
+    task = machine(goal=2, over_selection=2.0)
+    made = assign(task, "abc")
+    group, _ = queue(task, *made)
+    effects = task.accumulated(group, Code.INTERNAL, "bad", 2.0)
+    assert dropped(effects) == dict.fromkeys("abc", ("submit", Code.INTERNAL))
+    assert (task.contributed, task.dropped, task.capacity) == (0, 3, 4)
+
+
+def test_one_of_a_group_that_waits_cannot_leave_it():
+    task = machine(goal=1, over_selection=4.0)
+    a, *others = assign(task, "abcd")
+    first, _ = queue(task, a)
+    waiting, effects = queue(task, *others[:2])
+    assert effects == []
+    assert task.drop("b", "aborted", Code.CANCELLED, "", 1.0) == []
+    alone, _ = queue(task, others[2])
+    assert set(dropped(task.drop("d", "aborted", Code.CANCELLED, "", 1.0))) == {"d"}
+    effects = task.accumulated(first, Code.INTERNAL, "", 2.0)
+    assert effects[-1] == AccumulateEffect(waiting)
+    with pytest.raises(InvalidTransition):
+        task.accumulated(alone, Code.OK, "", 2.0)
+
+
+@pytest.mark.parametrize(
+    "names", [[], ["a", "a"], ["a", "new"], ["a", "gone"], ["a", "queued"], ["a", "uploading"]]
+)
+def test_a_group_that_cannot_be_changes_nothing(names):
+    task = machine(goal=9)
+    made = {each.id: each for each in assign(task, ["a", "gone", "queued", "uploading"])}
+    made["new"] = task.assign("new", "", 0.0)
+    task.drop("gone", "aborted", Code.CANCELLED, "", 0.0)
+    made["uploading"].begin_upload("x", 0.0)
+    queue(task, made["queued"])
+    before = {name: each.state for name, each in made.items()}
+    with pytest.raises(InvalidTransition):
+        queue(task, *(made[name] for name in names))
+    assert {name: each.state for name, each in made.items()} == before
+    task.validate()
+
+
+class Model(RuleBasedStateMachine):
+    """Devices that come, upload, go, come twice, late or never, alone or in groups."""
+
+    @initialize(
+        goal=st.integers(1, 4),
+        over=st.sampled_from([1.0, 1.3, 3.0]),
+        minimum=st.none() | st.just(1),
+        cap=st.none() | st.integers(1, 4),
+    )
+    def open(self, goal, over, minimum, cap):
+        self.now = 0.0
+        self.task = machine(goal, minimum, over, cap=cap)
+        self.count = 0
+        #: When those that are not ready expire; the groups that wait, in order, and that run.
+        self.expires = {}
+        self.waiting, self.running = [], []
+        self.done, self.gone = set(), set()
+        self.largest = 1
+        self.completing = False
+        self.end = None
+
+    def take(self, effects):
+        for effect in effects:
+            assert self.end is None
+            if isinstance(effect, AccumulateEffect):
+                assert self.waiting.pop(0) is effect.group
+                assert (
+                    sum(len(g.assignments) for g in self.running) + len(self.done)
+                    < self.task.goal_count
+                )
+                self.running.append(effect.group)
+            elif isinstance(effect, DroppedEffect):
+                name = effect.assignment.id
+                assert name not in self.done | self.gone
+                assert effect.assignment.error.code is effect.code
+                self.expires.pop(name, None)
+                for groups in (self.waiting, self.running):
+                    groups[:] = [g for g in groups if effect.assignment not in g.assignments]
+                effect.assignment.release()
+                self.gone.add(name)
+            elif isinstance(effect, CompleteEffect):
+                assert not self.completing
+                assert not self.expires
+                assert not self.waiting
+                assert not self.running
+                self.completing = True
+            else:
+                self.end = effect
+
+    def known(self, data):
+        if self.task.all():
+            return data.draw(st.sampled_from(self.task.all()))
+        return None
+
+    @rule(starts=st.booleans())
+    def assign(self, starts):
+        name = f"d{self.count}"
+        self.count += 1
+        if self.task.capacity < 1:
+            with pytest.raises(InvalidTransition):
+                self.task.assign(name, "", self.now)
+            return
+        made = self.task.assign(name, "", self.now)
+        self.expires[name] = self.now + 10.0
+        if starts:
+            made.move(Stage.STARTED)
+
+    @rule(data=st.data(), ends=st.sampled_from(["finish", "abandon", "goes on"]))
+    def upload(self, data, ends):
+        one = self.known(data)
+        if one is None or one.state in (Stage.ASSIGNED, Stage.DROPPED):
+            return
+        if one.begin_upload("x", self.now):
+            if ends == "finish":
+                one.finish_upload("x", b"body", self.now)
+            elif ends == "abandon":
+                one.abandon_upload("x")
+
+    @rule(data=st.data(), size=st.integers(1, 3))
+    def queue(self, data, size):
+        members = [self.known(data) for _ in range(size)]
+        if None in members:
+            return
+        group = Group(tuple(members), None, b"x")
+        right = (Stage.STARTED, Stage.UPLOADED)
+        if (
+            self.task.state is TaskState.OPEN
+            and len(set(members)) == size
+            and all(one.state in right for one in members)
+        ):
+            for one in members:
+                del self.expires[one.id]
+            self.waiting.append(group)
+            self.largest = max(self.largest, size)
+            self.take(self.task.queue(group, self.now))
+        else:
+            with pytest.raises(InvalidTransition):
+                self.task.queue(group, self.now)
+
+    @rule(data=st.data(), code=st.sampled_from([Code.OK, Code.OK, Code.INVALID_ARGUMENT]))
+    def accumulated(self, data, code):
+        if self.running:
+            group = data.draw(st.sampled_from(self.running))
+            if code is Code.OK:
+                self.running.remove(group)
+                self.done |= {one.id for one in group.assignments}
+            self.take(self.task.accumulated(group, code, "", self.now))
+
+    @rule(data=st.data())
+    def drop(self, data):
+        one = self.known(data)
+        if one is None:
+            assert self.task.drop("nobody", "aborted", Code.INTERNAL, "", self.now) == []
+            return
+        alone = any(group.assignments == (one,) for group in self.waiting)
+        effects = self.task.drop(one.id, "aborted", Code.INTERNAL, "", self.now)
+        assert [effect.assignment for effect in effects] == (
+            [one] if one.id in self.expires or alone else []
+        )
+        self.take(effects)
+
+    @rule(seconds=st.floats(0, 30))
+    def advance(self, seconds):
+        self.now += seconds
+        self.take(self.task.tick(self.now))
+        # Whoever took too long is gone, and nobody else is.
+        assert all(expires > self.now for expires in self.expires.values())
+
+    @rule()
+    def jump_to_the_next_tick(self):
+        when = self.task.next_tick()
+        if when is not None:
+            self.now = max(self.now, when)
+            self.take(self.task.tick(self.now))
+            after = self.task.next_tick()
+            assert after is None or after > self.now
+
+    @rule(code=st.sampled_from([Code.OK, Code.INTERNAL]))
+    def report(self, code):
+        if self.completing:
+            self.take(self.task.reported(code, "", self.now))
+
+    @rule(fails=st.booleans())
+    def end_it(self, fails):
+        if len(self.done) >= 2:
+            end = self.task.fail if fails else self.task.cancel
+            self.take(end(Code.CANCELLED, "", self.now))
+
+    @invariant()
+    def it_agrees(self):
+        if not hasattr(self, "task"):
+            return
+        task = self.task
+        task.validate()
+        waiting = sum(len(group.assignments) for group in self.waiting)
+        running = sum(len(group.assignments) for group in self.running)
+        # Only groups exceed the goal, and by no more than all but one of them.
+        assert task.contributed == len(self.done) <= task.goal_count + self.largest - 1
+        assert task.dropped == len(self.gone)
+        assert task.pending == len(self.expires) + waiting + running == len(task.live())
+        assert task.state.is_final == (self.end is not None)
+        if task.state is TaskState.OPEN:
+            assert task.next_tick() is not None
+        if self.end is not None and self.end.state is TaskState.COMPLETED:
+            assert len(self.done) >= task.minimum_count
+        view, status = task.view(), task.status()
+        assert (view.capacity, view.missing, view.pending) == (
+            task.capacity, task.missing, task.pending
+        )  # fmt: skip
+        assert status.assigned == status.contributed + status.pending + status.dropped
+
+
+TestTaskMachineModel = Model.TestCase
+TestTaskMachineModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
