@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from fcp_core.aggregation.local import LocalEngine
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol import routes
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import aggregations_pb2, eligibility_eval_tasks_pb2
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
@@ -135,7 +137,8 @@ class _Session:
         self, assignment: assignments_pb2.TaskAssignment, principal: str | None
     ) -> None:
         services = self._services
-        operation = await services.aggregations.start_aggregation_data_upload(
+        operation = await self._call(
+            "StartAggregationDataUpload",
             aggregations_pb2.StartAggregationDataUploadRequest(
                 aggregation_id=assignment.aggregation_id,
                 authorization_token=assignment.authorization_token,
@@ -149,7 +152,8 @@ class _Session:
         await services.media.finish_upload(
             name, write_checkpoint({"value": np.array(1, np.int64)}, "tf_v1")
         )
-        await services.aggregations.submit_aggregation_result(
+        await self._call(
+            "SubmitAggregationResult",
             aggregations_pb2.SubmitAggregationResultRequest(
                 aggregation_id=assignment.aggregation_id,
                 client_token=ticket.client_token,
@@ -157,6 +161,11 @@ class _Session:
             ),
             principal,
         )
+
+    async def _call(self, method: str, request: Any, principal: str | None) -> Any:
+        serve = self._services.method(routes.named(f"Aggregations.{method}"))
+        assert serve is not None  # the plain protocol's service is always there
+        return await serve(request, principal)
 
 
 def _task(population: str) -> TaskSpec:
