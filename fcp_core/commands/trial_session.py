@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -156,20 +155,15 @@ class _Device:
             self._tell(self._said)
         if request.name == "upload":
             name = request.message.resource_name
-            await self._services.media.begin_upload(name)
-            await self._services.media.finish_upload(name, request.data)
+            await self._services.media.begin_upload(name, self._principal)
+            await self._services.media.finish_upload(name, request.data, self._principal)
             return Reply(b"")
         if request.message is None:
             found = await self._services.media.download(request.url.partition("/data/")[2])
             return Reply(bytes(found.data), found.content_type)
-        route = routes.named(request.name)
-        service = getattr(self._services, _snake_case(route.service.rpartition(".")[2]))
-        method = getattr(service, _snake_case(route.method))
-        return Reply((await method(request.message, self._principal)).SerializeToString())
-
-
-def _snake_case(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+        serve = self._services.method(routes.named(request.name))
+        assert serve is not None  # a device calls what the server told it of
+        return Reply((await serve(request.message, self._principal)).SerializeToString())
 
 
 def _task(population: str) -> TaskSpec:

@@ -90,11 +90,14 @@ class DeviceSession(Machine[SessionState]):
         not.
     :ivar candidate: the id by which selection policies know it while it waits.
     :ivar aggregation_id: the SINGLE task that it was given.
+    :ivar asked: the MULTIPLE tasks that it asked for, by name, and their aggregation ids: empty for
+        those that it was not given.
     :ivar assigned_any: whether it was given any task.
     """
 
     __slots__ = (
         "aggregation_id",
+        "asked",
         "assigned_any",
         "candidate",
         "check_in",
@@ -140,6 +143,7 @@ class DeviceSession(Machine[SessionState]):
         self.token_key = token_key
         self.candidate = ""
         self.aggregation_id = ""
+        self.asked: dict[str, str] = {}
         self.assigned_any = False
         self.ended = ""
         self.eligibility: Code | None = None

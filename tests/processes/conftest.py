@@ -19,9 +19,10 @@ from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments
 from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.contributions import ContributionStage
+from fcp_core.rounds.assignment import Stage
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
+from fcp_core.server.services.device_tokens import label
 
 WAIT = 60.0  # how long anything may take before the test fails
 SIZE = 20_000  # numbers in an update: too many to be folded on an event loop
@@ -208,9 +209,9 @@ class Running:
 
     def is_uploading(self, device):
         """Whether the deciding process knows that an upload has begun."""
-        name = device.ticket.resource.resource_name
-        contribution = self.server.services.media._book.find(name, "upload")
-        return contribution.stage is ContributionStage.UPLOADING
+        task = self.server.services.tasks.find(device.task.aggregation_id)
+        (assignment,) = (a for a in task.machine.all() if a.session_id == label(device.session))
+        return assignment.state is Stage.UPLOADING
 
     def total(self, task):
         """Return what the result's numbers all are."""

@@ -79,7 +79,7 @@ def is_asked(server, count):
     """Whether the deciding process waits for what so many workers measure."""
 
     async def waiting():
-        peers = server.server._workers._peers
+        peers = server.server._workers._workers
         return sum(bool(peer._link._calls) for peer in peers)
 
     return server.run(waiting()) == count

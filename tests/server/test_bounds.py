@@ -1,4 +1,4 @@
-"""What there may be at a time: connections, sessions, waiting devices, tensors, slow clients."""
+"""What there may be at a time: connections, tensors, slow clients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ import pytest
 
 from fcp_core.protocol.checkpoint import base as checkpoints
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
-from fcp_core.protocol.protos import common_pb2
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.operations import OperationBook
-from fcp_core.rounds.policies import CheckIn
-from fcp_core.rounds.sessions import DeviceSession, SessionBook
 from fcp_core.server.http import handler as exchange
 
 
@@ -66,36 +62,6 @@ def test_many_slow_clients_end_and_others_are_served_meanwhile(make_front, http,
         thread.join(http.WAIT)
     assert len(ended) == len(connections)
     assert front.frontend.in_flight == 0
-
-
-def test_open_operations_are_bounded():
-    book = OperationBook(retention=10.0, max_open=2)
-    metadata = common_pb2.ForwardingInfo()
-    for name in ("operations/a", "operations/b"):
-        book.pending(name, metadata, 100.0)
-    with pytest.raises(StatusError, match="2 devices wait already") as caught:
-        book.pending("operations/c", metadata, 100.0)
-    assert caught.value.code is Code.UNAVAILABLE
-    assert book.find("operations/c") is None
-    book.done("operations/d", metadata, metadata, 0.0)  # takes no place
-    assert book.open == 2
-    book.cancel("operations/a", 0.0)
-    assert book.open == 1
-    book.pending("operations/c", metadata, 100.0)
-    book.pop_due(100.0)
-    assert book.open == 0
-
-
-def test_sessions_are_bounded():
-    book = SessionBook(timeout=10.0, retention=5.0, max_sessions=2)
-    for number in range(2):
-        book.open(DeviceSession(f"s{number}", CheckIn("p", "1", "", True, True)), float(number))
-    with pytest.raises(StatusError, match="2 sessions already") as caught:
-        book.open(DeviceSession("s2", CheckIn("p", "1", "", True, True)), 2.0)
-    assert caught.value.code is Code.UNAVAILABLE
-    book.tick(15.0)
-    book.open(DeviceSession("s2", CheckIn("p", "1", "", True, True)), 15.0)
-    assert len(book) == 2
 
 
 @pytest.mark.parametrize("format", ["tf_v1", "federated_compute"])

@@ -129,7 +129,7 @@ def finds_no_room(http, front):
 
 
 def fails_in_the_service(http, front):
-    async def finish_upload(name, body):
+    async def finish_upload(name, body, sender=None):
         raise StatusError(Code.ABORTED, "the round is over")
 
     front.services.media.finish_upload = finish_upload
@@ -137,7 +137,7 @@ def fails_in_the_service(http, front):
 
 
 def meets_a_fault_of_the_service(http, front):
-    async def finish_upload(name, body):
+    async def finish_upload(name, body, sender=None):
         raise ZeroDivisionError
 
     front.services.media.finish_upload = finish_upload

@@ -13,12 +13,14 @@ from collections import Counter
 from fcp_core.lab.devices import Devices
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assigner import Assigner
+from fcp_core.rounds.assignment import Stage
 from fcp_core.rounds.policies import Candidate
-from fcp_core.rounds.task_machine import (
+from fcp_core.rounds.task import (
+    AccumulateEffect,
     CompleteEffect,
+    DroppedEffect,
     EndEffect,
-    FoldAssignment,
-    ReleaseAssignment,
+    Group,
     TaskMachine,
 )
 from fcp_core.rounds.tasks import TaskState
@@ -94,7 +96,7 @@ class ReferenceLab:
         }
         self.waiting[name] = device
         self.at(self.seconds + self.scenario.session_timeout, self.expire, name, after=self.step)
-        self.assigner.arrive(Candidate(name, self.now, weights))
+        self.assigner.arrive(Candidate(name, self.now, weights), name)
         self.consider()
 
     def expire(self, name):
@@ -115,16 +117,17 @@ class ReferenceLab:
         outcome = self.assigner.decide([machine.view() for machine in machines], self.now)
         assert outcome.problems == []
         for assign in outcome.assigned:
-            device = self.waiting.pop(assign.candidate)
+            name = assign.device
+            device = self.waiting.pop(name)
             machine = self.machines[assign.task_id]
-            machine.assign(assign.candidate, self.now)
-            self.work[assign.candidate] = device
+            machine.assign(name, "", self.now)
+            self.work[name] = device
             self.watch(machine)
             seconds, failed, silent = self.devices.work(device, self.seconds)
-            done = (device, machine, assign.candidate, failed, silent)
+            done = (device, machine, name, failed, silent)
             self.at(self.seconds + seconds, self.finish, *done, after=self.step)
         for rejection in outcome.rejected:
-            self.turn_away(rejection.candidate, rejection.reason)
+            self.turn_away(rejection.device, rejection.reason)
         tick = self.assigner.next_tick()
         if tick is not None:
             self.at(tick - self.scenario.start, self.consider_at, after=self.step)
@@ -144,13 +147,15 @@ class ReferenceLab:
             self.perform(machine, machine.tick(self.now))
             self.watch(machine)
 
-    def finish(self, device, machine, assignment, failed, silent):
-        if machine.stage(assignment) is None:
+    def finish(self, device, machine, name, failed, silent):
+        assignment = machine.get(name)
+        if assignment.ended:
             self.late += not failed
         elif not failed:
-            self.perform(machine, machine.submit(assignment, self.now))
+            assignment.move(Stage.STARTED)
+            self.perform(machine, machine.queue(Group((assignment,), "checkpoint"), self.now))
         elif not silent:
-            effects = machine.drop(assignment, "computation", Code.ABORTED, "", self.now)
+            effects = machine.drop(name, "computation", Code.ABORTED, "", self.now)
             self.perform(machine, effects)
         self.come_back(device, self.scenario.retry_accepted)
 
@@ -159,11 +164,12 @@ class ReferenceLab:
         ask = False
         for effect in effects:
             match effect:
-                case FoldAssignment():
-                    self.devices.contributions[self.work.pop(effect.assignment)] += 1
-                    effects += machine.folded(effect.assignment, Code.OK, "", self.now)
-                case ReleaseAssignment():
-                    del self.work[effect.assignment]
+                case AccumulateEffect():
+                    (assignment,) = effect.group.assignments
+                    self.devices.contributions[self.work.pop(assignment.id)] += 1
+                    effects += machine.accumulated(effect.group, Code.OK, "", self.now)
+                case DroppedEffect():
+                    del self.work[effect.assignment.id]
                     self.reasons[machine.task_id][effect.phase] += 1
                     ask = True
                 case CompleteEffect():

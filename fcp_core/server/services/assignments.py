@@ -103,29 +103,36 @@ class TaskAssignments:
     ) -> pb.PerformMultipleTaskAssignmentsResponse:
         """Give a device the MULTIPLE tasks that it asks for by name and that can take it.
 
-        Asking again gives those whose first answer got lost once more, with fresh tokens.
+        Asking again in the same session gives the same answer, as long as a task in it goes on.
 
-        :raises StatusError: as :meth:`start_task_assignment`.
+        :raises StatusError: as :meth:`start_task_assignment`; ABORTED if all is over that the
+            session was given for these names.
         """
         now = self._clock.now()
         population = self._populations.get(request.population_name)
         session = self._session(population, request.session_id, now, sender)
         session.check()
+        names = [name for name in dict.fromkeys(request.task_names) if name in session.offered]
+        new = [name for name in names if name not in session.asked]
+        for name in new:
+            task = _with_room(population, name)
+            session.asked[name] = "" if task is None else task.aggregation_id
+            if task is not None:
+                task.assign(session, now)
         response = pb.PerformMultipleTaskAssignmentsResponse()
-        for name in dict.fromkeys(request.task_names):
-            if name not in session.offered:
-                continue
-            tasks = [
-                task
-                for task in population.open_tasks(AssignmentMode.MULTIPLE)
-                if task.spec.name == name
-            ]
-            found = _pick(population, tasks, session, now)
-            if found is not None:
-                response.task_assignments.append(self._message(*found, session))
+        for name in names:
+            task = self._tasks.find(session.asked[name])
+            given = None if task is None else task.assignment_of(session)
+            if task is not None and given is not None and not task.machine.state.is_final:
+                response.task_assignments.append(self._message(task, given, session))
         if not response.task_assignments:
-            reason = "no_task"
-            self._notify(Rejected(now, population.name, label(session.session_id), reason))
+            if any(session.asked[name] for name in names):
+                raise StatusError(
+                    Code.ABORTED, "what this session was given is over; check in again"
+                )
+            if new or not names:
+                reason = "no_task"
+                self._notify(Rejected(now, population.name, label(session.session_id), reason))
         return response
 
     async def report_task_result(
@@ -306,19 +313,9 @@ def _weights(request: pb.StartTaskAssignmentRequest) -> dict[str, float] | None:
     }
 
 
-def _pick(
-    population: Population, tasks: list[TaskRunner], session: DeviceSession, now: float
-) -> tuple[TaskRunner, Assignment] | None:
-    """Return the task of one name that a device gets, with its assignment, or None.
-
-    :param tasks: the open ones, oldest first.
-    """
-    for task in tasks:
-        given = task.assignment_of(session)
-        if given is not None:
-            # It asks again because the answer was lost, which it cannot have been if it has begun.
-            return (task, given) if given.state is Stage.ASSIGNED else None
-    for task in tasks:
-        if population.has_room(task):
-            return task, task.assign(session, now)
+def _with_room(population: Population, name: str) -> TaskRunner | None:
+    """Return the oldest MULTIPLE task of a name that may be given one more device, or None."""
+    for task in population.open_tasks(AssignmentMode.MULTIPLE):
+        if task.spec.name == name and population.has_room(task):
+            return task
     return None
