@@ -160,7 +160,7 @@ class Assigner(Generic[D]):
         return bool(self._changed)
 
     def close(self, task_id: str) -> None:
-        """Take a task away. What its policy keeps stays: the next round goes on from there."""
+        """Remove a task. What its policy keeps stays: the next task goes on from there."""
         self._group_of.pop(task_id, None)
 
     def arrive(self, candidate: Candidate, device: D) -> None:
@@ -201,7 +201,7 @@ class Assigner(Generic[D]):
         keys = list(room)
         left = limit
         if left is not None:
-            # Whoever has the fewest at work is asked first: no policy takes all places for ever.
+            # The policy with the fewest in progress is asked first: none takes all places for ever.
             keys.sort(key=lambda key: sum(task.pending for task in room[key]))
         for key in keys:
             if not self._waiting or left == 0:
@@ -285,7 +285,7 @@ class Assigner(Generic[D]):
             except Exception:
                 if not group.restored:
                     raise
-                # A newer version may keep something else: it begins anew.
+                # A newer version may keep something else: it begins with nothing.
                 selection = choose_at_most(limit, group.policy, replace(view, state=None))
         except Exception as error:  # A plugin may raise anything.
             outcome.problems.append(

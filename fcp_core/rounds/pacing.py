@@ -1,6 +1,6 @@
 """What pace steering goes by: how many devices come, how many are out there, when they are due.
 
-Nobody is told apart. What is known is when check-ins came and which windows were handed out, and
+No device is recognised. What is known is when check-ins came and which windows were handed out, and
 that is enough: every device but a new one comes because of a window, and holds one window at a
 time. Theory of operation, with time cut into slots of a minute:
 
@@ -114,7 +114,7 @@ class Pace:
     def instead(self, booked: RetryWindow, window: RetryWindow, at: float, now: float) -> None:
         """Take note that a device goes by another window than the one that was booked for it.
 
-        :param at: when the device was told both.
+        :param at: when the device was given both.
         """
         self._advance(now)
         # What is over cannot be taken back.
@@ -140,7 +140,7 @@ class Pace:
     def needs(self, missing: int, now: float) -> float:
         """Return how many contributions are wanted, remembering what was for some minutes.
 
-        Between two rounds of a program nothing is wanted for a moment.
+        Between two rounds of a program no contribution is missing for a moment.
 
         :param missing: what the open tasks lack now.
         """

@@ -133,7 +133,7 @@ class Accumulate:
 
 @dataclass(frozen=True)
 class Drop:
-    """Give up a device: it is told the error wherever it waits.
+    """Give up a device: the error is its answer wherever it waits.
 
     :param phase: how far it came, a short word for counters and logs.
     """
@@ -203,7 +203,7 @@ class AggregationProtocol(ABC):
         return ()
 
     def describe(self, assignment: TaskAssignment) -> None:
-        """Fill in what devices are told of the protocol: one of ``aggregation_type``."""
+        """Fill in the protocol's part of an assignment: one of ``aggregation_type``."""
         assignment.aggregation_info.SetInParent()
 
     @abstractmethod
