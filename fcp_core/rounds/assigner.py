@@ -88,7 +88,7 @@ class Rejection(Generic[D]):
 
 @dataclass
 class Outcome(Generic[D]):
-    """What came of asking: devices that leave, and what was wrong with the answers."""
+    """The result of asking the policies: devices that leave, and faults in the answers."""
 
     assigned: list[Assigned[D]] = field(default_factory=list)
     rejected: list[Rejection[D]] = field(default_factory=list)
@@ -174,7 +174,7 @@ class Assigner(Generic[D]):
                 waiting.candidate = replace(waiting.candidate, weights=weights)
 
     def withdraw(self, candidate: str) -> D | None:
-        """Take a candidate away; return its device, or None if it does not wait any more."""
+        """Remove a candidate; return its device, or None if it does not wait any more."""
         if candidate not in self._waiting:
             return None
         return self._take(candidate, CandidateState.WITHDRAWN)
@@ -256,7 +256,7 @@ class Assigner(Generic[D]):
             outcome.rejected.append(Rejection(device, "no_task"))
 
     def _take(self, candidate: str, state: CandidateState) -> D:
-        """Take a candidate away that is decided about; return its device."""
+        """Remove a candidate that was decided about; return its device."""
         waiting = self._waiting.pop(candidate)
         waiting.move(state)
         return waiting.device

@@ -92,7 +92,7 @@ class Assignment(Machine[Stage]):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can come of it any more."""
+        """Whether its state is final."""
         return self._state in (Stage.CONTRIBUTED, Stage.DROPPED)
 
     @property

@@ -208,34 +208,34 @@ class AggregationProtocol(ABC):
 
     @abstractmethod
     def receive(self, call: Call, now: float) -> Sequence[Effect]:
-        """Take a call.
+        """Handle a call.
 
         :raises StatusError: to answer that; the device may call again.
         """
 
     @abstractmethod
     def uploaded(self, upload: Upload, now: float) -> Sequence[Effect]:
-        """Take note of an upload that is complete."""
+        """Handle an upload that is complete."""
 
     @abstractmethod
     def accumulated(
         self, assignments: Sequence[str], error: StatusError | None, now: float
     ) -> Sequence[Effect]:
-        """Take the outcome of :class:`Accumulate`.
+        """Handle the outcome of :class:`Accumulate`.
 
         :param error: None: the assignments are counted; otherwise they are dropped.
         """
 
     def worked(self, key: str, result: bytes | StatusError, now: float) -> Sequence[Effect]:
-        """Take the outcome of :class:`Work`."""
+        """Handle the outcome of :class:`Work`."""
         return ()
 
     def left(self, assignment: str, code: Code, now: float) -> Sequence[Effect]:
-        """Take note that a device that had called is gone: it gave up, failed, or took too long."""
+        """Forget a device that had called and is gone: it gave up, failed, or took too long."""
         return ()
 
     def tick(self, now: float) -> Sequence[Effect]:
-        """Let time pass."""
+        """Do what is due."""
         return ()
 
     def next_tick(self) -> float | None:

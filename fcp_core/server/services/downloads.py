@@ -268,7 +268,7 @@ class Downloads:
         self._groups[published.group] = published
 
     def remove(self, group: str) -> None:
-        """Take a task's resources back."""
+        """Remove a task's resources."""
         published = self._groups.pop(group, None)
         if published is not None and published.source is not None:
             for name in [name for name in self._cache if self._published(name) is None]:

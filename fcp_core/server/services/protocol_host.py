@@ -77,7 +77,7 @@ class ProtocolHost:
 
     @property
     def resumable(self) -> bool:
-        """Whether devices can go on that a server knew which was restarted since."""
+        """Whether devices that called before a restart of the server can go on."""
         return self._protocol.resumable
 
     def describe(self, message: Any) -> None:
@@ -176,7 +176,7 @@ class ProtocolHost:
         return self._ask("left", partial(self._protocol.left, assignment.id, effect.code, now), now)
 
     def tick(self, now: float) -> list[ShellEffect]:
-        """Let time pass for the protocol, if it is time."""
+        """Give the protocol its tick, if it is due."""
         when = self.next_tick()
         if when is None or when > now:
             return []
@@ -199,7 +199,7 @@ class ProtocolHost:
             return None
 
     def end(self) -> None:
-        """Answer what still waits: the task is over."""
+        """Answer the calls that still wait, since the task has ended."""
         for assignment in self._machine.all():
             for method, call in assignment.calls.items():
                 if call.state is not CallState.PENDING:
