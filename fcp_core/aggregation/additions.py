@@ -1,4 +1,4 @@
-"""Folding by addition: many accumulators whose state is a sum take a contribution in one go.
+"""Accumulating by addition: many accumulators whose state is a sum take a contribution in one go.
 
 An accumulator that only adds says so with :meth:`Accumulator.additions`. The totals of all of them
 then lie side by side, one array for each dtype, and the elements of a contribution are added where

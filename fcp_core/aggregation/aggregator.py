@@ -28,7 +28,7 @@ class Total:
     """An array that inputs are added to.
 
     Its owner changes the array in place only, and reads it through :attr:`array` each time:
-    whoever folds may have moved the elements to another place.
+    the engine may have moved the elements to another place.
     """
 
     def __init__(self, array: Tensor) -> None:

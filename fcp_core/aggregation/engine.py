@@ -1,7 +1,7 @@
 """The contract of an engine: where accumulators run.
 
 An engine is given names, options and bytes and gives back serialized partials, so that the same
-fold runs on local threads, in other processes or on a cluster.
+work runs on local threads, in other processes or on a cluster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CheckpointFormat = Literal["tf_v1", "federated_compute"]
 
 @dataclass(frozen=True)
 class FoldJob:
-    """What an aggregation session folds; picklable.
+    """What a fold accumulates, and how; picklable.
 
     :param configuration: a serialized ``tensorflow_federated.aggregation.Configuration``.
     :param aggregators: which aggregator serves which intrinsic URI, by name; a URI that is not
@@ -50,7 +50,7 @@ class Partial:
 
 
 class HeldBody(ABC):
-    """A checkpoint in the memory of another process of this server, which folds it there."""
+    """A checkpoint in the memory of another process of this server, which accumulates it there."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class HeldBody(ABC):
 
     @abstractmethod
     def drop(self) -> None:
-        """Forget it: it will not be folded."""
+        """Forget it: it will not be accumulated."""
 
     @abstractmethod
     async def fetch(self) -> bytes:
@@ -69,7 +69,7 @@ class HeldBody(ABC):
 
 
 class Fold(ABC):
-    """The accumulators of one aggregation session. All methods are thread-safe.
+    """The accumulators of one task. All methods are thread-safe.
 
     A future fails with StatusError: INVALID_ARGUMENT or NOT_FOUND for a contribution that does not
     fit, ALREADY_EXISTS for one that is in the fold already, RESOURCE_EXHAUSTED if it would have to
@@ -79,26 +79,26 @@ class Fold(ABC):
 
     @abstractmethod
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
-        """Fold one checkpoint; the blob is not kept after the future is done."""
+        """Accumulate one checkpoint; the blob is not kept after the future is done."""
 
     def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Fold one checkpoint that holds what several devices contributed; all count, or none.
+        """Accumulate one checkpoint of what several devices contributed; all count, or none.
 
         Only aggregation protocols that aggregate before the engine does ask for it.
         """
         raise NotImplementedError(f"{type(self).__name__} folds single contributions only")
 
     def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
-        """Fold one checkpoint where it lies.
+        """Accumulate one checkpoint where it lies.
 
         Only a server of several processes asks for it, and of its own engine.
         """
         raise NotImplementedError(f"{type(self).__name__} folds what is in this process only")
 
     def on_loss(self, callback: Callable[[str], None]) -> None:
-        """Have *callback* told why, from any thread, should contributions in the fold be lost.
+        """Call *callback* with the reason, from any thread, if contributions in the fold are lost.
 
-        It is told once, and never after the report or :meth:`abort`. A fold that has lost some
+        It is called once, and never after the report or :meth:`abort`. A fold that has lost some
         takes no more. Most folds cannot lose any without the whole process.
         """
 
@@ -108,7 +108,7 @@ class Fold(ABC):
 
     @abstractmethod
     def partial(self) -> Future[Partial]:
-        """Return what has been folded so far; folding may go on."""
+        """Return what has been accumulated so far; the fold may go on."""
 
     @abstractmethod
     def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:

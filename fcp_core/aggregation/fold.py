@@ -1,4 +1,4 @@
-"""Folding as plain functions of names and bytes, for any process that has the aggregators.
+"""Accumulating as plain functions of names and bytes, for any process that has the aggregators.
 
 What crosses a process border is picklable: a :class:`FoldJob`, blobs, a :class:`Partial`, and the
 aggregator factories, whose functions are found by name.
@@ -40,7 +40,7 @@ def fold(
     job: FoldJob,
     blobs: Iterable[tuple[str, bytes | bytearray | memoryview]],
 ) -> tuple[Partial, dict[str, StatusError]]:
-    """Fold checkpoints into a partial aggregate.
+    """Accumulate checkpoints in a partial aggregate.
 
     :param blobs: contribution ids and their checkpoints.
     :returns: the partial, and why each contribution that is not in it was refused. A contribution

@@ -1,4 +1,4 @@
-"""The engine that folds on this process's own threads.
+"""The engine that accumulates on this process's own threads.
 
 A fold has a shard for each thread that may work on it: an accumulator with its own lock. A shard is
 made only when all others are busy, so that a quiet fold holds one model and not many. They are
@@ -40,15 +40,15 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Blobs below this size are folded where they arrive: handing over would cost more.
+#: Blobs below this size are accumulated where they arrive: handing over would cost more.
 DEFAULT_INLINE_BYTES = 32 << 10
-#: The same where folding is only adding: that takes about a millisecond for the largest, and
+#: The same where accumulating is only adding: that takes about a millisecond for the largest, and
 #: another thread would begin without the bytes in its processor's cache.
 DEFAULT_INLINE_ADDED_BYTES = 8 << 20
 
 
 class LocalEngine(Engine):
-    """Folds on a pool of threads.
+    """Accumulates on a pool of threads.
 
     :param factories: the installed aggregators by name.
     :param workers: how many threads; 0: everything is folded in the calling thread.
@@ -97,12 +97,12 @@ class LocalEngine(Engine):
             self._pool = None
 
     def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> LocalFold:
-        """Begin a fold; an engine that was not started folds in the calling thread."""
+        """Begin a fold; one that was not started works in the calling thread."""
         fold = LocalFold(
             bind_job(self._factories, job),
             job.max_kept_bytes,
             self._pool,
-            # One shard more than threads, so that a caller that folds inline need not wait.
+            # One shard more than threads, so that a caller that works inline need not wait.
             self._workers + 1,
             self._inline_bytes,
             self._inline_added_bytes,
@@ -153,7 +153,7 @@ class LocalFold(Fold):
         self._pool = pool
         self._max_shards = max_shards
         self._inline_bytes = inline_bytes
-        # Guards everything below; never held while something is folded.
+        # Guards everything below; never held while the accumulators work.
         self._lock = threading.Lock()
         first = CheckpointAggregator(bound, self._budget, kernels=reader.kernels)
         self._inline_contribution = inline_bytes
@@ -169,7 +169,7 @@ class LocalFold(Fold):
             self._merge(partial)
 
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
-        """Fold one checkpoint.
+        """Accumulate one checkpoint.
 
         The future fails with ALREADY_EXISTS if the contribution is in the aggregate already, and
         with RESOURCE_EXHAUSTED if it would have to be kept and there is no room.
@@ -181,7 +181,7 @@ class LocalFold(Fold):
         )
 
     def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Fold one checkpoint that holds what several devices contributed."""
+        """Accumulate one checkpoint that holds what several devices contributed."""
         ids = list(contributions)
         return self._begin(ids, lambda: self._add(ids, blob), inline=False)
 
@@ -215,7 +215,7 @@ class LocalFold(Fold):
         return future
 
     def abort(self) -> None:
-        """Finish and drop everything; what is being folded is dropped when it is done."""
+        """Finish and drop everything; what is accumulating is dropped when it is done."""
         with self._lock:
             self._closed = self._closed or "the aggregation was aborted"
             self._aborted = True

@@ -1,1 +1,1 @@
-"""State machines of tasks, device sessions, assignments and aggregation sessions."""
+"""The state machines of tasks, assignments, device sessions and waiting devices, and contracts."""

@@ -88,7 +88,7 @@ class Rejection(Generic[D]):
 
 @dataclass
 class Outcome(Generic[D]):
-    """What came of asking: devices that leave, and what was wrong with the answers."""
+    """The result of asking the policies: devices that leave, and faults in the answers."""
 
     assigned: list[Assigned[D]] = field(default_factory=list)
     rejected: list[Rejection[D]] = field(default_factory=list)
@@ -160,7 +160,7 @@ class Assigner(Generic[D]):
         return bool(self._changed)
 
     def close(self, task_id: str) -> None:
-        """Take a task away. What its policy keeps stays: the next round goes on from there."""
+        """Remove a task. What its policy keeps stays: the next task goes on from there."""
         self._group_of.pop(task_id, None)
 
     def arrive(self, candidate: Candidate, device: D) -> None:
@@ -174,7 +174,7 @@ class Assigner(Generic[D]):
                 waiting.candidate = replace(waiting.candidate, weights=weights)
 
     def withdraw(self, candidate: str) -> D | None:
-        """Take a candidate away; return its device, or None if it does not wait any more."""
+        """Remove a candidate; return its device, or None if it does not wait any more."""
         if candidate not in self._waiting:
             return None
         return self._take(candidate, CandidateState.WITHDRAWN)
@@ -201,7 +201,7 @@ class Assigner(Generic[D]):
         keys = list(room)
         left = limit
         if left is not None:
-            # Whoever has the fewest at work is asked first: no policy takes all places for ever.
+            # The policy with the fewest in progress is asked first: none takes all places for ever.
             keys.sort(key=lambda key: sum(task.pending for task in room[key]))
         for key in keys:
             if not self._waiting or left == 0:
@@ -256,7 +256,7 @@ class Assigner(Generic[D]):
             outcome.rejected.append(Rejection(device, "no_task"))
 
     def _take(self, candidate: str, state: CandidateState) -> D:
-        """Take a candidate away that is decided about; return its device."""
+        """Remove a candidate that was decided about; return its device."""
         waiting = self._waiting.pop(candidate)
         waiting.move(state)
         return waiting.device
@@ -285,7 +285,7 @@ class Assigner(Generic[D]):
             except Exception:
                 if not group.restored:
                     raise
-                # A newer version may keep something else: it begins anew.
+                # A newer version may keep something else: it begins with nothing.
                 selection = choose_at_most(limit, group.policy, replace(view, state=None))
         except Exception as error:  # A plugin may raise anything.
             outcome.problems.append(

@@ -1,6 +1,6 @@
 """One assignment of a task to a device, from the moment it is given until it ends.
 
-Whoever needs to know where a device stands asks this record. Its task moves it (``rounds.task``).
+It alone says where a device stands. Its task moves it (``rounds.task``).
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ class Assignment(Machine[Stage]):
         self.upload_seconds = 0.0
         self.calls: dict[str, Any] = {}
         self.error: StatusError | None = None
-        #: When the uploads began that go on, by slot; one per connection.
+        #: When the uploads in progress began, by slot; one per connection.
         self._receiving: list[tuple[str, float]] = []
 
     @property
     def ended(self) -> bool:
-        """Whether nothing can come of it any more."""
+        """Whether its state is final."""
         return self._state in (Stage.CONTRIBUTED, Stage.DROPPED)
 
     @property
@@ -101,7 +101,7 @@ class Assignment(Machine[Stage]):
         return self._state not in _NOT_STOPPABLE
 
     def begin_upload(self, slot: str, now: float) -> bool:
-        """Let bytes come, unless they are there; return whether they are wanted.
+        """Begin an upload, unless the bytes are there; return whether they are wanted.
 
         A device whose connection broke sends again, perhaps before the server has noticed: the
         first of several uploads of a slot that is complete counts.
@@ -132,7 +132,7 @@ class Assignment(Machine[Stage]):
         return True
 
     def abandon_upload(self, slot: str) -> None:
-        """Take note that bytes will not come: the device may try again."""
+        """End an upload that broke: the device may try again."""
         self._forget_upload(slot)
         if self._state is Stage.UPLOADING and not self._misses_more():
             self.move(Stage.UPLOADED if self.received else Stage.STARTED)
@@ -155,7 +155,7 @@ class Assignment(Machine[Stage]):
         return held
 
     def _misses_more(self) -> bool:
-        """Whether an upload goes on whose bytes are not there yet."""
+        """Whether an upload is in progress whose bytes are not there yet."""
         return any(slot not in self.received for slot, _ in self._receiving)
 
     def _forget_upload(self, slot: str) -> float | None:

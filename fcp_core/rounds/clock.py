@@ -23,7 +23,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves only when told, and only forward."""
+    """A clock that moves only when it is set, and only forward."""
 
     def __init__(self, start: float = 1_000_000.0) -> None:
         self._now = start

@@ -1,4 +1,4 @@
-"""What a device is told to evaluate before it may have a task."""
+"""What a device has to evaluate before it may have a task."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PlanPolicy(EligibilityPolicy):
 
 @dataclass(frozen=True)
 class Offer:
-    """The open tasks of a population as one device is told of them.
+    """The open tasks of a population as they are offered to one device.
 
     :param spec: what the device gets; None if it needs none.
     :param names: the names of the tasks in the offer.

@@ -1,4 +1,4 @@
-"""Events of a round, for observers: progress displays, metrics, audit logs.
+"""Events of a task, for observers: progress displays, metrics, audit logs.
 
 No event carries anything that identifies a device.
 """
@@ -13,7 +13,7 @@ from fcp_core.protocol.status import Code
 
 @dataclass(frozen=True)
 class CheckedIn:
-    """A device checked in; *offered* are the names of the tasks that it was told of."""
+    """A device checked in; *offered* are the names of the tasks that it was offered."""
 
     at: float
     population: str

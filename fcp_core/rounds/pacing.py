@@ -1,6 +1,6 @@
-"""What pace steering goes by: how many devices come, how many are out there, when they are due.
+"""The figures behind pace steering: how many devices come, how many exist, when they are due.
 
-Nobody is told apart. What is known is when check-ins came and which windows were handed out, and
+No device is recognised. What is known is when check-ins came and which windows were handed out, and
 that is enough: every device but a new one comes because of a window, and holds one window at a
 time. Theory of operation, with time cut into slots of a minute:
 
@@ -89,13 +89,13 @@ class Pace:
         self._needs = (0.0, 0.0)
 
     def came(self, now: float, number: int = 1) -> None:
-        """Take note of check-ins."""
+        """Record check-ins."""
         self._rate.count(now, number)
         self._advance(now)
         self._came[self._at] += number
 
     def handed_out(self, window: RetryWindow, now: float, number: int = 1) -> None:
-        """Take note of a window that *number* devices were given."""
+        """Record a window that *number* devices were given."""
         self._advance(now)
         assert self._base is not None  # set by advancing
         # Before the current slot is only where the clock was set back.
@@ -112,9 +112,9 @@ class Pace:
         self._due[last] += share * (end - last)
 
     def instead(self, booked: RetryWindow, window: RetryWindow, at: float, now: float) -> None:
-        """Take note that a device goes by another window than the one that was booked for it.
+        """Record that a device follows another window than the one recorded for it.
 
-        :param at: when the device was told both.
+        :param at: when the device was given both.
         """
         self._advance(now)
         # What is over cannot be taken back.
@@ -140,7 +140,7 @@ class Pace:
     def needs(self, missing: int, now: float) -> float:
         """Return how many contributions are wanted, remembering what was for some minutes.
 
-        Between two rounds of a program nothing is wanted for a moment.
+        Between two rounds of a program no contribution is missing for a moment.
 
         :param missing: what the open tasks lack now.
         """

@@ -96,7 +96,7 @@ class OpenTask:
 
     :param capacity: how many more devices it may be given now.
     :param missing: how many contributions it still lacks.
-    :param pending: how many devices are at work on it.
+    :param pending: how many of its assignments have not ended.
     """
 
     task_id: str
@@ -119,7 +119,7 @@ class Assign:
 class Reject:
     """Send a candidate away; without a window the server's pacing decides.
 
-    The protocol has no place for the window in a rejection: it is told to those that check in next.
+    The protocol has no place for the window in a rejection: it goes to those that check in next.
     """
 
     candidate: str

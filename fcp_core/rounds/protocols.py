@@ -133,7 +133,7 @@ class Accumulate:
 
 @dataclass(frozen=True)
 class Drop:
-    """Give up a device: it is told the error wherever it waits.
+    """Give up a device: the error is its answer wherever it waits.
 
     :param phase: how far it came, a short word for counters and logs.
     """
@@ -203,39 +203,39 @@ class AggregationProtocol(ABC):
         return ()
 
     def describe(self, assignment: TaskAssignment) -> None:
-        """Fill in what devices are told of the protocol: one of ``aggregation_type``."""
+        """Fill in the protocol's part of an assignment: one of ``aggregation_type``."""
         assignment.aggregation_info.SetInParent()
 
     @abstractmethod
     def receive(self, call: Call, now: float) -> Sequence[Effect]:
-        """Take a call.
+        """Handle a call.
 
         :raises StatusError: to answer that; the device may call again.
         """
 
     @abstractmethod
     def uploaded(self, upload: Upload, now: float) -> Sequence[Effect]:
-        """Take note of an upload that is complete."""
+        """Handle an upload that is complete."""
 
     @abstractmethod
     def accumulated(
         self, assignments: Sequence[str], error: StatusError | None, now: float
     ) -> Sequence[Effect]:
-        """Take the outcome of :class:`Accumulate`.
+        """Handle the outcome of :class:`Accumulate`.
 
         :param error: None: the assignments are counted; otherwise they are dropped.
         """
 
     def worked(self, key: str, result: bytes | StatusError, now: float) -> Sequence[Effect]:
-        """Take the outcome of :class:`Work`."""
+        """Handle the outcome of :class:`Work`."""
         return ()
 
     def left(self, assignment: str, code: Code, now: float) -> Sequence[Effect]:
-        """Take note that a device that had called is gone: it gave up, failed, or took too long."""
+        """Forget a device that had called and is gone: it gave up, failed, or took too long."""
         return ()
 
     def tick(self, now: float) -> Sequence[Effect]:
-        """Let time pass."""
+        """Do what is due."""
         return ()
 
     def next_tick(self) -> float | None:

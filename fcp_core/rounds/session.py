@@ -149,7 +149,7 @@ class DeviceSession(Machine[SessionState]):
         self.eligibility: Code | None = None
 
     def check(self) -> None:
-        """Check that the session goes on.
+        """Check that the session has not ended.
 
         :raises StatusError: ABORTED if it has ended.
         """
@@ -199,7 +199,7 @@ class DeviceSession(Machine[SessionState]):
         return {**offered, **free} if self.plan_alone else offered
 
     def __repr__(self) -> str:
-        """Say what it is, and not whose."""
+        """Name its population and state, and not whose it is."""
         return f"<session of {self.check_in.population}, {self._state.value}>"
 
 
@@ -233,7 +233,7 @@ class Sessions:
         return self._sessions.get(session_id)
 
     def tick(self, now: float) -> None:
-        """Let time pass: end what expires, and forget what expired long ago."""
+        """End sessions that expire, and forget those that expired long ago."""
         for session_id, session in self._sessions.pop_due(now):
             forgotten = session.expires + self._retention
             if forgotten <= now:

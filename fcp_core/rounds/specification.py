@@ -149,7 +149,7 @@ def _plain(value: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 class TaskSpec(Specification, frozen=True):
-    """One task as it is offered to a population: one round of one computation.
+    """One task as it is offered to a population, such as one round of a federated program.
 
     :param population: the population it is offered to.
     :param name: the task name that devices see; several open tasks may share one.

@@ -90,7 +90,7 @@ class ExpiredTokenError(StatusError):
         self.token = token
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the trip from another process."""
+        """Let the error be pickled by another process."""
         return (ExpiredTokenError, (self.token,))
 
 
@@ -112,7 +112,7 @@ class Tokens:
         return self._keyring.current.id
 
     def use(self, keyring: Keyring) -> None:
-        """Go on with other keys, after a rotation."""
+        """Use other keys, after a rotation."""
         self._keyring = keyring
 
     def make(
@@ -201,7 +201,7 @@ class Tokens:
 
 
 def check_sender(token: Token, sender: str | None) -> None:
-    """Check that a token comes from whom it was given to; the time taken tells nothing.
+    """Check, in constant time, that a token comes from whom it was given to.
 
     :raises StatusError: PERMISSION_DENIED if not.
     """
@@ -233,7 +233,7 @@ def uuid_bytes(text: str) -> bytes:
 
 
 def uuid_text(data: bytes) -> str:
-    """Return 16 bytes as a UUID is written; :func:`uuid_bytes` turned round."""
+    """Return 16 bytes as a UUID is written; the inverse of :func:`uuid_bytes`."""
     text = data.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 

@@ -27,11 +27,11 @@ class Machine(Generic[S]):
 
     @property
     def state(self) -> S:
-        """Where it stands."""
+        """The current state."""
         return self._state
 
     def move(self, state: S) -> None:
-        """Go on to another state.
+        """Change the state.
 
         :raises InvalidTransition: if the table does not allow it.
         """

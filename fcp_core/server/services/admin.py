@@ -1,4 +1,4 @@
-"""What operators and remote programs may ask: the admin API without HTTP."""
+"""The admin API of operators and remote programs, without HTTP."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class Admin:
         )
 
     async def remove_eligibility_task(self, population: str) -> EligibilitySummary:
-        """Take a population's eligibility task away; return what it was.
+        """Remove a population's eligibility task; return it.
 
         :raises StatusError: NOT_FOUND if it has none.
         """
@@ -201,7 +201,7 @@ class Admin:
         return EligibilitySummary.of(found.population, found.task, found.created)
 
     async def status(self) -> ServerStatus:
-        """Return how the server is."""
+        """Return the version, the address and the number of tasks by state."""
         states = Counter(status.state.value for status in await self._tasks.list())
         return ServerStatus(
             version=openapi.version(),

@@ -1,4 +1,4 @@
-"""The service that gives devices their tasks and hears how they went."""
+"""The service that gives devices their tasks and takes their reports."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class TaskAssignments:
     async def report_task_result(
         self, request: pb.ReportTaskResultRequest, sender: str | None = None
     ) -> pb.ReportTaskResultResponse:
-        """Hear how a computation went; a failure makes room for another device.
+        """Take a device's report of its computation; a failure makes room for another device.
 
         It may come before, during or after the upload, and more than once.
 
@@ -173,7 +173,7 @@ class TaskAssignments:
         return self._operation(*self._find(text, now, sender))
 
     def cancel(self, text: str, now: float, sender: str | None) -> None:
-        """Take back what a session asked for: its request, or a task that it has not begun.
+        """Cancel what a session asked for: its request, or a task that it has not begun.
 
         :raises StatusError: as :meth:`operation`.
         """

@@ -1,6 +1,6 @@
 """What devices download: plans, checkpoints and slices, kept compressed or read from the storage.
 
-A device that cannot undo gzip is told of addresses whose group ends with ``.plain``. What is in
+A device that cannot undo gzip is given addresses whose group ends with ``.plain``. What is in
 memory is compressed once when a task opens; what such a device asks for is decompressed once, and
 kept as long as the task is open. What is read from the storage goes through a cache.
 """
@@ -59,13 +59,13 @@ FileSource: TypeAlias = Callable[[str], Awaitable["bytes | None"]]
 _ENTRY = 1024
 
 #: How long a device may keep a plan in its cache, in seconds. Tasks of one computation carry the
-#: same plan, so that the next round's is there already; their checkpoints differ.
+#: same plan, so that the next task's is there already; their checkpoints differ.
 _PLAN_AGE = 7 * 86400.0
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a device is told about a resource.
+    """How a device gets a resource.
 
     :param etag: names the content.
     :param max_age: how long a device may keep it, in seconds; 0: not at all.
@@ -75,7 +75,7 @@ class Facts:
     max_age: float
 
     def followed_by(self, tail: bytes) -> Facts:
-        """Return what it is told about the resource with more at its end."""
+        """Return the same for the resource with more at its end."""
         return replace(self, etag=hashlib.sha256(self.etag.encode() + tail).hexdigest())
 
 
@@ -94,7 +94,7 @@ class Download:
 
     @property
     def facts(self) -> Facts:
-        """What a device is told about it."""
+        """How a device gets it."""
         return Facts(self.etag, self.max_age)
 
     def plain(self) -> Download:
@@ -268,7 +268,7 @@ class Downloads:
         self._groups[published.group] = published
 
     def remove(self, group: str) -> None:
-        """Take a task's resources back."""
+        """Remove a task's resources."""
         published = self._groups.pop(group, None)
         if published is not None and published.source is not None:
             for name in [name for name in self._cache if self._published(name) is None]:

@@ -157,7 +157,7 @@ class EligibilityEvalTasks:
         return offer, conditional, combined(refusals) if refusals else None
 
     def release(self) -> None:
-        """Let go of the devices that are kept waiting, and keep none any more."""
+        """Answer the check-ins that are held, and hold none any more."""
         self._released = True
         for population in self._populations:
             population.held.release()

@@ -120,7 +120,7 @@ class EligibilityTasks:
         return in_use.set
 
     async def remove(self, population: str) -> SetTask:
-        """Take a population's task away; return it.
+        """Remove a population's task; return it.
 
         :raises StatusError: NOT_FOUND if it has none.
         """
@@ -176,7 +176,7 @@ class EligibilityTasks:
         return in_use.set.task, in_use.published
 
     async def load(self) -> None:
-        """Take up what an earlier run left in the storage.
+        """Restore what an earlier run left in the storage.
 
         :raises UsageError: if a policy of a task cannot be made any more.
         """

@@ -10,7 +10,7 @@ from fcp_core.protocol.status import Code, StatusError
 
 logger = logging.getLogger("fcp.services")
 
-#: What a device may receive as it is; anything else is the server's own affair.
+#: What a device may receive as it is; anything else stays in the server.
 _PUBLIC = (
     Code.OK,
     Code.INVALID_ARGUMENT,

@@ -43,14 +43,14 @@ class HeldCheckIns:
             self._ticker.at(key, None, self.let_in)
 
     def let_in(self, now: float) -> None:
-        """Let as many go on as there is room for; more would have come in vain."""
+        """Release as many as there is room for."""
         self._release(self._capacity())
         # One that was let in may not come on.
         again = now + _AGAIN if self._held and self._capacity() else None
         self._ticker.at(self._key, again, self.let_in)
 
     def release(self) -> None:
-        """Let everybody go on."""
+        """Release all of them."""
         self._release(len(self._held))
 
     def _release(self, number: int) -> None:

@@ -28,7 +28,7 @@ class Media:
         return self._memory.held
 
     async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
-        """Let an upload begin; :meth:`finish_upload` or :meth:`abandon_upload` must follow.
+        """Begin an upload; :meth:`finish_upload` or :meth:`abandon_upload` must follow.
 
         :returns: whether its bytes are wanted: if they are there already, the device only did not
             hear so, and is to be answered OK.

@@ -39,7 +39,7 @@ class Operations:
     async def cancel_operation(
         self, request: longrunning.CancelOperationRequest, sender: str | None = None
     ) -> Empty:
-        """Cancel a request for a task. A task that it gave, and that was not begun, is taken back.
+        """Cancel a request for a task. A task that it gave, and that was not begun, is released.
 
         :raises StatusError: as :meth:`get_operation`.
         """

@@ -1,4 +1,4 @@
-"""What selection policies keep, in storage: a limit over a day holds over a restart too."""
+"""Stores the states of selection policies, so that a limit over a day outlives a restart."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PolicyStates:
         self._writer: asyncio.Task[None] | None = None
 
     def load(self, records: Iterable[PolicyStateRecord]) -> None:
-        """Take up what an earlier run left; what is too old is deleted."""
+        """Restore what an earlier run left; what is too old is deleted."""
         oldest = self._clock.now() - LIFETIME
         for record in records:
             if record.saved < oldest:

@@ -96,7 +96,7 @@ class Population:
         self._away = None
 
     def close(self, task: TaskRunner, now: float) -> None:
-        """Take a task away; whoever waited only for it is rejected."""
+        """Remove a task; devices that waited only for it are rejected."""
         if self._tasks.pop(task.task_id, None) is not None:
             self._eligibility.pop(task.task_id, None)
             self._assigner.close(task.task_id)
@@ -137,7 +137,7 @@ class Population:
 
     @property
     def at_work(self) -> int:
-        """How many devices have a task and are not done with it."""
+        """How many assignments have not ended."""
         return sum(task.machine.pending for task in self._tasks.values())
 
     @property
@@ -174,7 +174,7 @@ class Population:
             self._decide(now)
 
     def cancel(self, session: DeviceSession, now: float) -> None:
-        """Let a device wait no longer that cancelled its request."""
+        """Withdraw a device that cancelled its request."""
         self._assigner.withdraw(session.candidate)
         session.move(SessionState.CANCELLED)
         self._notify(Rejected(now, self.name, label(session.session_id), "cancelled"))
@@ -192,7 +192,7 @@ class Population:
         self._notify(Rejected(now, self.name, label(session.session_id), reason))
 
     def consider(self, now: float) -> None:
-        """Have the selection policies decide about those who wait, and let in who is held.
+        """Have the selection policies decide about waiting devices, and answer held check-ins.
 
         To be called when there may be more room than before.
         """
@@ -200,7 +200,7 @@ class Population:
         self.held.let_in(now)
 
     def left(self, task: TaskRunner, *, contributed: bool, now: float) -> None:
-        """Let another device have the place of one that has left a task.
+        """Give the place of a device that has left a task to another one.
 
         :param contributed: whether it did; if not, the task misses one more than it thought.
         """
@@ -227,7 +227,7 @@ class Population:
         )
 
     def _places(self) -> int | None:
-        """Return how many more devices may be at work; None: any number."""
+        """Return how many more devices may have an assignment; None: any number."""
         if self._max_at_work is None:
             return None
         return max(0, self._max_at_work - self.at_work)

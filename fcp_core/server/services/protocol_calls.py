@@ -54,7 +54,7 @@ class ProtocolCalls:
         return serve
 
     async def call(self, route: Route, request: Any, sender: str | None = None) -> Message:
-        """Take a call.
+        """Serve a call.
 
         :raises StatusError: NOT_FOUND for an aggregation that this server never had,
             UNAUTHENTICATED for a token that is not valid, PERMISSION_DENIED for one of somebody
@@ -191,7 +191,7 @@ def _operation(route: Route, token: str, call: ProtocolCall) -> longrunning.Oper
 
 
 def _set_polling_interval(metadata: Any) -> None:
-    """See to it that there is one: with none, devices ask again without a pause."""
+    """Set it if it is missing: without one, devices ask again without a pause."""
     field = metadata.DESCRIPTOR.fields_by_name.get("polling_interval")
     if field is not None and not metadata.HasField("polling_interval"):
         metadata.polling_interval.CopyFrom(duration(POLLING_INTERVAL))

@@ -77,11 +77,11 @@ class ProtocolHost:
 
     @property
     def resumable(self) -> bool:
-        """Whether devices can go on that a server knew which was restarted since."""
+        """Whether devices that called before a restart of the server can go on."""
         return self._protocol.resumable
 
     def describe(self, message: Any) -> None:
-        """Fill in an assignment's message what devices are told of the protocol."""
+        """Have the protocol fill in its part of an assignment's message."""
         try:
             self._protocol.describe(message)
         except Exception:
@@ -107,7 +107,7 @@ class ProtocolHost:
     ) -> tuple[ProtocolCall, list[ShellEffect]]:
         """Have the protocol take a call, unless it is one that was sent before.
 
-        :raises StatusError: what the device is told; the call may be sent again.
+        :raises StatusError: the device's answer; the call may be sent again.
         """
         known = assignment.calls.get(method)
         if known is not None and (assignment.ended or not isinstance(known.result, StatusError)):
@@ -140,13 +140,13 @@ class ProtocolHost:
     def uploaded(
         self, assignment: Assignment, slot: str, size: int, body: Any, now: float
     ) -> list[ShellEffect]:
-        """Tell the protocol of an upload."""
+        """Notify the protocol of an upload."""
         upload = Upload(assignment.id, slot, size, body)
         ask = partial(self._protocol.uploaded, upload, now)
         return self._ask("uploaded", ask, now, [assignment])
 
     def accumulated(self, group: Group, error: StatusError | None, now: float) -> list[ShellEffect]:
-        """Tell the protocol what came of an accumulation."""
+        """Notify the protocol of the outcome of an accumulation."""
         ids = tuple(assignment.id for assignment in group.assignments)
         ask = partial(self._protocol.accumulated, ids, error, now)
         found = self._ask("accumulated", ask, now, group.assignments)
@@ -157,13 +157,13 @@ class ProtocolHost:
         return found
 
     def worked(self, key: str, result: bytes | StatusError, now: float) -> list[ShellEffect]:
-        """Tell the protocol what came of a job."""
+        """Notify the protocol of the outcome of a job."""
         if self._machine.state is not TaskState.OPEN:
             return []
         return self._ask("worked", partial(self._protocol.worked, key, result, now), now)
 
     def left(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
-        """Answer the calls of a device that was dropped, and tell the protocol."""
+        """Answer the calls of a device that was dropped, and notify the protocol."""
         assignment = effect.assignment
         called = bool(assignment.calls)
         error = device_status(effect.code, effect.message)
@@ -176,7 +176,7 @@ class ProtocolHost:
         return self._ask("left", partial(self._protocol.left, assignment.id, effect.code, now), now)
 
     def tick(self, now: float) -> list[ShellEffect]:
-        """Let time pass for the protocol, if it is time."""
+        """Give the protocol its tick, if it is due."""
         when = self.next_tick()
         if when is None or when > now:
             return []
@@ -199,7 +199,7 @@ class ProtocolHost:
             return None
 
     def end(self) -> None:
-        """Answer what still waits: the task is over."""
+        """Answer the calls that still wait, since the task has ended."""
         for assignment in self._machine.all():
             for method, call in assignment.calls.items():
                 if call.state is not CallState.PENDING:
@@ -301,7 +301,7 @@ class ProtocolHost:
             return []
         dropped: list[ShellEffect] = []
         if failed and not assignment.ended:
-            # It is told that it does not count: it must not be counted later.
+            # Its answer is that it does not count: it must not be counted later.
             dropped += self._machine.drop(
                 assignment.id, "protocol", response.code, response.message, now
             )
@@ -332,7 +332,7 @@ class ProtocolHost:
         return found
 
     def _conclude(self, assignment: Assignment) -> None:
-        """Answer OK to a device that is counted, wherever it waits to hear so."""
+        """Answer OK to a device that is counted, wherever it waits for that."""
         if assignment.state is Stage.CONTRIBUTED:
             for method in self._protocol.concluding:
                 call = assignment.calls.get(method)

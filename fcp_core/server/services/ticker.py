@@ -21,7 +21,7 @@ class Ticking(Protocol):
     """Something that has to be called as time passes."""
 
     def tick(self, now: float) -> None:
-        """Let time pass."""
+        """Do what is due."""
         ...
 
     def next_tick(self) -> float | None:

@@ -33,5 +33,5 @@ class UploadMemory:
         self.held += size
 
     def release(self, size: int) -> None:
-        """Count bytes no more."""
+        """Uncount bytes."""
         self.held -= size
