@@ -26,6 +26,9 @@ class Held(HeldBody):
     def drop(self):
         self.dropped += 1
 
+    async def fetch(self):
+        raise AssertionError("nobody asked for it")
+
 
 def started():
     made = Assignment("a", "session", 5.0)

@@ -91,11 +91,11 @@ def wrong_token(device, url):
         device.report(work, Code.INTERNAL)
 
 
-def used_token(device, url):
+def client_token(device, url):
     work, *_ = device.assignment()
-    device.start_upload(work)
+    upload = device.start_upload(work)
     try:
-        device.start_upload(work)
+        device.start_upload(work, upload.client_token)
     finally:
         device.report(work, Code.INTERNAL)
 
@@ -159,7 +159,7 @@ def submit_of_nothing(device, url):
 GZIP = {"Content-Encoding": "gzip"}
 MISTAKES = {
     "wrong token": (wrong_token, 401, "token"),
-    "used token": (used_token, 401, "used"),
+    "token of another kind": (client_token, 401, "another kind"),
     "malformed protobuf": (malformed_protobuf, 400, "EligibilityEvalTaskRequest"),
     "wrong encoding": (wrong_encoding, 400, "'deflate'"),
     "wrong encoding of an upload": (bad_upload(b"", {"Content-Encoding": "br"}), 400, "'br'"),
