@@ -19,11 +19,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from dataclasses import dataclass
-from typing import TypeAlias
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.effects import (
+    AccumulateEffect,
+    CompleteEffect,
+    DroppedEffect,
+    EndEffect,
+    Group,
+    TaskEffect,
+)
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.policies import OpenTask
 from fcp_core.rounds.tasks import TaskState, TaskStatus
@@ -47,55 +53,7 @@ MOVES: dict[TaskState, tuple[TaskState, ...]] = {
     TaskState.FAILED: (),
     TaskState.CANCELLED: (),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Assignments whose contributions are accumulated as one, nearly always a single one.
-
-    :param slot: the upload of the only one that is accumulated; None: *checkpoint* is.
-    """
-
-    assignments: tuple[Assignment, ...]
-    slot: str | None = None
-    checkpoint: bytes | None = None
-
-
-@dataclass(frozen=True)
-class AccumulateEffect:
-    """Accumulate this, then call :meth:`TaskMachine.accumulated`."""
-
-    group: Group
-
-
-@dataclass(frozen=True)
-class DroppedEffect:
-    """An assignment ended without a contribution; whoever waits for it is told so.
-
-    :param phase: how far it came, a short word.
-    """
-
-    assignment: Assignment
-    phase: str
-    code: Code
-    message: str
-
-
-@dataclass(frozen=True)
-class CompleteEffect:
-    """The task has what it needs: build the result, then call :meth:`TaskMachine.reported`."""
-
-
-@dataclass(frozen=True)
-class EndEffect:
-    """The task reached a final state; *code* is OK if it has a result."""
-
-    state: TaskState
-    code: Code
-    message: str
-
-
-TaskEffect: TypeAlias = AccumulateEffect | DroppedEffect | CompleteEffect | EndEffect
+FINAL = frozenset(state for state, following in MOVES.items() if not following)
 
 
 class TaskMachine(Machine[TaskState]):
@@ -248,7 +206,7 @@ class TaskMachine(Machine[TaskState]):
 
     def accumulated(self, group: Group, code: Code, message: str, now: float) -> list[TaskEffect]:
         """Take the outcome of an :class:`AccumulateEffect`."""
-        if self._state.is_final:
+        if self._state in FINAL:
             return []
         if any(a.state is not Stage.ACCUMULATING for a in group.assignments):
             raise InvalidTransition(f"{self!r} did not have {group.assignments} accumulated")
@@ -308,19 +266,19 @@ class TaskMachine(Machine[TaskState]):
 
     def cancel(self, code: Code, message: str, now: float) -> list[TaskEffect]:
         """End the task without a result; nothing happens if it has ended."""
-        if self._state.is_final:
+        if self._state in FINAL:
             return []
         return self._end(TaskState.CANCELLED, code, message, now)
 
     def fail(self, code: Code, message: str, now: float) -> list[TaskEffect]:
         """End the task because something of the server's own broke."""
-        if self._state.is_final:
+        if self._state in FINAL:
             return []
         return self._end(TaskState.FAILED, code, message, now)
 
     def reported(self, code: Code, message: str, now: float) -> list[TaskEffect]:
         """Take the outcome of a :class:`CompleteEffect`."""
-        if self._state.is_final:
+        if self._state in FINAL:
             return []
         if not self._completing:
             raise InvalidTransition(f"{self!r} did not ask for a result")
@@ -342,7 +300,7 @@ class TaskMachine(Machine[TaskState]):
         assert len(self._expiry) == self.pending - queued - running, "what is not ready expires"
         assert not (self._queue and running < self.missing), "no place stays free"
         assert self.max_at_work is None or self.pending <= self.max_at_work, "the cap holds"
-        assert not self._state.is_final or not self.pending, "nothing is left at the end"
+        assert self._state not in FINAL or not self.pending, "nothing is left at the end"
         if self._state is TaskState.CLOSING:
             assert bool(running) != self._completing, "closing goes on to an end"
 

@@ -1,0 +1,59 @@
+"""What a task's machine wants done; the shell carries it out, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from fcp_core.protocol.status import Code
+from fcp_core.rounds.assignment import Assignment
+from fcp_core.rounds.tasks import TaskState
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Assignments whose contributions are accumulated as one, nearly always a single one.
+
+    :param slot: the upload of the only one that is accumulated; None: *checkpoint* is.
+    """
+
+    assignments: tuple[Assignment, ...]
+    slot: str | None = None
+    checkpoint: bytes | None = None
+
+
+@dataclass(frozen=True)
+class AccumulateEffect:
+    """Accumulate this, then call :meth:`TaskMachine.accumulated`."""
+
+    group: Group
+
+
+@dataclass(frozen=True)
+class DroppedEffect:
+    """An assignment ended without a contribution; whoever waits for it is told so.
+
+    :param phase: how far it came, a short word.
+    """
+
+    assignment: Assignment
+    phase: str
+    code: Code
+    message: str
+
+
+@dataclass(frozen=True)
+class CompleteEffect:
+    """The task has what it needs: build the result, then call :meth:`TaskMachine.reported`."""
+
+
+@dataclass(frozen=True)
+class EndEffect:
+    """The task reached a final state; *code* is OK if it has a result."""
+
+    state: TaskState
+    code: Code
+    message: str
+
+
+TaskEffect: TypeAlias = AccumulateEffect | DroppedEffect | CompleteEffect | EndEffect
