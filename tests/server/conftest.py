@@ -19,6 +19,7 @@ from fcp_core.protocol.protos import aggregations_pb2, common_pb2, google_rpc_st
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as operations_pb2
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
+from fcp_core.protocol.routes import method_name
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.http.frontend import Frontend, bind
@@ -97,17 +98,18 @@ class Media:
         self.abandoned = threading.Semaphore(0)
         self.started = threading.Semaphore(0)
 
-    async def begin_upload(self, name):
+    async def begin_upload(self, name, sender=None):
         if name not in self.names or name in self.begun:
             raise StatusError(Code.UNAUTHENTICATED, f"no such upload: {name}")
         self.begun.add(name)
         self.started.release()
+        return True
 
-    async def finish_upload(self, name, body):
+    async def finish_upload(self, name, body, sender=None):
         self.names.remove(name)
         self.received[name] = bytes(body)
 
-    async def abandon_upload(self, name):
+    async def abandon_upload(self, name, sender=None):
         self.begun.discard(name)
         self.abandoned.release()
 
@@ -122,6 +124,10 @@ class Services:
     """Services that answer what the test says; a name that is not set is not offered."""
 
     media: Media = field(default_factory=Media)
+
+    def method(self, route):
+        service = route.service.rpartition(".")[2]
+        return getattr(getattr(self, method_name(service), None), method_name(route.method), None)
 
 
 class Front:

@@ -91,9 +91,7 @@ def test_every_route_has_its_variables_put_into_the_message(make_front, http):
 
             return call
 
-    class Services:
-        media = http.Media()
-
+    class Services(http.Services):
         def __getattr__(self, name):
             return Anything(name)
 
