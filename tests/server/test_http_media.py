@@ -220,7 +220,7 @@ def test_what_is_in_flight_is_bounded(make_front, http, services, media):
 
 
 def test_an_error_at_the_end_of_an_upload_is_answered(make_front, http, services, media):
-    async def finish_upload(name, body):
+    async def finish_upload(name, body, sender):
         raise StatusError(Code.ABORTED, "the round is over")
 
     media.finish_upload = finish_upload
