@@ -16,6 +16,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.logs import configure_logging, hide_addresses
+from fcp_core.server.services.device_tokens import label
 
 WAIT = 30.0
 
@@ -117,7 +118,7 @@ def test_a_round_is_told_by_its_sessions_and_by_nothing_else(
             connection.is_closed()
             port = connection.socket.getsockname()[1]
     entries = [line for line in lines(stream) if line["logger"].startswith(("fcp", "tornado"))]
-    of_session = [line for line in entries if line.get("session_id") == device.session_id]
+    of_session = [line for line in entries if line.get("session_id") == label(device.session_id)]
     events = [line["event"] for line in of_session if "event" in line]
     assert events == ["CheckedIn", "Assigned", "Contributed"]
     assert [line["route"] for line in of_session if "route" in line] == [
@@ -132,8 +133,9 @@ def test_a_round_is_told_by_its_sessions_and_by_nothing_else(
         "x-goog-api-key",
         "urllib3",
         task.authorization_token,
-        upload.client_token.rpartition(".")[2],
-        upload.resource.resource_name.rpartition(".")[2],
+        upload.client_token,
+        upload.resource.resource_name,
+        device.session_id,
     ]
     assert [secret for secret in secrets if secret in text] == []
     assert sys.getsizeof(text) > 1000  # there was something to find it in

@@ -91,15 +91,6 @@ def wrong_token(device, url):
         device.report(work, Code.INTERNAL)
 
 
-def used_token(device, url):
-    work, *_ = device.assignment()
-    device.start_upload(work)
-    try:
-        device.start_upload(work)
-    finally:
-        device.report(work, Code.INTERNAL)
-
-
 def malformed_protobuf(device, url):
     path = "/v1/eligibilityevaltasks/people:request?%24alt=proto"
     device.send("POST", url, path, b"\xff\xff")
@@ -159,7 +150,6 @@ def submit_of_nothing(device, url):
 GZIP = {"Content-Encoding": "gzip"}
 MISTAKES = {
     "wrong token": (wrong_token, 401, "token"),
-    "used token": (used_token, 401, "used"),
     "malformed protobuf": (malformed_protobuf, 400, "EligibilityEvalTaskRequest"),
     "wrong encoding": (wrong_encoding, 400, "'deflate'"),
     "wrong encoding of an upload": (bad_upload(b"", {"Content-Encoding": "br"}), 400, "'br'"),
