@@ -114,7 +114,7 @@ class SimpleProtocol(AggregationProtocol):
         """Start or submit.
 
         :raises StatusError: INVALID_ARGUMENT for a submission that names another upload, or of
-            nothing; ABORTED if what was uploaded is lost.
+            nothing.
         """
         if call.method == _START:
             return [self._start(call, now)]
@@ -126,9 +126,9 @@ class SimpleProtocol(AggregationProtocol):
             )
         device = self._devices.get(call.assignment)
         if device is None:
-            raise StatusError(
-                Code.ABORTED, "the server was restarted and this upload is lost; check in again"
-            )
+            # Its place is for somebody else.
+            message = "the server was restarted and this upload is lost; check in again"
+            return [Drop(call.assignment, "protocol", Code.ABORTED, message)]
         if device.state is DeviceState.STARTED:
             raise StatusError(
                 Code.INVALID_ARGUMENT,

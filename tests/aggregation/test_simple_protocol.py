@@ -57,6 +57,16 @@ def refused(code, match, function, *args, **kwargs):
     assert caught.value.code is code
 
 
+def lost(effects, client):
+    """Whether a device is dropped since the server knows nothing of its upload."""
+    (effect,) = effects
+    return (
+        isinstance(effect, Drop)
+        and (effect.assignment, effect.code) == (client, Code.ABORTED)
+        and "upload is lost" in effect.message
+    )
+
+
 def test_what_the_plugin_says_of_it():
     assert (SIMPLE.name, SIMPLE.aborting) == ("simple", ("AbortAggregation",))
     assert SIMPLE.services == ("google.internal.federatedcompute.v1.Aggregations",)
@@ -103,7 +113,7 @@ def test_a_submission_of_another_upload_or_of_nothing_can_be_mended():
 
 def test_after_a_restart_an_upload_goes_on_and_a_lost_one_is_no_fault_of_the_device():
     machine = SIMPLE.make({})
-    refused(Code.ABORTED, "upload is lost", submit, machine, "a")
+    assert lost(submit(machine, "a"), "a")
     upload(machine, "b")
     assert submit(machine, "b") == [Accumulate(("b",), slot="checkpoint")]
 
@@ -114,7 +124,7 @@ def test_who_left_is_forgotten():
     upload(machine, "a")
     assert machine.left("a", Code.CANCELLED, 1.0) == ()
     assert machine.left("a", Code.CANCELLED, 1.0) == ()
-    refused(Code.ABORTED, "upload is lost", submit, machine, "a")
+    assert lost(submit(machine, "a"), "a")
 
 
 def slow(machine, now):
@@ -218,10 +228,12 @@ class AnySequence(RuleBasedStateMachine):
             (effect,) = submit(self.machine, client, self.now)
             assert effect == Accumulate((client,), slot="checkpoint")
             self.stages[client] = "submitted"
-        elif stage in ("new", "started"):
-            code = Code.ABORTED if stage == "new" else Code.INVALID_ARGUMENT
-            match = "lost" if stage == "new" else "nothing"
-            refused(code, match, submit, self.machine, client, self.now)
+        elif stage == "started":
+            refused(Code.INVALID_ARGUMENT, "nothing", submit, self.machine, client, self.now)
+        elif stage == "new":
+            assert lost(submit(self.machine, client, self.now), client)
+            self.machine.left(client, Code.ABORTED, self.now)
+            self.over.add(client)
 
     @rule(client=CLIENTS, error=st.none() | st.just(StatusError(Code.INTERNAL, "")))
     def accumulated(self, client, error):

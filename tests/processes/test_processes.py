@@ -92,7 +92,7 @@ def test_a_held_check_in_waits_at_a_worker(serve, kit):
     answers = []
     waiting = threading.Thread(target=lambda: answers.append(kit.Device(1).check_in(at)))
     waiting.start()
-    held = server.server.services._populations.get("people")._held
+    held = server.server.services._populations.get("people").held._held
     kit.until(lambda: held, "the device waits")
     server.submit(1)
     waiting.join(kit.WAIT)
@@ -134,9 +134,6 @@ def test_a_worker_dies_that_has_folded_nothing(serve, kit):
     at_worker.putheader("Content-Length", str(len(begun.body)))
     at_worker.endheaders(begun.body[:1000])
     kit.until(lambda: server.is_uploading(begun), "the upload begins")
-    with pytest.raises(kit.Refused) as refused:
-        begun.upload(at_main)
-    assert refused.value.status == 401
 
     os.kill(worker, signal.SIGKILL)
     kit.until(lambda: not server.is_uploading(begun), "the loss is noticed")

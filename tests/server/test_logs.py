@@ -134,8 +134,9 @@ def test_a_round_is_told_by_its_sessions_and_by_nothing_else(
         "x-goog-api-key",
         "urllib3",
         task.authorization_token,
-        upload.client_token.rpartition(".")[2],
-        upload.resource.resource_name.rpartition(".")[2],
+        upload.client_token,
+        upload.resource.resource_name,
+        device.session_id,
     ]
     assert [secret for secret in secrets if secret in text] == []
     assert sys.getsizeof(text) > 1000  # there was something to find it in

@@ -122,14 +122,20 @@ def test_devices_go_on_after_a_restart_or_are_aborted_but_never_sent_away(sqlite
             assert await kit.code_of(guess) is Code.UNAUTHENTICATED
             assert await kit.code_of(fresh.poll("operations/unknown")) is Code.NOT_FOUND
             # A token is good all the same: the device contributes with what it holds.
-            for device in (fresh, uploaded):
-                ticket = await device.start_upload(held[device])
-                assert ticket.client_token == tickets.get(device, ticket).client_token
-                await device.upload(ticket)
-                await device.submit(held[device], ticket)
+            ticket = await fresh.start_upload(held[fresh])
+            await fresh.upload(ticket)
+            await fresh.submit(held[fresh], ticket)
+            assert await started.start_upload(held[started]) == tickets[started]
             await started.upload(tickets[started])
             await started.submit(held[started], tickets[started])
-            numbers = [started.number, uploaded.number, fresh.number]
+            # The one whose upload is lost has left, and its place is free.
+            again = uploaded.start_upload(held[uploaded])
+            assert await kit.code_of(again) is Code.ABORTED
+            other = world.device(multiple=True)
+            await other.check_in()
+            (given,) = await other.ask("many")
+            await other.contribute(given)
+            numbers = [started.number, other.number, fresh.number]
             assert await world.result(many) == [sum(1 << number for number in numbers), 3]
 
     asyncio.run(main())

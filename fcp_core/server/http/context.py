@@ -141,6 +141,6 @@ class Context:
         if method is None:
             raise StatusError(
                 Code.UNIMPLEMENTED,
-                f"this server does not offer {route.service}.{route.method}",
+                f"this server does not offer {route.name}",
             )
         return method
