@@ -48,17 +48,14 @@ class RateLimit:
         bound: int = MAX_BUCKETS,
         time: Callable[[], float] = time.monotonic,
     ) -> None:
+        #: Whether there is a limit at all.
+        self.active = rate > 0
         self._what = what
         self._rate = rate
         self._burst = float(burst)
         self._bound = bound
         self._time = time
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    @property
-    def active(self) -> bool:
-        """Whether there is a limit at all."""
-        return self._rate > 0
 
     def __len__(self) -> int:
         """Return how many buckets there are."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fcp_core.protocol.protos import common_pb2 as common
@@ -10,14 +9,14 @@ from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longru
 from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
-from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.events import Event, Rejected
+from fcp_core.rounds.events import Rejected
 from fcp_core.rounds.operations import operation, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.policies import Candidate
 from fcp_core.rounds.session import DeviceSession, SessionState
 from fcp_core.rounds.tasks import AssignmentMode
-from fcp_core.rounds.tokens import Kind, Tokens
+from fcp_core.rounds.tokens import Kind
+from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import (
     RETENTION,
     AssignmentTickets,
@@ -40,36 +39,24 @@ LONGEST_POLLING_INTERVAL = 60.0
 class TaskAssignments:
     """``google.internal.federatedcompute.v1.TaskAssignments``.
 
-    :param candidate_ids: makes the ids by which policies know devices that wait.
-    :param base_url: returns where devices reach the server.
-    :param data_url: returns what stands in front of ``data/`` in the addresses of downloads.
-    :param notify: called with each device that is rejected.
     :param max_waiting: how many devices may wait at a time.
     """
 
     def __init__(
         self,
+        common: Common,
         *,
-        clock: Clock,
-        tokens: Tokens,
-        candidate_ids: Callable[[], str],
         populations: Populations,
         tasks: Tasks,
         eligibility_tasks: EligibilityTasks,
-        base_url: Callable[[], str],
-        data_url: Callable[[], str],
-        notify: Callable[[Event], None],
         max_waiting: int | None = None,
     ) -> None:
-        self._clock = clock
-        self._tokens = tokens
-        self._candidate_ids = candidate_ids
+        self._common = common
+        self._clock = common.clock
+        self._tokens = common.tokens
         self._populations = populations
         self._tasks = tasks
         self._eligibility_tasks = eligibility_tasks
-        self._base_url = base_url
-        self._data_url = data_url
-        self._notify = notify
         self._max_waiting = max_waiting
 
     async def start_task_assignment(
@@ -89,7 +76,7 @@ class TaskAssignments:
             session.check()
             self._check_room()
             candidate = Candidate(
-                id=self._candidate_ids(),
+                id=self._common.secrets.uuid(),
                 arrived=now,
                 weights=session.weights(_weights(request)),
                 client_version=request.client_version.version_code,
@@ -132,7 +119,9 @@ class TaskAssignments:
                 )
             if new or not names:
                 reason = "no_task"
-                self._notify(Rejected(now, population.name, label(session.session_id), reason))
+                self._common.notify(
+                    Rejected(now, population.name, label(session.session_id), reason)
+                )
         return response
 
     async def report_task_result(
@@ -273,7 +262,7 @@ class TaskAssignments:
     def _message(
         self, task: TaskRunner, assignment: Assignment, session: DeviceSession
     ) -> pb.TaskAssignment:
-        data_url = self._data_url()
+        data_url = self._common.data_url()
         formats = session.check_in.supported_compression
         compressed = common.RESOURCE_COMPRESSION_FORMAT_GZIP in formats
         tickets = AssignmentTickets(
@@ -282,7 +271,7 @@ class TaskAssignments:
             assignment.id,
             session.sender,
             assignment.assigned + task.assignment_timeout + RETENTION,
-            self._base_url,
+            self._common.base_url,
             session.token_key,
         )
         message = pb.TaskAssignment(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eets
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resource
-from fcp_core.rounds.events import CheckedIn, Event, Rejected
+from fcp_core.rounds.events import CheckedIn, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
 from fcp_core.rounds.session import DeviceSession, principal_of
-from fcp_core.rounds.tokens import Kind, Tokens, TokenSource, scope_of
+from fcp_core.rounds.tokens import Kind, scope_of
+from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import label, read_session
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.population import Population, Populations
@@ -27,36 +26,25 @@ if TYPE_CHECKING:
 class EligibilityEvalTasks:
     """``google.internal.federatedcompute.v1.EligibilityEvalTasks``.
 
-    :param data_url: what stands in front of ``data/`` in the addresses of downloads.
-    :param secrets: makes the random part of sessions' ids.
-    :param notify: called with each check-in.
     :param max_sessions: how many sessions are kept at a time.
     """
 
     def __init__(
         self,
+        common: Common,
         *,
         plugins: Plugins,
-        clock: Clock,
-        tokens: Tokens,
-        secrets: TokenSource,
         populations: Populations,
         eligibility_tasks: EligibilityTasks,
-        base_url: Callable[[], str],
-        data_url: Callable[[], str],
-        notify: Callable[[Event], None],
         max_sessions: int | None = None,
     ) -> None:
+        self._common = common
         self._plugins = plugins
-        self._clock = clock
-        self._tokens = tokens
+        self._clock = common.clock
+        self._tokens = common.tokens
         self._populations = populations
-        self._secrets = secrets
-        self._base_url = base_url
-        self._data_url = data_url
-        self._notify = notify
-        self._max_sessions = max_sessions
         self._tasks = eligibility_tasks
+        self._max_sessions = max_sessions
         self._released = False
 
     async def request_eligibility_eval_task(
@@ -77,7 +65,7 @@ class EligibilityEvalTasks:
             await population.held.wait(hold, now)
             now = self._clock.now()
         check_in = _check_in(request, principal_of(sender))
-        session_key = self._secrets.bytes(16)
+        session_key = self._common.secrets.bytes(16)
         load = population.load(now)
         accepted = self._plugins.retry_window(population.name, accepted=True, load=load, now=now)
         # Policies say when they want those back whom they send away, and nothing of the others.
@@ -93,7 +81,7 @@ class EligibilityEvalTasks:
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
             reason = "refused" if refusal is not None else "no_task"
-            self._notify(Rejected(now, population.name, label(session_key.hex()), reason))
+            self._common.notify(Rejected(now, population.name, label(session_key.hex()), reason))
             response.rejection_info.SetInParent()
         else:
             expires = now + population.sessions.timeout
@@ -183,7 +171,7 @@ class EligibilityEvalTasks:
         session.report_eligibility(code)
         if code is not Code.OK and first:
             reason = "eligibility_failed"
-            self._notify(Rejected(now, population.name, label(session.session_id), reason))
+            self._common.notify(Rejected(now, population.name, label(session.session_id), reason))
         return eets.ReportEligibilityEvalTaskResultResponse()
 
     def _accept(
@@ -203,7 +191,7 @@ class EligibilityEvalTasks:
         population.sessions.open(session)
         response.session_id = session.session_id
         response.task_assignment_forwarding_info.CopyFrom(
-            common.ForwardingInfo(target_uri_prefix=self._base_url())
+            common.ForwardingInfo(target_uri_prefix=self._common.base_url())
         )
         if offer.spec is None and not offer.plan_alone:
             response.no_eligibility_eval_configured.SetInParent()
@@ -217,12 +205,12 @@ class EligibilityEvalTasks:
             if plan is not None and offer.asks_plan:
                 _, published = plan
                 compressed = common.RESOURCE_COMPRESSION_FORMAT_GZIP in formats
-                url = self._data_url()
+                url = self._common.data_url()
                 task.plan.CopyFrom(published.resource("plan", url, compressed=compressed))
                 task.init_checkpoint.CopyFrom(
                     published.resource("checkpoint", url, compressed=compressed)
                 )
-        self._notify(
+        self._common.notify(
             CheckedIn(
                 now,
                 session.check_in.population,

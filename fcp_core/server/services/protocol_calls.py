@@ -8,7 +8,7 @@ long-running answers with an operation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
@@ -17,10 +17,11 @@ from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longru
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.operations import ProtocolCall, operation, operation_name
 from fcp_core.rounds.pacing import duration
-from fcp_core.rounds.tokens import Kind, Token, Tokens, uuid_bytes, uuid_text
+from fcp_core.rounds.protocols import AggregationProtocolFactory
+from fcp_core.rounds.tokens import Kind, Token, uuid_bytes, uuid_text
+from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import AssignmentTickets, read_token
 from fcp_core.server.services.task_runner import TaskRunner
 
@@ -34,16 +35,29 @@ POLLING_INTERVAL = 0.5
 class ProtocolCalls:
     """The services of all installed aggregation protocols.
 
-    :param base_url: returns where devices reach the server.
+    :param factories: the installed protocols.
     """
 
     def __init__(
-        self, *, clock: Clock, tokens: Tokens, tasks: Tasks, base_url: Callable[[], str]
+        self,
+        common: Common,
+        *,
+        tasks: Tasks,
+        factories: Collection[AggregationProtocolFactory],
     ) -> None:
-        self._clock = clock
-        self._tokens = tokens
+        self._clock = common.clock
+        self._tokens = common.tokens
         self._tasks = tasks
-        self._base_url = base_url
+        self._base_url = common.base_url
+        #: The services of the protocols.
+        self.services = frozenset(name for factory in factories for name in factory.services)
+        #: The calls with which devices give up, whatever protocol they are of.
+        self._aborting = frozenset(
+            (service, method)
+            for factory in factories
+            for service in factory.services
+            for method in factory.aborting
+        )
 
     def method(self, route: Route) -> Callable[[Message, str | None], Awaitable[Message]]:
         """Return what serves one method."""
@@ -68,12 +82,12 @@ class ProtocolCalls:
         aggregation_id = request.aggregation_id
         token = self._read(text, kind, aggregation_id, now, sender)
         task = self._tasks.find(aggregation_id)
-        aborting = self._tasks.aborts(route)
+        aborting = (route.service, route.method) in self._aborting
         if task is None:
             if not aborting:
                 raise StatusError(Code.ABORTED, "the task is over; check in again")
             return _empty(route)
-        if not self._tasks.serves(task, route.service):
+        if (route.service, route.method) not in task.routes:
             raise StatusError(
                 Code.INVALID_ARGUMENT,
                 f"the aggregation protocol of task {task.spec.name} has no {route.name}",
@@ -115,7 +129,8 @@ class ProtocolCalls:
         call = None if assignment is None else assignment.calls.get(method)
         if task is None or call is None:
             raise StatusError(Code.ABORTED, "the task of this operation is over; check in again")
-        return _operation(self._tasks.route_of(task, method), text, call)
+        route = next(route for (_, name), route in task.routes.items() if name == method)
+        return _operation(route, text, call)
 
     def upload(
         self, name: str, now: float, sender: str | None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.effects import DroppedEffect, Group, TaskEffect
 from fcp_core.rounds.operations import CallState, ProtocolCall
 from fcp_core.rounds.protocols import (
     Accumulate,
@@ -31,7 +32,7 @@ from fcp_core.rounds.protocols import (
     Upload,
     Work,
 )
-from fcp_core.rounds.task import DroppedEffect, Group, InvalidTransition, TaskEffect, TaskMachine
+from fcp_core.rounds.task import InvalidTransition, TaskMachine
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.server.services.engine_status import device_status
 
@@ -50,7 +51,7 @@ class ProtocolHost:
     """One task's protocol machine, guarded.
 
     :param name: the protocol's name, for the log.
-    :param empty: returns an empty response of a method.
+    :param empty: makes an empty response of each method.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class ProtocolHost:
         name: str,
         protocol: AggregationProtocol,
         machine: TaskMachine,
-        empty: Callable[[str], Any],
+        empty: Mapping[str, Callable[[], Any]],
     ) -> None:
         self._name = name
         self._protocol = protocol
@@ -121,7 +122,7 @@ class ProtocolHost:
         call.waiter = asyncio.get_running_loop().create_future()
         if assignment.state is Stage.CONTRIBUTED and concluding:
             # It is counted, whenever it asks.
-            _finish(call, self._empty(method))
+            _finish(call, self._empty[method]())
             return call, []
         try:
             effects = self._protocol.receive(Call(assignment.id, method, request, tickets), now)
@@ -205,7 +206,7 @@ class ProtocolHost:
                 if call.state is not CallState.PENDING:
                     continue
                 if assignment.state is Stage.CONTRIBUTED:
-                    _finish(call, self._empty(method))
+                    _finish(call, self._empty[method]())
                 else:
                     _finish(call, StatusError(Code.ABORTED, "the task is over"))
 
@@ -294,7 +295,7 @@ class ProtocolHost:
             return []
         response = effect.response
         failed = isinstance(response, StatusError) and response.code is not Code.OK
-        if not failed and not isinstance(response, type(self._empty(effect.method))):
+        if not failed and not isinstance(response, type(self._empty[effect.method]())):
             return self._refuse(assignment, f"answers a {effect.method} with {response!r}", now)
         if effect.method not in self._protocol.concluding:
             _finish(call, response)
@@ -337,7 +338,7 @@ class ProtocolHost:
             for method in self._protocol.concluding:
                 call = assignment.calls.get(method)
                 if call is not None and call.state is CallState.PENDING:
-                    _finish(call, self._empty(method))
+                    _finish(call, self._empty[method]())
 
     def _log(self, what: str) -> None:
         logger.exception(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,12 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import EligibilityPolicy, SelectionPolicy
-from fcp_core.rounds.protocols import (
-    AggregationProtocol,
-    AggregationProtocolFactory,
-    ProtocolTask,
-)
+from fcp_core.rounds.protocols import AggregationProtocol, ProtocolTask
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.protocol_host import ProtocolHost
-from fcp_core.server.services.task_runner import TaskParts
+from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
@@ -97,8 +93,9 @@ class TaskFactory:
             )
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
-        name = self.protocol_of(spec).name
-        host = ProtocolHost(name, protocol, machine, lambda method: self._empty(spec, method))
+        factory = chosen.protocol_factory()
+        found = [route for name in factory.services for route in routes.of_service(name)]
+        host = ProtocolHost(factory.name, protocol, machine, {r.method: _empty(r) for r in found})
         task = ProtocolTask(
             name=spec.name,
             population=spec.population,
@@ -110,35 +107,15 @@ class TaskFactory:
             secrets=self._secrets.bytes,
         )
         try:
-            return TaskParts(machine, host, fold, host.start(task, now))
+            begun = host.start(task, now)
+            table = {(route.service, route.method): route for route in found}
+            return TaskParts(machine, host, fold, table, begun)
         except StatusError:
             fold.abort()
             raise
 
-    def protocol_of(self, spec: TaskSpec) -> AggregationProtocolFactory:
-        """Return the factory of a task's aggregation protocol."""
-        factory: AggregationProtocolFactory = self._plugins.for_task(spec).protocol_factory()
-        return factory
 
-    def route(self, spec: TaskSpec, method: str) -> Route:
-        """Return the route of a method of a task's aggregation protocol.
-
-        :raises KeyError: if it has none of that name.
-        """
-        for service in self.protocol_of(spec).services:
-            try:
-                return routes.route(service, method)
-            except KeyError:
-                continue
-        raise KeyError(method)
-
-    def aborts(self, route: Route) -> bool:
-        """Whether a call is one with which devices give up, in the protocol that has it."""
-        return any(
-            route.service in factory.services and route.method in factory.aborting
-            for factory in self._plugins.protocols.values()
-        )
-
-    def _empty(self, spec: TaskSpec, method: str) -> Any:
-        route = self.route(spec, method)
-        return (route.operation_response_class or route.response_class)()
+def _empty(route: Route) -> Callable[[], Any]:
+    """Return what makes an empty response of a call."""
+    made: Callable[[], Any] = route.operation_response_class or route.response_class
+    return made

@@ -8,86 +8,33 @@ of its own; its outcomes come back to the event loop.
 from __future__ import annotations
 
 import asyncio
-import logging
-import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
-from fcp_core.aggregation.engine import Engine, Fold, HeldBody
+from fcp_core.aggregation.engine import HeldBody
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
-from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.events import Assigned, Contributed, Dropped, Event, TaskClosed, TaskOpened
-from fcp_core.rounds.protocols import Body, Tickets, Work
-from fcp_core.rounds.session import DeviceSession, assignment_id
-from fcp_core.rounds.task import (
+from fcp_core.rounds.effects import (
     AccumulateEffect,
     CompleteEffect,
     DroppedEffect,
     EndEffect,
     Group,
-    TaskMachine,
 )
+from fcp_core.rounds.events import Assigned, Contributed, Dropped, TaskClosed, TaskOpened
+from fcp_core.rounds.protocols import Body, Tickets, Work
+from fcp_core.rounds.session import DeviceSession, assignment_id
+from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.downloads import Published
 from fcp_core.server.services.engine_status import outcome_of
-from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
-from fcp_core.server.services.ticker import Ticker
-from fcp_core.server.services.upload_memory import UploadMemory
-
-logger = logging.getLogger("fcp.services")
-
-
-@dataclass(frozen=True)
-class TaskParts:
-    """The machines of a task; a restart makes them again.
-
-    :param begun: what the protocol wanted when it began.
-    """
-
-    machine: TaskMachine
-    protocol: ProtocolHost
-    fold: Fold
-    begun: Sequence[ShellEffect] = ()
-
-
-class Places(Protocol):
-    """What a task tells its population."""
-
-    def left(self, task: TaskRunner, *, contributed: bool, now: float) -> None:
-        """Let other devices have the places of those that left."""
-        ...
-
-
-class Keeper(Protocol):
-    """What a task tells whoever keeps it."""
-
-    async def ended(self, task: TaskRunner, result: bytes | None) -> TaskStatus:
-        """Store how a task ended; return the status that counts."""
-        ...
-
-    def lost(self, task: TaskRunner, why: str) -> None:
-        """Restart a task that has lost contributions."""
-        ...
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What all tasks of a server work with.
-
-    :param notify: called with each event.
-    """
-
-    clock: Clock
-    ticker: Ticker
-    engine: Engine
-    memory: UploadMemory
-    notify: Callable[[Event], None]
+from fcp_core.server.services.protocol_host import ShellEffect
+from fcp_core.server.services.task_engine import TaskEngine
+from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts
 
 
 class TaskRunner:
@@ -113,18 +60,17 @@ class TaskRunner:
         self.protocol = parts.protocol
         self.published = published
         self.assignment_timeout = assignment_timeout
-        self._parts = parts
-        self._fold = parts.fold
+        self._begun = parts.begun
+        self.routes = parts.routes
+        self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
+        self._engine.use(parts.fold)
         self._with = surroundings
         self._places = places
         self._keeper = keeper
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
         #: How many had contributed and how many were dropped when the population was last told.
         self._seen = (0, 0)
         self._result: bytes | None = None
         self._ended: TaskStatus | None = None
-        self._stopped = False
         self._done = asyncio.Event()
         self._finishing: asyncio.Task[None] | None = None
 
@@ -138,13 +84,13 @@ class TaskRunner:
         if self._ended is not None:
             return self._ended
         status = self.machine.status()
-        if status.state.is_final:
+        if status.state in FINAL:
             return replace(status, state=TaskState.CLOSING, finished=None, error=None)
         return status
 
     def open(self, now: float) -> None:
         """Begin: from now on the task takes devices and keeps its times."""
-        self._begin(now)
+        self._perform(self._begun, now)
         machine = self.machine
         self._with.notify(
             TaskOpened(now, machine.population, self.task_id, machine.name, machine.goal_count)
@@ -160,12 +106,10 @@ class TaskRunner:
             if isinstance(effect, DroppedEffect):
                 self._dropped(effect, now)
         self.protocol.end()
-        self._fold.abort()
-        self._parts = parts
-        self.machine, self.protocol, self._fold = parts.machine, parts.protocol, parts.fold
+        self.machine, self.protocol = parts.machine, parts.protocol
+        self._engine.use(parts.fold)
         self._seen = (0, 0)
-        self._begin(now)
-        self._schedule()
+        self._perform(parts.begun, now)
         self._places.left(self, contributed=False, now=now)
 
     async def wait(self) -> bytes:
@@ -185,12 +129,10 @@ class TaskRunner:
 
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
-        self._stopped = True
+        self._engine.stop(abort=self._finishing is None)
         self._with.ticker.at(self._key, None, self.tick)
         if self._finishing is not None:
             await self._finishing
-        else:
-            self._fold.abort()
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
         for assignment in self.machine.all():
             for call in assignment.calls.values():
@@ -294,19 +236,15 @@ class TaskRunner:
 
     # Inside.
 
-    def _begin(self, now: float) -> None:
-        fold, loop = self._fold, self._loop
+    def _lost(self, why: str) -> None:
+        if self.machine.state not in FINAL:
+            self._keeper.lost(self, why)
 
-        def lost(why: str) -> None:
-            if fold is self._fold and not self._stopped and not self.machine.state.is_final:
-                self._keeper.lost(self, why)
-
-        def from_engine(why: str) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(lost, why)
-
-        fold.on_loss(from_engine)
-        self._perform(self._parts.begun, now)
+    def _failed(self) -> None:
+        """End the task: nothing must wait for ever for a machine that broke."""
+        now = self._with.clock.now()
+        message = "the server failed; its log says why"
+        self._perform(self.machine.fail(Code.INTERNAL, message, now), now)
 
     @property
     def _key(self) -> str:
@@ -331,14 +269,13 @@ class TaskRunner:
         while queue:
             effect = queue.popleft()
             if isinstance(effect, AccumulateEffect):
-                self._accumulate(effect.group)
+                self._engine.accumulate(effect.group, self._accumulated)
             elif isinstance(effect, DroppedEffect):
                 queue.extend(self._dropped(effect, now))
             elif isinstance(effect, CompleteEffect):
-                self._when_done(self._fold.report(self.spec.result_format), self._reported)
+                self._engine.report(self.spec.result_format, self._reported)
             elif isinstance(effect, Work):
-                work = self._with.engine.run(effect.function, effect.arguments)
-                self._when_done(work, partial(self._worked, effect.key))
+                self._engine.run(effect, self._worked)
             else:
                 self._end(effect, now)
         self._schedule()
@@ -346,23 +283,10 @@ class TaskRunner:
         if seen != self._seen:
             self._places.left(self, contributed=seen[1] == self._seen[1], now=now)
 
-    def _accumulate(self, group: Group) -> None:
-        ids = [assignment.id for assignment in group.assignments]
-        if group.slot is None:
-            assert group.checkpoint is not None  # the protocol's host saw to it
-            future = self._fold.add_group(ids, group.checkpoint)
-        else:
-            body = group.assignments[0].take(group.slot)
-            if isinstance(body, HeldBody):
-                future = self._fold.add_held(ids[0], body)
-            else:
-                future = self._fold.add(ids[0], body)
-        self._when_done(future, partial(self._accumulated, group))
-
     def _accumulated(self, group: Group, future: Future[None]) -> None:
         now = self._with.clock.now()
         code, message = outcome_of(future)
-        ended = self.machine.state.is_final
+        ended = self.machine.state in FINAL
         effects: list[ShellEffect] = [*self.machine.accumulated(group, code, message, now)]
         if ended:
             return
@@ -390,11 +314,11 @@ class TaskRunner:
             )
         )
 
-    def _worked(self, key: str, future: Future[bytes]) -> None:
+    def _worked(self, work: Work, future: Future[bytes]) -> None:
         now = self._with.clock.now()
         code, message = outcome_of(future)
         result = future.result() if code is Code.OK else StatusError(code, message)
-        self._perform(self.protocol.worked(key, result, now), now)
+        self._perform(self.protocol.worked(work.key, result, now), now)
 
     def _dropped(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
         assignment, machine = effect.assignment, self.machine
@@ -424,9 +348,9 @@ class TaskRunner:
     def _end(self, effect: EndEffect, now: float) -> None:
         if effect.code is not Code.OK:
             self._result = None
-            self._fold.abort()
+            self._engine.abort()
         self.protocol.end()
-        self._finishing = self._loop.create_task(self._finish())
+        self._finishing = asyncio.get_running_loop().create_task(self._finish())
 
     async def _finish(self) -> None:
         status = await self._keeper.ended(self, self._result)
@@ -446,27 +370,3 @@ class TaskRunner:
                 message,
             )
         )
-
-    def _when_done(self, future: Future[Any], then: Callable[[Future[Any]], None]) -> None:
-        """Call *then* on the event loop once the engine is done."""
-        fold = self._fold
-
-        def on_loop(done: Future[Any]) -> None:
-            if self._stopped or fold is not self._fold:
-                return
-            try:
-                then(done)
-            except Exception:
-                # Nothing must wait for ever for a machine that broke.
-                logger.exception("task %s failed", self.machine.name)
-                now = self._with.clock.now()
-                message = "the server failed; its log says why"
-                self._perform(self.machine.fail(Code.INTERNAL, message, now), now)
-
-        def from_engine(done: Future[Any]) -> None:
-            # A loop's own thread need not wake it; one that is closed has nobody left who waits.
-            here = threading.get_ident() == self._thread
-            if not self._loop.is_closed():
-                (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(on_loop, done)
-
-        future.add_done_callback(from_engine)

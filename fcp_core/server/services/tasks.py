@@ -13,7 +13,6 @@ import msgspec
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.settings import TaskSettings, retention_of
-from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
@@ -22,7 +21,8 @@ from fcp_core.server.services.downloads import Downloads, Published, publish
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
 from fcp_core.server.services.task_factory import Choices, TaskFactory
-from fcp_core.server.services.task_runner import Surroundings, TaskRunner
+from fcp_core.server.services.task_parts import Surroundings, TaskParts
+from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
@@ -121,11 +121,14 @@ class Tasks:
             submission_key=key,
         )
         choices = self._factory.choose(spec)
-        # What the task needs must be there before it is stored; nothing of it is used yet.
-        self._factory.parts(record, spec, choices, self._clock.now()).fold.abort()
-        published = await self._publish(task_id, spec, choices.settings)
-        await self._store.add(record, spec)
-        self._open(record, spec, choices, published)
+        parts = self._factory.parts(record, spec, choices, self._clock.now())
+        try:
+            published = await self._publish(task_id, spec, choices.settings)
+            await self._store.add(record, spec)
+        except BaseException:
+            parts.fold.abort()
+            raise
+        self._open(record, spec, choices, parts, published)
         return task_id
 
     async def status(self, task_id: str) -> TaskStatus:
@@ -201,18 +204,6 @@ class Tasks:
         """Whether there is a task of an aggregation id, ended or not."""
         return aggregation_id in self._by_aggregation or aggregation_id in self._kept
 
-    def serves(self, task: TaskRunner, service: str) -> bool:
-        """Whether a task's aggregation protocol has a service."""
-        return service in self._factory.protocol_of(task.spec).services
-
-    def route_of(self, task: TaskRunner, method: str) -> Route:
-        """Return the route of a method of a task's aggregation protocol."""
-        return self._factory.route(task.spec, method)
-
-    def aborts(self, route: Route) -> bool:
-        """Whether a device gives up with a call, whatever protocol it is of."""
-        return self._factory.aborts(route)
-
     def tick(self, now: float) -> None:
         """Forget the tasks that ended long enough ago."""
         for aggregation_id, _ in self._ended.pop_due(now):
@@ -239,16 +230,15 @@ class Tasks:
                 continue
             try:
                 choices = self._factory.choose(spec)
-                self._factory.parts(record, spec, choices, self._clock.now()).fold.abort()
+                parts = self._factory.parts(record, spec, choices, self._clock.now())
             except StatusError as error:
                 raise UsageError(
                     f"task {record.name} of an earlier run cannot go on: {error.message}. Mend the "
                     "configuration, or use another storage."
                 ) from error
             self._populations.add(record.population)
-            self._open(
-                record, spec, choices, await self._publish(record.task_id, spec, choices.settings)
-            )
+            published = await self._publish(record.task_id, spec, choices.settings)
+            self._open(record, spec, choices, parts, published)
 
     async def stop(self) -> None:
         """Stop all tasks; they go on when the storage is used again."""
@@ -311,14 +301,19 @@ class Tasks:
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _open(
-        self, record: TaskRecord, spec: TaskSpec, choices: Choices, published: Published
+        self,
+        record: TaskRecord,
+        spec: TaskSpec,
+        choices: Choices,
+        parts: TaskParts,
+        published: Published,
     ) -> None:
         now = self._clock.now()
         population = self._populations.for_task(spec.population)
         task = TaskRunner(
             slim(spec),
             record.aggregation_id,
-            self._factory.parts(record, spec, choices, now),
+            parts,
             published,
             choices.settings.assignment_timeout,
             self._with,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fcp_core.aggregation.engine import Engine
@@ -16,6 +17,7 @@ from fcp_core.rounds.tokens import Tokens, TokenSource
 from fcp_core.server.keys import load_keys
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.assignments import TaskAssignments
+from fcp_core.server.services.common import Common
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.eligibility import EligibilityEvalTasks
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
@@ -25,7 +27,7 @@ from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import ProtocolCalls
 from fcp_core.server.services.store import TaskStore
-from fcp_core.server.services.task_runner import Surroundings
+from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.upload_memory import UploadMemory
@@ -70,12 +72,7 @@ class Services:
     ) -> None:
         clock = SystemClock() if clock is None else clock
         rng = random.Random() if rng is None else rng
-        secrets = TokenSource() if secrets is None else secrets
         settings = ServerSettings.from_config(plugins.config)
-        url: Callable[[], str] = (lambda: base_url) if isinstance(base_url, str) else base_url
-
-        def data_url() -> str:
-            return settings.download_prefix or url()
 
         def notify(event: Event) -> None:
             if observe is not None:
@@ -84,9 +81,15 @@ class Services:
 
         self._storage = plugins.make_storage() if storage is None else storage
         self._engine = plugins.make_engine() if engine is None else engine
-        self._store = TaskStore(self._storage)
         keys = load_keys(plugins.config, self._storage)
-        tokens = Tokens(keys.keyring, keys.deployment)
+        common = Common(
+            clock=clock,
+            tokens=Tokens(keys.keyring, keys.deployment),
+            secrets=TokenSource() if secrets is None else secrets,
+            base_url=partial(str, base_url) if isinstance(base_url, str) else base_url,
+            download_prefix=settings.download_prefix,
+            notify=notify,
+        )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
         self._states = PolicyStates(self._storage, clock)
@@ -100,79 +103,75 @@ class Services:
             )
 
         self._populations = Populations(served, make_population)
-        downloads = Downloads(settings.resource_cache)
-        memory = UploadMemory(settings.max_in_flight)
-        self.tasks = Tasks(
-            plugins=plugins,
-            secrets=secrets,
-            store=self._store,
-            populations=self._populations,
-            downloads=downloads,
-            surroundings=Surroundings(clock, self.ticker, self._engine, memory, notify),
-        )
-        self.eligibility_tasks = EligibilityTasks(
-            plugins=plugins,
-            clock=clock,
-            ticker=self.ticker,
-            tokens=secrets,
-            storage=self._storage,
-            populations=self._populations,
-            downloads=downloads,
-        )
-        self.eligibility_eval_tasks = EligibilityEvalTasks(
-            plugins=plugins,
-            clock=clock,
-            tokens=tokens,
-            secrets=secrets,
-            populations=self._populations,
-            eligibility_tasks=self.eligibility_tasks,
-            base_url=url,
-            data_url=data_url,
-            notify=notify,
-            max_sessions=settings.max_sessions,
-        )
-        self.task_assignments = TaskAssignments(
-            clock=clock,
-            tokens=tokens,
-            candidate_ids=secrets.uuid,
-            populations=self._populations,
-            tasks=self.tasks,
-            eligibility_tasks=self.eligibility_tasks,
-            base_url=url,
-            data_url=data_url,
-            notify=notify,
-            max_waiting=settings.max_operations,
-        )
-        self.protocol_calls = ProtocolCalls(
-            clock=clock, tokens=tokens, tasks=self.tasks, base_url=url
-        )
-        self.operations = Operations(
-            clock=clock, assignments=self.task_assignments, calls=self.protocol_calls
-        )
-        self.media = Media(clock, self.protocol_calls, downloads, memory)
+        self._wire_tasks(plugins, settings, common)
+        self._wire_devices(plugins, settings, common)
         self.admin = Admin(
             tasks=self.tasks,
             eligibility_tasks=self.eligibility_tasks,
             populations=self._populations,
             clock=clock,
-            url=url,
+            url=common.base_url,
             storage=settings.storage,
         )
+
+    def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
+        self._store = TaskStore(self._storage)
+        self._downloads = Downloads(settings.resource_cache)
+        self._memory = UploadMemory(settings.max_in_flight)
+        self.tasks = Tasks(
+            plugins=plugins,
+            secrets=common.secrets,
+            store=self._store,
+            populations=self._populations,
+            downloads=self._downloads,
+            surroundings=Surroundings(
+                common.clock, self.ticker, self._engine, self._memory, common.notify
+            ),
+        )
+        self.eligibility_tasks = EligibilityTasks(
+            plugins=plugins,
+            clock=common.clock,
+            ticker=self.ticker,
+            tokens=common.secrets,
+            storage=self._storage,
+            populations=self._populations,
+            downloads=self._downloads,
+        )
+
+    def _wire_devices(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
+        self.eligibility_eval_tasks = EligibilityEvalTasks(
+            common,
+            plugins=plugins,
+            populations=self._populations,
+            eligibility_tasks=self.eligibility_tasks,
+            max_sessions=settings.max_sessions,
+        )
+        self.task_assignments = TaskAssignments(
+            common,
+            populations=self._populations,
+            tasks=self.tasks,
+            eligibility_tasks=self.eligibility_tasks,
+            max_waiting=settings.max_operations,
+        )
+        self.protocol_calls = ProtocolCalls(
+            common, tasks=self.tasks, factories=plugins.protocols.values()
+        )
+        self.operations = Operations(
+            clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
+        )
+        self.media = Media(common.clock, self.protocol_calls, self._downloads, self._memory)
         self._services: dict[str, object] = {
             f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,
             f"{_FCP}.TaskAssignments": self.task_assignments,
             "google.longrunning.Operations": self.operations,
         }
-        self._protocol_services = frozenset(
-            service for factory in plugins.protocols.values() for service in factory.services
-        )
 
     def method(self, route: Route) -> Callable[[Any, str | None], Awaitable[Any]] | None:
         """Return what serves a call: of a request and its sender to the response; None: nothing.
 
         Aggregation protocols bring services of their own.
         """
-        if route.service in self._protocol_services:
+        if route.service in self.protocol_calls.services:
             return self.protocol_calls.method(route)
         service = self._services.get(route.service)
         found: Callable[[Any, str | None], Awaitable[Any]] | None

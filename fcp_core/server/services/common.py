@@ -1,0 +1,34 @@
+"""What the services that devices call have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.events import Event
+from fcp_core.rounds.tokens import Tokens, TokenSource
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the services that devices call work with.
+
+    :param tokens: makes and reads what devices hold.
+    :param secrets: random bytes and ids.
+    :param base_url: returns where devices reach the server, with a slash at the end.
+    :param download_prefix: what stands in front of ``data/`` in the addresses of downloads; ``""``:
+        where devices reach the server.
+    :param notify: called with each event.
+    """
+
+    clock: Clock
+    tokens: Tokens
+    secrets: TokenSource
+    base_url: Callable[[], str]
+    download_prefix: str
+    notify: Callable[[Event], None]
+
+    def data_url(self) -> str:
+        """Return what stands in front of ``data/`` in the addresses of downloads."""
+        return self.download_prefix or self.base_url()

@@ -1,0 +1,116 @@
+"""One task's work in the engine: its outcomes come back to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from fcp_core.aggregation.engine import CheckpointFormat, Engine, Fold, HeldBody
+from fcp_core.rounds.effects import Group
+from fcp_core.rounds.protocols import Work
+
+logger = logging.getLogger("fcp.services")
+
+
+class TaskEngine:
+    """A task's fold and its jobs.
+
+    Outcomes are called back on the event loop, and not any more once the task has another fold or
+    is stopped.
+
+    :param on_loss: called with the reason when contributions in the fold were lost.
+    :param on_failure: called when an outcome could not be taken.
+    """
+
+    def __init__(
+        self, engine: Engine, on_loss: Callable[[str], None], on_failure: Callable[[], None]
+    ) -> None:
+        self._engine = engine
+        self._on_loss = on_loss
+        self._on_failure = on_failure
+        self._fold: Fold | None = None
+        self._stopped = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    def use(self, fold: Fold) -> None:
+        """Accumulate in *fold* from now on; an earlier one is aborted."""
+        if self._fold is not None:
+            self._fold.abort()
+        self._fold = fold
+
+        def lost(why: str) -> None:
+            if fold is self._fold and not self._stopped:
+                self._on_loss(why)
+
+        def from_engine(why: str) -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(lost, why)
+
+        fold.on_loss(from_engine)
+
+    def accumulate(self, group: Group, then: Callable[[Group, Future[None]], None]) -> None:
+        """Accumulate what a group contributes."""
+        fold = self._current()
+        ids = [assignment.id for assignment in group.assignments]
+        if group.slot is None:
+            assert group.checkpoint is not None  # the protocol's host saw to it
+            future = fold.add_group(ids, group.checkpoint)
+        else:
+            body = group.assignments[0].take(group.slot)
+            if isinstance(body, HeldBody):
+                future = fold.add_held(ids[0], body)
+            else:
+                future = fold.add(ids[0], body)
+        self._when_done(future, partial(then, group))
+
+    def report(
+        self, result_format: CheckpointFormat, then: Callable[[Future[bytes]], None]
+    ) -> None:
+        """Report the aggregate."""
+        self._when_done(self._current().report(result_format), then)
+
+    def run(self, work: Work, then: Callable[[Work, Future[bytes]], None]) -> None:
+        """Do a protocol's heavy work."""
+        future = self._engine.run(work.function, work.arguments)
+        self._when_done(future, partial(then, work))
+
+    def abort(self) -> None:
+        """Drop what was accumulated."""
+        self._current().abort()
+
+    def stop(self, *, abort: bool) -> None:
+        """Answer nothing any more."""
+        self._stopped = True
+        if abort:
+            self.abort()
+
+    def _current(self) -> Fold:
+        assert self._fold is not None  # a task uses a fold from its beginning
+        return self._fold
+
+    def _when_done(self, future: Future[Any], then: Callable[[Future[Any]], None]) -> None:
+        """Call *then* on the event loop once the engine is done."""
+        fold = self._fold
+
+        def on_loop(done: Future[Any]) -> None:
+            if self._stopped or fold is not self._fold:
+                return
+            try:
+                then(done)
+            except Exception:
+                logger.exception("the outcome of a task's work could not be taken")
+                self._on_failure()
+
+        def from_engine(done: Future[Any]) -> None:
+            # A loop's own thread need not wake it; one that is closed has nobody left who waits.
+            here = threading.get_ident() == self._thread
+            if not self._loop.is_closed():
+                (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(on_loop, done)
+
+        future.add_done_callback(from_engine)

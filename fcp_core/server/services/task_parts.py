@@ -1,0 +1,69 @@
+"""What a task's shell is made of, and whom it notifies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from fcp_core.aggregation.engine import Engine, Fold
+from fcp_core.protocol.routes import Route
+from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.events import Event
+from fcp_core.rounds.task import TaskMachine
+from fcp_core.rounds.tasks import TaskStatus
+from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
+from fcp_core.server.services.ticker import Ticker
+from fcp_core.server.services.upload_memory import UploadMemory
+
+if TYPE_CHECKING:
+    from fcp_core.server.services.task_runner import TaskRunner
+
+
+@dataclass(frozen=True)
+class TaskParts:
+    """The machines of a task; a restart makes them again.
+
+    :param routes: those of the protocol's calls, by service and method.
+    :param begun: what the protocol wanted when it began.
+    """
+
+    machine: TaskMachine
+    protocol: ProtocolHost
+    fold: Fold
+    routes: Mapping[tuple[str, str], Route]
+    begun: Sequence[ShellEffect] = ()
+
+
+class Places(Protocol):
+    """What a task tells its population."""
+
+    def left(self, task: TaskRunner, *, contributed: bool, now: float) -> None:
+        """Let other devices have the places of those that left."""
+        ...
+
+
+class Keeper(Protocol):
+    """What a task tells whoever keeps it."""
+
+    async def ended(self, task: TaskRunner, result: bytes | None) -> TaskStatus:
+        """Store how a task ended; return the status that counts."""
+        ...
+
+    def lost(self, task: TaskRunner, why: str) -> None:
+        """Restart a task that has lost contributions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all tasks of a server work with.
+
+    :param notify: called with each event.
+    """
+
+    clock: Clock
+    ticker: Ticker
+    engine: Engine
+    memory: UploadMemory
+    notify: Callable[[Event], None]
