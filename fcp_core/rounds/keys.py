@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,6 +58,11 @@ class Keyring:
             raise ValueError(f"both keys have the id {current.id:02x}")
         self.current = current
         self._keys = {key.id: key for key in (current, previous) if key is not None}
+
+    @property
+    def keys(self) -> Mapping[int, SigningKey]:
+        """The valid keys by id."""
+        return self._keys
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -18,26 +18,6 @@ from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.policies import CheckIn, RetryWindow
 from fcp_core.rounds.transitions import Machine
 
-#: Stands between the principal and the certificate of a sender.
-_AND = "\x1f"
-
-
-def sender_of(principal: str | None, certificate: bytes | None) -> str | None:
-    """Return what a session is bound to: a principal, and the client certificate that was shown.
-
-    :param principal: what the authentication hook returned.
-    :param certificate: DER; None: there was none.
-    """
-    if certificate is None:
-        return principal
-    return f"{principal or ''}{_AND}{hashlib.sha256(certificate).hexdigest()}"
-
-
-def principal_of(sender: str | None) -> str | None:
-    """Return the principal of what :func:`sender_of` returned."""
-    principal, found, _ = (sender or "").rpartition(_AND)
-    return (principal or None) if found else sender
-
 
 class SessionState(Enum):
     """Where a device session stands. From WAITING on it has an operation, which says so."""

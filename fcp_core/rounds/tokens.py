@@ -102,18 +102,19 @@ class Tokens:
     """
 
     def __init__(self, keyring: Keyring, deployment: bytes) -> None:
-        self._keyring = keyring
         self._deployment = deployment
         self._purpose = _TOKEN_PURPOSE + deployment
+        self.use(keyring)
 
     @property
     def current_key(self) -> int:
         """The id of the key that signs."""
-        return self._keyring.current.id
+        return self._current.id
 
     def use(self, keyring: Keyring) -> None:
         """Use other keys, after a rotation."""
-        self._keyring = keyring
+        self._current = keyring.current
+        self._keys = keyring.keys
 
     def make(
         self,
@@ -168,7 +169,7 @@ class Tokens:
         body, mac = data[:-_MAC_BYTES], data[-_MAC_BYTES:]
         if body[0] != VERSION:
             raise _refusal(kind, "has a version that this server does not know")
-        signer = self._keyring.get(body[1])
+        signer = self._keys.get(body[1])
         if signer is None:
             raise _refusal(kind, "is signed with a key that is not valid, or no longer")
         if not hmac.compare_digest(self._mac(signer, body), mac):
@@ -193,8 +194,8 @@ class Tokens:
         return _random_uuid_text(self._signer(key).sign(message)[:16])
 
     def _signer(self, key: int | None) -> SigningKey:
-        chosen = None if key is None else self._keyring.get(key)
-        return chosen or self._keyring.current
+        chosen = None if key is None else self._keys.get(key)
+        return chosen or self._current
 
     def _mac(self, signer: SigningKey, body: bytes) -> bytes:
         return hmac.digest(signer.secret, self._purpose + body, "sha256")[:_MAC_BYTES]
@@ -210,6 +211,27 @@ def check_sender(token: Token, sender: str | None) -> None:
             Code.PERMISSION_DENIED,
             f"the {token.kind.name.lower()} token was given to another sender",
         )
+
+
+#: Stands between the principal and the certificate of a sender.
+_AND = "\x1f"
+
+
+def sender_of(principal: str | None, certificate: bytes | None) -> str | None:
+    """Return what a session is bound to: a principal, and the client certificate that was shown.
+
+    :param principal: what the authentication hook returned.
+    :param certificate: DER; None: there was none.
+    """
+    if certificate is None:
+        return principal
+    return f"{principal or ''}{_AND}{hashlib.sha256(certificate).hexdigest()}"
+
+
+def principal_of(sender: str | None) -> str | None:
+    """Return the principal of what :func:`sender_of` returned."""
+    principal, found, _ = (sender or "").rpartition(_AND)
+    return (principal or None) if found else sender
 
 
 def sender_digest(sender: str | None) -> bytes:

@@ -61,7 +61,7 @@ def test_a_population_has_its_own_choices(configured):
 def test_a_task_wins_over_its_population_and_itself_over_both(configured):
     plugins = configured(TWO)
     daily, nightly = plugins.for_task(spec()), plugins.for_task(spec(name="nightly"))
-    assert (daily.deadline, nightly.deadline) == (600, 8 * 3600)
+    assert (daily.settings.deadline, nightly.settings.deadline) == (600, 8 * 3600)
     assert daily.selection_chain()[0][1]["window"] == 7
     assert nightly.selection_chain()[0][1]["window"] == 9
     assert nightly.selection == "uniform"
@@ -75,7 +75,7 @@ def test_a_task_wins_over_its_population_and_itself_over_both(configured):
             aggregators={"federated_mean": "median"},
         )
     )
-    assert (own.deadline, own.over_selection) == (5, 3.0)
+    assert (own.settings.deadline, own.settings.over_selection) == (5, 3.0)
     assert own.selection_chain()[0][1]["window"] == 11
     assert own.aggregator_choices() == {"federated_mean": "median"}
     assert plugins.for_task(spec(selection="fifo")).selection == "fifo"

@@ -9,7 +9,12 @@ import pytest
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
-from fcp_core.plugins.settings import PopulationSettings, ServerSettings, TaskSettings
+from fcp_core.plugins.settings import (
+    PopulationSettings,
+    ServerSettings,
+    TaskSettings,
+    retention_of,
+)
 from fcp_core.rounds.policies import RetryWindow
 from fcp_core.rounds.specification import TaskSpec
 
@@ -96,8 +101,9 @@ def test_a_task_s(load):
         "[fcp:task:train]\ntask_max_at_work = 9\nassignment_timeout = 5s\ntask_retention = 1d\n"
         "resources_from = storage\ninline_resources_below = 8B\n"
     )
-    configured = TaskSettings(600.0, 86400.0, 5.0, 1.5, 9, 8, from_storage=True)
+    configured = TaskSettings(600.0, 5.0, 1.5, 9, 8, from_storage=True)
     assert TaskSettings.of(config, spec()) == configured
+    assert retention_of(config, spec().population, spec().name) == 86400.0
     own = spec(deadline=1.0, over_selection=2.0, max_at_work=3)
     assert TaskSettings.of(config, own) == dataclasses.replace(
         configured, deadline=1.0, over_selection=2.0, max_at_work=3

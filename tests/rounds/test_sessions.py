@@ -11,9 +11,8 @@ from fcp_core.rounds.session import (
     Sessions,
     SessionState,
     assignment_id,
-    principal_of,
-    sender_of,
 )
+from fcp_core.rounds.tokens import principal_of, sender_of
 from fcp_core.rounds.transitions import InvalidTransition
 
 

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.session import sender_of
+from fcp_core.rounds.tokens import sender_of
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.prometheus import CONTENT_TYPE
 from fcp_core.server.services.device_tokens import label

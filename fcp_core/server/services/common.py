@@ -17,8 +17,7 @@ class Common:
     :param tokens: makes and reads what devices hold.
     :param secrets: random bytes and ids.
     :param base_url: returns where devices reach the server, with a slash at the end.
-    :param download_prefix: what stands in front of ``data/`` in the addresses of downloads; ``""``:
-        where devices reach the server.
+    :param data_url: returns what stands in front of ``data/`` in the addresses of downloads.
     :param notify: called with each event.
     """
 
@@ -26,9 +25,5 @@ class Common:
     tokens: Tokens
     secrets: TokenSource
     base_url: Callable[[], str]
-    download_prefix: str
+    data_url: Callable[[], str]
     notify: Callable[[Event], None]
-
-    def data_url(self) -> str:
-        """Return what stands in front of ``data/`` in the addresses of downloads."""
-        return self.download_prefix or self.base_url()

@@ -11,8 +11,8 @@ from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resour
 from fcp_core.rounds.events import CheckedIn, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
-from fcp_core.rounds.session import DeviceSession, principal_of
-from fcp_core.rounds.tokens import Kind, scope_of
+from fcp_core.rounds.session import DeviceSession
+from fcp_core.rounds.tokens import Kind, principal_of, scope_of
 from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import label, read_session
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks

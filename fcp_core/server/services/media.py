@@ -8,7 +8,7 @@ from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.protocols import Body
 from fcp_core.server.services.downloads import Download, Downloads
 from fcp_core.server.services.protocol_calls import ProtocolCalls
-from fcp_core.server.services.upload_memory import UploadMemory
+from fcp_core.server.services.task_engine import UploadMemory
 
 
 class Media:

@@ -34,7 +34,6 @@ from fcp_core.rounds.protocols import (
 )
 from fcp_core.rounds.task import InvalidTransition, TaskMachine
 from fcp_core.rounds.tasks import TaskState
-from fcp_core.server.services.engine_status import device_status
 
 logger = logging.getLogger("fcp.services")
 
@@ -43,6 +42,18 @@ ShellEffect: TypeAlias = TaskEffect | Work
 
 #: Seconds between two ticks; and after one that failed, or that changed nothing.
 _PAUSE, _LONG_PAUSE = 0.01, 1.0
+
+#: What a device may receive as it is; anything else stays in the server.
+_PUBLIC = (
+    Code.OK,
+    Code.INVALID_ARGUMENT,
+    Code.RESOURCE_EXHAUSTED,
+    Code.CANCELLED,
+    Code.ABORTED,
+    Code.UNAVAILABLE,
+)
+#: What the engine calls a checkpoint that does not fit.
+_UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
 
 _FAULT = "the server could not take the contribution; its log says why"
 
@@ -353,3 +364,12 @@ def _finish(call: ProtocolCall, result: Any) -> None:
     call.finish(result)
     if call.waiter is not None and not call.waiter.done():
         call.waiter.set_result(None)
+
+
+def device_status(code: Code, message: str) -> StatusError:
+    """Return what a device receives whose assignment ended with this error."""
+    if code in _UNFIT:
+        code = Code.INVALID_ARGUMENT
+    elif code not in _PUBLIC:
+        code, message = Code.INTERNAL, "the contribution could not be aggregated"
+    return StatusError(code, message)

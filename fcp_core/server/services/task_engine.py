@@ -1,4 +1,4 @@
-"""One task's work in the engine: its outcomes come back to the event loop."""
+"""One task's work in the engine, and the memory of the uploads that wait for it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,43 @@ from functools import partial
 from typing import Any
 
 from fcp_core.aggregation.engine import CheckpointFormat, Engine, Fold, HeldBody
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.effects import Group
 from fcp_core.rounds.protocols import Work
 
 logger = logging.getLogger("fcp.services")
+
+
+class UploadMemory:
+    """Counts what is held of uploads, from their last byte until they are accumulated or dropped.
+
+    :param limit: in bytes.
+    :ivar held: in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.held = 0
+
+    def check(self, size: int) -> None:
+        """Check that there is room.
+
+        :raises StatusError: UNAVAILABLE if not; the device may upload again.
+        """
+        if self.held + size > self._limit:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"the server holds {self.held} bytes of uploads that wait to be aggregated and "
+                f"takes no more than {self._limit}; upload again later",
+            )
+
+    def hold(self, size: int) -> None:
+        """Count bytes."""
+        self.held += size
+
+    def release(self, size: int) -> None:
+        """Uncount bytes."""
+        self.held -= size
 
 
 class TaskEngine:
@@ -114,3 +147,16 @@ class TaskEngine:
                 (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(on_loop, done)
 
         future.add_done_callback(from_engine)
+
+
+def outcome_of(future: Future[Any]) -> tuple[Code, str]:
+    """Return how a future of the engine ended; OK if it has a result."""
+    if future.cancelled():
+        return Code.ABORTED, "the task is over"
+    error = future.exception()
+    if error is None:
+        return Code.OK, ""
+    if isinstance(error, StatusError):
+        return error.code, error.message
+    logger.error("the aggregation engine failed", exc_info=error)
+    return Code.INTERNAL, f"the aggregation engine failed: {error}"

@@ -13,8 +13,8 @@ from fcp_core.rounds.events import Event
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskStatus
 from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
+from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.ticker import Ticker
-from fcp_core.server.services.upload_memory import UploadMemory
 
 if TYPE_CHECKING:
     from fcp_core.server.services.task_runner import TaskRunner

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -66,6 +66,9 @@ class Tasks:
         self._running: dict[str, TaskRunner] = {}
         #: By aggregation id; those that have ended stay for a while.
         self._by_aggregation: dict[str, TaskRunner] = {}
+        #: Returns the task of an aggregation id; None if there is none, or it ended long ago. One
+        #: that has just ended is there to give calls that are sent again the same answers.
+        self.find: Callable[[str], TaskRunner | None] = self._by_aggregation.get
         self._ended: Expiring[None] = Expiring()
         #: Held by a submission with a key.
         self._submitting = asyncio.Lock()
@@ -192,13 +195,6 @@ class Tasks:
         self._kept_changed()
 
     # For the other services.
-
-    def find(self, aggregation_id: str) -> TaskRunner | None:
-        """Return the task of an aggregation id; None if there is none, or it ended long ago.
-
-        One that has just ended is there to give calls that are sent again the same answers.
-        """
-        return self._by_aggregation.get(aggregation_id)
 
     def knows(self, aggregation_id: str) -> bool:
         """Whether there is a task of an aggregation id, ended or not."""

@@ -27,10 +27,10 @@ from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import ProtocolCalls
 from fcp_core.server.services.store import TaskStore
+from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
-from fcp_core.server.services.upload_memory import UploadMemory
 from fcp_core.storage.contract import Storage
 
 if TYPE_CHECKING:
@@ -74,20 +74,18 @@ class Services:
         rng = random.Random() if rng is None else rng
         settings = ServerSettings.from_config(plugins.config)
 
-        def notify(event: Event) -> None:
-            if observe is not None:
-                observe(event)
-            plugins.notify(event)
-
+        notify = plugins.notify if observe is None else _both(observe, plugins.notify)
         self._storage = plugins.make_storage() if storage is None else storage
         self._engine = plugins.make_engine() if engine is None else engine
         keys = load_keys(plugins.config, self._storage)
+        url = partial(str, base_url) if isinstance(base_url, str) else base_url
+        prefix = settings.download_prefix
         common = Common(
             clock=clock,
             tokens=Tokens(keys.keyring, keys.deployment),
             secrets=TokenSource() if secrets is None else secrets,
-            base_url=partial(str, base_url) if isinstance(base_url, str) else base_url,
-            download_prefix=settings.download_prefix,
+            base_url=url,
+            data_url=partial(str, prefix) if prefix else url,
             notify=notify,
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
@@ -227,3 +225,13 @@ class Services:
                     "the configuration has a section for the population %r, which is not served",
                     name,
                 )
+
+
+def _both(
+    first: Callable[[Event], None], second: Callable[[Event], None]
+) -> Callable[[Event], None]:
+    def notify(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return notify
