@@ -24,8 +24,9 @@ from fcp_core.plugins.settings import ServerSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import SystemClock
 from fcp_core.server.http.admin_auth import AdminCheck
-from fcp_core.server.http.frontend import Frontend, bind
+from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.tls import server_context
 from fcp_core.server.logs import configure_logging
 from fcp_core.server.processes.folds import WorkerFolds
