@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -126,14 +126,7 @@ class Client:
             cache=ResourceCache(cache_bytes),
             protocols=tuple(protocols),
         )
-        device = Device(
-            population=population,
-            store=CollectionStore(stores) if isinstance(stores, Mapping) else stores,
-            executors={**default_executors(), **(executors or {})},
-            history=history,
-            name=session,
-            now=self._clock.now,
-        )
+        device = _device(population, stores, executors, history, session, self._clock.now)
         self._driver = BlockingDriver(device, self._transport)
 
     def run_once(self) -> SessionResult:
@@ -175,7 +168,7 @@ class Client:
     def interrupt(self) -> None:
         """End the session in progress, and every later one, from any thread.
 
-        Requests in flight are cut off; the server is told where the protocol has a way to.
+        Requests in flight are cut off; the server is notified where the protocol has a way to.
         """
         self._interruption.request()
 
@@ -195,6 +188,25 @@ class Client:
     ) -> None:
         """Close."""
         self.close()
+
+
+def _device(
+    population: str,
+    stores: ExampleStore | Mapping[str, ExampleStore],
+    executors: Mapping[str, PlanExecutor] | None,
+    history: History | None,
+    name: str,
+    now: Callable[[], float],
+) -> Device:
+    """Return a device with one store for every collection and the built-in executors too."""
+    return Device(
+        population=population,
+        store=CollectionStore(stores) if isinstance(stores, Mapping) else stores,
+        executors={**default_executors(), **(executors or {})},
+        history=history,
+        name=name,
+        now=now,
+    )
 
 
 def _warn_of(retry_token: str | None) -> None:

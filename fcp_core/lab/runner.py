@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from fcp_core.errors import UsageError
 from fcp_core.lab.report import Report
 from fcp_core.lab.scenario import Scenario
-from fcp_core.lab.world import Pacing, World
+from fcp_core.lab.windows import Pacing
+from fcp_core.lab.world import World
 from fcp_core.rounds.policies import SelectionPolicy
 
 if TYPE_CHECKING:

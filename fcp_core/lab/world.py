@@ -15,9 +15,9 @@ import heapq
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from fcp_core.lab.draws import Floats, Ints
 from fcp_core.lab.report import Report, RoundReport
 from fcp_core.lab.scenario import Scenario, TaskModel
 from fcp_core.lab.wakes import NEVER, Wakes
+from fcp_core.lab.windows import Pacing, RetryWindows
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assigner import Assigned, Assigner
 from fcp_core.rounds.assignment import Stage
@@ -41,11 +42,7 @@ from fcp_core.rounds.task import (
 )
 from fcp_core.rounds.tasks import TaskState
 
-#: Says when devices come back: (accepted, load, now) -> window. The load is ``open_tasks``,
-#: ``missing``, ``waiting`` and ``check_in_rate``, as for the hook ``fcp_retry_window``.
-Pacing: TypeAlias = Callable[[bool, Mapping[str, Any], float], RetryWindow]
-
-#: The span of check-ins that is sorted at a time, and for which retry windows hold, in seconds.
+#: The span of check-ins that is sorted at a time, in seconds.
 _SPAN = 60.0
 
 #: What comes by so much of a step too late is in time: it is the error of a sum.
@@ -94,14 +91,12 @@ class World:
         self._policy = policy
         self._options = options
         self._seed = seed
-        self._pacing = pacing
         self._step = scenario.step
         self._end = math.ceil(scenario.seconds / scenario.step)
         self._devices = Devices(scenario.devices, seed, scenario.start)
         self._weights = self._examples_by_task()
         self._assigner: Assigner[_Waiting] = Assigner(random.Random(seed))
-        self._windows = (scenario.retry_accepted, scenario.retry_rejected)
-        self._windows_until = -1
+        self._windows = RetryWindows(scenario, pacing)
         shortest = min(_SPAN, max(self._step, scenario.retry_rejected.delay_min))
         self._wakes = Wakes(
             self._to_steps(self._devices.first_wakes()), max(1, int(shortest / self._step))
@@ -346,24 +341,23 @@ class World:
         return steps
 
     def _window(self, accepted: bool, step: int) -> RetryWindow:
-        if self._pacing is not None and step >= self._windows_until:
-            now = self._scenario.start + step * self._step
-            second = int(step * self._step)
-            recent = self._load[max(0, second - 60) : second + 1]
-            load = {
-                "open_tasks": len(self._rounds),
-                "missing": sum(r.machine.missing for r in self._rounds.values()),
-                "waiting": self._assigner.waiting,
-                "check_in_rate": float(recent.sum()) / 60.0,
-            }
-            self._windows = (self._pacing(True, load, now), self._pacing(False, load, now))
-            self._windows_until = step + max(1, int(_SPAN / self._step))
-        return self._windows[not accepted]
+        return self._windows.at(step, accepted, self._load_at)
 
     # Accounts.
 
     def _has_room(self) -> bool:
         return any(round_.machine.capacity for round_ in self._rounds.values())
+
+    def _load_at(self, step: int) -> dict[str, Any]:
+        """Return the load that a pacing function is given."""
+        second = int(step * self._step)
+        recent = self._load[max(0, second - 60) : second + 1]
+        return {
+            "open_tasks": len(self._rounds),
+            "missing": sum(r.machine.missing for r in self._rounds.values()),
+            "waiting": self._assigner.waiting,
+            "check_in_rate": float(recent.sum()) / 60.0,
+        }
 
     def _count(self, steps: Ints) -> None:
         seconds = (steps * self._step).astype(np.int64)

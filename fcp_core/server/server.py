@@ -7,23 +7,24 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Collection, Sequence
+import ssl
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 
 from fcp_core.errors import UsageError
+from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.settings import ServerSettings
 from fcp_core.plugins.urls import checked_url
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.server.http.admin_auth import AdminCheck
-from fcp_core.server.http.frontend import Frontend, bind
+from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.listeners import Listeners
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.tls import server_context
-from fcp_core.server.logs import log_levels
-from fcp_core.server.processes.process_engine import ProcessEngine
-from fcp_core.server.processes.processors import on_processors, shares
-from fcp_core.server.processes.workers import Workers, WorkerSettings
+from fcp_core.server.processes.process_group import ProcessGroup
+from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.services import Services
 
 logger = logging.getLogger("fcp.server")
@@ -74,98 +75,46 @@ class Server:
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        if keyfile is not None and certfile is None:
-            raise UsageError(f"the TLS key file {os.fspath(keyfile)} needs a certificate file too.")
+        settings = ServerSettings.from_config(plugins.config)
+        tls = _tls(plugins.config, settings, certfile, keyfile)
         limits = Limits.from_config(plugins.config)
         admin_check = AdminCheck.from_config(plugins.config)
-        settings = ServerSettings.from_config(plugins.config)
-        if settings.client_ca is not None and certfile is None:
-            raise UsageError(
-                f"client_ca (from {plugins.config.origin('', 'client_ca')}) needs a server that "
-                "speaks HTTPS: give it a certificate file."
-            )
-        tls = (
-            None
-            if certfile is None
-            else server_context(
-                certfile, keyfile, settings.client_ca, required=settings.certificate_required
-            )
-        )
-        if external_url is not None:
-            external_url = checked_url(external_url)
-        if processes < 1:
-            raise UsageError(f"processes must be at least 1, not {processes}.")
-        recipe = plugins.recipe() if processes > 1 else {}
-        family = address_family or socket.AF_UNSPEC
-        sockets = bind(host, port, family=family, reuse_port=reuse_port or processes > 1)
+        url = None if external_url is None else checked_url(external_url)
+        group = ProcessGroup(plugins, processes, pin=pin_processes)
+        shared = reuse_port or processes > 1
+        listeners = Listeners(settings, host, port, address_family, reuse_port=shared)
         #: The port it listens on.
-        self.port: int = sockets[0].getsockname()[1]
+        self.port = listeners.port
         #: Where devices reach it, with a slash at the end.
-        self.url = external_url or _url(host, self.port, secure=tls is not None)
+        self.url = url or _url(host, self.port, secure=tls is not None)
+        #: Where ``/metrics`` is; 0 if there is none.
+        self.metrics_port = listeners.metrics_port
         self._plugins = plugins
+        self._group = group
         clock = SystemClock() if clock is None else clock
-        metrics: ServerMetrics | None = None
-        measured: list[socket.socket] = []
-        try:
-            if settings.metrics:
-                metrics = ServerMetrics(clock, lambda: self.services.counts())
-                if settings.metrics_address is not None:
-                    measured = bind(*settings.metrics_address)
-            #: Where ``/metrics`` is; 0 if there is none.
-            self.metrics_port: int = measured[0].getsockname()[1] if measured else 0
-            if metrics is not None and not measured:
-                self.metrics_port = self.port
-            engine = None
-            threads = None
-            self._shares: Sequence[frozenset[int]] = ()
-            self._workers: Workers | None = None
-            if processes > 1:
-                if pin_processes:
-                    self._shares = shares(processes)
-                # Each has its share of the processors; more would only be in each other's way.
-                threads = max(1, (os.cpu_count() or 1) // processes)
-                engine = ProcessEngine(plugins.make_engine(), processes)
-
-                def settings_of(number: int) -> WorkerSettings:
-                    return WorkerSettings(
-                        number=number,
-                        recipe=recipe,
-                        host=host,
-                        port=self.port,
-                        family=int(family),
-                        certfile=_absolute(certfile),
-                        keyfile=_absolute(keyfile),
-                        metrics_apart=bool(measured),
-                        threads=threads,
-                        processors=sorted(self._share(number)),
-                        log_levels=log_levels(),
-                    )
-
-                self._workers = Workers(processes - 1, settings_of, engine, metrics)
+        metrics = ServerMetrics(clock, lambda: self.services.counts()) if settings.metrics else None
+        with listeners.closed_on_error():
+            self._workers = group.make_workers(listeners, certfile, keyfile, metrics)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
                 plugins,
-                engine=engine,
+                engine=group.engine,
                 populations=populations or None,
                 base_url=self.url,
                 clock=clock,
                 rng=rng,
                 observe=None if metrics is None else metrics.event,
             )
-        except BaseException:
-            for listener in (*sockets, *measured):
-                listener.close()
-            raise
         self._frontend = Frontend(
             self.services,
             plugins.authenticate,
             limits,
-            sockets,
+            listeners.sockets,
             tls,
             metrics=metrics,
-            metrics_sockets=measured,
+            metrics_sockets=listeners.metrics_sockets,
             admin_check=admin_check,
-            threads=threads,
+            threads=group.threads,
         )
         self._state = "new"
         self._cleanup = AsyncExitStack()
@@ -197,7 +146,7 @@ class Server:
             await self.services.start()
             self._cleanup.push_async_callback(self.services.stop)
             if self._workers is not None:
-                self._cleanup.enter_context(on_processors(self._share(0)))
+                self._cleanup.enter_context(on_processors(self._group.share(0)))
                 await self._workers.start(self.services)
             self._frontend.start()
         except BaseException:
@@ -226,18 +175,31 @@ class Server:
             else:
                 await asyncio.gather(self._workers.drain(), self._frontend.stop())
 
-    def _share(self, number: int) -> frozenset[int]:
-        """Return the processors of a process; none: any."""
-        return self._shares[number] if self._shares else frozenset()
-
     @property
     def worker_pids(self) -> list[int]:
         """The ids of the other processes that serve at the moment."""
         return [] if self._workers is None else self._workers.pids
 
 
-def _absolute(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.path.abspath(path)
+def _tls(
+    config: Config,
+    settings: ServerSettings,
+    certfile: str | os.PathLike[str] | None,
+    keyfile: str | os.PathLike[str] | None,
+) -> ssl.SSLContext | None:
+    """Return what HTTPS is served with, or None for plain HTTP."""
+    if certfile is not None:
+        return server_context(
+            certfile, keyfile, settings.client_ca, required=settings.certificate_required
+        )
+    if keyfile is not None:
+        raise UsageError(f"the TLS key file {os.fspath(keyfile)} needs a certificate file too.")
+    if settings.client_ca is not None:
+        raise UsageError(
+            f"client_ca (from {config.origin('', 'client_ca')}) needs a server that speaks HTTPS: "
+            "give it a certificate file."
+        )
+    return None
 
 
 def _url(host: str, port: int, *, secure: bool) -> str:

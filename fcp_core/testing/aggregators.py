@@ -15,32 +15,25 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
 
 import numpy as np
 
-from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
-from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import MissingExtraError
 from fcp_core.protocol.status import StatusError
-from fcp_core.testing.laws import Laws, applies_if
+from fcp_core.testing.aggregator_subject import AggregatorSubject, Contribution
+from fcp_core.testing.laws import applies_if
 from fcp_core.testing.tensor_strategies import tensors, unaligned
 
 try:
     import pytest
-    from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
-    from hypothesis.strategies import SearchStrategy
 except ImportError as error:
     raise MissingExtraError("the conformance kit", "testing") from error
 
-#: One contribution: a tensor for each input, nested ones included, depth first.
 __all__ = ["AggregatorConformance", "tensors"]
-
-Contribution = list[Tensor]
 
 #: How much a state may grow by counters alone.
 _STATE_GROWTH = 64
@@ -58,44 +51,13 @@ def _keeps_nothing(kit: type[AggregatorConformance]) -> bool:
     return factory is None or not factory.needs_all_inputs
 
 
-class AggregatorConformance(Laws):
+class AggregatorConformance(AggregatorSubject):
     """The laws of :mod:`fcp_core.aggregation.aggregator`, checked for one factory.
 
     Override :meth:`contributions` if not every tensor of the right dtype and shape is acceptable,
     :meth:`refused` if some are not, :meth:`reference` if a plain NumPy function says what the
     result is, and :meth:`normalise` if the order of the result's rows has no meaning.
     """
-
-    factory: ClassVar[AggregatorFactory]
-    #: A configuration that the factory accepts.
-    intrinsic: ClassVar[Intrinsic]
-    options: ClassVar[Mapping[str, Any]] = {}
-    #: Whether results are equal to the last bit; else within *rtol* and *atol*.
-    exact: ClassVar[bool] = True
-    rtol: ClassVar[float] = 1e-5
-    atol: ClassVar[float] = 1e-5
-    #: How many examples each law is tried with, and whether a failing one is made small.
-    max_examples: ClassVar[int] = 25
-    shrink: ClassVar[bool] = True
-
-    def contributions(self) -> SearchStrategy[Contribution]:
-        """Draw contributions that are accepted."""
-        specs = list(flat_inputs(self.intrinsic))
-        return st.integers(0, 4).flatmap(
-            lambda unknown: st.tuples(*(tensors(spec, unknown) for spec in specs)).map(list)
-        )
-
-    def refused(self) -> SearchStrategy[Contribution] | None:
-        """Draw contributions of the right dtypes and shapes that must be refused."""
-        return None
-
-    def reference(self, contributions: Sequence[Contribution]) -> list[Tensor] | None:
-        """Return what the result must be, computed some other way."""
-        return None
-
-    def normalise(self, result: list[Tensor]) -> list[Tensor]:
-        """Return a form of the result in which equal ones look equal."""
-        return result
 
     def test_the_factory_describes_itself(self) -> None:
         """It has a name, a summary in one line, and serves the intrinsic (or all that it joins)."""
@@ -107,7 +69,7 @@ class AggregatorConformance(Laws):
         assert {intrinsic.uri for intrinsic in served} <= factory.uris
 
     def test_the_factory_and_its_options_pickle(self) -> None:
-        """Another process can be told which aggregator to run."""
+        """Another process can be given the aggregator that it is to run."""
         factory, options = pickle.loads(pickle.dumps((self.factory, dict(self.options))))
         assert factory == self.factory
         assert factory.make(self.intrinsic, options).num_inputs == 0
@@ -359,54 +321,3 @@ class AggregatorConformance(Laws):
             assert len(many.dump()) <= len(few.dump()) + _STATE_GROWTH
 
         self._check(law, self.contributions())
-
-    def make(self) -> Accumulator:
-        """Make an empty accumulator."""
-        return self.factory.make(self.intrinsic, self.options)
-
-    def fold(self, contributions: Sequence[Contribution]) -> Accumulator:
-        """Make an accumulator that holds some contributions."""
-        accumulator = self.make()
-        for contribution in contributions:
-            self.accumulate(accumulator, contribution)
-        return accumulator
-
-    def accumulate(self, accumulator: Accumulator, contribution: Contribution) -> None:
-        """Validate and accumulate."""
-        accumulator.validate(contribution)
-        accumulator.accumulate(contribution)
-
-    def reload(self, accumulator: Accumulator) -> Accumulator:
-        """Dump and load."""
-        return self.factory.load(self.intrinsic, self.options, accumulator.dump())
-
-    def _many(self, min_size: int = 0) -> SearchStrategy[list[Contribution]]:
-        return st.lists(self.contributions(), min_size=min_size, max_size=6)
-
-    def _check(self, law: Callable[..., None], *strategies: SearchStrategy[Any]) -> None:
-        # Hypothesis refuses one decorated method that several subclasses inherit: hence inside.
-        phases = tuple(phase for phase in Phase if self.shrink or phase is not Phase.shrink)
-        run = settings(
-            max_examples=self.max_examples,
-            deadline=None,
-            database=None,
-            phases=phases,
-            suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
-        )(given(*strategies)(law))
-        run()
-
-    def _assert_same(self, one: Accumulator, other: Accumulator) -> None:
-        assert one.can_report() == other.can_report()
-        if one.can_report():
-            self._assert_equal(one.report(), other.report())
-
-    def _assert_equal(self, result: list[Tensor], expected: list[Tensor]) -> None:
-        left, right = self.normalise(result), self.normalise(expected)
-        assert len(left) == len(right)
-        for mine, theirs in zip(left, right, strict=True):
-            assert mine.dtype == theirs.dtype
-            assert mine.shape == theirs.shape
-            if mine.dtype == object or self.exact:
-                np.testing.assert_array_equal(mine, theirs)
-            else:
-                np.testing.assert_allclose(mine, theirs, rtol=self.rtol, atol=self.atol)

@@ -46,12 +46,16 @@ def test_a_long_run():
 
 def test_a_fault_is_found(monkeypatch):
     """The run itself must notice what it is there to notice."""
-    from fcp_core.server.services.aggregations import Aggregations
+    from fcp_core.server.services.protocol_calls import ProtocolCalls
 
-    async def broken(self, request, principal=None):
-        raise RuntimeError("broken on purpose")
+    right = ProtocolCalls.call
 
-    monkeypatch.setattr(Aggregations, "abort_aggregation", broken)
+    async def broken(self, route, request, sender=None):
+        if route.method == "AbortAggregation":
+            raise RuntimeError("broken on purpose")
+        return await right(self, route, request, sender)
+
+    monkeypatch.setattr(ProtocolCalls, "call", broken)
     report = asyncio.run(fuzz(400, 1, honest=2))
     assert not report.good
     assert report.fault_count > 0

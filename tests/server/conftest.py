@@ -25,9 +25,10 @@ from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.protocol.routes import method_name
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import TaskSpec
-from fcp_core.server.http.frontend import Frontend, bind
+from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
-from fcp_core.server.services.downloads import Download
+from fcp_core.server.http.listeners import bind
+from fcp_core.server.services.published import Download
 
 WAIT = 30.0  # how long anything may take before the test fails
 

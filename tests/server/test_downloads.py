@@ -17,7 +17,8 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.http.media import parse_range
-from fcp_core.server.services.downloads import Downloads, publish, publish_plan
+from fcp_core.server.services.downloads import Downloads
+from fcp_core.server.services.published import publish, publish_plan
 
 WAIT = 30.0
 DATA = bytes(range(256)) * 4

@@ -20,6 +20,7 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.events import Assigned, Rejected, TaskClosed, TaskOpened
 from fcp_core.server import Server, ServerThread
+from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.metrics import KEPT, ServerMetrics
 from fcp_core.server.http.prometheus import Counter, Gauge, Histogram, render
 
@@ -283,6 +284,24 @@ def test_an_address_that_is_none(tmp_path, address):
     plugins = Plugins.load(environ={}, overrides=overrides, working_folder=tmp_path)
     with pytest.raises(UsageError, match="must be like localhost:9100"):
         Server(plugins)
+
+
+def test_metrics_without_a_free_address_leave_nothing_listening(tmp_path, monkeypatch):
+    bound = []
+
+    def recorded(*arguments, **options):
+        bound.extend(bind(*arguments, **options))
+        return bound
+
+    monkeypatch.setattr("fcp_core.server.http.listeners.bind", recorded)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        overrides = {"metrics": "true", "metrics_address": address}
+        plugins = Plugins.load(environ={}, overrides=overrides, working_folder=tmp_path)
+        with pytest.raises(UsageError, match=r"cannot listen on 127\.0\.0\.1"):
+            Server(plugins)
+    assert bound
+    assert all(listener.fileno() == -1 for listener in bound)
 
 
 def test_a_client_that_goes_away_is_counted(make_front, http, services):

@@ -1,10 +1,8 @@
-"""The HTTP server: listens, serves, drains. It knows services, and nothing about rounds."""
+"""The HTTP server: serves and drains. It knows services, and nothing about rounds."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
 import socket
 import ssl
@@ -16,7 +14,6 @@ from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
 from fcp_core.admin.api import PREFIX
-from fcp_core.errors import UsageError
 from fcp_core.server.http.admin import AdminHandler
 from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.context import Authenticate, Context
@@ -33,74 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fcp.server")
 
-#: How often a free port is looked for that is free on every address of the host.
-_PORT_TRIES = 10
 #: How long connections may take to end once everything was cancelled, in seconds.
 _CLOSE_TIME = 5.0
-
-
-def bind(
-    host: str,
-    port: int,
-    *,
-    family: socket.AddressFamily = socket.AF_UNSPEC,
-    reuse_port: bool = False,
-) -> list[socket.socket]:
-    """Return listening sockets for every address of *host*, all on one port.
-
-    :param host: a name or an address; ``""`` is every interface.
-    :param port: 0 takes one that is free.
-    :param reuse_port: let other processes listen on the same port.
-    :raises UsageError: if that cannot be; the message says why.
-    """
-    if not 0 <= port <= 65535:
-        raise UsageError(f"the port must be between 0 and 65535, not {port}.")
-    for left in reversed(range(_PORT_TRIES)):
-        try:
-            return _bind(host, port, family, reuse_port)
-        except OSError as error:
-            # A port that is free on the first address may be taken on the second.
-            if port == 0 and left and error.errno == errno.EADDRINUSE:
-                continue
-            raise UsageError(
-                f"the server cannot listen on {host or 'every interface'}, port {port}: "
-                f"{error.strerror or error}."
-            ) from None
-    raise AssertionError("the last try returns or raises")
-
-
-def _bind(
-    host: str, port: int, family: socket.AddressFamily, reuse_port: bool
-) -> list[socket.socket]:
-    found = socket.getaddrinfo(
-        host or None, port, family, socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    with contextlib.ExitStack() as undo:
-        sockets: list[socket.socket] = []
-        missing: OSError | None = None
-        for kind, _, _, _, address in dict.fromkeys(found):
-            try:
-                listener = undo.enter_context(socket.socket(kind, socket.SOCK_STREAM))
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if reuse_port:
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                if kind == socket.AF_INET6:
-                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                listener.bind((address[0], port, *address[2:]))
-            except OSError as error:
-                # "localhost" may have an IPv6 address on a machine that has no IPv6.
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                    raise
-                missing = error
-                continue
-            listener.setblocking(False)
-            listener.listen(socket.SOMAXCONN)
-            port = listener.getsockname()[1]
-            sockets.append(listener)
-        if not sockets:
-            raise missing or OSError("it has no address")
-        undo.pop_all()
-        return sockets
 
 
 class BoundedHTTPServer(HTTPServer):

@@ -1,7 +1,7 @@
-"""The metrics of one server: counters of its rounds and requests, and gauges.
+"""The metrics of one server: counters of tasks and requests, and gauges.
 
 Labels are names that operators and authors chose (populations, tasks, routes) and short words; no
-device, session or address is ever one. The series of a task whose last round ended are dropped
+device, session or address is ever one. The series of a name whose last task ended are dropped
 after :data:`KEPT` seconds.
 """
 
@@ -27,7 +27,7 @@ from fcp_core.rounds.events import (
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.server.http.prometheus import Counter, Dump, Gauge, Histogram, Metric, render
 
-#: How long the series of a task without an open round are kept, in seconds.
+#: How long the series of a name without an open task are kept, in seconds.
 KEPT = 3600.0
 #: How often the event loop's lag is measured, in seconds.
 LAG_INTERVAL = 0.05
@@ -57,27 +57,27 @@ class ServerMetrics:
         self._connections: Callable[[], int] = lambda: 0
         #: Returns the dumps of the server's other processes; None: there are none.
         self.others: Callable[[], Awaitable[Sequence[Dump]]] | None = None
-        self._declare_round_metrics()
+        self._declare_task_metrics()
         self._declare_http_metrics()
         self._metrics: list[Metric] = [
             *(metric for metric in vars(self).values() if isinstance(metric, Metric)),
             *self._gauges(counts),
         ]
 
-    def _declare_round_metrics(self) -> None:
+    def _declare_task_metrics(self) -> None:
         self.check_ins = Counter(
-            "fcp_check_ins_total", "Devices that checked in and were told of tasks.", ["population"]
+            "fcp_check_ins_total", "Check-ins of devices that were offered tasks.", ["population"]
         )
         self.offers = Counter(
-            "fcp_offers_total", "Check-ins at which a device was told of the task.", _TASK
+            "fcp_offers_total", "Check-ins of devices that were offered the task.", _TASK
         )
         self.rejections = Counter(
             "fcp_rejections_total",
-            "Devices that were sent away without a task, by reason.",
+            "Devices that were rejected without a task, by reason.",
             ["population", "reason"],
         )
         self.assignments = Counter(
-            "fcp_assignments_total", "Devices that were given a task.", _TASK
+            "fcp_assignments_total", "Devices that were assigned a task.", _TASK
         )
         self.contributions = Counter(
             "fcp_contributions_total", "Contributions that are in an aggregate.", _TASK
@@ -94,7 +94,7 @@ class ServerMetrics:
         )
         self.closed = Counter(
             "fcp_rounds_closed_total",
-            "Rounds that ended, by the code of their end; OK if there is a result.",
+            "Tasks that ended, by status code; OK if there is a result.",
             [*_TASK, "code"],
         )
         self.contribution_seconds = Histogram(
@@ -127,7 +127,7 @@ class ServerMetrics:
         )
         self.loop_lag = Histogram(
             "fcp_loop_lag_seconds",
-            "How late the event loop was at a timer, measured twenty times a second.",
+            "Delay of the event loop at a timer, measured twenty times a second.",
             buckets=_LAG,
         )
 
@@ -143,13 +143,13 @@ class ServerMetrics:
             ("open_operations", "Long-running operations that are not done."),
             ("sessions", "Device sessions that are kept, late ones among them."),
             ("waiting", "Devices that wait for a task."),
-            ("at_work", "Devices that have a task and are not done with it."),
+            ("at_work", "Devices whose task is in progress."),
         ):
             read = lambda name=name: counts()[name]  # noqa: E731
             yield Gauge(f"fcp_{name}", help, read=read)
 
     def event(self, event: Event) -> None:
-        """Count an event of a round."""
+        """Count an event of a task."""
         where = event.population
         if isinstance(event, CheckedIn):
             self.check_ins.add(where)

@@ -16,7 +16,7 @@ from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
 from fcp_core.server.services.admin import Admin
-from fcp_core.server.services.downloads import Download
+from fcp_core.server.services.published import Download
 
 #: How many bytes of plans, checkpoints and slices a worker keeps.
 CACHE = 256 << 20

@@ -24,8 +24,9 @@ from fcp_core.plugins.settings import ServerSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import SystemClock
 from fcp_core.server.http.admin_auth import AdminCheck
-from fcp_core.server.http.frontend import Frontend, bind
+from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.tls import server_context
 from fcp_core.server.logs import configure_logging
 from fcp_core.server.processes.folds import WorkerFolds
@@ -64,22 +65,22 @@ class Worker:
         except UsageError as error:
             raise StatusError(Code.FAILED_PRECONDITION, str(error)) from None
 
-    async def _begin(self, told: WorkerSettings) -> None:
-        if told.processors:
-            os.sched_setaffinity(0, told.processors)
-        self._plugins = plugins = Plugins.load(**told.recipe)
+    async def _begin(self, settings: WorkerSettings) -> None:
+        if settings.processors:
+            os.sched_setaffinity(0, settings.processors)
+        self._plugins = plugins = Plugins.load(**settings.recipe)
         config = plugins.config
-        settings = ServerSettings.from_config(config)
-        configure_logging(told.log_levels.pop(""), settings.log_format)
-        for name, level in told.log_levels.items():
+        server_settings = ServerSettings.from_config(config)
+        configure_logging(settings.log_levels.pop(""), server_settings.log_format)
+        for name, level in settings.log_levels.items():
             logging.getLogger(name).setLevel(level)
         tls = None
-        if told.certfile is not None:
+        if settings.certfile is not None:
             tls = server_context(
-                told.certfile,
-                told.keyfile,
-                settings.client_ca,
-                required=settings.certificate_required,
+                settings.certfile,
+                settings.keyfile,
+                server_settings.client_ca,
+                required=server_settings.certificate_required,
             )
         self._engine = engine = plugins.make_engine()
         folds = WorkerFolds(engine)
@@ -92,14 +93,14 @@ class Worker:
             partial=folds.partial,
             piece=folds.piece,
         )
-        if settings.metrics:
+        if server_settings.metrics:
             self._metrics = WorkerMetrics(SystemClock(), self.link)
         await plugins.startup()
         engine.start()
         sockets = bind(
-            told.host,
-            told.port,
-            family=socket.AddressFamily(told.family),
+            settings.host,
+            settings.port,
+            family=socket.AddressFamily(settings.family),
             reuse_port=True,
         )
         self._frontend = Frontend(
@@ -109,16 +110,16 @@ class Worker:
             sockets,
             tls,
             metrics=self._metrics,
-            metrics_apart=told.metrics_apart,
+            metrics_apart=settings.metrics_apart,
             admin_check=AdminCheck.from_config(config),
-            threads=told.threads,
+            threads=settings.threads,
         )
         self._frontend.start()
         self.serves = True
         # What is there now stays: no collection need look at it again.
         gc.collect()
         gc.freeze()
-        logger.info("process %d of the server (pid %d) is ready", told.number, os.getpid())
+        logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
 
     async def _drain(self) -> None:
         """Stop accepting, and wait for the requests in progress."""

@@ -16,8 +16,9 @@ from fcp_core.rounds.eligibility import EligibilityTask, PlanPolicy
 from fcp_core.rounds.policies import EligibilityPolicy, OfferedTask
 from fcp_core.rounds.tasks import NAME_PATTERN
 from fcp_core.rounds.tokens import TokenSource
-from fcp_core.server.services.downloads import Downloads, Published, publish_plan
+from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
+from fcp_core.server.services.published import Published, publish_plan
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.storage.contract import Storage
 from fcp_core.storage.records import EligibilityTaskRecord

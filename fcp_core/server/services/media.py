@@ -6,8 +6,9 @@ from fcp_core.aggregation.engine import HeldBody
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.protocols import Body
-from fcp_core.server.services.downloads import Download, Downloads
+from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.protocol_calls import ProtocolCalls
+from fcp_core.server.services.published import Download
 from fcp_core.server.services.task_engine import UploadMemory
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.specification import TaskSpec
 from fcp_core.rounds.tasks import TaskState, TaskStatus
-from fcp_core.server.services.downloads import PLAN_FILES
+from fcp_core.server.services.published import PLAN_FILES
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import (
     BlobRecord,

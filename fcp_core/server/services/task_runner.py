@@ -30,8 +30,8 @@ from fcp_core.rounds.session import DeviceSession, assignment_id
 from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.server.services.device_tokens import label
-from fcp_core.server.services.downloads import Published
 from fcp_core.server.services.protocol_host import ShellEffect
+from fcp_core.server.services.published import Published
 from fcp_core.server.services.task_engine import TaskEngine, outcome_of
 from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts
 

@@ -17,8 +17,9 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.rounds.tokens import TokenSource
-from fcp_core.server.services.downloads import Downloads, Published, publish
+from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
+from fcp_core.server.services.published import Published, publish
 from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts

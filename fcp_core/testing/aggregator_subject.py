@@ -1,0 +1,114 @@
+"""The aggregator that a conformance kit is about: what it is given, and how results compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory
+from fcp_core.aggregation.configuration import flat_inputs
+from fcp_core.aggregation.spec import Intrinsic, Tensor
+from fcp_core.errors import MissingExtraError
+from fcp_core.testing.laws import Laws
+from fcp_core.testing.tensor_strategies import tensors
+
+try:
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+    from hypothesis.strategies import SearchStrategy
+except ImportError as error:
+    raise MissingExtraError("the conformance kit", "testing") from error
+
+#: One contribution: a tensor for each input, nested ones included, depth first.
+Contribution = list[Tensor]
+
+
+class AggregatorSubject(Laws):
+    """A factory, an intrinsic and options, with contributions to accumulate.
+
+    It has no laws of its own.
+    """
+
+    factory: ClassVar[AggregatorFactory]
+    #: A configuration that the factory accepts.
+    intrinsic: ClassVar[Intrinsic]
+    options: ClassVar[Mapping[str, Any]] = {}
+    #: Whether results are equal to the last bit; else within *rtol* and *atol*.
+    exact: ClassVar[bool] = True
+    rtol: ClassVar[float] = 1e-5
+    atol: ClassVar[float] = 1e-5
+    #: How many examples each law is tried with, and whether a failing one is made small.
+    max_examples: ClassVar[int] = 25
+    shrink: ClassVar[bool] = True
+
+    def contributions(self) -> SearchStrategy[Contribution]:
+        """Draw contributions that are accepted."""
+        specs = list(flat_inputs(self.intrinsic))
+        return st.integers(0, 4).flatmap(
+            lambda unknown: st.tuples(*(tensors(spec, unknown) for spec in specs)).map(list)
+        )
+
+    def refused(self) -> SearchStrategy[Contribution] | None:
+        """Draw contributions of the right dtypes and shapes that must be refused."""
+        return None
+
+    def reference(self, contributions: Sequence[Contribution]) -> list[Tensor] | None:
+        """Return what the result must be, computed some other way."""
+        return None
+
+    def normalise(self, result: list[Tensor]) -> list[Tensor]:
+        """Return a form of the result in which equal ones look equal."""
+        return result
+
+    def make(self) -> Accumulator:
+        """Make an empty accumulator."""
+        return self.factory.make(self.intrinsic, self.options)
+
+    def fold(self, contributions: Sequence[Contribution]) -> Accumulator:
+        """Make an accumulator that holds some contributions."""
+        accumulator = self.make()
+        for contribution in contributions:
+            self.accumulate(accumulator, contribution)
+        return accumulator
+
+    def accumulate(self, accumulator: Accumulator, contribution: Contribution) -> None:
+        """Validate and accumulate."""
+        accumulator.validate(contribution)
+        accumulator.accumulate(contribution)
+
+    def reload(self, accumulator: Accumulator) -> Accumulator:
+        """Dump and load."""
+        return self.factory.load(self.intrinsic, self.options, accumulator.dump())
+
+    def _many(self, min_size: int = 0) -> SearchStrategy[list[Contribution]]:
+        return st.lists(self.contributions(), min_size=min_size, max_size=6)
+
+    def _check(self, law: Callable[..., None], *strategies: SearchStrategy[Any]) -> None:
+        # Hypothesis refuses one decorated method that several subclasses inherit: hence inside.
+        phases = tuple(phase for phase in Phase if self.shrink or phase is not Phase.shrink)
+        run = settings(
+            max_examples=self.max_examples,
+            deadline=None,
+            database=None,
+            phases=phases,
+            suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+        )(given(*strategies)(law))
+        run()
+
+    def _assert_same(self, one: Accumulator, other: Accumulator) -> None:
+        assert one.can_report() == other.can_report()
+        if one.can_report():
+            self._assert_equal(one.report(), other.report())
+
+    def _assert_equal(self, result: list[Tensor], expected: list[Tensor]) -> None:
+        left, right = self.normalise(result), self.normalise(expected)
+        assert len(left) == len(right)
+        for mine, theirs in zip(left, right, strict=True):
+            assert mine.dtype == theirs.dtype
+            assert mine.shape == theirs.shape
+            if mine.dtype == object or self.exact:
+                np.testing.assert_array_equal(mine, theirs)
+            else:
+                np.testing.assert_allclose(mine, theirs, rtol=self.rtol, atol=self.atol)
