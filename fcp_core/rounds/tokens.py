@@ -24,9 +24,11 @@ import binascii
 import hashlib
 import hmac
 import secrets
+import struct
 import uuid
 from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from fcp_core.protocol.status import Code, StatusError
@@ -36,14 +38,17 @@ VERSION: Final = 1
 ID_BYTES: Final = 16
 MAX_EXTRA: Final = 64
 
+#: How many genuine tokens are remembered at a time.
+_REMEMBERED: Final = 8192
 _SENDER_BYTES: Final = 12
 _MAC_BYTES: Final = 16
 _EXPIRES_BYTES: Final = 5
-_FIXED: Final = 3 + 2 * ID_BYTES + _SENDER_BYTES + _EXPIRES_BYTES + 1
+#: Version, key, kind, scope, subject, sender, expiry, and how long the extra part is.
+_PARTS: Final = struct.Struct(f">BBB{ID_BYTES}s{ID_BYTES}s{_SENDER_BYTES}s{_EXPIRES_BYTES}sB")
+_FIXED: Final = _PARTS.size
 _MAX_CHARACTERS: Final = (_FIXED + MAX_EXTRA + _MAC_BYTES) * 4 // 3 + 4
 #: What is signed begins with what it is signed for, so that one can never pass for the other.
 _TOKEN_PURPOSE: Final = b"fcp token\0"
-_UUID_PURPOSE: Final = b"fcp uuid\0"
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
 
@@ -115,6 +120,11 @@ class Tokens:
         """Use other keys, after a rotation."""
         self._current = keyring.current
         self._keys = keyring.keys
+        #: What some genuine tokens say, by their text: a cache, which may be lost at any time. The
+        #: look-up tells nobody how much of a guess is right: it goes by a hash of the whole.
+        self._genuine: dict[str, bytes] = {}
+        #: The other way: what was made of which parts.
+        self._made: dict[tuple[object, ...], str] = {}
 
     def make(
         self,
@@ -138,21 +148,23 @@ class Tokens:
             another is then the same one after a rotation, too.
         :raises ValueError: if a part has a wrong length.
         """
+        parts = (kind, scope, subject, sender, expires, extra, key)
+        known = self._made.get(parts)
+        if known is not None:
+            return known
         if len(scope) != ID_BYTES or len(subject) != ID_BYTES or len(extra) > MAX_EXTRA:
             raise ValueError("scope and subject have 16 bytes each, extra has at most 64")
         signer = self._signer(key)
-        body = b"%c%c%c%b%b%b%b%c%b" % (
-            VERSION,
-            signer.id,
-            kind.value,
-            scope,
-            subject,
-            sender_digest(sender),
-            (-int(-expires // 1)).to_bytes(_EXPIRES_BYTES, "big"),
-            len(extra),
-            extra,
+        until = (-int(-expires // 1)).to_bytes(_EXPIRES_BYTES, "big")
+        digest = sender_digest(sender)
+        fixed = _PARTS.pack(
+            VERSION, signer.id, kind.value, scope, subject, digest, until, len(extra)
         )
-        return _encode(body + self._mac(signer, body))
+        body = fixed + extra
+        text = _encode(body + self._mac(signer, body))
+        self._remember(text, body)
+        self._made[parts] = text
+        return text
 
     def read(self, text: str, kind: Kind, now: float, scope: bytes | None = None) -> Token:
         """Return what a token says. Who sends it is for :func:`check_sender`.
@@ -163,6 +175,21 @@ class Tokens:
         :raises StatusError: UNAUTHENTICATED if it is anything else than a valid token of this
             deployment, kind and scope. The message never quotes it.
         """
+        body = self._genuine.get(text)
+        if body is None:
+            body = self._verify(text, kind)
+            self._remember(text, body)
+        if body[2] != kind.value:
+            raise _refusal(kind, "is a token of another kind")
+        token = _parse(body, kind)
+        if scope is not None and not hmac.compare_digest(token.scope, scope):
+            raise _refusal(kind, "is for something else")
+        if now >= token.expires:
+            raise ExpiredTokenError(token)
+        return token
+
+    def _verify(self, text: str, kind: Kind) -> bytes:
+        """Return what a token's signature is right for."""
         data = _decode(text)
         if data is None or len(data) < _FIXED + _MAC_BYTES:
             raise _refusal(kind, "is not one of ours")
@@ -174,24 +201,14 @@ class Tokens:
             raise _refusal(kind, "is signed with a key that is not valid, or no longer")
         if not hmac.compare_digest(self._mac(signer, body), mac):
             raise _refusal(kind, "was not made by this server")
-        if body[2] != kind.value:
-            raise _refusal(kind, "is a token of another kind")
-        token = _parse(body, kind)
-        if scope is not None and not hmac.compare_digest(token.scope, scope):
-            raise _refusal(kind, "is for something else")
-        if now >= token.expires:
-            raise ExpiredTokenError(token)
-        return token
+        return body
 
-    def derive_uuid(self, *parts: bytes, key: int | None = None) -> str:
-        """Return a UUID that only this deployment can make, the same one for the same parts.
-
-        :param parts: what it is derived from; where one ends and the next begins counts.
-        :param key: derive with the key of this id if it is still valid, as in :meth:`make`.
-        """
-        framed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-        message = b"%b%b%b" % (_UUID_PURPOSE, self._deployment, framed)
-        return _random_uuid_text(self._signer(key).sign(message)[:16])
+    def _remember(self, text: str, body: bytes) -> None:
+        """Spare a token that comes soon its signature's check."""
+        if len(self._genuine) >= _REMEMBERED:
+            self._genuine.clear()
+            self._made.clear()
+        self._genuine[text] = body
 
     def _signer(self, key: int | None) -> SigningKey:
         chosen = None if key is None else self._keys.get(key)
@@ -234,6 +251,7 @@ def principal_of(sender: str | None) -> str | None:
     return (principal or None) if found else sender
 
 
+@lru_cache(maxsize=1024)
 def sender_digest(sender: str | None) -> bytes:
     """Return the hash of a sender that stands in tokens: 12 bytes."""
     # The first byte keeps apart a sender without a name and none.
@@ -241,11 +259,13 @@ def sender_digest(sender: str | None) -> bytes:
     return hashlib.sha256(text).digest()[:_SENDER_BYTES]
 
 
+@lru_cache(maxsize=1024)
 def scope_of(name: str) -> bytes:
     """Return the scope of something that has a name and no id, such as a population: 16 bytes."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:ID_BYTES]
 
 
+@lru_cache(maxsize=1024)
 def uuid_bytes(text: str) -> bytes:
     """Return the 16 bytes of a UUID.
 
@@ -287,19 +307,9 @@ def _decode(text: str) -> bytes | None:
 
 
 def _parse(body: bytes, kind: Kind) -> Token:
-    scope_end, subject_end = 3 + ID_BYTES, 3 + 2 * ID_BYTES
-    sender_end = subject_end + _SENDER_BYTES
-    expires_end = sender_end + _EXPIRES_BYTES
-    return Token(
-        body[0],
-        body[1],
-        kind,
-        body[3:scope_end],
-        body[scope_end:subject_end],
-        body[subject_end:sender_end],
-        int.from_bytes(body[sender_end:expires_end], "big"),
-        body[_FIXED:],
-    )
+    version, key, _, scope, subject, sender, until, _ = _PARTS.unpack_from(body)
+    expires = int.from_bytes(until, "big")
+    return Token(version, key, kind, scope, subject, sender, expires, body[_FIXED:])
 
 
 def _refusal(kind: Kind, problem: str) -> StatusError:

@@ -112,6 +112,8 @@ class ProtocolCalls:
         if route.long_running:
             return _operation(route, tickets.operation(route.method), call)
         if call.result is None:
+            if call.waiter is None:
+                call.waiter = asyncio.get_running_loop().create_future()
             # The call goes on even if nobody waits for its answer any more.
             await asyncio.shield(call.waiter)
         return _response(call)

@@ -7,7 +7,6 @@ the protocol's name and costs, at most, the assignments that it was about.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -62,7 +61,7 @@ class ProtocolHost:
     """One task's protocol machine, guarded.
 
     :param name: the protocol's name, for the log.
-    :param empty: makes an empty response of each method.
+    :param empty: the class of each method's response.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class ProtocolHost:
         name: str,
         protocol: AggregationProtocol,
         machine: TaskMachine,
-        empty: Mapping[str, Callable[[], Any]],
+        empty: Mapping[str, type[Any]],
     ) -> None:
         self._name = name
         self._protocol = protocol
@@ -130,7 +129,6 @@ class ProtocolHost:
         if assignment.state is Stage.ASSIGNED:
             assignment.move(Stage.STARTED)
         call = assignment.calls[method] = ProtocolCall()
-        call.waiter = asyncio.get_running_loop().create_future()
         if assignment.state is Stage.CONTRIBUTED and concluding:
             # It is counted, whenever it asks.
             _finish(call, self._empty[method]())
@@ -306,7 +304,7 @@ class ProtocolHost:
             return []
         response = effect.response
         failed = isinstance(response, StatusError) and response.code is not Code.OK
-        if not failed and not isinstance(response, type(self._empty[effect.method]())):
+        if not failed and not isinstance(response, self._empty[effect.method]):
             return self._refuse(assignment, f"answers a {effect.method} with {response!r}", now)
         if effect.method not in self._protocol.concluding:
             _finish(call, response)

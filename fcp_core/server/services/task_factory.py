@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,9 @@ class TaskFactory:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
         factory = chosen.protocol_factory()
         found = [route for name in factory.services for route in routes.of_service(name)]
-        host = ProtocolHost(factory.name, protocol, machine, {r.method: _empty(r) for r in found})
+        host = ProtocolHost(
+            factory.name, protocol, machine, {r.method: _response_class(r) for r in found}
+        )
         task = ProtocolTask(
             name=spec.name,
             population=spec.population,
@@ -115,7 +117,7 @@ class TaskFactory:
             raise
 
 
-def _empty(route: Route) -> Callable[[], Any]:
-    """Return what makes an empty response of a call."""
-    made: Callable[[], Any] = route.operation_response_class or route.response_class
+def _response_class(route: Route) -> type[Any]:
+    """Return the class of what answers a call in the end."""
+    made: type[Any] = route.operation_response_class or route.response_class
     return made

@@ -66,6 +66,8 @@ class TaskRunner:
         self._with = surroundings
         self._places = places
         self._keeper = keeper
+        #: When it is to be called next, as the ticker knows.
+        self._next_tick: float | None = None
         #: How many had contributed and how many were dropped when the population was last told.
         self._seen = (0, 0)
         self._result: bytes | None = None
@@ -231,6 +233,7 @@ class TaskRunner:
 
     def tick(self, now: float) -> None:
         """Let time pass."""
+        self._next_tick = None
         self._perform([*self.machine.tick(now), *self.protocol.tick(now)], now)
 
     # Inside.
@@ -252,7 +255,9 @@ class TaskRunner:
     def _schedule(self) -> None:
         ticks = (self.machine.next_tick(), self.protocol.next_tick())
         when = min((tick for tick in ticks if tick is not None), default=None)
-        self._with.ticker.at(self._key, when, self.tick)
+        if when != self._next_tick:
+            self._next_tick = when
+            self._with.ticker.at(self._key, when, self.tick)
 
     def _assign(self, id_: str, session_id: str, now: float) -> Assignment:
         session = label(session_id) if session_id else ""
