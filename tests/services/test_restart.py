@@ -177,6 +177,20 @@ def test_a_token_of_before_the_restart_keeps_to_the_cap_of_the_population(sqlite
     asyncio.run(main())
 
 
+def test_what_a_device_was_to_fetch_is_where_it_was(sqlite, kit):
+    async def main():
+        async with sqlite() as world:
+            await world.submit(goal=1, slices={"s": {3: b"three"}})
+            held = await world.device().assignment()
+        async with sqlite() as world:
+            template = held.federated_select_uri_info.uri_template
+            slice_ = template.replace("{served_at_id}", "s").replace("{key_base10}", "3")
+            for address in (held.plan.uri, held.init_checkpoint.uri, slice_):
+                assert await world.services.media.download(address.partition("/data/")[2])
+
+    asyncio.run(main())
+
+
 def test_a_report_of_before_the_restart_frees_the_place_of_the_device(sqlite, kit):
     async def main():
         async with sqlite() as world:
