@@ -302,7 +302,7 @@ def run(quick: bool) -> dict[str, dict[str, Rate]]:
             port, pids = stack.enter_context(_running(kind, processes, pinned))
             clients = connect(port, pids)
             for client in clients:
-                stack.callback(client.socket.close)
+                stack.callback(client.connection.close)
             running[name] = (kind, clients, pids)
         for title, form in forms.items():
             for kind, clients, pids in running.values():

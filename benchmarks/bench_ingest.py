@@ -76,7 +76,7 @@ def serve_bare(elements: int) -> None:
     @stream_request_body
     class Upload(RequestHandler):
         def prepare(self) -> None:
-            self.body = memoryview(np.empty(int(self.request.headers["Content-Length"]), np.uint8))
+            self.body = np.empty(int(self.request.headers["Content-Length"]), np.uint8).data
             self.at = 0
 
         def data_received(self, chunk: bytes) -> None:

@@ -109,7 +109,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller rounds")
     parser.add_argument("--svg", type=Path, help="draw the cost by the size of the round")
     given = parser.parse_args()
-    sizes, turns = (QUICK_SIZES, 1) if given.quick else (SIZES, TURNS)
+    sizes: Sequence[int] = QUICK_SIZES if given.quick else SIZES
+    turns = 1 if given.quick else TURNS
     if given.svg is not None:
         sizes = PLOT_SIZES
     costs = measure(sizes, turns)

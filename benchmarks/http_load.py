@@ -36,7 +36,7 @@ class Connection:
     def __init__(self, url: str) -> None:
         self._host = urlsplit(url).netloc
         address = (urlsplit(url).hostname, urlsplit(url).port)
-        self._socket = socket.create_connection(address)  # type: ignore[arg-type]
+        self._socket = socket.create_connection(address)
         self._answers = AnswerReader()
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 

@@ -65,6 +65,7 @@ class TaskMachine(Machine[TaskState]):
     :param max_at_work: devices in progress at a time in any case; None: no such limit.
     :param assignment_timeout: seconds after which an assignment whose contribution is not ready is
         dropped.
+    :param retention: seconds after that in which an assignment that has ended is still known.
     """
 
     MOVES = MOVES
@@ -82,6 +83,7 @@ class TaskMachine(Machine[TaskState]):
         deadline: float,
         assignment_timeout: float,
         max_at_work: int | None = None,
+        retention: float = math.inf,
     ) -> None:
         super().__init__(TaskState.OPEN)
         self.task_id = task_id
@@ -94,12 +96,16 @@ class TaskMachine(Machine[TaskState]):
         self.max_at_work = max_at_work
         self._over_selection = over_selection
         self._assignment_timeout = assignment_timeout
+        self._known_for = assignment_timeout + retention
         self.finished: float | None = None
         self.error: tuple[Code, str] | None = None
-        #: Every assignment, those that have ended too, so that a repeated call can be answered.
+        #: The assignments, those that have ended too, so that a repeated call can be answered; and
+        #: the same in the order in which they were given.
         self._assignments: dict[str, Assignment] = {}
-        #: How many contributions are in the aggregate, how many assignments ended without one, and
-        #: how many are accumulating.
+        self._order: deque[Assignment] = deque()
+        #: How many assignments there were, how many contributions are in the aggregate, how many
+        #: assignments ended without one, and how many are accumulating.
+        self.assigned = 0
         self.contributed = 0
         self.dropped = 0
         self._accumulating = 0
@@ -109,11 +115,6 @@ class TaskMachine(Machine[TaskState]):
         self._reasons: Counter[str] = Counter()
 
     # What it is.
-
-    @property
-    def assigned(self) -> int:
-        """How many assignments there were."""
-        return len(self._assignments)
 
     @property
     def pending(self) -> int:
@@ -137,11 +138,11 @@ class TaskMachine(Machine[TaskState]):
         return max(0, wanted - self.pending)
 
     def get(self, assignment: str) -> Assignment | None:
-        """Return the assignment of that id, whether it has ended or not; None if there is none."""
+        """Return the assignment of that id, also one that ended not long ago, or None."""
         return self._assignments.get(assignment)
 
     def all(self) -> list[Assignment]:
-        """Return all assignments, those that have ended too."""
+        """Return all assignments that are known, those that ended not long ago too."""
         return list(self._assignments.values())
 
     def live(self) -> list[Assignment]:
@@ -182,8 +183,11 @@ class TaskMachine(Machine[TaskState]):
         """
         if self.capacity < 1 or assignment in self._assignments:
             raise InvalidTransition(f"{self!r} cannot take assignment {assignment}")
+        self._forget(now)
         record = Assignment(assignment, session_id, now)
         self._assignments[assignment] = record
+        self._order.append(record)
+        self.assigned += 1
         self._expiry.put(assignment, None, now + self._assignment_timeout)
         return record
 
@@ -293,8 +297,11 @@ class TaskMachine(Machine[TaskState]):
         stages = Counter(a.state for a in self._assignments.values())
         queued = sum(len(group.assignments) for group in self._queue)
         running = stages[Stage.ACCUMULATING]
-        assert self.contributed == stages[Stage.CONTRIBUTED], "contributions are counted"
-        assert self.dropped == stages[Stage.DROPPED], "drops are counted"
+        forgotten = self.assigned - len(self._assignments)
+        ended = stages[Stage.CONTRIBUTED] + stages[Stage.DROPPED]
+        assert 0 <= self.contributed - stages[Stage.CONTRIBUTED] <= forgotten, "they are counted"
+        assert self.contributed + self.dropped == ended + forgotten, "drops are counted"
+        assert [*self._order] == [*self._assignments.values()], "the order is kept"
         assert self._accumulating == running, "what is accumulating is counted"
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
         assert len(self._expiry) == self.pending - queued - running, "what is not ready expires"
@@ -313,6 +320,13 @@ class TaskMachine(Machine[TaskState]):
         )
 
     # Inside.
+
+    def _forget(self, now: float) -> None:
+        """Forget what ended so long ago that no token of it is valid."""
+        while self._order and self._order[0].ended:
+            if self._order[0].assigned + self._known_for > now:
+                break
+            del self._assignments[self._order.popleft().id]
 
     def _fill(self) -> list[TaskEffect]:
         """Have as many contributions accumulated as are missing."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import trace_device
+from fcp_core.protocol.kernels import compiled_kernels
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 #: Files and classes of ours that a device may cross. Fewer is better: lower them when they fall.
@@ -27,6 +28,8 @@ def test_the_page_lists_the_files_that_a_device_crosses(ways, name):
 @pytest.mark.parametrize("name", MOST)
 def test_a_device_crosses_no_more_than_it_did(ways, name):
     files, classes = MOST[name]
+    if name == trace_device.CONTRIBUTION and compiled_kernels() is None:
+        classes += 1  # NumPy's loops are two classes, the compiled ones are one
     assert len(ways[name].files) <= files
     if sys.version_info >= (3, 11):  # before, code does not know its class
         assert len(ways[name].classes) <= classes

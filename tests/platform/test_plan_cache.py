@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("tensorflow_federated")
+
 import tensorflow as tf
 import tensorflow_federated as tff
 

@@ -1,6 +1,7 @@
 """What processes say to each other: frames, calls, answers, and the end of either side."""
 
 import asyncio
+import inspect
 import logging
 import socket
 from contextlib import asynccontextmanager
@@ -189,3 +190,22 @@ def test_nonsense_ends_the_link(run):
         run(work)
     finally:
         logging.disable(logging.NOTSET)
+
+
+def test_tasks_are_made_of_coroutines_only(run):
+    # From Python 3.12 on asyncio takes nothing else.
+    made = []
+
+    def make(loop, work, **more):
+        made.append(work)
+        return asyncio.Task(work, loop=loop, **more)
+
+    async def work(here, there):
+        asyncio.get_running_loop().set_task_factory(make)
+        asking = asyncio.ensure_future(here.link.call("wait", 7))
+        await here.link.call("echo")
+        there.go_on.set()
+        assert await asking == 7
+        assert all(inspect.iscoroutine(work) for work in made)
+
+    run(work)

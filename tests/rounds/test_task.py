@@ -1,5 +1,7 @@
 """The machine of one task, by events."""
 
+import math
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -19,7 +21,15 @@ from fcp_core.rounds.task import (
 from fcp_core.rounds.tasks import TaskState
 
 
-def machine(goal=2, minimum=None, over_selection=1.0, deadline=100.0, timeout=10.0, cap=None):
+def machine(
+    goal=2,
+    minimum=None,
+    over_selection=1.0,
+    deadline=100.0,
+    timeout=10.0,
+    cap=None,
+    retention=math.inf,
+):
     return TaskMachine(
         task_id="t",
         population="p",
@@ -31,6 +41,7 @@ def machine(goal=2, minimum=None, over_selection=1.0, deadline=100.0, timeout=10
         deadline=deadline,
         assignment_timeout=timeout,
         max_at_work=cap,
+        retention=retention,
     )
 
 
@@ -70,7 +81,21 @@ def test_capacity_is_a_multiple_of_what_is_missing():
     assert task.capacity == 1
 
 
-def test_an_assignment_is_given_once_and_known_for_good():
+def test_what_has_ended_is_forgotten_once_its_tokens_have_expired_and_counts_all_the_same():
+    task = machine(goal=5, timeout=10.0, retention=20.0)
+    one, two = assign(task, "ab")
+    contribute(task, one)
+    task.drop("b", "aborted", Code.CANCELLED, "", 1.0)
+    (late,) = assign(task, "c", now=29.0)
+    assert task.all() == [one, two, late]
+    assign(task, "d", now=30.0)
+    assert [a.id for a in task.all()] == ["c", "d"]
+    assert (task.assigned, task.contributed, task.dropped, task.pending) == (4, 1, 1, 2)
+    assert task.get("a") is None
+    task.validate()
+
+
+def test_an_assignment_is_given_once_and_known_for_long():
     task = machine(goal=5)
     (one,) = assign(task, "a")
     with pytest.raises(InvalidTransition):
@@ -234,10 +259,11 @@ class Model(RuleBasedStateMachine):
         over=st.sampled_from([1.0, 1.3, 3.0]),
         minimum=st.none() | st.just(1),
         cap=st.none() | st.integers(1, 4),
+        retention=st.sampled_from([0.0, math.inf]),
     )
-    def open(self, goal, over, minimum, cap):
+    def open(self, goal, over, minimum, cap, retention):
         self.now = 0.0
-        self.task = machine(goal, minimum, over, cap=cap)
+        self.task = machine(goal, minimum, over, cap=cap, retention=retention)
         self.count = 0
         #: When those that are not ready expire; the groups that wait, in order, and that run.
         self.expires = {}

@@ -114,7 +114,6 @@ def test_devices_go_on_after_a_restart_or_are_aborted_but_never_sent_away(sqlite
                 waiting.start(),
                 waiting.report_eligibility(),
                 fresh.ask("many"),
-                fresh.report(held[fresh]),
                 uploaded.submit(held[uploaded], tickets[uploaded]),
             ):
                 assert await kit.code_of(call) is Code.ABORTED
@@ -122,6 +121,7 @@ def test_devices_go_on_after_a_restart_or_are_aborted_but_never_sent_away(sqlite
             assert await kit.code_of(guess) is Code.UNAUTHENTICATED
             assert await kit.code_of(fresh.poll("operations/unknown")) is Code.NOT_FOUND
             # A token is good all the same: the device contributes with what it holds.
+            await fresh.report(held[fresh])
             ticket = await fresh.start_upload(held[fresh])
             await fresh.upload(ticket)
             await fresh.submit(held[fresh], ticket)
@@ -154,6 +154,60 @@ def test_a_token_of_before_the_restart_finds_no_place_where_there_is_none(sqlite
             assert await kit.code_of(before.start_upload(assignment)) is Code.ABORTED
             await other.contribute(given)
             assert await kit.code_of(before.start_upload(assignment)) is Code.ABORTED
+
+    asyncio.run(main())
+
+
+def test_a_token_of_before_the_restart_keeps_to_the_cap_of_the_population(sqlite, kit):
+    async def main():
+        async with sqlite() as world:
+            tasks = [await world.submit(goal=2, name=name) for name in "ab"]
+            before = [world.device() for _ in range(4)]
+            held = [await device.assignment() for device in before]
+        async with sqlite(max_at_work=2) as world:
+            for device in before:
+                device.services = world.services
+            codes = [
+                await kit.code_of(device.start_upload(assignment))
+                for device, assignment in zip(before, held, strict=True)
+            ]
+            assert codes == [Code.OK, Code.OK, Code.ABORTED, Code.ABORTED]
+            assert sum([(await world.status(task)).pending for task in tasks]) == 2
+
+    asyncio.run(main())
+
+
+def test_what_a_device_was_to_fetch_is_where_it_was(sqlite, kit):
+    async def main():
+        async with sqlite() as world:
+            await world.submit(goal=1, slices={"s": {3: b"three"}})
+            held = await world.device().assignment()
+        async with sqlite() as world:
+            template = held.federated_select_uri_info.uri_template
+            slice_ = template.replace("{served_at_id}", "s").replace("{key_base10}", "3")
+            for address in (held.plan.uri, held.init_checkpoint.uri, slice_):
+                assert await world.services.media.download(address.partition("/data/")[2])
+
+    asyncio.run(main())
+
+
+def test_a_report_of_before_the_restart_frees_the_place_of_the_device(sqlite, kit):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1)
+            before = world.device(principal="me")
+            held = await before.assignment()
+        async with sqlite() as world:
+            before.services = world.services
+            await before.start_upload(held)
+            before.principal = "you"
+            assert await kit.code_of(before.report(held, Code.INTERNAL)) is Code.PERMISSION_DENIED
+            assert (await world.status(task)).pending == 1
+            before.principal = "me"
+            await before.report(held, Code.INTERNAL)
+            assert (await world.status(task)).pending == 0
+            await world.device().run()
+            assert await world.result(task) == [1, 1]
 
     asyncio.run(main())
 

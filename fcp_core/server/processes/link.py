@@ -211,9 +211,15 @@ class Link(asyncio.Protocol):
             self._send(-number, error, result)
 
 
-@types.coroutine
-def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+async def _go_on(work: Coroutine[Any, Any, None], waits_for: Any) -> None:
     """Run the rest of a coroutine that was begun and waits for something."""
+    # From Python 3.12 on a task takes nothing but a real coroutine.
+    await _rest(work, waits_for)
+
+
+@types.coroutine
+def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    """Yield what a coroutine that was begun waits for, until it ends."""
     try:
         while True:
             try:

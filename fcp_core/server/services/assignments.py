@@ -13,7 +13,7 @@ from fcp_core.rounds.events import Rejected
 from fcp_core.rounds.operations import operation, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.policies import Candidate
-from fcp_core.rounds.session import DeviceSession, SessionState
+from fcp_core.rounds.session import DeviceSession, SessionState, assignment_id
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.tokens import Kind
 from fcp_core.server.services.common import Common
@@ -131,19 +131,21 @@ class TaskAssignments:
 
         It may come before, during or after the upload, and more than once.
 
-        :raises StatusError: as :meth:`start_task_assignment`, but for a session that has ended; and
-            NOT_FOUND for an aggregation that this server never had.
+        :raises StatusError: NOT_FOUND for an unknown population or session and for an aggregation
+            that this server never had, PERMISSION_DENIED for somebody else's session.
         """
         now = self._clock.now()
         population = self._populations.get(request.population_name)
-        session = self._session(population, request.session_id, now, sender)
+        # The session itself may have been lost at a restart; its token says all that matters here.
+        token = read_session(self._tokens, population.name, request.session_id, now, sender)
         task = self._tasks.find(request.aggregation_id)
         if task is None and not self._tasks.knows(request.aggregation_id):
             raise StatusError(
                 Code.NOT_FOUND,
                 f"this server never had an aggregation {request.aggregation_id!r}",
             )
-        assignment = None if task is None else task.assignment_of(session)
+        given = assignment_id(token.subject, request.aggregation_id)
+        assignment = None if task is None else task.machine.get(given)
         code = code_of(request.computation_status_code)
         if code is not Code.OK and task is not None and assignment is not None:
             message = "the device reported that its computation failed"

@@ -360,8 +360,10 @@ class ProtocolHost:
 
 def _finish(call: ProtocolCall, result: Any) -> None:
     call.finish(result)
-    if call.waiter is not None and not call.waiter.done():
-        call.waiter.set_result(None)
+    # It is not kept as long as the answer is.
+    waiter, call.waiter = call.waiter, None
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
 
 
 def device_status(code: Code, message: str) -> StatusError:

@@ -241,6 +241,14 @@ class Published:
         return self._plain[name]
 
 
+def group_of(aggregation_id: str) -> str:
+    """Return the part of a task's addresses that cannot be guessed: the same after a restart.
+
+    The aggregation's id is random, and known only to devices that have the task.
+    """
+    return hashlib.sha256(b"download\0" + aggregation_id.encode()).hexdigest()
+
+
 def publish(
     group: str, spec: TaskSpec, *, inline_below: int = 0, source: FileSource | None = None
 ) -> Published:

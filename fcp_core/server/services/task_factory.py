@@ -18,6 +18,7 @@ from fcp_core.rounds.protocols import AggregationProtocol, ProtocolTask
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.tokens import TokenSource
+from fcp_core.server.services.device_tokens import RETENTION
 from fcp_core.server.services.protocol_host import ProtocolHost
 from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
@@ -81,6 +82,8 @@ class TaskFactory:
             created=record.created,
             deadline=record.created + choices.settings.deadline,
             assignment_timeout=choices.settings.assignment_timeout,
+            # A token expires at a whole second.
+            retention=RETENTION + 1.0,
         )
         try:
             protocol: AggregationProtocol = chosen.make_protocol()

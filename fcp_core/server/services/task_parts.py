@@ -42,6 +42,10 @@ class Places(Protocol):
         """Let other devices have the places of those that left."""
         ...
 
+    def has_room(self, task: TaskRunner) -> bool:
+        """Whether a task may be given one more device."""
+        ...
+
 
 class Keeper(Protocol):
     """What a task tells whoever keeps it."""

@@ -168,7 +168,7 @@ class TaskRunner:
         assignment = self.machine.get(id_)
         if assignment is not None:
             return assignment
-        if self.machine.capacity < 1 or not (begins or self.protocol.resumable):
+        if not self._places.has_room(self) or not (begins or self.protocol.resumable):
             raise StatusError(
                 Code.ABORTED,
                 "the server was restarted and this assignment is lost; check in again",

@@ -19,7 +19,7 @@ from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
-from fcp_core.server.services.published import Published, publish
+from fcp_core.server.services.published import Published, group_of, publish
 from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts
@@ -39,7 +39,7 @@ ANSWERS_KEPT = 600.0
 class Tasks:
     """The tasks of a server. Every method runs on the server's event loop.
 
-    :param secrets: makes ids, and the parts of addresses that cannot be guessed.
+    :param secrets: makes ids that cannot be guessed.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Tasks:
         choices = self._factory.choose(spec)
         parts = self._factory.parts(record, spec, choices, self._clock.now())
         try:
-            published = await self._publish(task_id, spec, choices.settings)
+            published = await self._publish(record, spec, choices.settings)
             await self._store.add(record, spec)
         except BaseException:
             parts.fold.abort()
@@ -234,7 +234,7 @@ class Tasks:
                     "configuration, or use another storage."
                 ) from error
             self._populations.add(record.population)
-            published = await self._publish(record.task_id, spec, choices.settings)
+            published = await self._publish(record, spec, choices.settings)
             self._open(record, spec, choices, parts, published)
 
     async def stop(self) -> None:
@@ -287,13 +287,16 @@ class Tasks:
                     f"another of that name cannot be {spec.assignment_mode.name}",
                 )
 
-    async def _publish(self, task_id: str, spec: TaskSpec, settings: TaskSettings) -> Published:
+    async def _publish(
+        self, record: TaskRecord, spec: TaskSpec, settings: TaskSettings
+    ) -> Published:
+        read = functools.partial(self._store.file, record.task_id)
         work = functools.partial(
             publish,
-            self._secrets.secret(),
+            group_of(record.aggregation_id),
             spec,
             inline_below=settings.inline_below,
-            source=functools.partial(self._store.file, task_id) if settings.from_storage else None,
+            source=read if settings.from_storage else None,
         )
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
