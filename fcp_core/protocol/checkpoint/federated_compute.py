@@ -23,6 +23,7 @@ from fcp_core.protocol.checkpoint.base import (
     Tensor,
     check_shape,
     check_tensors,
+    check_unmasked,
     encode_text,
     invalid,
     little_endian_bytes,
@@ -182,6 +183,7 @@ def write_federated_compute(tensors: Mapping[str, Tensor]) -> bytes:
     """
     parts: list[Any] = [HEADER]
     for name, value in tensors.items():
+        check_unmasked(name, value)
         tensor = np.asarray(value)
         encoded = encode_text(f"the tensor name {name!r}", name, "surrogateescape")
         if not encoded:
