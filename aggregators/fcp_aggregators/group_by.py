@@ -1,6 +1,7 @@
 """``fedsql_group_by`` with ``GoogleSQL:sum``: a sum for each distinct key, as SQL's GROUP BY.
 
-The state is upstream's ``GroupByAggregatorState``.
+The state is upstream's ``GroupByAggregatorState``. Unlike upstream's, no sum wraps around or
+becomes infinite: the contribution that would do that is refused.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from fcp_aggregators.checks import (
     same_configuration,
 )
 from fcp_aggregators.key_index import KeyIndex
-from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.aggregator import NO_OPTIONS, Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.configuration import flat_inputs
+from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.aggregation.tensors import tensor_from_proto, tensor_to_proto
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
@@ -45,12 +47,15 @@ class GroupByAccumulator(Accumulator):
     order.
 
     :param intrinsic: its inputs and outputs are the keys; it nests the sums.
+    :param options: ``allow_non_finite``; it is about the sums, keys may be anything.
     :raises StatusError: INVALID_ARGUMENT if the intrinsic does not fit.
     """
 
-    def __init__(self, intrinsic: Intrinsic) -> None:
+    def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
         _check(intrinsic)
         self._intrinsic = intrinsic
+        self._options = options
+        self._non_finite = options.get(ALLOW_NON_FINITE) is True
         self._specs = tuple(flat_inputs(intrinsic))
         self._minimum = 0
         if intrinsic.parameters:
@@ -68,10 +73,10 @@ class GroupByAccumulator(Accumulator):
         self._contributors: NDArray[np.int64] = np.zeros(16, np.int64)
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
+    def load(cls, intrinsic: Intrinsic, data: bytes, options: Options = NO_OPTIONS) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
         state = parse_state(intrinsic, state_pb2.GroupByAggregatorState, data)
-        self = cls(intrinsic)
+        self = cls(intrinsic, options)
         check_length(intrinsic, "keys", len(state.keys), len(intrinsic.inputs))
         check_length(intrinsic, "sums", len(state.nested_aggregators), len(intrinsic.nested))
         try:
@@ -111,7 +116,7 @@ class GroupByAccumulator(Accumulator):
         return self._num_inputs
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
-        """Refuse tensors that are not all of one length."""
+        """Refuse columns that are not all of one length, and what would ruin a sum."""
         shape = inputs[0].shape
         for spec, tensor in zip(self._specs, inputs, strict=True):
             if tensor.ndim > 1 or tensor.shape != shape:
@@ -120,6 +125,12 @@ class GroupByAccumulator(Accumulator):
                     f"{spec} has shape {tensor.shape} and {self._specs[0].name!r} has {shape}; "
                     "the columns of one contribution must be of one length",
                 )
+        keys = len(self._intrinsic.inputs)
+        columns = [np.reshape(tensor, -1) for tensor in inputs]
+        for spec, column in zip(self._specs[keys:], columns[keys:], strict=True):
+            if not self._non_finite:
+                check_finite(spec.name, column)
+        self._check_room(columns[:keys], columns[keys:], Code.INVALID_ARGUMENT)
 
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Add each row to the sums of its group."""
@@ -134,12 +145,19 @@ class GroupByAccumulator(Accumulator):
             np.minimum(self._contributors, self._minimum, out=self._contributors)
         self._num_inputs += 1
 
-    def merge(self, other: Self) -> None:
-        """Group the other's groups again."""
+    def validate_merge(self, other: Self) -> None:
+        """Refuse a state of another configuration, or one that is too large together."""
         if type(other) is not type(self) or not same_configuration(
             other._intrinsic, self._intrinsic
         ):
             raise bad(self._intrinsic, "only states of one configuration can be merged")
+        keys = other._index.columns() if other._index is not None else []
+        sums = [total[: other._groups] for total in other._sums]
+        self._check_room(keys, sums, Code.OUT_OF_RANGE)
+
+    def merge(self, other: Self) -> None:
+        """Group the other's groups again."""
+        self.validate_merge(other)
         groups = other._groups
         keys = other._index.columns() if other._index is not None else []
         ordinals = self._ordinals(keys, groups)
@@ -178,6 +196,42 @@ class GroupByAccumulator(Accumulator):
             counter_of_contributors=counters,
         ).SerializeToString()
 
+    def _check_room(self, keys: Sequence[Tensor], values: Sequence[Tensor], code: Code) -> None:
+        """Refuse rows with which a sum would leave its dtype."""
+        trial: tuple[NDArray[np.int64], int] | None = None
+        for nested, total, column in zip(self._intrinsic.nested, self._sums, values, strict=True):
+            integer = total.dtype.kind in "iu"
+            if not column.size or (not integer and self._non_finite):
+                continue
+            greatest = _magnitude(total[: self._groups]) + column.size * _magnitude(column)
+            limit = np.iinfo(total.dtype).max if integer else np.finfo(total.dtype).max.item()
+            # Half: far more than the rounding of the sums of floats can bring about.
+            if greatest <= limit // 2:
+                continue
+            if trial is None:
+                # The keys are numbered in a copy, since a refused contribution leaves no trace.
+                copy = type(self).load(self._intrinsic, self.dump(), self._options)
+                trial = copy._ordinals(keys, column.size), copy._groups
+            ordinals, groups = trial
+            spec = nested.inputs[0]
+            if integer:
+                exact = [*map(int, total[: self._groups]), *([0] * (groups - self._groups))]
+                for ordinal, value in zip(ordinals.tolist(), column.tolist(), strict=True):
+                    exact[ordinal] += value
+                low, high = np.iinfo(total.dtype).min, np.iinfo(total.dtype).max
+                fits = all(low <= number <= high for number in exact)
+            else:
+                sums = _longer(total[: self._groups], groups)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    np.add.at(sums, ordinals, column.astype(total.dtype, copy=False))
+                fits = bool(np.isfinite(sums).all())
+            if not fits:
+                raise StatusError(
+                    code,
+                    f"column {spec.name!r} brings the sum of a group out of the range of "
+                    f"{total.dtype}",
+                )
+
     def _ordinals(self, keys: Sequence[Tensor], rows: int) -> NDArray[np.int64]:
         if self._index is None:
             self._grow(max(self._groups, min(rows, 1)))
@@ -192,6 +246,14 @@ class GroupByAccumulator(Accumulator):
             size = max(groups, 2 * len(self._contributors))
             self._sums = [_longer(total, size) for total in self._sums]
             self._contributors = _longer(self._contributors, size)
+
+
+def _magnitude(numbers: Tensor) -> float:
+    """Return the largest magnitude: an int of integers, 0 of nothing."""
+    if not numbers.size:
+        return 0
+    low, high = numbers.min().item(), numbers.max().item()
+    return max(abs(low), abs(high))  # type: ignore[no-any-return]
 
 
 def _longer(vector: Tensor, size: int) -> Tensor:
@@ -231,22 +293,22 @@ def _check_sum(intrinsic: Intrinsic, nested: Intrinsic) -> None:
 
 def make_group_by(intrinsic: Intrinsic, options: Options) -> GroupByAccumulator:
     """Make an empty group-by."""
-    return GroupByAccumulator(intrinsic)
+    return GroupByAccumulator(intrinsic, options)
 
 
 def load_group_by(intrinsic: Intrinsic, options: Options, data: bytes) -> GroupByAccumulator:
     """Rebuild a group-by."""
-    return GroupByAccumulator.load(intrinsic, data)
+    return GroupByAccumulator.load(intrinsic, data, options)
 
 
 def make_sum(intrinsic: Intrinsic, options: Options) -> GroupByAccumulator:
     """Make the group-by without keys that a lone sum stands for."""
-    return GroupByAccumulator(Intrinsic(GROUP_BY_URI, nested=(intrinsic,)))
+    return GroupByAccumulator(Intrinsic(GROUP_BY_URI, nested=(intrinsic,)), options)
 
 
 def load_sum(intrinsic: Intrinsic, options: Options, data: bytes) -> GroupByAccumulator:
     """Rebuild the group-by without keys that a lone sum stands for."""
-    return GroupByAccumulator.load(Intrinsic(GROUP_BY_URI, nested=(intrinsic,)), data)
+    return GroupByAccumulator.load(Intrinsic(GROUP_BY_URI, nested=(intrinsic,)), data, options)
 
 
 FACTORIES = (

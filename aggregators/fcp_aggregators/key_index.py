@@ -14,7 +14,8 @@ from fcp_core.aggregation.spec import DataType, Tensor
 class KeyIndex:
     """Composite keys and their ordinals.
 
-    Two keys are one if all their columns are equal byte for byte, so that -0.0 and 0.0 are two.
+    Two keys are one if all their columns are equal. All NaNs are one key, as in SQL, and so are
+    -0.0 and 0.0; upstream's compares them byte by byte.
 
     :param dtypes: the dtypes of the columns, at least one.
     """
@@ -37,6 +38,7 @@ class KeyIndex:
         """
         if not columns[0].size:
             return np.zeros(0, np.int64)
+        columns = [_canonical(column) for column in columns]
         codes = [self._codes(position, column) for position, column in enumerate(columns)]
         first, inverse = _distinct(codes)
         parts = [code[first].tolist() for code in codes]
@@ -70,6 +72,15 @@ class KeyIndex:
             np.int64,
             column.size,
         )
+
+
+def _canonical(column: Tensor) -> Tensor:
+    """Return the column with equal bytes where keys are equal."""
+    if column.dtype.kind != "f":
+        return column
+    # Adding zero makes -0.0 positive, and a signalling NaN a quiet one.
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isnan(column), column.dtype.type(np.nan), column + column.dtype.type(0))
 
 
 def _distinct(codes: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,7 +1,8 @@
 """Means: of equal weights, weighted by the clients, or with the clients' weights ignored.
 
 The state is upstream's ``FederatedMeanAggregatorState``: the sum of value times weight in the
-value's dtype and the sum of the weights in theirs.
+value's dtype and the sum of the weights in theirs, but of int32 weights in int64, where upstream's
+wraps around.
 """
 
 from __future__ import annotations
@@ -27,9 +28,15 @@ from fcp_core.aggregation.aggregator import (
     Options,
     Total,
 )
+from fcp_core.aggregation.numbers import (
+    ALLOW_NON_FINITE,
+    check_norm,
+    check_sum,
+    check_weight,
+)
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
-from fcp_core.protocol.status import Code, StatusError
+from fcp_core.protocol.status import Code
 
 MEAN_URI = "federated_mean"
 WEIGHTED_MEAN_URI = "federated_weighted_mean"
@@ -62,33 +69,44 @@ class MeanAccumulator(Accumulator):
     """The mean of the values; NaN if there was no input.
 
     :param intrinsic: a ``federated_mean``, or a ``federated_weighted_mean``, whose second input is
-        one weight above zero.
+        one weight. A weight of zero counts the client and adds nothing; if all are zero the mean
+        is NaN.
     :param use_weights: whether the weights count; without them each client counts once.
+    :param options: ``allow_non_finite``, ``max_norm`` and ``max_weight``.
     :raises StatusError: INVALID_ARGUMENT if the intrinsic does not fit.
     """
 
-    def __init__(self, intrinsic: Intrinsic, use_weights: bool) -> None:
+    def __init__(self, intrinsic: Intrinsic, use_weights: bool, options: Options) -> None:
         check_mean(intrinsic)
         self._intrinsic = intrinsic
         self._weighted = use_weights and intrinsic.uri == WEIGHTED_MEAN_URI
         value = intrinsic.inputs[0]
         weight_dtype = intrinsic.inputs[1].dtype if self._weighted else DataType.INT32
+        if self._weighted and weight_dtype is DataType.INT32:
+            weight_dtype = DataType.INT64
+        self._non_finite = options.get(ALLOW_NON_FINITE) is True
+        self._max_norm = float(options.get("max_norm", 0))
+        self._max_weight = float(options.get("max_weight", 0)) if self._weighted else 0.0
         self._num_inputs = 0
         self._sums = Total(np.zeros(value.shape, value.dtype.numpy))
         # With equal weights it stays 0, as upstream, and the number of inputs divides.
         self._weight_sums = Total(np.zeros((), weight_dtype.numpy))
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, use_weights: bool, data: bytes) -> Self:
+    def load(cls, intrinsic: Intrinsic, use_weights: bool, options: Options, data: bytes) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
         state = parse_state(intrinsic, state_pb2.FederatedMeanAggregatorState, data)
-        self = cls(intrinsic, use_weights)
+        self = cls(intrinsic, use_weights, options)
         for what, array, raw in (
             ("bytes of values", self._sum, state.weighted_values_sum),
             ("bytes of weights", self._weights, state.weights_sum),
         ):
-            check_length(intrinsic, what, len(raw), array.nbytes)
-            array[...] = np.frombuffer(raw, array.dtype).reshape(array.shape)
+            dtype = array.dtype
+            if dtype == DataType.INT64.numpy and len(raw) == 4 == array.nbytes // 2:
+                # Upstream's, or one of an older version.
+                dtype = DataType.INT32.numpy
+            check_length(intrinsic, what, len(raw), array.size * dtype.itemsize)
+            array[...] = np.frombuffer(raw, dtype).reshape(array.shape)
         self._num_inputs = state.num_inputs
         return self
 
@@ -106,17 +124,17 @@ class MeanAccumulator(Accumulator):
         return self._num_inputs
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
-        """Refuse a weight that is not above zero."""
+        """Refuse numbers that are not finite, weights below zero, and what is above a limit."""
+        spec, factor = self._intrinsic.inputs[0], None
         if self._weighted:
-            weight = inputs[1].reshape(())[()]
-            # Comparing with a signalling NaN raises a flag that says nothing here.
-            with np.errstate(invalid="ignore"):
-                positive = weight > 0
-            if not positive:
-                name = self._intrinsic.inputs[1].name
-                raise StatusError(
-                    Code.INVALID_ARGUMENT, f"weight {name!r} must be above zero, not {weight}"
-                )
+            weight, name = inputs[1].reshape(()), self._intrinsic.inputs[1].name
+            check_weight(name, weight[()], self._max_weight)
+            check_sum(name, self._weights, weight)
+            with np.errstate(over="ignore", under="ignore"):
+                factor = self._sum.dtype.type(weight[()])
+        if not self._non_finite:
+            check_sum(spec.name, self._sum, inputs[0], factor)
+        check_norm(spec.name, inputs[0], self._max_norm)
 
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Add the value times its weight, in place."""
@@ -132,24 +150,34 @@ class MeanAccumulator(Accumulator):
 
     def additions(self) -> Sequence[Addition] | None:
         """Return that the value is added, times its weight, and the weight; not of a subclass."""
-        if type(self) is not MeanAccumulator:
+        if type(self) is not MeanAccumulator or self._max_norm or self._max_weight:
             return None
-        if not self._weighted:
-            return (Addition(self._sums, 0),)
-        return Addition(self._sums, 0, weight=1), Addition(self._weight_sums, 1)
+        weight = 1 if self._weighted else None
+        value = Addition(self._sums, 0, weight, allow_non_finite=self._non_finite)
+        return (value, Addition(self._weight_sums, 1)) if self._weighted else (value,)
 
     def added(self, count: int) -> None:
         """Count contributions that were added."""
         self._num_inputs += count
 
-    def merge(self, other: Self) -> None:
-        """Add both sums."""
+    def validate_merge(self, other: Self) -> None:
+        """Refuse a state of another configuration, or one that is too large together."""
         if (
             type(other) is not type(self)
             or not same_configuration(other._intrinsic, self._intrinsic)
             or other._weighted != self._weighted
         ):
             raise bad(self._intrinsic, "only states of one configuration can be merged")
+        if self._weighted:
+            name = self._intrinsic.inputs[1].name
+            check_sum(name, self._weights, other._weights, code=Code.OUT_OF_RANGE)
+        if not self._non_finite:
+            name = self._intrinsic.inputs[0].name
+            check_sum(name, self._sum, other._sum, code=Code.OUT_OF_RANGE)
+
+    def merge(self, other: Self) -> None:
+        """Add both sums."""
+        self.validate_merge(other)
         with np.errstate(over="ignore", invalid="ignore"):
             np.add(self._sum, other._sum, out=self._sum)
             np.add(self._weights, other._weights, out=self._weights)
@@ -157,7 +185,7 @@ class MeanAccumulator(Accumulator):
 
     def report(self) -> list[Tensor]:
         """Return the mean."""
-        divisor = self._weights[()] if self._weights > 0 else self._num_inputs
+        divisor = self._weights[()] if self._weighted else self._num_inputs
         with np.errstate(all="ignore"):
             np.divide(self._sum, self._sum.dtype.type(divisor), out=self._sum)
         return [self._sum]
@@ -184,22 +212,22 @@ def _add_product(total: Tensor, value: Tensor, weight: Any) -> None:
 
 def make_mean(intrinsic: Intrinsic, options: Options) -> MeanAccumulator:
     """Make an empty mean, weighted if the intrinsic is."""
-    return MeanAccumulator(intrinsic, use_weights=True)
+    return MeanAccumulator(intrinsic, True, options)
 
 
 def load_mean(intrinsic: Intrinsic, options: Options, data: bytes) -> MeanAccumulator:
     """Rebuild a mean."""
-    return MeanAccumulator.load(intrinsic, True, data)
+    return MeanAccumulator.load(intrinsic, True, options, data)
 
 
 def make_unweighted(intrinsic: Intrinsic, options: Options) -> MeanAccumulator:
     """Make an empty mean that ignores weights."""
-    return MeanAccumulator(intrinsic, use_weights=False)
+    return MeanAccumulator(intrinsic, False, options)
 
 
 def load_unweighted(intrinsic: Intrinsic, options: Options, data: bytes) -> MeanAccumulator:
     """Rebuild a mean that ignores weights."""
-    return MeanAccumulator.load(intrinsic, False, data)
+    return MeanAccumulator.load(intrinsic, False, options, data)
 
 
 FACTORIES = (

@@ -10,6 +10,7 @@ from typing_extensions import Self
 from fcp_aggregators.checks import bad, check_length, parse_state, same_configuration
 from fcp_aggregators.mean import MEAN_URI, WEIGHTED_MEAN_URI, check_mean
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 
@@ -24,19 +25,21 @@ class MedianAccumulator(Accumulator):
     whose vector holds the values one after another.
 
     :param intrinsic: a ``federated_mean`` or a ``federated_weighted_mean``.
+    :param options: ``allow_non_finite``.
     :raises StatusError: INVALID_ARGUMENT if the intrinsic does not fit.
     """
 
-    def __init__(self, intrinsic: Intrinsic) -> None:
+    def __init__(self, intrinsic: Intrinsic, options: Options) -> None:
         check_mean(intrinsic)
+        self._non_finite = options.get(ALLOW_NON_FINITE) is True
         self._intrinsic = intrinsic
         self._values: list[Tensor] = []
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
         state = parse_state(intrinsic, state_pb2.AggVectorAggregatorState, data)
-        self = cls(intrinsic)
+        self = cls(intrinsic, options)
         spec = intrinsic.inputs[0]
         size = int(np.prod(spec.shape)) * spec.dtype.numpy.itemsize
         check_length(
@@ -52,7 +55,9 @@ class MedianAccumulator(Accumulator):
         return len(self._values)
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
-        """Accept every value."""
+        """Refuse NaN and infinities, unless they are allowed."""
+        if not self._non_finite:
+            check_finite(self._intrinsic.inputs[0].name, inputs[0])
 
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Keep a copy of the value."""
@@ -77,8 +82,18 @@ class MedianAccumulator(Accumulator):
             with np.errstate(over="ignore", invalid="ignore"):
                 for start in range(0, target.size, step):
                     rows = np.stack([value[start : start + step] for value in flat])
-                    target[start : start + step] = np.median(rows, axis=0, overwrite_input=True)
+                    target[start : start + step] = self._median(rows)
         return [result]
+
+    def _median(self, rows: Tensor) -> Tensor:
+        result: Tensor = np.median(rows, axis=0, overwrite_input=True)
+        if not self._non_finite:
+            # The mean of the two in the middle, whose sum may be too large.
+            wide = np.flatnonzero(~np.isfinite(result))
+            if wide.size:
+                half = np.sort(rows[:, wide], axis=0) * 0.5
+                result[wide] = half[(len(rows) - 1) // 2] + half[len(rows) // 2]
+        return result
 
     def dump(self) -> bytes:
         """Return the state as an ``AggVectorAggregatorState``."""
@@ -90,12 +105,12 @@ class MedianAccumulator(Accumulator):
 
 def make_median(intrinsic: Intrinsic, options: Options) -> MedianAccumulator:
     """Make an empty median."""
-    return MedianAccumulator(intrinsic)
+    return MedianAccumulator(intrinsic, options)
 
 
 def load_median(intrinsic: Intrinsic, options: Options, data: bytes) -> MedianAccumulator:
     """Rebuild a median."""
-    return MedianAccumulator.load(intrinsic, data)
+    return MedianAccumulator.load(intrinsic, options, data)
 
 
 FACTORIES = (

@@ -8,6 +8,7 @@ from fcp_aggregators import group_by, mean, median, secure_sum, simple_protocol,
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import EngineFactory
 from fcp_core.aggregation.local import make_local_engine
+from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
 from fcp_core.plugins import hookimpl
 from fcp_core.rounds.protocols import AggregationProtocolFactory
 
@@ -16,10 +17,46 @@ if TYPE_CHECKING:
 
 fcp_api_version = 1
 
+#: The means of :mod:`fcp_aggregators.mean`.
+MEANS = tuple(factory.name for factory in mean.FACTORIES)
+#: The aggregators in which infinities may mean something.
+ALLOWING = (
+    *(factory.name for factory in vector.FACTORIES),
+    *MEANS,
+    *(factory.name for factory in median.FACTORIES),
+    group_by.GROUP_BY_URI,
+    group_by.SUM_URI,
+)
+
 
 @hookimpl
 def fcp_add_options(options: OptionRegistry) -> None:
-    """Declare the options of the secure sums, the simple protocol and the local engine."""
+    """Declare the options of the aggregators, the simple protocol and the local engine."""
+    for name in ALLOWING:
+        options.add(
+            f"aggregator.{name}",
+            ALLOW_NON_FINITE,
+            type="bool",
+            default=False,
+            help="take NaN and infinities, and let sums overflow, instead of refusing a device",
+        )
+    for name in ("federated_sum", *MEANS):
+        options.add(
+            f"aggregator.{name}",
+            "max_norm",
+            type="float",
+            default=0,
+            help="refuse a device of whose tensors one has a larger Euclidean norm; 0: none is",
+            minimum=0,
+        )
+    options.add(
+        f"aggregator.{mean.WEIGHTED_MEAN_URI}",
+        "max_weight",
+        type="float",
+        default=0,
+        help="refuse a device with a larger weight; 0: none is, so that one device can be the mean",
+        minimum=0,
+    )
     for factory in secure_sum.FACTORIES:
         options.add(
             f"aggregator.{factory.name}",

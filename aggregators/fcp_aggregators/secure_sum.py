@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
 from fcp_aggregators.checks import bad, check_counts, integer_parameter
 from fcp_aggregators.vector import SumAccumulator
-from fcp_core.aggregation.aggregator import AggregatorFactory, Options
+from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
 
@@ -36,12 +37,13 @@ class BoundedSumAccumulator(SumAccumulator):
 
     parameters = (0, 1)
 
-    def __init__(self, intrinsic: Intrinsic) -> None:
-        super().__init__(intrinsic)
+    def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
+        super().__init__(intrinsic, options)
         self._limit = _bound(intrinsic)
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Refuse values outside the promised range."""
+        super().validate(inputs)
         value = inputs[0]
         if self._limit is None or not value.size:
             return
@@ -64,8 +66,8 @@ class ModularSumAccumulator(SumAccumulator):
 
     parameters = (0, 1)
 
-    def __init__(self, intrinsic: Intrinsic) -> None:
-        super().__init__(intrinsic)
+    def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
+        super().__init__(intrinsic, options)
         self._modulus: Any = None
         if intrinsic.parameters:
             dtype = intrinsic.inputs[0].dtype.numpy
@@ -74,6 +76,18 @@ class ModularSumAccumulator(SumAccumulator):
             if modulus > np.iinfo(dtype).max:
                 raise bad(intrinsic, f"the modulus {modulus} does not fit the dtype {dtype}")
             self._modulus = dtype.type(modulus)
+
+    def validate(self, inputs: Sequence[Tensor]) -> None:
+        """Accept every value; without a modulus, what the dtype has room for."""
+        if self._modulus is None:
+            super().validate(inputs)
+
+    def validate_merge(self, other: Self) -> None:
+        """Refuse a state of another configuration; without a modulus, one that is too large."""
+        if self._modulus is None:
+            super().validate_merge(other)
+        else:
+            self._check_mergeable(other)
 
     def combine(self, vector: Tensor, value: Tensor) -> None:
         """Add modulo the modulus."""
@@ -103,16 +117,16 @@ def make_secure_sum(intrinsic: Intrinsic, options: Options) -> SumAccumulator:
     """Make an empty sum, if the operator allows it."""
     _check(intrinsic, options)
     if intrinsic.uri == MODULAR_URI:
-        return ModularSumAccumulator(intrinsic)
-    return BoundedSumAccumulator(intrinsic)
+        return ModularSumAccumulator(intrinsic, options)
+    return BoundedSumAccumulator(intrinsic, options)
 
 
 def load_secure_sum(intrinsic: Intrinsic, options: Options, data: bytes) -> SumAccumulator:
     """Rebuild a sum, if the operator allows it."""
     _check(intrinsic, options)
     if intrinsic.uri == MODULAR_URI:
-        return ModularSumAccumulator.load(intrinsic, data)
-    return BoundedSumAccumulator.load(intrinsic, data)
+        return ModularSumAccumulator.load(intrinsic, data, options)
+    return BoundedSumAccumulator.load(intrinsic, data, options)
 
 
 def _check(intrinsic: Intrinsic, options: Options) -> None:

@@ -1,7 +1,8 @@
 """Element-wise aggregators with one vector of state: sum, minimum and maximum.
 
-The state is upstream's ``AggVectorAggregatorState``. Numbers behave as in C++: integers wrap
-around, floats are added in their own dtype.
+The state is upstream's ``AggVectorAggregatorState``. Floats are added in their own dtype. Unlike
+upstream's, no sum wraps around or becomes infinite: the contribution that would do that is refused,
+and so are NaN and infinities, unless they are allowed.
 """
 
 from __future__ import annotations
@@ -23,40 +24,45 @@ from fcp_aggregators.checks import (
     same_configuration,
 )
 from fcp_core.aggregation.aggregator import (
+    NO_OPTIONS,
     Accumulator,
     Addition,
     AggregatorFactory,
     Options,
     Total,
 )
+from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite, check_norm, check_sum
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
+from fcp_core.protocol.status import Code
 
 
 class VectorAccumulator(Accumulator):
     """Combines each element of the input with the same element of the state.
 
     :param intrinsic: one input and one output of one numeric dtype and one fully known shape.
+    :param options: ``allow_non_finite``.
     :raises StatusError: INVALID_ARGUMENT if it is not.
     """
 
     #: The allowed numbers of parameters.
     parameters: ClassVar[tuple[int, ...]] = (0,)
 
-    def __init__(self, intrinsic: Intrinsic) -> None:
+    def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
         check_counts(intrinsic, inputs=1, outputs=1, parameters=self.parameters)
         (spec,), (output,) = intrinsic.inputs, intrinsic.outputs
         check_numeric(intrinsic, spec)
         check_same(intrinsic, spec, output)
         self._intrinsic = intrinsic
+        self._non_finite = options.get(ALLOW_NON_FINITE) is True
         self._num_inputs = 0
         self._total = Total(self.identity(spec.shape, spec.dtype.numpy))
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
+    def load(cls, intrinsic: Intrinsic, data: bytes, options: Options = NO_OPTIONS) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
         state = parse_state(intrinsic, state_pb2.AggVectorAggregatorState, data)
-        self = cls(intrinsic)
+        self = cls(intrinsic, options)
         check_length(intrinsic, "bytes of vector data", len(state.vector_data), self._vector.nbytes)
         self._num_inputs = state.num_inputs
         loaded = np.frombuffer(state.vector_data, self._vector.dtype)
@@ -73,16 +79,22 @@ class VectorAccumulator(Accumulator):
         return self._num_inputs
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
-        """Accept every value."""
+        """Refuse NaN and infinities, unless they are allowed."""
+        if not self._non_finite:
+            check_finite(self._intrinsic.inputs[0].name, inputs[0])
 
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Combine the input with the state, in place."""
         self.combine(self._vector, inputs[0])
         self._num_inputs += 1
 
+    def validate_merge(self, other: Self) -> None:
+        """Refuse a state of another configuration."""
+        self._check_mergeable(other)
+
     def merge(self, other: Self) -> None:
         """Combine both states, in place."""
-        self._check_mergeable(other)
+        self.validate_merge(other)
         self.combine(self._vector, other._vector)
         self._num_inputs += other._num_inputs
 
@@ -114,9 +126,30 @@ class VectorAccumulator(Accumulator):
 class SumAccumulator(VectorAccumulator):
     """The sum; zeros if there was no input."""
 
+    def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
+        super().__init__(intrinsic, options)
+        self._non_finite &= self._vector.dtype.kind == "f"
+        self._max_norm = float(options.get("max_norm", 0))
+
+    def validate(self, inputs: Sequence[Tensor]) -> None:
+        """Refuse what is not finite, out of the range of the sum, or above the largest norm."""
+        name = self._intrinsic.inputs[0].name
+        if not self._non_finite:
+            check_sum(name, self._vector, inputs[0])
+        check_norm(name, inputs[0], self._max_norm)
+
+    def validate_merge(self, other: Self) -> None:
+        """Refuse a state of another configuration, or one that is too large together."""
+        super().validate_merge(other)
+        if not self._non_finite:
+            name = self._intrinsic.inputs[0].name
+            check_sum(name, self._vector, other._vector, code=Code.OUT_OF_RANGE)
+
     def additions(self) -> Sequence[Addition] | None:
         """Return that the input is added; a subclass may do something else."""
-        return (Addition(self._total, 0),) if type(self) is SumAccumulator else None
+        if type(self) is not SumAccumulator or self._max_norm:
+            return None
+        return (Addition(self._total, 0, allow_non_finite=self._non_finite),)
 
     def added(self, count: int) -> None:
         """Count inputs that were added."""
@@ -128,13 +161,13 @@ class SumAccumulator(VectorAccumulator):
 
     def combine(self, vector: Tensor, value: Tensor) -> None:
         """Add."""
-        # A float that overflows becomes infinite, as in C++; that is no reason to warn.
+        # Where infinities are allowed, one is no reason to warn.
         with np.errstate(over="ignore", invalid="ignore"):
             np.add(vector, value, out=vector)
 
 
 class ExtremumAccumulator(VectorAccumulator):
-    """The minimum or maximum of each element; one NaN makes an element NaN.
+    """The minimum or maximum of each element; one NaN, if it is allowed, makes an element NaN.
 
     Without input the report is what TensorFlow Federated gives: the greatest finite number of the
     dtype for a minimum, the least for a maximum. While it accumulates, the identity of a float is
@@ -180,32 +213,32 @@ class MaxAccumulator(ExtremumAccumulator):
 
 def make_sum(intrinsic: Intrinsic, options: Options) -> SumAccumulator:
     """Make an empty sum."""
-    return SumAccumulator(intrinsic)
+    return SumAccumulator(intrinsic, options)
 
 
 def load_sum(intrinsic: Intrinsic, options: Options, data: bytes) -> SumAccumulator:
     """Rebuild a sum."""
-    return SumAccumulator.load(intrinsic, data)
+    return SumAccumulator.load(intrinsic, data, options)
 
 
 def make_min(intrinsic: Intrinsic, options: Options) -> MinAccumulator:
     """Make an empty minimum."""
-    return MinAccumulator(intrinsic)
+    return MinAccumulator(intrinsic, options)
 
 
 def load_min(intrinsic: Intrinsic, options: Options, data: bytes) -> MinAccumulator:
     """Rebuild a minimum."""
-    return MinAccumulator.load(intrinsic, data)
+    return MinAccumulator.load(intrinsic, data, options)
 
 
 def make_max(intrinsic: Intrinsic, options: Options) -> MaxAccumulator:
     """Make an empty maximum."""
-    return MaxAccumulator(intrinsic)
+    return MaxAccumulator(intrinsic, options)
 
 
 def load_max(intrinsic: Intrinsic, options: Options, data: bytes) -> MaxAccumulator:
     """Rebuild a maximum."""
-    return MaxAccumulator.load(intrinsic, data)
+    return MaxAccumulator.load(intrinsic, data, options)
 
 
 FACTORIES = (

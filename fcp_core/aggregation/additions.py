@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcp_core.aggregation.aggregator import Accumulator, Addition, Total
-from fcp_core.aggregation.spec import Tensor, TensorSpec
+from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
-from fcp_core.protocol.kernels import Adder, Kernels
+from fcp_core.protocol.kernels import Adder, Bytes, Kernels, Peak
 from fcp_core.protocol.status import Code, StatusError
+
+_Place = tuple[np.dtype[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,14 @@ class _Term:
     total: Total
     value: TensorSpec
     weight: TensorSpec | None
+    #: Which array the total is in: its dtype, and whether that may hold what is not finite.
+    place: _Place
 
     @property
-    def order(self) -> tuple[str, str]:
-        """Terms of one dtype and one weight lie together."""
-        return self.value.dtype.numpy.str, self.weight.name if self.weight else ""
+    def order(self) -> tuple[str, bool, str]:
+        """Terms of one array and one weight lie together."""
+        dtype, non_finite = self.place
+        return dtype.str, non_finite, self.weight.name if self.weight else ""
 
 
 class Additions:
@@ -62,9 +67,11 @@ class Additions:
         if len(set(totals)) < len(totals):
             raise StatusError(Code.INTERNAL, "two additions of an accumulator share a total")
         self._terms.sort(key=lambda term: term.order)
-        self._arrays: dict[np.dtype[Any], Tensor] = {}
+        self._arrays: dict[_Place, Tensor] = {}
         self._starts: list[int] = []
         self._pack()
+        #: For the arrays that must stay finite and in range: whether they will.
+        self._rooms = {place: Room(array) for place, array in self._arrays.items() if not place[1]}
         self._pending = 0
 
     def plan(self, layout: Layout) -> Plan | None:
@@ -80,6 +87,11 @@ class Additions:
         """Note that one contribution was added."""
         self._pending += 1
 
+    def changed(self) -> None:
+        """Note that the accumulators themselves changed the totals."""
+        for room in self._rooms.values():
+            room.forget()
+
     def settle(self) -> None:
         """Let the accumulators know how many contributions were added."""
         count, self._pending = self._pending, 0
@@ -88,27 +100,74 @@ class Additions:
                 accumulator.added(count)
 
     def _pack(self) -> None:
-        """Move the totals of each dtype into one array."""
-        sizes: dict[np.dtype[Any], int] = {}
+        """Move the totals of each place into one array."""
+        sizes: dict[_Place, int] = {}
         for term in self._terms:
-            dtype = term.value.dtype.numpy
-            self._starts.append(sizes.get(dtype, 0))
-            sizes[dtype] = sizes.get(dtype, 0) + term.total.array.size
-        for dtype in sizes:
+            self._starts.append(sizes.get(term.place, 0))
+            sizes[term.place] = sizes.get(term.place, 0) + term.total.array.size
+        for at, size in sizes.items():
             mine = [
                 (term.total, start)
                 for term, start in zip(self._terms, self._starts, strict=True)
-                if term.value.dtype.numpy == dtype
+                if term.place == at
             ]
             if len(mine) == 1:
-                self._arrays[dtype] = mine[0][0].array.reshape(-1)
+                self._arrays[at] = mine[0][0].array.reshape(-1)
                 continue
-            packed = np.empty(sizes[dtype], dtype)
+            packed = np.empty(size, at[0])
             for total, start in mine:
                 place = packed[start : start + total.array.size].reshape(total.array.shape)
                 place[...] = total.array
                 total.array = place
-            self._arrays[dtype] = packed
+            self._arrays[at] = packed
+
+
+class Room:
+    """Says of sums that they stay in the range of their dtype, by a bound on their magnitudes.
+
+    :param totals: the sums, one array; it is read again whenever the bound does not tell.
+    """
+
+    def __init__(self, totals: Tensor) -> None:
+        self._totals = totals
+        self._limit: float
+        # Each addition may round up, by half a unit in the last place.
+        self._slack: float = 1
+        if totals.dtype.kind == "f":
+            self._limit = np.finfo(totals.dtype).max.item()
+            self._slack += 2 * np.finfo(totals.dtype).eps.item()
+        else:
+            self._limit = int(np.iinfo(totals.dtype).max)
+        self._bound: float | None = None
+
+    def has(self, peak: float) -> bool:
+        """Whether numbers up to *peak* in magnitude can be added; False also if that is open.
+
+        :param peak: NaN if they are not finite.
+        """
+        if not peak <= self._limit:
+            return False
+        if self._bound is None or not self._after(peak) <= self._limit:
+            self._bound = self._largest()
+        return self._after(peak) <= self._limit
+
+    def take(self, peak: float) -> None:
+        """Note that they were added."""
+        self._bound = self._after(peak)
+
+    def forget(self) -> None:
+        """Note that the sums were changed in some other way."""
+        self._bound = None
+
+    def _after(self, peak: float) -> float:
+        return ((self._bound or 0) + peak) * self._slack
+
+    def _largest(self) -> float:
+        if not self._totals.size:
+            return 0
+        low, high = self._totals.min().item(), self._totals.max().item()
+        # Comparisons with NaN are false, so that a sum that is none has no room for anything.
+        return max(abs(low), abs(high)) if low == low else math.nan
 
 
 class Plan:
@@ -117,10 +176,10 @@ class Plan:
     def __init__(self, additions: Additions, layout: Layout) -> None:
         self._additions = additions
         weights: dict[tuple[str, np.dtype[Any]], int] = {}
-        rows: dict[np.dtype[Any], list[tuple[int, int, int, int]]] = {}
-        decoded: dict[tuple[str, np.dtype[Any]], list[tuple[int, int, int, int]]] = {}
+        rows: dict[_Place, list[tuple[int, int, int, int]]] = {}
+        decoded: dict[tuple[str, _Place], list[tuple[int, int, int, int]]] = {}
         for term, start in zip(additions._terms, additions._starts, strict=True):
-            dtype = term.value.dtype.numpy
+            dtype = term.place[0]
             weight = -1
             if term.weight is not None:
                 weight = weights.setdefault((term.weight.name, dtype), len(weights))
@@ -128,20 +187,24 @@ class Plan:
             size = term.total.array.size
             if not size:
                 # Nothing to add, but what is stored has to be right.
-                decoded.setdefault((term.value.name, dtype), [])
-            elif span is not None:
-                rows.setdefault(dtype, []).append((start, span[0], size, weight))
+                decoded.setdefault((term.value.name, term.place), [])
+            elif span is not None and term.value.dtype.numpy == dtype:
+                rows.setdefault(term.place, []).append((start, span[0], size, weight))
             else:
-                decoded.setdefault((term.value.name, dtype), []).append((start, 0, size, weight))
+                row = (start, 0, size, weight)
+                decoded.setdefault((term.value.name, term.place), []).append(row)
         self._weights = list(weights)
-        self._adders = [self._adder(dtype, table) for dtype, table in rows.items()]
-        # What is not stored as it is in memory is decoded first.
-        self._decoded = [(name, self._adder(dtype, t)) for (name, dtype), t in decoded.items()]
+        self._steps = [self._step(place, table) for place, table in rows.items()]
+        # What is not stored as it is in the total is decoded first.
+        self._decoded = [
+            (name, place[0], self._step(place, table)) for (name, place), table in decoded.items()
+        ]
 
     def prepare(self, checkpoint: Checkpoint) -> Callable[[], None] | None:
         """Read what has to be decoded and return what adds the checkpoint, which cannot fail.
 
-        None if a weight is not above zero.
+        None if the accumulators have to look at it: a weight is negative or not finite, or it is
+        not sure that all totals stay in range.
 
         :raises StatusError: INVALID_ARGUMENT if a tensor is corrupt.
         """
@@ -152,39 +215,62 @@ class Plan:
                 if name not in tensors:
                     tensors[name] = checkpoint[name].reshape(())
                 number = tensors[name][()]
-                if not number > 0:
+                if not 0 <= number < math.inf:
                     return None
                 weights[index] = dtype.type(number)
-        others = []
-        for name, adder in self._decoded:
+        work: list[tuple[_Step, Bytes]] = [(step, checkpoint.data) for step in self._steps]
+        for name, dtype, step in self._decoded:
             tensor = tensors[name] if name in tensors else checkpoint[name]
-            others.append((adder, tensor.reshape(-1).view(np.uint8)))
-        return functools.partial(self._add, checkpoint.data, weights, others)
+            elements = tensor.reshape(-1).astype(dtype, copy=False)
+            work.append((step, elements.view(np.uint8)))
+        peaks: dict[_Place, float] = {}
+        for step, data in work:
+            if step.peak is not None:
+                peak = step.peak(data, weights)
+                before = peaks.get(step.place, peak)
+                # A NaN stays one.
+                peaks[step.place] = before if before > peak or before != before else peak
+        rooms = self._additions._rooms
+        if not all(rooms[place].has(peak) for place, peak in peaks.items()):
+            return None
+        return functools.partial(self._add, weights, work, peaks)
 
     def _add(
         self,
-        data: memoryview,
         weights: NDArray[np.float64],
-        others: Sequence[tuple[Adder, NDArray[np.uint8]]],
+        work: Sequence[tuple[_Step, Bytes]],
+        peaks: Mapping[_Place, float],
     ) -> None:
-        for adder in self._adders:
-            adder(data, weights)
-        for adder, decoded in others:
-            adder(decoded, weights)
+        for step, data in work:
+            step.add(data, weights)
+        for place, peak in peaks.items():
+            self._additions._rooms[place].take(peak)
         self._additions.count()
 
-    def _adder(self, dtype: np.dtype[Any], rows: Sequence[tuple[int, int, int, int]]) -> Adder:
+    def _step(self, place: _Place, rows: Sequence[tuple[int, int, int, int]]) -> _Step:
         table = np.array(rows, np.int64).reshape(-1, 4)
-        return self._additions._kernels.adder(self._additions._arrays[dtype], table)
+        kernels, total = self._additions._kernels, self._additions._arrays[place]
+        peak = None if place[1] else kernels.peak(place[0], table)
+        return _Step(place, kernels.adder(total, table), peak)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What adds to one array; and what measures that first, unless anything may be added."""
+
+    place: _Place
+    add: Adder
+    peak: Peak | None
 
 
 def _term(accumulator: Accumulator, addition: Addition, specs: Sequence[TensorSpec]) -> _Term:
     value = specs[addition.value]
     weight = None if addition.weight is None else specs[addition.weight]
     array, dtype = addition.total.array, value.dtype.numpy
+    widened = value.dtype is DataType.INT32 and array.dtype == DataType.INT64.numpy
     if (
         not value.is_fully_defined
-        or array.dtype != dtype
+        or (array.dtype != dtype and not widened)
         or dtype.kind not in "fiu"
         or array.size != math.prod(value.shape)
         or not array.flags.c_contiguous
@@ -195,7 +281,8 @@ def _term(accumulator: Accumulator, addition: Addition, specs: Sequence[TensorSp
             f"{type(accumulator).__name__} names an addition that cannot be made: {value} to "
             f"{array.dtype}{list(array.shape)}",
         )
-    return _Term(addition.total, value, weight)
+    place = (array.dtype, addition.allow_non_finite and dtype.kind == "f")
+    return _Term(addition.total, value, weight, place)
 
 
 def _fits(spec: TensorSpec, entry: Any) -> bool:

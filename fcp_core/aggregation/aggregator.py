@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from typing_extensions import Self
@@ -22,6 +23,9 @@ JOINT_URI = "fcp:joint"
 
 #: Options of an aggregator as the configuration gives them: typed values by name.
 Options = Mapping[str, Any]
+
+#: The options of an aggregator that has none, or only defaults.
+NO_OPTIONS: Options = MappingProxyType({})
 
 
 class Total:
@@ -42,15 +46,18 @@ class Addition:
 
     Both are rounded in the total's dtype, first the product and then the sum.
 
-    :param total: of the value's dtype and number of elements; no other addition has the same.
+    :param total: of the value's number of elements, and of its dtype, or int64 for an int32 value;
+        no other addition has the same.
     :param value: the position of the input that is added.
     :param weight: the position of an input that holds one number; None: the value itself is added.
         Only for totals of floats.
+    :param allow_non_finite: whether floats may be, or become, NaN or infinite.
     """
 
     total: Total
     value: int
     weight: int | None = None
+    allow_non_finite: bool = False
 
 
 class Accumulator(ABC):
@@ -81,9 +88,12 @@ class Accumulator(ABC):
         """Return what :meth:`accumulate` does, if that is nothing but additions; optional.
 
         With them, a contribution to many intrinsics is added in one go. An accumulator may name
-        them if it counts its inputs, accepts every contribution whose weights are above zero, and
-        its state is otherwise the totals alone. Then :meth:`accumulate` is not called for every
-        contribution, but :meth:`added`, at the latest before any other method.
+        them if it counts its inputs, accepts every contribution whose weights are finite and not
+        negative and with which the totals stay in the range of their dtypes, and its state is
+        otherwise the totals alone. Then :meth:`accumulate` is not called for every contribution,
+        but :meth:`added`, at the latest before any other method. Where the numbers may be too
+        large, :meth:`validate` is asked, and has to refuse what would make a total infinite or
+        wrap around.
         """
         return None
 
@@ -91,11 +101,21 @@ class Accumulator(ABC):
         """Note that *count* contributions were added as :meth:`additions` says."""
         raise NotImplementedError(f"{type(self).__name__} names additions but has no added()")
 
+    def validate_merge(self, other: Self) -> None:
+        """Check that :meth:`merge` will not fail, without changing anything; optional.
+
+        The intrinsics of a task are merged all or none, if each of them says beforehand what it
+        has against it.
+
+        :raises StatusError: whatever :meth:`merge` raises.
+        """
+
     @abstractmethod
     def merge(self, other: Self) -> None:
         """Add what *other* holds; *other* is not changed.
 
-        :raises StatusError: INVALID_ARGUMENT if the two are not of one configuration.
+        :raises StatusError: INVALID_ARGUMENT if the two are not of one configuration; OUT_OF_RANGE
+            if what they hold together does not fit the dtype.
         """
 
     def can_report(self) -> bool:

@@ -243,6 +243,8 @@ class CheckpointAggregator:
             self._budget.take(sum(kept))
         if add is not None:
             add()
+        elif self._additions is not None:
+            self._additions.changed()
         for member, tensors in zip(members, inputs, strict=True):
             member.accumulator.accumulate(tensors)
 
@@ -250,7 +252,8 @@ class CheckpointAggregator:
         """Add what *other* holds; ignored once finished, as upstream does.
 
         :raises StatusError: INVALID_ARGUMENT if the two are not of one configuration; ABORTED if
-            *other* is finished.
+            *other* is finished; OUT_OF_RANGE if a sum would leave its dtype. Nothing is changed
+            then.
         """
         other._check_not_finished()
         if [item.intrinsic for item in self._bound] != [item.intrinsic for item in other._bound]:
@@ -259,6 +262,10 @@ class CheckpointAggregator:
             return
         self._settle()
         other._settle()
+        for mine, theirs in zip(self._members, other._members, strict=True):
+            mine.accumulator.validate_merge(theirs.accumulator)
+        if self._additions is not None:
+            self._additions.changed()
         for mine, theirs in zip(self._members, other._members, strict=True):
             mine.accumulator.merge(theirs.accumulator)
 

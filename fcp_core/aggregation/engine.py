@@ -29,12 +29,14 @@ class FoldJob:
         listed is served by the aggregator that carries its name.
     :param options: the options of each aggregator, by the aggregator's name.
     :param max_kept_bytes: how many bytes an aggregator that needs all inputs may keep.
+    :param goal_count: how many contributions are to come; 0: that is not known.
     """
 
     configuration: bytes
     aggregators: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     max_kept_bytes: int = 1 << 30
+    goal_count: int = 0
 
 
 @dataclass(frozen=True)

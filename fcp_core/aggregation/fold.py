@@ -16,7 +16,7 @@ from fcp_core.aggregation.checkpoint_aggregator import (
     KeptBudget,
     bind,
 )
-from fcp_core.aggregation.configuration import parse_configuration
+from fcp_core.aggregation.configuration import flat_inputs, parse_configuration
 from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, Partial
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
@@ -28,11 +28,23 @@ def bind_job(
     """Read a job's configuration and find its aggregators.
 
     :param factories: the installed aggregators by name.
-    :raises StatusError: INVALID_ARGUMENT, naming the intrinsic and what is wrong with it.
+    :raises StatusError: INVALID_ARGUMENT, naming the intrinsic and what is wrong with it, or that
+        its goal is more than may be kept.
     """
     known = {uri for factory in factories.values() for uri in factory.uris}
     intrinsics = parse_configuration(job.configuration, known)
-    return bind(intrinsics, factories, job.aggregators, job.options)
+    bound = bind(intrinsics, factories, job.aggregators, job.options)
+    keeping = [item for item in bound if item.factory.needs_all_inputs]
+    each = sum(spec.nbytes for item in keeping for spec in flat_inputs(item.intrinsic))
+    if each * job.goal_count > job.max_kept_bytes:
+        names = ", ".join(sorted({item.factory.name for item in keeping}))
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"{names} would keep {job.goal_count} contributions of {each} bytes, which are "
+            f"{each * job.goal_count}; max_kept_bytes is {job.max_kept_bytes}. Take a smaller goal "
+            "or an aggregator that keeps nothing, or raise the option",
+        )
+    return bound
 
 
 def fold(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -51,6 +52,13 @@ class TensorSpec:
     def is_fully_defined(self) -> bool:
         """Whether every dimension is known."""
         return all(size >= 0 for size in self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes a tensor takes; 0 if that is open, as of strings."""
+        if not self.is_fully_defined or self.dtype is DataType.STRING:
+            return 0
+        return math.prod(self.shape) * self.dtype.numpy.itemsize
 
     def matches(self, tensor: Tensor) -> bool:
         """Whether *tensor* has this dtype, this rank and each known dimension."""

@@ -133,7 +133,10 @@ def _contribution(plan: PythonPlan, answer: Any) -> bytes:
         raise _bad(plan, f"returned {sorted(returned)}; {sorted(plan.outputs)} are wanted")
     tensors: dict[str, npt.NDArray[Any]] = {plan.weight: np.asarray(weight, dtype=np.float64)}
     for name, (dtype, shape) in plan.outputs.items():
-        value = np.asarray(returned[name])
+        value = np.asanyarray(returned[name])
+        if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
+            raise _bad(plan, f"returned {name!r} as an array of which a part is masked: fill it")
+        value = np.asarray(value)
         if not np.can_cast(value.dtype, dtype, "same_kind") or not _fits(value.shape, shape):
             raise _bad(
                 plan,

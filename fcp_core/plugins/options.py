@@ -83,6 +83,8 @@ def _add_task_options(add: Callable[..., None]) -> None:
     add("over_selection", "float", "1.0", text, minimum=1.0, scopes=SCOPES)
     text = "devices that may be at work at a time on one task"
     add("task_max_at_work", "int", None, text, minimum=1, scopes=SCOPES)
+    text = "what an aggregator may keep of a task if it needs all contributions, such as a median"
+    add("max_kept_bytes", "bytes", "1GiB", text, minimum=1, scopes=SCOPES)
 
 
 def _add_key_options(options: OptionRegistry) -> None:

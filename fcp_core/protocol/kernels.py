@@ -8,6 +8,7 @@ many times; the functions are thread-safe except that one array may be added to 
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import ModuleType
@@ -37,6 +38,20 @@ class Adder(Protocol):
 
         :param data: the checkpoint, or what a tensor of it was decoded to.
         :param weights: the factors that the rows name; each is exact in the dtype of the array.
+        """
+
+
+class Peak(Protocol):
+    """Measures the elements of a checkpoint before they are added."""
+
+    def __call__(self, data: Bytes, weights: NDArray[np.float64]) -> float:
+        """Return the largest magnitude of the elements, times their weights where they have some.
+
+        Of floats it is a float, and NaN unless all products are finite numbers; of integers it is
+        an int, which may be one too large.
+
+        :param data: as for an :class:`Adder`.
+        :param weights: as for an :class:`Adder`.
         """
 
 
@@ -76,6 +91,14 @@ class Kernels(ABC):
             only. No two rows have an element of *total* in common.
         """
 
+    @abstractmethod
+    def peak(self, dtype: np.dtype[Any], rows: Spans) -> Peak:
+        """Prepare to measure what an adder of the same rows would add.
+
+        :param dtype: that of the elements.
+        :param rows: as for :meth:`adder`.
+        """
+
 
 class NumpyKernels(Kernels):
     """The loops in NumPy."""
@@ -103,6 +126,10 @@ class NumpyKernels(Kernels):
     def adder(self, total: NDArray[Any], rows: Spans) -> Adder:
         """Prepare to add."""
         return _NumpyAdder(total, rows)
+
+    def peak(self, dtype: np.dtype[Any], rows: Spans) -> Peak:
+        """Prepare to measure."""
+        return _NumpyPeak(dtype, rows)
 
 
 class _NumpyAdder:
@@ -151,6 +178,33 @@ class _NumpyAdder:
                 np.add(part, values, out=part)
 
 
+class _NumpyPeak:
+    """Takes the least and the greatest of each run; neighbours of one weight are one run."""
+
+    def __init__(self, dtype: np.dtype[Any], rows: Spans) -> None:
+        self._dtype = dtype
+        self._rows = rows[rows[:, 2] > 0].tolist()
+
+    def __call__(self, data: Bytes, weights: NDArray[np.float64]) -> float:
+        raw = np.frombuffer(data, np.uint8)
+        size = self._dtype.itemsize
+        peak: float = 0.0 if self._dtype.kind == "f" else 0
+        with np.errstate(invalid="ignore"):
+            for _, source, count, weight in self._rows:
+                values = raw[source : source + count * size].view(self._dtype)
+                step = _CHUNK_BYTES // size
+                for at in range(0, count, step):
+                    part = values[at : at + step]
+                    # Both are NaN if one element is.
+                    found = max(abs(part.min().item()), abs(part.max().item()))
+                    if weight >= 0:
+                        found *= abs(weights[weight].item())
+                    if not found < math.inf:
+                        return math.nan
+                    peak = max(peak, found)
+        return peak
+
+
 class CompiledKernels(Kernels):
     """The loops of the distribution ``fcp-server-fast``.
 
@@ -187,13 +241,22 @@ class CompiledKernels(Kernels):
 
         return run
 
+    def peak(self, dtype: np.dtype[Any], rows: Spans) -> Peak:
+        """Prepare to measure."""
+        table = np.ascontiguousarray(rows, np.int64)
+        kind = f"{dtype.kind}{dtype.itemsize}"
+        peak: Callable[..., float] = self._module.peak
+        return lambda data, weights: peak(kind, data, table, weights)
+
 
 @functools.cache
 def compiled_kernels() -> Kernels | None:
-    """Return the compiled loops, or None if they are not installed."""
+    """Return the compiled loops, or None if they are not installed, or are of an older version."""
     try:
         import fcp_fast
     except ImportError:
+        return None
+    if not hasattr(fcp_fast, "peak"):
         return None
     return CompiledKernels(fcp_fast)
 

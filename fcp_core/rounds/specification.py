@@ -26,6 +26,9 @@ from fcp_core.protocol.status import Code, StatusError
 #: Population and task names (the reference platform's rule).
 NAME_PATTERN = re.compile(r"\w+(/\w+)*")
 
+#: Population names are ASCII besides: a device has them in addresses, and sends no others.
+POPULATION_PATTERN = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
+
 #: The name of the policy that a population's plan evaluates, unless it is given another.
 PLAN_POLICY = "eligibility_task"
 
@@ -39,6 +42,15 @@ Name: TypeAlias = Annotated[
         max_length=500,
         description="words divided by slashes",
         pattern=rf"^{NAME_PATTERN.pattern}$",
+    ),
+]
+PopulationName: TypeAlias = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=500,
+        description="words of ASCII letters, digits and underscores, divided by slashes",
+        pattern=rf"^{POPULATION_PATTERN.pattern}$",
     ),
 ]
 PolicyName: TypeAlias = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -179,7 +191,7 @@ class TaskSpec(Specification, frozen=True):
     KIND: ClassVar[str] = "task specification"
     APART: ClassVar[tuple[str, ...]] = ("population", "name", "plan", "checkpoint", "slices")
 
-    population: Name
+    population: PopulationName
     name: Name
     plan: bytes
     aggregation: bytes
@@ -214,9 +226,12 @@ class TaskSpec(Specification, frozen=True):
 
         :raises StatusError: INVALID_ARGUMENT, naming the field and what it must be.
         """
-        for label, name in (("population", self.population), ("name", self.name)):
-            if not NAME_PATTERN.fullmatch(name):
-                raise self._bad(f"{label} must match {NAME_PATTERN.pattern!r}, not {name!r}")
+        for label, name, pattern in (
+            ("population", self.population, POPULATION_PATTERN),
+            ("name", self.name, NAME_PATTERN),
+        ):
+            if not pattern.fullmatch(name):
+                raise self._bad(f"{label} must match {pattern.pattern!r}, not {name!r}")
         if self.goal_count < 1:
             raise self._bad(f"goal_count must be at least 1, not {self.goal_count}")
         if self.minimum_count is not None and not 1 <= self.minimum_count <= self.goal_count:

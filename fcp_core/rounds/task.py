@@ -222,6 +222,13 @@ class TaskMachine(Machine[TaskState]):
                 self.contributed += 1
             else:
                 effects.append(self._drop(assignment, "submit", code, message))
+        if code is Code.RESOURCE_EXHAUSTED and self._state is TaskState.OPEN:
+            # What is kept of contributions has no room for more: waiting would not help.
+            if self.contributed >= self.minimum_count:
+                return effects + self._close(now)
+            had = f"it has {self.contributed} of {self.minimum_count} contributions"
+            message = f"task {self.name} has no room for more, and {had}: {message}"
+            return effects + self._end(TaskState.FAILED, code, message, now)
         goes_on = self.missing and self._state is TaskState.OPEN
         return effects + (self._fill() if goes_on else self._close(now))
 

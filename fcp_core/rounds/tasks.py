@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.specification import NAME_PATTERN, AssignmentMode, ResourceForm, TaskSpec
+from fcp_core.rounds.specification import (
+    NAME_PATTERN,
+    POPULATION_PATTERN,
+    AssignmentMode,
+    ResourceForm,
+    TaskSpec,
+)
 
 __all__ = [
     "NAME_PATTERN",
+    "POPULATION_PATTERN",
     "AssignmentMode",
     "ResourceForm",
     "TaskSpec",

@@ -144,6 +144,7 @@ class Analytics:
             if not query.vectors:
                 raise UsageError(f"the query of {query.collection_uri!r} has no vectors.")
             for name, vector in query.vectors.items():
+                _check_name("a vector", name)
                 if name in vectors:
                     raise UsageError(f"two queries have a vector {name!r}.")
                 if vector.dtype not in DTYPES:
@@ -191,6 +192,8 @@ class Analytics:
             sums.append((name, source, summed))
         outputs = [*self.group_by, *self.sums, *self.counts]
         twice = sorted({name for name in outputs if outputs.count(name) > 1})
+        for name in outputs:
+            _check_name("a column of the result", name)
         if twice:
             raise UsageError(f"two columns of the result are called {twice[0]!r}.")
         if not outputs:
@@ -236,6 +239,15 @@ class Analytics:
                 _column_sum(name, source, DTYPES[summed.dtype][1]) for name, source, summed in sums
             ),
         )
+
+
+def _check_name(what: str, name: str) -> None:
+    """Refuse the name of a tensor that no checkpoint can have, or that nobody could type."""
+    if not name:
+        raise UsageError(f"{what} has an empty name.")
+    # Among them are lone surrogates, which are no UTF-8.
+    if not name.isprintable():
+        raise UsageError(f"{what} is called {name!r}; a name has no such characters.")
 
 
 def _column_sum(name: str, source: str, dtype: DataType) -> Intrinsic:

@@ -90,7 +90,7 @@ class PythonTask:
         :raises UsageError: if an array, an output or an aggregation does not do.
         :raises StatusError: INVALID_ARGUMENT for a name or a count that no task may have.
         """
-        given = {name: np.asarray(value) for name, value in arrays.items()}
+        given = {name: np.asanyarray(value) for name, value in arrays.items()}
         outputs = self.outputs
         if outputs is None:
             outputs = {name: ArraySpec(v.dtype.name, v.shape) for name, v in given.items()}

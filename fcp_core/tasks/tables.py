@@ -44,7 +44,8 @@ class Table:
     def of(cls, checkpoint: bytes) -> Table:
         """Read the table that a checkpoint is: each tensor a column, a scalar a column of one row.
 
-        Bytes that are not UTF-8 are shown with backslashes.
+        Bytes that are not UTF-8 are shown with backslashes; in a column with such bytes every
+        backslash of a text is doubled, so that two values never look alike.
 
         :raises StatusError: FAILED_PRECONDITION if it is no table; INVALID_ARGUMENT if it is no
             checkpoint.
@@ -56,7 +57,7 @@ class Table:
             values = tensor.reshape(-1).tolist()
             text = tensor.dtype.kind == "O"
             if text:
-                values = [value.decode("utf-8", "backslashreplace") for value in values]
+                values = _texts(values)
             columns.append(Column(name, "string" if text else tensor.dtype.name, values))
         lengths = {column.name: len(column.values) for column in columns}
         if len(set(lengths.values())) > 1:
@@ -123,6 +124,14 @@ class Table:
         ]
         names = [column.name for column in self.columns]
         pyarrow.parquet.write_table(pyarrow.table(arrays, names), path)
+
+
+def _texts(values: list[bytes]) -> list[str]:
+    try:
+        return [value.decode("utf-8") for value in values]
+    except UnicodeDecodeError:
+        escaped = (value.replace(b"\\", b"\\\\") for value in values)
+        return [value.decode("utf-8", "backslashreplace") for value in escaped]
 
 
 def _no_table(problem: str) -> StatusError:

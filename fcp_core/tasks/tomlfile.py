@@ -173,10 +173,14 @@ class TomlTable:
     def columns(self, name: str) -> dict[str, str]:
         """Return names by column: a table, or an array where both are the same.
 
-        :raises UsageError: if it is neither.
+        :raises UsageError: if it is neither, or the array has a name twice.
         """
         if isinstance(self._values.get(name), list):
-            return {vector: vector for vector in self.strings(name)}
+            names = self.strings(name)
+            twice = next((vector for vector in names if names.count(vector) > 1), None)
+            if twice is not None:
+                raise self.wrong(name, f"two columns of the result are called {twice!r}")
+            return {vector: vector for vector in names}
         if name not in self._values:
             self.know(name)
             return {}

@@ -298,7 +298,9 @@ class AggregatorConformance(AggregatorSubject):
                 accumulator.validate(contribution)
                 for addition in accumulator.additions() or ():
                     total, value = addition.total.array, contribution[addition.value]
-                    assert total.dtype == specs[addition.value].dtype.numpy
+                    dtype = specs[addition.value].dtype
+                    wide = dtype is DataType.INT32 and total.dtype == DataType.INT64.numpy
+                    assert wide or total.dtype == dtype.numpy
                     assert total.size == value.size
                     if addition.weight is not None:
                         weight = contribution[addition.weight].reshape(())

@@ -112,20 +112,40 @@ def test_intrinsics_that_are_refused(uri, inputs, others, expected):
     assert expected in refusal(Code.INVALID_ARGUMENT, make, uri, *inputs, **others)
 
 
-def test_integers_wrap_around_and_floats_overflow_to_infinity():
+def test_sums_neither_wrap_around_nor_become_infinite():
     top = np.iinfo("i4").max
-    total = feed(make("federated_sum", INT), [np.array([top, 1], "i4")], [np.array([1, 1], "i4")])
-    assert total.report()[0].tolist() == [np.iinfo("i4").min, 2]
+    one = [np.array([1, 1], "i4")]
+    total = feed(make("federated_sum", INT), [np.array([top, 1], "i4")])
+    assert "range of int32" in refusal(Code.INVALID_ARGUMENT, feed, total, one)
+    assert feed(total, [np.array([-1, 1], "i4")], one).report()[0].tolist() == [top, 3]
+    unsigned = spec(dtype=DataType.UINT64)
+    total = feed(make("federated_sum", unsigned), [np.array([2**64 - 1, 0], "u8")])
+    refusal(Code.INVALID_ARGUMENT, feed, total, [np.array([1, 0], "u8")])
     big = np.full(2, np.finfo("f4").max, "f4")
-    assert np.isinf(feed(make("federated_sum", spec()), [big], [big]).report()[0]).all()
+    refusal(Code.INVALID_ARGUMENT, feed, make("federated_sum", spec()), [big], [big])
+
+
+def test_where_they_are_allowed_floats_overflow_and_integers_do_not():
+    lax = {"allow_non_finite": True}
+    big = np.full(2, np.finfo("f4").max, "f4")
+    for uri in ("federated_sum", "federated_mean"):
+        result = feed(make(uri, spec(), options=lax), [big], [big]).report()
+        assert np.isinf(result[0]).all()
+    total = make("federated_sum", INT, options=lax)
+    refusal(Code.INVALID_ARGUMENT, feed, total, *[[np.full(2, 2**30, "i4")]] * 2)
 
 
 def test_extrema_of_infinities_and_of_nan():
     inf = np.array([np.inf, np.nan], "f4")
-    lowest = feed(make("federated_min", spec()), [inf])
+    for uri in ("federated_min", "federated_max"):
+        message = refusal(Code.INVALID_ARGUMENT, feed, make(uri, spec()), [inf])
+        assert "has inf among its numbers (element 0)" in message
+    lax = {"allow_non_finite": True}
+    lowest = feed(make("federated_min", spec(), options=lax), [inf])
     assert lowest.report()[0][0] == np.inf
     assert np.isnan(feed(lowest, [np.zeros(2, "f4")]).report()[0][1])
-    assert feed(make("federated_max", spec()), [-inf]).report()[0][0] == -np.inf
+    greatest = feed(make("federated_max", spec(), options=lax), [-inf])
+    assert greatest.report()[0][0] == -np.inf
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DataType if dtype is not DataType.STRING])
@@ -135,22 +155,73 @@ def test_extrema_of_nothing_are_the_ends_of_the_dtype(dtype):
         assert (make(uri, spec(dtype=dtype)).report()[0] == expected).all()
 
 
-def test_a_mean_falls_back_to_the_count_when_its_weights_wrap_around():
+def test_int32_weights_are_added_in_64_bits_and_their_old_states_are_read():
     weight = spec("w", DataType.INT32, ())
-    top = np.array(np.iinfo("i4").max, "i4")
+    heavy = np.array(1_500_000_000, "i4")
     mean = make("federated_weighted_mean", spec(), weight)
-    feed(mean, [np.zeros(2, "f4"), top], [np.zeros(2, "f4"), top])
-    assert mean.report()[0].tolist() == [0, 0]
+    feed(mean, [np.full(2, 1, "f4"), heavy], [np.full(2, 3, "f4"), heavy])
+    assert mean.report()[0].tolist() == [2, 2]
+    state = state_pb2.FederatedMeanAggregatorState(
+        num_inputs=2,
+        weights_sum=np.array(3, "<i4").tobytes(),
+        weighted_values_sum=np.array([3, 6], "<f4").tobytes(),
+    )
+    intrinsic = Intrinsic("federated_weighted_mean", (spec(), weight), (spec("out"),))
+    factory = FACTORIES["federated_weighted_mean"]
+    loaded = factory.load(intrinsic, {}, state.SerializeToString())
+    assert loaded.report()[0].tolist() == [1, 2]
 
 
-def test_a_weight_that_is_no_number_is_refused():
+def test_a_weight_that_is_no_weight_is_refused():
     weight = spec("w", DataType.FLOAT, ())
     mean = make("federated_weighted_mean", spec(), weight)
-    for bad in (np.nan, 0.0, -0.0, -1.0):
+    for bad in (np.nan, np.inf, -np.inf, -1.0):
         message = refusal(
             Code.INVALID_ARGUMENT, feed, mean, [np.zeros(2, "f4"), np.array(bad, "f4")]
         )
-        assert "weight 'w' must be above zero" in message
+        assert "weight 'w' must be zero or above and finite" in message
+    # A product and a sum of weights have to fit as well.
+    big = np.array(3e38, "f4")
+    refusal(Code.INVALID_ARGUMENT, feed, mean, [np.full(2, 2, "f4"), big])
+    refusal(Code.INVALID_ARGUMENT, feed, mean, *[[np.zeros(2, "f4"), big]] * 2)
+
+
+def test_a_weight_of_zero_counts_and_adds_nothing():
+    weight = spec("w", DataType.FLOAT, ())
+    mean = make("federated_weighted_mean", spec(), weight)
+    nothing = [np.ones(2, "f4"), np.array(0, "f4")]
+    feed(mean, nothing, [np.full(2, 3, "f4"), np.array(2, "f4")])
+    assert mean.num_inputs == 2
+    assert mean.report()[0].tolist() == [3, 3]
+    # TensorFlow Federated divides by zero then.
+    mean = feed(make("federated_weighted_mean", spec(), weight), nothing, nothing)
+    assert np.isnan(mean.report()[0]).all()
+
+
+def test_a_largest_weight_and_a_largest_norm_are_kept():
+    weight = spec("w", DataType.FLOAT, ())
+    limits = {"max_weight": 100.0, "max_norm": 5.0}
+    mean = make("federated_weighted_mean", spec(), weight, options=limits)
+    fits = [np.array([3, 4], "f4"), np.array(100, "f4")]
+    heavy = [fits[0], np.array(101, "f4")]
+    assert "is 101.0; max_weight is 100" in refusal(Code.INVALID_ARGUMENT, feed, mean, heavy)
+    for value in ([3, 4.1], [1e30, 1e30]):
+        long = [np.array(value, "f4"), fits[1]]
+        assert "max_norm is 5" in refusal(Code.INVALID_ARGUMENT, feed, mean, long)
+    assert mean.additions() is None
+    assert feed(mean, fits).report()[0].tolist() == [3, 4]
+    total = make("federated_sum", INT, options={"max_norm": 5.0})
+    refusal(Code.INVALID_ARGUMENT, feed, total, [np.array([3, 5], "i4")])
+    assert feed(total, [np.array([3, -4], "i4")]).report()[0].tolist() == [3, -4]
+
+
+def test_a_median_of_large_numbers_is_finite():
+    for dtype in (DataType.FLOAT, DataType.DOUBLE):
+        top = np.finfo(dtype.numpy).max
+        median = make("federated_mean", spec(dtype=dtype), name="median")
+        for value in (top, 0, top / 2, top):
+            feed(median, [np.array([value, 1], dtype.numpy)])
+        assert median.report()[0].tolist() == pytest.approx([top * 0.75, 1])
 
 
 def test_a_large_weighted_mean_is_that_of_numpy():
@@ -165,8 +236,11 @@ def test_a_large_weighted_mean_is_that_of_numpy():
 
 
 def test_a_median_is_not_moved_by_one_bad_client():
+    median = make("federated_mean", spec(shape=()), name="median")
+    refusal(Code.INVALID_ARGUMENT, feed, median, [np.array(np.nan, "f4")])
+    lax = {"allow_non_finite": True}
     for values, expected in (([1, 2, 1e30], 2), ([1, 2, 3, -1e30], 1.5), ([1, np.nan], np.nan)):
-        median = make("federated_mean", spec(shape=()), name="median")
+        median = make("federated_mean", spec(shape=()), name="median", options=lax)
         feed(median, *([np.array(value, "f4")] for value in values))
         np.testing.assert_array_equal(median.report()[0], np.float32(expected))
 
@@ -297,12 +371,53 @@ def test_groups_come_in_the_order_of_their_first_appearance():
     assert sums.tolist() == [10, 2, 4, 5]
 
 
-def test_keys_are_compared_byte_for_byte():
-    index = KeyIndex([DataType.DOUBLE])
-    nans = np.array([0x7FF8000000000000, 0x7FF8000000000001], "u8").view("f8")
-    column = np.array([0.0, -0.0, *nans, 0.0, *nans])
-    assert index.add([column]).tolist() == [0, 1, 2, 3, 0, 2, 3]
-    assert len(index) == 4
+@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.DOUBLE])
+def test_all_nans_are_one_key_and_both_zeros_are_another(dtype):
+    index = KeyIndex([dtype])
+    bits = {
+        4: [0x7FC00000, 0xFFC00001, 0x7F800001],
+        8: [0x7FF8 << 48, 0xFFF8 << 48, 0x7FF0 << 48 | 1],
+    }
+    size = dtype.numpy.itemsize
+    nans = np.array(bits[size], f"u{size}").view(f"f{size}")
+    zeros, others = np.array([-0.0, 0.0], dtype.numpy), np.array([0.0, 1.0], dtype.numpy)
+    column = np.concatenate([zeros, nans, others, nans])
+    assert index.add([column]).tolist() == [0, 0, 1, 1, 1, 0, 2, 1, 1, 1]
+    assert str(index.columns()[0].tolist()) == "[0.0, nan, 1.0]"
+
+
+def test_the_sum_of_a_group_neither_wraps_around_nor_becomes_infinite():
+    for dtype, top, more in (
+        (DataType.INT64, 2**63 - 1, 1),
+        (DataType.INT64, -(2**63), -1),
+        (DataType.UINT64, 2**64 - 1, 1),
+        (DataType.FLOAT, 3e38, 3e38),
+    ):
+        groups = group_by(DataType.STRING, sums=(dtype,))
+        feed(groups, [strings(b"a", b"b"), np.array([top, 1], dtype.numpy)])
+        before = groups.dump()
+        for rows in ([b"a"], [b"c", b"a"], [b"a", b"c"]):
+            value = np.full(len(rows), more, dtype.numpy)
+            message = refusal(Code.INVALID_ARGUMENT, feed, groups, [strings(*rows), value])
+            assert f"range of {dtype.numpy}" in message
+            assert groups.dump() == before
+        # Other groups still have room, and two of one contribution that are too much have none.
+        feed(groups, [strings(b"b", b"c"), np.array([1, more], dtype.numpy)])
+        assert groups.report()[1].tolist() == np.array([top, 2, more], dtype.numpy).tolist()
+        twice = [strings(b"d", b"d"), np.array([top, top], dtype.numpy)]
+        refusal(Code.INVALID_ARGUMENT, feed, groups, twice)
+        other = feed(group_by(DataType.STRING, sums=(dtype,)), [strings(b"a"), value[:1]])
+        before = other.dump()
+        refusal(Code.OUT_OF_RANGE, other.merge, groups)
+        assert other.dump() == before
+
+
+def test_a_column_with_a_nan_is_refused_unless_it_is_allowed():
+    rows = [strings(b"a", b"b"), np.array([1, np.nan])]
+    groups = group_by(DataType.STRING, sums=(DataType.DOUBLE,))
+    assert "finite ones only" in refusal(Code.INVALID_ARGUMENT, feed, groups, rows)
+    lax = FACTORIES["fedsql_group_by"].make(groups._intrinsic, {"allow_non_finite": True})
+    np.testing.assert_array_equal(feed(lax, rows).report()[1], [1, np.nan])
 
 
 def test_keys_of_many_columns_do_not_run_together():

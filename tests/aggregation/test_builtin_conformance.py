@@ -103,14 +103,17 @@ class WeightedMeanLaws(AggregatorConformance):
 
     def contributions(self):
         value, weight = self.intrinsic.inputs
-        return st.tuples(
-            tensors(value), tensors(weight).map(lambda w: np.asarray(abs(w) + w.dtype.type(1)))
-        ).map(list)
+        return st.tuples(tensors(value), tensors(weight).map(lambda w: np.asarray(abs(w)))).map(
+            list
+        )
 
     def refused(self):
         value, weight = self.intrinsic.inputs
-        low = 0 if weight.dtype is DataType.UINT64 else -5
-        bad = st.integers(low, 0).map(lambda w: np.full(weight.shape, w, weight.dtype.numpy))
+        if weight.dtype is DataType.UINT64:
+            return st.tuples(
+                st.just(np.full(value.shape, np.inf, value.dtype.numpy)), tensors(weight)
+            ).map(list)
+        bad = st.integers(-5, -1).map(lambda w: np.full(weight.shape, w, weight.dtype.numpy))
         return st.tuples(tensors(value), bad).map(list)
 
     def reference(self, contributions):
@@ -118,7 +121,9 @@ class WeightedMeanLaws(AggregatorConformance):
         if not contributions:
             return [np.full(3, np.nan, dtype)]
         total = sum(value * dtype.type(weight.reshape(())) for value, weight in contributions)
-        return [total / dtype.type(sum(int(weight.reshape(())) for _, weight in contributions))]
+        weights = sum(int(weight.reshape(())) for _, weight in contributions)
+        with np.errstate(invalid="ignore"):
+            return [total / dtype.type(weights)]
 
 
 class TestWeightedMean(WeightedMeanLaws):

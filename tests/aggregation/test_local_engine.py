@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import multiprocessing
 import threading
@@ -416,6 +417,16 @@ def large(dtype, **chosen):
 def test_what_is_only_added(job, only_adds):
     bound = bind_job(FACTORIES | {"watched": WATCHED}, job)
     assert CheckpointAggregator(bound).only_adds is only_adds
+
+
+def test_a_goal_that_cannot_be_kept_is_refused_at_once():
+    engine = LOCAL.make(FACTORIES, {})
+    # Each contribution is one float: 4 bytes.
+    engine.open(dataclasses.replace(MEDIAN, goal_count=3))
+    with pytest.raises(StatusError, match=r"keep 4 contributions of 4 bytes.*is 12") as caught:
+        engine.open(dataclasses.replace(MEDIAN, goal_count=4))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    engine.open(dataclasses.replace(JOB, goal_count=1 << 40))
 
 
 def test_what_is_only_added_is_folded_where_it_arrives():

@@ -231,11 +231,13 @@ def test_processes_share_what_may_be_kept(processes):
     """The sum of what they keep can be merged in the end."""
     engine = ProcessEngine(LocalEngine(AGGREGATORS, 0), 4)
 
-    async def kept():
+    async def kept(goal=0):
         engine.start()
-        return engine.open(JOB)._job.max_kept_bytes
+        return engine.open(dataclasses.replace(JOB, goal_count=goal))._job.max_kept_bytes
 
     assert processes.run(kept()) == JOB.max_kept_bytes // 4
+    # A goal that may be kept as a whole may come to one process.
+    assert processes.run(kept(goal=3)) == JOB.max_kept_bytes
 
 
 def test_other_engines_fold_what_is_here_only():

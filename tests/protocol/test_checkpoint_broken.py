@@ -74,17 +74,17 @@ def test_every_truncation_of_tf_v1_is_refused() -> None:
         assert contents(SMALL_V1[size + 1 :]) is None
 
 
-def test_every_truncation_of_federated_compute_gives_whole_tensors_only() -> None:
-    """The format has no end mark that a reader may insist on, so whole tensors remain."""
-    full = contents(SMALL_FC)
-    assert full is not None
-    kept = set()
-    for size in range(4, len(SMALL_FC)):
-        found = contents(SMALL_FC[:size])
-        if found is not None:
-            assert found.items() <= full.items()
-            kept.add(len(found))
-    assert kept == {0, 1, 2, 3}
+def test_every_truncation_of_federated_compute_is_refused() -> None:
+    assert contents(SMALL_FC) is not None
+    for size in range(len(SMALL_FC)):
+        assert contents(SMALL_FC[:size]) is None
+
+
+@pytest.mark.parametrize("data", [SMALL_V1, SMALL_FC])
+@pytest.mark.parametrize("more", [b"\0", b"\0\0\0\0", b"anything", SMALL_V1, SMALL_FC])
+def test_bytes_after_a_checkpoint_are_refused(data: bytes, more: bytes) -> None:
+    assert contents(data + more) is None
+    assert contents(data + more, verify=False) is None
 
 
 def test_every_flipped_bit_of_tf_v1_is_refused_or_harmless() -> None:
@@ -335,7 +335,7 @@ def message(**fields: Any) -> bytes:
     return proto.SerializeToString()  # type: ignore[no-any-return]
 
 
-def fc(*tensors: bytes, name: bytes = b"a", end: bytes = b"\0") -> bytes:
+def fc(*tensors: bytes, name: bytes = b"a", end: bytes = bytes(4)) -> bytes:
     parts = [bytes([len(name)]) + name + bytes([len(t)]) + t for t in tensors]
     return b"FCv1" + b"".join(parts) + end
 
@@ -347,10 +347,11 @@ def shape(*dims: int) -> Any:
 F4 = np.float32([1, 2]).tobytes()
 
 
-@pytest.mark.parametrize("end", [b"", b"\0", b"\0\0\0\0", b"\0anything at all"])
-def test_federated_compute_ends_at_an_empty_name(end: bytes) -> None:
-    data = fc(message(dtype=1, shape=shape(2), content=F4), end=end)
-    assert open_checkpoint(data)["a"].tolist() == [1, 2]
+@pytest.mark.parametrize("end", [b"", b"\0", b"\0\0\0", bytes(5), b"\0anything at all"])
+def test_federated_compute_ends_in_the_four_zeros_that_every_builder_writes(end: bytes) -> None:
+    tensor = message(dtype=1, shape=shape(2), content=F4)
+    assert open_checkpoint(fc(tensor))["a"].tolist() == [1, 2]
+    assert "terminator" in refused(fc(tensor, end=end))
 
 
 def test_the_first_of_a_repeated_name_wins() -> None:

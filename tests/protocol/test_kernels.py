@@ -148,11 +148,51 @@ def test_checksums_are_right_only_if_every_bit_is(kernels: Any) -> None:
     assert kernels.verifier(np.empty((0, 2), np.int64))(memoryview(data))
 
 
+def test_compiled_loops_of_an_older_version_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcp_fast", types.ModuleType("fcp_fast"))
+    compiled_kernels.cache_clear()
+    try:
+        assert default_kernels().name == "numpy"
+    finally:
+        compiled_kernels.cache_clear()
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "i8", "u8"])
+def test_the_peak_is_the_largest_magnitude_of_all_rows(kernels: Any, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    low = 0 if dtype == "u8" else -1000
+    values = rng.integers(low, 1000, 70_003).astype(dtype)
+    size = values.itemsize
+    data = b"x" + values.tobytes()
+    rows = np.array([[0, 1, 0, -1], [0, 1, 5, -1], [5, 1 + 5 * size, values.size - 5, -1]])
+    peak = kernels.peak(values.dtype, rows)(data, np.empty(0))
+    greatest = np.abs(values.astype("f8")).max()
+    assert greatest <= peak <= greatest + (dtype[0] == "i")
+    assert isinstance(peak, float if dtype[0] == "f" else int)
+    if dtype[0] == "f":
+        rows[1:, 3] = 0
+        assert kernels.peak(values.dtype, rows)(data, np.array([2.5])) == 2.5 * greatest
+    for extreme in (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype[0] != "f" else ():
+        values[-1] = extreme
+        peak = kernels.peak(values.dtype, rows)(b"x" + values.tobytes(), np.empty(0))
+        assert abs(int(extreme)) <= peak or extreme == 0
+    for strange in (np.nan, -np.nan, np.inf, -np.inf) if dtype[0] == "f" else ():
+        for at in (0, 4, 5, 40_000, values.size - 1):
+            broken = values.copy()
+            broken[at] = strange
+            for weight in (0.0, 2.0):
+                assert np.isnan(
+                    kernels.peak(values.dtype, rows)(b"x" + broken.tobytes(), np.array([weight]))
+                )
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_the_compiled_loops_are_the_default_where_they_are_installed(
     installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("fcp_fast") if installed else None
+    vars(module or types.SimpleNamespace())["peak"] = max
     # None in the place of a module makes its import fail.
     monkeypatch.setitem(sys.modules, "fcp_fast", module)
     compiled_kernels.cache_clear()

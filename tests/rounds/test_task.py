@@ -135,6 +135,24 @@ def test_a_refused_contribution_makes_place_for_the_next_in_the_queue():
     assert (a.error.code, a.error.message) == (Code.INVALID_ARGUMENT, "bad")
 
 
+@pytest.mark.parametrize(("minimum", "state"), [(1, TaskState.CLOSING), (2, TaskState.FAILED)])
+def test_a_task_that_can_keep_no_more_contributions_ends(minimum, state):
+    task = machine(goal=3, minimum=minimum)
+    first, *others = assign(task, "abc")
+    contribute(task, first)
+    effects = []
+    for group in [queue(task, each)[0] for each in others]:
+        effects += task.accumulated(group, Code.RESOURCE_EXHAUSTED, "max_kept_bytes is 12", 2.0)
+    assert task.state is state
+    if state is TaskState.CLOSING:
+        assert CompleteEffect() in effects
+    else:
+        code, message = task.error
+        assert code is Code.RESOURCE_EXHAUSTED
+        assert "1 of 2 contributions: max_kept_bytes is 12" in message
+    task.validate()
+
+
 def test_a_timeout_is_exact_and_does_not_hit_what_is_ready():
     task = machine(goal=2)
     a, b = assign(task, "ab")

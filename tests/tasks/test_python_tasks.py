@@ -120,6 +120,7 @@ def test_a_task_gets_arrays_examples_and_settings():
         (({"out": [1.0], "more": [1.0]}, 1), Code.INVALID_ARGUMENT),
         (({"out": [[1.0]]}, 1), Code.INVALID_ARGUMENT),
         (({"out": ["text"]}, 1), Code.INVALID_ARGUMENT),
+        (({"out": np.ma.array([1.0], mask=[True])}, 1), Code.INVALID_ARGUMENT),
         (({"out": [1.0]}, 0), Code.FAILED_PRECONDITION),
         (({"out": [1.0]}, float("nan")), Code.FAILED_PRECONDITION),
     ],
@@ -145,6 +146,13 @@ def test_a_name_is_registered_once():
     task("tests.once")(test_a_name_is_registered_once)
     with pytest.raises(UsageError, match=r"two callables want to be the task 'tests\.once'"):
         task("tests.once")(lambda *_: None)
+
+
+def test_an_array_that_would_lose_its_mask_is_refused():
+    whole = np.ma.array([1.0, 2.0], mask=[False, False])
+    PythonTask("p", "n", "t", 1).to_spec({"a": whole})
+    with pytest.raises(StatusError, match="tensor 'a' is an array of which a part is masked"):
+        PythonTask("p", "n", "t", 1).to_spec({"a": np.ma.array([1.0, 2.0], mask=[False, True])})
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,12 @@ def test_the_example_is_a_task():
         ('"launches" }', '"app" }', "holds string, which cannot be summed"),
         ('count = { devices = "device" }', "", "'device' is neither a key nor summed"),
         ("total =", "app =", "two columns of the result are called 'app'"),
+        ("sum = { total = ", 'sum = ["launches", "launches"]#', "columns .* called 'launches'"),
+        ("total =", '"" =', "a column of the result has an empty name"),
+        ('app = "string"', '"" = "string"', "a vector has an empty name"),
+        ('app = "string"', '"a\\u0000" = "string"', r"a vector is called 'a\\x00'"),
+        ('["app"]', '["app", "app"]', "two columns of the result are called 'app'"),
+        ('"phones/all"', '"phön"', "population must match"),
         ("[[query]]", "[[query", r"\(at line 7"),
         ('name = "launches"', 'name = "a b"', "must match"),
     ],
@@ -147,6 +153,16 @@ def test_csv_says_what_the_checkpoint_says(rows):
 def test_bytes_that_are_no_text_are_shown():
     data = write_checkpoint({"key": np.array([b"\xff"], object)}, "tf_v1")
     assert Table.of(data).columns[0].values == ["\\xff"]
+
+
+def test_bytes_and_texts_never_look_alike():
+    keys = [b"\xff", rb"\xff", rb"\\xff", b"plain", b"\xff\\"]
+    data = write_checkpoint({"key": np.array(keys, object)}, "tf_v1")
+    shown = Table.of(data).columns[0].values
+    assert shown == [r"\xff", r"\\xff", r"\\\\xff", "plain", r"\xff\\"]
+    # Where all are texts, they are as they are.
+    data = write_checkpoint({"key": np.array(keys[1:4], object)}, "tf_v1")
+    assert Table.of(data).columns[0].values == [key.decode() for key in keys[1:4]]
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,18 @@ def string_values(name: str, tensor: Tensor) -> list[bytes]:
     return values
 
 
+def check_unmasked(name: str, value: Any) -> None:
+    """Refuse a masked array of which something is masked: a tensor has no mask.
+
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
+        raise invalid(
+            f"tensor {name!r} is an array of which a part is masked, which a checkpoint cannot "
+            "say: what is behind the mask would count. Fill it first"
+        )
+
+
 def encode_text(what: str, text: str, errors: str = "strict") -> bytes:
     """Return *text* in UTF-8.
 

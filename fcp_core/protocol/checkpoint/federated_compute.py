@@ -1,7 +1,8 @@
 """Federated compute checkpoints (``FCv1``): the format that devices write without TensorFlow.
 
 It has no checksums, so opening checks each tensor's dtype, shape and size; only the elements of
-string tensors are looked at later.
+string tensors are looked at later. It ends in four zeros, which every published builder writes;
+upstream's parser also takes fewer, and ignores what follows, but then a cut file would pass.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fcp_core.protocol.checkpoint.base import (
     Tensor,
     check_shape,
     check_tensors,
+    check_unmasked,
     encode_text,
     invalid,
     little_endian_bytes,
@@ -61,15 +63,22 @@ def read_federated_compute(data: memoryview) -> Checkpoint:
     """
     entries: dict[str, _FcEntry] = {}
     at, end = len(HEADER), len(data)
-    while at < end:
+    while True:
+        if data[at : at + len(_TERMINATOR)] == _TERMINATOR:
+            at += len(_TERMINATOR)
+            break
+        if at >= end:
+            raise invalid("the checkpoint is truncated: it does not end in its terminator")
         start, at = wire.read_span(data, at, end)
         if start == at:
-            break
+            raise invalid("the checkpoint is truncated or corrupt: its terminator is not whole")
         name = str(data[start:at], "utf-8", "surrogateescape")
         start, at = wire.read_span(data, at, end)
         entry = _FcEntry(data, name, start, at)
         entries.setdefault(name, entry)
         check_tensors(len(entries))
+    if at < end:
+        raise invalid(f"the checkpoint is corrupt: {end - at} bytes follow its terminator")
     return Checkpoint("federated_compute", data, entries, ())
 
 
@@ -174,6 +183,7 @@ def write_federated_compute(tensors: Mapping[str, Tensor]) -> bytes:
     """
     parts: list[Any] = [HEADER]
     for name, value in tensors.items():
+        check_unmasked(name, value)
         tensor = np.asarray(value)
         encoded = encode_text(f"the tensor name {name!r}", name, "surrogateescape")
         if not encoded:

@@ -23,6 +23,7 @@ from fcp_core.protocol.checkpoint.base import (
     check_count,
     check_shape,
     check_tensors,
+    check_unmasked,
     encode_text,
     invalid,
     little_endian_bytes,
@@ -296,6 +297,7 @@ def write_tf_v1(tensors: Mapping[str, Tensor]) -> bytes:
     meta.versions.producer = _VERSION
     found: list[tuple[bytes, bytes, Tensor, Kind]] = []
     for name, value in tensors.items():
+        check_unmasked(name, value)
         tensor = np.asarray(value)
         encoded = encode_text(f"the tensor name {name!r}", name)
         kind = _writable_kind(name, tensor.dtype)

@@ -111,7 +111,11 @@ class ProcessEngine(Engine):
     def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> ProcessFold:
         """Begin a fold; other processes hear of it when they have something for it."""
         assert self._loop is not None, "an engine is started before it folds"
-        share = dataclasses.replace(job, max_kept_bytes=job.max_kept_bytes // self._processes)
+        share = job
+        if not job.goal_count:
+            # Nothing else bounds what all processes keep together.
+            kept = job.max_kept_bytes // self._processes
+            share = dataclasses.replace(job, max_kept_bytes=kept)
         fold = ProcessFold(
             next(self._numbers),
             share,

@@ -14,7 +14,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.eligibility import EligibilityTask, PlanPolicy
 from fcp_core.rounds.policies import EligibilityPolicy, OfferedTask
-from fcp_core.rounds.tasks import NAME_PATTERN
+from fcp_core.rounds.tasks import POPULATION_PATTERN
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
@@ -99,10 +99,10 @@ class EligibilityTasks:
         :raises StatusError: NOT_FOUND for an unknown population, unless tasks bring their own;
             INVALID_ARGUMENT if a policy is not installed or its options do not do.
         """
-        if not NAME_PATTERN.fullmatch(population):
+        if not POPULATION_PATTERN.fullmatch(population):
             raise StatusError(
                 Code.INVALID_ARGUMENT,
-                f"population must match {NAME_PATTERN.pattern!r}, not {population!r}",
+                f"population must match {POPULATION_PATTERN.pattern!r}, not {population!r}",
             )
         # Nothing is added for a task that is refused.
         if not self._populations.open_ended:

@@ -92,6 +92,8 @@ class TaskFactory:
                     configuration=spec.aggregation,
                     aggregators=chosen.aggregator_choices(),
                     options=chosen.aggregator_options(),
+                    max_kept_bytes=choices.settings.max_kept_bytes,
+                    goal_count=spec.goal_count,
                 )
             )
         except UsageError as error:

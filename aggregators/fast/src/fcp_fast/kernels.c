@@ -11,6 +11,7 @@
 #include <Python.h>
 
 #include <float.h>
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -220,8 +221,29 @@ done:
         ADD_MANY(type, *weight)                                                                   \
     }
 
+/* The largest magnitude as bits: of floats without their sign, where NaN and infinity are above all
+ * numbers; of signed integers in ones' complement, so that it is one too small for negative ones. */
+#define PEAK(name, type, magnitude, target)                                                       \
+    target static type name(const char *source, int64_t count)                                    \
+    {                                                                                             \
+        type peak = 0;                                                                            \
+        for (int64_t i = 0; i < count; i++) {                                                     \
+            type value;                                                                           \
+            memcpy(&value, source + i * (int64_t)sizeof(type), sizeof(type));                     \
+            value = magnitude;                                                                    \
+            peak = value > peak ? value : peak;                                                   \
+        }                                                                                         \
+        return peak;                                                                              \
+    }
+
 /* Unsigned integers, whose sums wrap around: signed ones have the same bits. */
 typedef struct {
+    int32_t (*peak_float)(const char *, int64_t);
+    int64_t (*peak_double)(const char *, int64_t);
+    int32_t (*peak_int32)(const char *, int64_t);
+    int64_t (*peak_int64)(const char *, int64_t);
+    uint32_t (*peak_uint32)(const char *, int64_t);
+    uint64_t (*peak_uint64)(const char *, int64_t);
     void (*add_float)(float *, const char *, int64_t, int);
     void (*add_double)(double *, const char *, int64_t, int);
     void (*add_int32)(uint32_t *, const char *, int64_t, int);
@@ -231,6 +253,12 @@ typedef struct {
 } Adders;
 
 #define ADDERS(suffix, target)                                                                    \
+    PEAK(peak_float_##suffix, int32_t, value & INT32_MAX, target)                                 \
+    PEAK(peak_double_##suffix, int64_t, value & INT64_MAX, target)                                \
+    PEAK(peak_int32_##suffix, int32_t, value < 0 ? ~value : value, target)                        \
+    PEAK(peak_int64_##suffix, int64_t, value < 0 ? ~value : value, target)                        \
+    PEAK(peak_uint32_##suffix, uint32_t, value, target)                                           \
+    PEAK(peak_uint64_##suffix, uint64_t, value, target)                                           \
     ADD(add_float_##suffix, float, target)                                                        \
     ADD(add_double_##suffix, double, target)                                                      \
     ADD(add_int32_##suffix, uint32_t, target)                                                     \
@@ -238,6 +266,8 @@ typedef struct {
     ADD_PRODUCT(add_float_product_##suffix, float, target)                                        \
     ADD_PRODUCT(add_double_product_##suffix, double, target)                                      \
     static const Adders suffix##_adders = {                                                       \
+        peak_float_##suffix, peak_double_##suffix,      peak_int32_##suffix,                      \
+        peak_int64_##suffix, peak_uint32_##suffix,      peak_uint64_##suffix,                     \
         add_float_##suffix, add_double_##suffix,        add_int32_##suffix,                       \
         add_int64_##suffix, add_float_product_##suffix, add_double_product_##suffix};
 
@@ -275,12 +305,15 @@ static int kind_of(const char *name, Kind *kind)
     return -1;
 }
 
+/* Without a total any number of elements has room. */
 static int check_rows(const int64_t *row, Py_ssize_t rows, int64_t size, Kind kind,
                       const Py_buffer *total, const Py_buffer *data, const Py_buffer *weights)
 {
-    int64_t room = total->len / size, known = weights->len / (int64_t)sizeof(double);
+    int64_t room = (total ? total->len : data->len) / size;
+    int64_t known = weights->len / (int64_t)sizeof(double);
     for (Py_ssize_t i = 0; i < rows; i++, row += ROW_COLUMNS) {
         int64_t first = row[0], source = row[1], count = row[2], weight = row[3];
+        first = total ? first : 0;
         if (first < 0 || source < 0 || count < 0 || count > room || first > room - count ||
             count * size > (int64_t)data->len || source > (int64_t)data->len - count * size)
             return out_of_bounds("rows", i);
@@ -365,11 +398,104 @@ done:
     Py_RETURN_NONE;
 }
 
+/* Return the magnitude times the weight; NaN if one of both is NaN, whatever the other is. */
+static double weighted(double magnitude, const double *weights, int64_t weight)
+{
+    return weight < 0 ? magnitude : magnitude * fabs(weights[weight]);
+}
+
+static double peak_of_floats(const int64_t *row, Py_ssize_t rows, Kind kind, const char *data,
+                             const double *weights)
+{
+    double peak = 0;
+    for (Py_ssize_t i = 0; i < rows; i++, row += ROW_COLUMNS) {
+        double value;
+        if (kind == FLOAT) {
+            int32_t bits = adders->peak_float(data + row[1], row[2]);
+            float narrow;
+            memcpy(&narrow, &bits, sizeof narrow);
+            value = narrow;
+        } else {
+            int64_t bits = adders->peak_double(data + row[1], row[2]);
+            memcpy(&value, &bits, sizeof value);
+        }
+        value = weighted(value, weights, row[3]);
+        if (!(value <= DBL_MAX))
+            return NAN;
+        peak = value > peak ? value : peak;
+    }
+    return peak;
+}
+
+static uint64_t peak_of_integers(const int64_t *row, Py_ssize_t rows, int narrow, int without_sign,
+                                 const char *data)
+{
+    uint64_t peak = 0;
+    for (Py_ssize_t i = 0; i < rows; i++, row += ROW_COLUMNS) {
+        const char *source = data + row[1];
+        uint64_t value;
+        if (!row[2])
+            continue;
+        if (without_sign)
+            value = narrow ? adders->peak_uint32(source, row[2])
+                           : adders->peak_uint64(source, row[2]);
+        else
+            value = 1 + (narrow ? (uint64_t)adders->peak_int32(source, row[2])
+                                : (uint64_t)adders->peak_int64(source, row[2]));
+        peak = value > peak ? value : peak;
+    }
+    return peak;
+}
+
+PyDoc_STRVAR(peak_doc,
+"peak($module, kind, data, rows, weights, /)\n--\n\n"
+"Return the largest magnitude of elements of *data*, times weights where there are any.\n\n"
+"The arguments are those of :func:`add`. Of floats it is a float, and NaN unless all are finite;\n"
+"of integers an integer, which is one too large for signed ones.\n\n"
+":raises ValueError: if a row is out of bounds.");
+
+static PyObject *fast_peak(PyObject *module, PyObject *args)
+{
+    Py_buffer data, rows, weights;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "sy*y*y*:peak", &name, &data, &rows, &weights))
+        return NULL;
+    PyObject *result = NULL;
+    Kind kind;
+    Py_ssize_t count = rows_of(&rows, ROW_COLUMNS, "rows");
+    if (count < 0 || kind_of(name, &kind) < 0)
+        goto done;
+    int64_t size = kind == FLOAT || kind == INT32 ? 4 : 8;
+    if (((uintptr_t)weights.buf) % sizeof(double)) {
+        PyErr_SetString(PyExc_ValueError, "weights must be an aligned array");
+        goto done;
+    }
+    if (check_rows(rows.buf, count, size, kind, NULL, &data, &weights) < 0)
+        goto done;
+    int floats = kind == FLOAT || kind == DOUBLE;
+    double number = 0;
+    uint64_t integer = 0;
+    PyThreadState *state = data.len > SHORT_BYTES ? PyEval_SaveThread() : NULL;
+    if (floats)
+        number = peak_of_floats(rows.buf, count, kind, data.buf, weights.buf);
+    else
+        integer = peak_of_integers(rows.buf, count, kind == INT32, name[0] == 'u', data.buf);
+    if (state)
+        PyEval_RestoreThread(state);
+    result = floats ? PyFloat_FromDouble(number) : PyLong_FromUnsignedLongLong(integer);
+done:
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&weights);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"crc32c", fast_crc32c, METH_VARARGS, crc32c_doc},
     {"same", fast_same, METH_VARARGS, same_doc},
     {"intact", fast_intact, METH_VARARGS, intact_doc},
     {"add", fast_add, METH_VARARGS, add_doc},
+    {"peak", fast_peak, METH_VARARGS, peak_doc},
     {NULL, NULL, 0, NULL},
 };
 
