@@ -329,3 +329,24 @@ def test_values_at_clients_and_state_at_result(run_round: Callable[..., Any]) ->
         return tf_map(lambda s, m, h: s * h + m, state, mean, half), mean
 
     check(run_round, comp, 3.0)
+
+
+def test_work_that_is_a_constant_beside_the_data(run_round: Callable[..., Any]) -> None:
+    """What reads the data is folded to a constant; a control edge from the data is left."""
+
+    @tff.tensorflow.computation(tff.SequenceType(np.str_))
+    def none_of_it(examples: Any) -> Any:
+        with tf.control_dependencies([tf.data.experimental.to_variant(examples)]):
+            return tf.identity(tf.constant(1.0))
+
+    @tff.tensorflow.computation(np.float32)
+    def times_nothing(value: Any) -> Any:
+        return tf.zeros_like(value) + 2.0
+
+    @tff.federated_computation(at_server(np.float32), DATA)
+    def comp(state: Any, data: Any) -> Any:
+        ones = tff.federated_sum(tff.federated_map(none_of_it, data))
+        sent = tff.federated_map(times_nothing, tff.federated_broadcast(state))
+        return tff.federated_map(times_nothing, state), (ones, tff.federated_sum(sent))
+
+    check(run_round, comp, np.float32(7))
