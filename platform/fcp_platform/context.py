@@ -155,8 +155,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         if not isinstance(comp, FederatedComputation):
             if self._base_context is None:
                 raise TypeError(
-                    f"a {type(comp).__name__} is not a FederatedComputation, and there is no "
-                    "base_context to run it"
+                    "the computation must be a FederatedComputation if no base_context was "
+                    f"provided to run others; it is a {type(comp).__name__}"
                 )
             return self._base_context.invoke(comp, arg)
         arguments = [] if arg is None else list(arg)
@@ -171,26 +171,15 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             )
         if data.population_name != self._population:
             raise ValueError(
-                f"the data are of the population {data.population_name!r}, the context serves "
-                f"{self._population!r}"
+                "the population_names must match: the FederatedDataSource's is "
+                f"{data.population_name!r}, the FederatedContext's {self._population!r}"
             )
-        leaves = values.flatten(state, comp.type_signature.parameter[0], naming.STATE)
+        leaves = values.given(state, comp.type_signature.parameter[0], naming.STATE)
         plan = self._plan(comp, data)
         task = asyncio.get_running_loop().create_task(
             self._round(comp, leaves, data, plan), name=f"round of {comp.name}"
         )
-        references = (
-            _references(comp.type_signature.result[0], naming.STATE, task),
-            _references(comp.type_signature.result[1], naming.METRICS, task),
-        )
-        result_type = comp.type_signature.result
-        named = tff.structure.Struct(
-            (name, reference)
-            for (name, _), reference in zip(
-                naming.member_types(result_type), references, strict=True
-            )
-        )
-        return type_conversions.type_to_py_container(named, result_type)
+        return _result(comp.type_signature.result, task)
 
     def lower(self, comp: FederatedComputation) -> None:
         """Lower a computation now, or find it in the plan cache, rather than when it first runs.
@@ -201,13 +190,12 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         comp.lower(self._plan_cache)
 
     def _plan(self, comp: FederatedComputation, data: DataSelectionConfig) -> bytes:
-        selectors = selectors_in_order(data.example_selector)
+        selectors = _selectors(comp, data)
         key = (
             comp.wrapped_computation,
             tuple(selector.SerializeToString(deterministic=True) for selector in selectors),
         )
         if key not in self._plans:
-            _check_data(comp, data)
             self.lower(comp)
             plan: plan_pb2.ClientOnlyPlan = plans.build_plan(comp.lowered, selectors)
             # A program that is started again must make the same bytes.
@@ -267,8 +255,18 @@ def _round_template(population: str, fields: Mapping[str, Any]) -> TaskSpec:
 
 async def _materialize(leaf: Leaf, value: Any) -> tuple[str, Any]:
     if isinstance(value, tff.program.MaterializableValueReference):
-        value = await value.get_value()
-    return leaf.name, values.as_array(leaf, value)
+        value = values.as_array(leaf, await value.get_value())
+    return leaf.name, value
+
+
+def _result(result_type: Any, future: asyncio.Future[bytes]) -> Any:
+    """Return the references to a round's results, in containers like TFF's own."""
+    prefixes = (naming.STATE, naming.METRICS)
+    named = tff.structure.Struct(
+        (name, _references(element, prefix, future))
+        for (name, element), prefix in zip(naming.member_types(result_type), prefixes, strict=True)
+    )
+    return type_conversions.type_to_py_container(named, result_type)
 
 
 def _references(type_spec: Any, name: str, future: asyncio.Future[bytes]) -> Any:
@@ -282,13 +280,28 @@ def _references(type_spec: Any, name: str, future: asyncio.Future[bytes]) -> Any
     return CheckpointTensorReference(name, type_spec.dtype, type_spec.shape, future)
 
 
-def _check_data(comp: FederatedComputation, data: DataSelectionConfig) -> None:
-    """Check that a computation reads what a data source gives.
+def _selectors(
+    comp: FederatedComputation, data: DataSelectionConfig
+) -> list[plan_pb2.ExampleSelector]:
+    """Return the selectors of a data source, in the order in which a computation reads them.
 
-    :raises TypeError: if not.
+    :raises TypeError: if it reads something else.
     """
-    wanted = comp.type_signature.parameter[1]
-    given = tff.FederatedType(data_type(data.example_selector), tff.CLIENTS)
-    members = [naming.leaves(type_spec, "data") for type_spec in (wanted, given)]
-    if members[0] != members[1]:
-        raise TypeError(f"the computation reads client data of type {wanted}, found {given}")
+    wanted = _client_type(comp.type_signature.parameter[1])
+    try:
+        return selectors_in_order(data.example_selector, wanted)
+    except TypeError as error:
+        given = data_type(data.example_selector)
+        raise TypeError(
+            f"the computation reads client data of type {wanted}, found {given}: {error}"
+        ) from error
+
+
+def _client_type(type_spec: Any) -> Any:
+    """Return the type of one client's data: the placement may be of the whole or of the leaves."""
+    type_spec = naming.unplaced(type_spec)
+    if isinstance(type_spec, tff.StructType):
+        return tff.StructType(
+            [(name, _client_type(element)) for name, element in naming.member_types(type_spec)]
+        )
+    return type_spec

@@ -24,6 +24,7 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import plan_pb2
 from fcp_platform import lowering, values
+from fcp_platform.data_source import selectors_in_order
 
 pytestmark = pytest.mark.tff
 
@@ -236,10 +237,31 @@ class TestDataSource:
         for k in (None, 0, -1):
             with pytest.raises(ValueError, match="k must be positive"):
                 iterator.select(k)
+        for k in (True, 2.5, 2.0, "2", np.bool_(True)):
+            with pytest.raises(TypeError, match="k must be a whole number"):
+                iterator.select(k)
+        assert type(iterator.select(np.int64(2)).num_clients) is int
         with pytest.raises(NotImplementedError):
             iterator.to_bytes()
         with pytest.raises(NotImplementedError):
             type(iterator).from_bytes(b"")
+
+    def test_lists_and_tuples_of_selectors(self) -> None:
+        other = plan_pb2.ExampleSelector(collection_uri="app:/y")
+        source = fcp_platform.FederatedDataSource("p", {"b": [SELECTOR, other], "a": (other,)})
+        strings = tff.SequenceType(np.str_)
+        wanted = tff.StructType([("b", [strings, strings]), ("a", [strings])])
+        assert wanted.is_equivalent_to(source.federated_type.member)
+
+    def test_selectors_in_the_order_of_the_computation(self) -> None:
+        other = plan_pb2.ExampleSelector(collection_uri="app:/y")
+        strings = tff.SequenceType(np.str_)
+        wanted = tff.StructType([("a", strings), ("b", [strings, strings])])
+        found = selectors_in_order({"b": (SELECTOR, other), "a": other}, wanted)
+        assert found == [other, SELECTOR, other]
+        for wrong in ({"a": other}, {"a": other, "c": [other, other]}, [other, [other, other]]):
+            with pytest.raises(TypeError):
+                selectors_in_order(wrong, wanted)
 
 
 class TestContext:
@@ -311,7 +333,7 @@ class TestContext:
         assert {name: getattr(made._template, name) for name in fields} == fields
 
     def test_other_computations(self, context: Any) -> None:
-        with pytest.raises(TypeError, match="no base_context"):
+        with pytest.raises(TypeError, match="FederatedComputation if no base_context was"):
             invoke(context, good, 1, select())
 
         class Base:
@@ -331,10 +353,13 @@ class TestContext:
             invoke(context, self.comp, [object()], select())
         with pytest.raises(TypeError, match=r"arg\[1\] must be the result of"):
             invoke(context, self.comp, 1, [b"data"])
-        with pytest.raises(ValueError, match="'server' must be one value"):
+        for wrong in ({"a": 1}, [1, {"a": 2}]):
+            with pytest.raises(ValueError, match="the state must be one value"):
+                invoke(context, self.comp, wrong, select())
+        with pytest.raises(ValueError, match=r"the state must be of type int32, .* shape \[2\]"):
             invoke(context, self.comp, [1, 2], select())
         other = fcp_platform.FederatedDataSource("other", SELECTOR).iterator().select(1)
-        with pytest.raises(ValueError, match="population 'other'"):
+        with pytest.raises(ValueError, match=r"population_names must match: .*'other'"):
             invoke(context, self.comp, 1, other)
 
     def test_data_of_another_type(self, context: Any) -> None:
@@ -373,10 +398,13 @@ class TestValues:
                 ("server/a", 1),
                 ("server/b/0", "x"),
             ]
-        with pytest.raises(ValueError, match="'server' has no element 'b'"):
+        with pytest.raises(ValueError, match="the state has no element 'b'"):
             values.flatten({"a": 1, "c": 2}, named, "server")
-        with pytest.raises(ValueError, match="'server' must have 2 elements"):
+        with pytest.raises(ValueError, match="the state must have 2 elements"):
             values.flatten({"a": 1}, named, "server")
+        deep = tff.StructType([("a/b", tff.StructType([np.int32]))])
+        with pytest.raises(ValueError, match=r"the state\['a/b'\]\[0\] must be of dtype int32"):
+            values.given({"a/b": [7.5]}, deep, "server")
 
     def test_arrays(self) -> None:
         def convert(value: Any, dtype: Any, shape: Any = ()) -> Any:
@@ -386,6 +414,12 @@ class TestValues:
         assert convert(7, np.float32).dtype == np.float32
         assert convert(tf.constant([1, 2]), np.int32, [None]).tolist() == [1, 2]
         assert convert("é", np.str_).item() == "é"
+        assert convert([[1, 2]], np.int32, [1, 2]).tolist() == [[1, 2]]
+        assert convert([], np.int32, [None]).dtype == np.int32
+        assert convert(["é", b"b"], np.str_, [2]).tolist() == ["é", b"b"]
+        assert convert((), np.str_, [0]).shape == (0,)
+        with pytest.raises(ValueError, match="different lengths"):
+            convert([[1], [1, 2]], np.int32, [2, None])
         with pytest.raises(ValueError, match="dtype"):
             convert(7.5, np.int32)
         with pytest.raises(ValueError, match="does not fit"):

@@ -285,7 +285,7 @@ def test_minimum_fraction_is_enough_at_the_deadline() -> None:
         assert asyncio.run(program()) == 3 * progress.count("Contributed")
 
 
-def test_cancelled_program_cancels_the_round() -> None:
+def test_program_that_ends_cancels_the_round() -> None:
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")
     progress = Progress()
 
@@ -296,11 +296,32 @@ def test_cancelled_program_cancels_the_round() -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await asyncio.to_thread(progress.wait_for, "TaskClosed")
 
     with serving(plugins=[progress]):
         asyncio.run(program())
+        progress.wait_for("TaskClosed")
     assert [e.code for e in progress.events if type(e).__name__ == "TaskClosed"] == [Code.CANCELLED]
+
+
+def test_who_stops_waiting_does_not_end_the_round() -> None:
+    """Neither one that runs out of time, nor one of several, nor a round that waits for it."""
+    computation = fcp_demo.FederatedComputation(sum_up, name="sum")
+    progress = Progress()
+
+    async def program(context: Any) -> list[int]:
+        state, metrics = computation(0, source().iterator().select(1))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(state.get_value(), 0)
+        waiting = [asyncio.ensure_future(metrics["sum"].get_value()) for _ in range(3)]
+        await asyncio.to_thread(progress.wait_for, "TaskOpened")
+        waiting[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        with devices(context, holding(3)):
+            return [*await asyncio.gather(*waiting[1:]), await state.get_value()]
+
+    with serving(plugins=[progress]) as context:
+        assert asyncio.run(program(context)) == [3, 3, 3]
 
 
 def test_aggregate_on_the_server() -> None:
