@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -18,10 +19,14 @@ from tensorflow_federated.python.core.environments.tensorflow_backend import (
 from tensorflow_federated.python.core.impl.compiler import transformations, tree_transformations
 
 from fcp_core.client.tensorflow_sessions import SessionPool
+from fcp_core.protocol.status import Code, StatusError
 from fcp_platform.naming import Leaf, leaves, member_types, unplaced
 
 #: What may be a part of a scope's name in TensorFlow.
 _SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]*")
+
+#: The lines of an error's text that say where it was, not what it was.
+_ACCOUNT = re.compile(r"Graph execution error|Detected at node|Node: |\[\[|File \"|\(?\d+\) ")
 
 # The graphs are small and run a few times: rewriting one costs more than it saves.
 _SESSION = tf.compat.v1.ConfigProto()
@@ -109,6 +114,21 @@ class _Ready:
     sessions: SessionPool
     inputs: list[Any]
     outputs: list[Any]
+
+
+@contextlib.contextmanager
+def in_words(what: str) -> Iterator[None]:
+    """Say what went wrong in a graph, without TensorFlow's account of nodes and stacks.
+
+    :param what: what the graph is for.
+    :raises StatusError: in place of TensorFlow's errors, with their code.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        told = [line.strip() for line in error.message.splitlines()]
+        said = [line for line in told if line and not _ACCOUNT.match(line)] or told
+        raise StatusError(Code(error.error_code), f"{what} failed: {said[0]}") from error
 
 
 def local_graph(

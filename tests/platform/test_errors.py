@@ -95,14 +95,9 @@ class TestComputation:
         def three_results(state: Any, data: Any) -> Any:
             return state, state, state
 
-        @tff.federated_computation(STATE, DATA)
-        def one_result(state: Any, data: Any) -> Any:
-            return state
-
         for comp, message in (
             (one_argument, "take two arguments"),
             (three_results, "return two values"),
-            (one_result, "return two values"),
         ):
             with pytest.raises(TypeError, match=message):
                 fcp_platform.FederatedComputation(comp, name="a")
@@ -361,6 +356,24 @@ class TestContext:
         other = fcp_platform.FederatedDataSource("other", SELECTOR).iterator().select(1)
         with pytest.raises(ValueError, match=r"population_names must match: .*'other'"):
             invoke(context, self.comp, 1, other)
+
+    def test_arguments_by_name(self, context: Any) -> None:
+        """They are taken by name; what TFF's own computations refuse is refused."""
+
+        async def program(*args: Any, **kwargs: Any) -> Any:
+            with tff.framework.get_context_stack().install(context):
+                return self.comp(*args, **kwargs)
+
+        with pytest.raises(TypeError, match=r"arg\[0\]"):
+            asyncio.run(program(data=select(), state=object()))
+        with pytest.raises(ValueError, match="the state must be"):
+            asyncio.run(program(data=select(), state={"a": 1}))
+        with pytest.raises(TypeError, match="no argument 'date'; those with a name are 'state', "):
+            asyncio.run(program(1, date=select()))
+        with pytest.raises(TypeError, match="'state' is given twice"):
+            asyncio.run(program(1, state=2))
+        with pytest.raises(ValueError, match="two arguments"):
+            asyncio.run(program(data=select()))
 
     def test_data_of_another_type(self, context: Any) -> None:
         nested = fcp_platform.FederatedDataSource("a/population", {"a": SELECTOR})

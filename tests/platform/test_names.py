@@ -20,7 +20,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from fcp_core.protocol.checkpoint import write_checkpoint
-from fcp_platform import context, naming
+from fcp_platform import FederatedComputation, context, naming
 from fcp_platform.runtime import LocalRuntime
 
 pytestmark = pytest.mark.tff
@@ -180,7 +180,7 @@ def test_what_tff_returns_the_platform_returns(
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         future.set_result(checkpoint)
         return await tff.program.materialize_value(
-            context._result(comp.type_signature.result, future)
+            context._result(FederatedComputation(comp, name="a"), future)
         )
 
     assert same(asyncio.run(materialised()), expected)

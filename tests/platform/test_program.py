@@ -582,3 +582,69 @@ def test_tls(certificates: Path) -> None:
             done.set()
             client.interrupt()
             thread.join()
+
+
+def test_computations_without_a_new_state_or_any() -> None:
+    @tff.federated_computation(tff.FederatedType(np.int64, tff.SERVER), DATA)
+    def evaluate(state: Any, data: Any) -> Any:
+        values = tff.federated_map(add, (tff.federated_map(total, data), broadcast(state)))
+        return tff.federated_sum(values)
+
+    @tff.federated_computation(DATA)
+    def count(data: Any) -> Any:
+        sums = tff.federated_map(total, data)
+        return collections.OrderedDict(all=tff.federated_sum(sums), most=tff.federated_max(sums))
+
+    evaluation = fcp_demo.FederatedComputation(evaluate, name="evaluate")
+    stateless = fcp_demo.FederatedComputation(count, name="count")
+
+    async def program() -> list[Any]:
+        data = source().iterator().select(2)
+        return await tff.program.materialize_value([evaluation(5, data), stateless(data)])
+
+    with serving() as context, devices(context, holding(7, 7)):
+        assert asyncio.run(program()) == [24, collections.OrderedDict(all=14, most=7)]
+
+
+def test_a_computation_is_simulated_in_a_context_of_tff() -> None:
+    computation = fcp_demo.FederatedComputation(sum_up, name="sum")
+    with LocalRuntime():
+        state, metrics = computation(data=[["1", "2"], ["4"]], state=5)
+    assert (state, metrics["sum"]) == (12, 7)
+
+
+def test_faults_of_the_servers_own_graphs() -> None:
+    """Before devices are asked, and after they have worked: in words, not TensorFlow's."""
+
+    @tff.tensorflow.computation(np.int64)
+    def positive(value: Any) -> Any:
+        with tf.control_dependencies([tf.debugging.assert_positive(value, "is it positive?")]):
+            return tf.identity(value)
+
+    @tff.federated_computation(tff.FederatedType(np.int64, tff.SERVER), DATA)
+    def comp(state: Any, data: Any) -> Any:
+        sent = broadcast(tff.federated_map(positive, state))
+        sums = tff.federated_sum(tff.federated_map(add, (tff.federated_map(total, data), sent)))
+        return state, tff.federated_map(positive, sums)
+
+    computation = fcp_demo.FederatedComputation(comp, name="positive")
+
+    async def program(state: int) -> None:
+        _, metrics = computation(state, source().iterator().select(1))
+        await metrics.get_value()
+
+    where = {0: "before the broadcast", 3: "with the aggregate"}
+    with serving() as context, devices(context, holding(-7)):
+        for state, part in where.items():
+            with pytest.raises(fcp_demo.AggregationFailedError) as error:
+                asyncio.run(program(state))
+            assert error.value.code is Code.INVALID_ARGUMENT
+            assert str(error.value).startswith(
+                f"Aggregation failed. positive: what the server does {part} failed: assertion "
+                "failed: [is it positive?"
+            )
+            assert "\n" not in str(error.value)
+
+
+def broadcast(value: Any) -> Any:
+    return tff.federated_broadcast(value)
