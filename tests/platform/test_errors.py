@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -282,8 +283,12 @@ class TestContext:
 
     def test_port_is_bound_at_once(self, context: Any) -> None:
         assert context.server_port > 0
-        with pytest.raises(UsageError):
-            fcp_platform.FederatedContext("a", fcp_platform.LocalServer(port=context.server_port))
+        taken = fcp_platform.LocalServer(port=context.server_port)
+        with pytest.raises(UsageError, match="cannot listen") as error:
+            fcp_platform.FederatedContext("a", taken)
+        # What the reference raises.
+        assert isinstance(error.value, OSError)
+        assert error.value.errno == errno.EADDRINUSE
 
     def test_options_of_a_server_work_with_a_warning(self, port_of_its_own: int) -> None:
         written = r"LocalServer\(port=..., config=...\)"
