@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 import tensorflow_federated as tff
+from google.protobuf.message import DecodeError
 
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.tasks import NAME_PATTERN, AssignmentMode
@@ -89,18 +91,31 @@ class FederatedDataSourceIterator(tff.program.FederatedDataSourceIterator):  # t
 
     @classmethod
     def from_bytes(cls, buffer: bytes) -> FederatedDataSourceIterator:
-        """Refuse: an iterator has no position that could be kept.
+        """Return the iterator that :meth:`to_bytes` has written, of a source like its own.
 
-        :raises NotImplementedError: always.
+        :raises ValueError: for any other bytes.
         """
-        raise NotImplementedError("an iterator has no position to restore; make a new one")
+        try:
+            kept = msgspec.msgpack.decode(buffer, type=_Kept)
+            selector, mode = _selector_of(kept.selector), AssignmentMode(kept.mode).number
+            source = FederatedDataSource(kept.population, selector, mode)
+        except (msgspec.DecodeError, DecodeError, TypeError, ValueError) as error:
+            raise ValueError(f"the bytes are no iterator of a data source: {error}") from error
+        return cls(source)
 
     def to_bytes(self) -> bytes:
-        """Refuse: an iterator has no position that could be kept.
+        """Return the source as bytes; an iterator has no position beside it.
 
-        :raises NotImplementedError: always.
+        It is what a program's state manager saves. Tuples of selectors come back as lists.
         """
-        raise NotImplementedError("an iterator has no position to keep; make a new one")
+        mode = self._source.task_assignment_mode
+        return msgspec.msgpack.encode(
+            _Kept(
+                self._source.population_name,
+                _plain_selector(self._source.example_selector),
+                AssignmentMode(getattr(mode, "value", mode)).number,
+            )
+        )
 
     @property
     def federated_type(self) -> Any:
@@ -125,6 +140,32 @@ class FederatedDataSourceIterator(tff.program.FederatedDataSourceIterator):  # t
             self._source.task_assignment_mode,
             int(k),
         )
+
+
+class _Kept(msgspec.Struct, array_like=True):
+    """A data source in an iterator's bytes."""
+
+    population: str
+    selector: Any
+    mode: int
+
+
+def _plain_selector(selector: NestedExampleSelector) -> Any:
+    """Return a structure of selectors as mappings and lists of their bytes."""
+    elements = elements_of(selector)
+    if elements is None:
+        return selector.SerializeToString(deterministic=True)
+    plain = {key: _plain_selector(inner) for key, inner in elements.items()}
+    return plain if not isinstance(next(iter(plain), ""), int) else list(plain.values())
+
+
+def _selector_of(plain: Any) -> NestedExampleSelector:
+    """Return the selectors that :func:`_plain_selector` has made plain."""
+    if isinstance(plain, dict):
+        return {str(key): _selector_of(inner) for key, inner in plain.items()}
+    if isinstance(plain, list):
+        return [_selector_of(inner) for inner in plain]
+    return plan_pb2.ExampleSelector.FromString(plain)
 
 
 def check_name(what: str, name: object) -> None:

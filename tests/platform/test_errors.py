@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import dataclasses
 import errno
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 pytest.importorskip("tensorflow_federated")
 
 import attrs
+import msgspec
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -24,6 +26,7 @@ import fcp_platform
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import plan_pb2
+from fcp_core.rounds.tasks import AssignmentMode
 from fcp_platform import lowering, values
 from fcp_platform.data_source import selectors_in_order
 
@@ -237,10 +240,19 @@ class TestDataSource:
             with pytest.raises(TypeError, match="k must be a whole number"):
                 iterator.select(k)
         assert type(iterator.select(np.int64(2)).num_clients) is int
-        with pytest.raises(NotImplementedError):
-            iterator.to_bytes()
-        with pytest.raises(NotImplementedError):
-            type(iterator).from_bytes(b"")
+
+    def test_iterators_as_bytes(self) -> None:
+        nested = {"b": [SELECTOR, {"c": SELECTOR}], "a": SELECTOR}
+        for selector, mode in ((SELECTOR, AssignmentMode.MULTIPLE), (nested, 1)):
+            iterator = fcp_platform.FederatedDataSource("p/q", selector, mode).iterator()
+            again = type(iterator).from_bytes(iterator.to_bytes())
+            assert again.federated_type.is_equivalent_to(iterator.federated_type)
+            chosen, wanted = again.select(2), iterator.select(2)
+            assert chosen.task_assignment_mode == AssignmentMode(wanted.task_assignment_mode).number
+            assert dataclasses.replace(chosen, task_assignment_mode=mode) == wanted
+        for wrong in (b"", b"x", msgspec.msgpack.encode(["p p", b"", 1])):
+            with pytest.raises(ValueError, match="no iterator of a data source"):
+                type(iterator).from_bytes(wrong)
 
     def test_lists_and_tuples_of_selectors(self) -> None:
         other = plan_pb2.ExampleSelector(collection_uri="app:/y")

@@ -648,3 +648,59 @@ def test_faults_of_the_servers_own_graphs() -> None:
 
 def broadcast(value: Any) -> Any:
     return tff.federated_broadcast(value)
+
+
+@pytest.mark.slow
+def test_tffs_own_training_program_saves_its_state(tmp_path: Path) -> None:
+    """It keeps the data source's iterator beside the model, and goes on from both."""
+    x = tf.TensorSpec([None, 1], tf.float32)
+
+    def model() -> Any:
+        return tff.learning.models.from_keras_model(
+            tf.keras.Sequential([tf.keras.layers.InputLayer((1,)), tf.keras.layers.Dense(1)]),
+            loss=tf.keras.losses.MeanSquaredError(),
+            input_spec=(x, x),
+        )
+
+    def parse(texts: Any) -> Any:
+        def pair(text: Any) -> Any:
+            number = tf.strings.to_number(text)[:, tf.newaxis]
+            return number, 2 * number
+
+        return texts.batch(4).map(pair)
+
+    process = tff.learning.algorithms.build_weighted_fed_avg(
+        model, client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.01)
+    )
+    computation = learning_process_computation(process, parse)
+    training = tff.learning.templates.LearningProcess(
+        process.initialize,
+        fcp_demo.FederatedComputation(computation, name="train"),
+        process.get_model_weights,
+        process.set_model_weights,
+    )
+    saved = tff.program.FileProgramStateManager(tmp_path)
+    progress = Progress()
+
+    async def program(rounds: int) -> None:
+        await tff.learning.programs.train_model(
+            train_process=training,
+            train_data_source=source(),
+            train_per_round_clients=2,
+            train_total_rounds=rounds,
+            program_state_manager=saved,
+            model_output_manager=tff.program.MemoryReleaseManager(),
+            evaluation_manager=None,
+            evaluation_periodicity=1,
+        )
+
+    with (
+        LocalRuntime() as runtime,
+        serving(base_context=runtime.federated_context, plugins=[progress]) as context,
+        devices(context, holding(1, 2)),
+    ):
+        asyncio.run(program(1))
+        asyncio.run(program(2))
+        assert asyncio.run(saved.get_versions()) == [0, 1, 2]
+    # The second run has not done the first round again.
+    assert progress.count("TaskClosed") == 2
