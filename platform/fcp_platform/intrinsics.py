@@ -108,7 +108,15 @@ def call_dominant(block: Any) -> Any:
             )
 
     tree_analysis.visit_postorder(block, check)
-    tree_analysis.check_broadcast_not_dependent_on_aggregate(block)
+    try:
+        tree_analysis.check_broadcast_not_dependent_on_aggregate(block)
+    except ValueError as error:
+        # Its own message shows the computation as a syntax tree.
+        raise ValueError(
+            "a broadcast, or the server's value of a federated_select, depends on an aggregate: "
+            "devices are asked once in a round; put the aggregate into the state, and broadcast "
+            "it in the next round"
+        ) from error
     return block
 
 

@@ -350,3 +350,38 @@ def test_work_that_is_a_constant_beside_the_data(run_round: Callable[..., Any]) 
         return tff.federated_map(times_nothing, state), (ones, tff.federated_sum(sent))
 
     check(run_round, comp, np.float32(7))
+
+
+def test_least_and_greatest_of_uint64(run_round: Callable[..., Any]) -> None:
+    """Their order is not that of the int64 of the same bits. TFF's own runtime has none of them."""
+
+    @tff.tensorflow.computation(np.float32)
+    def spread(value: Any) -> Any:
+        high = tf.constant(2**64 - 100, tf.uint64)
+        return tf.stack([tf.cast(value, tf.uint64), high + tf.cast(value, tf.uint64)])
+
+    @tff.tensorflow.computation(np.float32)
+    def about_the_middle(value: Any) -> Any:
+        return tf.constant(2**63 - 10, tf.uint64) + tf.cast(value, tf.uint64)
+
+    @tff.federated_computation(at_server(np.int32), DATA)
+    def comp(state: Any, data: Any) -> Any:
+        sums = tff.federated_map(total, data)
+        values, middle = tff.federated_map(spread, sums), tff.federated_map(about_the_middle, sums)
+        return state, collections.OrderedDict(
+            least=tff.federated_min(values),
+            greatest=tff.federated_max(values),
+            least_in_the_middle=tff.federated_min(middle),
+            greatest_in_the_middle=tff.federated_max(middle),
+        )
+
+    found = run_round(comp, 0, CLIENTS)  # the totals are 3, 40 and 11
+    form = encoding.aggregated("", "federated_sum", np.uint64)
+    wanted = {
+        "least": [3, 2**64 - 97],
+        "greatest": [40, 2**64 - 60],
+        "least_in_the_middle": 2**63 - 7,
+        "greatest_in_the_middle": 2**63 + 30,
+    }
+    for name, value in wanted.items():
+        assert form.decode_array(found[f"metrics/{name}"]).tolist() == value
