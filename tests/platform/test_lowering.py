@@ -385,3 +385,40 @@ def test_least_and_greatest_of_uint64(run_round: Callable[..., Any]) -> None:
     }
     for name, value in wanted.items():
         assert form.decode_array(found[f"metrics/{name}"]).tolist() == value
+
+
+def test_secure_select_sends_all_and_selects_on_the_device(run_round: Callable[..., Any]) -> None:
+    value_type = collections.OrderedDict(
+        words=tff.TensorType(np.str_, [3]), table=tff.TensorType(np.float32, [3])
+    )
+
+    @tff.tensorflow.computation(value_type, np.int32)
+    def choose(value: Any, key: Any) -> Any:
+        return collections.OrderedDict(
+            number=value["table"][key], length=tf.strings.length(value["words"][key])
+        )
+
+    @tff.tensorflow.computation(tff.SequenceType(np.str_))
+    def client_keys(examples: Any) -> Any:
+        return tf.stack([examples.reduce(np.int32(0), lambda n, _: n + 1) - 1, 2])
+
+    @tff.tensorflow.computation(tff.SequenceType(choose.type_signature.result))
+    def work(slices: Any) -> Any:
+        start = (tf.constant(0.0), tf.constant(0))
+        return slices.reduce(
+            start, lambda state, one: (state[0] * 10 + one["number"], state[1] + one["length"])
+        )
+
+    @tff.federated_computation(at_server(value_type), DATA)
+    def comp(state: Any, data: Any) -> Any:
+        keys = tff.federated_map(client_keys, data)
+        slices = tff.federated_secure_select(
+            keys, tff.federated_value(2, tff.SERVER), state, choose
+        )
+        return state, tff.federated_sum(tff.federated_map(work, slices))
+
+    state = {"words": np.array([b"a", b"bc", b"def"], object), "table": np.float32([1, 2, 4])}
+    # TFF's own runtime has no secure select. The clients' keys are (1, 2), (0, 2) and (2, 2).
+    found = run_round(comp, state, CLIENTS)
+    assert found["metrics/0"] == 24 + 14 + 44
+    assert found["metrics/1"] == 5 + 4 + 6
