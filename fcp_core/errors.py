@@ -14,6 +14,18 @@ class UsageError(FcpError):
     """
 
 
+class ListenError(UsageError, OSError):
+    """A server cannot listen where it was told to. ``errno`` says why, as for any ``OSError``.
+
+    :param message: why, in words.
+    :param errno: the system's number for it.
+    """
+
+    def __init__(self, message: str, errno: int | None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
 class MissingExtraError(UsageError):
     """A part was used whose optional dependencies are not installed.
 

@@ -54,10 +54,15 @@ class ExampleQueryExecutor(PlanExecutor):
 
     def _format(self, tensors: dict[str, Tensor], aggregations: Any) -> Format:
         federated_compute = self._lightweight
+        # A router may write a tensor's name with the output's number.
+        kinds = {
+            name.removesuffix(":0"): aggregation.WhichOneof("protocol_config")
+            for name, aggregation in aggregations.items()
+        }
         for name in tensors:
-            if name not in aggregations:
+            if name.removesuffix(":0") not in kinds:
                 raise _bad(f"its router has no aggregation for the tensor {name!r}")
-            kind = aggregations[name].WhichOneof("protocol_config")
+            kind = kinds[name.removesuffix(":0")]
             if kind == "federated_compute_checkpoint_aggregation":
                 federated_compute = True
             elif kind != "tf_v1_checkpoint_aggregation":

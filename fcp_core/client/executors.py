@@ -44,8 +44,9 @@ class SliceSource:
     def slices(self, selector: SlicesSelector) -> Iterator[bytes]:
         """Return the slices of the selector's keys, in their order, all fetched at once.
 
-        :raises StatusError: INVALID_ARGUMENT if the task serves no slices; UNAVAILABLE if any of
-            them cannot be had; CANCELLED if the client was interrupted.
+        :raises StatusError: INVALID_ARGUMENT if the task serves no slices; OUT_OF_RANGE if it has
+            none of a key; UNAVAILABLE if any of them cannot be had; CANCELLED if the client was
+            interrupted.
         """
         if not self._template or self._download is None:
             raise StatusError(Code.INVALID_ARGUMENT, "the task serves no slices to select from")
@@ -56,6 +57,14 @@ class SliceSource:
         except StatusError as error:
             if error.code is Code.CANCELLED:
                 raise
+            if error.code is Code.NOT_FOUND:
+                # Asking again would not help. It is no reason to stay away for long either: the
+                # task may have ended meanwhile, and taken its slices with it.
+                asked = f"{min(selector.keys)} to {max(selector.keys)}"
+                raise StatusError(
+                    Code.OUT_OF_RANGE,
+                    f"{selector.served_at_id!r} has no slice of one of the keys asked for, {asked}",
+                ) from error
             raise StatusError(
                 Code.UNAVAILABLE, f"a slice of {selector.served_at_id!r} is missing: {error}"
             ) from error

@@ -59,11 +59,12 @@ class TensorFlowExecutor(PlanExecutor):
         :raises StatusError: as :meth:`run` does.
         """
         router = run.plan.phase.federated_compute_eligibility
-        name = router.task_eligibility_info_tensor_name
+        name = _full_name(router.task_eligibility_info_tensor_name)
         if not name:
             raise _bad("its router names no task_eligibility_info tensor")
         with tempfile.TemporaryDirectory(prefix="fcp-plan-") as scratch:
-            value = self._run(run, Path(scratch), router.input_filepath_tensor_name, {}, name)
+            input_filepath = _full_name(router.input_filepath_tensor_name)
+            value = self._run(run, Path(scratch), input_filepath, {}, name)
         if not isinstance(value, bytes):
             raise _bad(f"{name} is no scalar string")
         return value
@@ -87,7 +88,7 @@ class TensorFlowExecutor(PlanExecutor):
             feeds[input_filepath] = str(checkpoint)
         token = secrets.token_bytes(_TOKEN_BYTES)
         if spec.dataset_token_tensor_name:
-            feeds[spec.dataset_token_tensor_name] = token
+            feeds[_full_name(spec.dataset_token_tensor_name)] = token
         active = _ActiveRun(run, scratch)
         with self._lock:
             self._active[token] = active
@@ -242,24 +243,22 @@ class _Routing:
         if phase.WhichOneof("io_router") != "federated_compute":
             raise _bad("it has no federated_compute router")
         router, spec = phase.federated_compute, phase.tensorflow_spec
-        fed = {
-            name
-            for name in (router.input_filepath_tensor_name, router.output_filepath_tensor_name)
-            if name
-        }
+        given = _full_name(router.input_filepath_tensor_name)
+        written = _full_name(router.output_filepath_tensor_name)
+        fed = {name for name in (given, written) if name}
         declared = [_tensor_name(data) for data in spec.input_tensor_specs]
         if len(declared) != len(fed) or set(declared) != fed:
             raise _bad(f"it declares the inputs {sorted(declared)}, but is fed {sorted(fed)}")
         outputs = {_tensor_name(data) for data in spec.output_tensor_specs}
+        aggregated = {_full_name(name) for name in router.aggregations}
         secure = {
-            name
+            _full_name(name)
             for name, config in router.aggregations.items()
             if config.WhichOneof("protocol_config") == "secure_aggregation"
         }
-        if len(outputs) != len(spec.output_tensor_specs) or outputs != set(router.aggregations):
+        if len(outputs) != len(spec.output_tensor_specs) or outputs != aggregated:
             raise _bad(
-                f"it declares the outputs {sorted(outputs)}, but aggregates "
-                f"{sorted(router.aggregations)}"
+                f"it declares the outputs {sorted(outputs)}, but aggregates {sorted(aggregated)}"
             )
         if outputs != secure:
             raise _bad(f"its outputs {sorted(outputs - secure)} are not securely aggregated")
@@ -267,16 +266,21 @@ class _Routing:
             raise StatusError(
                 Code.UNIMPLEMENTED, f"secure aggregation of {sorted(secure)} by this client"
             )
-        if not router.output_filepath_tensor_name:
+        if not written:
             raise _bad("it writes no checkpoint: its router names no output_filepath")
-        return cls(router.input_filepath_tensor_name, router.output_filepath_tensor_name)
+        return cls(given, written)
 
 
 def _tensor_name(data: bytes) -> str:
     try:
-        return str(tensorflow_struct_pb2.TensorSpecProto.FromString(data).name)
+        return _full_name(tensorflow_struct_pb2.TensorSpecProto.FromString(data).name)
     except DecodeError as error:
         raise _bad(f"a tensor specification is malformed: {error}") from error
+
+
+def _full_name(name: str) -> str:
+    """Return a tensor's name with its output; plans may leave out the first one's ``:0``."""
+    return name if ":" in name or not name else f"{name}:0"
 
 
 def _constants(tf: Any, constants: Any) -> dict[str, Any]:
@@ -288,7 +292,7 @@ def _constants(tf: Any, constants: Any) -> dict[str, Any]:
             value = tf.make_ndarray(holder.tensor)
         except (DecodeError, TypeError, ValueError) as error:
             raise _bad(f"the constant input {name!r} is not a tensor: {error}") from error
-        feeds[name if ":" in name else f"{name}:0"] = value
+        feeds[_full_name(name)] = value
     return feeds
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow_federated as tff
 
 from fcp_platform import intrinsics, lowering
@@ -12,10 +15,14 @@ from fcp_platform.data_source import check_name
 from fcp_platform.plan_cache import PlanCache
 
 
-class FederatedComputation(tff.Computation):  # type: ignore[misc]
+class FederatedComputation(tff.framework.ConcreteComputation):  # type: ignore[misc]
     """A computation (state, client data) to (state, metrics) that a context runs as a task.
 
-    :param comp: of type ``(<S@SERVER, {D}@CLIENTS> -> <S@SERVER, M@SERVER>)``.
+    In a context of TFF's own it is simulated there, like the computation that it wraps.
+
+    :param comp: of type ``(<S@SERVER, {D}@CLIENTS> -> <S@SERVER, M@SERVER>)``. There may be no new
+        state, ``(<S@SERVER, {D}@CLIENTS> -> M@SERVER)``, as in an evaluation, and no state at all,
+        ``({D}@CLIENTS -> M@SERVER)``.
     :param name: words separated by slashes; the name of the task that devices see.
     :raises TypeError: if *comp* is not such a computation.
     :raises ValueError: if the name is not one, or *comp* uses an intrinsic that cannot run on
@@ -24,8 +31,13 @@ class FederatedComputation(tff.Computation):  # type: ignore[misc]
 
     def __init__(self, comp: Any, *, name: str) -> None:
         check_name("name", name)
-        _check_type(comp)
+        self._form = _form_of(comp)
         intrinsics.call_dominant(comp.to_building_block())
+        super().__init__(
+            computation_proto=tff.framework.ConcreteComputation.get_proto(comp),
+            context_stack=tff.framework.get_context_stack(),
+            annotated_type=comp.type_signature,
+        )
         self._comp = comp
         self._name = name
 
@@ -40,9 +52,19 @@ class FederatedComputation(tff.Computation):  # type: ignore[misc]
         return self._comp
 
     @property
-    def type_signature(self) -> Any:
-        """The type of the computation."""
-        return self._comp.type_signature
+    def takes_state(self) -> bool:
+        """Whether the first of two arguments is a state, and not client data the only one."""
+        return self._form.takes_state
+
+    @property
+    def returns_state(self) -> bool:
+        """Whether the first of two results is the new state, and not metrics the only one."""
+        return self._form.returns_state
+
+    @property
+    def round_type(self) -> Any:
+        """The type of the computation as devices run it: with a state, and with a new one."""
+        return self._whole.type_signature
 
     @property
     def distribute_aggregate_form(self) -> Any:
@@ -67,20 +89,47 @@ class FederatedComputation(tff.Computation):  # type: ignore[misc]
         if cache is None or "lowered" in self.__dict__:
             self.lowered  # noqa: B018  # makes it
             return
-        found = cache.get(self._comp)
+        found = cache.get(self._whole)
         if found is None:
-            cache.put(self._comp, self.lowered)
+            cache.put(self._whole, self.lowered)
         else:
             self.__dict__["lowered"] = found  # what the property would keep
 
     @functools.cached_property
+    def _whole(self) -> Any:
+        return _with_state(self._comp, self._form)
+
+    @functools.cached_property
     def _split(self) -> tuple[Any, intrinsics.Functions]:
-        return lowering.distribute_aggregate_form(self._comp)
+        return lowering.distribute_aggregate_form(self._whole)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Invoke the computation in the current TFF context."""
-        arg = tff.structure.Struct([*((None, value) for value in args), *kwargs.items()])
-        return tff.framework.get_context_stack().current.invoke(self, arg)
+        """Invoke the computation in the current TFF context.
+
+        :raises TypeError: for keywords that are not the computation's, or are given twice.
+        """
+        # The number of arguments is for the context to check.
+        names = itertools.chain(self._form.parameters, itertools.repeat(None))
+        given = list(zip(names, args, strict=False))
+        arg = [*given, *self._named(len(args), kwargs)]
+        whole = tff.structure.Struct(arg)
+        if not self.takes_state and len(arg) == 1:
+            whole = arg[0][1]
+        return tff.framework.get_context_stack().current.invoke(self, whole)
+
+    def _named(self, position: int, kwargs: dict[str, Any]) -> list[tuple[str, Any]]:
+        """Return the arguments given by name, in the order of the parameters.
+
+        :param position: of the first parameter that has no argument yet.
+        """
+        names = self._form.parameters
+        for name in kwargs:
+            if name not in names:
+                known = ", ".join(repr(each) for each in names if each is not None) or "none"
+                raise TypeError(f"there is no argument {name!r}; those with a name are {known}")
+            if names.index(name) < position:
+                raise TypeError(f"the argument {name!r} is given twice")
+        return [(name, kwargs[name]) for name in names[position:] if name in kwargs]
 
     def __hash__(self) -> int:
         """Return a hash of the computation and the name."""
@@ -93,30 +142,75 @@ class FederatedComputation(tff.Computation):  # type: ignore[misc]
         return self._comp == other._comp and self._name == other._name
 
 
-def _check_type(comp: Any) -> None:
+@dataclass(frozen=True)
+class _Form:
+    """What a computation takes and returns.
+
+    :param parameters: the names of its arguments; None for one that has none.
+    """
+
+    takes_state: bool
+    returns_state: bool
+    parameters: tuple[str | None, ...]
+
+
+def _form_of(comp: Any) -> _Form:
+    """Return a computation's form.
+
+    :raises TypeError: if devices cannot run it.
+    """
     if not isinstance(comp, tff.framework.ConcreteComputation):
         raise TypeError(
             f"comp must be a TFF computation, found {type(comp).__name__}; polymorphic "
             "computations and plain functions must be given their types first"
         )
-    signature = comp.type_signature
-    parameter, result = signature.parameter, signature.result
+    parameter, result = comp.type_signature.parameter, comp.type_signature.result
+    if parameter is not None and _placed(parameter, tff.CLIENTS):
+        _check_placed("the result (metrics)", result, tff.SERVER)
+        return _Form(False, False, (None,))
     if not isinstance(parameter, tff.StructType) or len(parameter) != 2:
-        raise TypeError(f"comp must take two arguments, state and client data, found {parameter}")
+        raise TypeError(
+            "comp must take two arguments, state and client data, or client data alone, found "
+            f"{parameter}"
+        )
+    _check_placed("the first argument (state)", parameter[0], tff.SERVER)
+    _check_placed("the second argument (client data)", parameter[1], tff.CLIENTS)
+    names = tuple(name for name, _ in tff.structure.iter_elements(parameter))
+    if isinstance(result, tff.FederatedType):
+        # A federated result is metrics alone, whatever structure it has inside.
+        _check_placed("the result (metrics)", result, tff.SERVER)
+        return _Form(True, False, names)
     if not isinstance(result, tff.StructType) or len(result) != 2:
-        raise TypeError(f"comp must return two values, state and metrics, found {result}")
-    for what, type_spec, placement in (
-        ("the first argument (state)", parameter[0], tff.SERVER),
-        ("the second argument (client data)", parameter[1], tff.CLIENTS),
-        ("the first result (state)", result[0], tff.SERVER),
-        ("the second result (metrics)", result[1], tff.SERVER),
-    ):
-        if not _placed(type_spec, placement):
-            raise TypeError(f"{what} must be placed at {placement}, found {type_spec}")
+        raise TypeError(
+            f"comp must return two values, state and metrics, or metrics as one federated value, "
+            f"found {result}"
+        )
+    _check_placed("the first result (state)", result[0], tff.SERVER)
+    _check_placed("the second result (metrics)", result[1], tff.SERVER)
     if not parameter[0].is_assignable_from(result[0]):
         raise TypeError(
-            f"comp must return a state of the type it takes: {parameter[0]}, found {result[0]}"
+            f"comp must return a state of the type it takes: {parameter[0]}, found {result[0]}; "
+            "metrics without a state are one federated value"
         )
+    return _Form(True, True, names)
+
+
+def _with_state(comp: Any, form: _Form) -> Any:
+    """Return a computation that takes a state and returns one, as rounds do."""
+    if form.takes_state and form.returns_state:
+        return comp
+    parameter = comp.type_signature.parameter
+    if form.takes_state:
+        return tff.federated_computation(
+            lambda state, data: (state, comp(state, data)), [parameter[0], parameter[1]]
+        )
+    nothing = tff.FederatedType(np.int32, tff.SERVER)
+    return tff.federated_computation(lambda state, data: (state, comp(data)), [nothing, parameter])
+
+
+def _check_placed(what: str, type_spec: Any, placement: Any) -> None:
+    if not _placed(type_spec, placement):
+        raise TypeError(f"{what} must be placed at {placement}, found {type_spec}")
 
 
 def _placed(type_spec: Any, placement: Any) -> bool:

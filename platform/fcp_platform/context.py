@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.impl.types import type_conversions
 from typing_extensions import Self
@@ -155,42 +156,28 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         if not isinstance(comp, FederatedComputation):
             if self._base_context is None:
                 raise TypeError(
-                    f"a {type(comp).__name__} is not a FederatedComputation, and there is no "
-                    "base_context to run it"
+                    "the computation must be a FederatedComputation if no base_context was "
+                    f"provided to run others; it is a {type(comp).__name__}"
                 )
             return self._base_context.invoke(comp, arg)
-        arguments = [] if arg is None else list(arg)
-        if len(arguments) != 2:
-            raise ValueError(f"two arguments expected, state and client data, not {len(arguments)}")
-        state, data = arguments
+        state, data = _arguments(comp, arg)
         values.check_leaves(state)
         if not isinstance(data, DataSelectionConfig):
             raise TypeError(
-                "arg[1] must be the result of FederatedDataSource.iterator().select(), "
-                f"found {type(data).__name__}"
+                f"arg[{int(comp.takes_state)}] must be the result of "
+                f"FederatedDataSource.iterator().select(), found {type(data).__name__}"
             )
         if data.population_name != self._population:
             raise ValueError(
-                f"the data are of the population {data.population_name!r}, the context serves "
-                f"{self._population!r}"
+                "the population_names must match: the FederatedDataSource's is "
+                f"{data.population_name!r}, the FederatedContext's {self._population!r}"
             )
-        leaves = values.flatten(state, comp.type_signature.parameter[0], naming.STATE)
+        leaves = values.given(state, comp.round_type.parameter[0], naming.STATE)
         plan = self._plan(comp, data)
         task = asyncio.get_running_loop().create_task(
             self._round(comp, leaves, data, plan), name=f"round of {comp.name}"
         )
-        references = (
-            _references(comp.type_signature.result[0], naming.STATE, task),
-            _references(comp.type_signature.result[1], naming.METRICS, task),
-        )
-        result_type = comp.type_signature.result
-        named = tff.structure.Struct(
-            (name, reference)
-            for (name, _), reference in zip(
-                naming.member_types(result_type), references, strict=True
-            )
-        )
-        return type_conversions.type_to_py_container(named, result_type)
+        return _result(comp, task)
 
     def lower(self, comp: FederatedComputation) -> None:
         """Lower a computation now, or find it in the plan cache, rather than when it first runs.
@@ -201,13 +188,12 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         comp.lower(self._plan_cache)
 
     def _plan(self, comp: FederatedComputation, data: DataSelectionConfig) -> bytes:
-        selectors = selectors_in_order(data.example_selector)
+        selectors = _selectors(comp, data)
         key = (
             comp.wrapped_computation,
             tuple(selector.SerializeToString(deterministic=True) for selector in selectors),
         )
         if key not in self._plans:
-            _check_data(comp, data)
             self.lower(comp)
             plan: plan_pb2.ClientOnlyPlan = plans.build_plan(comp.lowered, selectors)
             # A program that is started again must make the same bytes.
@@ -223,7 +209,19 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     ) -> bytes:
         """Run a round; return the checkpoint of the new state and the metrics."""
         state = await asyncio.gather(*(_materialize(leaf, value) for leaf, value in leaves))
-        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, dict(state))
+        try:
+            return await self._prepared_round(comp, dict(state), data, plan)
+        except StatusError as error:
+            raise AggregationFailedError(comp.name, error) from error
+
+    async def _prepared_round(
+        self,
+        comp: FederatedComputation,
+        state: Mapping[str, Any],
+        data: DataSelectionConfig,
+        plan: bytes,
+    ) -> bytes:
+        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, state)
         mode = data.task_assignment_mode
         spec = self._template.replace(
             name=comp.name,
@@ -235,10 +233,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             assignment_mode=AssignmentMode(getattr(mode, "value", mode)),
             slices=prepared.slices,
         )
-        try:
-            aggregate = await self._runner.run(spec)
-        except StatusError as error:
-            raise AggregationFailedError(comp.name, error) from error
+        aggregate = await self._runner.run(spec)
         return await asyncio.to_thread(rounds.finish, comp.lowered, prepared, aggregate)
 
 
@@ -267,8 +262,41 @@ def _round_template(population: str, fields: Mapping[str, Any]) -> TaskSpec:
 
 async def _materialize(leaf: Leaf, value: Any) -> tuple[str, Any]:
     if isinstance(value, tff.program.MaterializableValueReference):
-        value = await value.get_value()
-    return leaf.name, values.as_array(leaf, value)
+        value = values.as_array(leaf, await value.get_value())
+    return leaf.name, value
+
+
+def _arguments(comp: FederatedComputation, arg: Any) -> tuple[Any, Any]:
+    """Return the state and the client data.
+
+    :raises ValueError: if there are more or fewer arguments.
+    """
+    if not comp.takes_state:
+        if isinstance(arg, tff.structure.Struct):
+            raise ValueError(f"one argument expected, client data, not {len(arg)}")
+        return np.int32(0), arg
+    arguments = [] if arg is None else list(arg)
+    if len(arguments) != 2:
+        raise ValueError(f"two arguments expected, state and client data, not {len(arguments)}")
+    return arguments[0], arguments[1]
+
+
+def _result(comp: FederatedComputation, future: asyncio.Future[bytes]) -> Any:
+    """Return the references to a round's results, in containers like TFF's own."""
+    result_type = comp.type_signature.result
+    if comp.returns_state:
+        prefixes = (naming.STATE, naming.METRICS)
+        found = tff.structure.Struct(
+            (name, _references(element, prefix, future))
+            for (name, element), prefix in zip(
+                naming.member_types(result_type), prefixes, strict=True
+            )
+        )
+    else:
+        found = _references(result_type, naming.METRICS, future)
+    if isinstance(naming.unplaced(result_type), tff.StructType):
+        return type_conversions.type_to_py_container(found, result_type)
+    return found
 
 
 def _references(type_spec: Any, name: str, future: asyncio.Future[bytes]) -> Any:
@@ -282,13 +310,28 @@ def _references(type_spec: Any, name: str, future: asyncio.Future[bytes]) -> Any
     return CheckpointTensorReference(name, type_spec.dtype, type_spec.shape, future)
 
 
-def _check_data(comp: FederatedComputation, data: DataSelectionConfig) -> None:
-    """Check that a computation reads what a data source gives.
+def _selectors(
+    comp: FederatedComputation, data: DataSelectionConfig
+) -> list[plan_pb2.ExampleSelector]:
+    """Return the selectors of a data source, in the order in which a computation reads them.
 
-    :raises TypeError: if not.
+    :raises TypeError: if it reads something else.
     """
-    wanted = comp.type_signature.parameter[1]
-    given = tff.FederatedType(data_type(data.example_selector), tff.CLIENTS)
-    members = [naming.leaves(type_spec, "data") for type_spec in (wanted, given)]
-    if members[0] != members[1]:
-        raise TypeError(f"the computation reads client data of type {wanted}, found {given}")
+    wanted = _client_type(comp.round_type.parameter[1])
+    try:
+        return selectors_in_order(data.example_selector, wanted)
+    except TypeError as error:
+        given = data_type(data.example_selector)
+        raise TypeError(
+            f"the computation reads client data of type {wanted}, found {given}: {error}"
+        ) from error
+
+
+def _client_type(type_spec: Any) -> Any:
+    """Return the type of one client's data: the placement may be of the whole or of the leaves."""
+    type_spec = naming.unplaced(type_spec)
+    if isinstance(type_spec, tff.StructType):
+        return tff.StructType(
+            [(name, _client_type(element)) for name, element in naming.member_types(type_spec)]
+        )
+    return type_spec

@@ -11,7 +11,7 @@ import tensorflow as tf
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
-from fcp_platform.data_source import NestedExampleSelector, selectors_in_order
+from fcp_platform.data_source import NestedExampleSelector, elements_of, selectors_in_order
 from fcp_platform.graphs import ancestors, only
 from fcp_platform.plans import TOKEN, add_datasets, string_spec
 
@@ -39,10 +39,10 @@ def eligibility_task(
     ...     return tf.cast(count >= 20, tf.float32)
 
     :param weigh: traced like a ``tf.function``, with what *example_selector* selects: a
-        ``tf.data.Dataset`` of serialized examples, or a mapping of them; and, if there are
+        ``tf.data.Dataset`` of serialized examples, or a mapping or tuple of them; and, if there are
         parameters, with the mapping of their tensors. It returns the weight of all tasks, a scalar,
         or a mapping with one for each. 0 is not eligible. It has no variables.
-    :param example_selector: an ``ExampleSelector``, or a nested mapping of them.
+    :param example_selector: an ``ExampleSelector``, or nested mappings, lists and tuples of them.
     :param task_names: the tasks that it decides about.
     :param parameters: arrays that devices are sent beside the plan.
     :param policies: further policies, as :class:`EligibilityTask` has them.
@@ -124,8 +124,10 @@ def _trace(
 
 def _datasets(selector: NestedExampleSelector, handles: Iterator[Any]) -> Any:
     """Return a dataset for each selector, in the order of ``selectors_in_order``."""
-    if isinstance(selector, Mapping):
-        return {key: _datasets(inner, handles) for key, inner in selector.items()}
+    elements = elements_of(selector)
+    if elements is not None:
+        datasets = {key: _datasets(inner, handles) for key, inner in elements.items()}
+        return datasets if isinstance(selector, Mapping) else tuple(datasets.values())
     return tf.data.experimental.from_variant(next(handles), tf.TensorSpec((), tf.string))
 
 

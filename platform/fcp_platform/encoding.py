@@ -3,7 +3,8 @@
 A V1 checkpoint cannot hold uint32, uint64 and bfloat16; the aggregation core knows float, double,
 int32, int64, uint64 and string alone. A tensor of another dtype is converted on one side and back
 on the other: small integers and booleans to int32, uint32 to int64, uint64 to the int64 of the same
-bits (additions wrap alike), half precision to float, a complex number to a pair of floats.
+bits (additions wrap alike; where they are compared the highest bit is flipped, so that the order is
+the same), half precision to float, a complex number to a pair of floats.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _AGGREGATED = {
 }
 
 _PLAIN = (tf.float32, tf.float64, tf.int32, tf.int64, tf.string)
+_HIGHEST_BIT = np.int64(-(2**63))
 _COMPLEX = {tf.complex64: tf.float32, tf.complex128: tf.float64}
 
 
@@ -42,18 +44,23 @@ class Encoding:
     :param dtype: the dtype of the tensor itself.
     :param wire: the dtype that is written.
     :param suffix: the dimensions that writing appends to the shape.
+    :param ordered: whether the written numbers, of the same bits, are to be in the same order.
     """
 
     dtype: Any
     wire: Any
     suffix: tuple[int, ...] = ()
+    ordered: bool = False
 
     def encode(self, tensor: Any) -> Any:
         """Convert a TensorFlow tensor to its written form."""
-        return _convert(tensor, self.dtype, self.wire)
+        converted = _convert(tensor, self.dtype, self.wire)
+        return tf.bitwise.bitwise_xor(converted, _HIGHEST_BIT) if self.ordered else converted
 
     def decode(self, tensor: Any) -> Any:
         """Convert a TensorFlow tensor back from its written form."""
+        if self.ordered:
+            tensor = tf.bitwise.bitwise_xor(tensor, _HIGHEST_BIT)
         return _convert(tensor, self.wire, self.dtype)
 
     def encode_array(self, array: Any) -> Array:
@@ -75,7 +82,10 @@ class Encoding:
             array = np.ascontiguousarray(array).reshape(-1).view(target.as_numpy_dtype)
             return array.reshape(shape)
         if self.dtype == tf.uint64:
-            return array.astype(np.int64 if target == tf.int64 else np.uint64)
+            flipped = np.uint64(1 << 63) if self.ordered else np.uint64(0)
+            if target == tf.int64:
+                return np.asarray(array ^ flipped).astype(np.int64)
+            return np.asarray(array.astype(np.uint64) ^ flipped)
         return array.astype(target.as_numpy_dtype)
 
 
@@ -103,8 +113,8 @@ def aggregated(name: str, uri: str, dtype: Any) -> Encoding:
     dtype = tf.as_dtype(dtype)
     if dtype in _PLAIN:
         return Encoding(dtype, dtype)
-    if dtype == tf.uint64 and uri not in ("federated_min", "federated_max"):
-        return Encoding(dtype, tf.int64)
+    if dtype == tf.uint64:
+        return Encoding(dtype, tf.int64, ordered=uri in ("federated_min", "federated_max"))
     if dtype in _COMPLEX:
         return Encoding(dtype, _COMPLEX[dtype], (2,))
     if dtype in _AGGREGATED:

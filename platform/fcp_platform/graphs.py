@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +13,20 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.backends.mapreduce import compiler
+from tensorflow_federated.python.core.environments.tensorflow_backend import (
+    tensorflow_tree_transformations,
+)
+from tensorflow_federated.python.core.impl.compiler import transformations, tree_transformations
 
 from fcp_core.client.tensorflow_sessions import SessionPool
-from fcp_platform.naming import Leaf, leaves, member_types
+from fcp_core.protocol.status import Code, StatusError
+from fcp_platform.naming import Leaf, leaves, member_types, unplaced
+
+#: What may be a part of a scope's name in TensorFlow.
+_SCOPE = re.compile(r"[A-Za-z0-9_.\\/>-]*")
+
+#: The lines of an error's text that say where it was, not what it was.
+_ACCOUNT = re.compile(r"Graph execution error|Detected at node|Node: |\[\[|File \"|\(?\d+\) ")
 
 # The graphs are small and run a few times: rewriting one costs more than it saves.
 _SESSION = tf.compat.v1.ConfigProto()
@@ -103,6 +116,21 @@ class _Ready:
     outputs: list[Any]
 
 
+@contextlib.contextmanager
+def in_words(what: str) -> Iterator[None]:
+    """Say what went wrong in a graph, without TensorFlow's account of nodes and stacks.
+
+    :param what: what the graph is for.
+    :raises StatusError: in place of TensorFlow's errors, with their code.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        told = [line.strip() for line in error.message.splitlines()]
+        said = [line for line in told if line and not _ACCOUNT.match(line)] or told
+        raise StatusError(Code(error.error_code), f"{what} failed: {said[0]}") from error
+
+
 def local_graph(
     block: Any, parameter_prefixes: Sequence[str], result_prefixes: Sequence[str] | str, config: Any
 ) -> LocalGraph:
@@ -114,24 +142,66 @@ def local_graph(
     :param result_prefixes: the same for the result; a string is for the result as a whole.
     :param config: the ``tf.compat.v1.ConfigProto`` with Grappler's settings.
     """
+    parameter_type = block.type_signature.parameter
+    if not _may_be_scopes(parameter_type):
+        block, parameter_type = _without_names(block)
     compiled = compiler.consolidate_and_extract_local_processing(block, config)
     tensorflow = compiled.proto.tensorflow
     graph_def = tf.compat.v1.GraphDef()
     graph_def.ParseFromString(tensorflow.graph_def.value)
     if tensorflow.initialize_op:
         _initialise_first(graph_def, tensorflow.initialize_op)
-    parameter_type = compiled.type_signature.parameter
+    inputs = tuple(_ports(parameter_type, tensorflow.parameter, parameter_prefixes))
+    _do_not_wait_for(graph_def, {_node_name(port.tensor_name) for port in inputs})
     return LocalGraph(
         graph_def,
-        tuple(_ports(parameter_type, tensorflow.parameter, parameter_prefixes)),
+        inputs,
         tuple(_ports(compiled.type_signature.result, tensorflow.result, result_prefixes)),
         tensorflow.session_token_tensor_name,
+    )
+
+
+def _may_be_scopes(type_spec: Any) -> bool:
+    """Whether TensorFlow can make scopes of the names in a parameter's type, as TFF has it do."""
+    type_spec = unplaced(type_spec)
+    return not isinstance(type_spec, tff.StructType) or all(
+        _SCOPE.fullmatch(name or "") and _may_be_scopes(element)
+        for name, element in member_types(type_spec)
+    )
+
+
+def _without_names(block: Any) -> tuple[Any, Any]:
+    """Return a block whose parameter's elements have no names, and the type with the names."""
+    block, _ = tensorflow_tree_transformations.replace_intrinsics_with_bodies(block)
+    block, _ = tree_transformations.strip_placement(transformations.to_call_dominant(block))
+    named = block.type_signature.parameter
+    reference = tff.framework.Reference("nameless", _nameless(named))
+    body = tff.framework.Call(block, _renamed(reference, named))
+    return tff.framework.Lambda(reference.name, reference.type_signature, body), named
+
+
+def _nameless(type_spec: Any) -> Any:
+    if not isinstance(type_spec, tff.StructType):
+        return type_spec
+    return tff.StructType([_nameless(element) for _, element in member_types(type_spec)])
+
+
+def _renamed(source: Any, type_spec: Any) -> Any:
+    """Return a building block that gives the elements of another their names."""
+    if not isinstance(type_spec, tff.StructType):
+        return source
+    return tff.framework.Struct(
+        [
+            (name, _renamed(tff.framework.Selection(source, index=index), element))
+            for index, (name, element) in enumerate(member_types(type_spec))
+        ]
     )
 
 
 def _ports(type_spec: Any, binding: Any, prefixes: Sequence[str] | str) -> list[Port]:
     if type_spec is None:
         return []
+    type_spec = unplaced(type_spec)
     if isinstance(prefixes, str):
         found = leaves(type_spec, prefixes)
     else:
@@ -145,6 +215,7 @@ def _ports(type_spec: Any, binding: Any, prefixes: Sequence[str] | str) -> list[
 
 
 def _bound_names(type_spec: Any, binding: Any) -> list[str]:
+    type_spec = unplaced(type_spec)
     if isinstance(type_spec, tff.StructType):
         return [
             name
@@ -168,6 +239,20 @@ def _initialise_first(graph_def: Any, initialize_op: str) -> None:
     for node in graph_def.node:
         if node.name not in needed and node.op != "Placeholder":
             node.input.append(f"^{initialize_op}")
+
+
+def _do_not_wait_for(graph_def: Any, names: Container[str]) -> None:
+    """Take out the control edges that leave some nodes.
+
+    Where the optimiser folds what reads a parameter to a constant, it keeps such an edge from the
+    parameter's placeholder. There is nothing to wait for; and importing the graph puts another
+    tensor in the placeholder's place, but leaves its control edges.
+    """
+    for node in graph_def.node:
+        kept = [name for name in node.input if not (name[0] == "^" and name[1:] in names)]
+        if len(kept) < len(node.input):
+            del node.input[:]
+            node.input.extend(kept)
 
 
 def ancestors(graph_def: Any, names: Iterable[str]) -> set[str]:

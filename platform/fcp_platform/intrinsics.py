@@ -4,6 +4,9 @@
 form's aggregations and broadcasts. They are replaced by intrinsics of ours whose last argument is a
 number, under which the functions are kept aside. What is left of a select is a broadcast of the
 name of its slices, and the reading of slices on the device.
+
+``federated_secure_select`` keeps from the server what a client selects. So it becomes a broadcast
+of all there is to select from, and the selecting on the device.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from fcp_platform import select
 
 AGGREGATE_URI = "federated_aggregate"
 SELECT_URI = "federated_select"
+SECURE_SELECT_URI = "federated_secure_select"
 NUMBERED_AGGREGATE_URI = "fcp_federated_aggregate"
 NUMBERED_SELECT_URI = "fcp_federated_select"
 
@@ -99,7 +103,7 @@ def call_dominant(block: Any) -> Any:
 
     def check(inner: Any) -> None:
         if isinstance(inner, tff.framework.Intrinsic) and inner.uri not in (
-            _LOCAL | AGGREGATIONS | {AGGREGATE_URI, SELECT_URI}
+            _LOCAL | AGGREGATIONS | {AGGREGATE_URI, SELECT_URI, SECURE_SELECT_URI}
         ):
             raise ValueError(
                 f"the intrinsic {inner.uri} cannot run on devices: it is neither local processing "
@@ -108,7 +112,15 @@ def call_dominant(block: Any) -> Any:
             )
 
     tree_analysis.visit_postorder(block, check)
-    tree_analysis.check_broadcast_not_dependent_on_aggregate(block)
+    try:
+        tree_analysis.check_broadcast_not_dependent_on_aggregate(block)
+    except ValueError as error:
+        # Its own message shows the computation as a syntax tree.
+        raise ValueError(
+            "a broadcast, or the server's value of a federated_select, depends on an aggregate: "
+            "devices are asked once in a round; put the aggregate into the state, and broadcast "
+            "it in the next round"
+        ) from error
     return block
 
 
@@ -130,6 +142,8 @@ def number_functions(block: Any) -> tuple[Any, Functions]:
             return inner, False
         if inner.function.uri == AGGREGATE_URI:
             return _numbered_aggregate(inner, functions.aggregates), True
+        if inner.function.uri == SECURE_SELECT_URI:
+            return _select_on_device(inner), True
         if inner.function.uri == SELECT_URI:
             return _numbered_select(inner, functions.selects), True
         return inner, False
@@ -170,6 +184,23 @@ def _numbered_select(call: Any, functions: list[Any]) -> Any:
             f"expects {call.type_signature}"
         )
     return fetched
+
+
+def _select_on_device(call: Any) -> Any:
+    keys, max_key, value, function = _arguments(call, 4)
+    _check_closed("the select function of a federated_secure_select", function)
+    sent = building_block_factory.create_federated_broadcast(
+        building_block_factory.create_federated_zip(
+            tff.framework.Struct([("value", value), ("max_key", max_key)])
+        )
+    )
+    choose = select.choosing(keys.type_signature.member, sent.type_signature.member, function)
+    return building_block_factory.create_federated_map_or_apply(
+        choose,
+        building_block_factory.create_federated_zip(
+            tff.framework.Struct([("keys", keys), ("sent", sent)])
+        ),
+    )
 
 
 def _arguments(call: Any, count: int) -> list[Any]:

@@ -22,7 +22,7 @@ from fcp_platform.naming import Constant, Leaf
 from fcp_platform.select import Select
 
 #: To be changed with anything here, and with what lowering makes of a computation.
-FORMAT = 1
+FORMAT = 2
 
 
 class _Source(msgspec.Struct, array_like=True):
@@ -60,6 +60,7 @@ class _Encoding(msgspec.Struct, array_like=True):
     dtype: int
     wire: int
     suffix: list[int]
+    ordered: bool
 
 
 class _Aggregations(msgspec.Struct, array_like=True):
@@ -196,13 +197,20 @@ def _read_array(data: bytes) -> np.ndarray[Any, Any]:
 
 def _encodings(given: dict[str, Encoding]) -> dict[str, _Encoding]:
     return {
-        name: _Encoding(form.dtype.as_datatype_enum, form.wire.as_datatype_enum, list(form.suffix))
+        name: _Encoding(
+            form.dtype.as_datatype_enum,
+            form.wire.as_datatype_enum,
+            list(form.suffix),
+            form.ordered,
+        )
         for name, form in given.items()
     }
 
 
 def _read_encodings(given: dict[str, _Encoding]) -> dict[str, Encoding]:
     return {
-        name: Encoding(tf.as_dtype(form.dtype), tf.as_dtype(form.wire), tuple(form.suffix))
+        name: Encoding(
+            tf.as_dtype(form.dtype), tf.as_dtype(form.wire), tuple(form.suffix), form.ordered
+        )
         for name, form in given.items()
     }

@@ -23,6 +23,9 @@ from fcp_platform.graphs import LocalGraph, local_graph
 from fcp_platform.naming import Constant, Leaf
 from fcp_platform.select import Select
 
+#: How much of one of TFF's errors is told, in characters; the rest is in the error's cause.
+_BRIEF = 160
+
 #: The prefix of what the server prepares for the broadcasts.
 PREPARED = "prepared"
 
@@ -76,9 +79,16 @@ def distribute_aggregate_form(comp: Any) -> tuple[Any, intrinsics.Functions]:
     block, functions = intrinsics.number_functions(
         intrinsics.call_dominant(comp.to_building_block())
     )
-    form = tff.backends.mapreduce.get_distribute_aggregate_form_for_computation(
-        comp, tff_internal_preprocessing=lambda _: block
-    )
+    try:
+        form = tff.backends.mapreduce.get_distribute_aggregate_form_for_computation(
+            comp, tff_internal_preprocessing=lambda _: block
+        )
+    except Exception as error:
+        raise ValueError(
+            "the computation cannot be split into what the server prepares, broadcasts, what "
+            "clients do, aggregations, and what the server makes of the aggregates; an aggregation "
+            f"may not need the result of another one (TFF: {_brief(error)})"
+        ) from error
     return form, functions
 
 
@@ -131,7 +141,14 @@ def _local(
     try:
         return local_graph(comp.to_building_block(), parameters, results, config)
     except Exception as error:
-        raise ValueError(f"{what} cannot be made one TensorFlow graph: {error}") from error
+        raise ValueError(f"{what} cannot be made one TensorFlow graph: {_brief(error)}") from error
+
+
+def _brief(error: Exception) -> str:
+    """Return the first words of an error; TFF appends whole computations as syntax trees."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line = line.split("(let", 1)[0].split("(FEDERATED_", 1)[0].split(" ->", 1)[0].rstrip(" :(")
+    return line if len(line) <= _BRIEF else f"{line[:_BRIEF]}..."
 
 
 def _refuse_sequence(leaf: Leaf) -> None:
@@ -172,7 +189,7 @@ def _select(target: Leaf, call: Any, functions: Sequence[Any], config: Any) -> S
     except Exception as error:
         raise ValueError(
             f"the select function of a federated_select cannot be made one TensorFlow graph: "
-            f"{error}"
+            f"{_brief(error)}"
         ) from error
     return Select(target, _source(max_key), tuple(_source(leaf) for leaf in value), graph)
 

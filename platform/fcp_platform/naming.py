@@ -1,10 +1,17 @@
-"""Names of tensors in checkpoints, derived from TFF types as the reference platform does."""
+"""Names of tensors in checkpoints, derived from TFF types, and back.
+
+A name is a prefix and the way to the tensor, joined by slashes: an element is called by its name,
+or by its index if it has none. No two tensors of a type share a name: what would be mistaken for
+something else in an element's name (a slash, or a name that looks like an index) is written as
+``%`` and two digits, as in a URL. All other names are those of the reference platform.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import tensorflow_federated as tff
@@ -57,8 +64,39 @@ def member_types(struct: Any) -> list[tuple[str | None, Any]]:
 
 
 def element_name(prefix: str, name: str | None, index: int) -> str:
-    """Return the name of a structure's element."""
-    return f"{prefix}/{name if name is not None else index}"
+    """Return the name of a structure's element.
+
+    :param name: what the structure calls it; None if it has no name.
+    """
+    if name is None:
+        return f"{prefix}/{index}"
+    # The index of an element without a name is all digits, so a name must not be.
+    escaped = f"%{ord(name[0]):02X}{name[1:]}" if _is_index(name) else quote(name, safe="")
+    return f"{prefix}/{escaped}"
+
+
+def path_of(name: str, prefix: str) -> tuple[str | int, ...]:
+    """Return the names and indices of the elements that lead to a tensor.
+
+    :param name: what :func:`leaves` called it.
+    :param prefix: what was given there.
+    """
+    if name == prefix:
+        return ()
+    parts = name.removeprefix(f"{prefix}/").split("/")
+    return tuple(int(part) if _is_index(part) else unquote(part) for part in parts)
+
+
+def place_of(name: str, prefix: str, word: str) -> str:
+    """Return where a tensor is, as a program would write it: ``state['loss'][0]``.
+
+    :param word: what a program calls the whole.
+    """
+    return word + "".join(f"[{step!r}]" for step in path_of(name, prefix))
+
+
+def _is_index(part: str) -> bool:
+    return part.isascii() and part.isdigit()
 
 
 def unplaced(type_spec: Any) -> Any:

@@ -50,7 +50,8 @@ class CheckpointTensorReference(tff.program.MaterializableValueReference):  # ty
     async def get_value(self) -> Any:
         """Wait for the round and return the value: an array, a NumPy scalar or bytes.
 
-        Cancelling this cancels the round.
+        Cancelling this leaves the round as it is: others may wait for it. A round ends when the
+        context or the event loop does.
 
         :raises tf.errors.NotFoundError: if the checkpoint has no such tensor.
         :raises tf.errors.DataLossError: if the checkpoint is broken.
@@ -60,7 +61,7 @@ class CheckpointTensorReference(tff.program.MaterializableValueReference):  # ty
         if not tf.executing_eagerly():
             raise ValueError("get_value is only supported in eager mode.")
         if self._value is None:
-            self._value = self._read(await self._future)
+            self._value = self._read(await asyncio.shield(self._future))
         return self._value
 
     def _read(self, data: bytes) -> Any:

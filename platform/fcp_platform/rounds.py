@@ -14,6 +14,7 @@ import numpy as np
 from fcp_core.aggregation.configuration import configuration_from_server_aggregations
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_platform import encoding, naming
+from fcp_platform.graphs import in_words
 from fcp_platform.lowering import Lowered
 from fcp_platform.naming import Constant
 
@@ -38,8 +39,10 @@ def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prep
     """Run the part of a computation before the broadcast.
 
     :param state: the state's leaves by name, ``server/...``.
+    :raises StatusError: if what the server does fails; the message says in which part.
     """
-    values = lowered.prepare.run(state)
+    with in_words("what the server does before the broadcast"):
+        values = lowered.prepare.run(state)
     broadcast = {}
     for leaf, source in lowered.broadcast.items():
         value = source.value if isinstance(source, Constant) else values[source]
@@ -53,10 +56,12 @@ def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prep
         for name, value in values.items()
         if name.startswith(f"{naming.INTERMEDIATE_STATE}/")
     }
+    with in_words("the select function of a federated_select"):
+        slices = {select.served_at_id: select.slices(values) for select in lowered.selects}
     return Prepared(
         write_checkpoint(broadcast, "tf_v1") if broadcast else b"",
         configuration.SerializeToString(),
-        {select.served_at_id: select.slices(values) for select in lowered.selects},
+        slices,
         kept,
     )
 
@@ -66,12 +71,14 @@ def finish(lowered: Lowered, prepared: Prepared, aggregate: bytes) -> bytes:
 
     :param aggregate: the checkpoint that the aggregation gave.
     :returns: a checkpoint with the new state, ``server/...``, and the metrics, ``metrics/...``.
+    :raises StatusError: if what the server does fails.
     """
     values = dict(prepared.kept)
     checkpoint = open_checkpoint(aggregate)
     for name, form in lowered.aggregations.outputs.items():
         values[name] = form.decode_array(checkpoint.get_tensor(name))
-    results = lowered.result.run(values)
+    with in_words("what the server does with the aggregate"):
+        results = lowered.result.run(values)
     types = {port.leaf.name: port.leaf.type for port in lowered.result.outputs}
     return write_checkpoint(
         {

@@ -18,7 +18,7 @@ import tensorflow_federated as tff
 
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_platform import encoding, naming
-from fcp_platform.graphs import LocalGraph
+from fcp_platform.graphs import LocalGraph, local_graph
 from fcp_platform.naming import Constant, Leaf
 
 #: The prefixes of the names of the select function's parameters and result.
@@ -109,6 +109,41 @@ def fetching(keys_type: Any, slice_type: Any) -> Any:
         return files.map(read)
 
     return tff.tensorflow.computation(fetch, (keys_type, np.str_)).to_building_block()
+
+
+def choosing(keys_type: Any, sent_type: Any, function: Any) -> Any:
+    """Return the computation (keys, what was sent) to the sequence of slices, made on the device.
+
+    :param sent_type: of the server's ``value`` and its ``max_key``.
+    :param function: (value, key) to a slice, as a building block.
+    :raises ValueError: if the function is not made of TensorFlow alone.
+    """
+    try:
+        graph = local_graph(function, PARAMETERS, SLICE, tf.compat.v1.ConfigProto())
+    except Exception as error:
+        raise ValueError(
+            "the select function of a federated_secure_select cannot be made one TensorFlow graph"
+        ) from error
+    slice_type = function.type_signature.result
+
+    def choose(keys: Any, sent: Any) -> Any:
+        given = tff.structure.from_container(sent, recursive=True)
+        leaves = tff.structure.flatten(given["value"])
+
+        def one(key: Any) -> Any:
+            in_range = tf.debugging.assert_equal(
+                (key >= 0) & (key <= given["max_key"]), True, "a key to select is out of range"
+            )
+            with tf.control_dependencies([in_range]):
+                # The leaves are tensors of the graph around this function's.
+                values = [tf.identity(value) for value in (*leaves, key)]
+            names = [port.tensor_name for port in graph.inputs]
+            outputs = graph.add_to_graph(dict(zip(names, values, strict=True)), "select")
+            return _pack(slice_type, iter(outputs))
+
+        return tf.data.Dataset.from_tensor_slices(keys).map(one)
+
+    return tff.tensorflow.computation(choose, (keys_type, sent_type)).to_building_block()
 
 
 def put_device_ops(graph_def: Any, token: str) -> None:

@@ -13,6 +13,7 @@ import tensorflow_federated as tff
 from fcp_platform import naming
 from fcp_platform.naming import Leaf
 
+_REFERENCE = tff.program.MaterializableValueReference
 _LEAF_TYPES = (
     tf.Tensor,
     np.ndarray,
@@ -26,7 +27,7 @@ _LEAF_TYPES = (
     complex,
     str,
     bytes,
-    tff.program.MaterializableValueReference,
+    _REFERENCE,
 )
 
 
@@ -58,25 +59,36 @@ def flatten(value: Any, type_spec: Any, name: str) -> list[tuple[Leaf, Any]]:
     type_spec = naming.unplaced(type_spec)
     if not isinstance(type_spec, tff.StructType):
         (leaf,) = naming.leaves(type_spec, name)
-        if not isinstance(value, _LEAF_TYPES):
-            raise ValueError(f"{name!r} must be one value of type {type_spec}, not a structure")
-        return [(leaf, value)]
+        return [(leaf, value if isinstance(value, _LEAF_TYPES) else _listed(leaf, value))]
     members = naming.member_types(type_spec)
     elements = None if isinstance(value, _LEAF_TYPES) else _elements(value)
     if elements is None or len(elements) != len(members):
         found = "one value" if elements is None else f"{len(elements)} elements"
-        raise ValueError(f"{name!r} must have {len(members)} elements ({type_spec}), found {found}")
+        raise ValueError(
+            f"{_place(name)} must have {len(members)} elements ({type_spec}), found {found}"
+        )
     by_name = {key: element for key, element in elements if key is not None}
     flat: list[tuple[Leaf, Any]] = []
     for index, (key, element_type) in enumerate(members):
         if key is not None and by_name:
             if key not in by_name:
-                raise ValueError(f"{name!r} has no element {key!r}; it has {sorted(by_name)}")
+                raise ValueError(f"{_place(name)} has no element {key!r}; it has {sorted(by_name)}")
             element = by_name[key]
         else:
             element = elements[index][1]
         flat.extend(flatten(element, element_type, naming.element_name(name, key, index)))
     return flat
+
+
+def given(value: Any, type_spec: Any, name: str) -> list[tuple[Leaf, Any]]:
+    """Pair the leaves of a type with arrays, or with the references to values that are not there.
+
+    :raises ValueError: as :func:`flatten` and :func:`as_array`.
+    """
+    return [
+        (leaf, each if isinstance(each, _REFERENCE) else as_array(leaf, each))
+        for leaf, each in flatten(value, type_spec, name)
+    ]
 
 
 def as_array(leaf: Leaf, value: Any) -> np.ndarray[Any, Any]:
@@ -90,7 +102,9 @@ def as_array(leaf: Leaf, value: Any) -> np.ndarray[Any, Any]:
     if wanted.dtype.type is np.str_:
         array = np.asarray(value, dtype=object)
         if not all(isinstance(item, (str, bytes)) for item in array.reshape(-1).tolist()):
-            raise ValueError(f"{leaf.name!r} must be a string tensor, found {type(value).__name__}")
+            raise ValueError(
+                f"{_place(leaf.name)} must be a string tensor, found {type(value).__name__}"
+            )
     else:
         array = np.asarray(value)
         if array.dtype != wanted.dtype:
@@ -100,19 +114,47 @@ def as_array(leaf: Leaf, value: Any) -> np.ndarray[Any, Any]:
         and all(want in (None, got) for want, got in zip(wanted.shape, array.shape, strict=True))
     ):
         raise ValueError(
-            f"{leaf.name!r} must be of type {wanted}, found the shape {list(array.shape)}"
+            f"{_place(leaf.name)} must be of type {wanted}, found the shape {list(array.shape)}"
         )
     return array
+
+
+def _place(name: str) -> str:
+    """Return where a tensor of the state is, in the words of the program that gives it."""
+    return naming.place_of(name, naming.STATE, "the state")
+
+
+def _listed(leaf: Leaf, value: Any) -> np.ndarray[Any, Any]:
+    """Return the array that nested Python lists of values stand for.
+
+    :raises ValueError: for any other structure, or lists of different lengths.
+    """
+    one = f"{_place(leaf.name)} must be one value of type {leaf.type}, not a structure"
+    if not isinstance(value, list | tuple) or not _all_values(value):
+        raise ValueError(one)
+    is_text = leaf.type.dtype.type is np.str_
+    try:
+        array = np.array(value, dtype=object if is_text else None)
+    except ValueError as error:
+        raise ValueError(f"{one}; its lists are of different lengths") from error
+    # An empty list has no dtype of its own.
+    return array if array.size or is_text else array.astype(leaf.type.dtype)
+
+
+def _all_values(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_all_values, value))
+    return isinstance(value, _LEAF_TYPES) and not isinstance(value, _REFERENCE)
 
 
 def _converted(leaf: Leaf, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Convert to the leaf's dtype if no value changes its kind (7 to 7.0, but not 7.5 to 7)."""
     wanted = leaf.type.dtype
     if not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise ValueError(f"{leaf.name!r} must be of dtype {wanted}, found {array.dtype}")
+        raise ValueError(f"{_place(leaf.name)} must be of dtype {wanted}, found {array.dtype}")
     converted = array.astype(wanted)
     if wanted.kind in "iu" and not np.array_equal(converted, array):
-        raise ValueError(f"{leaf.name!r} does not fit the dtype {wanted}")
+        raise ValueError(f"{_place(leaf.name)} does not fit the dtype {wanted}")
     return converted
 
 

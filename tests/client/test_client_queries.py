@@ -72,6 +72,13 @@ def check(checkpoint, names):
         assert tensor.tolist() == np.array(expected, tensor.dtype).tolist()
 
 
+def test_router_names_with_the_number_of_the_output(run):
+    plan = make_plan(["ints"])
+    aggregations = plan.phase.federated_example_query.aggregations
+    aggregations["out/ints:0"].CopyFrom(aggregations.pop("out/ints"))
+    check(run(plan), ["ints"])
+
+
 def test_every_type_in_tf_v1(run):
     checkpoint = run(make_plan(VECTORS, TF_V1))
     assert checkpoint.format == "tf_v1"

@@ -134,6 +134,20 @@ def test_reads_works_and_saves(executor, counting_plan):
             assert checkpoint["total"] == expected
 
 
+def test_names_without_the_number_of_the_output(executor, counting_plan):
+    """A router and the specifications may leave out ":0", each by itself."""
+    plan = plan_pb2.ClientOnlyPlan.FromString(counting_plan.SerializeToString())
+    work, router = plan.phase.tensorflow_spec, plan.phase.federated_compute
+    router.input_filepath_tensor_name = "input_filepath"
+    router.output_filepath_tensor_name = "output_filepath"
+    work.dataset_token_tensor_name = "data_token"
+    assert run(executor, plan, store_of(b"abc"), checkpoint=START)["total"] == 106
+    del work.input_tensor_specs[:]
+    work.input_tensor_specs.extend([spec("input_filepath"), spec("output_filepath:0")])
+    assert run(executor, plan, store_of(b"abc"), checkpoint=START)["total"] == 106
+    assert run(executor, counting_plan, store_of(b"abc"), checkpoint=START)["total"] == 106
+
+
 def test_many_devices_at_once(executor, counting_plan):
     def one(number):
         store = store_of(*[b"x"] * number)

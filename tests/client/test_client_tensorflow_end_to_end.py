@@ -14,6 +14,7 @@ from fcp_core.client import CallableStore, Client, Outcome, write_tfrecord
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
+from fcp_core.protocol.status import Code
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
 
@@ -76,17 +77,17 @@ def one_number(name, value):
     return write_checkpoint({name: np.array(value, np.float32)}, "tf_v1")
 
 
-@pytest.mark.slow
-def test_broadcast_examples_and_slices(tmp_path):
+def selecting(keys):
+    """A task whose devices ask for the slices of some keys; there are those of 0, 1 and 2."""
     examples = plan_pb2.ExampleSelector(collection_uri="app:/records")
     slices = plan_pb2.ExampleSelector(collection_uri="internal:/federated_select")
-    slices.criteria.Pack(plan_pb2.SlicesSelector(served_at_id="served", keys=[2, 0]))
+    slices.criteria.Pack(plan_pb2.SlicesSelector(served_at_id="served", keys=keys))
     intrinsic = Intrinsic(
         "federated_sum",
         (TensorSpec("update", DataType.FLOAT),),
         (TensorSpec("total", DataType.FLOAT),),
     )
-    spec = TaskSpec(
+    return TaskSpec(
         population="people",
         name="select",
         plan=make_plan([examples.SerializeToString(), slices.SerializeToString()]),
@@ -95,10 +96,26 @@ def test_broadcast_examples_and_slices(tmp_path):
         goal_count=3,
         slices={"served": {key: one_number("slice", 10.0 ** (key + 1)) for key in range(3)}},
     )
+
+
+@pytest.mark.parametrize("keys", [[0, 3], [-1]])
+def test_a_key_out_of_range_is_not_asked_for_again(tmp_path, keys):
+    plugins = Plugins.load(environ={}, working_folder=tmp_path)
+    with ServerThread(Server(plugins, populations=["people"])) as thread:
+        thread.run(thread.server.services.tasks.submit(selecting(keys))).result(60)
+        store = CallableStore(lambda selector: [b"example"])
+        with Client(thread.server.url, "people", stores=store) as client:
+            (result,) = client.run_once().tasks
+    assert result.error.code is Code.OUT_OF_RANGE
+    assert "no slice of one of the keys" in result.error.message
+
+
+@pytest.mark.slow
+def test_broadcast_examples_and_slices(tmp_path):
     plugins = Plugins.load(environ={}, working_folder=tmp_path)
     with ServerThread(Server(plugins, populations=["people"])) as thread:
         tasks, url = thread.server.services.tasks, thread.server.url
-        task_id = thread.run(tasks.submit(spec)).result(60)
+        task_id = thread.run(tasks.submit(selecting([2, 0]))).result(60)
         # Two devices in this process, one of its own with its examples in a file.
         for count in (3, 4):
             store = CallableStore(lambda selector, count=count: [b"example"] * count)

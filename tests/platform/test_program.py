@@ -285,7 +285,7 @@ def test_minimum_fraction_is_enough_at_the_deadline() -> None:
         assert asyncio.run(program()) == 3 * progress.count("Contributed")
 
 
-def test_cancelled_program_cancels_the_round() -> None:
+def test_program_that_ends_cancels_the_round() -> None:
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")
     progress = Progress()
 
@@ -296,11 +296,32 @@ def test_cancelled_program_cancels_the_round() -> None:
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await asyncio.to_thread(progress.wait_for, "TaskClosed")
 
     with serving(plugins=[progress]):
         asyncio.run(program())
+        progress.wait_for("TaskClosed")
     assert [e.code for e in progress.events if type(e).__name__ == "TaskClosed"] == [Code.CANCELLED]
+
+
+def test_who_stops_waiting_does_not_end_the_round() -> None:
+    """Neither one that runs out of time, nor one of several, nor a round that waits for it."""
+    computation = fcp_demo.FederatedComputation(sum_up, name="sum")
+    progress = Progress()
+
+    async def program(context: Any) -> list[int]:
+        state, metrics = computation(0, source().iterator().select(1))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(state.get_value(), 0)
+        waiting = [asyncio.ensure_future(metrics["sum"].get_value()) for _ in range(3)]
+        await asyncio.to_thread(progress.wait_for, "TaskOpened")
+        waiting[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        with devices(context, holding(3)):
+            return [*await asyncio.gather(*waiting[1:]), await state.get_value()]
+
+    with serving(plugins=[progress]) as context:
+        assert asyncio.run(program(context)) == [3, 3, 3]
 
 
 def test_aggregate_on_the_server() -> None:
@@ -561,3 +582,125 @@ def test_tls(certificates: Path) -> None:
             done.set()
             client.interrupt()
             thread.join()
+
+
+def test_computations_without_a_new_state_or_any() -> None:
+    @tff.federated_computation(tff.FederatedType(np.int64, tff.SERVER), DATA)
+    def evaluate(state: Any, data: Any) -> Any:
+        values = tff.federated_map(add, (tff.federated_map(total, data), broadcast(state)))
+        return tff.federated_sum(values)
+
+    @tff.federated_computation(DATA)
+    def count(data: Any) -> Any:
+        sums = tff.federated_map(total, data)
+        return collections.OrderedDict(all=tff.federated_sum(sums), most=tff.federated_max(sums))
+
+    evaluation = fcp_demo.FederatedComputation(evaluate, name="evaluate")
+    stateless = fcp_demo.FederatedComputation(count, name="count")
+
+    async def program() -> list[Any]:
+        data = source().iterator().select(2)
+        return await tff.program.materialize_value([evaluation(5, data), stateless(data)])
+
+    with serving() as context, devices(context, holding(7, 7)):
+        assert asyncio.run(program()) == [24, collections.OrderedDict(all=14, most=7)]
+
+
+def test_a_computation_is_simulated_in_a_context_of_tff() -> None:
+    computation = fcp_demo.FederatedComputation(sum_up, name="sum")
+    with LocalRuntime():
+        state, metrics = computation(data=[["1", "2"], ["4"]], state=5)
+    assert (state, metrics["sum"]) == (12, 7)
+
+
+def test_faults_of_the_servers_own_graphs() -> None:
+    """Before devices are asked, and after they have worked: in words, not TensorFlow's."""
+
+    @tff.tensorflow.computation(np.int64)
+    def positive(value: Any) -> Any:
+        with tf.control_dependencies([tf.debugging.assert_positive(value, "is it positive?")]):
+            return tf.identity(value)
+
+    @tff.federated_computation(tff.FederatedType(np.int64, tff.SERVER), DATA)
+    def comp(state: Any, data: Any) -> Any:
+        sent = broadcast(tff.federated_map(positive, state))
+        sums = tff.federated_sum(tff.federated_map(add, (tff.federated_map(total, data), sent)))
+        return state, tff.federated_map(positive, sums)
+
+    computation = fcp_demo.FederatedComputation(comp, name="positive")
+
+    async def program(state: int) -> None:
+        _, metrics = computation(state, source().iterator().select(1))
+        await metrics.get_value()
+
+    where = {0: "before the broadcast", 3: "with the aggregate"}
+    with serving() as context, devices(context, holding(-7)):
+        for state, part in where.items():
+            with pytest.raises(fcp_demo.AggregationFailedError) as error:
+                asyncio.run(program(state))
+            assert error.value.code is Code.INVALID_ARGUMENT
+            assert str(error.value).startswith(
+                f"Aggregation failed. positive: what the server does {part} failed: assertion "
+                "failed: [is it positive?"
+            )
+            assert "\n" not in str(error.value)
+
+
+def broadcast(value: Any) -> Any:
+    return tff.federated_broadcast(value)
+
+
+@pytest.mark.slow
+def test_tffs_own_training_program_saves_its_state(tmp_path: Path) -> None:
+    """It keeps the data source's iterator beside the model, and goes on from both."""
+    x = tf.TensorSpec([None, 1], tf.float32)
+
+    def model() -> Any:
+        return tff.learning.models.from_keras_model(
+            tf.keras.Sequential([tf.keras.layers.InputLayer((1,)), tf.keras.layers.Dense(1)]),
+            loss=tf.keras.losses.MeanSquaredError(),
+            input_spec=(x, x),
+        )
+
+    def parse(texts: Any) -> Any:
+        def pair(text: Any) -> Any:
+            number = tf.strings.to_number(text)[:, tf.newaxis]
+            return number, 2 * number
+
+        return texts.batch(4).map(pair)
+
+    process = tff.learning.algorithms.build_weighted_fed_avg(
+        model, client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.01)
+    )
+    computation = learning_process_computation(process, parse)
+    training = tff.learning.templates.LearningProcess(
+        process.initialize,
+        fcp_demo.FederatedComputation(computation, name="train"),
+        process.get_model_weights,
+        process.set_model_weights,
+    )
+    saved = tff.program.FileProgramStateManager(tmp_path)
+    progress = Progress()
+
+    async def program(rounds: int) -> None:
+        await tff.learning.programs.train_model(
+            train_process=training,
+            train_data_source=source(),
+            train_per_round_clients=2,
+            train_total_rounds=rounds,
+            program_state_manager=saved,
+            model_output_manager=tff.program.MemoryReleaseManager(),
+            evaluation_manager=None,
+            evaluation_periodicity=1,
+        )
+
+    with (
+        LocalRuntime() as runtime,
+        serving(base_context=runtime.federated_context, plugins=[progress]) as context,
+        devices(context, holding(1, 2)),
+    ):
+        asyncio.run(program(1))
+        asyncio.run(program(2))
+        assert asyncio.run(saved.get_versions()) == [0, 1, 2]
+    # The second run has not done the first round again.
+    assert progress.count("TaskClosed") == 2

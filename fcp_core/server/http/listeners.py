@@ -7,7 +7,7 @@ import errno
 import socket
 from collections.abc import Iterator
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import ListenError, UsageError
 from fcp_core.plugins.settings import ServerSettings
 
 #: How often a free port is looked for that is free on every address of the host.
@@ -73,7 +73,8 @@ def bind(
     :param host: a name or an address; ``""`` is every interface.
     :param port: 0 takes one that is free.
     :param reuse_port: let other processes listen on the same port.
-    :raises UsageError: if that cannot be; the message says why.
+    :raises UsageError: if that cannot be; the message says why. It is a :class:`ListenError`, and
+        so an ``OSError``, if the system refuses.
     """
     if not 0 <= port <= 65535:
         raise UsageError(f"the port must be between 0 and 65535, not {port}.")
@@ -84,9 +85,10 @@ def bind(
             # A port that is free on the first address may be taken on the second.
             if port == 0 and left and error.errno == errno.EADDRINUSE:
                 continue
-            raise UsageError(
+            raise ListenError(
                 f"the server cannot listen on {host or 'every interface'}, port {port}: "
-                f"{error.strerror or error}."
+                f"{error.strerror or error}.",
+                error.errno,
             ) from None
     raise AssertionError("the last try returns or raises")
 
