@@ -35,7 +35,7 @@ from tornado.iostream import StreamClosedError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.body import BodyReader
 from fcp_core.server.http.context import Context
-from fcp_core.server.http.limits import InFlight, http_error
+from fcp_core.server.http.limits import InFlight, Limits, http_error
 from fcp_core.server.http.rates import RateLimitError, address_key
 from fcp_core.server.http.requests import Request
 
@@ -140,6 +140,10 @@ class Handler(HTTPMessageDelegate):
         """Return where the body is counted."""
         return self.context.in_flight
 
+    def limits(self) -> Limits:
+        """Return how large the body may be."""
+        return self.context.limits
+
     def open_body(self) -> None:
         """Make room for the announced body.
 
@@ -152,7 +156,7 @@ class Handler(HTTPMessageDelegate):
         self.body = BodyReader(
             headers.get("Content-Encoding", ""),
             None if chunked else int(announced),
-            self.context.limits,
+            self.limits(),
             self.room(),
             self.context.executor,
             self.context.buffers,
