@@ -18,6 +18,7 @@ from fcp_core.admin.api import PREFIX
 from fcp_core.server.http.admin import AdminHandler
 from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.context import Authenticate, Context
+from fcp_core.server.http.framing import check_headers_of
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.media import DOWNLOAD, UPLOAD, DownloadHandler, UploadHandler
@@ -63,6 +64,7 @@ class BoundedHTTPServer(HTTPServer):
             return
         self.connections += 1
         self._of_address[key] += 1
+        check_headers_of(stream)
         super().handle_stream(stream, address)
 
     def on_close(self, server_conn: object) -> None:

@@ -26,7 +26,6 @@ from typing import Any, ClassVar
 
 from tornado.httputil import (
     HTTPHeaders,
-    HTTPMessageDelegate,
     RequestStartLine,
     ResponseStartLine,
 )
@@ -37,7 +36,7 @@ from fcp_core.server.http.body import BodyReader
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.limits import InFlight, Limits, http_error
 from fcp_core.server.http.rates import RateLimitError, address_key
-from fcp_core.server.http.requests import Request
+from fcp_core.server.http.requests import Request, RequestHandler
 
 logger = logging.getLogger("fcp.server")
 
@@ -57,7 +56,7 @@ GONE = 499
 _RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 
-class Handler(HTTPMessageDelegate):
+class Handler(RequestHandler):
     """Takes one request and answers it; errors as a serialized ``google.rpc.Status``.
 
     :ivar subject: what the log adds, such as the session id.
@@ -151,11 +150,9 @@ class Handler(HTTPMessageDelegate):
         """
         headers = self.request.headers
         announced = headers.get("Content-Length", "0")
-        # Tornado itself refuses a length that is not a number.
-        chunked = "Transfer-Encoding" in headers or not _is_number(announced)
         self.body = BodyReader(
             headers.get("Content-Encoding", ""),
-            None if chunked else int(announced),
+            None if "Transfer-Encoding" in headers else int(announced),
             self.limits(),
             self.room(),
             self.context.executor,
@@ -218,6 +215,11 @@ class Handler(HTTPMessageDelegate):
             return
         body, headers = self.describe(error)
         self.answer(body, error.http, headers)
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer was begun."""
+        return self._status != 0
 
     # What the connection tells.
 
@@ -330,8 +332,7 @@ class Handler(HTTPMessageDelegate):
         self._discard = LINGER
         self.request.watch.limit(LINGER_TIME)
         body, headers = self.describe(error)
-        announced = self.request.headers.get("Content-Length", "0")
-        if not _is_number(announced) or int(announced) > LINGER:
+        if int(self.request.headers.get("Content-Length", "0")) > LINGER:
             headers["Connection"] = "close"
         self.begin_answer(len(body), error.http, headers, body)
         if "Expect" in self.request.headers:
@@ -384,11 +385,6 @@ class Handler(HTTPMessageDelegate):
                 1000 * seconds,
                 extra={"fcp": about},
             )
-
-
-def _is_number(text: str) -> bool:
-    """Whether *text* is digits; a superscript three is one to Python, but to no other."""
-    return text.isascii() and text.isdigit()
 
 
 @lru_cache(maxsize=2)
