@@ -50,6 +50,9 @@ LINGER_TIME = 5.0
 #: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
 RETRY_AFTER = 5
 
+#: Answers from this size on are not copied behind their header.
+WRITE_APART = 64 << 10
+
 #: What a request is counted as whose client went away.
 GONE = 499
 
@@ -170,7 +173,10 @@ class Handler(RequestHandler):
         self, body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send the whole answer."""
-        self.begin_answer(len(body), status, headers, body)
+        apart = len(body) >= WRITE_APART and self.request.method != "HEAD"
+        self.begin_answer(len(body), status, headers, b"" if apart else body)
+        if apart and not self._over:
+            self.connection.write(body)
         self.end_answer()
 
     def begin_answer(
