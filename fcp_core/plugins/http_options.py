@@ -23,7 +23,8 @@ def _add_limits(add: Callable[..., None]) -> None:
     for name, type, default, text, minimum in (
         ("max_body", "bytes", "1GiB", "the largest request body, as it is sent", 1),
         ("max_decompressed", "bytes", "1GiB", "the largest request body after decompression", 1),
-        ("max_in_flight", "bytes", "2GiB", "the sum of all request bodies held at a time", 1),
+        ("max_call", "bytes", "1MiB", "the largest call of the protocol; many are smaller", 1),
+        ("max_in_flight", "bytes", "2GiB", "the sum of all uploads held at a time", 1),
         (
             "idle_timeout",
             "duration",
@@ -33,6 +34,13 @@ def _add_limits(add: Callable[..., None]) -> None:
         ),
         ("body_timeout", "duration", "10m", "how long an upload or a download may take", 1e-3),
         ("max_connections", "int", 10_000, "connections at a time; the next is closed at once", 1),
+        (
+            "max_connections_per_address",
+            "int",
+            1_000,
+            "those of one address or IPv6 /64; 0: any number; this machine has no such limit",
+            0,
+        ),
         ("max_sessions", "int", 500_000, "device sessions that are kept at a time", 1),
         ("max_operations", "int", 100_000, "devices that may wait for a task at a time", 1),
     ):

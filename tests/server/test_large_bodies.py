@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import gzip
 import itertools
+import queue
 import random
 import socket
 import ssl
 import threading
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import body as bodies
 from fcp_core.server.http.body import DIRECT, BodyReader
-from fcp_core.server.http.buffers import GRAIN, IDLE, Buffers
+from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
 from fcp_core.server.http.limits import InFlight, Limits
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
@@ -420,3 +422,21 @@ def test_a_bomb_is_stopped_by_whatever_unpacks(unpacker):
     assert read(packed, split(packed, range(0, len(packed), 1000)), limit=100_000) == 413
     assert read(gzip.compress(bytes(100_000)), [slice(None)], limit=100_000) == bytes(100_000)
     assert read(gzip.compress(bytes(100_001)), [slice(None)], limit=100_000) == 413
+
+
+def test_large_memory_goes_back_apart_from_the_loop():
+    """Gigabytes that are unmapped on the loop stop it for seconds."""
+    gone = queue.Queue()
+
+    async def main():
+        buffers = Buffers(kept=0)
+        view = buffers.take(2 * STEP)
+        block = view.obj.base.obj if hasattr(view.obj.base, "obj") else view.obj.base
+        watched = weakref.ref(block, lambda _: gone.put(threading.current_thread()))
+        del view, block
+        assert buffers.free == 0
+        assert gone.get(timeout=30) is not threading.current_thread()
+        assert watched() is None
+        buffers.close()
+
+    asyncio.run(main())

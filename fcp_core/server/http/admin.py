@@ -85,7 +85,7 @@ class AdminHandler(Handler):
             if self._endpoint.query is not None:
                 arguments.append(self._parse_query())
             if self._endpoint.body is not None:
-                arguments.append(await self._parse_body(bytes(body)))
+                arguments.append(await self._parse_body(body))
         finally:
             self.body.close()
         name = _VARIANTS.get((self._endpoint.method, self._kind), self._endpoint.method)
@@ -108,9 +108,9 @@ class AdminHandler(Handler):
         except msgspec.ValidationError as error:
             raise _bad(f"query: {error}") from None
 
-    async def _parse_body(self, body: bytes) -> Any:
+    async def _parse_body(self, body: bytearray | memoryview) -> Any:
         if not body and not self._endpoint.body_required:
-            body = b"{}"
+            body = bytearray(b"{}")
         kind = self._endpoint.body
         if len(body) < PARSE_APART:
             return _decode(body, kind)
@@ -118,7 +118,7 @@ class AdminHandler(Handler):
         return await loop.run_in_executor(self.context.executor, _decode, body, kind)
 
 
-def _decode(body: bytes, kind: Any) -> Any:
+def _decode(body: bytearray | memoryview, kind: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

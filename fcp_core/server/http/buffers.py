@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import sys
+import threading
 import time
 import weakref
 from collections import deque
@@ -22,6 +23,9 @@ import numpy as np
 KEPT = 64 << 20
 #: Seconds after which memory that nobody used goes back to the operating system.
 IDLE = 5.0
+#: Memory goes back to the operating system in steps of so many bytes: it takes milliseconds a
+#: megabyte, in which nothing else runs.
+STEP = 4 << 20
 #: Sizes are rounded up to this many bytes, so that bodies of about one size share memory.
 GRAIN = 64 << 10
 
@@ -79,7 +83,9 @@ class Buffers:
         """Give back to the operating system what nobody used for :data:`IDLE` seconds."""
         self._collect()
         since = self._time() - IDLE
+        idle = [block for when, block in self._free if when <= since]
         self._free = [entry for entry in self._free if entry[0] > since]
+        _release(idle)
 
     def _tick(self) -> None:
         self.trim()
@@ -105,8 +111,11 @@ class Buffers:
             self._free.append(self._returned.popleft())
             self._lent -= 1
         free = sum(len(block) for _, block in self._free)
+        beyond = []
         while free > self._bound:
-            free -= len(self._free.pop(0)[1])
+            beyond.append(self._free.pop(0)[1])
+            free -= len(beyond[-1])
+        _release(beyond)
 
 
 def _fresh(size: int) -> mmap.mmap:
@@ -114,3 +123,17 @@ def _fresh(size: int) -> mmap.mmap:
     if sys.platform == "win32":
         return mmap.mmap(-1, size)
     return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _release(blocks: list[mmap.mmap]) -> None:
+    """Give memory back: large blocks in a thread, step by step, so that nobody waits for them."""
+    if hasattr(mmap, "MADV_DONTNEED") and any(len(block) > STEP for block in blocks):
+        threading.Thread(target=_release_slowly, args=(blocks,), daemon=True).start()
+
+
+def _release_slowly(blocks: list[mmap.mmap]) -> None:
+    while blocks:
+        block = blocks.pop()
+        for start in range(0, len(block), STEP):
+            block.madvise(mmap.MADV_DONTNEED, start, min(STEP, len(block) - start))
+            time.sleep(0)  # the others first

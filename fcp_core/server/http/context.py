@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.buffers import Buffers
-from fcp_core.server.http.limits import InFlight, Limits, UploadsInFlight
+from fcp_core.server.http.limits import FREE_OF_CALL, InFlight, Limits, UploadsInFlight
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.rates import RateLimit
 
@@ -59,6 +59,7 @@ class Context:
         self.limits = limits
         self.metrics = metrics
         self.in_flight = InFlight(limits.max_in_flight)
+        self.calls = InFlight(limits.max_calls_in_flight, FREE_OF_CALL)
         self.uploads = UploadsInFlight(self.in_flight, lambda: services.media.held)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,12 @@ from fcp_core.admin.api import PREFIX
 from fcp_core.server.http.admin import AdminHandler
 from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.context import Authenticate, Context
+from fcp_core.server.http.framing import check_headers_of
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.media import DOWNLOAD, UPLOAD, DownloadHandler, UploadHandler
 from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.rates import address_key, is_loopback
 from fcp_core.server.http.requests import Request, Router
 from fcp_core.server.http.rpc import HealthHandler, MetricsHandler, NothingHandler, RPCHandler
 from fcp_core.server.logs import hide_addresses
@@ -35,28 +38,42 @@ _CLOSE_TIME = 5.0
 
 
 class BoundedHTTPServer(HTTPServer):
-    """Tornado's server with a limit on its connections."""
+    """Tornado's server with limits on its connections."""
 
     connections = 0
-    max_connections = 0
 
-    def initialize(self, router: Router, **options: Any) -> None:  # type: ignore[override]
+    def initialize(  # type: ignore[override]
+        self, router: Router, limits: Limits, **options: Any
+    ) -> None:
         """Leave the time limit of headers to the router."""
         super().initialize(router, **options)
         self.router = router
         self.conn_params.header_timeout = None
+        self._limits = limits
+        #: How many connections each address has.
+        self._of_address: Counter[str] = Counter()
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Take a connection, or close it if there are too many."""
-        if self.connections >= self.max_connections:
+        key = address_key(str(address[0]))
+        most = self._limits.max_connections_per_address
+        if self.connections >= self._limits.max_connections or (
+            0 < most <= self._of_address[key] and not is_loopback(key)
+        ):
             stream.close()
             return
         self.connections += 1
+        self._of_address[key] += 1
+        check_headers_of(stream)
         super().handle_stream(stream, address)
 
     def on_close(self, server_conn: object) -> None:
         """Forget a closed connection."""
         self.connections -= 1
+        key = address_key(server_conn.context.remote_ip)  # type: ignore[attr-defined]
+        self._of_address[key] -= 1
+        if self._of_address[key] <= 0:
+            del self._of_address[key]
         self.router.on_close(server_conn)
         super().on_close(server_conn)
 
@@ -106,29 +123,30 @@ class Frontend:
     @property
     def in_flight(self) -> int:
         """The bytes of bodies that are being received."""
-        return self._context.in_flight.held
+        return self._context.in_flight.held + self._context.calls.held
 
     def start(self) -> None:
         """Accept connections, on the running event loop."""
         hide_addresses()
         self._http = BoundedHTTPServer(
             Router(self._find, self._limits.idle_timeout),
+            limits=self._limits,
             ssl_options=self._tls,
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.
             max_header_size=4 * self._limits.max_header,
             max_body_size=sys.maxsize,  # handlers count themselves
         )
-        self._http.max_connections = self._limits.max_connections
         self._http.add_sockets(self._sockets)
         if self._metrics_sockets:
             self._metrics_http = BoundedHTTPServer(
-                Router(self._find_metrics, self._limits.idle_timeout), max_body_size=sys.maxsize
+                Router(self._find_metrics, self._limits.idle_timeout),
+                limits=self._limits,
+                max_body_size=sys.maxsize,
             )
-            self._metrics_http.max_connections = self._limits.max_connections
             self._metrics_http.add_sockets(self._metrics_sockets)
         if self._metrics is not None:
             front = self._http
-            self._metrics.watch(lambda: self._context.in_flight.held, lambda: front.connections)
+            self._metrics.watch(lambda: self.in_flight, lambda: front.connections)
 
     def _find(self, request: Request) -> Handler:
         """Return the handler of a request."""

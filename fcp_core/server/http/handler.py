@@ -26,7 +26,6 @@ from typing import Any, ClassVar
 
 from tornado.httputil import (
     HTTPHeaders,
-    HTTPMessageDelegate,
     RequestStartLine,
     ResponseStartLine,
 )
@@ -35,9 +34,9 @@ from tornado.iostream import StreamClosedError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.body import BodyReader
 from fcp_core.server.http.context import Context
-from fcp_core.server.http.limits import InFlight, http_error
+from fcp_core.server.http.limits import InFlight, Limits, http_error
 from fcp_core.server.http.rates import RateLimitError, address_key
-from fcp_core.server.http.requests import Request
+from fcp_core.server.http.requests import Request, RequestHandler
 
 logger = logging.getLogger("fcp.server")
 
@@ -51,13 +50,16 @@ LINGER_TIME = 5.0
 #: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
 RETRY_AFTER = 5
 
+#: Answers from this size on are not copied behind their header.
+WRITE_APART = 64 << 10
+
 #: What a request is counted as whose client went away.
 GONE = 499
 
 _RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 
-class Handler(HTTPMessageDelegate):
+class Handler(RequestHandler):
     """Takes one request and answers it; errors as a serialized ``google.rpc.Status``.
 
     :ivar subject: what the log adds, such as the session id.
@@ -140,6 +142,10 @@ class Handler(HTTPMessageDelegate):
         """Return where the body is counted."""
         return self.context.in_flight
 
+    def limits(self) -> Limits:
+        """Return how large the body may be."""
+        return self.context.limits
+
     def open_body(self) -> None:
         """Make room for the announced body.
 
@@ -147,12 +153,10 @@ class Handler(HTTPMessageDelegate):
         """
         headers = self.request.headers
         announced = headers.get("Content-Length", "0")
-        # Tornado itself refuses a length that is not a number.
-        chunked = "Transfer-Encoding" in headers or not _is_number(announced)
         self.body = BodyReader(
             headers.get("Content-Encoding", ""),
-            None if chunked else int(announced),
-            self.context.limits,
+            None if "Transfer-Encoding" in headers else int(announced),
+            self.limits(),
             self.room(),
             self.context.executor,
             self.context.buffers,
@@ -169,7 +173,10 @@ class Handler(HTTPMessageDelegate):
         self, body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send the whole answer."""
-        self.begin_answer(len(body), status, headers, body)
+        apart = len(body) >= WRITE_APART and self.request.method != "HEAD"
+        self.begin_answer(len(body), status, headers, b"" if apart else body)
+        if apart and not self._over:
+            self.connection.write(body)
         self.end_answer()
 
     def begin_answer(
@@ -214,6 +221,11 @@ class Handler(HTTPMessageDelegate):
             return
         body, headers = self.describe(error)
         self.answer(body, error.http, headers)
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer was begun."""
+        return self._status != 0
 
     # What the connection tells.
 
@@ -326,8 +338,7 @@ class Handler(HTTPMessageDelegate):
         self._discard = LINGER
         self.request.watch.limit(LINGER_TIME)
         body, headers = self.describe(error)
-        announced = self.request.headers.get("Content-Length", "0")
-        if not _is_number(announced) or int(announced) > LINGER:
+        if int(self.request.headers.get("Content-Length", "0")) > LINGER:
             headers["Connection"] = "close"
         self.begin_answer(len(body), error.http, headers, body)
         if "Expect" in self.request.headers:
@@ -380,11 +391,6 @@ class Handler(HTTPMessageDelegate):
                 1000 * seconds,
                 extra={"fcp": about},
             )
-
-
-def _is_number(text: str) -> bool:
-    """Whether *text* is digits; a superscript three is one to Python, but to no other."""
-    return text.isascii() and text.isdigit()
 
 
 @lru_cache(maxsize=2)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fcp_core.errors import UsageError
@@ -22,6 +23,23 @@ MIN_BURST_PER_KEY = 1000
 #: As many seconds of the rate may come at once.
 BURST_SECONDS = 10
 
+#: The largest bodies, in bytes, of calls that anybody may send, or that carry little: what a call's
+#: token is worth is known only after parsing. Those of aggregation protocols have ``max_call``.
+SMALL_CALLS = {
+    "RequestEligibilityEvalTask": 64 << 10,
+    "ReportEligibilityEvalTaskResult": 64 << 10,
+    "StartTaskAssignment": 256 << 10,
+    "PerformMultipleTaskAssignments": 256 << 10,
+    "ReportTaskResult": 64 << 10,
+    "GetOperation": 4 << 10,
+    "CancelOperation": 4 << 10,
+}
+#: How many of the largest calls may be received at a time.
+CALLS_AT_ONCE = 64
+#: As much of a call's body is always taken, in bytes: what devices send is smaller, and so never
+#: waits for somebody's large calls. The limit on connections bounds the sum.
+FREE_OF_CALL = 16 << 10
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -31,14 +49,17 @@ class Limits:
 
     :param max_body: the largest request body as it is sent.
     :param max_decompressed: the largest request body after decompression.
-    :param max_in_flight: the sum of all bodies that are being received, and of the uploads that
-        wait to be submitted or folded.
+    :param max_call: the largest body of a protocol call, as it is sent and after decompression.
+    :param max_in_flight: the sum of what was received of all bodies but those of calls, and of the
+        uploads that wait to be submitted or folded.
     :param max_header: the largest request line and header together; no option.
     :param idle_timeout: how long a connection may take to send the next request's header, and a
         call its body.
     :param body_timeout: how long an upload may take, and a download.
     :param drain_timeout: how long requests may go on after a stop was requested.
     :param max_connections: connections at a time; what comes beyond is closed at once.
+    :param max_connections_per_address: those of one address, or one IPv6 /64, among them; 0: any
+        number. This machine itself may have any number.
     :param rate_per_address: requests a second from one address, or one IPv6 /64; 0: any number.
     :param burst_per_address: how many of them may come at once; follows from the rate.
     :param rate_per_key: requests a second with one API key; 0: any number.
@@ -47,12 +68,14 @@ class Limits:
 
     max_body: int = 1 << 30
     max_decompressed: int = 1 << 30
+    max_call: int = 1 << 20
     max_in_flight: int = 2 << 30
     max_header: int = MAX_HEADER
     idle_timeout: float = 60.0
     body_timeout: float = 600.0
     drain_timeout: float = 10.0
     max_connections: int = 10_000
+    max_connections_per_address: int = 1_000
     rate_per_address: float = 0.0
     burst_per_address: int = MIN_BURST_PER_ADDRESS
     rate_per_key: float = 0.0
@@ -81,16 +104,36 @@ class Limits:
                 )
         return limits
 
+    @property
+    def max_calls_in_flight(self) -> int:
+        """The sum of what is received of the bodies of calls."""
+        return CALLS_AT_ONCE * self.max_call
+
+
+@lru_cache(maxsize=256)
+def limits_of_call(limits: Limits, method: str) -> Limits:
+    """Return the limits of a server as they are for the body of one method's calls."""
+    size = min(SMALL_CALLS.get(method, limits.max_call), limits.max_call)
+    return replace(
+        limits,
+        max_body=min(size, limits.max_body),
+        max_decompressed=min(size, limits.max_decompressed),
+    )
+
 
 def _burst(rate: float, least: int) -> int:
     return max(least, math.ceil(rate * BURST_SECONDS))
 
 
 class InFlight:
-    """Counts the bytes of the bodies that are being received, and bounds them."""
+    """Counts the bytes of the bodies that are being received, as they come, and bounds them.
 
-    def __init__(self, limit: int) -> None:
+    :param free: as many bytes of each body are not counted.
+    """
+
+    def __init__(self, limit: int, free: int = 0) -> None:
         self.limit = limit
+        self.free = free
         self.held = 0
         #: How many bodies are being read straight off their sockets.
         self.readers = 0
@@ -102,6 +145,13 @@ class InFlight:
         """
         self.check(size, self.held)
         self.held += size
+
+    def admit(self, size: int) -> None:
+        """Check that there is room for *size* bytes now; what is announced is not counted.
+
+        :raises StatusError: as :meth:`take`.
+        """
+        self.check(size, self.held)
 
     def give_back(self, size: int) -> None:
         """Release *size* bytes."""
@@ -137,8 +187,12 @@ class UploadsInFlight(InFlight):
 
     def take(self, size: int) -> None:
         """Count *size* bytes more, as :meth:`InFlight.take` does."""
-        self.check(size, self._bodies.held + self._waiting())
+        self.admit(size)
         self._bodies.take(size)
+
+    def admit(self, size: int) -> None:
+        """Check that there is room, as :meth:`InFlight.admit` does."""
+        self.check(size, self._bodies.held + self._waiting())
 
     def give_back(self, size: int) -> None:
         """Release *size* bytes."""

@@ -13,6 +13,9 @@ from fcp_core.protocol.status import Code, StatusError
 #: The most buckets that one limit keeps; the one that was used least recently goes first.
 MAX_BUCKETS = 65536
 
+#: The /64 network of ``::1``. Nothing else is in it.
+_LOOPBACK_6 = "0"
+
 
 class RateLimitError(StatusError):
     """A rate limit was exceeded.
@@ -90,3 +93,8 @@ def address_key(address: str) -> str:
             return str(ip.ipv4_mapped)
         return str(int(ip) >> 64)
     return str(ip)
+
+
+def is_loopback(key: str) -> bool:
+    """Whether an :func:`address_key` stands for this machine itself."""
+    return key == _LOOPBACK_6 or key.startswith("127.")

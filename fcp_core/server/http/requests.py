@@ -19,6 +19,9 @@ from tornado.httputil import (
     RequestStartLine,
     ResponseStartLine,
 )
+from tornado.iostream import StreamClosedError
+
+from fcp_core.server.http.framing import read_chunks
 
 #: The most parameters of a query.
 MAX_PARAMETERS = 100
@@ -29,6 +32,19 @@ class Closable(Protocol):
 
     def close(self) -> None:
         """Close it."""
+
+
+class RequestHandler(HTTPMessageDelegate):
+    """Takes one request and answers it."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer was begun."""
+        raise NotImplementedError
+
+    def end_answer(self) -> None:
+        """Complete the answer."""
+        raise NotImplementedError
 
 
 class Watch:
@@ -151,12 +167,12 @@ class RequestDelegate(HTTPMessageDelegate):
         self,
         connection: HTTP1Connection,
         watch: Watch,
-        find: Callable[[Request], HTTPMessageDelegate],
+        find: Callable[[Request], RequestHandler],
     ) -> None:
         self._connection = connection
         self._watch = watch
         self._find = find
-        self._handler: HTTPMessageDelegate | None = None
+        self._handler: RequestHandler | None = None
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
@@ -165,7 +181,34 @@ class RequestDelegate(HTTPMessageDelegate):
         self._watch.lift()
         line = cast(RequestStartLine, start_line)  # a server receives no other
         self._handler = self._find(Request(line, headers, self._connection, self._watch))
-        return self._handler.headers_received(start_line, headers)
+        admitted = self._handler.headers_received(start_line, headers)
+        if "Transfer-Encoding" in headers:
+            return self._take_chunks(self._handler, admitted, headers)
+        return admitted
+
+    async def _take_chunks(
+        self, handler: RequestHandler, admitted: Awaitable[None] | None, headers: HTTPHeaders
+    ) -> None:
+        """Take a chunked body: the connection would answer a malformed one a second time."""
+        if admitted is not None:
+            await admitted
+        stream = self._connection.stream
+        if headers.pop("Expect", "").lower() == "100-continue" and not handler.answered:
+            stream.write(b"HTTP/1.1 100 (Continue)\r\n\r\n")
+        try:
+            async for piece in read_chunks(stream):
+                rest = handler.data_received(piece)
+                if rest is not None:
+                    await rest
+        except HTTPInputError:
+            if not handler.answered:
+                raise
+            handler.end_answer()  # before the body has ended, so the connection is closed
+        except StreamClosedError:
+            self._connection.detach()
+            handler.on_connection_close()
+        # Nothing is left to read.
+        del headers["Transfer-Encoding"]
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Pass on a piece of the body."""
@@ -190,7 +233,7 @@ class Router(HTTPServerConnectionDelegate):
     :param idle_timeout: how long a connection may take to send the next request's header.
     """
 
-    def __init__(self, find: Callable[[Request], HTTPMessageDelegate], idle_timeout: float) -> None:
+    def __init__(self, find: Callable[[Request], RequestHandler], idle_timeout: float) -> None:
         self._find = find
         self._idle_timeout = idle_timeout
         self._watches: dict[object, Watch] = {}

@@ -13,6 +13,7 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import sender_of
 from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.limits import InFlight, Limits, limits_of_call
 from fcp_core.server.http.prometheus import CONTENT_TYPE
 from fcp_core.server.services.device_tokens import label
 
@@ -70,6 +71,14 @@ class RPCHandler(DeviceHandler):
         self.subject = _label(self._variables.get("session_id", ""))
         self._method = self.context.method(self._route)
         self.open_body()
+
+    def room(self) -> InFlight:
+        """Return where the body is counted: never with uploads."""
+        return self.context.calls
+
+    def limits(self) -> Limits:
+        """Return how large the body may be: what is parsed on the loop is small."""
+        return limits_of_call(self.context.limits, self._route.method)
 
     async def serve(self) -> None:
         """Parse, call, answer."""
