@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FEDERATED_SELECT_URI = "internal:/federated_select"
 
 
+_NOT_MISSING = (Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED)
+
+
 class InsufficientDataError(StatusError):
     """The device has too little data for the plan; reported as FAILED_PRECONDITION."""
 
@@ -45,7 +48,8 @@ class SliceSource:
         """Return the slices of the selector's keys, in their order, all fetched at once.
 
         :raises StatusError: INVALID_ARGUMENT if the task serves no slices; UNAVAILABLE if any of
-            them cannot be had; CANCELLED if the client was interrupted.
+            them cannot be had; CANCELLED if the client was interrupted; RESOURCE_EXHAUSTED or
+            DEADLINE_EXCEEDED if they take more than the device gives.
         """
         if not self._template or self._download is None:
             raise StatusError(Code.INVALID_ARGUMENT, "the task serves no slices to select from")
@@ -54,7 +58,7 @@ class SliceSource:
         try:
             return iter(self._download(uris))
         except StatusError as error:
-            if error.code is Code.CANCELLED:
+            if error.code in _NOT_MISSING:
                 raise
             raise StatusError(
                 Code.UNAVAILABLE, f"a slice of {selector.served_at_id!r} is missing: {error}"
