@@ -10,7 +10,9 @@ from fcp_core.client.executors import (
     PlanRun,
     SliceSource,
 )
-from fcp_core.client.history import History
+from fcp_core.client.graph_guard import OperationRules
+from fcp_core.client.history import History, RunRecord
+from fcp_core.client.limits import Limits
 from fcp_core.client.protocols import DeviceProtocol, PlanResults
 from fcp_core.client.python_tasks import PythonTaskExecutor, task
 from fcp_core.client.results import Outcome, SessionResult, TaskOutcome, TaskResult
@@ -37,12 +39,15 @@ __all__ = [
     "ExampleStore",
     "History",
     "InsufficientDataError",
+    "Limits",
+    "OperationRules",
     "Outcome",
     "PlanExecutor",
     "PlanResults",
     "PlanRun",
     "PythonTaskExecutor",
     "RetryPolicy",
+    "RunRecord",
     "SessionResult",
     "SliceSource",
     "SystemClock",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import gzip
 import re
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fcp_core.client.addresses import Endpoint, Router, path_variable
 from fcp_core.client.cache import ResourceCache
+from fcp_core.client.limits import Limits, gunzip, too_large
 from fcp_core.client.operations import check_name, parse, polling_interval, result_of
 from fcp_core.client.retry import seconds_of
 from fcp_core.client.steps import Concurrently, Reply, Request, Sleep, Steps
@@ -31,19 +31,6 @@ def gzip_body(body: bytes) -> bytes:
     return gzip.compress(body, _GZIP_LEVEL, mtime=0)
 
 
-def gunzip(data: bytes, what: str) -> bytes:
-    """Return the content of gzip *data*.
-
-    :raises StatusError: INVALID_ARGUMENT, naming *what*, if they are not gzip or are cut short.
-    """
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise StatusError(
-            Code.INVALID_ARGUMENT, f"{what} was announced as gzip and is not: {error}"
-        ) from error
-
-
 def is_set(resource: Any) -> bool:
     """Whether a ``Resource`` stands for anything."""
     kind = resource.WhichOneof("resource")
@@ -55,6 +42,7 @@ class Calls:
 
     :param encode: compresses bodies with gzip; None: they are sent as they are.
     :param cache: what was downloaded in other sessions and may be kept.
+    :param content_bytes: how large a resource may be once it is decompressed.
     """
 
     def __init__(
@@ -62,10 +50,12 @@ class Calls:
         router: Router,
         encode: Callable[[bytes], bytes] | None = gzip_body,
         cache: ResourceCache | None = None,
+        content_bytes: int = Limits.content_bytes,
     ) -> None:
         self._router = router
         self._encode = encode
         self._cache = cache
+        self._content_bytes = content_bytes
 
     def call(self, endpoint: Endpoint, name: str, message: Any) -> Steps[Any]:
         """Call a method; return its response, a long-running one's once it is done.
@@ -129,7 +119,7 @@ class Calls:
         if inline.compression_format == common_pb2.RESOURCE_COMPRESSION_FORMAT_UNSPECIFIED:
             return bytes(inline.data)
         if inline.compression_format == common_pb2.RESOURCE_COMPRESSION_FORMAT_GZIP:
-            return gunzip(inline.data, "an inline resource")
+            return gunzip(inline.data, "an inline resource", self._content_bytes)
         raise StatusError(
             Code.UNIMPLEMENTED,
             f"an inline resource is compressed in an unknown way ({inline.compression_format})",
@@ -157,7 +147,8 @@ class Calls:
         known = None if cache is None else cache.get(resource.client_cache_id)
         if known is None:
             self._router.check(uri)
-            known = unpack(uri, (yield Request(name, "GET", uri)))
+            reply = yield Request(name, "GET", uri)
+            known = unpack(uri, reply, self._content_bytes)
             if cache is not None:
                 cache.put(resource.client_cache_id, known, seconds_of(resource.max_age))
         return known
@@ -211,10 +202,15 @@ class Calls:
         return operation
 
 
-def unpack(uri: str, reply: Reply) -> bytes:
+def unpack(uri: str, reply: Reply, limit: int) -> bytes:
     """Return a downloaded resource; a content type may say that it is gzip.
 
-    :raises StatusError: INVALID_ARGUMENT if it is not.
+    :param limit: how large it may be, in bytes.
+    :raises StatusError: INVALID_ARGUMENT if it is not; RESOURCE_EXHAUSTED if it is larger.
     """
     body = reply.body
-    return gunzip(body, uri) if reply.content_type.lower().endswith("+gzip") else body
+    if reply.content_type.lower().endswith("+gzip"):
+        return gunzip(body, uri, limit)
+    if len(body) > limit:
+        raise too_large(uri, limit)
+    return body

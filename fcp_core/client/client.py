@@ -18,8 +18,9 @@ from fcp_core.client.cache import ResourceCache
 from fcp_core.client.calls import gzip_body
 from fcp_core.client.driver import BlockingDriver, Device
 from fcp_core.client.executors import PlanExecutor
+from fcp_core.client.graph_guard import OperationRules
 from fcp_core.client.history import History
-from fcp_core.client.interruption import Interruption
+from fcp_core.client.limits import Limits
 from fcp_core.client.protocols import DeviceProtocol
 from fcp_core.client.results import SessionResult
 from fcp_core.client.retry import RetrySchedule
@@ -69,6 +70,9 @@ class Client:
     :param timeout: seconds without any byte from the server before a request is given up.
     :param cache_bytes: how much is kept, in memory, of what the server lets devices keep, such as
         the plan of all rounds of a computation; 0: nothing.
+    :param limits: what the device gives to the server at most; None: the usual limits.
+    :param operations: which TensorFlow operations a plan may use; None: those of the list that
+        comes with the package.
     :param protocols: aggregation protocols beside the plain one, which are asked before it.
     :raises StatusError: INVALID_ARGUMENT for an entry point or a population that is not allowed.
     :raises UsageError: if the certificate cannot be used.
@@ -96,16 +100,18 @@ class Client:
         compress: bool = True,
         timeout: float = 600.0,
         cache_bytes: int = 8 << 20,
+        limits: Limits | None = None,
+        operations: OperationRules | None = None,
         protocols: Sequence[DeviceProtocol] = (),
     ) -> None:
         check_uri(server, entry_point=True)
         path_variable(population)
         _warn_of(retry_token)
+        limits = limits or Limits()
         self.server = server
         self.population = population
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
-        self._interruption = Interruption()
         self._transport = Transport(
             ca_file=ca_file,
             certfile=certfile,
@@ -113,7 +119,7 @@ class Client:
             compress=compress,
             retry=retry,
             timeout=timeout,
-            interruption=self._interruption,
+            limits=limits,
             rng=self._rng,
         )
         self._settings = DeviceSettings(
@@ -125,8 +131,11 @@ class Client:
             encode=gzip_body if compress else None,
             cache=ResourceCache(cache_bytes),
             protocols=tuple(protocols),
+            content_bytes=limits.content_bytes,
         )
-        device = _device(population, stores, executors, history, session, self._clock.now)
+        device = _device(
+            population, stores, executors, operations, history, session, self._clock.now, limits
+        )
         self._driver = BlockingDriver(device, self._transport)
 
     def run_once(self) -> SessionResult:
@@ -137,6 +146,7 @@ class Client:
         schedule = RetrySchedule(self._clock.now, self._rng)
         sent, received = self._transport.bytes_sent, self._transport.bytes_received
         end = self._driver.run(device_session(self._settings, schedule))
+        self._driver.recorder.close_session(end.tasks)
         retry_at = schedule.retry_at()
         return SessionResult(
             outcome=end.outcome,
@@ -158,7 +168,7 @@ class Client:
         wait = 0.0
         for _ in rounds:
             try:
-                self._interruption.wait(wait)
+                self._transport.interruption.wait(wait)
             except StatusError:
                 return
             result = self.run_once()
@@ -170,7 +180,7 @@ class Client:
 
         Requests in flight are cut off; the server is notified where the protocol has a way to.
         """
-        self._interruption.request()
+        self._transport.interruption.request()
 
     def close(self) -> None:
         """Close the connections."""
@@ -194,18 +204,21 @@ def _device(
     population: str,
     stores: ExampleStore | Mapping[str, ExampleStore],
     executors: Mapping[str, PlanExecutor] | None,
+    operations: OperationRules | None,
     history: History | None,
     name: str,
     now: Callable[[], float],
+    limits: Limits,
 ) -> Device:
     """Return a device with one store for every collection and the built-in executors too."""
     return Device(
         population=population,
         store=CollectionStore(stores) if isinstance(stores, Mapping) else stores,
-        executors={**default_executors(), **(executors or {})},
+        executors={**default_executors(operations), **(executors or {})},
         history=history,
         name=name,
         now=now,
+        plan_seconds=limits.plan_seconds,
     )
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import io
 import select
 import socket
 import ssl
 import threading
+import time
 import urllib.parse
 import weakref
 from collections.abc import Mapping
@@ -26,6 +28,10 @@ _KEPT = 8
 #: What is sent or received at once; the time limit is for each piece.
 _PIECE = 256 << 10
 _SAFE = "%/?:@!$&'()*+,;=~[]"
+
+
+class TooLargeError(Exception):
+    """An answer is larger than the device takes."""
 
 
 class StaleError(Exception):
@@ -94,6 +100,52 @@ def _origin(scheme: str, authority: str) -> Origin:
     return Origin(scheme == "https", host, usual if port is None else port, shown)
 
 
+class _Incoming(io.RawIOBase):
+    """The bytes of answers as they come, header and framing too, counted and timed.
+
+    Stands for the socket where the standard library would make a file of it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._room = 0
+        self._end = 0.0
+
+    def begin(self, room: int, seconds: float) -> None:
+        """Allow an answer so many bytes and so much time."""
+        self._room = room
+        self._end = time.monotonic() + seconds
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """Return a file of an answer."""
+        return io.BufferedReader(self)
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is there, and wait for at least one byte.
+
+        :raises TooLargeError: if there was more than the answer may have.
+        :raises TimeoutError: if it takes too long.
+        """
+        left = self._end - time.monotonic()
+        timeout = self._sock.gettimeout()
+        if left <= 0:
+            raise TimeoutError("the answer takes too long")
+        if timeout is None or left < timeout:
+            self._sock.settimeout(left)
+        count = self._sock.recv_into(buffer)
+        self._room -= count
+        if self._room < 0:
+            raise TooLargeError
+        return count
+
+    def close(self) -> None:
+        """Leave the socket open: whoever owns it closes it."""
+
+
 class _Requests(http.client.HTTPConnection):
     """Keeps a request's header, so that it can be sent in one piece with a body."""
 
@@ -117,7 +169,8 @@ class Connection:
         self.reusable = True
         self._used = False
         self._http = _Requests(origin.host, origin.port)
-        self._http.sock = sock
+        self._incoming: Any = _Incoming(sock)
+        self._http.sock = self._incoming
         self._http.auto_open = 0
 
     def dropped(self) -> bool:
@@ -165,15 +218,19 @@ class Connection:
         except OSError:
             self.reusable = False
 
-    def receive(self) -> Answer:
+    def receive(self, room: int, seconds: float) -> Answer:
         """Wait for the answer to a request.
 
+        :param room: how many bytes it may have, all told.
+        :param seconds: how long it may take.
+        :raises TooLargeError: if it has more.
         :raises StaleError: if the connection served a request before, and ended without an answer.
         :raises BadAnswerError: if the answer's length is none, or it is cut short.
         :raises http.client.HTTPException: if it is malformed in another way.
         :raises TimeoutError: if it does not come.
         :raises OSError: if the connection breaks.
         """
+        self._incoming.begin(room, seconds)
         try:
             response = self._http.getresponse()
         except ConnectionError:
@@ -205,12 +262,12 @@ class Connection:
     def _body(response: http.client.HTTPResponse) -> bytes:
         if response.length is not None and response.length <= _PIECE:
             return response.read()
-        pieces = []
-        while piece := response.read(_PIECE):
-            pieces.append(piece)
+        body = io.BytesIO()  # a list of tiny chunks would take many times their size
+        while piece := response.read1(_PIECE):
+            body.write(piece)
         if response.length:
             raise BadAnswerError("it is cut short")
-        return b"".join(pieces)
+        return body.getvalue()
 
 
 class Pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +15,10 @@ from fcp_core.client.eligibility import Eligibility, EligibilityDecider
 from fcp_core.client.eligibility_plan import EligibilityPlan
 from fcp_core.client.executors import PlanExecutor, PlanRun, SliceSource, run_plan
 from fcp_core.client.history import History
+from fcp_core.client.interruption import Interruption
+from fcp_core.client.limits import Limits
 from fcp_core.client.protocols import PlanResults
+from fcp_core.client.recording import ELIGIBILITY, Recorder
 from fcp_core.client.steps import (
     Compute,
     Computed,
@@ -45,6 +49,7 @@ class Device:
     :param history: its contributions, if it keeps any.
     :param name: the session's name in the history.
     :param now: the time in seconds since the epoch.
+    :param plan_seconds: that a plan may run.
     """
 
     population: str
@@ -53,6 +58,7 @@ class Device:
     history: History | None
     name: str
     now: Callable[[], float]
+    plan_seconds: float = Limits.plan_seconds
 
 
 @dataclass
@@ -75,6 +81,7 @@ class BlockingDriver:
     def __init__(self, device: Device, transport: Transport) -> None:
         self._device = device
         self._transport = transport
+        self.recorder = Recorder(device.population, device.history, device.name, device.now)
 
     def run(self, session: Steps[T]) -> T:
         """Carry out a session, or a part of one.
@@ -159,13 +166,20 @@ class BlockingDriver:
         )
 
     def _evaluate(self, step: Evaluate) -> Eligibility:
+        if step.plan is None:
+            return self._decide(step, None)
         device = self._device
-        plan = None
-        if step.plan is not None:
-            slices = SliceSource(self._transport.download_all, "")
+        with (
+            self.recorder.run(ELIGIBILITY, step.plan[0], device.store) as store,
+            self._limited("the eligibility plan") as interruption,
+        ):
             plan = EligibilityPlan(
-                *step.plan, device.executors, device.store, slices, self._transport.interruption
+                *step.plan, device.executors, store, self._slices("", interruption), interruption
             )
+            return self._decide(step, plan)
+
+    def _decide(self, step: Evaluate, plan: EligibilityPlan | None) -> Eligibility:
+        device = self._device
         if step.spec is None and plan is not None:
             return Eligibility(plan.weights(), multiple_tasks=(), may_start=True)
         decider = EligibilityDecider(
@@ -203,14 +217,22 @@ class BlockingDriver:
         if plan.client_persisted_data.HasField("min_sep_policy_index"):
             separation_index = plan.client_persisted_data.min_sep_policy_index
         template = step.assignment.federated_select_uri_info.uri_template
-        results = run_plan(
-            self._device.executors,
-            PlanRun(
-                plan=plan,
-                checkpoint=step.checkpoint,
-                store=self._device.store,
-                slices=SliceSource(self._transport.download_all, template),
-                interruption=self._transport.interruption,
-            ),
-        )
+        with (
+            self.recorder.run(step.assignment.task_name, step.plan, self._device.store) as store,
+            self._limited("the plan") as interruption,
+        ):
+            slices = self._slices(template, interruption)
+            results = run_plan(
+                self._device.executors,
+                PlanRun(plan, step.checkpoint, store, slices, interruption),
+            )
         return (PlanResults(results) if isinstance(results, bytes) else results), separation_index
+
+    def _limited(self, what: str) -> AbstractContextManager[Interruption]:
+        return self._transport.interruption.limited(self._device.plan_seconds, what)
+
+    def _slices(self, template: str, interruption: Interruption) -> SliceSource:
+        def download(uris: Sequence[str]) -> list[bytes]:
+            return self._transport.download_all(uris, interruption.check)
+
+        return SliceSource(download, template)

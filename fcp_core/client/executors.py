@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FEDERATED_SELECT_URI = "internal:/federated_select"
 
 
+_NOT_MISSING = (Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED)
+
+
 class InsufficientDataError(StatusError):
     """The device has too little data for the plan; reported as FAILED_PRECONDITION."""
 
@@ -46,7 +49,8 @@ class SliceSource:
 
         :raises StatusError: INVALID_ARGUMENT if the task serves no slices; OUT_OF_RANGE if it has
             none of a key; UNAVAILABLE if any of them cannot be had; CANCELLED if the client was
-            interrupted.
+            interrupted; RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED if they take more than the device
+            gives.
         """
         if not self._template or self._download is None:
             raise StatusError(Code.INVALID_ARGUMENT, "the task serves no slices to select from")
@@ -55,7 +59,7 @@ class SliceSource:
         try:
             return iter(self._download(uris))
         except StatusError as error:
-            if error.code is Code.CANCELLED:
+            if error.code in _NOT_MISSING:
                 raise
             if error.code is Code.NOT_FOUND:
                 # Asking again would not help. It is no reason to stay away for long either: the

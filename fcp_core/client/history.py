@@ -1,14 +1,17 @@
-"""What a device remembers of its contributions, for the policies that ask."""
+"""What a device remembers: its contributions, for the policies that ask, and what ran on it."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from fcp_core.errors import UsageError
 
@@ -22,8 +25,43 @@ CREATE TABLE IF NOT EXISTS contributions (
     time REAL NOT NULL,
     separation_index INTEGER
 );
+CREATE TABLE IF NOT EXISTS runs (
+    id INTEGER PRIMARY KEY,
+    population TEXT NOT NULL,
+    task_name TEXT NOT NULL,
+    session TEXT NOT NULL,
+    time REAL NOT NULL,
+    plan_sha256 TEXT NOT NULL,
+    collections TEXT NOT NULL DEFAULT '',
+    outcome TEXT NOT NULL DEFAULT 'began'
+);
 CREATE INDEX IF NOT EXISTS by_task ON contributions (population, task_name, time);
 """
+
+
+#: Runs that are kept; the oldest go first.
+_MAX_RUNS = 10_000
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What one plan did on the device.
+
+    :param task_name: ``(eligibility)`` for a plan that weighs tasks.
+    :param time: when it began, in seconds since the epoch.
+    :param plan_sha256: of the serialized plan, in hexadecimal.
+    :param collections: the URIs of the collections that it read.
+    :param outcome: ``began`` if the device ended before the plan; ``computed`` if nothing more is
+        known; else how it ended, in words.
+    """
+
+    population: str
+    task_name: str
+    session: str
+    time: float
+    plan_sha256: str
+    collections: tuple[str, ...]
+    outcome: str
 
 
 class History:
@@ -102,6 +140,46 @@ class History:
                 (population, task_name),
             ).fetchone()
         return None if row is None else int(row[0])
+
+    def begin_run(
+        self, population: str, task_name: str, when: float, plan: bytes, *, session: str = ""
+    ) -> int:
+        """Note that a plan is about to run, and return a number to end it by."""
+        digest = hashlib.sha256(plan).hexdigest()
+        with self._lock:
+            cursor = self._database.execute(
+                "INSERT INTO runs (population, task_name, session, time, plan_sha256)"
+                " VALUES (?, ?, ?, ?, ?)",
+                (population, task_name, session, when, digest),
+            )
+            run = int(cursor.lastrowid or 0)
+            self._database.execute("DELETE FROM runs WHERE id <= ?", (run - _MAX_RUNS,))
+        return run
+
+    def end_run(self, run: int, outcome: str, collections: Iterable[str] | None = None) -> None:
+        """Note what came of a run.
+
+        :param collections: what it read; None leaves what was noted.
+        """
+        with self._lock:
+            self._database.execute("UPDATE runs SET outcome = ? WHERE id = ?", (outcome, run))
+            if collections is not None:
+                text = json.dumps(list(collections))
+                self._database.execute("UPDATE runs SET collections = ? WHERE id = ?", (text, run))
+
+    def runs(self) -> list[RunRecord]:
+        """Return what ran on the device, in its order."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT population, task_name, session, time, plan_sha256, collections, outcome"
+                " FROM runs ORDER BY id"
+            ).fetchall()
+        return [
+            RunRecord(
+                population, name, session, when, digest, tuple(json.loads(read or "[]")), outcome
+            )
+            for population, name, session, when, digest, read, outcome in rows
+        ]
 
     def close(self) -> None:
         """Close the file."""

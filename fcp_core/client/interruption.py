@@ -17,6 +17,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
+        self._why = StatusError(Code.CANCELLED, "the client was interrupted")
         self._event = threading.Event()
         self._lock = threading.Lock()
         self._callbacks: dict[int, Callable[[], None]] = {}
@@ -29,7 +30,12 @@ class Interruption:
 
     def request(self) -> None:
         """Throw the switch: run every registered callback, wake every waiter."""
+        self._throw(self._why)
+
+    def _throw(self, why: StatusError) -> None:
         with self._lock:
+            if not self._event.is_set():
+                self._why = why
             self._event.set()
             callbacks = list(self._callbacks.values())
         for callback in callbacks:
@@ -38,10 +44,10 @@ class Interruption:
     def check(self) -> None:
         """Raise if the switch was thrown.
 
-        :raises StatusError: CANCELLED.
+        :raises StatusError: CANCELLED; DEADLINE_EXCEEDED if a time limit threw it.
         """
         if self._event.is_set():
-            raise StatusError(Code.CANCELLED, "the client was interrupted")
+            raise StatusError(self._why.code, self._why.message)
 
     def wait(self, seconds: float) -> None:
         """Wait for *seconds*, or until the switch is thrown.
@@ -51,6 +57,25 @@ class Interruption:
         if seconds > 0:
             self._event.wait(seconds)
         self.check()
+
+    @contextlib.contextmanager
+    def limited(self, seconds: float, what: str) -> Iterator[Interruption]:
+        """Have a switch inside that is thrown with this one, or after some time.
+
+        :param seconds: the time, by a clock that never steps.
+        :param what: names what takes so long, for the error.
+        :raises StatusError: CANCELLED if this one was thrown.
+        """
+        inner = Interruption()
+        late = StatusError(Code.DEADLINE_EXCEEDED, f"{what} took more than {seconds:g} s")
+        timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), inner._throw, (late,))
+        timer.daemon = True
+        with self.unblocking(inner.request):
+            timer.start()
+            try:
+                yield inner
+            finally:
+                timer.cancel()
 
     @contextlib.contextmanager
     def unblocking(

@@ -12,6 +12,7 @@ from fcp_core.client.addresses import Endpoint, Router
 from fcp_core.client.cache import ResourceCache
 from fcp_core.client.calls import Calls, gzip_body, is_set
 from fcp_core.client.eligibility import UNCONFIGURED, Eligibility
+from fcp_core.client.limits import Limits
 from fcp_core.client.operations import parse
 from fcp_core.client.protocols import DeviceProtocol
 from fcp_core.client.results import Outcome, TaskOutcome, TaskResult
@@ -46,6 +47,7 @@ class DeviceSettings:
         not be compressed either.
     :param cache: what was downloaded in other sessions and may be kept.
     :param protocols: aggregation protocols beside the plain one, which are asked before it.
+    :param content_bytes: how large a resource may be once it is decompressed.
     :param any_address: whether plain HTTP to other machines is allowed, as in a load test.
     """
 
@@ -57,6 +59,7 @@ class DeviceSettings:
     encode: Callable[[bytes], bytes] | None = gzip_body
     cache: ResourceCache | None = None
     protocols: Sequence[DeviceProtocol] = field(default=())
+    content_bytes: int = Limits.content_bytes
     any_address: bool = False
 
     @cached_property
@@ -105,7 +108,7 @@ class _Session:
         self._schedule = schedule
         headers = {"x-goog-api-key": settings.api_key}
         self._router = Router(settings.entry_point, headers, any_address=settings.any_address)
-        self._calls = Calls(self._router, settings.encode, settings.cache)
+        self._calls = Calls(self._router, settings.encode, settings.cache, settings.content_bytes)
         self._runner = TaskRunner(
             settings.population, self._calls, self._router, settings.protocols
         )

@@ -21,6 +21,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fcp_core.client.executors import FEDERATED_SELECT_URI
+from fcp_core.client.graph_guard import GraphGuard
 from fcp_core.client.tensorflow_sessions import SessionPool
 from fcp_core.errors import MissingExtraError
 from fcp_core.protocol.protos import federated_api_pb2, plan_pb2
@@ -77,10 +78,12 @@ class GraphCache:
     """Imported graphs by content, the least recently used dropped first. Thread-safe.
 
     :param source: gives the examples; called on TensorFlow's threads.
+    :param guard: holds the graphs to what they may do.
     """
 
-    def __init__(self, source: ExampleSource) -> None:
+    def __init__(self, source: ExampleSource, guard: GraphGuard) -> None:
         self._source = source
+        self._guard = guard
         self._lock = threading.Lock()
         self._graphs: OrderedDict[tuple[bytes, bool], SessionPool] = OrderedDict()
 
@@ -88,14 +91,15 @@ class GraphCache:
         """Return the sessions of a serialized GraphDef, importing it if it is new.
 
         :param rewritten: whether the functions that it calls may ask TensorFlow to optimise them.
-        :raises StatusError: INVALID_ARGUMENT if the graph cannot be imported.
+        :raises StatusError: INVALID_ARGUMENT if the graph cannot be imported; PERMISSION_DENIED if
+            it holds what it may not.
         """
         key = hashlib.sha256(graph_bytes).digest(), rewritten
         # Importing under the lock: whoever wants the same graph would only import it again.
         with self._lock:
             graph = self._graphs.get(key)
             if graph is None:
-                graph = _Importer(graph_bytes, self._source, rewritten).load()
+                graph = _Importer(graph_bytes, self._source, self._guard, rewritten).load()
                 self._graphs[key] = graph
                 while len(self._graphs) > _MAX_GRAPHS:
                     self._graphs.popitem(last=False)
@@ -114,13 +118,17 @@ class _Node:
 class _Importer:
     """Imports one graph in stages."""
 
-    def __init__(self, graph_bytes: bytes, source: ExampleSource, rewritten: bool) -> None:
+    def __init__(
+        self, graph_bytes: bytes, source: ExampleSource, guard: GraphGuard, rewritten: bool
+    ) -> None:
         self._tf = import_tensorflow()
         self._source = source
         try:
             self._def = self._tf.compat.v1.GraphDef.FromString(graph_bytes)
         except DecodeError as error:
             raise _bad(f"it is not a GraphDef: {error}") from error
+        self._own = frozenset(node.name for node in self._def.node)
+        guard.apply(self._tf, self._def)
         # Placement and colocation are the plan author's machine's, and colocation would name
         # nodes of other stages.
         for node in self._def.node:
@@ -180,7 +188,7 @@ class _Importer:
                 )
                 self._imported.add(name)
             self._stage(set(self._nodes), graph)
-        pool = SessionPool(self._tf, graph)
+        pool = SessionPool(self._tf, graph, self._own)
         graph.finalize()
         return pool
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from fcp_core.client.executors import FEDERATED_SELECT_URI, PlanExecutor, PlanRun
+from fcp_core.client.graph_guard import GraphGuard, OperationRules
 from fcp_core.client.interruption import Interruption
 from fcp_core.client.tensorflow_graph import GraphCache, import_tensorflow
 from fcp_core.client.tensorflow_sessions import SessionPool
@@ -31,20 +33,32 @@ class TensorFlowExecutor(PlanExecutor):
         configuration; few, so that many clients fit one machine.
     :param at_once: how many plans run at the same time, the others wait; None: as many as there
         are processors. More would only make each other slow, and need a session each.
+    :param rules: which operations a plan may use; None: those of the list of the package.
     """
 
-    def __init__(self, *, threads: int = 1, at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        at_once: int | None = None,
+        rules: OperationRules | None = None,
+    ) -> None:
         self._threads = threads
+        # Folders of runs are told from all others by a name that no plan can know before it runs.
+        self._home = tempfile.gettempdir()
+        self._prefix = f"fcp-plan-{secrets.token_hex(8)}-"
+        folders = re.escape(os.path.join(self._home, self._prefix)) + "[0-9A-Za-z_]+"
+        guard = GraphGuard(rules or OperationRules(), folders)
         self._gate = _Gate(at_once or os.cpu_count() or 1)
         self._lock = threading.Lock()
         self._active: dict[bytes, _ActiveRun] = {}
-        self._graphs = GraphCache(self._examples)
+        self._graphs = GraphCache(self._examples, guard)
 
     def run(self, run: PlanRun) -> bytes:
         """Run the plan's target nodes in one call and return the checkpoint that they wrote."""
         plan = run.plan
         io = _Routing.of(plan)
-        with tempfile.TemporaryDirectory(prefix="fcp-plan-") as scratch:
+        with self._scratch() as scratch:
             output = Path(scratch, "output.ckpt")
             feeds = {io.output_filepath: str(output)}
             self._run(run, Path(scratch), io.input_filepath, feeds, "")
@@ -62,12 +76,15 @@ class TensorFlowExecutor(PlanExecutor):
         name = _full_name(router.task_eligibility_info_tensor_name)
         if not name:
             raise _bad("its router names no task_eligibility_info tensor")
-        with tempfile.TemporaryDirectory(prefix="fcp-plan-") as scratch:
+        with self._scratch() as scratch:
             input_filepath = _full_name(router.input_filepath_tensor_name)
             value = self._run(run, Path(scratch), input_filepath, {}, name)
         if not isinstance(value, bytes):
             raise _bad(f"{name} is no scalar string")
         return value
+
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix=self._prefix, dir=self._home)
 
     def _run(
         self, run: PlanRun, scratch: Path, input_filepath: str, given: dict[str, str], wanted: str
@@ -114,6 +131,9 @@ class TensorFlowExecutor(PlanExecutor):
             feed_dict = {graph.get_tensor_by_name(name): value for name, value in feeds.items()}
         except (KeyError, ValueError) as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"TensorFlow plan: {error}") from error
+        for name in feeds:
+            if name.partition(":")[0] not in sessions.own:
+                raise _bad(f"it feeds {name}, which is none of its own nodes")
         try:
             with (
                 self._gate.passage(run.interruption),
@@ -129,7 +149,7 @@ class TensorFlowExecutor(PlanExecutor):
 
     def _config(self, tf: Any, plan: plan_pb2.ClientOnlyPlan) -> Any:
         if plan.tensorflow_config_proto.value:
-            return tf.compat.v1.ConfigProto.FromString(plan.tensorflow_config_proto.value)
+            return _within_bounds(tf, plan.tensorflow_config_proto.value)
         config = tf.compat.v1.ConfigProto(
             intra_op_parallelism_threads=self._threads,
             # A dataset's functions run beside the operation that reads it.
@@ -294,6 +314,27 @@ def _constants(tf: Any, constants: Any) -> dict[str, Any]:
             raise _bad(f"the constant input {name!r} is not a tensor: {error}") from error
         feeds[_full_name(name)] = value
     return feeds
+
+
+def _within_bounds(tf: Any, data: bytes) -> Any:
+    """Return a plan's session configuration without what concerns other machines or the process."""
+    try:
+        given = tf.compat.v1.ConfigProto.FromString(data)
+    except DecodeError as error:
+        raise _bad(f"its session configuration is malformed: {error}") from error
+    threads = os.cpu_count() or 1
+    config = tf.compat.v1.ConfigProto(
+        # 0 means as many as there are processors.
+        intra_op_parallelism_threads=max(0, min(given.intra_op_parallelism_threads, threads)),
+        inter_op_parallelism_threads=max(0, min(given.inter_op_parallelism_threads, 2 * threads)),
+        device_count={name: max(0, min(n, 1)) for name, n in given.device_count.items()},
+        allow_soft_placement=given.allow_soft_placement,
+    )
+    options, kept = given.graph_options, config.graph_options
+    kept.optimizer_options.CopyFrom(options.optimizer_options)
+    kept.rewrite_options.CopyFrom(options.rewrite_options)
+    kept.rewrite_options.ClearField("custom_optimizers")
+    return config
 
 
 def _code(error: Exception) -> Code:

@@ -35,10 +35,12 @@ class SessionPool:
 
     :param tf: TensorFlow.
     :param graph: the ``tf.Graph``, not finalized yet.
+    :param own: the names of the nodes that came with the plan; it feeds no others.
     """
 
-    def __init__(self, tf: Any, graph: Any) -> None:
+    def __init__(self, tf: Any, graph: Any, own: frozenset[str] = frozenset()) -> None:
         self.graph = graph
+        self.own = own
         self._tf = tf
         self._lock = threading.Lock()
         self._idle: list[tuple[bytes, Any]] = []

@@ -11,20 +11,22 @@ import http.client
 import random
 import threading
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fcp_core.client.addresses import Endpoint, check_uri
-from fcp_core.client.calls import gunzip, unpack
+from fcp_core.client.calls import unpack
 from fcp_core.client.connections import (
     Answer,
     BadAnswerError,
     Connection,
     Pool,
     StaleError,
+    TooLargeError,
     split_url,
 )
 from fcp_core.client.interruption import Interruption
+from fcp_core.client.limits import Limits, gunzip, too_large
 from fcp_core.client.steps import Reply, Request
 from fcp_core.protocol.status import Code, StatusError, code_from_http
 
@@ -70,6 +72,7 @@ class Transport:
     :param certfile: a PEM certificate to show, with its key unless that is in *keyfile*.
     :param compress: whether answers may be gzip-encoded.
     :param timeout: seconds without any byte from the server before a request is given up.
+    :param limits: of an answer in all; None: the usual ones.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Transport:
         compress: bool = True,
         retry: RetryPolicy | None = None,
         timeout: float = 600.0,
+        limits: Limits | None = None,
         interruption: Interruption | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -91,6 +95,7 @@ class Transport:
         self._retry = retry or RetryPolicy()
         self._rng = rng or random.Random()
         self._timeout = timeout
+        self._limits = limits or Limits()
         self._pool = Pool(ca_file, certfile, keyfile)
         self._common = {
             "Accept-Encoding": "gzip" if compress else "identity",
@@ -132,13 +137,19 @@ class Transport:
             sent = self.begin(request)
         raise AssertionError("a retry policy allows one attempt at least")
 
-    def download_all(self, uris: Sequence[str]) -> list[bytes]:
+    def download_all(
+        self, uris: Sequence[str], check: Callable[[], None] = lambda: None
+    ) -> list[bytes]:
         """Return resources that are not cached and not asked for again, some at a time.
 
-        :raises StatusError: of the first one that cannot be had.
+        :param check: called before each lot; what it raises ends the download.
+        :raises StatusError: of the first one that cannot be had; RESOURCE_EXHAUSTED if they are
+            larger together than a single one may be.
         """
-        contents = []
+        contents: list[bytes] = []
+        room = self._limits.content_bytes
         for start in range(0, len(uris), _AT_ONCE):
+            check()
             some = uris[start : start + _AT_ONCE]
             for uri in some:
                 check_uri(uri)
@@ -147,7 +158,8 @@ class Transport:
                 while under_way:
                     sent = under_way.pop(0)
                     reply = self.finish(sent, retried=False)
-                    contents.append(unpack(sent.request.url, reply))
+                    contents.append(unpack(sent.request.url, reply, room))
+                    room -= len(contents[-1])
             finally:
                 for sent in under_way:
                     self._drop(sent)
@@ -159,7 +171,7 @@ class Transport:
             answer = self._answer(sent)
             target = answer.headers.get("location") if answer.status in _REDIRECTS else None
             if target is None:
-                reply = _reply(answer, request.url)
+                reply = _reply(answer, request.url, self._limits.content_bytes)
                 with self._lock:
                     self.bytes_received += len(reply.body)
                 return reply
@@ -229,11 +241,13 @@ class Transport:
             with self.interruption.unblocking(
                 self._pool.shut_down, although_requested=sent.request.best_effort
             ):
-                answer = connection.receive()
+                answer = connection.receive(self._limits.answer_bytes, self._limits.answer_seconds)
         except BaseException as error:
             self._pool.drop(connection)
             if not sent.request.best_effort:
                 self.interruption.check()  # then it failed because we closed it
+            if isinstance(error, TooLargeError):
+                raise too_large(f"the answer of {url}", self._limits.answer_bytes) from error
             if isinstance(error, TimeoutError):
                 raise StatusError(Code.DEADLINE_EXCEEDED, f"{url}: {error}") from error
             if isinstance(error, (BadAnswerError, http.client.HTTPException, OSError)):
@@ -249,7 +263,7 @@ class Transport:
             self._pool.drop(sent.connection)
 
 
-def _reply(answer: Answer, url: str) -> Reply:
+def _reply(answer: Answer, url: str, limit: int) -> Reply:
     code = code_from_http(answer.status)
     if code is not Code.OK:
         # The body of an error is not read: the status alone counts.
@@ -262,7 +276,10 @@ def _reply(answer: Answer, url: str) -> Reply:
     data = answer.body
     if encoding == "gzip" and data:  # an empty body that is said to be gzip is an empty body
         try:
-            data = gunzip(data, f"the answer of {url}")
-        except StatusError as error:  # it was spoiled on the way: another try may help
+            data = gunzip(data, f"the answer of {url}", limit)
+        except StatusError as error:
+            if error.code is Code.RESOURCE_EXHAUSTED:
+                raise
+            # It was spoiled on the way: another try may help.
             raise StatusError(Code.UNAVAILABLE, error.message) from error
     return Reply(data, answer.headers.get("content-type", ""))

@@ -60,6 +60,27 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     help="A TFRecord file as a collection; may be repeated.",
 )
 @_option("history", default="", help="A file that remembers contributions (SQLite).")
+@_option(
+    "allow-op",
+    multiple=True,
+    metavar="OPERATION",
+    help="A TensorFlow operation that plans may use beside the usual ones; may be repeated.",
+)
+@_option(
+    "allow-all-operations",
+    is_flag=True,
+    help="Let plans use all of TensorFlow: files, the network. For a server that you trust.",
+)
+@_option("max-answer-mb", default=512, show_default=True, help="MiB of an answer as it is sent.")
+@_option("max-content-mb", default=1024, show_default=True, help="MiB of it, decompressed.")
+@_option("max-answer-secs", default=1800.0, show_default=True, help="Seconds for an answer.")
+@_option("max-plan-secs", default=1800.0, show_default=True, help="Seconds that a plan may run.")
+@_option(
+    "max-memory-mb",
+    default=4096,
+    show_default=True,
+    help="MiB of memory for this process, where the system keeps such limits; 0: no limit.",
+)
 @_option("num-rounds", default=1, show_default=True, help="How many sessions; negative: for ever.")
 @_option(
     "sleep-after-round-secs",
@@ -84,6 +105,7 @@ def client(
     history: str,
     num_rounds: int,
     sleep_after_round_secs: float,
+    **safety: Any,
 ) -> None:
     """Be a device: take tasks from a server, run them and contribute.
 
@@ -114,6 +136,7 @@ def client(
                 session=session,
                 history=contributions,
                 protocols=_protocols(),
+                **_safety(**safety),
             )
         except StatusError as error:
             click.echo(f"fcp client: {error.message}", err=True)
@@ -125,6 +148,32 @@ def client(
             if result.error is None or result.error.code is not Code.CANCELLED:
                 succeeded = True
     sys.exit(0 if succeeded else 1)
+
+
+def _safety(
+    allow_op: tuple[str, ...],
+    allow_all_operations: bool,
+    max_answer_mb: int,
+    max_content_mb: int,
+    max_answer_secs: float,
+    max_plan_secs: float,
+    max_memory_mb: int,
+) -> dict[str, Any]:
+    """Limit the memory of this process; return the other limits as a client takes them."""
+    from fcp_core.client.graph_guard import OperationRules
+    from fcp_core.client.limits import Limits, limit_memory
+
+    if max_memory_mb:
+        limit_memory(max_memory_mb << 20)
+    return {
+        "operations": OperationRules(frozenset(allow_op), allow_all_operations),
+        "limits": Limits(
+            answer_bytes=max_answer_mb << 20,
+            content_bytes=max_content_mb << 20,
+            answer_seconds=max_answer_secs,
+            plan_seconds=max_plan_secs,
+        ),
+    }
 
 
 def _protocols() -> list[DeviceProtocol]:

@@ -25,7 +25,8 @@ FCP_CLIENT = [sys.executable, "-m", "fcp_core", "client"]
 
 
 def run(*arguments):
-    return CliRunner().invoke(client, list(arguments), catch_exceptions=False)
+    # This process is the tests' own: its memory stays as it is.
+    return CliRunner().invoke(client, ["--max-memory-mb=0", *arguments], catch_exceptions=False)
 
 
 @pytest.fixture
@@ -50,6 +51,13 @@ def test_every_flag(server, query_plan, data_file, tmp_path):
         "--client-attestation-measurement=proof",
         f"--example-data-path={data_file}",
         f"--history={tmp_path / 'history'}",
+        "--allow-op=ReadFile",
+        "--allow-op=WriteFile",
+        "--allow-all-operations",
+        "--max-answer-mb=1",
+        "--max-content-mb=2",
+        "--max-answer-secs=3",
+        "--max-plan-secs=4",
         "--num-rounds=2",
         "--sleep-after-round-secs=0",
     )
@@ -181,3 +189,29 @@ def test_signals_end_a_process_politely(server, query_plan, number):
     assert process.returncode == 1
     assert "CANCELLED" in output
     assert server.lines[-1] == server.cancel_operation
+
+
+def test_what_a_device_gives_is_limited_by_flags(server, query_plan, data_file):
+    server.script_session(query_plan)
+    server.script[server.eligibility] = bytes(2 << 20)
+    common = (f"--server={server.url}", f"--population={server.population}")
+    result = run(*common, f"--example-data-path={data_file}", "--max-answer-mb=1")
+    assert "RESOURCE_EXHAUSTED" in result.output
+    with pytest.raises(UsageError, match="plan_seconds"):
+        run(*common, "--max-plan-secs=0")
+    with pytest.raises(UsageError, match="not the name"):
+        run(*common, "--allow-op=no name")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the limit is kept")
+def test_memory_is_limited():
+    script = (
+        "from fcp_core.client.limits import limit_memory\n"
+        "limit_memory(256 << 20)\n"
+        "bytearray(100 << 20)\n"
+        "limit_memory(1 << 30)\n"  # a limit is never widened
+        "try: bytearray(512 << 20)\n"
+        "except MemoryError: print('refused')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "refused\n"

@@ -53,7 +53,7 @@ def answer_to(data, method="POST", *, cuts=(), close=True):
         sender = threading.Thread(target=send)
         sender.start()
         try:
-            return connection.receive(), connection.reusable
+            return connection.receive(1 << 20, 60), connection.reusable
         finally:
             connection.sock.close()
             sender.join(WAIT)
@@ -156,7 +156,7 @@ def test_a_refusal_that_comes_while_sending_is_read():
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
         theirs.shutdown(socket.SHUT_RD)  # whatever is sent from now on breaks
         connection.send("POST", "/", {}, bytes(8 << 20), WAIT)
-        assert connection.receive().status == 413
+        assert connection.receive(1 << 20, 60).status == 413
         assert not connection.reusable
 
 
@@ -182,21 +182,21 @@ def test_a_kept_connection_that_ends_is_told_from_an_answer_that_fails():
         with pair() as (connection, theirs):
             theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
             connection.send("POST", "/", {}, b"", WAIT)
-            assert connection.receive().status == 200
+            assert connection.receive(1 << 20, 60).status == 200
             assert not connection.dropped()
             connection.send("POST", "/", {}, b"", WAIT)
             theirs.sendall(rest)
             theirs.shutdown(socket.SHUT_WR)
             assert connection.dropped()
             with pytest.raises(error):
-                connection.receive()
+                connection.receive(1 << 20, 60)
 
 
 def test_an_answer_that_nobody_asked_for_is_noticed():
     with pair() as (connection, theirs):
         theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         connection.send("POST", "/", {}, b"", WAIT)
-        assert connection.receive().status == 200
+        assert connection.receive(1 << 20, 60).status == 200
         theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         assert connection.dropped()
 
@@ -206,7 +206,7 @@ def test_a_limit_is_for_waiting():
         theirs.sendall(b"HTTP/1.1 200 OK\r\n")
         connection.send("POST", "/", {}, b"", 0.01)
         with pytest.raises(TimeoutError):
-            connection.receive()
+            connection.receive(1 << 20, 60)
 
 
 # --- addresses and headers ----------------------------------------------------------------------
