@@ -27,6 +27,8 @@ from fcp_core.errors import UsageError
 _KEPT = 8
 #: What is sent or received at once; the time limit is for each piece.
 _PIECE = 256 << 10
+#: How long the other side may take for each step of TLS's handshake.
+_HANDSHAKE_SECONDS = 10.0
 _SAFE = "%/?:@!$&'()*+,;=~[]"
 
 
@@ -40,6 +42,10 @@ class StaleError(Exception):
 
 class BadAnswerError(Exception):
     """An answer whose length is none, or that is cut short."""
+
+
+class NoTLSError(Exception):
+    """The other side does not speak TLS, or nothing that is trusted here; trying again is idle."""
 
 
 @dataclass(frozen=True)
@@ -286,14 +292,8 @@ class Pool:
     ) -> None:
         self._ca_file = ca_file
         self._certificate = None if certfile is None else (certfile, keyfile)
-        if certfile is not None:
-            # A mistake of the device's owner is not a server that cannot be reached.
-            try:
-                self._context  # noqa: B018 (it is made when it is asked for)
-            except OSError as error:
-                raise UsageError(
-                    f"the client certificate {certfile} cannot be used: {error}."
-                ) from None
+        if certfile is not None or ca_file is not None:
+            self._context  # noqa: B018 (otherwise it is made when it is asked for)
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[Connection]] = {}
         # A pool that nobody closed closes its connections when it goes.
@@ -309,7 +309,8 @@ class Pool:
         :param timeout: for connecting, in seconds.
         :param fresh: connect in any case.
         :param exempt: although the others were shut down.
-        :raises OSError: if the host cannot be reached, or its certificate not be trusted.
+        :raises OSError: if the host cannot be reached.
+        :raises NoTLSError: if it does not speak TLS, or its certificate is not trusted.
         """
         while not fresh:
             with self._lock:
@@ -356,9 +357,20 @@ class Pool:
 
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._ca_file)
+        # A mistake of the device's owner is not a server that cannot be reached.
+        try:
+            context = ssl.create_default_context(cafile=self._ca_file)
+        except OSError as error:
+            raise UsageError(
+                f"the certificates to trust, {self._ca_file}, cannot be used: {error}."
+            ) from None
         if self._certificate is not None:
-            context.load_cert_chain(*self._certificate)
+            try:
+                context.load_cert_chain(*self._certificate)
+            except OSError as error:
+                raise UsageError(
+                    f"the client certificate {self._certificate[0]} cannot be used: {error}."
+                ) from None
         context.set_alpn_protocols(["http/1.1"])
         return context
 
@@ -370,7 +382,7 @@ class Pool:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if origin.secure:
-                sock = self._context.wrap_socket(sock, server_hostname=origin.host)
+                sock = self._secured(sock, origin, timeout)
         except BaseException:
             sock.close()
             raise
@@ -380,6 +392,26 @@ class Pool:
         if late:
             _cut(sock)
         return Connection(origin, sock)
+
+    def _secured(self, sock: socket.socket, origin: Origin, timeout: float) -> ssl.SSLSocket:
+        """Return a socket after TLS's handshake.
+
+        :raises NoTLSError: if the other side cannot be talked to so.
+        :raises OSError: if the connection breaks.
+        """
+        sock.settimeout(min(timeout, _HANDSHAKE_SECONDS))
+        try:
+            return self._context.wrap_socket(sock, server_hostname=origin.host)
+        except TimeoutError:
+            problem = "no answer to TLS's handshake; is it a server that speaks plain http?"
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            raise
+        except ssl.SSLCertVerificationError as error:
+            problem = f"its certificate is not trusted: {error.verify_message}"
+        except ssl.SSLError as error:
+            reason = error.reason or str(error)
+            problem = f"no TLS with it ({reason}); is it a server that speaks plain http?"
+        raise NoTLSError(problem)
 
 
 def _close_idle(idle: dict[Origin, list[Connection]]) -> None:

@@ -48,6 +48,11 @@ def _record(path: str | os.PathLike[str], file: BinaryIO, offset: int, header: b
         raise _corrupt(path, offset, "the file ends within a record's length")
     length, crc = _LENGTH.unpack(header)
     if crc != _masked_crc(header[:8]):
+        if offset == 0 and header.startswith((b"\x1f\x8b", b"\x78")):
+            raise StatusError(
+                Code.DATA_LOSS,
+                f"{os.fspath(path)} is compressed, which is not read here; decompress it first",
+            )
         raise _corrupt(path, offset, "the checksum of the length is wrong")
     # The checksum vouches for the length, so reading that much cannot be a stray number's doing.
     data = file.read(length + _CRC.size)

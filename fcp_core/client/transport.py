@@ -20,6 +20,7 @@ from fcp_core.client.connections import (
     Answer,
     BadAnswerError,
     Connection,
+    NoTLSError,
     Pool,
     StaleError,
     TooLargeError,
@@ -208,6 +209,9 @@ class Transport:
             connection.send(
                 request.method, target, {**self._common, **request.headers}, body, timeout
             )
+        except NoTLSError as error:
+            self.interruption.check()
+            raise StatusError(Code.FAILED_PRECONDITION, f"{url}: {error}") from error
         except (ValueError, http.client.HTTPException, OSError) as error:
             if connection is not None:
                 self._pool.drop(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -35,7 +36,7 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
 @_option("api-key", default="", help="Sent with every request.")
 @_option(
     "test-cert",
-    type=click.Path(exists=True, dir_okay=False),
+    type=click.Path(dir_okay=False),
     help="A PEM file of certificates to trust, not the system's.",
 )
 @_option(
@@ -128,7 +129,7 @@ def client(
                 population,
                 stores=store,
                 api_key=api_key,
-                ca_file=test_cert,
+                ca_file=test_cert or None,
                 certfile=client_certfile,
                 keyfile=client_keyfile,
                 client_version=client_version,
@@ -193,10 +194,12 @@ def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -
     from fcp_core.client import stores
     from fcp_core.protocol.status import StatusError
 
-    if sum(map(bool, (example_data_path, num_empty, tfrecords))) > 1:
+    if tfrecords and (example_data_path or num_empty):
         raise UsageError(
-            "--example-data-path, --num-empty-examples and --tfrecord exclude each other: give one."
+            "--tfrecord excludes --example-data-path and --num-empty-examples: give one kind of "
+            "examples."
         )
+    # As in the published runner, a file of examples wins over a number of empty ones.
     if example_data_path:
         try:
             return stores.ExampleDataStore(example_data_path)
@@ -205,12 +208,25 @@ def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -
     if tfrecords:
         collections = {}
         for given in tfrecords:
-            uri, equals, path = given.rpartition("=")
-            if not equals or not uri or not path:
-                raise UsageError(f"--tfrecord takes COLLECTION_URI=PATH, not {given!r}.")
+            uri, path = _collection_and_path(given)
             collections[uri] = stores.TFRecordStore(path)
         return stores.CollectionStore(collections)
     return stores.EmptyExamplesStore(num_empty)
+
+
+def _collection_and_path(given: str) -> tuple[str, str]:
+    """Split ``COLLECTION_URI=PATH``; either may have equals signs, so the file decides.
+
+    :raises UsageError: if it has not both.
+    """
+    pairs = [
+        (given[:at], given[at + 1 :])
+        for at, sign in enumerate(given)
+        if sign == "=" and 0 < at < len(given) - 1
+    ]
+    if not pairs:
+        raise UsageError(f"--tfrecord takes COLLECTION_URI=PATH, not {given!r}.")
+    return next((pair for pair in pairs if os.path.exists(pair[1])), pairs[0])
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
@@ -177,4 +179,8 @@ for _command in (
 
 def main() -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal's encoding has no letters for is shown escaped; it is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     cli(prog_name="fcp")

@@ -12,6 +12,7 @@ from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 def make_table(*columns: str, right: bool = False) -> Table:
@@ -30,13 +31,44 @@ def make_table(*columns: str, right: bool = False) -> Table:
 
 
 def print_tables(*tables: Table) -> None:
-    """Print tables: as wide as the terminal, or as wide as they are into a pipe."""
+    """Print tables as wide as they are; on a terminal that is narrower, a paragraph for each row.
+
+    A pipe gets whole lines, so that they can be searched.
+    """
     from rich.console import Console
 
-    # A pipe gets whole lines, so that they can be searched.
-    console = Console(width=None if sys.stdout.isatty() else 2000, highlight=False, markup=False)
+    # With a height, or a terminal that says little of itself counts as one of 80 columns.
+    wide = Console(width=2000, height=100, highlight=False, markup=False)
+    terminal = Console(highlight=False, markup=False)
     for table in tables:
-        console.print(table)
+        needed = wide.measure(table).maximum
+        if sys.stdout.isatty() and needed > terminal.width:
+            for line in _paragraphs(table, terminal.width):
+                terminal.print(line)
+        else:
+            wide.print(table, width=needed)
+
+
+def _paragraphs(table: Table, width: int) -> Iterator[Text]:
+    """Return the lines of a table that is too wide: what tells a row apart, then the rest."""
+    import textwrap
+
+    from rich.text import Text
+
+    names = [str(column.header) for column in table.columns]
+    rows = [
+        [str(cell) for cell in cells]
+        for cells in zip(*(column.cells for column in table.columns), strict=True)
+    ]
+    head = next(
+        (n for n in range(1, len(names)) if len({tuple(row[:n]) for row in rows}) == len(rows)), 1
+    )
+    for row in rows:
+        yield Text(" ".join(row[:head]), style="bold")
+        rest = zip(names[head:], row[head:], strict=True)
+        told = "; ".join(f"{name}: {cell}" for name, cell in rest if cell)
+        for line in textwrap.wrap(told, width - 4, break_on_hyphens=False):
+            yield Text(f"    {line}")
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@ from string import Template
 
 import click
 
+from fcp_core.commands.invocation import Invocation
 from fcp_core.errors import UsageError
 
 #: Our own import packages, without their prefix.
@@ -115,6 +116,25 @@ def _values(identifier: str, kind: str, code: str) -> dict[str, str]:
     }
 
 
+def _refuse_taken(invocation: Invocation, name: str, kind: str) -> None:
+    """Refuse a name that an installed plugin has: no server could start with both.
+
+    :raises UsageError: naming that plugin.
+    """
+    try:
+        loaded = invocation.plugins
+    except UsageError:  # what is wrong with the others is no reason not to write a new one
+        return
+    offered = (
+        offer.plugin for offer in loaded.offers() if (offer.kind, offer.name) == (kind, name)
+    )
+    named = (plugin.source for plugin in loaded.plugins if plugin.source.name == name)
+    for source in (*offered, *named):
+        raise UsageError(
+            f"{source} is there already, and has the {kind} {name!r}; take another name."
+        )
+
+
 @click.group()
 def plugin() -> None:
     """Write a plugin of your own."""
@@ -130,8 +150,10 @@ def plugin() -> None:
     type=click.Path(path_type=Path),
     help="Where it is written; by default a folder of the plugin's name in this one.",
 )
-def new(name: str, kind: str, folder: Path | None) -> None:
+@click.pass_obj
+def new(invocation: Invocation, name: str, kind: str, folder: Path | None) -> None:
     """Write a distribution with a small plugin that works, and its conformance test."""
+    _refuse_taken(invocation, name.replace("-", "_"), kind)
     folder = Path(name) if folder is None else folder
     for path in write_plugin(name, kind, folder):
         click.echo(f"wrote {path}")

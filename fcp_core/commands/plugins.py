@@ -130,10 +130,28 @@ def trace(invocation: Invocation, population: str) -> None:
     from fcp_core.commands.trial_session import run_trial_session
     from fcp_core.protocol.status import StatusError
 
-    click.echo("loading")
-    loaded = invocation.load_plugins(trace=lambda call: click.echo(f"  {call}"))
+    output = _Output()
+    output.say("loading")
+    loaded = invocation.load_plugins(trace=lambda call: output.say(f"  {call}"))
     logging.getLogger("fcp.services").setLevel(logging.ERROR)
     try:
-        asyncio.run(run_trial_session(loaded, population, click.echo))
+        asyncio.run(run_trial_session(loaded, population, output.say))
     except StatusError as error:
         raise UsageError(f"the session ended with {error.code.name}: {error.message}.") from error
+    if output.broken is not None:
+        raise output.broken
+
+
+class _Output:
+    """Prints until nobody reads any more: that is no fault of the hook that is being traced."""
+
+    def __init__(self) -> None:
+        self.broken: BrokenPipeError | None = None
+
+    def say(self, line: str) -> None:
+        """Print a line; remember if that cannot be."""
+        if self.broken is None:
+            try:
+                click.echo(line)
+            except BrokenPipeError as error:
+                self.broken = error

@@ -188,7 +188,8 @@ def import_plugins(sources: Sequence[PluginSource]) -> list[tuple[PluginSource, 
             plugin = source.load()
             if inspect.isclass(plugin):
                 plugin = plugin()
-        except Exception as error:
+        # SystemExit too: a module that is a script ends the server without a word otherwise.
+        except (Exception, SystemExit) as error:
             problems.append(
                 f"{source} cannot be imported: {explain(error)}. Mend or remove it, or leave it "
                 f"out with [fcp] disable_plugins = {source.name}."
@@ -317,6 +318,8 @@ def explain(error: BaseException) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if "importlib" not in frame.filename and Path(frame.filename).parent != _HERE
     ]
+    if isinstance(error, SystemExit):
+        error = RuntimeError(f"it ends the program, with status {error.code!r}")
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{place}"
 

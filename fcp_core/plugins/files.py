@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,11 @@ def read_file(path: Path, shown: str) -> dict[str, dict[str, Any]] | None:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the configuration file {shown} cannot be read: {error}.") from None
-    found = _read_toml(text, shown) if path.suffix == ".toml" else _read_cfg(text, shown)
+    found = (
+        _read_toml(text, shown)
+        if path.suffix == ".toml"
+        else _read_cfg(text, shown, shared=path.name == "setup.cfg")
+    )
     if not found:
         return None
     sections: dict[str, dict[str, Any]] = {}
@@ -74,7 +79,22 @@ def read_file(path: Path, shown: str) -> dict[str, dict[str, Any]] | None:
     return sections
 
 
-def _read_cfg(text: str, shown: str) -> list[tuple[str, Mapping[str, Any]]]:
+def _refuse_strays(names: Iterable[str], shown: str, example: str, prefix: str = "") -> None:
+    """Refuse sections that are surely meant for us and would be overlooked, such as ``[FCP]``.
+
+    :param names: of the sections that are not ours.
+    :param example: how ours are written.
+    :param prefix: what stands before each name.
+    """
+    for name in names:
+        if re.match(r"fcp([\W_]|$)", name.strip(), re.IGNORECASE):
+            raise UsageError(
+                f"{shown} [{prefix}{name}]: no section is called so, and it would be ignored; "
+                f"ours are written {example}."
+            )
+
+
+def _read_cfg(text: str, shown: str, *, shared: bool) -> list[tuple[str, Mapping[str, Any]]]:
     # No default section: another tool's [DEFAULT] must not leak into ours.
     parser = configparser.ConfigParser(interpolation=None, default_section="\0")
     parser.optionxform = str  # type: ignore[assignment,method-assign]
@@ -83,11 +103,15 @@ def _read_cfg(text: str, shown: str) -> list[tuple[str, Mapping[str, Any]]]:
     except configparser.Error as error:
         message = " ".join(str(error).split())
         raise UsageError(f"the configuration file {shown} cannot be read: {message}.") from None
-    return [
-        (section[4:], dict(parser.items(section)))
-        for section in parser.sections()
-        if section == "fcp" or section.startswith("fcp:")
-    ]
+    ours = [name for name in parser.sections() if name == "fcp" or name.startswith("fcp:")]
+    others = [name for name in parser.sections() if name not in ours]
+    _refuse_strays(others, shown, "[fcp] and [fcp:server]")
+    if "DEFAULT" in others and not shared:
+        raise UsageError(
+            f"{shown} [DEFAULT]: there are no defaults of sections here, and it would be ignored; "
+            "what holds for the whole server is written in [fcp]."
+        )
+    return [(name[4:], dict(parser.items(name))) for name in ours]
 
 
 def _read_toml(text: str, shown: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -97,7 +121,11 @@ def _read_toml(text: str, shown: str) -> list[tuple[str, Mapping[str, Any]]]:
         # [tool.fcp.storage.sqlite] is a table inside of "storage", which cannot be a string too.
         hint = ' Sections are written [tool.fcp."storage.sqlite"].' if "[tool.fcp." in text else ""
         raise UsageError(f"the configuration file {shown}: {error}.{hint}") from None
-    table = document.get("tool", {}).get("fcp")
+    tools = document.get("tool", {})
+    example = '[tool.fcp] and [tool.fcp."storage.sqlite"]'
+    _refuse_strays(document, shown, example)
+    _refuse_strays([name for name in tools if name != "fcp"], shown, example, "tool.")
+    table = tools.get("fcp")
     if table is None:
         return []
     found: list[tuple[str, Mapping[str, Any]]] = []

@@ -17,9 +17,10 @@ from google.protobuf import (
     message_factory,
     timestamp_pb2,
 )
-from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.message import Message
 
 POOL = DescriptorPool()
 
@@ -35,6 +36,31 @@ def message_class(full_name: str) -> _AnyType:
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
 
 
+def adopted(message: Message) -> _AnyType:
+    """Return a message of this pool that is equal to one of another, such as TensorFlow's own.
+
+    Messages of two pools cannot be put into each other, though they have one name.
+
+    :raises KeyError: if this pool has no message of its name.
+    """
+    return message_class(message.DESCRIPTOR.full_name).FromString(
+        message.SerializePartialToString()
+    )
+
+
+def _with_nested(message: Descriptor) -> _AnyType:
+    """Return a message's class with its nested messages' classes as attributes.
+
+    Protobuf's pure-Python implementation does not set these by itself.
+    """
+    cls = message_factory.GetMessageClass(message)
+    for nested in message.nested_types:
+        inner = _with_nested(nested)
+        if not hasattr(cls, nested.name):
+            setattr(cls, nested.name, inner)
+    return cls
+
+
 def build(serialized: bytes, namespace: dict[str, _AnyType]) -> FileDescriptor:
     """Add one serialized FileDescriptorProto and put its classes into *namespace*.
 
@@ -44,7 +70,7 @@ def build(serialized: bytes, namespace: dict[str, _AnyType]) -> FileDescriptor:
     POOL.AddSerializedFile(serialized)
     file: FileDescriptor = POOL.FindFileByName(name)
     for key, message in file.message_types_by_name.items():
-        namespace[key] = message_factory.GetMessageClass(message)
+        namespace[key] = _with_nested(message)
     for key, enum in file.enum_types_by_name.items():
         namespace[key] = EnumTypeWrapper(enum)
         for value in enum.values:

@@ -29,8 +29,10 @@ from fcp_core.server.services import Services
 
 logger = logging.getLogger("fcp.server")
 
+#: Every interface of the machine.
+_EVERY = ("", "0.0.0.0", "::")
 #: What a server listens on when devices of the same machine reach it as "localhost".
-_LOCAL = ("", "0.0.0.0", "::", "127.0.0.1", "::1", "localhost")
+_LOCAL = (*_EVERY, "127.0.0.1", "::1", "localhost")
 
 
 class Server:
@@ -86,7 +88,7 @@ class Server:
         #: The port it listens on.
         self.port = listeners.port
         #: Where devices reach it, with a slash at the end.
-        self.url = url or _url(host, self.port, secure=tls is not None)
+        self.url = url or _url(listeners.host, self.port, secure=tls is not None)
         #: Where ``/metrics`` is; 0 if there is none.
         self.metrics_port = listeners.metrics_port
         self._plugins = plugins
@@ -203,6 +205,11 @@ def _tls(
 
 
 def _url(host: str, port: int, *, secure: bool) -> str:
+    if host in _EVERY:
+        logger.warning(
+            "devices of other machines are sent to localhost, which is themselves: set "
+            "external_url to where they reach this server"
+        )
     name = "localhost" if host in _LOCAL else host
     name = f"[{name}]" if ":" in name else name
     return checked_url(f"{'https' if secure else 'http'}://{name}:{port}/")

@@ -7,7 +7,7 @@ adds vectors of a fixed length up, element by element.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,20 @@ class Query:
     minimum_rows: int = 0
 
 
+@dataclass(frozen=True)
+class Aggregate:
+    """A column of the result that an aggregator with a URI of its own computes.
+
+    :param uri: the URI that it serves.
+    :param vectors: what it is given, in its order.
+    :param result: what it gives; None: of the dtype and the length of its first vector.
+    """
+
+    uri: str
+    vectors: tuple[str, ...]
+    result: Vector | None = None
+
+
 class Analytics:
     """A task of analytics.
 
@@ -72,6 +86,7 @@ class Analytics:
     :param sums: columns of the result, and the vector that each is the sum of.
     :param counts: the same for counts: sums of an integer vector in which the device counts, with
         a 1 in each row to count rows.
+    :param aggregates: columns that aggregators with URIs of their own compute.
     :param minimum_group_size: only groups of at least so many rows are in the result.
     :param eligibility: the options of eligibility policies, by the policies' names, that come on
         top of those that the server's configuration chooses.
@@ -89,6 +104,7 @@ class Analytics:
         group_by: tuple[str, ...] = (),
         sums: Mapping[str, str] | None = None,
         counts: Mapping[str, str] | None = None,
+        aggregates: Mapping[str, Aggregate] | None = None,
         minimum_group_size: int | None = None,
         eligibility: Mapping[str, Mapping[str, Any]] | None = None,
         **more: Any,
@@ -112,6 +128,7 @@ class Analytics:
         self.group_by = group_by
         self.sums = sums or {}
         self.counts = counts or {}
+        self.aggregates = aggregates or {}
         self.minimum_group_size = minimum_group_size
 
     def to_spec(self) -> TaskSpec:
@@ -123,6 +140,7 @@ class Analytics:
         vectors = self._vectors()
         intrinsics = self._intrinsics(vectors)
         used = {*self.group_by, *self.sums.values(), *self.counts.values()}
+        used.update(name for each in self.aggregates.values() for name in each.vectors)
         for name in vectors:
             if name not in used:
                 raise UsageError(
@@ -190,7 +208,8 @@ class Analytics:
             if name not in self.sums and summed.dtype not in _INTEGERS:
                 raise UsageError(f"{role} {source!r} must hold integers, not {summed.dtype}.")
             sums.append((name, source, summed))
-        outputs = [*self.group_by, *self.sums, *self.counts]
+        own = [self._own(name, each, vector) for name, each in self.aggregates.items()]
+        outputs = [*self.group_by, *self.sums, *self.counts, *self.aggregates]
         twice = sorted({name for name in outputs if outputs.count(name) > 1})
         for name in outputs:
             _check_name("a column of the result", name)
@@ -199,10 +218,12 @@ class Analytics:
         if not outputs:
             raise UsageError("the task has neither keys nor sums: nothing would come of it.")
         keys = [(name, vector(name, "the key")) for name in self.group_by]
+        if not keys and not sums:
+            return own
         fixed = [name for name, _, summed in sums if summed.length is not None]
         fixed += [name for name, key in keys if key.length is not None]
         if not fixed:
-            return [self._group_by(keys, sums)]
+            return [self._group_by(keys, sums), *own]
         if keys or len(fixed) < len(sums):
             raise UsageError(
                 f"{fixed[0]!r} is a vector of fixed length, which is summed element by element: "
@@ -218,7 +239,22 @@ class Analytics:
                 (TensorSpec(name, DTYPES[summed.dtype][1], (summed.length or 0,)),),
             )
             for name, source, summed in sums
+        ] + own
+
+    @staticmethod
+    def _own(name: str, own: Aggregate, vector: Callable[[str, str], Vector]) -> Intrinsic:
+        if not own.vectors:
+            raise UsageError(f"aggregate {name!r} has no vectors.")
+        given = [
+            (source, vector(source, f"aggregate {name!r}: the vector")) for source in own.vectors
         ]
+        result = own.result or given[0][1]
+        if result.dtype not in DTYPES:
+            raise UsageError(
+                f"aggregate {name!r}: {result.dtype!r} is not one of {', '.join(DTYPES)}."
+            )
+        inputs = tuple(_spec(source, each) for source, each in given)
+        return Intrinsic(own.uri, inputs, (_spec(name, result),))
 
     def _group_by(
         self, keys: list[tuple[str, Vector]], sums: list[tuple[str, str, Vector]]
@@ -248,6 +284,10 @@ def _check_name(what: str, name: str) -> None:
     # Among them are lone surrogates, which are no UTF-8.
     if not name.isprintable():
         raise UsageError(f"{what} is called {name!r}; a name has no such characters.")
+
+
+def _spec(name: str, vector: Vector) -> TensorSpec:
+    return TensorSpec(name, DTYPES[vector.dtype][1], (vector.length or -1,))
 
 
 def _column_sum(name: str, source: str, dtype: DataType) -> Intrinsic:

@@ -7,7 +7,7 @@ import binascii
 from pathlib import Path
 
 from fcp_core.rounds.specification import PolicyChoice, TaskSpec
-from fcp_core.tasks.analytics import Analytics, Query, Vector
+from fcp_core.tasks.analytics import Aggregate, Analytics, Query, Vector
 from fcp_core.tasks.fields import read_fields
 from fcp_core.tasks.tomlfile import TomlTable, parse_toml, read_text
 
@@ -39,6 +39,7 @@ def parse_task(text: str, shown: str = "task") -> Analytics:
         group_by=tuple(result.strings("group_by")),
         sums=result.columns("sum"),
         counts=result.columns("count"),
+        aggregates=_aggregates(result),
         minimum_group_size=result.get("minimum_group_size", int, None),
         eligibility={choice.policy: choice.options for choice in eligibility},
         **read_fields(task, TaskSpec, besides=MADE),
@@ -55,6 +56,26 @@ def read_policy(table: TomlTable) -> PolicyChoice:
     """
     name = table.get("policy", str)
     return PolicyChoice(name, {key: table.raw(key) for key in table.names() if key != "policy"})
+
+
+def _aggregates(result: TomlTable) -> dict[str, Aggregate]:
+    if "aggregate" not in result.names():
+        result.know("aggregate")
+        return {}
+    columns = result.table("aggregate")
+    aggregates = {}
+    for name in columns.names():
+        column = columns.table(name)
+        dtype, length = column.get("dtype", str, None), column.get("length", int, None)
+        if length is not None and (dtype is None or length < 1):
+            raise column.wrong("length", "it needs a dtype beside it, and must be at least 1")
+        aggregates[name] = Aggregate(
+            column.get("uri", str),
+            tuple(column.strings("vectors")),
+            None if dtype is None else Vector(dtype, length),
+        )
+        column.check_all_read()
+    return aggregates
 
 
 def _query(table: TomlTable) -> Query:

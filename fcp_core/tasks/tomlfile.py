@@ -33,7 +33,7 @@ def read_text(path: Path, what: str) -> str:
     :raises UsageError: if it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the {what} {path} cannot be read: {error}.") from None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,14 +14,15 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from fcp_core.client import write_tfrecord
+from fcp_core.client import connections, read_tfrecord, write_tfrecord
 from fcp_core.client.protocols import DeviceProtocol
 from fcp_core.client.stores import make_query_result
-from fcp_core.commands.client import client
+from fcp_core.commands.client import _collection_and_path, client
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import client_runner_example_data_pb2, eligibility_eval_tasks_pb2
+from fcp_core.protocol.status import StatusError
 
 FCP_CLIENT = [sys.executable, "-m", "fcp_core", "client"]
 
@@ -161,10 +164,63 @@ def test_mistakes(arguments, match):
         run("--server=https://x", "--population=p", *arguments)
 
 
-def test_a_certificate_file_that_is_missing_fails_the_session():
-    result = run("--server=https://localhost:1", "--population=p", "--test-cert=/missing")
-    assert result.exit_code == 2
-    assert "test-cert" in result.output
+@pytest.mark.parametrize("content", [None, b"no certificate"])
+def test_certificates_that_cannot_be_read_are_no_server_out_of_reach(tmp_path, content):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"to trust, .*ca\.pem, cannot be used"):
+        run("--server=https://localhost:1", "--population=p", f"--test-cert={path}")
+
+
+def test_what_the_published_runner_takes_together(server, query_plan, data_file):
+    server.script_session(query_plan)
+    result = run(
+        f"--server={server.url}",
+        f"--population={server.population}",
+        f"--example_data_path={data_file}",
+        "--num_empty_examples=3",
+        "--test_cert=",
+    )
+    assert result.exit_code == 0, result.output
+    upload = next(r for r in server.requests if f"{r.method} {r.path}" == server.upload)
+    assert open_checkpoint(upload.body)["x"].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"), [("app:/values", "a=b"), ("app:/values?x=1", "records"), ("app:/c=d", "e=f=g")]
+)
+def test_equals_signs_on_both_sides_of_a_tfrecord(tmp_path, uri, name):
+    path = tmp_path / name
+    write_tfrecord(path, [])
+    assert _collection_and_path(f"{uri}={path}") == (uri, str(path))
+
+
+def test_a_collection_without_its_file_yet_ends_at_the_first_sign():
+    assert _collection_and_path("app:/values=/missing/a=b") == ("app:/values", "/missing/a=b")
+
+
+def test_a_compressed_tfrecord_is_called_one(tmp_path):
+    write_tfrecord(tmp_path / "plain", [b"1"])
+    path = tmp_path / "records.gz"
+    path.write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+    with pytest.raises(StatusError, match="is compressed"):
+        list(read_tfrecord(path))
+
+
+def test_https_to_a_server_of_plain_http_ends_without_a_retry(server):
+    url = server.url.replace("http://", "https://")
+    result = run(f"--server={url}", "--population=p")
+    assert "FAILED_PRECONDITION" in result.output
+    assert "plain http" in result.output
+    assert not server.requests
+
+
+def test_https_to_a_server_that_says_nothing_ends_without_a_retry(monkeypatch):
+    monkeypatch.setattr(connections, "_HANDSHAKE_SECONDS", 0.1)
+    with socket.create_server(("localhost", 0)) as silent:
+        result = run(f"--server=https://localhost:{silent.getsockname()[1]}", "--population=p")
+    assert "is it a server that speaks plain http?" in result.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fcp_core.client import write_tfrecord
+from fcp_core.lab import DeviceModel, Scenario, TaskModel, simulate
 from fcp_core.plugins.manager import Plugins
 
 README = Path(__file__).parents[2] / "README.md"
@@ -22,13 +23,21 @@ def block(language: str, containing: str) -> str:
     return str(found)
 
 
-def test_the_plugin_of_20_lines_loads_and_is_chosen(tmp_path: Path) -> None:
-    code = block("python", '"""lottery.py"""')
+def test_the_plugin_of_20_lines_loads_and_its_effect_is_seen(tmp_path: Path) -> None:
+    code = block("python", '"""coin.py"""')
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
-    (tmp_path / "lottery.py").write_text(code)
-    (tmp_path / "setup.cfg").write_text(block("ini", "lottery"))
+    (tmp_path / "coin.py").write_text(code)
+    (tmp_path / "setup.cfg").write_text(block("ini", "coin"))
     plugins = Plugins.load(working_folder=tmp_path, environ={})
-    assert type(plugins.make_selection_policy()).__name__ == "Lottery"
+    assert type(plugins.make_selection_policy()).__name__ == "Coin"
+    coin, fifo = simulate(
+        "coin",
+        "fifo",
+        plugins=plugins,
+        scenario=Scenario(DeviceModel(count=2000), hours=6, tasks=(TaskModel(goal_count=20),)),
+    )
+    assert 2 * len(coin.completed) < len(fifo.completed)
+    assert coin.waste < fifo.waste
 
 
 @pytest.mark.tff

@@ -78,6 +78,14 @@ def test_a_call_reaches_its_service(make_front, http, services, requests, messag
     assert request.client_version.version_code == "v7"
 
 
+@pytest.mark.parametrize("query", ["?%24alt=json", "?$alt=json", "?alt=json&$alt=proto"])
+def test_an_answer_in_another_form_is_refused(make_front, http, services, requests, query):
+    front = make_front(services)
+    reply = front.ask(post(http, path="/v1/eligibilityevaltasks/a%2Fb:request" + query))
+    assert reply.status == 400
+    assert not requests
+
+
 def test_every_route_has_its_variables_put_into_the_message(make_front, http):
     seen = {}
 

@@ -21,6 +21,7 @@ from fcp_core.plugins import hookimpl
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.server import Server, ServerThread
+from fcp_core.server.http.tls import server_context
 
 WAIT = 30.0
 
@@ -338,3 +339,51 @@ def test_certificates_that_do_not_do(load, tls, certfile, keyfile, said):
     }
     with pytest.raises(UsageError, match=said):
         Server(load(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("days", "said"), [((-2, -1), ["expired"]), ((1, 2), ["not yet valid"]), ((-1, 1), [])]
+)
+def test_a_certificate_out_of_its_time_is_served_with_a_warning(load, tmp_path, caplog, days, said):
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "somebody")]))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path / "both.pem"
+    path.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    server_context(path)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == len(said)
+    assert all(word in warning for word, warning in zip(said, warnings, strict=True))
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::"])
+def test_every_interface_without_an_address_for_devices_warns(load, make, caplog, host):
+    make(host=host)
+    assert "set external_url" in caplog.text
+    caplog.clear()
+    make(host=host, external_url="https://fcp.example.org/")
+    make(host="localhost")
+    assert "set external_url" not in caplog.text
+
+
+def test_an_ipv6_address_may_stand_in_brackets(make):
+    thread = make(host="[::1]")
+    with socket.create_connection(("::1", thread.server.port), timeout=WAIT):
+        assert thread.server.url == f"http://localhost:{thread.server.port}/"

@@ -13,14 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory
 from fcp_core.aggregation.configuration import parse_configuration
 from fcp_core.errors import MissingExtraError, UsageError
+from fcp_core.plugins import hookimpl
+from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import StatusError
+from fcp_core.server import Server
 from fcp_core.tasks.plots import MAX_BARS, bar_chart
 from fcp_core.tasks.tables import Table
 from fcp_core.tasks.taskfile import parse_task, read_task_file
+from fcp_core.testing.servers import RunningServer, make_device, run_devices
 
 ROOT = Path(__file__).parents[2]
 TASK = """\
@@ -214,3 +219,90 @@ def test_a_long_table_is_cut_and_says_so():
     rows = [str(number) for number in range(MAX_BARS + 5)]
     result = table(key=(rows, object), sum=(range(MAX_BARS + 5), np.int64))
     assert "and 5 more" in bar_chart(result, "t")
+
+
+OWN = """\
+[task]
+population = "people"
+name = "sessions"
+goal_count = 2
+aggregators = { "example.org/longest" = "longest" }
+
+[[query]]
+collection_uri = "app:/test"
+
+[query.vectors]
+session = { dtype = "int64", length = 1 }
+
+[result.aggregate.longest]
+uri = "example.org/longest"
+vectors = ["session"]
+"""
+
+
+class Longest(Accumulator):
+    """The largest number."""
+
+    def __init__(self, intrinsic, options):
+        self.num, self.largest = 0, np.zeros(intrinsic.outputs[0].shape, np.int64)
+
+    @property
+    def num_inputs(self):
+        return self.num
+
+    def validate(self, inputs):
+        pass
+
+    def accumulate(self, inputs):
+        self.num, self.largest = self.num + 1, np.maximum(self.largest, inputs[0])
+
+    def merge(self, other):
+        self.num, self.largest = self.num + other.num, np.maximum(self.largest, other.largest)
+
+    def report(self):
+        return [self.largest]
+
+    def dump(self):
+        raise NotImplementedError
+
+
+class Longests:
+    @hookimpl
+    def fcp_register_aggregators(self):
+        return [
+            AggregatorFactory(
+                "longest", frozenset({"example.org/longest"}), "the longest", Longest, Longest
+            )
+        ]
+
+
+def test_an_aggregator_with_a_uri_of_its_own_makes_a_column(tmp_path):
+    plugins = Plugins.load(extra=[Longests()], environ={}, working_folder=tmp_path)
+    with RunningServer(Server(plugins, populations=["people"])) as server:
+        task = server.submit(parse_task(OWN).to_spec())
+        run_devices([make_device(server.url, {"session": [number]}) for number in (7, 3)])
+        assert server.result(task)["longest"].tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ('uri = "u"\nvectors = ["none"]', "'none' is no vector of a query"),
+        ('uri = "u"\nvectors = []', "aggregate 'longest' has no vectors"),
+        ('uri = "u"\nvectors = ["session"]\ndtype = "text"', "'text' is not one of"),
+        ('uri = "u"\nvectors = ["session"]\nlength = 3', "it needs a dtype beside it"),
+        ('vectors = ["session"]', "uri"),
+        ('uri = "u"\nvectors = ["session"]\nkind = 1', "kind"),
+    ],
+)
+def test_columns_of_ones_own_that_do_not_fit(result, said):
+    text = OWN[: OWN.index("[result.aggregate")] + "[result.aggregate.longest]\n" + result
+    with pytest.raises(UsageError, match=said):
+        parse_task(text).to_spec()
+
+
+def test_a_column_of_ones_own_beside_a_group_by():
+    own = '[result.aggregate.x]\nuri = "u"\nvectors = ["launches"]\ndtype = "float64"\nlength = 3\n'
+    intrinsics = parse_configuration(parse_task(TASK + own).to_spec().aggregation)
+    assert [intrinsic.uri for intrinsic in intrinsics] == ["fedsql_group_by", "u"]
+    assert str(intrinsics[1].outputs[0]) == "x: double[3]"

@@ -32,10 +32,10 @@ class Listeners:
         *,
         reuse_port: bool,
     ) -> None:
-        self.host = host
+        self.host = host.strip("[]")  # as IPv6 addresses stand in URLs
         self.family = family or socket.AF_UNSPEC
         #: Where devices are served, and the admin API.
-        self.sockets = bind(host, port, family=self.family, reuse_port=reuse_port)
+        self.sockets = bind(self.host, port, family=self.family, reuse_port=reuse_port)
         #: Where there is nothing but metrics; none: these are served with the rest, if at all.
         self.metrics_sockets: list[socket.socket] = []
         #: The port that devices are served on.

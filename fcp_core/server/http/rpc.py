@@ -68,6 +68,10 @@ class RPCHandler(DeviceHandler):
             raise StatusError(Code.NOT_FOUND, "there is no such route")
         self._route, self._variables = found
         self.label = self._route.name
+        if "alt=" in self.request.query:
+            parameters = self.parameters()
+            if {*parameters.get("$alt", ()), *parameters.get("alt", ())} - {"proto"}:
+                raise StatusError(Code.INVALID_ARGUMENT, "answers are protobuf only: $alt=proto")
         self.subject = _label(self._variables.get("session_id", ""))
         self._method = self.context.method(self._route)
         self.open_body()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 
 from fcp_core.errors import UsageError
+
+logger = logging.getLogger("fcp.server")
+
+#: OpenSSL's codes of a certificate that is not valid yet, or not any more.
+_UNTIMELY = (9, 10)
 
 
 def server_context(
@@ -23,20 +29,7 @@ def server_context(
     :param required: refuse a client without one; otherwise only those with a bad one are.
     :raises UsageError: naming the file and what is wrong with it.
     """
-    for role, path in (
-        ("certificate", certfile),
-        ("key", keyfile),
-        ("client CA", client_ca),
-    ):
-        if path is None:
-            continue
-        try:
-            with open(path, "rb"):
-                pass
-        except OSError as error:
-            raise UsageError(
-                f"the TLS {role} file {os.fspath(path)} cannot be read: {error.strerror}."
-            ) from None
+    _check_readable(certfile, keyfile, client_ca)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -58,6 +51,8 @@ def server_context(
             f"the TLS certificate {os.fspath(certfile)} with the key in {key} cannot be used: "
             f"{problem}."
         ) from None
+    if (fault := _untimely(certfile, context)) is not None:
+        logger.warning("devices refuse the TLS certificate %s: %s", os.fspath(certfile), fault)
     if client_ca is not None:
         try:
             context.load_verify_locations(client_ca)
@@ -68,3 +63,53 @@ def server_context(
             ) from None
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
+
+
+def _untimely(certfile: str | os.PathLike[str], server: ssl.SSLContext) -> str | None:
+    """Return what is wrong with a certificate's dates, or None.
+
+    A client in memory that trusts it looks at it: the standard library reads no dates by itself.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    # The certificate itself is trusted, not who signed it.
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(certfile)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True))
+    for _ in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError as error:
+                return error.verify_message if error.verify_code in _UNTIMELY else None
+            except ssl.SSLError:
+                return None
+    return None
+
+
+def _check_readable(
+    certfile: str | os.PathLike[str],
+    keyfile: str | os.PathLike[str] | None,
+    client_ca: str | os.PathLike[str] | None,
+) -> None:
+    """Refuse files that cannot be read.
+
+    :raises UsageError: naming the file.
+    """
+    for role, path in (
+        ("certificate", certfile),
+        ("key", keyfile),
+        ("client CA", client_ca),
+    ):
+        if path is None:
+            continue
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            raise UsageError(
+                f"the TLS {role} file {os.fspath(path)} cannot be read: {error.strerror}."
+            ) from None

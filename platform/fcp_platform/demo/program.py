@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import MissingExtraError, UsageError
 from fcp_platform.demo import data
 from fcp_platform.demo.devices import EXAMPLES
 from fcp_platform.demo.display import Board
@@ -21,8 +22,12 @@ def run(settings: Settings, board: Board) -> DemoResult:
     """Run the demonstration.
 
     :raises UsageError: for settings that do not fit, or nothing to resume.
+    :raises MissingExtraError: if its packages are not installed.
     """
     settings.check()
+    # Said here, once; each client process would end with an ImportError of its own.
+    if not all(map(importlib.util.find_spec, ("sklearn", "tensorflow", "tensorflow_federated"))):
+        raise MissingExtraError("the demonstration", "tff")
     began = time.perf_counter()
     result = DemoResult()
     state_folder = settings.folder / "state"
