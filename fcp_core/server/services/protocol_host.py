@@ -49,7 +49,6 @@ _PUBLIC = (
     Code.RESOURCE_EXHAUSTED,
     Code.CANCELLED,
     Code.ABORTED,
-    Code.UNAVAILABLE,
 )
 #: What the engine calls a checkpoint that does not fit.
 _UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
@@ -370,6 +369,9 @@ def device_status(code: Code, message: str) -> StatusError:
     """Return what a device receives whose assignment ended with this error."""
     if code in _UNFIT:
         code = Code.INVALID_ARGUMENT
+    elif code is Code.UNAVAILABLE:
+        # The device would send the same call again, three times, for nothing.
+        code, message = Code.ABORTED, "the server lost this contribution; check in again"
     elif code not in _PUBLIC:
         code, message = Code.INTERNAL, "the contribution could not be aggregated"
     return StatusError(code, message)
