@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fcp_core.aggregation.aggregator import JOINT_URI
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.protocol.status import StatusError
 from fcp_core.testing.aggregators import AggregatorConformance
 from fcp_robust import plugin
 
@@ -137,3 +138,32 @@ def test_weights_are_ignored_where_the_summary_does_not_say_weighted(factory):
         accumulator.accumulate(inputs)
     (result,) = accumulator.report()
     assert (result[0] > 9) is np.bool_("weighted" in factory.summary)
+
+
+def test_a_weight_of_a_clipped_update_is_finite_and_may_be_zero():
+    accumulator = plugin.NORM_CLIPPING.make(mean(0, (1,), weighted=True), {"norm": 100.0})
+
+    def take(value, weight):
+        inputs = [np.array([value], "<f4"), np.array(weight, "<f4")]
+        accumulator.validate(inputs)
+        accumulator.accumulate(inputs)
+
+    take(1, 0)
+    take(3, 2)
+    for bad in (-1, np.nan, np.inf):
+        with pytest.raises(StatusError, match="zero or above and finite"):
+            take(1, bad)
+    assert accumulator.num_inputs == 2
+    assert accumulator.report()[0].tolist() == [3]
+
+
+def test_weights_of_clipped_updates_that_are_too_large_together_are_refused():
+    value, output = TensorSpec("v", DataType.FLOAT, (1,)), TensorSpec("m", DataType.FLOAT, (1,))
+    weight = TensorSpec("w", DataType.DOUBLE)
+    intrinsic = Intrinsic("federated_weighted_mean", (value, weight), (output,))
+    accumulator = plugin.NORM_CLIPPING.make(intrinsic, {"norm": 1.0})
+    inputs = [np.array([1], "<f4"), np.array(9e307)]
+    accumulator.validate(inputs)
+    accumulator.accumulate(inputs)
+    with pytest.raises(StatusError, match="too much to be added"):
+        accumulator.validate(inputs)

@@ -16,6 +16,9 @@ from fcp_robust.updates import Updates, bad
 _HEADER = struct.Struct("<4sQQ")
 _MAGIC = b"FRC1"
 
+#: A sum of float64 numbers below this one, with all its rounding, is finite.
+_LARGEST = 1e308
+
 
 class NormClipping(Accumulator):
     """Scales every update down to a norm, then takes the mean with the devices' own weights.
@@ -57,13 +60,21 @@ class NormClipping(Accumulator):
         return self._count
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
-        """Refuse NaN and infinity, and a weight that is not above zero."""
+        """Refuse NaN and infinity, and a weight below zero or too large to be added."""
         self._updates.check_finite(inputs)
-        for mean, (_, weight) in zip(
-            self._updates.means, self._updates.values(inputs), strict=True
+        weights = self._state[self._updates.size :].tolist()
+        for mean, total, (_, weight) in zip(
+            self._updates.means, weights, self._updates.values(inputs), strict=True
         ):
-            if weight is not None and not 0 < float(weight.reshape(())[()]) < np.inf:
-                raise bad(mean, f"weight {mean.inputs[1].name!r} must be above zero and finite")
+            if weight is None:
+                continue
+            number = float(weight.reshape(())[()])
+            name = mean.inputs[1].name
+            if not 0 <= number < np.inf:
+                raise bad(mean, f"weight {name!r} must be zero or above and finite")
+            # A clipped number is at most the norm: then neither sum can become infinite.
+            if not (total + number) * max(1.0, self._norm) < _LARGEST:
+                raise bad(mean, f"weight {name!r} is {number:g}, too much to be added")
 
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Clip the update and add it."""
