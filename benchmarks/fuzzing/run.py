@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import time
 from collections import Counter
@@ -14,8 +13,10 @@ from typing import cast
 import numpy as np
 from tornado.httputil import HTTPServerConnectionDelegate
 
+from benchmarks.fuzzing.hostile import Hostile
 from benchmarks.fuzzing.inputs import Fuzzer, Known, Phone
 from benchmarks.fuzzing.transport import Direct, Request, send_raw
+from benchmarks.fuzzing.watch import Watch, memory
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins.manager import Plugins
@@ -33,6 +34,13 @@ ALLOWED = frozenset({501})
 #: Requests between two devices that do as they should, and how often the clock moves.
 _DEVICE_EVERY = 25
 _HOUR_EVERY = 20_000
+#: Which part of the inputs are bombs: each takes as long as many others.
+_BOMBS = 0.003
+
+#: The most memory that a run may take above what it had after its first tenth, in bytes.
+MAX_PEAK = 64 << 20
+#: The longest that the loop may stand, in seconds.
+MAX_STALL = 0.25
 
 
 @dataclass
@@ -43,16 +51,20 @@ class Report:
     :param faults: the inputs that were answered with a status of 500 or more, but 501; a few.
     :param growth: how much more memory the process had at the end than after the first tenth, in
         bytes; *peak* is the most it had over that at any look.
+    :param bombs: how many of the inputs were bombs of size.
+    :param stall: the longest time for which the loop stood, in seconds.
     :param honest: how many devices the honest round had, and whether its sum was right.
     """
 
     inputs: int = 0
     over_sockets: int = 0
+    bombs: int = 0
     seconds: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     faults: list[tuple[int, Request | bytes]] = field(default_factory=list)
     growth: int = 0
     peak: int = 0
+    stall: float = 0.0
     honest: int = 0
     honest_right: bool = False
     logged: list[str] = field(default_factory=list)
@@ -64,8 +76,13 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether nothing was wrong, memory aside."""
+        """Whether nothing was wrong, memory and stalls aside."""
         return not self.fault_count and not self.logged and self.honest_right
+
+    @property
+    def bounded(self) -> bool:
+        """Whether memory and stalls kept within their bounds."""
+        return self.peak <= MAX_PEAK and self.stall <= MAX_STALL
 
 
 class _Errors(logging.Handler):
@@ -114,6 +131,7 @@ class _Run:
         self._honest = honest
         self._known = Known()
         self._fuzzer = Fuzzer(rng, self._known, make_checkpoint(1))
+        self._hostile = Hostile(rng)
         http = server._frontend._http
         assert http is not None  # the server runs
         self._direct = Direct(cast(HTTPServerConnectionDelegate, http.request_callback))
@@ -130,7 +148,7 @@ class _Run:
         """Send everything, check what the honest round made, and measure."""
         report, rng = self.report, self._rng
         began = time.perf_counter()
-        base: int | None = None
+        watch = Watch()
         devices = iter(range(self._honest))
         for number in range(inputs):
             if number % _DEVICE_EVERY == 0:
@@ -141,27 +159,39 @@ class _Run:
             if number % _HOUR_EVERY == _HOUR_EVERY - 1:
                 self._clock.advance(3700.0)  # sessions expire and go
                 self._server.services.ticker.run_due()
-            if rng.random() < socket_share:
-                data = self._fuzzer.spoil_raw(self._fuzzer.request())
-                report.over_sockets += 1
-                for status in await send_raw(self._server.port, data):
-                    self._count(status, data)
-            else:
-                request = self._fuzzer.request()
-                answer = await self._direct.send(request, rng.randrange(1, 4))
-                self._count(answer.status, request)
+            if number == inputs // 10:
+                watch.begin()
+            await self._send(socket_share)
             report.inputs += 1
-            if number % 1000 == 999:
-                memory = _memory()
-                if base is None and number >= inputs // 10:
-                    base = memory
-                if base is not None:
-                    report.peak = max(report.peak, memory - base)
-                    report.growth = memory - base
         for device in devices:
             await self._contribute(device)
+        watch.end()
+        report.stall = watch.stall
+        report.peak, report.growth = watch.peak - watch.base, memory() - watch.base
         report.seconds = time.perf_counter() - began
         report.honest_right = await self._check()
+
+    async def _send(self, socket_share: float) -> None:
+        rng = self._rng
+        if rng.random() < _BOMBS:
+            self.report.bombs += 1
+            request, data = self._hostile.bomb()
+        else:
+            request, data = self._fuzzer.request(), None
+            if rng.random() < socket_share:
+                doubtful = rng.random() < 0.5
+                data = self._hostile.raw() if doubtful else self._fuzzer.spoil_raw(request)
+        if data is None:
+            answer = await self._direct.send(request, rng.randrange(1, 4))
+            self._count(answer.status, request)
+            return
+        self.report.over_sockets += 1
+        statuses = await send_raw(self._server.port, data)
+        # Each request has a line with its version; what has none is answered once.
+        if len(statuses) > data.count(b"HTTP/1.") + 1:
+            self._count(0, data)
+        for status in statuses:
+            self._count(status, data)
 
     def _count(self, status: int, sent: Request | bytes) -> None:
         self.report.statuses[status] += 1
@@ -220,12 +250,6 @@ async def ask(server: Server, population: str) -> None:
     for name, mode in (("weighed", AssignmentMode.SINGLE), ("separated", AssignmentMode.MULTIPLE)):
         task = make_task(population, 10**9).replace(name=name, assignment_mode=mode)
         await server.services.tasks.submit(task)
-
-
-def _memory() -> int:
-    """Return the memory that the process has, in bytes."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 __all__ = ["ALLOWED", "Report", "fuzz", "make_checkpoint", "make_task"]

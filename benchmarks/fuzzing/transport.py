@@ -94,7 +94,7 @@ class _Stream:
     def __init__(self, body: bytes) -> None:
         self.left = memoryview(body)
 
-    async def read_into(self, buffer: memoryview) -> int:
+    async def read_into(self, buffer: memoryview, partial: bool = False) -> int:
         """Fill a buffer."""
         buffer[:] = self.left[: len(buffer)]
         self.left = self.left[len(buffer) :]

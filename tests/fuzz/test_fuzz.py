@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.fuzzing.hostile import Hostile
 from benchmarks.fuzzing.inputs import Fuzzer, Known, Phone
-from benchmarks.fuzzing.run import ALLOWED, ask, fuzz, make_checkpoint, make_task
+from benchmarks.fuzzing.run import ALLOWED, Report, ask, fuzz, make_checkpoint, make_task
 from benchmarks.fuzzing.transport import Direct, Request, send_raw
+from benchmarks.fuzzing.watch import Watch
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.rounds.clock import ManualClock
@@ -32,6 +35,7 @@ def test_a_short_run():
     check(report)
     assert report.inputs == 1500
     assert report.over_sockets > 5
+    assert report.bombs > 1
     # It is of use only if it gets somewhere, and is refused in more than one way.
     assert report.statuses[200] > 150
     assert {400, 401, 404, 405, 409} <= set(report.statuses)
@@ -42,6 +46,7 @@ def test_a_long_run():
     report = asyncio.run(fuzz(30_000, random.Random().randrange(2**32), honest=40))
     check(report)
     assert report.peak < 64 << 20
+    assert report.bombs > 50
 
 
 def test_a_fault_is_found(monkeypatch):
@@ -139,4 +144,45 @@ def test_a_length_that_is_a_number_to_python_only(live, caplog):
 def test_a_malformed_path_with_a_method_that_is_none(live, caplog):
     answer = live.run(live.direct.send(Request("BREW", "/v1/operations/%c2d")))
     assert answer.status == 400
+    assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+# What it measures.
+
+
+def test_a_stall_of_the_loop_and_a_peak_of_memory_are_seen():
+    async def main():
+        watch = Watch()
+        await asyncio.sleep(0.02)
+        watch.begin()
+        began = time.process_time()
+        while time.process_time() < began + 0.2:
+            pass
+        held = bytearray(b"x" * (32 << 20))
+        await asyncio.sleep(0.02)
+        watch.end()
+        assert len(held) == 32 << 20
+        return watch
+
+    watch = asyncio.run(main())
+    assert watch.stall >= 0.2
+    assert watch.peak - watch.base > 16 << 20
+    assert not Report(stall=0.3).bounded
+    assert not Report(peak=65 << 20).bounded
+    assert Report(stall=0.2, peak=64 << 20).bounded
+
+
+def test_bombs_are_refused_or_small(live, caplog):
+    hostile = Hostile(random.Random(4))
+    refused = 0
+    for _ in range(40):
+        request, data = hostile.bomb()
+        if data is None:
+            answer = live.run(live.direct.send(request))
+            assert answer.status < 500 or answer.status in ALLOWED
+            refused += answer.status == 413
+        else:
+            statuses = live.run(send_raw(live.server.port, data))
+            assert len(statuses) <= 1
+    assert refused > 5
     assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
