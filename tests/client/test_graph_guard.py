@@ -95,6 +95,48 @@ def test_the_list_names_operations_there_are_and_none_that_reaches_out():
     assert listed.isdisjoint(outside)
 
 
+def test_what_keras_makes_of_training_is_listed():
+    """Layers, gradients, an optimizer, a metric and a pipeline of data, in one graph."""
+    keras = tf.keras
+    layers = keras.layers
+    text = keras.Sequential(
+        [layers.Embedding(9, 4, mask_zero=True), layers.LSTM(3, return_sequences=True)]
+        + [layers.GRU(3), layers.Dropout(0.5), layers.Dense(1)]
+    )
+    images = keras.Sequential(
+        [layers.Conv2D(2, 3), layers.BatchNormalization(), layers.MaxPool2D()]
+        + [layers.Flatten(), layers.Dense(1, activation="gelu")]
+    )
+    loss, metric = keras.losses.BinaryCrossentropy(from_logits=True), keras.metrics.AUC()
+    for model, data in (
+        (text, np.zeros((2, 5), np.int32)),
+        (images, np.zeros((2, 8, 8, 1), np.float32)),
+    ):
+        model.build(data.shape)
+        optimizer = keras.optimizers.Adam()
+        optimizer.build(model.trainable_variables)
+
+        @tf.function
+        def train(data, model=model, optimizer=optimizer):
+            pipeline = tf.data.Dataset.from_tensor_slices(data)
+            pipeline = pipeline.map(lambda x: x, num_parallel_calls=2).cache().shuffle(5)
+            for batch in pipeline.batch(2).repeat(2).prefetch(1):
+                with tf.GradientTape() as tape:
+                    output = model(batch, training=True)
+                    error = loss(tf.ones_like(output), output)
+                gradients = tape.gradient(error, model.trainable_variables)
+                gradients, _ = tf.clip_by_global_norm(gradients, 1.0)
+                optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+                metric.update_state(tf.ones_like(output), tf.sigmoid(output))
+            return metric.result()
+
+        graph = train.get_concrete_function(data).graph.as_graph_def()
+        functions = {function.signature.name for function in graph.library.function}
+        used = {node.op for node in graph.node}
+        used |= {node.op for function in graph.library.function for node in function.node_def}
+        assert used - functions - listed_operations() == set()
+
+
 def test_a_plan_does_not_write_files(secret, tmp_path):
     target = tmp_path / "new" / "authorized_keys"
 
