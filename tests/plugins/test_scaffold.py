@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import settings as hypothesis_settings
 
+from fcp_core.commands.invocation import Invocation
 from fcp_core.commands.plugin import KINDS, plugin, write_plugin
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
@@ -150,11 +151,11 @@ def test_what_is_there_is_left_alone(tmp_path):
 
 def test_the_command_says_what_it_wrote(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(plugin, ["new", "mine", "--kind", "engine"])
+    result = CliRunner().invoke(plugin, ["new", "mine", "--kind", "engine"], obj=Invocation())
     assert result.exit_code == 0, result.output
     assert "wrote mine/src/fcp_mine/plugin.py" in result.output
     assert "cd mine && pip install" in result.output
-    again = CliRunner().invoke(plugin, ["new", "mine", "--kind", "engine"])
+    again = CliRunner().invoke(plugin, ["new", "mine", "--kind", "engine"], obj=Invocation())
     assert isinstance(again.exception, UsageError)
 
 
