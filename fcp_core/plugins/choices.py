@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -12,7 +12,9 @@ from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import Engine, EngineFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, did_you_mean
+from fcp_core.plugins.discovery import explain
 from fcp_core.plugins.settings import TaskSettings
+from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.policies import (
     BoundPolicy,
     EligibilityPolicy,
@@ -23,6 +25,8 @@ from fcp_core.rounds.policies import (
 from fcp_core.rounds.protocols import AggregationProtocol, AggregationProtocolFactory
 from fcp_core.rounds.specification import TaskSpec
 from fcp_core.storage.contract import Storage, StorageFactory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Choices:
         :raises UsageError: if its options do not do.
         """
         name = self._name_of("storage")
-        return self.storages[name].make(self._options("storage", name))
+        return _built("storage", name, self.storages[name].make, self._options("storage", name))
 
     def make_engine(self) -> Engine:
         """Build the engine.
@@ -128,7 +132,8 @@ class Choices:
         :raises UsageError: if its options do not do.
         """
         name = self._name_of("engine")
-        return self.engines[name].make(self.aggregators, self._options("engine", name))
+        options = self._options("engine", name)
+        return _built("engine", name, self.engines[name].make, self.aggregators, options)
 
     def make_selection_policy(
         self, name: str | None = None, options: Mapping[str, Any] | None = None
@@ -140,11 +145,11 @@ class Choices:
         :raises UsageError: if there is none of that name, or its options are invalid.
         """
         *wrappers, (innermost, own) = self.selection_chain(name, options)
-        policy = self.selection_policies[innermost].make(own)
+        policy = _built("selection", innermost, self.selection_policies[innermost].make, own)
         for wrapper, wrapper_options in reversed(wrappers):
-            policy = self.selection_policies[wrapper].make(
-                wrapper_options, BoundPolicy(policy, own)
-            )
+            make = self.selection_policies[wrapper].make
+            wrapped = BoundPolicy(policy, own)
+            policy = _built("selection", wrapper, make, wrapper_options, wrapped)
             own = wrapper_options
         return policy
 
@@ -180,7 +185,8 @@ class Choices:
         :raises UsageError: if there is none of that name, or its options are invalid.
         """
         name = self._installed("protocol", name)
-        return self.protocols[name].make(self._options("protocol", name, options))
+        make = self.protocols[name].make
+        return _built("protocol", name, make, self._options("protocol", name, options))
 
     def protocol_factory(self) -> AggregationProtocolFactory:
         """Return the factory of the aggregation protocol.
@@ -205,7 +211,8 @@ class Choices:
         :raises UsageError: if there is none of that name, or its options are invalid.
         """
         name = self._installed("eligibility", name)
-        return self.eligibility_policies[name].make(self._options("eligibility", name, options))
+        make = self.eligibility_policies[name].make
+        return _built("eligibility", name, make, self._options("eligibility", name, options))
 
     def aggregator_choices(self) -> dict[str, str]:
         """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
@@ -357,3 +364,16 @@ class TaskChoices(Choices):
         self, kind: str, name: str, options: Mapping[str, Any] | None = None
     ) -> Mapping[str, Any]:
         return super()._options(kind, name, {**self._spec.options.get(name, {}), **(options or {})})
+
+
+def _built(kind: str, name: str, make: Callable[..., T], *arguments: Any) -> T:
+    """Call a factory.
+
+    :raises UsageError: naming it, if it raises anything but an error of its own choice.
+    """
+    try:
+        return make(*arguments)
+    except (UsageError, StatusError):
+        raise
+    except Exception as error:
+        raise UsageError(f"the {kind} {name!r} cannot be built: {explain(error)}.") from error

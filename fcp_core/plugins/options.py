@@ -77,6 +77,8 @@ def _add_task_options(add: Callable[..., None]) -> None:
     add("assignment_timeout", "duration", "10m", text, scopes=SCOPES)
     text = "when a task without a deadline of its own ends"
     add("task_deadline", "duration", "1h", text, scopes=SCOPES)
+    text = "how long after its deadline a task may take to make its result, before it has failed"
+    add("closing_timeout", "duration", "10m", text, scopes=SCOPES)
     text = "how long a task that ended is kept, with its result"
     add("task_retention", "duration", "30d", text, scopes=SCOPES)
     text = "devices assigned at a time, as a multiple of the contributions still missing"

@@ -128,6 +128,7 @@ class TaskSettings:
         contributions still missing.
     :param max_at_work: how many devices are assigned at a time in any case (``task_max_at_work``);
         None: no such limit.
+    :param closing_timeout: how many seconds after its deadline there must be a result.
     :param inline_below: the size in bytes below which its plan and its checkpoint lie in the
         assignment (``inline_resources_below``, or what is above ``max_inline_resource``).
     :param from_storage: whether what devices download is read from the storage
@@ -138,6 +139,7 @@ class TaskSettings:
     assignment_timeout: float
     over_selection: float
     max_at_work: int | None
+    closing_timeout: float
     inline_below: int
     from_storage: bool
 
@@ -150,6 +152,7 @@ class TaskSettings:
             assignment_timeout=view.get("assignment_timeout"),
             over_selection=spec.over_selection or view.get("over_selection"),
             max_at_work=spec.max_at_work or view.get("task_max_at_work"),
+            closing_timeout=view.get("closing_timeout"),
             inline_below=_inline_below(view, spec),
             from_storage=view.get("resources_from") == "storage",
         )

@@ -16,6 +16,7 @@ from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
+from fcp_core.rounds.text import clean
 from fcp_core.server.services.device_tokens import RETENTION, label
 from fcp_core.server.services.held_check_ins import HeldCheckIns
 from fcp_core.server.services.policy_states import PolicyStates
@@ -123,6 +124,12 @@ class Population:
         spec = task.spec
         offered = OfferedTask(spec.name, spec.assignment_mode, spec.options)
         return offered, self._eligibility.get(task.task_id)
+
+    def note(self, task_name: str, reason: str) -> None:
+        """Count why a device does not get the open tasks of a name."""
+        for task in self.open_tasks():
+            if task.spec.name == task_name:
+                task.machine.reasons.note(reason)
 
     def _unasked(self) -> Mapping[str, float] | None:
         """Return the weights of a device that was asked nothing; None: it may take any task."""
@@ -239,7 +246,9 @@ class Population:
                 [task.machine.view() for task in tasks.values()], now, self._places()
             )
             for problem in outcome.problems:
-                logger.error("population %s: %s", self.name, problem)
+                logger.error("population %s: %s", self.name, clean(problem))
+            for (task_id, reason), count in outcome.why.items():
+                tasks[task_id].machine.reasons.note(reason, count)
             for assigned in outcome.assigned:
                 tasks[assigned.task_id].assign(assigned.device, now)
                 assigned.device.assign(tasks[assigned.task_id].aggregation_id)

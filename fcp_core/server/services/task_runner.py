@@ -294,6 +294,8 @@ class TaskRunner:
         if error is None:
             for assignment in group.assignments:
                 self._contributed(assignment, now)
+        if code is Code.DATA_LOSS:
+            effects += self.machine.fail(Code.INTERNAL, f"task {self.spec.name}: {message}", now)
         self._perform([*answers, *effects], now)
 
     def _contributed(self, assignment: Assignment, now: float) -> None:
@@ -342,6 +344,8 @@ class TaskRunner:
         code, message = outcome_of(future)
         if code is Code.OK:
             self._result = future.result()
+            if not isinstance(self._result, bytes):
+                code, message = Code.INTERNAL, f"its result is {self._result!r:.200}, not bytes"
         self._perform(self.machine.reported(code, message, now), now)
 
     def _end(self, effect: EndEffect, now: float) -> None:

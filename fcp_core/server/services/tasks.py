@@ -357,7 +357,8 @@ class Tasks:
             await self._store.end(record, result)
         except Exception as error:
             logger.exception("the end of task %s could not be stored", status.name)
-            message = f"the end of task {status.name} could not be stored: {error}"
+            storage = self._plugins.config.get("storage")
+            message = f"the storage {storage} failed to take the end of task {status.name}: {error}"
             failed = dataclasses.replace(
                 status, state=TaskState.FAILED, error=(Code.INTERNAL, message)
             )
