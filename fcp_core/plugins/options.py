@@ -44,6 +44,12 @@ def _add_choices(add: Callable[..., None]) -> None:
     add("selection", "str", "fifo", "the selection policy of a task that names none", scopes=SCOPES)
     text = "eligibility policies, all of which a device must pass"
     add("eligibility", "list", (), text, scopes=SCOPES)
+    places = ("population",)
+    text = "refuse tasks that name other aggregators than the configured ones, or options of them"
+    add("require_aggregators", "bool", "no", text, scopes=places)
+    for kind in ("protocol", "selection"):
+        text = f"refuse tasks that name another {kind} than the configured one, or options of it"
+        add(f"require_{kind}", "bool", "no", text, scopes=places)
     add("storage", "str", "memory", "where tasks, sessions and partial aggregates are kept")
     add("engine", "str", "local", "where accumulators run")
 

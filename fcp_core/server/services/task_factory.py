@@ -28,8 +28,8 @@ from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
-    from fcp_core.plugins.choices import TaskChoices
     from fcp_core.plugins.manager import Plugins
+    from fcp_core.plugins.task_choices import TaskChoices
 
 logger = logging.getLogger("fcp.services")
 
@@ -62,6 +62,9 @@ class TaskFactory:
         :raises StatusError: INVALID_ARGUMENT if something of it cannot be made.
         """
         chosen = self._plugins.for_task(spec)
+        # A task of an earlier run was stored when the operator may have said something else.
+        if refusals := chosen.refusals():
+            raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(refusals)}")
         try:
             return Choices(
                 policy=chosen.make_selection_policy(),
