@@ -29,6 +29,7 @@ from fcp_core.rounds.protocols import Body, Tickets, Work
 from fcp_core.rounds.session import DeviceSession, assignment_id
 from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
+from fcp_core.rounds.text import clean
 from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
@@ -334,7 +335,7 @@ class TaskRunner:
                 machine.name,
                 effect.phase,
                 effect.code,
-                effect.message,
+                clean(effect.message),
             )
         )
         return effects
@@ -370,6 +371,6 @@ class TaskRunner:
                 status.name,
                 status.contributed,
                 code,
-                message,
+                clean(message),
             )
         )

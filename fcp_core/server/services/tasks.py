@@ -141,7 +141,8 @@ class Tasks:
         :raises StatusError: NOT_FOUND if there is no such task.
         """
         record = self._record(task_id)
-        task = self._running.get(task_id)
+        # One that ended lately still says why devices did not contribute.
+        task = self._by_aggregation.get(record.aggregation_id)
         return status_of(record) if task is None else task.status()
 
     async def list(self, population: str | None = None) -> Sequence[TaskStatus]:
