@@ -191,6 +191,10 @@ class Assigner(Generic[D]):
             return None
         return self._take(candidate, CandidateState.WITHDRAWN)
 
+    def withdraw_all(self) -> list[D]:
+        """Remove all candidates; return their devices."""
+        return [self._take(each, CandidateState.WITHDRAWN) for each in list(self._waiting)]
+
     def decide(self, tasks: Sequence[OpenTask], now: float, limit: int | None = None) -> Outcome[D]:
         """Ask the policies.
 

@@ -8,6 +8,8 @@ import os
 import socket
 import ssl
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -338,3 +340,22 @@ def test_certificates_that_do_not_do(load, tls, certfile, keyfile, said):
     }
     with pytest.raises(UsageError, match=said):
         Server(load(), **arguments)
+
+
+def test_probes_see_a_stop_that_is_announced(make, http):
+    thread = make(overrides={"drain_notice": "3s"})
+    thread.start()
+
+    def ready():
+        with http.Connection(thread.server.port) as connection:
+            connection.send(http.head("/readyz", "GET"))
+            return connection.reply().status
+
+    assert ready() == 200
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(thread.stop)
+        while not thread.server._frontend._context.stopping:
+            time.sleep(0.01)
+        assert ready() == 503
+        stopping.result(WAIT)
+    assert refuses(thread.server.port)

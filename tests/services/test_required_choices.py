@@ -38,8 +38,8 @@ CASES = {
     ),
     "protocol": ({"protocol": "other"}, "the protocol is 'simple' here and not 'other'"),
     "selection": (
-        {"selection": "gathering"},
-        "the selection is 'fifo' here and not 'gathering'",
+        {"selection": "uniform"},
+        "the selection is 'fifo' here and not 'uniform'",
     ),
     "selection, by an option": (
         {"options": {"fifo": {"extra": 2.0}}},

@@ -154,11 +154,19 @@ class EligibilityEvalTasks:
             population.note(name, fault)
         return offer, conditional, combined(refusals) if refusals else None
 
-    def release(self) -> None:
-        """Answer the check-ins that are held, and hold none any more."""
+    def turn_away(self) -> float:
+        """Reject the devices that wait and all that come from now on: the server stops.
+
+        :returns: the seconds in which those that waited ask again, and hear of it.
+        """
         self._released = True
+        now = self._clock.now()
+        longest = 0.0
         for population in self._populations:
-            population.held.release()
+            interval = population.polling_interval
+            if population.turn_away(now):
+                longest = max(longest, interval)
+        return longest
 
     async def report_eligibility_eval_task_result(
         self, request: eets.ReportEligibilityEvalTaskResultRequest, sender: str | None = None
