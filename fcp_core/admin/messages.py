@@ -63,7 +63,10 @@ class Error(msgspec.Struct):
 
 
 class Task(msgspec.Struct, kw_only=True):
-    """A task as a watcher sees it; times are seconds since 1970."""
+    """A task as a watcher sees it; times are seconds since 1970.
+
+    ``reasons`` counts why devices did not contribute, the most frequent first.
+    """
 
     task_id: str
     population: str
@@ -77,6 +80,7 @@ class Task(msgspec.Struct, kw_only=True):
     created: float
     finished: float | None
     error: Error | None
+    reasons: dict[str, int] = {}
 
     @classmethod
     def of(cls, status: TaskStatus) -> Task:
@@ -94,6 +98,7 @@ class Task(msgspec.Struct, kw_only=True):
             created=status.created,
             finished=status.finished,
             error=None if status.error is None else Error.of(StatusError(*status.error)),
+            reasons=dict(status.reasons),
         )
 
     @property

@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
 from fcp_core.aggregation.additions import Additions, Plan
-from fcp_core.aggregation.aggregator import JOINT_URI, Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.aggregator import Accumulator
+from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
-from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
+from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_nbytes
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
 from fcp_core.protocol.kernels import Kernels, default_kernels
@@ -46,59 +48,6 @@ class KeptBudget:
                     f"max_kept_bytes is {self._limit}",
                 )
             self._used += nbytes
-
-
-@dataclass(frozen=True)
-class BoundIntrinsic:
-    """An intrinsic, and who serves it with which options."""
-
-    intrinsic: Intrinsic
-    factory: AggregatorFactory
-    options: Options
-
-
-def bind(
-    intrinsics: Sequence[Intrinsic],
-    factories: Mapping[str, AggregatorFactory],
-    chosen: Mapping[str, str],
-    options: Mapping[str, Options],
-) -> tuple[BoundIntrinsic, ...]:
-    """Find the aggregator of each intrinsic; those of one joint aggregator become one.
-
-    :param factories: the installed aggregators by name.
-    :param chosen: the aggregator's name by intrinsic URI; a URI that is not listed is served by the
-        aggregator that carries its name.
-    :param options: each aggregator's options, by its name.
-    :raises StatusError: INVALID_ARGUMENT if the aggregator is not installed or cannot serve the
-        URI; the message says which ones can.
-    """
-    bound: list[BoundIntrinsic] = []
-    joint: dict[str, int] = {}
-    for intrinsic in intrinsics:
-        uri = intrinsic.uri
-        name = chosen.get(uri, uri)
-        serving = sorted(
-            factory.name
-            for factory in factories.values()
-            if uri in factory.uris and not factory.nested_only
-        )
-        if name not in serving:
-            problem = "cannot serve it" if name in factories else "is not installed"
-            answer = f"these can: {', '.join(serving)}" if serving else "no installed one can"
-            raise StatusError(
-                Code.INVALID_ARGUMENT, f"intrinsic {uri!r}: aggregator {name!r} {problem}; {answer}"
-            )
-        factory, own = factories[name], options.get(name, {})
-        if not factory.joint:
-            bound.append(BoundIntrinsic(intrinsic, factory, own))
-        elif name not in joint:
-            joint[name] = len(bound)
-            bound.append(BoundIntrinsic(Intrinsic(JOINT_URI, nested=(intrinsic,)), factory, own))
-        else:
-            known = bound[joint[name]].intrinsic
-            whole = replace(known, nested=(*known.nested, intrinsic))
-            bound[joint[name]] = BoundIntrinsic(whole, factory, own)
-    return tuple(bound)
 
 
 #: What no checkpoint format packs.
@@ -137,15 +86,14 @@ class CheckpointAggregator:
         self._bound = tuple(bound)
         self._budget = budget
         if states is None:
-            accumulators = [item.factory.make(item.intrinsic, item.options) for item in bound]
+            accumulators = [item.make() for item in bound]
         else:
-            accumulators = [
-                item.factory.load(item.intrinsic, item.options, state)
-                for item, state in zip(bound, states, strict=True)
-            ]
+            accumulators = [item.make(state) for item, state in zip(bound, states, strict=True)]
         self._specs = [tuple(flat_inputs(item.intrinsic)) for item in bound]
         self._members = list(map(_Member, self._bound, self._specs, accumulators))
         self._finished = False
+        #: Why it cannot be used any more: an aggregator failed, and left what nobody knows.
+        self._broken: StatusError | None = None
         self._kernels = kernels or default_kernels()
         # Made for the first checkpoint whose layout is known, and the members that it leaves over.
         self._additions: Additions | None = None
@@ -224,7 +172,9 @@ class CheckpointAggregator:
 
         :raises StatusError: NOT_FOUND for a missing tensor; INVALID_ARGUMENT for one of a wrong
             dtype, shape or value; RESOURCE_EXHAUSTED if it would have to be kept and there is no
-            room; ABORTED once finished. Nothing is changed then.
+            room; ABORTED once finished; INTERNAL if an aggregator cannot validate. Nothing is
+            changed then. DATA_LOSS if an aggregator fails later, or did: what it holds is not to
+            be trusted any more.
         """
         add = self._prepare(checkpoint)
         members = self._members if add is None else self._others
@@ -232,7 +182,12 @@ class CheckpointAggregator:
         inputs = self._fetch(checkpoint, specs)
         self._check_not_finished()
         for member, tensors in zip(members, inputs, strict=True):
-            member.accumulator.validate(tensors)
+            try:
+                member.accumulator.validate(tensors)
+            except StatusError:
+                raise
+            except Exception as error:
+                raise member.bound.fault("validate", error) from None
         if self._budget is not None:
             kept = (
                 tensor_nbytes(tensor)
@@ -246,7 +201,11 @@ class CheckpointAggregator:
         elif self._additions is not None:
             self._additions.changed()
         for member, tensors in zip(members, inputs, strict=True):
-            member.accumulator.accumulate(tensors)
+            try:
+                member.accumulator.accumulate(tensors)
+            except Exception as error:
+                self._broken = member.bound.fault("accumulate", error, Code.DATA_LOSS)
+                self._check_not_finished()
 
     def merge(self, other: CheckpointAggregator) -> None:
         """Add what *other* holds; ignored once finished, as upstream does.
@@ -267,7 +226,13 @@ class CheckpointAggregator:
         if self._additions is not None:
             self._additions.changed()
         for mine, theirs in zip(self._members, other._members, strict=True):
-            mine.accumulator.merge(theirs.accumulator)
+            try:
+                mine.accumulator.merge(theirs.accumulator)
+            except StatusError:
+                raise
+            except Exception as error:
+                self._broken = mine.bound.fault("merge", error, Code.DATA_LOSS)
+                self._check_not_finished()
 
     def report(self) -> dict[str, Tensor]:
         """Finish and return the outputs by name, in order; those without a name are left out.
@@ -280,8 +245,13 @@ class CheckpointAggregator:
         self._finished = True
         result: dict[str, Tensor] = {}
         for member in self._members:
-            item, tensors = member.bound, member.accumulator.report()
-            specs = tuple(flat_outputs(item.intrinsic))
+            item, specs = member.bound, tuple(flat_outputs(member.bound.intrinsic))
+            try:
+                tensors = [np.asarray(tensor) for tensor in member.accumulator.report()]
+            except StatusError:
+                raise
+            except Exception as error:
+                raise item.fault("report", error) from None
             if len(tensors) != len(specs):
                 raise StatusError(
                     Code.INTERNAL,
@@ -311,9 +281,15 @@ class CheckpointAggregator:
         """
         self._check_not_finished()
         self._settle()
-        return state_pb2.CheckpointAggregatorState(
-            aggregators=[member.accumulator.dump() for member in self._members]
-        ).SerializeToString()
+        state = state_pb2.CheckpointAggregatorState()
+        for member in self._members:
+            try:
+                state.aggregators.append(member.accumulator.dump())
+            except StatusError:
+                raise
+            except Exception as error:
+                raise member.bound.fault("dump", error) from None
+        return state.SerializeToString()
 
     def _prepare(self, checkpoint: Mapping[str, Tensor]) -> Callable[[], None] | None:
         """Return what adds the checkpoint; None if each member has to look at it."""
@@ -367,6 +343,8 @@ class CheckpointAggregator:
         return inputs
 
     def _check_not_finished(self) -> None:
+        if self._broken is not None:
+            raise StatusError(self._broken.code, self._broken.message)
         if self._finished:
             raise StatusError(Code.ABORTED, "the aggregation is finished")
 

@@ -76,7 +76,8 @@ class Fold(ABC):
     A future fails with StatusError: INVALID_ARGUMENT or NOT_FOUND for a contribution that does not
     fit, ALREADY_EXISTS for one that is in the fold already, RESOURCE_EXHAUSTED if it would have to
     be kept and there is no room (nothing was changed, and its id is free again), ABORTED once the
-    fold has reported or was aborted.
+    fold has reported or was aborted. It fails with DATA_LOSS once an aggregator has failed in a way
+    that leaves the aggregate wrong: the task ends then, and the message is its error.
     """
 
     @abstractmethod

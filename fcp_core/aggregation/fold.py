@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.aggregation.binding import BoundIntrinsic, bind
 from fcp_core.aggregation.checkpoint_aggregator import (
-    BoundIntrinsic,
     CheckpointAggregator,
     KeptBudget,
-    bind,
 )
 from fcp_core.aggregation.configuration import flat_inputs, parse_configuration
 from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, Partial

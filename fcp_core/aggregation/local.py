@@ -17,8 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.checkpoint_aggregator import (
-    BoundIntrinsic,
     CheckpointAggregator,
     KeptBudget,
 )

@@ -18,6 +18,7 @@ from fcp_core.commands.keys import keys
 from fcp_core.commands.output import make_table, print_tables
 from fcp_core.commands.plugin import plugin
 from fcp_core.commands.plugins import plugins
+from fcp_core.commands.populations import populations
 from fcp_core.commands.serve import serve
 from fcp_core.commands.simulate import simulate
 from fcp_core.commands.tasks import openapi, tasks
@@ -173,6 +174,7 @@ for _command in (
     serve,
     simulate,
     tasks,
+    populations,
 ):
     cli.add_command(_command)
 

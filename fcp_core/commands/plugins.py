@@ -44,7 +44,8 @@ def check(invocation: Invocation, module: str | None) -> None:
 
     MODULE is a module, an object in one (module:object) or a .py file, which is checked with the
     others as if [fcp] plugins named it; without it, everything that is installed and configured is
-    checked. The exit status is 2 if anything is wrong.
+    checked. Aggregators accumulate, merge and report small contributions. The exit status is 2 if
+    anything is wrong.
     """
     from fcp_core.plugins.discovery import explain
 
@@ -70,7 +71,8 @@ def check(invocation: Invocation, module: str | None) -> None:
         try:
             make()
         except Exception as error:
-            problem = f"{owner}: the {kind} {name!r} cannot be built: {explain(error)}."
+            what_failed, why = f"the {kind} {name!r} cannot be built: ", explain(error)
+            problem = f"{owner}: {what_failed}{why.removeprefix(what_failed)}."
             if is_chosen:
                 problems.append(problem)
             else:
@@ -95,6 +97,8 @@ def _makers(
     loaded: Plugins,
 ) -> Iterator[tuple[tuple[PluginSource, str, str], Callable[[], object], bool]]:
     """Iterate over what can be built without a task: whose it is, how, and whether it is chosen."""
+    from fcp_core.aggregation.trial import try_aggregator
+
     for offer in loaded.offers():
         for scope in loaded.scopes():
             makers: dict[str, Callable[[str], object]] = {
@@ -111,6 +115,10 @@ def _makers(
                 yield what, whole[offer.kind], True
             elif offer.kind in makers and (is_chosen or scope is loaded):
                 yield what, functools.partial(makers[offer.kind], offer.name), is_chosen
+            elif offer.kind == "aggregator" and (is_chosen or scope is loaded):
+                options = scope.aggregator_options().get(offer.name, {})
+                attempt = functools.partial(try_aggregator, loaded.aggregators[offer.name], options)
+                yield what, attempt, is_chosen or offer.active
 
 
 @plugins.command()

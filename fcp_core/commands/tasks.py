@@ -251,7 +251,8 @@ def _watch(client: AdminClient, task_id: str) -> None:
                 live.update(_progress(task), refresh=True)
     else:
         for task in client.watch(task_id):
-            click.echo(_line(task))
+            why = "; ".join(_reasons(task))
+            click.echo(f"{_line(task)}; {why}" if why else _line(task))
     task.check()
 
 
@@ -261,7 +262,16 @@ def _progress(task: Task) -> RenderableType:
     from rich.text import Text
 
     bar = ProgressBar(total=task.goal_count, completed=task.contributed, width=60)
-    return Group(Text(_line(task)), bar)
+    return Group(Text(_line(task)), bar, *(Text(f"  {reason}") for reason in _reasons(task)))
+
+
+def _reasons(task: Task) -> list[str]:
+    """Return why devices did not contribute, each with how many."""
+    silent = "assignment_timeout DEADLINE_EXCEEDED"
+    return [
+        f"{count} x {'silent until the assignment timeout' if reason == silent else reason}"
+        for reason, count in task.reasons.items()
+    ]
 
 
 def _line(task: Task) -> str:

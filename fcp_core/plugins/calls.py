@@ -17,7 +17,14 @@ from fcp_core.plugins.discovery import PluginSource, explain, place_of
 from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.events import Event
-from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow, combined
+from fcp_core.rounds.policies import (
+    CheckIn,
+    EligibilityPolicy,
+    Refusal,
+    RetryWindow,
+    checked_window,
+    combined,
+)
 from fcp_core.rounds.tasks import TaskSpec
 
 logger = logging.getLogger(__name__)
@@ -122,16 +129,23 @@ class HookCaller:
         """
         if not self._calls["fcp_authenticate"]:  # as it mostly is; this is asked for each request
             return None
+        asked: list[PluginSource] = []
+        values = {
+            "method": method,
+            "path": path,
+            "headers": headers,
+            "peer": peer,
+            "certificate": certificate,
+        }
         try:
-            principal = self.hook.fcp_authenticate(
-                method=method, path=path, headers=headers, peer=peer, certificate=certificate
-            )
+            principal = self._first_answer("fcp_authenticate", values, asked)
             if principal is not None and not isinstance(principal, str):
-                raise TypeError(f"expected a str or None, not {principal!r}")
+                raise TypeError(f"expected a str or None, not a {type(principal).__name__}")
         except StatusError:
             raise
         except Exception:
-            logger.exception("a plugin failed to authenticate a request")  # a path may hold a token
+            # Nothing is said of the request: its path may hold a token.
+            logger.exception("%s failed to authenticate a request", " or ".join(map(str, asked)))
             raise StatusError(
                 Code.UNAVAILABLE, "the request could not be authenticated; try again later"
             ) from None
@@ -142,23 +156,45 @@ class HookCaller:
     ) -> RetryWindow:
         """Return when a device should come back.
 
-        A plugin that fails is logged; ``retry_min`` and ``retry_max`` then decide.
+        A plugin that fails is logged by name; ``retry_min`` and ``retry_max`` then decide.
         """
         if population not in self._pacing:
             self._pacing[population] = self._pacing_of(population)
         default, pacing = self._pacing[population]
+        asked: list[PluginSource] = []
+        values = {
+            "population": population,
+            "accepted": accepted,
+            "load": load,
+            "now": now,
+            "pacing": pacing,
+        }
         try:
-            window = self.hook.fcp_retry_window(
-                population=population, accepted=accepted, load=load, now=now, pacing=pacing
-            )
-            if window is None:
-                return default
-            if not isinstance(window, RetryWindow) or not 0 <= window.delay_min <= window.delay_max:
-                raise ValueError(f"expected a RetryWindow with 0 <= min <= max, not {window!r}")
+            window = self._first_answer("fcp_retry_window", values, asked)
+            return default if window is None else checked_window(window)
         except Exception:
-            logger.exception("a plugin failed to choose a retry window")
+            logger.exception("%s failed to choose a retry window", " or ".join(map(str, asked)))
             return default
-        return window
+
+    def _first_answer(self, hook: str, values: Mapping[str, Any], asked: list[PluginSource]) -> Any:
+        """Return what a hook says whose first answer counts.
+
+        :param asked: will hold the plugin that answered or failed; if wrappers make it impossible
+            to say which one that is, all.
+        """
+        if any(impl.wrapper or impl.hookwrapper for impl in self._impls(hook)):
+            asked += [call.source for call in self._calls[hook]]
+            return getattr(self.hook, hook)(**values)
+        for call in self._calls[hook]:
+            asked[:] = [call.source]
+            answer = call(**values)
+            if answer is not None:
+                return answer
+        return None
+
+    def _impls(self, hook: str) -> Sequence[pluggy.HookImpl]:
+        impls: Sequence[pluggy.HookImpl] = getattr(self.hook, hook).get_hookimpls()
+        return impls
 
     def _pacing_of(self, population: str) -> tuple[RetryWindow, dict[str, Mapping[str, Any]]]:
         """Return the configured window and the options of pace steering by name."""
@@ -212,10 +248,15 @@ def _verdict(who: str, ask: Callable[[], Refusal | None]) -> Refusal | None:
     try:
         answer = ask()
         if answer is not None and not isinstance(answer, Refusal):
-            raise TypeError(f"expected a Refusal or None, not {answer!r}")
+            raise TypeError(f"expected a Refusal or None, not {answer!r:.200}")
+        if answer is not None:
+            if not isinstance(answer.reason, str):
+                raise TypeError(f"the reason of a Refusal is {answer.reason!r:.200}, no str")
+            if answer.retry is not None:
+                checked_window(answer.retry)
     except Exception:
         logger.exception("%s failed to judge a check-in; the device is refused", who)
-        return Refusal("the check-in could not be judged")
+        return Refusal(f"{who} failed to judge the check-in")
     return answer
 
 

@@ -1,10 +1,10 @@
-"""Resolves configured names to factories and builds them: for the server, a population, a task."""
+"""Resolves configured names to factories and builds them: for the server or a population."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -12,7 +12,8 @@ from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import Engine, EngineFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, did_you_mean
-from fcp_core.plugins.settings import TaskSettings
+from fcp_core.plugins.discovery import explain
+from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.policies import (
     BoundPolicy,
     EligibilityPolicy,
@@ -21,8 +22,9 @@ from fcp_core.rounds.policies import (
     SelectionPolicyFactory,
 )
 from fcp_core.rounds.protocols import AggregationProtocol, AggregationProtocolFactory
-from fcp_core.rounds.specification import TaskSpec
 from fcp_core.storage.contract import Storage, StorageFactory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Offered:
 
 
 class Choices:
-    """The choices for all tasks, for those of one population, or for one task.
+    """The choices for all tasks, or for those of one population.
 
     :param config: the configuration as it is there; see :meth:`Config.scoped`.
     """
@@ -120,7 +122,7 @@ class Choices:
         :raises UsageError: if its options do not do.
         """
         name = self._name_of("storage")
-        return self.storages[name].make(self._options("storage", name))
+        return _built("storage", name, self.storages[name].make, self._options("storage", name))
 
     def make_engine(self) -> Engine:
         """Build the engine.
@@ -128,7 +130,8 @@ class Choices:
         :raises UsageError: if its options do not do.
         """
         name = self._name_of("engine")
-        return self.engines[name].make(self.aggregators, self._options("engine", name))
+        options = self._options("engine", name)
+        return _built("engine", name, self.engines[name].make, self.aggregators, options)
 
     def make_selection_policy(
         self, name: str | None = None, options: Mapping[str, Any] | None = None
@@ -140,11 +143,11 @@ class Choices:
         :raises UsageError: if there is none of that name, or its options are invalid.
         """
         *wrappers, (innermost, own) = self.selection_chain(name, options)
-        policy = self.selection_policies[innermost].make(own)
+        policy = _built("selection", innermost, self.selection_policies[innermost].make, own)
         for wrapper, wrapper_options in reversed(wrappers):
-            policy = self.selection_policies[wrapper].make(
-                wrapper_options, BoundPolicy(policy, own)
-            )
+            make = self.selection_policies[wrapper].make
+            wrapped = BoundPolicy(policy, own)
+            policy = _built("selection", wrapper, make, wrapper_options, wrapped)
             own = wrapper_options
         return policy
 
@@ -180,7 +183,8 @@ class Choices:
         :raises UsageError: if there is none of that name, or its options are invalid.
         """
         name = self._installed("protocol", name)
-        return self.protocols[name].make(self._options("protocol", name, options))
+        make = self.protocols[name].make
+        return _built("protocol", name, make, self._options("protocol", name, options))
 
     def protocol_factory(self) -> AggregationProtocolFactory:
         """Return the factory of the aggregation protocol.
@@ -205,7 +209,8 @@ class Choices:
         :raises UsageError: if there is none of that name, or its options are invalid.
         """
         name = self._installed("eligibility", name)
-        return self.eligibility_policies[name].make(self._options("eligibility", name, options))
+        make = self.eligibility_policies[name].make
+        return _built("eligibility", name, make, self._options("eligibility", name, options))
 
     def aggregator_choices(self) -> dict[str, str]:
         """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
@@ -275,85 +280,14 @@ class Choices:
         return name
 
 
-class TaskChoices(Choices):
-    """The choices for one task; its own win over the configured ones.
+def _built(kind: str, name: str, make: Callable[..., T], *arguments: Any) -> T:
+    """Call a factory.
 
-    :param config: the configuration as it is for the task.
+    :raises UsageError: naming it, if it raises anything but an error of its own choice.
     """
-
-    def __init__(self, config: Config, offered: Offered, spec: TaskSpec) -> None:
-        super().__init__(config, offered)
-        self._spec = spec
-        #: What the task and the configuration say in numbers.
-        self.settings = TaskSettings.of(config, spec)
-
-    def aggregator_choices(self) -> dict[str, str]:
-        """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
-        return {**super().aggregator_choices(), **self._spec.aggregators}
-
-    def own_eligibility_policies(self) -> list[EligibilityPolicy] | None:
-        """Build the task's eligibility policies; None if they are those of its population.
-
-        They are its own if the configuration has a section for tasks of its name, or if it names
-        policies itself. Those come on top of the configured ones, with the task's options: they
-        cannot weaken what the operator asks of a device.
-
-        :raises UsageError: if the options of one do not do.
-        """
-        if not self._spec.eligibility and self._spec.name not in self.config.scopes("task"):
-            return None
-        configured = Choices(self.config, self.offered).make_eligibility_policies()
-        return configured + [self.make_eligibility_policy(name) for name in self._spec.eligibility]
-
-    def problems(self) -> list[str]:
-        """Return the problems of the task's choices, one sentence each."""
-        spec = self._spec
-        problems = []
-        sections: dict[str, str] = {self.protocol: f"protocol.{self.protocol}"}
-        protocol = self.protocols.get(self.protocol)
-        if protocol is None:
-            problems.append(self.offered.missing("protocol", self.protocol))
-        elif protocol.check is not None:
-            problems += protocol.check(spec, self._options("protocol", self.protocol))
-        try:
-            chain = [name for name, _ in self.selection_chain()]
-        except UsageError as error:
-            problems.append(str(error))
-            # Its options are wrong, or it is not there; either way they are its own.
-            chain = [self.selection]
-        sections |= {name: f"selection.{name}" for name in chain}
-        for uri, name in spec.aggregators.items():
-            if name not in self.aggregators:
-                problems.append(self.offered.missing("aggregator", name))
-            elif uri not in self.aggregators[name].uris:
-                serves = ", ".join(sorted(self.aggregators[name].uris))
-                problems.append(f"the aggregator {name!r} serves {serves}, not {uri}.")
-        sections |= {name: f"aggregator.{name}" for name in self.aggregators}
-        problems += [
-            self.offered.missing("eligibility", name)
-            for name in spec.eligibility
-            if name not in self.eligibility_policies
-        ]
-        # An eligibility task may bring a policy at any time.
-        sections |= {name: f"eligibility.{name}" for name in self.eligibility_policies}
-        for name, options in spec.options.items():
-            if name not in sections:
-                hint = did_you_mean(name, sections, repr)
-                problems.append(f"the task has options for {name!r}, which it does not use.{hint}")
-                continue
-            try:
-                self.config.section(sections[name], options)
-                if name in self.eligibility_policies:
-                    self.make_eligibility_policy(name)
-            except UsageError as error:
-                problems.append(str(error))
-        return list(dict.fromkeys(problems))
-
-    def _name_of(self, kind: str) -> str:
-        own = {"protocol": self._spec.protocol, "selection": self._spec.selection}.get(kind)
-        return super()._name_of(kind) if own is None else own
-
-    def _options(
-        self, kind: str, name: str, options: Mapping[str, Any] | None = None
-    ) -> Mapping[str, Any]:
-        return super()._options(kind, name, {**self._spec.options.get(name, {}), **(options or {})})
+    try:
+        return make(*arguments)
+    except (UsageError, StatusError):
+        raise
+    except Exception as error:
+        raise UsageError(f"the {kind} {name!r} cannot be built: {explain(error)}.") from error

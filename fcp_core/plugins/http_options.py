@@ -45,6 +45,11 @@ def _add_limits(add: Callable[..., None]) -> None:
         ("max_operations", "int", 100_000, "devices that may wait for a task at a time", 1),
     ):
         add(name, type, default, text, minimum=minimum)
+    text = (
+        "how long the server takes connections once it stops, with /readyz at 503, so that a load "
+        "balancer notices; at most drain_timeout"
+    )
+    add("drain_notice", "duration", 0, text, minimum=0)
     add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
     each = "requests a second from one"
     text = f"{each} address, or one IPv6 /64; 0: no limit"

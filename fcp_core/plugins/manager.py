@@ -19,10 +19,11 @@ from fcp_core.aggregation.engine import EngineFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins import discovery
 from fcp_core.plugins.calls import Call, HookCaller, collect_calls, run_all
-from fcp_core.plugins.choices import Choices, Offered, TaskChoices
+from fcp_core.plugins.choices import Choices, Offered
 from fcp_core.plugins.config import Config, OptionRegistry, Sources, load_config
 from fcp_core.plugins.discovery import PluginSource
 from fcp_core.plugins.options import add_core_options, check_core_options
+from fcp_core.plugins.task_choices import TaskChoices
 from fcp_core.plugins.tracing import TraceSink, log_trace, trace_hooks
 from fcp_core.protocol import routes
 from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory

@@ -44,6 +44,12 @@ def _add_choices(add: Callable[..., None]) -> None:
     add("selection", "str", "fifo", "the selection policy of a task that names none", scopes=SCOPES)
     text = "eligibility policies, all of which a device must pass"
     add("eligibility", "list", (), text, scopes=SCOPES)
+    places = ("population",)
+    text = "refuse tasks that name other aggregators than the configured ones, or options of them"
+    add("require_aggregators", "bool", "no", text, scopes=places)
+    for kind in ("protocol", "selection"):
+        text = f"refuse tasks that name another {kind} than the configured one, or options of it"
+        add(f"require_{kind}", "bool", "no", text, scopes=places)
     add("storage", "str", "memory", "where tasks, sessions and partial aggregates are kept")
     add("engine", "str", "local", "where accumulators run")
 
@@ -77,6 +83,8 @@ def _add_task_options(add: Callable[..., None]) -> None:
     add("assignment_timeout", "duration", "10m", text, scopes=SCOPES)
     text = "when a task without a deadline of its own ends"
     add("task_deadline", "duration", "1h", text, scopes=SCOPES)
+    text = "how long after its deadline a task may take to make its result, before it has failed"
+    add("closing_timeout", "duration", "10m", text, scopes=SCOPES)
     text = "how long a task that ended is kept, with its result"
     add("task_retention", "duration", "30d", text, scopes=SCOPES)
     text = "devices assigned at a time, as a multiple of the contributions still missing"

@@ -129,6 +129,7 @@ class TaskSettings:
     :param max_at_work: how many devices are assigned at a time in any case (``task_max_at_work``);
         None: no such limit.
     :param max_kept_bytes: what aggregators that need all contributions may keep of them.
+    :param closing_timeout: how many seconds after its deadline there must be a result.
     :param inline_below: the size in bytes below which its plan and its checkpoint lie in the
         assignment (``inline_resources_below``, or what is above ``max_inline_resource``).
     :param from_storage: whether what devices download is read from the storage
@@ -140,6 +141,7 @@ class TaskSettings:
     over_selection: float
     max_at_work: int | None
     max_kept_bytes: int
+    closing_timeout: float
     inline_below: int
     from_storage: bool
 
@@ -153,6 +155,7 @@ class TaskSettings:
             over_selection=spec.over_selection or view.get("over_selection"),
             max_at_work=spec.max_at_work or view.get("task_max_at_work"),
             max_kept_bytes=view.get("max_kept_bytes"),
+            closing_timeout=view.get("closing_timeout"),
             inline_below=_inline_below(view, spec),
             from_storage=view.get("resources_from") == "storage",
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -23,6 +23,7 @@ from fcp_core.rounds.policies import (
     OpenTask,
     Reject,
     RetryWindow,
+    Selection,
     SelectionPolicy,
     SelectionView,
     choose_at_most,
@@ -30,6 +31,9 @@ from fcp_core.rounds.policies import (
 from fcp_core.rounds.transitions import Machine
 
 D = TypeVar("D")
+
+#: Seconds after which a policy that failed is asked again, if nothing happens before.
+_ASK_AGAIN = 10.0
 
 
 class CandidateState(Enum):
@@ -88,11 +92,19 @@ class Rejection(Generic[D]):
 
 @dataclass
 class Outcome(Generic[D]):
-    """The result of asking the policies: devices that leave, and faults in the answers."""
+    """The result of asking the policies: devices that leave, and faults in the answers.
+
+    :ivar why: for (task, reason), of how many devices it is the reason that they do not have it.
+    """
 
     assigned: list[Assigned[D]] = field(default_factory=list)
     rejected: list[Rejection[D]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    why: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def blame(self, tasks: Iterable[OpenTask], reason: str) -> None:
+        """Count a reason for which a device does not have these tasks."""
+        self.why.update((task.task_id, reason) for task in tasks)
 
 
 @dataclass
@@ -178,6 +190,10 @@ class Assigner(Generic[D]):
         if candidate not in self._waiting:
             return None
         return self._take(candidate, CandidateState.WITHDRAWN)
+
+    def withdraw_all(self) -> list[D]:
+        """Remove all candidates; return their devices."""
+        return [self._take(each, CandidateState.WITHDRAWN) for each in list(self._waiting)]
 
     def decide(self, tasks: Sequence[OpenTask], now: float, limit: int | None = None) -> Outcome[D]:
         """Ask the policies.
@@ -280,17 +296,12 @@ class Assigner(Generic[D]):
             options=group.options,
         )
         try:
-            try:
-                selection = choose_at_most(limit, group.policy, view)
-            except Exception:
-                if not group.restored:
-                    raise
-                # A newer version may keep something else: it begins with nothing.
-                selection = choose_at_most(limit, group.policy, replace(view, state=None))
+            selection = _select(group, view, limit)
         except Exception as error:  # A plugin may raise anything.
-            outcome.problems.append(
-                f"selection policy {group.name} raised {type(error).__name__}: {error}"
-            )
+            fault = f"selection policy {group.name} raised {type(error).__name__}: {error}"
+            outcome.problems.append(fault)
+            outcome.blame(tasks, fault)
+            group.tick = now + _ASK_AGAIN
             return
         group.state, group.restored = selection.state, False
         if selection.tick_in is not None:
@@ -300,12 +311,14 @@ class Assigner(Generic[D]):
         room = len(outcome.assigned) + (math.inf if limit is None else limit)
         capacity = {task.task_id: task.capacity for task in tasks}
         for decision in selection.decisions:
-            problem = None
+            problem: str | None = None
             candidate = candidates.pop(decision.candidate, None)
             if candidate is None:
                 problem = "does not wait, or was decided about before"
             elif isinstance(decision, Reject):
                 refusals.setdefault(candidate.id, []).append(decision)
+                shown = [task for task in tasks if candidate.eligible(task.name)]
+                outcome.blame(shown, f"rejected by selection policy {group.name}")
             elif decision.task_id not in left:
                 problem = f"was assigned task {decision.task_id}, which is not open to it"
             elif not candidate.eligible(left[decision.task_id].name):
@@ -320,6 +333,18 @@ class Assigner(Generic[D]):
                 outcome.problems.append(
                     f"selection policy {group.name}: candidate {decision.candidate} {problem}"
                 )
+                outcome.blame(tasks, f"selection policy {group.name} decided what it may not")
+
+
+def _select(group: _Group, view: SelectionView, limit: int | None) -> Selection:
+    """Ask a policy."""
+    try:
+        return choose_at_most(limit, group.policy, view)
+    except Exception:
+        if not group.restored:
+            raise
+        # A newer version may keep something else: it begins with nothing.
+        return choose_at_most(limit, group.policy, replace(view, state=None))
 
 
 def _within(tasks: Sequence[OpenTask], limit: int | None) -> Sequence[OpenTask]:

@@ -51,12 +51,14 @@ class Offer:
     :param names: the names of the tasks in the offer.
     :param unconditional: those for which nothing has to be evaluated.
     :param plan_alone: whether the device gets the population's plan without a specification.
+    :param faults: (task, fault) of the policies that failed; the device is not offered those tasks.
     """
 
     spec: eligibility_pb2.PopulationEligibilitySpec | None
     names: frozenset[str]
     unconditional: frozenset[str]
     plan_alone: bool = False
+    faults: tuple[tuple[str, str], ...] = ()
 
     @property
     def asks_plan(self) -> bool:
@@ -93,16 +95,17 @@ def make_offer(
     names: set[str] = set()
     free: set[str] = set()
     plan_alone = False
+    faults: list[tuple[str, str]] = []
     native = check_in.supports_native_eligibility
     for task, policies in tasks:
         multiple = task.assignment_mode is AssignmentMode.MULTIPLE
         if task.name in names or (multiple and not check_in.supports_multiple_task_assignment):
             continue
-        wanted = [
-            policy_spec
-            for policy in policies
-            for policy_spec in policy.policies(check_in.population, task, now)
-        ]
+        try:
+            wanted = _wanted(policies, check_in.population, task, now)
+        except Exception as error:  # A plugin may raise anything.
+            faults.append((task.name, str(error)))
+            continue
         if not wanted:
             free.add(task.name)
         elif not native:
@@ -113,15 +116,38 @@ def make_offer(
         offered.append((task, wanted))
     if plan_alone:
         taken = {t.name for t, _ in offered if t.assignment_mode is AssignmentMode.SINGLE}
-        return Offer(None, frozenset(taken), frozenset(free & taken), plan_alone=True)
+        return Offer(None, frozenset(taken), frozenset(free & taken), True, tuple(faults))
     spec = _spec(offered)
     needed = spec.eligibility_policies or check_in.supports_multiple_task_assignment
-    return Offer(spec if needed else None, frozenset(names), frozenset(free))
+    given = spec if needed else None
+    return Offer(given, frozenset(names), frozenset(free), faults=tuple(faults))
 
 
 _Offered: TypeAlias = Sequence[
     tuple[OfferedTask, Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]]
 ]
+
+
+def _wanted(
+    policies: Sequence[EligibilityPolicy], population: str, task: OfferedTask, now: float
+) -> list[eligibility_pb2.EligibilityPolicyEvalSpec]:
+    """Return what a device has to evaluate for a task.
+
+    :raises ValueError: naming the policy that failed, and its fault.
+    """
+    wanted: list[eligibility_pb2.EligibilityPolicyEvalSpec] = []
+    for policy in policies:
+        try:
+            for policy_spec in policy.policies(population, task, now):
+                if not isinstance(policy_spec, eligibility_pb2.EligibilityPolicyEvalSpec):
+                    raise TypeError(f"{policy_spec!r:.200} is no EligibilityPolicyEvalSpec")
+                wanted.append(policy_spec)
+        except Exception as error:
+            raise ValueError(
+                f"eligibility policy {type(policy).__name__} failed to say what to evaluate: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return wanted
 
 
 def _says_all(

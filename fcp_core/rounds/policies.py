@@ -6,6 +6,8 @@ nothing on ``self``, and sees nothing that identifies a device.
 
 from __future__ import annotations
 
+import math
+import numbers
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -23,6 +25,26 @@ class RetryWindow:
 
     delay_min: float
     delay_max: float
+
+
+#: The longest that a device can be told to stay away, in seconds: what a Duration holds.
+_LONGEST = 315_576_000_000.0
+
+
+def checked_window(window: Any) -> RetryWindow:
+    """Return a window as a plugin gave it, if a device can be told it.
+
+    :raises ValueError: if it is no window, or its times are not in order, finite and positive.
+    """
+    if isinstance(window, RetryWindow):
+        times = (window.delay_min, window.delay_max)
+        if all(map(_is_finite, times)) and 0 <= times[0] <= times[1] <= _LONGEST:
+            return window
+    raise ValueError(f"expected a RetryWindow with 0 <= min <= max, not {window!r:.200}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -173,13 +195,42 @@ class SelectionPolicy(ABC):
         """
 
 
+def checked_selection(selection: Any) -> Selection:
+    """Return what a policy answered, if it is of the types that it must be.
+
+    What its decisions say is not looked at.
+
+    :raises TypeError: saying what is not.
+    """
+    if not isinstance(selection, Selection):
+        raise TypeError(f"select returned {selection!r:.200}, not a Selection")
+    decisions, tick_in = selection.decisions, selection.tick_in
+    if not isinstance(decisions, Sequence) or isinstance(decisions, str | bytes):
+        raise TypeError(f"the decisions are {decisions!r:.200}, not a sequence")
+    for decision in decisions:
+        names = [getattr(decision, "candidate", None)]
+        if isinstance(decision, Assign):
+            names.append(decision.task_id)
+        elif not isinstance(decision, Reject):
+            raise TypeError(f"{decision!r:.200} is neither an Assign nor a Reject")
+        elif decision.retry is not None:
+            checked_window(decision.retry)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"{decision!r:.200} names what is no str")
+    if tick_in is not None and not _is_finite(tick_in):
+        raise TypeError(f"tick_in is {tick_in!r:.200}, not a number of seconds")
+    return selection
+
+
 def choose_at_most(limit: int | None, policy: SelectionPolicy, view: SelectionView) -> Selection:
     """Have a policy choose at most *limit* devices; None: as many as the tasks take.
 
     If it chose more, it is asked again with no more room than there is in all, divided as it began
     to: what it then keeps in its state is what came of it.
+
+    :raises TypeError: if what it answers is no selection; and whatever the policy raises.
     """
-    selection = policy.select(view)
+    selection = checked_selection(policy.select(view))
     assigned = [d.task_id for d in selection.decisions if isinstance(d, Assign)]
     if limit is None or len(assigned) <= limit:
         return selection
@@ -187,7 +238,7 @@ def choose_at_most(limit: int | None, policy: SelectionPolicy, view: SelectionVi
     tasks = [replace(t, capacity=room[t.task_id]) for t in view.tasks if room[t.task_id]]
     names = {task.name for task in tasks}
     candidates = [c for c in view.candidates if c.eligible_for_any(names)]
-    return policy.select(replace(view, tasks=tasks, candidates=candidates))
+    return checked_selection(policy.select(replace(view, tasks=tasks, candidates=candidates)))
 
 
 class BoundPolicy(SelectionPolicy):

@@ -32,6 +32,7 @@ from fcp_core.rounds.effects import (
 )
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.policies import OpenTask
+from fcp_core.rounds.reasons import Reasons
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.rounds.transitions import InvalidTransition, Machine
 
@@ -66,6 +67,8 @@ class TaskMachine(Machine[TaskState]):
     :param assignment_timeout: seconds after which an assignment whose contribution is not ready is
         dropped.
     :param retention: seconds after that in which an assignment that has ended is still known.
+    :param closing_timeout: seconds after the deadline in which there must be a result.
+    :param folded_by: who makes it, for the message if there is none.
     """
 
     MOVES = MOVES
@@ -84,6 +87,8 @@ class TaskMachine(Machine[TaskState]):
         assignment_timeout: float,
         max_at_work: int | None = None,
         retention: float = math.inf,
+        closing_timeout: float = 600.0,
+        folded_by: str = "the engine",
     ) -> None:
         super().__init__(TaskState.OPEN)
         self.task_id = task_id
@@ -97,6 +102,8 @@ class TaskMachine(Machine[TaskState]):
         self._over_selection = over_selection
         self._assignment_timeout = assignment_timeout
         self._known_for = assignment_timeout + retention
+        self._closing_timeout = closing_timeout
+        self._folded_by = folded_by
         self.finished: float | None = None
         self.error: tuple[Code, str] | None = None
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
@@ -112,7 +119,8 @@ class TaskMachine(Machine[TaskState]):
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
-        self._reasons: Counter[str] = Counter()
+        #: Why devices do not contribute; whoever watches the task is told.
+        self.reasons = Reasons()
 
     # What it is.
 
@@ -172,6 +180,7 @@ class TaskMachine(Machine[TaskState]):
             created=self.created,
             finished=self.finished,
             error=self.error,
+            reasons=dict(self.reasons.items()),
         )
 
     # What happens to it.
@@ -254,6 +263,13 @@ class TaskMachine(Machine[TaskState]):
 
     def tick(self, now: float) -> list[TaskEffect]:
         """Let time pass: assignments that took too long, the deadline."""
+        if self._state is TaskState.CLOSING and self._latest <= now:
+            awaited = "the result" if self._completing else "contributions in progress"
+            message = (
+                f"task {self.name} waited for {awaited} of {self._folded_by} until "
+                f"{self._closing_timeout:g} s after its deadline, and in vain"
+            )
+            return self.fail(Code.DEADLINE_EXCEEDED, message, now)
         if self._state is not TaskState.OPEN:
             return []
         if self.deadline <= now:
@@ -270,6 +286,8 @@ class TaskMachine(Machine[TaskState]):
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
+        if self._state is TaskState.CLOSING:
+            return self._latest
         if self._state is not TaskState.OPEN:
             return None
         expiry = self._expiry.next_expiry()
@@ -294,6 +312,8 @@ class TaskMachine(Machine[TaskState]):
         if not self._completing:
             raise InvalidTransition(f"{self!r} did not ask for a result")
         state = TaskState.COMPLETED if code is Code.OK else TaskState.FAILED
+        if code is Code.INTERNAL:
+            message = f"{self._folded_by} gave no result: {message}"
         return self._end(state, code, message, now)
 
     def validate(self) -> None:
@@ -335,6 +355,11 @@ class TaskMachine(Machine[TaskState]):
                 break
             del self._assignments[self._order.popleft().id]
 
+    @property
+    def _latest(self) -> float:
+        """When it ends in any case."""
+        return self.deadline + self._closing_timeout
+
     def _fill(self) -> list[TaskEffect]:
         """Have as many contributions accumulated as are missing."""
         effects: list[TaskEffect] = []
@@ -358,7 +383,7 @@ class TaskMachine(Machine[TaskState]):
         if self.contributed >= self.minimum_count:
             self._completing = True
             return [*effects, CompleteEffect()]
-        why = ", ".join(f"{count} x {reason}" for reason, count in self._reasons.most_common(8))
+        why = str(self.reasons)
         message = (
             f"task {self.name} came to its deadline with {self.contributed} of "
             f"{self.minimum_count} contributions; {self.assigned} devices were assigned, "
@@ -383,5 +408,7 @@ class TaskMachine(Machine[TaskState]):
         assignment.error = StatusError(code, message)
         self._expiry.pop(assignment.id)
         self.dropped += 1
-        self._reasons[f"{phase} {code.name}"] += 1
+        # Of what the server itself could not do, its own words say more than the code.
+        own = f": {message}" if phase == "submit" and code is Code.INTERNAL else ""
+        self.reasons.note(f"{phase} {code.name}{own}")
         return DroppedEffect(assignment, phase, code, message)

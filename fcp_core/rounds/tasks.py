@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from fcp_core.protocol.status import Code
@@ -48,6 +49,8 @@ class TaskStatus:
     :param pending: devices that hold an assignment and have not answered yet.
     :param dropped: devices that were assigned and failed, aborted or timed out.
     :param error: why it failed, with its code; None unless it failed or was cancelled.
+    :param reasons: why devices did not contribute, each with how often, the most frequent first;
+        of a task that ended in an earlier run there are none.
     """
 
     task_id: str
@@ -62,3 +65,4 @@ class TaskStatus:
     created: float = 0.0
     finished: float | None = None
     error: tuple[Code, str] | None = None
+    reasons: Mapping[str, int] = field(default_factory=dict)

@@ -1,5 +1,9 @@
 """Logging: as text or as JSON, one object a line, and never anything that identifies a device.
 
+What is logged may hold what a device, a program or a plugin wrote. So a message is one line of a
+bounded length, without characters that colour, erase or reverse what a terminal shows, and the
+lines of an exception are indented: nothing can pass for a line of the server's own.
+
 What a record is about (the session, the task, the route) comes in its attribute ``fcp``, a
 dictionary that ``extra={"fcp": {...}}`` sets; the JSON form writes its items as fields.
 """
@@ -10,7 +14,9 @@ import datetime
 import json
 import logging
 import re
-from typing import IO, Literal
+from typing import IO, Any, Literal
+
+from fcp_core.rounds.text import clean, escaped
 
 #: How the log is written.
 LogFormat = Literal["json", "text"]
@@ -26,6 +32,27 @@ _ADDRESS = re.compile(
 )
 
 
+#: How many characters a message has, and an exception.
+_LONGEST, _LONGEST_EXCEPTION = 4000, 40_000
+
+
+class TextFormatter(logging.Formatter):
+    """Writes a record as one line, and lines that are indented for an exception."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
+        """Return the line."""
+        record.message = clean(record.message, _LONGEST)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the lines of an exception."""
+        lines = _shortened(super().formatException(ei)).split("\n")
+        return "\n".join(f"  {escaped(line)}" for line in lines)
+
+
 class JSONFormatter(logging.Formatter):
     """Writes a record as one JSON object on one line.
 
@@ -36,18 +63,30 @@ class JSONFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         time = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
-        fields = {
+        fields: dict[str, Any] = {
             "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": record.getMessage()[:_LONGEST],
         }
         about = getattr(record, "fcp", None)
         if isinstance(about, dict):
-            fields = {**about, **fields}
+            fields = {**{name: _bounded(value) for name, value in about.items()}, **fields}
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False, default=str)
+            fields["exception"] = _shortened(self.formatException(record.exc_info))
+        line = json.dumps(fields, ensure_ascii=False, default=str)
+        # JSON has escapes for all of them; whoever reads it has the characters again.
+        return escaped(line, lambda char: json.dumps(char)[1:-1])
+
+
+def _bounded(value: object) -> object:
+    return value[:_LONGEST] if isinstance(value, str) else value
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning and the end of what is too long."""
+    half = _LONGEST_EXCEPTION // 2
+    return text if len(text) <= 2 * half else f"{text[:half]}\n...\n{text[-half:]}"
 
 
 def configure_logging(
@@ -60,7 +99,7 @@ def configure_logging(
     :returns: the handler that does it.
     """
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JSONFormatter() if format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     hide_addresses()
     return handler

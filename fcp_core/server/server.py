@@ -31,6 +31,9 @@ logger = logging.getLogger("fcp.server")
 
 #: Every interface of the machine.
 _EVERY = ("", "0.0.0.0", "::")
+#: How many polling intervals a device that waited has to hear that the server stops.
+_POLLS = 1.5
+
 #: What a server listens on when devices of the same machine reach it as "localhost".
 _LOCAL = (*_EVERY, "127.0.0.1", "::1", "localhost")
 
@@ -164,14 +167,17 @@ class Server:
     async def stop(self) -> None:
         """Stop accepting, let requests end within ``drain_timeout``, stop the services.
 
-        May be repeated, and called without a start: it then gives the sockets back.
+        Devices that wait for a task are rejected, and hear of it before. May be repeated, and
+        called without a start: it then gives the sockets back.
         """
         if self._state == "stopped":
             return
         self._state = "stopped"
         async with self._cleanup:
-            # Devices that are kept waiting would make the stop as long as they may wait.
-            self.services.eligibility_eval_tasks.release()
+            # Devices that are kept waiting would make the stop as long as they may wait; the
+            # published client takes a refused connection for a failure, and an answer for one.
+            waited = self.services.eligibility_eval_tasks.turn_away()
+            await self._frontend.announce_stop(waited * _POLLS)
             if self._workers is None:
                 await self._frontend.stop()
             else:

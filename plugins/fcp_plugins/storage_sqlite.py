@@ -9,6 +9,8 @@ one file; SQLite then makes them take turns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -230,10 +232,13 @@ class SqliteStorage(Storage):
 
     def _open(self) -> sqlite3.Connection:
         try:
+            # What is in it is nobody else's business; SQLite gives its other files the same mode.
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             connection = sqlite3.connect(
                 self.path, timeout=self._busy_timeout, isolation_level=None
             )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise UsageError(
                 f"the storage file {self.path} cannot be opened: {error}; its folder must exist "
                 f"and be writable."

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from fcp_core.client import CallableStore, Client
 from fcp_core.commands.main import cli
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,22 @@ def test_a_cancelled_task_is_a_failure_for_its_watcher(fcp, task_file):
     assert "no need" in fcp("cancel", task_id, "--reason", "no need").output
     watched = fcp("watch", task_id)
     assert (watched.exit_code, "CANCELLED: no need" in watched.output) == (1, True)
+
+
+def test_a_watcher_is_told_why_devices_do_not_contribute(fcp, task_file):
+    task_id = fcp("submit", str(task_file)).output.strip()
+    store = CallableStore(lambda selector: (), query=lambda query: 1 / 0)
+    with Client(fcp.url, "phones/all", stores={"app:/launches": store}) as client:
+        client.run_once()
+    fcp("cancel", task_id)
+    assert "; 1 x " in fcp("watch", task_id).output
+
+
+def test_populations_are_shown(fcp, task_file):
+    fcp("submit", str(task_file))
+    shown = CliRunner().invoke(cli, ["populations"])
+    assert shown.exit_code == 0
+    assert shown.output.split()[-6:] == ["phones/all", "1", "2", "0", "0", "0.0"]
 
 
 def test_mistakes_are_told(fcp, task_file, monkeypatch):

@@ -13,7 +13,8 @@ from fcp_aggregators.plugin import fcp_register_aggregators
 from fcp_aggregators.vector import SumAccumulator
 from fcp_core.aggregation.additions import Additions
 from fcp_core.aggregation.aggregator import Accumulator, Addition, AggregatorFactory, Total
-from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator, KeptBudget, bind
+from fcp_core.aggregation.binding import bind
+from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator, KeptBudget
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.checkpoint import CheckpointReader, open_checkpoint, write_checkpoint
 from fcp_core.protocol.kernels import NumpyKernels, compiled_kernels

@@ -9,7 +9,8 @@ import pytest
 
 from fcp_aggregators.plugin import fcp_register_aggregators
 from fcp_core.aggregation.aggregator import AggregatorFactory
-from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator, KeptBudget, bind
+from fcp_core.aggregation.binding import bind
+from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator, KeptBudget
 from fcp_core.aggregation.configuration import parse_configuration
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.status import Code, StatusError

@@ -114,7 +114,7 @@ def test_any_refusal_wins_with_the_longest_window(load):
 @pytest.mark.parametrize("answer", [RuntimeError("on purpose"), False, "no"])
 def test_a_plugin_that_fails_to_judge_refuses(load, caplog, answer):
     refusal = load(extra=admitting(None, answer)).admit(CHECK_IN, 1.0)
-    assert refusal == Refusal("the check-in could not be judged")
+    assert refusal == Refusal("plugin 'Plugin-2' from the program failed to judge the check-in")
     assert "plugin 'Plugin-2' from the program failed to judge a check-in" in caplog.text
 
 
@@ -130,7 +130,7 @@ def test_eligibility_policies_have_a_veto_too(load):
     plugins = load()
     assert plugins.judge(EligibilityPolicy(), CHECK_IN, 2.0) is None
     assert plugins.judge(Never(), CHECK_IN, 2.0) == Refusal("never, at 2.0")
-    assert plugins.judge(Broken(), CHECK_IN, 2.0) == Refusal("the check-in could not be judged")
+    assert plugins.judge(Broken(), CHECK_IN, 2.0) == Refusal("Broken failed to judge the check-in")
 
 
 def test_all_problems_of_a_task_are_collected(load):

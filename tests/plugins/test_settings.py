@@ -101,7 +101,7 @@ def test_a_task_s(load):
         "[fcp:task:train]\ntask_max_at_work = 9\nassignment_timeout = 5s\ntask_retention = 1d\n"
         "resources_from = storage\ninline_resources_below = 8B\nmax_kept_bytes = 2KiB\n"
     )
-    configured = TaskSettings(600.0, 5.0, 1.5, 9, 2048, 8, from_storage=True)
+    configured = TaskSettings(600.0, 5.0, 1.5, 9, 2048, 600.0, 8, from_storage=True)
     assert TaskSettings.of(config, spec()) == configured
     assert retention_of(config, spec().population, spec().name) == 86400.0
     own = spec(deadline=1.0, over_selection=2.0, max_at_work=3)

@@ -305,3 +305,54 @@ def test_any_command_traces_hooks_on_request(fcp):
     result = fcp("--trace-hooks", "config", "show")
     assert result.returncode == 0
     assert "INFO fcp.hooks: fcp_register_engines() in builtin_aggregators: [local]" in result.stderr
+
+
+AGGREGATOR = """
+from fcp_aggregators import plugin
+from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory
+from fcp_core.plugins import hookimpl
+
+SUM = next(f for f in plugin.fcp_register_aggregators() if f.name == "federated_sum")
+
+class Abstract(Accumulator):
+    pass
+
+def planted(*arguments):
+    raise LookupError("planted")
+
+def make(intrinsic, options):
+    if METHOD == "make":
+        return Abstract()
+    return bad(SUM.make(intrinsic, options))
+
+def load(intrinsic, options, state):
+    return bad(SUM.load(intrinsic, options, state))
+
+def bad(made):
+    kind = KINDS.setdefault(type(made), type("Bad", (type(made),), {METHOD: planted}))
+    made.__class__ = kind
+    return made
+
+KINDS = {}
+
+@hookimpl(specname="fcp_register_aggregators")
+def register():
+    return [AggregatorFactory("bad", SUM.uris, "faulty", make, load)]
+"""
+
+
+@pytest.mark.parametrize("method", ["make", "validate", "accumulate", "merge", "dump", "report"])
+def test_check_tries_aggregators(fcp, tmp_path, method):
+    (tmp_path / "bad.py").write_text(f"METHOD = {method!r}\n{AGGREGATOR}")
+    unchosen = fcp("plugins", "check", "bad.py")
+    assert unchosen.returncode == 0
+    assert "Not chosen, and not usable" in unchosen.stdout
+    chosen = fcp("-s", "aggregator=bad", "plugins", "check", "bad.py")
+    assert chosen.returncode == 2
+    why = "TypeError: Can't instantiate" if method == "make" else "LookupError: planted"
+    assert f"the aggregator 'bad' failed ({method}): {why}" in chosen.stderr
+
+
+def test_check_finds_nothing_wrong_with_what_comes_along(fcp):
+    checked = fcp("plugins", "check")
+    assert (checked.returncode, "the aggregator" in checked.stdout) == (0, False)

@@ -171,8 +171,26 @@ def test_the_deadline_waits_for_what_is_accumulating():
     a, *_ = assign(task, "abc", 95.0)
     group, _ = queue(task, a, now=99.0)
     assert set(dropped(task.tick(100.0))) == {"b", "c"}
-    assert task.next_tick() is None
     assert task.accumulated(group, Code.OK, "", 101.0) == [CompleteEffect()]
+
+
+@pytest.mark.parametrize("reporting", [False, True])
+def test_a_task_does_not_close_for_ever(reporting):
+    task = machine(goal=3, minimum=1)
+    a, *_ = assign(task, "abc", 95.0)
+    group, _ = queue(task, a, now=99.0)
+    task.tick(100.0)
+    if reporting:
+        task.accumulated(group, Code.OK, "", 101.0)
+    assert task.next_tick() == 700.0
+    assert task.tick(699.9) == []
+    end = task.tick(700.0)[-1]
+    assert (end.state, end.code) == (TaskState.FAILED, Code.DEADLINE_EXCEEDED)
+    assert "of the engine until 600 s after its deadline" in end.message
+    task.validate()
+    assert task.next_tick() is None
+    assert task.accumulated(group, Code.OK, "", 701.0) == []
+    assert task.reported(Code.OK, "", 701.0) == []
 
 
 def test_the_deadline_says_what_was_missing_and_why():
@@ -192,9 +210,10 @@ def test_the_deadline_says_what_was_missing_and_why():
 def test_a_report_that_fails_fails_the_task(code):
     task = machine(goal=1)
     contribute(task, *assign(task, "a"))
-    assert task.reported(code, "why", 2.0) == [EndEffect(TaskState.FAILED, code, "why")]
+    message = "the engine gave no result: why" if code is Code.INTERNAL else "why"
+    assert task.reported(code, "why", 2.0) == [EndEffect(TaskState.FAILED, code, message)]
     assert task.cancel(Code.CANCELLED, "late", 3.0) == []
-    assert task.error == (code, "why")
+    assert task.error == (code, message)
 
 
 def test_a_result_that_nobody_asked_for_is_refused():

@@ -223,6 +223,10 @@ def sum_task():
     return make
 
 
+class Rejected(Exception):
+    """The server has no task for the device."""
+
+
 class Refused(Exception):
     """An answer that is not 2xx, with its google.rpc.Status."""
 
@@ -301,10 +305,15 @@ class Device:
         return response.task_assignment if response.HasField("task_assignment") else None
 
     def assignment(self):
-        """Check in and get a task, plan and checkpoint."""
-        self.check_in()
+        """Check in and get a task, plan and checkpoint.
+
+        :raises Rejected: if there is none for it.
+        """
+        if self.check_in().HasField("rejection_info"):
+            raise Rejected
         task = self.start()
-        assert task is not None
+        if task is None:
+            raise Rejected
         return task, self.fetch(task.plan), self.fetch(task.init_checkpoint)
 
     def report(self, task, code=Code.OK):
@@ -366,7 +375,7 @@ def make_device():
         devices.append(device)
         return device
 
-    make.Refused = Refused
+    make.Refused, make.Rejected = Refused, Rejected
     yield make
     for device in devices:
         device.close()

@@ -65,6 +65,32 @@ def test_text_is_for_people(log):
     assert stream.getvalue().count("\n") == 1
 
 
+NASTY = (
+    "x\n2026-01-01 00:00:00,000 ERROR fcp.server: \x1b[31mhacked\u202e\u2028\x9b\r" + "y" * 10_000
+)
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_a_device_wrote_cannot_pass_for_a_line_of_the_log(log, format):
+    stream = log(format)
+    logger = logging.getLogger("fcp.x")
+    logger.info("a device says %s", NASTY, extra={"fcp": {"reason": NASTY}})
+    try:
+        raise ValueError(NASTY)
+    except ValueError:
+        logger.exception("failed")
+    written = stream.getvalue()
+    assert not set("\x1b\u202e\u2028\x9b\r") & set(written)
+    starts = [line for line in written.splitlines() if not line.startswith("  ")]
+    assert len(starts) == 2
+    assert len(starts[0]) < 10_000
+    if format == "json":
+        first, second = lines(stream)
+        assert NASTY.startswith(first["message"][len("a device says ") :])
+        assert NASTY.startswith(first["reason"])
+        assert NASTY[:60] in second["exception"]
+
+
 def test_fcp_serve_logs_as_it_is_configured(tmp_path):
     command = [sys.executable, "-m", "fcp_core", "-s", "log_format=json", "serve", "--port", "0"]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("FCP_")}

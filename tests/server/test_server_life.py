@@ -8,6 +8,8 @@ import os
 import socket
 import ssl
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -387,3 +389,22 @@ def test_an_ipv6_address_may_stand_in_brackets(make):
     thread = make(host="[::1]")
     with socket.create_connection(("::1", thread.server.port), timeout=WAIT):
         assert thread.server.url == f"http://localhost:{thread.server.port}/"
+
+
+def test_probes_see_a_stop_that_is_announced(make, http):
+    thread = make(overrides={"drain_notice": "3s"})
+    thread.start()
+
+    def ready():
+        with http.Connection(thread.server.port) as connection:
+            connection.send(http.head("/readyz", "GET"))
+            return connection.reply().status
+
+    assert ready() == 200
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(thread.stop)
+        while not thread.server._frontend._context.stopping:
+            time.sleep(0.01)
+        assert ready() == 503
+        stopping.result(WAIT)
+    assert refuses(thread.server.port)

@@ -327,6 +327,8 @@ def test_stopping_while_devices_are_at_work(make_server, make_device, sum_task):
         while not halt.is_set():
             try:
                 device.contribute(update(number))
+            except make_device.Rejected:
+                return None  # it is told that the server stops
             except (make_device.Refused, urllib3.exceptions.HTTPError) as error:
                 return error
         return None

@@ -94,10 +94,31 @@ def test_everybody_is_let_go_when_the_server_stops(kit):
         async with kit.world(check_in_hold="1h") as world:
             check_ins = [asyncio.create_task(world.device().check_in()) for _ in range(3)]
             await kit.settle()
-            world.services.eligibility_eval_tasks.release()
+            world.services.eligibility_eval_tasks.turn_away()
             for response in await asyncio.gather(*check_ins):
                 assert response.WhichOneof("result") == "rejection_info"
             late = await world.device().check_in()
             assert late.WhichOneof("result") == "rejection_info"
+
+    asyncio.run(main())
+
+
+def test_a_server_that_stops_rejects_who_waits_and_who_comes(kit):
+    async def main():
+        async with kit.world(selection="cohort") as world:
+            await world.submit(goal=5)
+            waiting, late = world.device(), world.device()
+            await waiting.check_in()
+            operation = await waiting.start()
+            assert not operation.done
+            await late.check_in()
+            assert world.services.eligibility_eval_tasks.turn_away() == 0.5
+            for answer in (await waiting.poll(operation.name), await late.start()):
+                assert waiting.answer(answer).HasField("rejection_info")
+            response = await world.device().check_in()
+            assert response.WhichOneof("result") == "rejection_info"
+            assert response.retry_window_if_rejected.delay_max.seconds > 0
+            assert {event.reason for event in world.recorder.of("Rejected")} >= {"stopping"}
+            assert world.services.eligibility_eval_tasks.turn_away() == 0.0
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import sqlite3
+import stat
 import struct
 import subprocess
 import sys
@@ -100,6 +101,27 @@ def test_the_configuration_chooses_the_storage_and_its_file(tmp_path):
     asyncio.run(main())
     assert (tmp_path / "here.db").is_file()
     assert storage.durable
+
+
+def test_a_new_file_is_its_owners_alone_and_an_old_one_keeps_its_mode(tmp_path):
+    def modes():
+        return {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+
+    async def use():
+        storage = SqliteStorage(tmp_path / "fcp.sqlite")
+        await storage.start()
+        try:
+            return modes()
+        finally:
+            await storage.stop()
+
+    mask = os.umask(0)
+    try:
+        assert set(asyncio.run(use()).values()) == {0o600}
+        (tmp_path / "fcp.sqlite").chmod(0o640)
+        assert asyncio.run(use())["fcp.sqlite"] == 0o640
+    finally:
+        os.umask(mask)
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -170,6 +170,16 @@ class Frontend:
         kind = MetricsHandler if request.path == "/metrics" else NothingHandler
         return kind(self._context, request)
 
+    async def announce_stop(self, seconds: float = 0.0) -> None:
+        """Go on for a while, with ``/readyz`` saying that this will end.
+
+        :param seconds: how long; ``drain_notice`` if that is longer, ``drain_timeout`` at most.
+        """
+        self._context.stopping = True
+        if self._http is not None:
+            limits = self._limits
+            await asyncio.sleep(min(max(seconds, limits.drain_notice), limits.drain_timeout))
+
     async def stop(self) -> None:
         """Stop accepting, let requests end within ``drain_timeout``, then close the rest."""
         self._context.stopping = True

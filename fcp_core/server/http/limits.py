@@ -56,6 +56,7 @@ class Limits:
     :param idle_timeout: how long a connection may take to send the next request's header, and a
         call its body.
     :param body_timeout: how long an upload may take, and a download.
+    :param drain_notice: how long connections are accepted after a stop was requested, at least.
     :param drain_timeout: how long requests may go on after a stop was requested.
     :param max_connections: connections at a time; what comes beyond is closed at once.
     :param max_connections_per_address: those of one address, or one IPv6 /64, among them; 0: any
@@ -73,6 +74,7 @@ class Limits:
     max_header: int = MAX_HEADER
     idle_timeout: float = 60.0
     body_timeout: float = 600.0
+    drain_notice: float = 0.0
     drain_timeout: float = 10.0
     max_connections: int = 10_000
     max_connections_per_address: int = 1_000

@@ -124,6 +124,7 @@ class Worker:
     async def _drain(self) -> None:
         """Stop accepting, and wait for the requests in progress."""
         if self._frontend is not None:
+            await self._frontend.announce_stop()
             await self._frontend.stop()
         self.serves = False
 

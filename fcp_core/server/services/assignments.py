@@ -32,9 +32,6 @@ from fcp_core.server.services.tasks import Tasks
 
 _WITHOUT_OPERATION = (SessionState.CHECKED_IN, SessionState.ENDED)
 
-#: The published client waits no longer than this, in seconds.
-LONGEST_POLLING_INTERVAL = 60.0
-
 
 class TaskAssignments:
     """``google.internal.federatedcompute.v1.TaskAssignments``.
@@ -245,10 +242,8 @@ class TaskAssignments:
 
     def _metadata(self, population: Population) -> pb.StartTaskAssignmentMetadata:
         """Return the pause until the next poll: the more devices wait, the longer."""
-        interval, rate = population.settings.polling_interval, population.settings.max_poll_rate
-        if rate:
-            interval = max(interval, min(population.waiting / rate, LONGEST_POLLING_INTERVAL))
-        return pb.StartTaskAssignmentMetadata(polling_interval=duration(interval))
+        pause = duration(population.polling_interval)
+        return pb.StartTaskAssignmentMetadata(polling_interval=pause)
 
     def _separation_index(self, task: TaskRunner, session: DeviceSession) -> int | None:
         """Return what the device remembers its contribution by: the index it was asked about."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
@@ -12,6 +13,7 @@ from fcp_core.rounds.events import CheckedIn, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
 from fcp_core.rounds.session import DeviceSession
+from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, principal_of, scope_of
 from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import label, read_session
@@ -21,6 +23,8 @@ from fcp_core.server.services.protocol_calls import code_of
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
+
+logger = logging.getLogger("fcp.services")
 
 
 class EligibilityEvalTasks:
@@ -116,6 +120,8 @@ class EligibilityEvalTasks:
         """
         refusal = self._plugins.admit(check_in, now)
         if refusal is not None:
+            for task, _ in population.offered():
+                population.note(task.name, f"refused at check-in: {refusal.reason}")
             return NO_OFFER, True, refusal
         verdicts: dict[int, Refusal | None] = {}
 
@@ -138,17 +144,29 @@ class EligibilityEvalTasks:
                 tasks.append((task, policies))
             else:
                 refusals.append(found)
+                population.note(task.name, f"refused by eligibility: {found.reason}")
         if not tasks and not refusals:
             refusals = [judge(policy) for policy in common]
         plan = self._tasks.plan(population.name)
         offer = make_offer(check_in, tasks, now, None if plan is None else plan[0])
+        for name, fault in offer.faults:
+            logger.error("population %s: task %s: %s", population.name, name, clean(fault))
+            population.note(name, fault)
         return offer, conditional, combined(refusals) if refusals else None
 
-    def release(self) -> None:
-        """Answer the check-ins that are held, and hold none any more."""
+    def turn_away(self) -> float:
+        """Reject the devices that wait and all that come from now on: the server stops.
+
+        :returns: the seconds in which those that waited ask again, and hear of it.
+        """
         self._released = True
+        now = self._clock.now()
+        longest = 0.0
         for population in self._populations:
-            population.held.release()
+            interval = population.polling_interval
+            if population.turn_away(now):
+                longest = max(longest, interval)
+        return longest
 
     async def report_eligibility_eval_task_result(
         self, request: eets.ReportEligibilityEvalTaskResultRequest, sender: str | None = None

@@ -52,7 +52,7 @@ class PolicyStates:
         """Write a state soon."""
         try:
             data = msgspec.json.encode(state)
-        except (TypeError, ValueError, OverflowError) as error:
+        except Exception as error:  # A policy may keep anything.
             logger.error(
                 "population %s: what a selection policy keeps is no JSON: %s", population, error
             )

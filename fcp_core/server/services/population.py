@@ -16,6 +16,7 @@ from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
+from fcp_core.rounds.text import clean
 from fcp_core.server.services.device_tokens import RETENTION, label
 from fcp_core.server.services.held_check_ins import HeldCheckIns
 from fcp_core.server.services.policy_states import PolicyStates
@@ -28,6 +29,9 @@ logger = logging.getLogger("fcp.services")
 _MANY = 100
 #: ... but as many times this many seconds apart: they look at all who wait, which takes a while.
 _LOOK = 20e-6
+
+#: The published client waits no longer than this from one poll to the next, in seconds.
+LONGEST_POLLING_INTERVAL = 60.0
 
 #: Seconds after a decision in which what policies keep is written.
 _SAVE = 1.0
@@ -54,6 +58,7 @@ class Population:
         self._notify = notify
         self._states = states
         self._saving = False
+        self._stopping = False
         #: The earliest window in which policies want those back whom they rejected.
         self._away: tuple[float, float] | None = None
         self.settings = settings
@@ -124,6 +129,12 @@ class Population:
         offered = OfferedTask(spec.name, spec.assignment_mode, spec.options)
         return offered, self._eligibility.get(task.task_id)
 
+    def note(self, task_name: str, reason: str) -> None:
+        """Count why a device does not get the open tasks of a name."""
+        for task in self.open_tasks():
+            if task.spec.name == task_name:
+                task.machine.reasons.note(reason)
+
     def _unasked(self) -> Mapping[str, float] | None:
         """Return the weights of a device that was asked nothing; None: it may take any task."""
         if not any(self._eligibility.values()):
@@ -144,6 +155,14 @@ class Population:
     def waiting(self) -> int:
         """How many devices wait for a task."""
         return self._assigner.waiting
+
+    @property
+    def polling_interval(self) -> float:
+        """The seconds until a waiting device asks again: the more wait, the longer."""
+        interval, rate = self.settings.polling_interval, self.settings.max_poll_rate
+        if rate > 0:
+            interval = max(interval, min(self.waiting / rate, LONGEST_POLLING_INTERVAL))
+        return interval
 
     def load(self, now: float) -> Mapping[str, Any]:
         """Return how busy it is, for pace steering."""
@@ -167,6 +186,9 @@ class Population:
         """
         if candidate.weights is None:
             candidate = replace(candidate, weights=self._unasked())
+        if self._stopping:
+            self._reject(session, "stopping", now)
+            return
         self._assigner.arrive(candidate, session)
         if self._asked <= now < self._ask_again:
             self._set_tick(self._ask_again)
@@ -183,6 +205,18 @@ class Population:
         """Reject a device that has waited until its session's end."""
         self._assigner.withdraw(session.candidate)
         self._reject(session, "expired", now)
+
+    def turn_away(self, now: float) -> int:
+        """Reject all who wait, and from now on whoever comes: the server stops.
+
+        :returns: how many waited.
+        """
+        self._stopping = True
+        devices = self._assigner.withdraw_all()
+        for device in devices:
+            self._reject(device, "stopping", now)
+        self.held.release()
+        return len(devices)
 
     def _reject(self, session: DeviceSession, reason: str, now: float) -> None:
         session.move(SessionState.REJECTED)
@@ -228,6 +262,8 @@ class Population:
 
     def _places(self) -> int | None:
         """Return how many more devices may have an assignment; None: any number."""
+        if self._stopping:
+            return 0
         if self._max_at_work is None:
             return None
         return max(0, self._max_at_work - self.at_work)
@@ -239,7 +275,9 @@ class Population:
                 [task.machine.view() for task in tasks.values()], now, self._places()
             )
             for problem in outcome.problems:
-                logger.error("population %s: %s", self.name, problem)
+                logger.error("population %s: %s", self.name, clean(problem))
+            for (task_id, reason), count in outcome.why.items():
+                tasks[task_id].machine.reasons.note(reason, count)
             for assigned in outcome.assigned:
                 tasks[assigned.task_id].assign(assigned.device, now)
                 assigned.device.assign(tasks[assigned.task_id].aggregation_id)

@@ -20,6 +20,7 @@ from fcp_core.rounds.assignment import Assignment
 from fcp_core.rounds.operations import ProtocolCall, operation, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.protocols import AggregationProtocolFactory
+from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import AssignmentTickets, read_token
@@ -186,7 +187,7 @@ def _why(request: Any) -> tuple[Code, str]:
     """Return why a device gives up, as far as it says."""
     status = getattr(request, "status", None)
     code = code_of(0 if status is None else status.code)
-    message = "" if status is None else status.message
+    message = "" if status is None else clean(status.message)
     return Code.CANCELLED if code is Code.OK else code, message or "the device aborted"
 
 

@@ -8,6 +8,7 @@ the protocol's name and costs, at most, the assignments that it was about.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -327,6 +328,7 @@ class ProtocolHost:
         logger.error(
             "the aggregation protocol %s of task %s %s", self._name, self._machine.name, what
         )
+        self._machine.reasons.note(f"aggregation protocol {self._name} {what}")
         return self._give_up([assignment], now)
 
     def _give_up(self, assignments: Sequence[Assignment], now: float) -> list[ShellEffect]:
@@ -349,6 +351,11 @@ class ProtocolHost:
                     _finish(call, self._empty[method]())
 
     def _log(self, what: str) -> None:
+        """Log the exception that is being handled, and tell who watches the task."""
+        error = sys.exc_info()[1]
+        self._machine.reasons.note(
+            f"aggregation protocol {self._name} failed ({what}): {type(error).__name__}: {error}"
+        )
         logger.exception(
             "the aggregation protocol %s of task %s failed (%s)",
             self._name,

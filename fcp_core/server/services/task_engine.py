@@ -93,29 +93,30 @@ class TaskEngine:
         ids = [assignment.id for assignment in group.assignments]
         if group.slot is None:
             assert group.checkpoint is not None  # the protocol's host saw to it
-            future = fold.add_group(ids, group.checkpoint)
+            future = _begun(fold.add_group, ids, group.checkpoint)
         else:
             body = group.assignments[0].take(group.slot)
-            if isinstance(body, HeldBody):
-                future = fold.add_held(ids[0], body)
-            else:
-                future = fold.add(ids[0], body)
+            add = fold.add_held if isinstance(body, HeldBody) else fold.add
+            future = _begun(add, ids[0], body)
         self._when_done(future, partial(then, group))
 
     def report(
         self, result_format: CheckpointFormat, then: Callable[[Future[bytes]], None]
     ) -> None:
         """Report the aggregate."""
-        self._when_done(self._current().report(result_format), then)
+        self._when_done(_begun(self._current().report, result_format), then)
 
     def run(self, work: Work, then: Callable[[Work, Future[bytes]], None]) -> None:
         """Do a protocol's heavy work."""
-        future = self._engine.run(work.function, work.arguments)
+        future = _begun(self._engine.run, work.function, work.arguments)
         self._when_done(future, partial(then, work))
 
     def abort(self) -> None:
         """Drop what was accumulated."""
-        self._current().abort()
+        try:
+            self._current().abort()
+        except Exception:
+            logger.exception("the engine could not drop an aggregate")
 
     def stop(self, *, abort: bool) -> None:
         """Answer nothing any more."""
@@ -149,6 +150,18 @@ class TaskEngine:
         future.add_done_callback(from_engine)
 
 
+def _begun(begin: Callable[..., Future[Any]], *arguments: Any) -> Future[Any]:
+    """Have an engine begin something; if it raises or returns no future, return a failed one."""
+    try:
+        future = begin(*arguments)
+        if not isinstance(future, Future):
+            raise TypeError(f"expected a Future, not {future!r:.200}")
+    except Exception as error:
+        future = Future()
+        future.set_exception(error)
+    return future
+
+
 def outcome_of(future: Future[Any]) -> tuple[Code, str]:
     """Return how a future of the engine ended; OK if it has a result."""
     if future.cancelled():
@@ -159,4 +172,4 @@ def outcome_of(future: Future[Any]) -> tuple[Code, str]:
     if isinstance(error, StatusError):
         return error.code, error.message
     logger.error("the aggregation engine failed", exc_info=error)
-    return Code.INTERNAL, f"the aggregation engine failed: {error}"
+    return Code.INTERNAL, f"the aggregation engine failed: {type(error).__name__}: {error}"

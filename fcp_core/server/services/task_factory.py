@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fcp_core.aggregation.engine import Engine, FoldJob
+from google.protobuf.message import DecodeError
+
+from fcp_core.aggregation.engine import Engine, Fold, FoldJob
 from fcp_core.errors import UsageError
 from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol import routes
+from fcp_core.protocol.protos.aggregation_configuration_pb2 import Configuration
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import EligibilityPolicy, SelectionPolicy
@@ -25,6 +30,9 @@ from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
+    from fcp_core.plugins.task_choices import TaskChoices
+
+logger = logging.getLogger("fcp.services")
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ class TaskFactory:
         :raises StatusError: INVALID_ARGUMENT if something of it cannot be made.
         """
         chosen = self._plugins.for_task(spec)
+        # A task of an earlier run was stored when the operator may have said something else.
+        if refusals := chosen.refusals():
+            raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(refusals)}")
         try:
             return Choices(
                 policy=chosen.make_selection_policy(),
@@ -84,20 +95,14 @@ class TaskFactory:
             assignment_timeout=choices.settings.assignment_timeout,
             # A token expires at a whole second.
             retention=RETENTION + 1.0,
+            closing_timeout=choices.settings.closing_timeout,
+            folded_by=_folded_by(chosen, spec),
         )
         try:
             protocol: AggregationProtocol = chosen.make_protocol()
-            fold = self._engine.open(
-                FoldJob(
-                    configuration=spec.aggregation,
-                    aggregators=chosen.aggregator_choices(),
-                    options=chosen.aggregator_options(),
-                    max_kept_bytes=choices.settings.max_kept_bytes,
-                    goal_count=spec.goal_count,
-                )
-            )
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
+        fold = self._open_fold(spec, chosen, choices.settings.max_kept_bytes)
         factory = chosen.protocol_factory()
         found = [route for name in factory.services for route in routes.of_service(name)]
         host = ProtocolHost(
@@ -120,6 +125,41 @@ class TaskFactory:
         except StatusError:
             fold.abort()
             raise
+
+    def _open_fold(self, spec: TaskSpec, chosen: TaskChoices, max_kept_bytes: int) -> Fold:
+        """Open a task's fold.
+
+        :raises StatusError: as the engine does; INVALID_ARGUMENT if it or an aggregator fails.
+        """
+        job = FoldJob(
+            configuration=spec.aggregation,
+            aggregators=chosen.aggregator_choices(),
+            options=chosen.aggregator_options(),
+            max_kept_bytes=max_kept_bytes,
+            goal_count=spec.goal_count,
+        )
+        try:
+            return self._engine.open(job)
+        except StatusError as error:
+            if error.code is not Code.INTERNAL:
+                raise
+            message = error.message
+        except Exception as error:
+            logger.exception("the engine cannot take the task %s", spec.name)
+            message = f"{_folded_by(chosen, spec)}: {type(error).__name__}: {error}"
+        raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {message}")
+
+
+def _folded_by(chosen: TaskChoices, spec: TaskSpec) -> str:
+    """Return the names of the engine and of the aggregators of a task."""
+    choices = chosen.aggregator_choices()
+    uris: list[str] = []
+    # The engine says what is wrong with a configuration that cannot be read.
+    with contextlib.suppress(DecodeError):
+        configuration = Configuration.FromString(spec.aggregation)
+        uris += (config.intrinsic_uri for config in configuration.intrinsic_configs)
+    names = ", ".join(dict.fromkeys(choices.get(uri, uri) for uri in uris))
+    return f"the engine {chosen.config.get('engine')} (aggregators: {names})"
 
 
 def _response_class(route: Route) -> type[Any]:

@@ -29,6 +29,7 @@ from fcp_core.rounds.protocols import Body, Tickets, Work
 from fcp_core.rounds.session import DeviceSession, assignment_id
 from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
+from fcp_core.rounds.text import clean
 from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
@@ -299,6 +300,8 @@ class TaskRunner:
         if error is None:
             for assignment in group.assignments:
                 self._contributed(assignment, now)
+        if code is Code.DATA_LOSS:
+            effects += self.machine.fail(Code.INTERNAL, f"task {self.spec.name}: {message}", now)
         self._perform([*answers, *effects], now)
 
     def _contributed(self, assignment: Assignment, now: float) -> None:
@@ -337,7 +340,7 @@ class TaskRunner:
                 machine.name,
                 effect.phase,
                 effect.code,
-                effect.message,
+                clean(effect.message),
             )
         )
         return effects
@@ -347,6 +350,8 @@ class TaskRunner:
         code, message = outcome_of(future)
         if code is Code.OK:
             self._result = future.result()
+            if not isinstance(self._result, bytes):
+                code, message = Code.INTERNAL, f"its result is {self._result!r:.200}, not bytes"
         self._perform(self.machine.reported(code, message, now), now)
 
     def _end(self, effect: EndEffect, now: float) -> None:
@@ -371,6 +376,6 @@ class TaskRunner:
                 status.name,
                 status.contributed,
                 code,
-                message,
+                clean(message),
             )
         )

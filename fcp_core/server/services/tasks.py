@@ -141,7 +141,8 @@ class Tasks:
         :raises StatusError: NOT_FOUND if there is no such task.
         """
         record = self._record(task_id)
-        task = self._running.get(task_id)
+        # One that ended lately still says why devices did not contribute.
+        task = self._by_aggregation.get(record.aggregation_id)
         return status_of(record) if task is None else task.status()
 
     async def list(self, population: str | None = None) -> Sequence[TaskStatus]:
@@ -360,7 +361,8 @@ class Tasks:
             await self._store.end(record, result)
         except Exception as error:
             logger.exception("the end of task %s could not be stored", status.name)
-            message = f"the end of task {status.name} could not be stored: {error}"
+            storage = self._plugins.config.get("storage")
+            message = f"the storage {storage} failed to take the end of task {status.name}: {error}"
             failed = dataclasses.replace(
                 status, state=TaskState.FAILED, error=(Code.INTERNAL, message)
             )

@@ -13,7 +13,7 @@ from fcp_core.rounds.clock import Clock
 logger = logging.getLogger("fcp.services")
 
 #: The longest time slept at a stretch, in seconds: a bound on how late the ticker notices that the
-#: machine's clock was set.
+#: machine slept, or that its clock was set and ours follows.
 LONGEST = 3600.0
 
 

@@ -1,0 +1,29 @@
+"""``fcp populations``: how busy the populations of a server are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fcp_core.commands.output import make_table, print_tables
+from fcp_core.commands.tasks import admin_group, connected
+
+populations = admin_group("populations", "Show the populations of a server and how busy they are.")
+# It is a command by itself, with the options that lead to a server.
+populations.invoke_without_command = True
+populations.no_args_is_help = False
+
+
+@populations.result_callback()
+@click.pass_obj
+def show(connect: Any, /, _result: Any, **_options: Any) -> None:
+    """Print a table."""
+    with connected(connect) as client:
+        found = client.populations().populations
+    columns = ("population", "open tasks", "missing", "waiting", "at work", "check-ins a second")
+    table = make_table(*columns)
+    for each in found:
+        counts = (each.open_tasks, each.missing, each.waiting, each.at_work)
+        table.add_row(each.name, *map(str, counts), f"{each.check_in_rate:.1f}")
+    print_tables(table)

@@ -1,0 +1,93 @@
+"""Choices that the operator keeps: a task cannot undo them, neither when submitted nor later."""
+
+import asyncio
+
+import pytest
+
+from fcp_aggregators.plugin import fcp_register_aggregators
+from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.errors import UsageError
+from fcp_core.plugins import hookimpl
+from fcp_core.protocol.status import Code, StatusError
+
+(SUM,) = (f for f in fcp_register_aggregators() if f.name == "federated_sum")
+
+
+class Noisy:
+    """An aggregator with an option, that the operator chooses."""
+
+    @hookimpl
+    def fcp_add_options(self, options):
+        options.add("aggregator.noisy", "noise", "float", 1.0, "how much noise there is")
+        options.add("selection.fifo", "extra", "float", 1.0, "an option of the policy")
+
+    @hookimpl
+    def fcp_register_aggregators(self):
+        return [AggregatorFactory("noisy", SUM.uris, "with noise", SUM.make, SUM.load)]
+
+
+OPERATORS = {"aggregator": "noisy", "extra": [Noisy()]}
+CASES = {
+    "aggregators": (
+        {"aggregators": {"federated_sum": "federated_sum"}},
+        "the aggregator of federated_sum is 'noisy' here and not 'federated_sum'",
+    ),
+    "aggregators, by an option": (
+        {"options": {"noisy": {"noise": 0.0}}},
+        "the options of 'noisy' are the operator's",
+    ),
+    "protocol": ({"protocol": "other"}, "the protocol is 'simple' here and not 'other'"),
+    "selection": (
+        {"selection": "uniform"},
+        "the selection is 'fifo' here and not 'uniform'",
+    ),
+    "selection, by an option": (
+        {"options": {"fifo": {"extra": 2.0}}},
+        "the options of 'fifo' are the operator's",
+    ),
+}
+
+
+@pytest.mark.parametrize("scope", ["", "population:phones/all."])
+@pytest.mark.parametrize("case", CASES)
+def test_a_task_that_names_another_is_refused_in_words(kit, case, scope):
+    wanted, message = CASES[case]
+    option = f"require_{case.partition(',')[0]}"
+
+    async def main():
+        async with kit.world(**{f"{scope}{option}": "yes"}, **OPERATORS) as world:
+            with pytest.raises(StatusError) as caught:
+                await world.submit(**wanted)
+            assert caught.value.code is Code.INVALID_ARGUMENT
+            assert f"{message}: {option} is set (" in caught.value.message
+            task = await world.submit(
+                aggregators={"federated_sum": "noisy"}, protocol="simple", selection="fifo"
+            )
+            assert await world.device().run()
+            await world.result(task)
+
+    asyncio.run(main())
+
+
+def test_without_the_options_a_task_chooses(kit):
+    async def main():
+        async with kit.world(**OPERATORS) as world:
+            for wanted in (CASES["aggregators"][0], CASES["aggregators, by an option"][0]):
+                task = await world.submit(**wanted)
+                assert await world.device().run()
+                await world.result(task)
+
+    asyncio.run(main())
+
+
+def test_a_task_of_an_earlier_run_is_checked_again(kit, tmp_path):
+    stored = {"storage": "sqlite", "storage__sqlite__path": str(tmp_path / "fcp.sqlite")}
+
+    async def main():
+        async with kit.world(**stored, **OPERATORS) as world:
+            await world.submit(**CASES["aggregators"][0])
+        with pytest.raises(UsageError, match=r"cannot go on: .*'noisy' here.*require_aggregators"):
+            async with kit.world(require_aggregators="yes", **stored, **OPERATORS):
+                pass
+
+    asyncio.run(main())
