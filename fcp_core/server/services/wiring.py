@@ -152,7 +152,10 @@ class Services:
             max_waiting=settings.max_operations,
         )
         self.protocol_calls = ProtocolCalls(
-            common, tasks=self.tasks, factories=plugins.protocols.values()
+            common,
+            tasks=self.tasks,
+            factories=plugins.protocols.values(),
+            accepts_late=settings.accepts_late,
         )
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
