@@ -140,7 +140,7 @@ def test_a_worker_dies_that_has_folded_nothing(serve, kit):
     # What it held is gone; the device is told to come back, and its place is free.
     with pytest.raises(kit.Refused) as refused:
         held.submit(at_main)
-    assert refused.value.status == 503
+    assert refused.value.status == 429
 
     # What it was receiving may be sent again, to any process.
     begun.upload(at_main).submit(at_main)

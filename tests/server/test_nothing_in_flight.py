@@ -122,7 +122,7 @@ def finds_no_room(http, front):
         body = bytes(1_900_000)
         other.send(head(http, body, "n1"), body[:-1])
         assert front.services.media.started.acquire(timeout=http.WAIT)
-        assert front.ask(head(http, NOISE), NOISE).status == 503
+        assert front.ask(head(http, NOISE), NOISE).status == 429
         assert Counts(front).now()[0] == 1_900_000
         other.send(b"x")
         assert other.reply().status == 200
@@ -185,7 +185,7 @@ ENDS = {
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_nothing_is_counted_after_the_end(make_front, http, services, end):
-    front = make_front(services, **LIMITS)
+    front = make_front(services, body_timeout=2, **LIMITS)
     end(http, front)
     Counts(front).until("nothing in flight", lambda now: now == (0, 0, 0))
     # All the room is there again: a body of the largest size fits beside one that comes.
@@ -255,7 +255,7 @@ def test_bodies_of_calls_are_bounded_too(make_front, http, services):
             (http.head(path, Transfer_Encoding="chunked"), http.chunks(body)),
         ):
             reply = front.ask(*request)
-            assert (reply.status, reply.error[0]) == (503, Code.UNAVAILABLE)
+            assert (reply.status, reply.error[0]) == (429, Code.UNAVAILABLE)
             assert reply.headers["Retry-After"]
         counts.until("only the first", lambda now: now[0] == 300_000)
         assert front.ask(http.head(path, Content_Length=len(LITTLE)), LITTLE).status == 409

@@ -119,6 +119,10 @@ class Handler(HTTPMessageDelegate):
             headers["Allow"] = ", ".join(self.allowed())
         return error.to_proto().SerializeToString(), headers
 
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Return what an error is answered with: status, body and headers."""
+        return (error.http, *self.describe(error))
+
     # What handlers use.
 
     def refuse_method(self) -> StatusError:
@@ -140,18 +144,22 @@ class Handler(HTTPMessageDelegate):
         """Return where the body is counted."""
         return self.context.in_flight
 
+    def announced(self) -> int | None:
+        """Return the announced size of the body; None if it comes in chunks."""
+        headers = self.request.headers
+        announced = headers.get("Content-Length", "0")
+        # Tornado itself refuses a length that is not a number.
+        chunked = "Transfer-Encoding" in headers or not _is_number(announced)
+        return None if chunked else int(announced)
+
     def open_body(self) -> None:
         """Make room for the announced body.
 
         :raises StatusError: as :class:`BodyReader`.
         """
-        headers = self.request.headers
-        announced = headers.get("Content-Length", "0")
-        # Tornado itself refuses a length that is not a number.
-        chunked = "Transfer-Encoding" in headers or not _is_number(announced)
         self.body = BodyReader(
-            headers.get("Content-Encoding", ""),
-            None if chunked else int(announced),
+            self.request.headers.get("Content-Encoding", ""),
+            self.announced(),
             self.context.limits,
             self.room(),
             self.context.executor,
@@ -212,8 +220,8 @@ class Handler(HTTPMessageDelegate):
                 self.connection.close()
                 self._end(GONE)
             return
-        body, headers = self.describe(error)
-        self.answer(body, error.http, headers)
+        status, body, headers = self.reply_to(error)
+        self.answer(body, status, headers)
 
     # What the connection tells.
 
@@ -325,11 +333,11 @@ class Handler(HTTPMessageDelegate):
         self.abandon()
         self._discard = LINGER
         self.request.watch.limit(LINGER_TIME)
-        body, headers = self.describe(error)
+        status, body, headers = self.reply_to(error)
         announced = self.request.headers.get("Content-Length", "0")
         if not _is_number(announced) or int(announced) > LINGER:
             headers["Connection"] = "close"
-        self.begin_answer(len(body), error.http, headers, body)
+        self.begin_answer(len(body), status, headers, body)
         if "Expect" in self.request.headers:
             self.end_answer()  # such a client sends no body once it has an answer
 
