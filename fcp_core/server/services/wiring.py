@@ -152,6 +152,7 @@ class Services:
         )
         self.task_assignments = TaskAssignments(
             common,
+            plugins=plugins,
             populations=self._populations,
             tasks=self.tasks,
             eligibility_tasks=self.eligibility_tasks,
