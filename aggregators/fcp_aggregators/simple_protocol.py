@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
+from google.protobuf.message import Message
+
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import aggregations_pb2 as pb
 from fcp_core.protocol.protos import common_pb2 as common
@@ -24,6 +26,7 @@ from fcp_core.rounds.protocols import (
     Call,
     Drop,
     Effect,
+    Tickets,
     Upload,
 )
 from fcp_core.rounds.transitions import Machine
@@ -118,17 +121,12 @@ class SimpleProtocol(AggregationProtocol):
         """
         if call.method == _START:
             return [self._start(call, now)]
-        if call.request.resource_name != call.tickets.upload_name(_SLOT):
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"resource_name {call.request.resource_name!r} is not the one that was given for "
-                "this upload; submit again with that one",
-            )
+        _check_name(call)
         device = self._devices.get(call.assignment)
         if device is None:
             # Its place is for somebody else.
             message = "the server was restarted and this upload is lost; check in again"
-            return [Drop(call.assignment, "protocol", Code.ABORTED, message)]
+            return [Drop(call.assignment, "protocol", Code.ABORTED, message, late=True)]
         if device.state is DeviceState.STARTED:
             raise StatusError(
                 Code.INVALID_ARGUMENT,
@@ -192,16 +190,38 @@ class SimpleProtocol(AggregationProtocol):
         self._devices[call.assignment] = _Device(now)
         if self._outliers is not None and self._next_detection is None:
             self._next_detection = now + self._outliers.detection_interval
-        tickets = call.tickets
-        response = pb.StartAggregationDataUploadResponse(
-            aggregation_protocol_forwarding_info=tickets.forwarding,
-            resource=common.ByteStreamResource(
-                data_upload_forwarding_info=tickets.upload_forwarding,
-                resource_name=tickets.upload_name(_SLOT),
-            ),
-            client_token=tickets.client_token,
+        return Answer(call.assignment, _START, _ticket(call.tickets))
+
+
+def late(call: Call) -> Message:
+    """Answer a device that comes too late: it goes through all its calls, and nothing is kept.
+
+    :raises StatusError: INVALID_ARGUMENT for a submission that names another upload.
+    """
+    if call.method == _START:
+        return _ticket(call.tickets)
+    _check_name(call)
+    return pb.SubmitAggregationResultResponse()
+
+
+def _check_name(call: Call) -> None:
+    if call.request.resource_name != call.tickets.upload_name(_SLOT):
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"resource_name {call.request.resource_name!r} is not the one that was given for "
+            "this upload; submit again with that one",
         )
-        return Answer(call.assignment, _START, response)
+
+
+def _ticket(tickets: Tickets) -> Message:
+    return pb.StartAggregationDataUploadResponse(
+        aggregation_protocol_forwarding_info=tickets.forwarding,
+        resource=common.ByteStreamResource(
+            data_upload_forwarding_info=tickets.upload_forwarding,
+            resource_name=tickets.upload_name(_SLOT),
+        ),
+        client_token=tickets.client_token,
+    )
 
 
 def make(options: Mapping[str, Any]) -> SimpleProtocol:
@@ -227,4 +247,5 @@ FACTORY = AggregationProtocolFactory(
     make,
     services=(SERVICE,),
     aborting=(_ABORT,),
+    late=late,
 )

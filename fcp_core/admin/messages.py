@@ -77,6 +77,7 @@ class Task(msgspec.Struct, kw_only=True):
     contributed: int
     pending: int
     dropped: int
+    surplus: int
     created: float
     finished: float | None
     error: Error | None
@@ -95,6 +96,7 @@ class Task(msgspec.Struct, kw_only=True):
             contributed=status.contributed,
             pending=status.pending,
             dropped=status.dropped,
+            surplus=status.surplus,
             created=status.created,
             finished=status.finished,
             error=None if status.error is None else Error.of(StatusError(*status.error)),

@@ -277,6 +277,6 @@ def _reasons(task: Task) -> list[str]:
 def _line(task: Task) -> str:
     line = (
         f"{task.name} {task.state}: {task.contributed} of {task.goal_count} contributed, "
-        f"{task.pending} at work, {task.dropped} dropped"
+        f"{task.pending} at work, {task.dropped} dropped, {task.surplus} surplus"
     )
     return line if task.error is None else f"{line} ({task.error.status}: {task.error.message})"

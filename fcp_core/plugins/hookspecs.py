@@ -249,10 +249,12 @@ def fcp_retry_window(
 def fcp_admit_checkin(check_in: CheckIn, now: float) -> Refusal | None:
     """Refuse a device at check-in, for instance by its version or its attestation.
 
-    Veto: any refusal wins; once a check-in, on the event loop: be quick. The
-    device gets no reason; the longest retry window of all refusals is sent.
+    Veto: any refusal wins; once a check-in, and once more when the device asks for
+    tasks with an attestation, on the event loop: be quick. The device gets no
+    reason; the longest retry window of all refusals is sent at the check-in.
 
-    :param check_in: what the device says of itself.
+    :param check_in: what the device says of itself; with a ``session_id`` once it asks for tasks,
+        and then ``attestation_measurement`` is bound to that.
     :param now: the time, in seconds since 1970.
     :returns: a refusal, or None.
     :raises Exception: is logged and counts as a refusal.

@@ -89,6 +89,11 @@ def _add_task_options(add: Callable[..., None]) -> None:
     add("task_retention", "duration", "30d", text, scopes=SCOPES)
     text = "devices assigned at a time, as a multiple of the contributions still missing"
     add("over_selection", "float", "1.0", text, minimum=1.0, scopes=SCOPES)
+    text = (
+        "how a device is answered that comes too late through no fault of its own: OK, and what it "
+        "sends is dropped, or ABORTED, which sends published clients away for four hours"
+    )
+    add("late_contributions", "choice", "accept", text, choices=("accept", "refuse"), scopes=SCOPES)
     text = "devices that may be at work at a time on one task"
     add("task_max_at_work", "int", None, text, minimum=1, scopes=SCOPES)
     text = "what an aggregator may keep of a task if it needs all contributions, such as a median"

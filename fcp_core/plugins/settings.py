@@ -29,6 +29,8 @@ class ServerSettings:
     :param max_sessions: how many device sessions are kept, late ones among them.
     :param max_operations: how many devices may wait for a task.
     :param resource_cache: how many bytes are kept of what devices download from the storage.
+    :param accepts_late: whether a device is answered OK that comes too late to a task that the
+        server does not know any more (``late_contributions``).
     :param download_prefix: what stands in front of ``data/`` in the addresses of downloads, with a
         slash at the end; ``""``: where devices reach the server.
     :param storage: the name of the storage.
@@ -45,6 +47,7 @@ class ServerSettings:
     max_sessions: int
     max_operations: int
     resource_cache: int
+    accepts_late: bool
     download_prefix: str
     storage: str
     client_ca: Path | None
@@ -66,6 +69,7 @@ class ServerSettings:
             max_sessions=config.get("max_sessions"),
             max_operations=config.get("max_operations"),
             resource_cache=config.get("resource_cache"),
+            accepts_late=config.get("late_contributions") == "accept",
             download_prefix="" if prefix is None else checked_url(prefix, "download_prefix"),
             storage=config.get("storage"),
             client_ca=config.get("client_ca"),
@@ -132,6 +136,8 @@ class TaskSettings:
     :param closing_timeout: how many seconds after its deadline there must be a result.
     :param inline_below: the size in bytes below which its plan and its checkpoint lie in the
         assignment (``inline_resources_below``, or what is above ``max_inline_resource``).
+    :param accepts_late: whether a device that comes too late through no fault of its own is
+        answered OK (``late_contributions``).
     :param from_storage: whether what devices download is read from the storage
         (``resources_from``), not kept in memory.
     """
@@ -143,6 +149,7 @@ class TaskSettings:
     max_kept_bytes: int
     closing_timeout: float
     inline_below: int
+    accepts_late: bool
     from_storage: bool
 
     @classmethod
@@ -157,6 +164,7 @@ class TaskSettings:
             max_kept_bytes=view.get("max_kept_bytes"),
             closing_timeout=view.get("closing_timeout"),
             inline_below=_inline_below(view, spec),
+            accepts_late=(spec.late_contributions or view.get("late_contributions")) == "accept",
             from_storage=view.get("resources_from") == "storage",
         )
 

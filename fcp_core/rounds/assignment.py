@@ -56,6 +56,8 @@ class Assignment(Machine[Stage]):
     :ivar queued: when its contribution was to be accumulated.
     :ivar calls: the shell's record of the protocol's calls, by method.
     :ivar error: why it was dropped.
+    :ivar late: whether it was dropped through no fault of the device: nothing more was needed of
+        it, or the server lost what there was.
     """
 
     __slots__ = (
@@ -65,6 +67,7 @@ class Assignment(Machine[Stage]):
         "error",
         "held",
         "id",
+        "late",
         "queued",
         "received",
         "session_id",
@@ -87,6 +90,7 @@ class Assignment(Machine[Stage]):
         self.upload_seconds = 0.0
         self.calls: dict[str, Any] = {}
         self.error: StatusError | None = None
+        self.late = False
         #: When the uploads in progress began, by slot; one per connection.
         self._receiving: list[tuple[str, float]] = []
 

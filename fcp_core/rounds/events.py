@@ -78,6 +78,21 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Surplus:
+    """Nothing more is needed of an assigned device: it comes too late, through no fault of its own.
+
+    :param message: why.
+    """
+
+    at: float
+    population: str
+    session_id: str
+    task_id: str
+    task_name: str
+    message: str
+
+
+@dataclass(frozen=True)
 class TaskOpened:
     """A task is offered."""
 
@@ -101,4 +116,6 @@ class TaskClosed:
     message: str = ""
 
 
-Event: TypeAlias = CheckedIn | Rejected | Assigned | Contributed | Dropped | TaskOpened | TaskClosed
+Event: TypeAlias = (
+    CheckedIn | Rejected | Assigned | Contributed | Dropped | Surplus | TaskOpened | TaskClosed
+)

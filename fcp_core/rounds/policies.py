@@ -67,8 +67,11 @@ def combined(refusals: Iterable[Refusal | None]) -> Refusal | None:
 
 @dataclass(frozen=True)
 class CheckIn:
-    """What a device says when it checks in.
+    """What a device says when it checks in, and again when it asks for tasks.
 
+    :param attestation_measurement: what it attests. Clients of 2026 do so when they ask for tasks,
+        over the id of the session; what they send at the check-in is bound to nothing.
+    :param session_id: what the measurement is bound to; empty at the check-in.
     :param principal: who the authentication hook says it is; None without authentication.
     """
 
@@ -81,6 +84,7 @@ class CheckIn:
     supports_confidential_aggregation: bool = False
     supports_willow: bool = False
     principal: str | None = None
+    session_id: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

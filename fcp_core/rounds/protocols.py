@@ -10,9 +10,16 @@ What the core does itself, whatever a protocol says:
 * it moves assignments, counts contributions, and ends the task at its goal or its deadline;
 * the same call of one assignment sent again gets the first call's answer and has no second effect.
   An error is not kept: after one the device may try the call again;
-* a device is answered OK to a *concluding* call if and only if its contribution is counted. An
+* a device whose contribution is needed is answered OK to a *concluding* call if and only if it is
+  counted. An
   answer that says otherwise is replaced, logged with the protocol's name, and the device dropped.
   One that is counted before it concludes is answered OK, with an empty response;
+* a device that comes too late through no fault of its own (the goal is reached, the task has ended,
+  a restart of the server lost its place) is not counted and counts as *surplus*. Unless the task
+  says ``late_contributions = refuse``, it is answered OK all the same, since a refusal sends it
+  away for hours: :attr:`AggregationProtocolFactory.late` says how, and its uploads are dropped as
+  they come. If the protocol does not say, a concluding call gets an empty response (if it is
+  long-running, its operation is done with one), and any other call ABORTED;
 * an exception in a protocol drops the assignment that it was about; the task goes on;
 * a call that is never answered gets an error when its assignment is dropped or the task ends.
 """
@@ -136,12 +143,14 @@ class Drop:
     """Give up a device: the error is its answer wherever it waits.
 
     :param phase: how far it came, a short word for counters and logs.
+    :param late: whether the device did nothing wrong and is answered like all that come too late.
     """
 
     assignment: str
     phase: str
     code: Code
     message: str
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -254,6 +263,9 @@ class AggregationProtocolFactory:
         :meth:`AggregationProtocol.left`, and answers with an empty response.
     :param files: descriptors of the files that declare them, if those are the plugin's own.
     :param check: says what is wrong with a task for this protocol, given its options: sentences.
+    :param late: how a device is answered that comes too late, so that it goes on to its end:
+        returns the method's response, or None for the core's answer; raises StatusError for a call
+        that is wrong at any time. The task may be one that the server does not know any more.
     :param device: makes the device's side (``fcp_core.client.protocols.DeviceProtocol``); None: any
         device that speaks the plain protocol takes part.
     """
@@ -265,6 +277,7 @@ class AggregationProtocolFactory:
     aborting: Collection[str] = ()
     files: Sequence[Any] = ()
     check: Callable[[TaskSpec, Mapping[str, Any]], Sequence[str]] | None = None
+    late: Callable[[Call], Any] | None = None
     device: Callable[[], Any] | None = None
 
 

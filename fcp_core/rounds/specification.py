@@ -35,6 +35,9 @@ PLAN_POLICY = "eligibility_task"
 #: Where a device finds a task's plan and checkpoint: in the assignment, or at an address.
 ResourceForm: TypeAlias = Literal["inline", "uri"]
 
+#: How a device is answered that comes too late through no fault of its own.
+LateContributions: TypeAlias = Literal["accept", "refuse"]
+
 Name: TypeAlias = Annotated[
     str,
     Meta(
@@ -178,6 +181,9 @@ class TaskSpec(Specification, frozen=True):
         the server's default.
     :param resources: ``inline``: the plan and the checkpoint lie in the assignment, each if it is
         no larger than the server allows; ``uri``: devices fetch them; None: the server's default.
+    :param late_contributions: ``accept``: a device that comes too late through no fault of its own
+        is answered OK, and what it sends is dropped; ``refuse``: it is answered ABORTED, which
+        sends published clients away for four hours; None: the server's default.
     :param slices: for federated select, ``served_at_id`` -> key -> checkpoint.
     :param result_format: the checkpoint format of the result.
     :param protocol: the aggregation protocol, by name; None: the server's default.
@@ -203,6 +209,7 @@ class TaskSpec(Specification, frozen=True):
     over_selection: Annotated[float, Meta(ge=1, le=1e6)] | None = None
     max_at_work: Annotated[int, Meta(ge=1)] | None = None
     resources: ResourceForm | None = None
+    late_contributions: LateContributions | None = None
     slices: Mapping[str, Mapping[int, bytes]] = {}
     result_format: CheckpointFormat = "tf_v1"
     protocol: str | None = None
@@ -245,6 +252,10 @@ class TaskSpec(Specification, frozen=True):
             raise self._bad(f"max_at_work must be at least 1, not {self.max_at_work}")
         if self.resources not in (None, *get_args(ResourceForm)):
             raise self._bad(f"resources must be 'inline' or 'uri', not {self.resources!r}")
+        if self.late_contributions not in (None, *get_args(LateContributions)):
+            raise self._bad(
+                f"late_contributions must be 'accept' or 'refuse', not {self.late_contributions!r}"
+            )
         if self.deadline is not None and not self.deadline > 0:
             raise self._bad(f"deadline must be a positive number of seconds, not {self.deadline}")
         if _has_privacy_ids(self.plan):

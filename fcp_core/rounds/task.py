@@ -111,10 +111,11 @@ class TaskMachine(Machine[TaskState]):
         self._assignments: dict[str, Assignment] = {}
         self._order: deque[Assignment] = deque()
         #: How many assignments there were, how many contributions are in the aggregate, how many
-        #: assignments ended without one, and how many are accumulating.
+        #: assignments ended without one, how many of late devices, and how many are accumulating.
         self.assigned = 0
         self.contributed = 0
         self.dropped = 0
+        self.surplus = 0
         self._accumulating = 0
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
@@ -127,7 +128,7 @@ class TaskMachine(Machine[TaskState]):
     @property
     def pending(self) -> int:
         """How many assignments have not ended."""
-        return self.assigned - self.contributed - self.dropped
+        return self.assigned - self.contributed - self.dropped - self.surplus
 
     @property
     def missing(self) -> int:
@@ -177,6 +178,7 @@ class TaskMachine(Machine[TaskState]):
             contributed=self.contributed,
             pending=self.pending,
             dropped=self.dropped,
+            surplus=self.surplus,
             created=self.created,
             finished=self.finished,
             error=self.error,
@@ -193,12 +195,16 @@ class TaskMachine(Machine[TaskState]):
         if self.capacity < 1 or assignment in self._assignments:
             raise InvalidTransition(f"{self!r} cannot take assignment {assignment}")
         self._forget(now)
-        record = Assignment(assignment, session_id, now)
-        self._assignments[assignment] = record
-        self._order.append(record)
-        self.assigned += 1
+        record = self._add(assignment, session_id, now)
         self._expiry.put(assignment, None, now + self._assignment_timeout)
         return record
+
+    def turn_away(self, assignment: str, now: float) -> list[TaskEffect]:
+        """Know a device from now on, which is not known yet, that comes too late for a place."""
+        self._forget(now)
+        record = self._add(assignment, "", now)
+        message = f"task {self.name} has no room for more devices"
+        return [self._drop(record, "round_over", Code.ABORTED, message, late=True)]
 
     def queue(self, group: Group, now: float) -> list[TaskEffect]:
         """Have contributions accumulated: now, or as soon as there is a place.
@@ -242,7 +248,14 @@ class TaskMachine(Machine[TaskState]):
         return effects + (self._fill() if goes_on else self._close(now))
 
     def drop(
-        self, assignment: str, phase: str, code: Code, message: str, now: float
+        self,
+        assignment: str,
+        phase: str,
+        code: Code,
+        message: str,
+        now: float,
+        *,
+        late: bool = False,
     ) -> list[TaskEffect]:
         """Let go of a device that failed, aborted or went away.
 
@@ -250,6 +263,7 @@ class TaskMachine(Machine[TaskState]):
         others: it cannot be stopped then.
 
         :param phase: how far it came, a short word.
+        :param late: whether it is no fault of the device.
         """
         record = self._assignments.get(assignment)
         if record is None or not record.stoppable:
@@ -259,7 +273,7 @@ class TaskMachine(Machine[TaskState]):
             if len(group.assignments) > 1:
                 return []
             self._queue.remove(group)
-        return [self._drop(record, phase, code, message)]
+        return [self._drop(record, phase, code, message, late=late)]
 
     def tick(self, now: float) -> list[TaskEffect]:
         """Let time pass: assignments that took too long, the deadline."""
@@ -293,11 +307,17 @@ class TaskMachine(Machine[TaskState]):
         expiry = self._expiry.next_expiry()
         return self.deadline if expiry is None else min(expiry, self.deadline)
 
-    def cancel(self, code: Code, message: str, now: float) -> list[TaskEffect]:
-        """End the task without a result; nothing happens if it has ended."""
+    def cancel(
+        self, code: Code, message: str, now: float, *, needed: bool = False
+    ) -> list[TaskEffect]:
+        """End the task without a result; nothing happens if it has ended.
+
+        :param needed: whether the devices in progress are needed all the same, by the task's next
+            machine: then they did not come too late.
+        """
         if self._state in FINAL:
             return []
-        return self._end(TaskState.CANCELLED, code, message, now)
+        return self._end(TaskState.CANCELLED, code, message, now, late=not needed)
 
     def fail(self, code: Code, message: str, now: float) -> list[TaskEffect]:
         """End the task because something of the server's own broke."""
@@ -327,7 +347,10 @@ class TaskMachine(Machine[TaskState]):
         forgotten = self.assigned - len(self._assignments)
         ended = stages[Stage.CONTRIBUTED] + stages[Stage.DROPPED]
         assert 0 <= self.contributed - stages[Stage.CONTRIBUTED] <= forgotten, "they are counted"
-        assert self.contributed + self.dropped == ended + forgotten, "drops are counted"
+        assert self.contributed + self.dropped + self.surplus == ended + forgotten, (
+            "all are counted"
+        )
+        assert self.surplus >= sum(a.late for a in self.all()), "who is late is counted apart"
         assert [*self._order] == [*self._assignments.values()], "the order is kept"
         assert self._accumulating == running, "what is accumulating is counted"
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
@@ -343,10 +366,16 @@ class TaskMachine(Machine[TaskState]):
         return (
             f"<task {self.name} {self.task_id} {self._state.value}: goal {self.goal_count}, "
             f"assigned {self.assigned}, contributed {self.contributed}, dropped {self.dropped}, "
-            f"queued {len(self._queue)}>"
+            f"surplus {self.surplus}, queued {len(self._queue)}>"
         )
 
     # Inside.
+
+    def _add(self, assignment: str, session_id: str, now: float) -> Assignment:
+        record = self._assignments[assignment] = Assignment(assignment, session_id, now)
+        self._order.append(record)
+        self.assigned += 1
+        return record
 
     def _forget(self, now: float) -> None:
         """Forget what ended so long ago that no token of it is valid."""
@@ -387,26 +416,36 @@ class TaskMachine(Machine[TaskState]):
         message = (
             f"task {self.name} came to its deadline with {self.contributed} of "
             f"{self.minimum_count} contributions; {self.assigned} devices were assigned, "
-            f"{self.dropped} were dropped{': ' + why if why else ''}"
+            f"{self.dropped} were dropped{': ' + why if why else ''}; {self.surplus} came too late"
         )
         return effects + self._end(TaskState.FAILED, Code.DEADLINE_EXCEEDED, message, now)
 
-    def _end(self, state: TaskState, code: Code, message: str, now: float) -> list[TaskEffect]:
+    def _end(
+        self, state: TaskState, code: Code, message: str, now: float, *, late: bool = True
+    ) -> list[TaskEffect]:
         self.move(state)
         self.finished = now
         self.error = None if code is Code.OK else (code, message)
-        effects = self._drop_all(f"task {self.name} is over", self.live())
+        effects = self._drop_all(f"task {self.name} is over", self.live(), late=late)
         self._accumulating = 0
         return [*effects, EndEffect(state, code, message)]
 
-    def _drop_all(self, message: str, assignments: list[Assignment]) -> list[TaskEffect]:
+    def _drop_all(
+        self, message: str, assignments: list[Assignment], *, late: bool = True
+    ) -> list[TaskEffect]:
         self._queue.clear()
-        return [self._drop(a, "round_over", Code.ABORTED, message) for a in assignments]
+        return [self._drop(a, "round_over", Code.ABORTED, message, late=late) for a in assignments]
 
-    def _drop(self, assignment: Assignment, phase: str, code: Code, message: str) -> DroppedEffect:
+    def _drop(
+        self, assignment: Assignment, phase: str, code: Code, message: str, *, late: bool = False
+    ) -> DroppedEffect:
         assignment.move(Stage.DROPPED)
         assignment.error = StatusError(code, message)
+        assignment.late = late
         self._expiry.pop(assignment.id)
+        if late:
+            self.surplus += 1
+            return DroppedEffect(assignment, phase, code, message)
         self.dropped += 1
         # Of what the server itself could not do, its own words say more than the code.
         own = f": {message}" if phase == "submit" and code is Code.INTERNAL else ""

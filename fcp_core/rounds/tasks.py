@@ -48,6 +48,8 @@ class TaskStatus:
     :param contributed: contributions that are in the aggregate.
     :param pending: devices that hold an assignment and have not answered yet.
     :param dropped: devices that were assigned and failed, aborted or timed out.
+    :param surplus: devices that were assigned and of which nothing more was needed: they came after
+        the goal was reached, or the task had ended otherwise.
     :param error: why it failed, with its code; None unless it failed or was cancelled.
     :param reasons: why devices did not contribute, each with how often, the most frequent first;
         of a task that ended in an earlier run there are none.
@@ -62,6 +64,7 @@ class TaskStatus:
     contributed: int = 0
     pending: int = 0
     dropped: int = 0
+    surplus: int = 0
     created: float = 0.0
     finished: float | None = None
     error: tuple[Code, str] | None = None

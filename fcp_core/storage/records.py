@@ -32,6 +32,7 @@ class TaskRecord(Record):
     assigned: int = 0
     contributed: int = 0
     dropped: int = 0
+    surplus: int = 0
     finished: float | None = None
     code: int = 0
     message: str = ""

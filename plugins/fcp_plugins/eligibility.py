@@ -127,7 +127,8 @@ class MinimumSeparation(_DevicePolicy):
             "how old a device's history must be to be trusted; 0: any",
             0,
         ),
-        _MIN_VERSION,
+        # Versions before it do not read back at which index a device contributed.
+        (*_MIN_VERSION[:2], 3, *_MIN_VERSION[3:]),
     )
 
     def fill(

@@ -247,6 +247,7 @@ def test_submissions_are_specifications(make_spec):
         over_selection=2.0,
         max_at_work=7,
         resources="inline",
+        late_contributions="refuse",
         slices={"s": {1: b"x"}},
         result_format="federated_compute",
         protocol="simple",

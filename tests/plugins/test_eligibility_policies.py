@@ -46,8 +46,8 @@ def test_minimum_separation_counts_the_tasks_own_index(load):
         task_options={"current_index": 7},
         minimum_separation=3,
         min_trustworthiness_period="2d",
-        min_version=3,
     )
+    # Clients do not keep the versions before it.
     assert found == spec(
         name="minimum_separation",
         min_version=3,
@@ -57,6 +57,11 @@ def test_minimum_separation_counts_the_tasks_own_index(load):
             "min_trustworthiness_period": {"seconds": 172800},
         },
     )
+
+
+def test_an_operator_may_have_older_clients_take_part(load):
+    (found,) = specs(load, "minimum_separation", min_version=1)
+    assert found.min_version == 1
 
 
 def test_minimum_separation_counts_periods_without_an_index(load):

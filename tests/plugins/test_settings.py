@@ -49,7 +49,7 @@ def test_the_server_s(load, tmp_path):
             "max_in_flight = 3GiB\nmax_sessions = 5\nmax_operations = 6\nresource_cache = 7B\n"
             "download_prefix = https://cdn.example/fcp\nclient_ca = ca.pem\n"
             "client_certificates = optional\nmetrics = yes\nmetrics_address = [::1]:9100\n"
-            "log_format = json\n"
+            "log_format = json\nlate_contributions = refuse\n"
         )
     )
     assert dataclasses.asdict(found) == {
@@ -58,6 +58,7 @@ def test_the_server_s(load, tmp_path):
         "max_sessions": 5,
         "max_operations": 6,
         "resource_cache": 7,
+        "accepts_late": False,
         "download_prefix": "https://cdn.example/fcp/",
         "storage": "memory",
         "client_ca": tmp_path / "ca.pem",
@@ -101,12 +102,14 @@ def test_a_task_s(load):
         "[fcp:task:train]\ntask_max_at_work = 9\nassignment_timeout = 5s\ntask_retention = 1d\n"
         "resources_from = storage\ninline_resources_below = 8B\nmax_kept_bytes = 2KiB\n"
     )
-    configured = TaskSettings(600.0, 5.0, 1.5, 9, 2048, 600.0, 8, from_storage=True)
+    configured = TaskSettings(
+        600.0, 5.0, 1.5, 9, 2048, 600.0, 8, accepts_late=True, from_storage=True
+    )
     assert TaskSettings.of(config, spec()) == configured
     assert retention_of(config, spec().population, spec().name) == 86400.0
-    own = spec(deadline=1.0, over_selection=2.0, max_at_work=3)
+    own = spec(deadline=1.0, over_selection=2.0, max_at_work=3, late_contributions="refuse")
     assert TaskSettings.of(config, own) == dataclasses.replace(
-        configured, deadline=1.0, over_selection=2.0, max_at_work=3
+        configured, deadline=1.0, over_selection=2.0, max_at_work=3, accepts_late=False
     )
     other = TaskSettings.of(config, own.replace(population="others", name="n", over_selection=None))
     assert (other.over_selection, other.assignment_timeout, other.from_storage) == (1.0, 600, False)

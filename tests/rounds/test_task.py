@@ -119,7 +119,7 @@ def test_the_last_contribution_completes_and_drops_the_others():
     assert effects[-1] == CompleteEffect()
     assert task.state is TaskState.CLOSING
     assert task.reported(Code.OK, "", 3.0) == [EndEffect(TaskState.COMPLETED, Code.OK, "")]
-    assert (task.finished, task.error, task.dropped) == (3.0, None, 2)
+    assert (task.finished, task.error, task.dropped, task.surplus) == (3.0, None, 0, 2)
 
 
 def test_a_refused_contribution_makes_place_for_the_next_in_the_queue():
@@ -232,7 +232,7 @@ def test_what_comes_after_a_cancellation_changes_nothing():
     assert task.drop("b", "aborted", Code.CANCELLED, "", 3.0) == []
     assert task.tick(1000.0) == []
     assert task.fail(Code.INTERNAL, "", 3.0) == []
-    assert (task.contributed, task.dropped) == (0, 2)
+    assert (task.contributed, task.dropped, task.surplus) == (0, 0, 2)
 
 
 # Several contributions as one.
@@ -447,7 +447,9 @@ class Model(RuleBasedStateMachine):
         running = sum(len(group.assignments) for group in self.running)
         # Only groups exceed the goal, and by no more than all but one of them.
         assert task.contributed == len(self.done) <= task.goal_count + self.largest - 1
-        assert task.dropped == len(self.gone)
+        late = {name for name in self.gone if task.get(name).late}
+        assert (task.dropped, task.surplus) == (len(self.gone - late), len(late))
+        assert all(task.get(name).error.code is Code.ABORTED for name in late)
         assert task.pending == len(self.expires) + waiting + running == len(task.live())
         assert task.state.is_final == (self.end is not None)
         if task.state is TaskState.OPEN:
@@ -458,7 +460,8 @@ class Model(RuleBasedStateMachine):
         assert (view.capacity, view.missing, view.pending) == (
             task.capacity, task.missing, task.pending
         )  # fmt: skip
-        assert status.assigned == status.contributed + status.pending + status.dropped
+        ended = status.contributed + status.dropped + status.surplus
+        assert status.assigned == ended + status.pending
 
 
 TestTaskMachineModel = Model.TestCase

@@ -184,11 +184,13 @@ def test_uploads_leave_room_for_those_that_wait_and_calls_need_not(
     make_front, http, services, media
 ):
     media.held = 900
-    front = make_front(services, max_in_flight=1000, max_body=1000, max_decompressed=1000)
+    limits = {"max_in_flight": 1000, "max_body": 1000, "max_decompressed": 1000}
+    front = make_front(services, body_timeout=1, **limits)
+    # There is none for it within half of the time that an upload may take.
     reply = front.ask(upload(http, bytes(101)))
-    assert (reply.status, reply.error[0]) == (503, Code.UNAVAILABLE)
+    assert (reply.status, reply.error[0]) == (429, Code.UNAVAILABLE)
     packed = gzip.compress(bytes(500))
-    assert front.ask(upload(http, packed, Content_Encoding="gzip")).status == 503
+    assert front.ask(upload(http, packed, Content_Encoding="gzip")).status == 429
     # A call's body is taken all the same: this route is one that these services lack.
     lacking = "/v1/populations/p/taskassignments/s:start"
     assert front.ask(http.head(lacking, Content_Length=200), bytes(200)).status == 501
@@ -198,7 +200,8 @@ def test_uploads_leave_room_for_those_that_wait_and_calls_need_not(
 
 def test_what_is_in_flight_is_bounded(make_front, http, services, media):
     media.names |= {"second", "third"}
-    front = make_front(services, max_in_flight=1000, max_body=1000, max_decompressed=1000)
+    limits = {"max_in_flight": 1000, "max_body": 1000, "max_decompressed": 1000}
+    front = make_front(services, body_timeout=2, **limits)
     second = UPLOAD.replace("known/upload", "second")
     third = UPLOAD.replace("known/upload", "third")
     with front.connect() as first:
@@ -214,7 +217,7 @@ def test_what_is_in_flight_is_bounded(make_front, http, services, media):
             upload(http, packed, second, Content_Encoding="gzip"),
         ):
             reply = front.ask(request)
-            assert (reply.status, reply.error[0]) == (503, Code.UNAVAILABLE)
+            assert (reply.status, reply.error[0]) == (429, Code.UNAVAILABLE)
             assert reply.headers["Retry-After"]
             assert front.frontend.in_flight == 799  # what came, not what was announced
         assert front.ask(upload(http, bytes(200), third)).status == 200
@@ -222,6 +225,25 @@ def test_what_is_in_flight_is_bounded(make_front, http, services, media):
         assert first.reply().status == 200
     assert front.frontend.in_flight == 0
     assert front.ask(upload(http, bytes(300), second)).status == 200
+
+
+def test_an_upload_waits_for_room(make_front, http, services, media):
+    """Two wait, in order: the second would fit, and does not go first."""
+    media.names |= {"second", "third"}
+    front = make_front(services, max_in_flight=1000, max_body=1000, max_decompressed=1000)
+    paths = [UPLOAD, *(UPLOAD.replace("known/upload", name) for name in ("second", "third"))]
+    with front.connect() as first, front.connect() as second, front.connect() as third:
+        first.send(http.head(paths[0], Content_Length=800), bytes(799))
+        assert media.started.acquire(timeout=http.WAIT)
+        second.send(http.head(paths[1], Content_Length=900), bytes(900))
+        assert media.started.acquire(timeout=http.WAIT)
+        third.send(http.head(paths[2], Content_Length=200), bytes(200))
+        assert media.started.acquire(timeout=http.WAIT)
+        assert front.frontend.in_flight == 800
+        first.send(b"x")
+        for connection in (first, second, third):
+            assert connection.reply().status == 200
+    assert front.frontend.in_flight == 0
 
 
 def test_an_error_at_the_end_of_an_upload_is_answered(make_front, http, services, media):

@@ -124,7 +124,7 @@ def finds_no_room(http, front):
         assert front.services.media.started.acquire(timeout=http.WAIT)
         counts = Counts(front)
         counts.until("what was sent", lambda now: now[0] == len(body) - 1)
-        assert front.ask(head(http, NOISE), NOISE).status == 503
+        assert front.ask(head(http, NOISE), NOISE).status == 429
         assert counts.now()[0] == len(body) - 1
         other.send(b"x")
         assert other.reply().status == 200
@@ -187,7 +187,7 @@ ENDS = {
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 def test_nothing_is_counted_after_the_end(make_front, http, services, end):
-    front = make_front(services, **LIMITS)
+    front = make_front(services, body_timeout=2, **LIMITS)
     end(http, front)
     Counts(front).until("nothing in flight", lambda now: now == (0, 0, 0))
     # All the room is there again: a body of the largest size fits beside one that comes.

@@ -135,9 +135,12 @@ def test_of_two_uploads_at_a_time_the_first_that_is_complete_counts(kit):
     asyncio.run(main())
 
 
-def test_an_upload_in_flight_when_the_round_ends_is_aborted(kit):
+@pytest.mark.parametrize("late", ["accept", "refuse"])
+def test_an_upload_in_flight_when_the_round_ends_is_dropped(kit, late):
+    wanted = Code.OK if late == "accept" else Code.ABORTED
+
     async def main():
-        async with kit.world() as world:
+        async with kit.world(late_contributions=late) as world:
             task = await world.submit(goal=1, over_selection=2)
             slow, quick = world.device(), world.device()
             assignment = await slow.assignment()
@@ -147,9 +150,11 @@ def test_an_upload_in_flight_when_the_round_ends_is_aborted(kit):
             await quick.run()
             await world.result(task)
             finish = world.services.media.finish_upload(name, slow.body())
-            assert await kit.code_of(finish) is Code.ABORTED
-            assert await kit.code_of(world.services.media.begin_upload(name)) is Code.ABORTED
-            assert await kit.code_of(slow.submit(assignment, ticket)) is Code.ABORTED
+            assert await kit.code_of(finish) is wanted
+            assert world.services.media.held == 0
+            assert await kit.code_of(slow.upload(ticket)) is wanted
+            assert await kit.code_of(slow.submit(assignment, ticket)) is wanted
+            assert (await world.status(task)).surplus == 1
 
     asyncio.run(main())
 

@@ -351,10 +351,13 @@ def test_a_call_that_is_never_answered_fails_when_the_assignment_does(kit, kind)
 
 
 @pytest.mark.parametrize("kind", SILENT.values(), ids=SILENT)
-def test_no_protocol_outlives_the_deadline(kit, kind):
+@pytest.mark.parametrize("late", ["accept", "refuse"])
+def test_no_protocol_outlives_the_deadline(kit, kind, late):
+    wanted = Code.OK if late == "accept" else Code.ABORTED
+
     async def main():
         async with world(kit, kind, assignment_timeout="1h") as one:
-            task = await one.submit(goal=1)
+            task = await one.submit(goal=1, late_contributions=late)
             victim = one.device()
             theirs = await victim.assignment()
             fared = asyncio.ensure_future(fare(one, victim, theirs))
@@ -363,8 +366,9 @@ def test_no_protocol_outlives_the_deadline(kit, kind):
             with pytest.raises(StatusError, match="came to its deadline with 0 of 1") as caught:
                 await one.result(task)
             assert caught.value.code is Code.DEADLINE_EXCEEDED
-            assert await asyncio.wait_for(fared, 30) is Code.ABORTED
-            assert (await one.status(task)).state is TaskState.FAILED
+            assert await asyncio.wait_for(fared, 30) is wanted
+            status = await one.status(task)
+            assert (status.state, status.surplus) == (TaskState.FAILED, 1)
 
     asyncio.run(main())
 

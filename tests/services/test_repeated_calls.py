@@ -173,12 +173,14 @@ steps = st.lists(
     rubbish=st.booleans(),
     gives_up=st.sampled_from(["", "cancel", "computation", "abort", "late abort"]),
     end=st.sampled_from(["", "cancel", "deadline"]),
+    late=st.sampled_from(["accept", "refuse"]),
 )
 def test_every_call_has_one_answer_and_one_effect(
-    kit, steps, multiple, goal, rubbish, gives_up, end
+    kit, steps, multiple, goal, rubbish, gives_up, end, late
 ):
     async def main():
-        async with kit.world(over_selection="3", task_deadline="300s") as world:
+        options = {"over_selection": "3", "task_deadline": "300s"}
+        async with kit.world(late_contributions=late, **options) as world:
             mode = AssignmentMode.MULTIPLE if multiple else AssignmentMode.SINGLE
             tasks = {}
             for name in NAMES if multiple else NAMES[:1]:
@@ -227,11 +229,17 @@ def test_every_call_has_one_answer_and_one_effect(
                     counted[id_] += 1 << session.device.number
         for task, id_ in tasks.items():
             status = await world.status(task)
-            assert status.contributed == bin(counted[id_]).count("1")
-            assert status.assigned == status.contributed + status.dropped + status.pending <= 3
+            accepted = bin(counted[id_]).count("1")
+            assert accepted - (status.surplus if late == "accept" else 0) <= status.contributed
+            assert status.contributed <= accepted
+            assert status.pending <= status.assigned <= 3
+            ended = status.contributed + status.dropped + status.surplus
+            assert status.assigned == ended + status.pending
             if status.state is TaskState.COMPLETED:
-                assert await world.result(task) == [counted[id_], goal]
-        for kinds in (("Assigned",), ("Contributed", "Dropped")):
+                total, count = await world.result(task)
+                assert (total & counted[id_], count) == (total, goal)
+                assert bin(total).count("1") == goal
+        for kinds in (("Assigned",), ("Contributed", "Dropped", "Surplus")):
             events = [event for kind in kinds for event in world.recorder.of(kind)]
             ids = [(event.task_id, event.session_id) for event in events]
             assert len(set(ids)) == len(ids), "it happens once"
@@ -254,7 +262,8 @@ def test_every_call_has_one_answer_and_one_effect(
 @pytest.mark.parametrize("why", ["computation", "abort", "timeout", "task"])
 def test_a_call_after_its_assignment_was_dropped_is_no_fault_of_the_device(kit, why):
     async def main():
-        async with kit.world(over_selection="3", assignment_timeout="60s") as world:
+        options = {"over_selection": "3", "assignment_timeout": "60s"}
+        async with kit.world(late_contributions="refuse", **options) as world:
             task = await world.submit(goal=2)
             early, late = world.device(), world.device()
             first, second = await early.assignment(), await late.assignment()
@@ -318,9 +327,9 @@ def test_an_upload_that_is_repeated_is_answered_ok_and_counted_once(kit, when):
             assert await device.start_upload(assignment) == ticket
             assert media.held == 0
             assert len(world.recorder.of("Contributed")) == 1
-            # A while later nobody sends anything again.
+            # A while later nobody sends anything again; who does is late, and did nothing wrong.
             world.advance(601)
-            assert await kit.code_of(device.submit(assignment, ticket)) is Code.ABORTED
+            assert await device.submit(assignment, ticket) == answers[0]
 
     asyncio.run(main())
 

@@ -114,9 +114,10 @@ def test_devices_go_on_after_a_restart_or_are_aborted_but_never_sent_away(sqlite
                 waiting.start(),
                 waiting.report_eligibility(),
                 fresh.ask("many"),
-                uploaded.submit(held[uploaded], tickets[uploaded]),
             ):
                 assert await kit.code_of(call) is Code.ABORTED
+            # It cannot help that its upload is lost: a refusal would send it away for hours.
+            await uploaded.submit(held[uploaded], tickets[uploaded])
             guess = fresh.start_upload(held[fresh], "guess")
             assert await kit.code_of(guess) is Code.UNAUTHENTICATED
             assert await kit.code_of(fresh.poll("operations/unknown")) is Code.NOT_FOUND
@@ -129,8 +130,8 @@ def test_devices_go_on_after_a_restart_or_are_aborted_but_never_sent_away(sqlite
             await started.upload(tickets[started])
             await started.submit(held[started], tickets[started])
             # The one whose upload is lost has left, and its place is free.
-            again = uploaded.start_upload(held[uploaded])
-            assert await kit.code_of(again) is Code.ABORTED
+            assert await uploaded.start_upload(held[uploaded]) == tickets[uploaded]
+            assert (await world.status(many)).surplus == 1
             other = world.device(multiple=True)
             await other.check_in()
             (given,) = await other.ask("many")
@@ -141,19 +142,32 @@ def test_devices_go_on_after_a_restart_or_are_aborted_but_never_sent_away(sqlite
     asyncio.run(main())
 
 
-def test_a_token_of_before_the_restart_finds_no_place_where_there_is_none(sqlite, kit):
+@pytest.mark.parametrize("late", ["accept", "refuse"])
+def test_a_token_of_before_the_restart_finds_no_place_where_there_is_none(sqlite, kit, late):
+    wanted = Code.OK if late == "accept" else Code.ABORTED
+
     async def main():
         async with sqlite() as world:
-            await world.submit(goal=1)
+            task = await world.submit(goal=1, late_contributions=late)
             before = world.device()
             assignment = await before.assignment()
         async with sqlite() as world:
             before.services = world.services
             other = world.device()
             given = await other.assignment()
-            assert await kit.code_of(before.start_upload(assignment)) is Code.ABORTED
+
+            async def go_on():
+                ticket = await before.start_upload(assignment)
+                await before.upload(ticket)
+                await before.submit(assignment, ticket)
+
+            for _ in range(2):
+                assert await kit.code_of(go_on()) is wanted
+            assert (await world.status(task)).contributed == 0
             await other.contribute(given)
-            assert await kit.code_of(before.start_upload(assignment)) is Code.ABORTED
+            assert await kit.code_of(go_on()) is wanted
+            assert await world.result(task) == [1 << other.number, 1]
+            assert len(world.recorder.of("Surplus")) == (late == "accept")
 
     asyncio.run(main())
 

@@ -183,9 +183,12 @@ def test_a_repeated_multiple_request_brings_the_same_answer_and_no_second_assign
     asyncio.run(main())
 
 
-def test_over_selection_takes_the_first_and_turns_the_rest_away_with_aborted(kit):
+@pytest.mark.parametrize("late", ["accept", "refuse"])
+def test_over_selection_takes_the_first_and_counts_the_rest_as_surplus(kit, late):
+    wanted = Code.OK if late == "accept" else Code.ABORTED
+
     async def main():
-        async with kit.world() as world:
+        async with kit.world(late_contributions=late) as world:
             task = await world.submit(goal=2, over_selection=2.0)
             devices = [world.device() for _ in range(5)]
             assignments = [await device.assignment() for device in devices]
@@ -198,18 +201,21 @@ def test_over_selection_takes_the_first_and_turns_the_rest_away_with_aborted(kit
                 await devices[index].upload(tickets[index])
                 await devices[index].submit(assignments[index], tickets[index])
             assert await world.result(task) == [0b11, 2]
-            late = devices[2]
-            assert await kit.code_of(late.submit(assignments[2], tickets[2])) is Code.ABORTED
-            assert await kit.code_of(devices[3].start_upload(assignments[3])) is Code.ABORTED
+            for _ in range(2):
+                submitted = devices[2].submit(assignments[2], tickets[2])
+                assert await kit.code_of(submitted) is wanted
+                assert await kit.code_of(devices[3].contribute(assignments[3])) is wanted
+            assert world.services.media.held == 0
             status = await world.status(task)
-            assert (status.contributed, status.dropped, status.pending) == (2, 2, 0)
+            assert (status.contributed, status.dropped, status.pending) == (2, 0, 0)
+            assert status.surplus == len(world.recorder.of("Surplus")) == 2
 
     asyncio.run(main())
 
 
 def test_concurrent_submissions_beyond_the_goal_are_not_in_the_result(kit):
     async def main():
-        async with kit.world() as world:
+        async with kit.world(late_contributions="refuse") as world:
             task = await world.submit(goal=3, over_selection=3.0)
             devices = [world.device() for _ in range(9)]
             assignments = [await device.assignment() for device in devices]
@@ -314,7 +320,8 @@ def test_a_round_whose_devices_all_fail_ends_at_its_deadline_and_says_so(kit):
             assert caught.value.code is Code.DEADLINE_EXCEEDED
             message = caught.value.message
             assert "1 of 2 contributions" in message
-            assert "6 devices were assigned, 5 were dropped" in message
+            assert "6 devices were assigned, 4 were dropped" in message
+            assert message.endswith("; 1 came too late")
             assert "4 x computation INTERNAL" in message
             status = await world.status(task)
             assert status.state is TaskState.FAILED

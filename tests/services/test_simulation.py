@@ -3,12 +3,14 @@
 A request that got lost is a step that is not in the history. A duplicate arrives at the same time.
 
 Each device brings its own power of two. Whatever happens, the sum must be of exactly the devices
-whose submission the server accepted, each once; nothing but the stated codes is ever answered; and
+whose submission the server accepted, each once (those who come too late are accepted and not
+added, unless they are refused); nothing but the stated codes is ever answered; and
 the round ends.
 """
 
 import asyncio
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -144,7 +146,8 @@ SESSION = [
 ]
 
 
-def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit):
+@pytest.mark.parametrize("late", ["accept", "refuse"])
+def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit, late):
     crowd = [("all", "prepare", False), ("all", "submit", False)]
 
     @example(crowd, 1, 2.0, "fifo")
@@ -166,7 +169,10 @@ def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit):
 
     async def simulate(history, goal, over, selection):
         async with kit.world(
-            assignment_timeout="30s", session_timeout="60s", selection__uniform__window="1s"
+            late_contributions=late,
+            assignment_timeout="30s",
+            session_timeout="60s",
+            selection__uniform__window="1s",
         ) as world:
             task = await world.submit(
                 goal, minimum_count=1, over_selection=over, deadline=400, selection=selection
@@ -200,12 +206,20 @@ def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit):
             end = await kit.code_of(world.result(task))
             assert end in (Code.OK, Code.DEADLINE_EXCEEDED)
             total, count = await world.result(task) if end is Code.OK else (0, 0)
-            assert count == sum(phone.accepted for phone in phones)
-            assert total == sum(phone.accepted << phone.device.number for phone in phones)
+            accepted = sum(phone.accepted for phone in phones)
+            if late == "refuse":
+                assert count == accepted
+                assert total == sum(phone.accepted << phone.device.number for phone in phones)
+            else:
+                assert count <= accepted
+                for phone in phones:  # each adds its own power of two as often as it is counted
+                    assert (
+                        end is not Code.OK or phone.accepted or not total >> phone.device.number & 1
+                    )
             status = await world.status(task)
             assert status.state in (TaskState.COMPLETED, TaskState.FAILED)
             assert status.contributed == count <= goal
-            assert status.assigned == status.contributed + status.dropped
+            assert status.assigned == status.contributed + status.dropped + status.surplus
             assert status.pending == 0
 
     run()

@@ -24,26 +24,42 @@ def test_cancelling_a_task_ends_it_for_everybody(kit):
             status = await world.status(task)
             assert status.state is TaskState.CANCELLED
             assert status.error == (Code.CANCELLED, "the operator said so")
-            assert await kit.code_of(device.start_upload(assignment)) is Code.ABORTED
+            await device.contribute(assignment)
+            assert (await world.status(task)).surplus == 1
             await world.services.tasks.cancel(task)
             assert (await world.status(task)).error == (Code.CANCELLED, "the operator said so")
 
     asyncio.run(main())
 
 
-def test_a_forgotten_task_is_gone_but_its_late_devices_are_still_aborted(kit):
+@pytest.mark.parametrize("late", ["accept", "refuse"])
+def test_a_forgotten_task_is_gone_but_its_late_devices_are_known(kit, late):
+    wanted = Code.OK if late == "accept" else Code.ABORTED
+
     async def main():
-        async with kit.world() as world:
+        async with kit.world(late_contributions=late) as world:
             task = await world.submit(goal=1, over_selection=2)
-            device, late = world.device(), world.device()
-            assignment, late_assignment = await device.assignment(), await late.assignment()
+            device, slow = world.device(), world.device()
+            assignment, late_assignment = await device.assignment(), await slow.assignment()
             assert await kit.code_of(world.services.tasks.forget(task)) is Code.FAILED_PRECONDITION
             await device.contribute(assignment)
             await world.result(task)
             await world.services.tasks.forget(task)
             for call in (world.status, world.result, world.services.tasks.forget):
                 assert await kit.code_of(call(task)) is Code.NOT_FOUND
-            assert await kit.code_of(late.start_upload(late_assignment)) is Code.ABORTED
+            world.advance(601)
+            for _ in range(2):
+                assert await kit.code_of(slow.start_upload(late_assignment)) is wanted
+            forged = slow.start_upload(late_assignment, "forged")
+            assert await kit.code_of(forged) is Code.NOT_FOUND
+            if late == "accept":
+                ticket = await slow.start_upload(late_assignment)
+                await slow.upload(ticket)
+                await slow.submit(late_assignment, ticket)
+                wrong = slow.submit(late_assignment, ticket, "another")
+                assert await kit.code_of(wrong) is Code.INVALID_ARGUMENT
+                slow.principal = "somebody else"
+                assert await kit.code_of(slow.upload(ticket)) is Code.PERMISSION_DENIED
 
     asyncio.run(main())
 
@@ -63,7 +79,7 @@ def test_a_task_that_ended_is_forgotten_after_its_retention(kit):
             await kit.settle()
             assert await kit.code_of(world.result(task)) is Code.NOT_FOUND
             # A token says what it is for, even if nobody else knows of it any more.
-            assert await kit.code_of(late.start_upload(late_assignment)) is Code.ABORTED
+            assert (await late.start_upload(late_assignment)).client_token
             assert world.services.tasks.next_tick() is None
 
     asyncio.run(main())

@@ -121,6 +121,10 @@ class Handler(RequestHandler):
             headers["Allow"] = ", ".join(self.allowed())
         return error.to_proto().SerializeToString(), headers
 
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Return what an error is answered with: status, body and headers."""
+        return (error.http, *self.describe(error))
+
     # What handlers use.
 
     def refuse_method(self) -> StatusError:
@@ -146,16 +150,20 @@ class Handler(RequestHandler):
         """Return how large the body may be."""
         return self.context.limits
 
+    def announced(self) -> int | None:
+        """Return the announced size of the body; None if it comes in chunks."""
+        headers = self.request.headers
+        chunked = "Transfer-Encoding" in headers
+        return None if chunked else int(headers.get("Content-Length", "0"))
+
     def open_body(self) -> None:
         """Make room for the announced body.
 
         :raises StatusError: as :class:`BodyReader`.
         """
-        headers = self.request.headers
-        announced = headers.get("Content-Length", "0")
         self.body = BodyReader(
-            headers.get("Content-Encoding", ""),
-            None if "Transfer-Encoding" in headers else int(announced),
+            self.request.headers.get("Content-Encoding", ""),
+            self.announced(),
             self.limits(),
             self.room(),
             self.context.executor,
@@ -219,8 +227,8 @@ class Handler(RequestHandler):
                 self.connection.close()
                 self._end(GONE)
             return
-        body, headers = self.describe(error)
-        self.answer(body, error.http, headers)
+        status, body, headers = self.reply_to(error)
+        self.answer(body, status, headers)
 
     @property
     def answered(self) -> bool:
@@ -337,10 +345,10 @@ class Handler(RequestHandler):
         self.abandon()
         self._discard = LINGER
         self.request.watch.limit(LINGER_TIME)
-        body, headers = self.describe(error)
+        status, body, headers = self.reply_to(error)
         if int(self.request.headers.get("Content-Length", "0")) > LINGER:
             headers["Connection"] = "close"
-        self.begin_answer(len(body), error.http, headers, body)
+        self.begin_answer(len(body), status, headers, body)
         if "Expect" in self.request.headers:
             self.end_answer()  # such a client sends no body once it has an answer
 

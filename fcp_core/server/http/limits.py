@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -39,6 +41,10 @@ CALLS_AT_ONCE = 64
 #: As much of a call's body is always taken, in bytes: what devices send is smaller, and so never
 #: waits for somebody's large calls. The limit on connections bounds the sum.
 FREE_OF_CALL = 16 << 10
+
+
+#: How often an upload that waits for room looks whether there is some, in seconds.
+PAUSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,8 @@ class InFlight:
         self.held = 0
         #: How many bodies are being read straight off their sockets.
         self.readers = 0
+        #: Those who wait for room, in order.
+        self._waiting_for_room: deque[object] = deque()
 
     def take(self, size: int) -> None:
         """Count *size* bytes more.
@@ -158,6 +166,30 @@ class InFlight:
     def give_back(self, size: int) -> None:
         """Release *size* bytes."""
         self.held -= size
+
+    def room(self) -> int:
+        """Return how many bytes more may be taken."""
+        return self.limit - self.held
+
+    async def wait(self, size: int, timeout: float) -> None:
+        """Wait until *size* bytes may be taken; those who came before are first.
+
+        What could never be taken is not waited for: taking it says why.
+
+        :param timeout: how long to wait at most, in seconds; taking then fails.
+        """
+        if size > self.limit or (not self._waiting_for_room and size <= self.room()):
+            return
+        loop, turn = asyncio.get_running_loop(), object()
+        until = loop.time() + timeout
+        self._waiting_for_room.append(turn)
+        try:
+            while self._waiting_for_room[0] is not turn or size > self.room():
+                if loop.time() >= until:
+                    return
+                await asyncio.sleep(PAUSE)
+        finally:
+            self._waiting_for_room.remove(turn)
 
     def check(self, size: int, held: int) -> None:
         """Check that there is room for *size* bytes more than *held*.
@@ -186,6 +218,10 @@ class UploadsInFlight(InFlight):
         super().__init__(bodies.limit)
         self._bodies = bodies
         self._waiting = waiting
+
+    def room(self) -> int:
+        """Return how many bytes more may be taken."""
+        return self.limit - self._bodies.held - self._waiting()
 
     def take(self, size: int) -> None:
         """Count *size* bytes more, as :meth:`InFlight.take` does."""

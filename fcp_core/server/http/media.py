@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Sequence
 from urllib.parse import unquote
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import InFlight, http_error
 from fcp_core.server.http.rpc import DeviceHandler
 
@@ -42,8 +41,6 @@ class UploadHandler(DeviceHandler):
                 Code.INVALID_ARGUMENT, f"upload_protocol {protocol!r} is not supported; use raw"
             )
         self.request.watch.limit(self.context.limits.body_timeout)
-        # First the room: a device that has to come back begins again.
-        self.open_body()
         return self._begin(unquote(self.request.path[len(UPLOAD) :]))
 
     def room(self) -> InFlight:
@@ -54,6 +51,9 @@ class UploadHandler(DeviceHandler):
         media = self.context.services.media
         if await self.context.call(media.begin_upload(name, self._sender)):
             self._name = name
+            # A device that is refused stays away for hours; one that is not read from waits.
+            await self.room().wait(self.announced() or 0, self.context.limits.body_timeout / 2)
+            self.open_body()
         else:
             # The bytes are there; only the answer was lost. What comes is dropped as it comes.
             self._wanted = False
@@ -85,7 +85,7 @@ class UploadHandler(DeviceHandler):
         self.answer()
 
 
-class DownloadHandler(Handler):
+class DownloadHandler(DeviceHandler):
     """``GET /data/...``: a plan, a checkpoint or a slice, as it is stored."""
 
     label = "download"

@@ -21,6 +21,7 @@ from fcp_core.rounds.events import (
     Dropped,
     Event,
     Rejected,
+    Surplus,
     TaskClosed,
     TaskOpened,
 )
@@ -91,6 +92,11 @@ class ServerMetrics:
             "fcp_drops_total",
             "Assigned devices that did not contribute, by the phase that they reached.",
             [*_TASK, "phase"],
+        )
+        self.surplus = Counter(
+            "fcp_surplus_total",
+            "Assigned devices of which nothing more was needed, since the task was over.",
+            _TASK,
         )
         self.closed = Counter(
             "fcp_rounds_closed_total",
@@ -168,6 +174,8 @@ class ServerMetrics:
             self.fold_seconds.observe(where, name, value=event.fold_seconds)
         elif isinstance(event, Dropped):
             self.drops.add(where, event.task_name, _word(event.phase))
+        elif isinstance(event, Surplus):
+            self.surplus.add(where, event.task_name)
         elif isinstance(event, TaskOpened):
             self._open[where, event.task_name] += 1
         else:

@@ -50,6 +50,11 @@ class DeviceHandler(Handler):
             context.keys.take(principal or sender or _digest(headers.get(KEY_HEADER, "")))
         return sender
 
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Never answer 503: clients since September 2024 may crash in the delay that follows it."""
+        status, body, headers = super().reply_to(error)
+        return (429 if status == 503 else status, body, headers)
+
 
 class RPCHandler(DeviceHandler):
     """One call of the protocol, whichever: the routing table says which."""
@@ -83,6 +88,20 @@ class RPCHandler(DeviceHandler):
     def limits(self) -> Limits:
         """Return how large the body may be: what is parsed on the loop is small."""
         return limits_of_call(self.context.limits, self._route.method)
+
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Turn a device away gently that cannot be served now, if the call has a way to say so."""
+        response = None
+        if error.http >= 500 and error.code is not Code.UNIMPLEMENTED:
+            try:
+                found = routes.match(self.request.method, self.request.path)
+            except StatusError:  # the path is malformed
+                found = None
+            if found is not None:
+                response = self.context.services.turn_away(*found)
+        if response is None:
+            return super().reply_to(error)
+        return 200, response.SerializeToString(), {}
 
     async def serve(self) -> None:
         """Parse, call, answer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,14 +12,18 @@ from google.protobuf.message import Message
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.policies import RetryWindow
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.published import Download
+from fcp_core.server.services.turned_away import rejection
 
 #: How many bytes of plans, checkpoints and slices a worker keeps.
 CACHE = 256 << 20
+#: When a device comes back that a worker turns away, which does not know the populations.
+BUSY = RetryWindow(60.0, 120.0)
 
 
 class RemoteServices:
@@ -42,6 +46,10 @@ class RemoteServices:
             return Answer(await self._link.call("rpc", route.service, route.method, data, sender))
 
         return call
+
+    def turn_away(self, route: Route, variables: Mapping[str, str]) -> Message | None:
+        """Return what a call is answered with that cannot be served now, as ``Services``."""
+        return rejection(route, variables.get("session_id", ""), BUSY)
 
 
 class Answer:

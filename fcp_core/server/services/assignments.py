@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
@@ -30,6 +31,9 @@ from fcp_core.server.services.protocol_calls import code_of
 from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.server.services.tasks import Tasks
 
+if TYPE_CHECKING:
+    from fcp_core.plugins.manager import Plugins
+
 _WITHOUT_OPERATION = (SessionState.CHECKED_IN, SessionState.ENDED)
 
 
@@ -43,12 +47,14 @@ class TaskAssignments:
         self,
         common: Common,
         *,
+        plugins: Plugins,
         populations: Populations,
         tasks: Tasks,
         eligibility_tasks: EligibilityTasks,
         max_waiting: int | None = None,
     ) -> None:
         self._common = common
+        self._plugins = plugins
         self._clock = common.clock
         self._tokens = common.tokens
         self._populations = populations
@@ -71,6 +77,10 @@ class TaskAssignments:
         session = self._session(population, request.session_id, now, sender)
         if session.state in _WITHOUT_OPERATION:
             session.check()
+            if self._refuses(session, request.attestation_measurement.value, now):
+                session.wait("")
+                session.move(SessionState.REJECTED)
+                return self._operation(population, session)
             self._check_room()
             candidate = Candidate(
                 id=self._common.secrets.uuid(),
@@ -98,8 +108,9 @@ class TaskAssignments:
         session.check()
         names = [name for name in dict.fromkeys(request.task_names) if name in session.offered]
         new = [name for name in names if name not in session.asked]
+        refused = bool(new) and self._refuses(session, request.attestation_measurement.value, now)
         for name in new:
-            task = _with_room(population, name)
+            task = None if refused else _with_room(population, name)
             session.asked[name] = "" if task is None else task.aggregation_id
             if task is not None:
                 task.assign(session, now)
@@ -114,7 +125,7 @@ class TaskAssignments:
                 raise StatusError(
                     Code.ABORTED, "what this session was given is over; check in again"
                 )
-            if new or not names:
+            if not refused and (new or not names):
                 reason = "no_task"
                 self._common.notify(
                     Rejected(now, population.name, label(session.session_id), reason)
@@ -145,8 +156,11 @@ class TaskAssignments:
         assignment = None if task is None else task.machine.get(given)
         code = code_of(request.computation_status_code)
         if code is not Code.OK and task is not None and assignment is not None:
-            message = "the device reported that its computation failed"
-            task.drop(assignment.id, "computation", code, message)
+            phase, message = "computation", "the device reported that its computation failed"
+            if code is Code.FAILED_PRECONDITION:
+                # No failure of the task: clients of 2026 say so that they have too few examples.
+                phase, message = "insufficient_data", "the device has too few examples"
+            task.drop(assignment.id, phase, code, message)
         return pb.ReportTaskResultResponse()
 
     # For the operations service.
@@ -205,6 +219,19 @@ class TaskAssignments:
         raise StatusError(
             Code.ABORTED, "this operation has expired or was lost at a restart; check in again"
         )
+
+    def _refuses(self, session: DeviceSession, measurement: str, now: float) -> bool:
+        """Whether a plugin refuses what a device attests over its session's id."""
+        if not measurement:
+            return False
+        asked = replace(
+            session.check_in, attestation_measurement=measurement, session_id=session.session_id
+        )
+        if self._plugins.admit(asked, now) is None:
+            return False
+        who = (session.check_in.population, label(session.session_id))
+        self._common.notify(Rejected(now, *who, "refused"))
+        return True
 
     def _check_room(self) -> None:
         if self._max_waiting is not None:

@@ -31,13 +31,16 @@ class Media:
     async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
         """Begin an upload; :meth:`finish_upload` or :meth:`abandon_upload` must follow.
 
-        :returns: whether its bytes are wanted: if they are there already, the device only did not
-            hear so, and is to be answered OK.
+        :returns: whether its bytes are wanted: they are not if they are there already and the
+            device only did not hear so, or if it comes too late; it is to be answered OK then.
         :raises StatusError: UNAUTHENTICATED for a name that is not valid, PERMISSION_DENIED for one
-            of somebody else, ABORTED if the task is over or the assignment was dropped.
+            of somebody else, ABORTED if the assignment was dropped.
         """
         now = self._clock.now()
-        task, assignment, slot = self._calls.upload(resource_name, now, sender)
+        found = self._calls.upload(resource_name, now, sender)
+        if found is None:
+            return False
+        task, assignment, slot = found
         return task.begin_upload(assignment, slot, now)
 
     async def finish_upload(
@@ -49,7 +52,12 @@ class Media:
             then the device may try again.
         """
         now = self._clock.now()
-        task, assignment, slot = self._calls.upload(resource_name, now, sender)
+        found = self._calls.upload(resource_name, now, sender)
+        if found is None:
+            if isinstance(body, HeldBody):
+                body.drop()
+            return
+        task, assignment, slot = found
         try:
             self._memory.check(len(body))
         except StatusError:
@@ -62,9 +70,12 @@ class Media:
     async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
         """Forget an upload whose bytes will not come; the device may try again."""
         try:
-            _, assignment, slot = self._calls.upload(resource_name, self._clock.now(), sender)
+            found = self._calls.upload(resource_name, self._clock.now(), sender)
         except StatusError:
             return
+        if found is None:
+            return
+        _, assignment, slot = found
         assignment.abandon_upload(slot)
 
     async def download(self, name: str) -> Download:

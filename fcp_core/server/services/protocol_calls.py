@@ -8,8 +8,9 @@ long-running answers with an operation.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from google.protobuf.message import Message
 
@@ -19,7 +20,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment
 from fcp_core.rounds.operations import ProtocolCall, operation, operation_name
 from fcp_core.rounds.pacing import duration
-from fcp_core.rounds.protocols import AggregationProtocolFactory
+from fcp_core.rounds.protocols import AggregationProtocolFactory, Call
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.server.services.common import Common
@@ -29,6 +30,8 @@ from fcp_core.server.services.task_runner import TaskRunner
 if TYPE_CHECKING:
     from fcp_core.server.services.tasks import Tasks
 
+logger = logging.getLogger("fcp.services")
+
 #: How often a device asks about an operation whose protocol does not say, in seconds.
 POLLING_INTERVAL = 0.5
 
@@ -37,6 +40,8 @@ class ProtocolCalls:
     """The services of all installed aggregation protocols.
 
     :param factories: the installed protocols.
+    :param accepts_late: whether a device that comes too late is answered OK if its task is not
+        known any more; otherwise the task says.
     """
 
     def __init__(
@@ -45,13 +50,16 @@ class ProtocolCalls:
         *,
         tasks: Tasks,
         factories: Collection[AggregationProtocolFactory],
+        accepts_late: bool,
     ) -> None:
         self._clock = common.clock
         self._tokens = common.tokens
         self._tasks = tasks
         self._base_url = common.base_url
+        self._accepts_late = accepts_late
+        self._factories = {name: factory for factory in factories for name in factory.services}
         #: The services of the protocols.
-        self.services = frozenset(name for factory in factories for name in factory.services)
+        self.services = frozenset(self._factories)
         #: The calls with which devices give up, whatever protocol they are of.
         self._aborting = frozenset(
             (service, method)
@@ -73,8 +81,8 @@ class ProtocolCalls:
 
         :raises StatusError: NOT_FOUND for an aggregation that this server never had,
             UNAUTHENTICATED for a token that is not valid, PERMISSION_DENIED for one of somebody
-            else, ABORTED if the task is over or the assignment has ended, INVALID_ARGUMENT if the
-            task has another protocol; what the protocol says otherwise.
+            else, INVALID_ARGUMENT if the task has another protocol, ABORTED if the assignment was
+            dropped or comes too late where that is refused; what the protocol says otherwise.
         """
         now = self._clock.now()
         begins = "authorization_token" in request.DESCRIPTOR.fields_by_name
@@ -85,9 +93,10 @@ class ProtocolCalls:
         task = self._tasks.find(aggregation_id)
         aborting = (route.service, route.method) in self._aborting
         if task is None:
-            if not aborting:
-                raise StatusError(Code.ABORTED, "the task is over; check in again")
-            return _empty(route)
+            if aborting:
+                return _empty(route)
+            tickets = self._tickets(aggregation_id, token, sender)
+            return self._late(route, tickets, request, None)
         if (route.service, route.method) not in task.routes:
             raise StatusError(
                 Code.INVALID_ARGUMENT,
@@ -99,16 +108,14 @@ class ProtocolCalls:
                 code, message = _why(request)
                 task.drop(known.id, "aborted", code, message)
             return _empty(route)
+        tickets = self._tickets(aggregation_id, token, sender)
+        if token.expires <= now and known is None:
+            return self._late(route, tickets, request, task)
         assignment = task.find(token.subject.hex(), now, begins=begins)
-        tickets = AssignmentTickets(
-            self._tokens,
-            aggregation_id,
-            assignment.id,
-            sender,
-            token.expires,
-            self._base_url,
-            token.key,
-        )
+        earlier = assignment.calls.get(route.method)
+        answered = earlier is not None and not isinstance(earlier.result, StatusError)
+        if task.excuses(assignment) and not answered:
+            return self._late(route, tickets, request, task)
         call = task.call(assignment, route.method, request, tickets, now)
         if route.long_running:
             return _operation(route, tickets.operation(route.method), call)
@@ -130,31 +137,85 @@ class ProtocolCalls:
         assignment = None if task is None else task.machine.get(token.subject.hex())
         method = token.extra.decode()
         call = None if assignment is None else assignment.calls.get(method)
-        if task is None or call is None:
+        if task is None:
             raise StatusError(Code.ABORTED, "the task of this operation is over; check in again")
         route = next(route for (_, name), route in task.routes.items() if name == method)
+        if call is None:
+            if not (task.accepts_late and task.protocol.concludes(method)):
+                raise _too_late()
+            return operation(operation_name(text), None, _empty(route))
         return _operation(route, text, call)
 
     def upload(
         self, name: str, now: float, sender: str | None
-    ) -> tuple[TaskRunner, Assignment, str]:
+    ) -> tuple[TaskRunner, Assignment, str] | None:
         """Return what an upload is for: the task, the assignment and the slot.
 
+        :returns: None if the task is over, so that nothing is needed any more.
         :raises StatusError: UNAUTHENTICATED for a name that is not valid; ABORTED if the task is
-            over.
+            over and those who come too late are refused.
         """
-        token = read_token(self._tokens, name, Kind.UPLOAD, now, sender)
+        token = read_token(self._tokens, name, Kind.UPLOAD, now, sender, late=True)
         task = self._tasks.find(uuid_text(token.scope))
-        if task is None:
-            raise StatusError(Code.ABORTED, "the task is over; check in again")
+        expired = token.expires <= now
+        if task is None or (expired and task.machine.get(token.subject.hex()) is None):
+            if not self._accepts(task):
+                raise _too_late()
+            return None
         return task, task.find(token.subject.hex(), now, begins=False), token.extra.decode()
+
+    def _accepts(self, task: TaskRunner | None) -> bool:
+        return self._accepts_late if task is None else task.accepts_late
+
+    def _tickets(self, aggregation_id: str, token: Token, sender: str | None) -> AssignmentTickets:
+        return AssignmentTickets(
+            self._tokens,
+            aggregation_id,
+            token.subject.hex(),
+            sender,
+            token.expires,
+            self._base_url,
+            token.key,
+        )
+
+    def _late(
+        self, route: Route, tickets: AssignmentTickets, request: Any, task: TaskRunner | None
+    ) -> Message:
+        """Answer a device that comes too late.
+
+        :param task: None: it is not known any more.
+        :raises StatusError: ABORTED if such devices are refused, or the protocol has no answer;
+            what the protocol says of a call that is wrong.
+        """
+        if not self._accepts(task):
+            raise _too_late()
+        factory = self._factories[route.service]
+        response, empty = None, _empty(route)
+        try:
+            if factory.late is not None:
+                response = factory.late(Call(tickets.assignment, route.method, request, tickets))
+            if response is not None and not isinstance(response, type(empty)):
+                raise TypeError(f"expected a {empty.DESCRIPTOR.full_name}, not {response!r}")
+        except StatusError:
+            raise
+        except Exception:
+            logger.exception("the aggregation protocol %s failed on a late call", factory.name)
+            response = None
+        if response is None and task is not None and task.protocol.concludes(route.method):
+            response = empty
+        if response is None:
+            raise _too_late()
+        if route.long_running:
+            name = operation_name(tickets.operation(route.method))
+            return cast(Message, operation(name, None, response))
+        return response
 
     def _read(
         self, text: str, kind: Kind, aggregation_id: str, now: float, sender: str | None
     ) -> Token:
         token = None
         try:
-            token = read_token(self._tokens, text, kind, now, sender)
+            token = read_token(self._tokens, text, kind, now, sender, late=True)
         except StatusError as error:
             if error.code is not Code.UNAUTHENTICATED or self._tasks.knows(aggregation_id):
                 raise
@@ -169,6 +230,10 @@ class ProtocolCalls:
         raise StatusError(
             Code.NOT_FOUND, f"this server never had an aggregation {aggregation_id!r}"
         )
+
+
+def _too_late() -> StatusError:
+    return StatusError(Code.ABORTED, "the task is over; check in again")
 
 
 def _is_scope(token: Token, aggregation_id: str) -> bool:

@@ -91,6 +91,10 @@ class ProtocolHost:
         """Whether devices that called before a restart of the server can go on."""
         return self._protocol.resumable
 
+    def concludes(self, method: str) -> bool:
+        """Whether an OK to a method tells a device that it counts, if it is needed."""
+        return method in self._protocol.concluding
+
     def describe(self, message: Any) -> None:
         """Have the protocol fill in its part of an assignment's message."""
         try:
@@ -172,14 +176,18 @@ class ProtocolHost:
             return []
         return self._ask("worked", partial(self._protocol.worked, key, result, now), now)
 
-    def left(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
-        """Answer the calls of a device that was dropped, and notify the protocol."""
+    def left(self, effect: DroppedEffect, now: float, *, excused: bool) -> list[ShellEffect]:
+        """Answer the calls of a device that was dropped, and notify the protocol.
+
+        :param excused: whether it came too late and is answered OK all the same.
+        """
         assignment = effect.assignment
         called = bool(assignment.calls)
         error = device_status(effect.code, effect.message)
-        for call in assignment.calls.values():
+        for method, call in assignment.calls.items():
             if call.state is CallState.PENDING:
-                _finish(call, error)
+                ok = excused and method in self._protocol.concluding
+                _finish(call, self._empty[method]() if ok else error)
         # At the task's end the whole protocol ends.
         if not called or self._machine.state is not TaskState.OPEN or effect.phase == "submit":
             return []
@@ -255,6 +263,7 @@ class ProtocolHost:
                         Code(effect.code),
                         str(effect.message),
                         now,
+                        late=effect.late,
                     )
                 else:
                     found += self._answer(effect, now)

@@ -121,6 +121,7 @@ def status_of(record: TaskRecord) -> TaskStatus:
         assigned=record.assigned,
         contributed=record.contributed,
         dropped=record.dropped,
+        surplus=record.surplus,
         created=record.created,
         finished=record.finished,
         error=(Code(record.code), record.message) if record.code else None,

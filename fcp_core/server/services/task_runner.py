@@ -24,7 +24,15 @@ from fcp_core.rounds.effects import (
     EndEffect,
     Group,
 )
-from fcp_core.rounds.events import Assigned, Contributed, Dropped, TaskClosed, TaskOpened
+from fcp_core.rounds.events import (
+    Assigned,
+    Contributed,
+    Dropped,
+    Event,
+    Surplus,
+    TaskClosed,
+    TaskOpened,
+)
 from fcp_core.rounds.protocols import Body, Tickets, Work
 from fcp_core.rounds.session import DeviceSession, assignment_id
 from fcp_core.rounds.task import FINAL
@@ -41,6 +49,7 @@ class TaskRunner:
     """One task that is offered, until it has ended.
 
     :param spec: the specification without its large parts.
+    :param accepts_late: whether devices that come too late are answered OK.
     """
 
     def __init__(
@@ -50,6 +59,7 @@ class TaskRunner:
         parts: TaskParts,
         published: Published,
         assignment_timeout: float,
+        accepts_late: bool,
         surroundings: Surroundings,
         places: Places,
         keeper: Keeper,
@@ -60,6 +70,7 @@ class TaskRunner:
         self.protocol = parts.protocol
         self.published = published
         self.assignment_timeout = assignment_timeout
+        self.accepts_late = accepts_late
         self._begun = parts.begun
         self.routes = parts.routes
         self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
@@ -69,7 +80,7 @@ class TaskRunner:
         self._keeper = keeper
         #: When it is to be called next, as the ticker knows.
         self._next_tick: float | None = None
-        #: How many had contributed and how many were dropped when the population was last told.
+        #: How many had contributed and left otherwise when the population was last told.
         self._seen = (0, 0)
         self._result: bytes | None = None
         self._ended: TaskStatus | None = None
@@ -104,7 +115,8 @@ class TaskRunner:
 
         Those who are in progress are answered ABORTED; those who have contributed hear nothing.
         """
-        for effect in self.machine.cancel(Code.ABORTED, "the task was restarted", now):
+        why = "the task was restarted"
+        for effect in self.machine.cancel(Code.ABORTED, why, now, needed=True):
             if isinstance(effect, DroppedEffect):
                 self._dropped(effect, now)
         self.protocol.end()
@@ -164,20 +176,33 @@ class TaskRunner:
         room, and if its protocol needs nothing of what it did before.
 
         :param begins: whether the device begins to contribute only now.
-        :raises StatusError: ABORTED if the task cannot take the device.
+        :returns: one that was dropped if the task cannot take the device: it comes too late.
+        :raises StatusError: ABORTED if the task refuses those who come too late.
         """
         assignment = self.machine.get(id_)
         if assignment is not None:
             return assignment
         if not self._places.has_room(self) or not (begins or self.protocol.resumable):
-            raise StatusError(
-                Code.ABORTED,
-                "the server was restarted and this assignment is lost; check in again",
-            )
+            if not self.accepts_late:
+                raise StatusError(
+                    Code.ABORTED,
+                    "the server was restarted and this assignment is lost; check in again",
+                )
+            self._perform(self.machine.turn_away(id_, now), now)
+            return self.machine.all()[-1]
         assignment = self._assign(id_, "", now)
         if not begins:
             assignment.move(Stage.STARTED)
         return assignment
+
+    def excuses(self, assignment: Assignment) -> bool:
+        """Whether a device is answered OK although it does not count: nothing is needed of it.
+
+        So is one that took too long, if its place is somebody else's now.
+        """
+        error = assignment.error
+        slow = error is not None and error.code is Code.DEADLINE_EXCEEDED
+        return self.accepts_late and (assignment.late or (slow and self.machine.capacity < 1))
 
     def call(
         self, assignment: Assignment, method: str, request: Any, tickets: Tickets, now: float
@@ -191,12 +216,14 @@ class TaskRunner:
         return call
 
     def begin_upload(self, assignment: Assignment, slot: str, now: float) -> bool:
-        """Let bytes come; return whether they are wanted: a second time they are not.
+        """Let bytes come; return whether they are wanted: a second time, or too late, they are not.
 
         :raises StatusError: ABORTED if the assignment was dropped, UNAUTHENTICATED if it has not
             begun to contribute.
         """
         if assignment.error is not None:
+            if self.excuses(assignment):
+                return False
             raise StatusError(Code.ABORTED, assignment.error.message)
         if assignment.state is Stage.ASSIGNED:
             raise StatusError(
@@ -205,14 +232,15 @@ class TaskRunner:
         return assignment.begin_upload(slot, now)
 
     def finish_upload(self, assignment: Assignment, slot: str, body: Body, now: float) -> None:
-        """Take the bytes of an upload; of two of one slot the first counts.
+        """Take the bytes of an upload; of two of one slot the first counts, and late ones do not.
 
         :raises StatusError: ABORTED if the assignment was dropped meanwhile.
         """
-        if assignment.error is not None:
-            raise StatusError(Code.ABORTED, assignment.error.message)
+        error = assignment.error
+        if error is not None and not self.excuses(assignment):
+            raise StatusError(Code.ABORTED, error.message)
         size = len(body)
-        if not assignment.finish_upload(slot, body, now):
+        if error is not None or not assignment.finish_upload(slot, body, now):
             if isinstance(body, HeldBody):
                 body.drop()
             return
@@ -284,7 +312,8 @@ class TaskRunner:
             else:
                 self._end(effect, now)
         self._schedule()
-        seen, self._seen = self._seen, (self.machine.contributed, self.machine.dropped)
+        machine = self.machine
+        seen, self._seen = self._seen, (machine.contributed, machine.dropped + machine.surplus)
         if seen != self._seen:
             self._places.left(self, contributed=seen[1] == self._seen[1], now=now)
 
@@ -330,19 +359,13 @@ class TaskRunner:
     def _dropped(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
         assignment, machine = effect.assignment, self.machine
         self._with.memory.release(assignment.release())
-        effects = self.protocol.left(effect, now)
-        self._with.notify(
-            Dropped(
-                now,
-                machine.population,
-                assignment.session_id,
-                self.task_id,
-                machine.name,
-                effect.phase,
-                effect.code,
-                clean(effect.message),
-            )
-        )
+        effects = self.protocol.left(effect, now, excused=self.excuses(assignment))
+        who = (now, machine.population, assignment.session_id, self.task_id, machine.name)
+        message = clean(effect.message)
+        event: Event = Dropped(*who, effect.phase, effect.code, message)
+        if assignment.late:
+            event = Surplus(*who, message)
+        self._with.notify(event)
         return effects
 
     def _reported(self, future: Future[bytes]) -> None:

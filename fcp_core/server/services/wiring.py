@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import Message
 
 from fcp_core.aggregation.engine import Engine
 from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
+from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock, SystemClock
-from fcp_core.rounds.events import Event
+from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.tokens import Tokens, TokenSource
 from fcp_core.server.keys import load_keys
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.assignments import TaskAssignments
 from fcp_core.server.services.common import Common
+from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.eligibility import EligibilityEvalTasks
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
@@ -31,6 +35,7 @@ from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
+from fcp_core.server.services.turned_away import rejection
 from fcp_core.storage.contract import Storage
 
 if TYPE_CHECKING:
@@ -75,6 +80,7 @@ class Services:
         settings = ServerSettings.from_config(plugins.config)
 
         notify = plugins.notify if observe is None else _both(observe, plugins.notify)
+        self._clock, self._notify = clock, notify
         self._storage = plugins.make_storage() if storage is None else storage
         self._engine = plugins.make_engine() if engine is None else engine
         keys = load_keys(plugins.config, self._storage)
@@ -146,13 +152,17 @@ class Services:
         )
         self.task_assignments = TaskAssignments(
             common,
+            plugins=plugins,
             populations=self._populations,
             tasks=self.tasks,
             eligibility_tasks=self.eligibility_tasks,
             max_waiting=settings.max_operations,
         )
         self.protocol_calls = ProtocolCalls(
-            common, tasks=self.tasks, factories=plugins.protocols.values()
+            common,
+            tasks=self.tasks,
+            factories=plugins.protocols.values(),
+            accepts_late=settings.accepts_late,
         )
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
@@ -174,6 +184,24 @@ class Services:
         service = self._services.get(route.service)
         found: Callable[[Any, str | None], Awaitable[Any]] | None
         found = getattr(service, method_name(route.method), None)
+        return found
+
+    def turn_away(self, route: Route, variables: Mapping[str, str]) -> Message | None:
+        """Return what a call is answered with that cannot be served now; None: with its error.
+
+        :param variables: those of the call's path.
+        """
+        now = self._clock.now()
+        try:
+            population = self._populations.get(variables.get("population_name", ""))
+        except StatusError:
+            return None
+        window = population.rejection_window(population.settings.retry, now)
+        session_id = variables.get("session_id", "")
+        found = rejection(route, session_id, window)
+        if found is not None:
+            session = label(session_id) if session_id else ""
+            self._notify(Rejected(now, population.name, session, "busy"))
         return found
 
     def add_population(self, name: str) -> None:

@@ -1,0 +1,284 @@
+"""Holds the table of docs/answers.md to what devices are answered over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcp_core.plugins import hookimpl
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.checkpoint import write_checkpoint
+from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server import Server, ServerThread
+
+PAGE = Path(__file__).parents[2] / "docs" / "answers.md"
+DATA = write_checkpoint({"update": np.ones(3, np.float32)}, "tf_v1")
+WAIT = 30
+
+
+def rows():
+    """Return the answers of the page by the names of their rows."""
+    found = {}
+    for line in PAGE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and (name := re.fullmatch(r"`([a-z-]+)`", cells[0])):
+            found[name[1]] = cells[3]
+    return found
+
+
+class Lab:
+    """A server, its devices, and a plugin that breaks when it is told to."""
+
+    def __init__(self, tmp_path, make_device, sum_task, http, **overrides):
+        lab = self
+
+        class Plugin:
+            @hookimpl
+            def fcp_authenticate(self, method, path, headers, peer, certificate):
+                if lab.broken:
+                    raise RuntimeError("the directory is down")
+
+        self.broken = False
+        self.http = http
+        self.make_device, self.sum_task, self.Refused = make_device, sum_task, make_device.Refused
+        plugins = Plugins.load(
+            environ={}, extra=[Plugin()], overrides=overrides, working_folder=tmp_path
+        )
+        self.thread = ServerThread(Server(plugins, populations=["people"]))
+        self.thread.start()
+        self.services = self.thread.server.services
+
+    def device(self, population="people"):
+        return self.make_device(self.thread.server.url, population)
+
+    def do(self, work):
+        return self.thread.run(work).result(WAIT)
+
+    def submit(self, goal=1, **fields):
+        return self.do(self.services.tasks.submit(self.sum_task(goal=goal).replace(**fields)))
+
+    def late(self):
+        """Return a device with an upload whose task was cancelled."""
+        task = self.submit()
+        device = self.device()
+        given, *_ = device.assignment()
+        upload = device.start_upload(given)
+        self.do(self.services.tasks.cancel(task))
+        return device, given, upload
+
+    def status(self, call):
+        """Return what a call was answered, as the page says it."""
+        try:
+            answer = call()
+        except self.Refused as error:
+            return str(error.status)
+        if answer is not None and "rejection_info" in answer.DESCRIPTOR.fields_by_name:
+            return "200 rejection" if answer.HasField("rejection_info") else "200"
+        return "200"
+
+    def start(self, device):
+        request = assignments_pb2.StartTaskAssignmentRequest(
+            population_name="people", session_id=device.session_id
+        )
+        return device.call(device.forwarding, "TaskAssignments.StartTaskAssignment", request)
+
+
+async def fails(*arguments):
+    raise OSError("the disk is full")
+
+
+async def is_busy(*arguments):
+    raise StatusError(Code.UNAVAILABLE, "not now")
+
+
+def no_task(lab):
+    return lab.status(lab.device().check_in)
+
+
+def sessions_full(lab):
+    lab.submit(goal=5)
+    lab.device().check_in()
+    return lab.status(lab.device().check_in)
+
+
+def check_in_unauthenticated(lab):
+    lab.submit()
+    lab.broken = True
+    return lab.status(lab.device().check_in)
+
+
+def check_in_fault(lab):
+    lab.services.eligibility_eval_tasks.request_eligibility_eval_task = fails
+    return lab.status(lab.device().check_in)
+
+
+def no_population(lab):
+    return lab.status(lab.device("nobody").check_in)
+
+
+def malformed(lab):
+    path = "/v1/eligibilityevaltasks/people:request?%24alt=proto"
+    device = lab.device()
+    return lab.status(lambda: device.send("POST", lab.thread.server.url, path, b"\xff\xff"))
+
+
+def waiting_full(lab):
+    lab.submit()
+    devices = [lab.device() for _ in range(2)]
+    for device in devices:
+        device.check_in()
+    lab.services.task_assignments._max_waiting = 0
+    return lab.status(lambda: lab.start(devices[1]))
+
+
+def start_fault(lab):
+    lab.submit()
+    device = lab.device()
+    device.check_in()
+    lab.services.task_assignments.start_task_assignment = fails
+    return lab.status(lambda: lab.start(device))
+
+
+def multiple_fault(lab):
+    lab.submit()
+    device = lab.device()
+    device.check_in()
+    lab.services.task_assignments.perform_multiple_task_assignments = fails
+    request = assignments_pb2.PerformMultipleTaskAssignmentsRequest(
+        population_name="people", session_id=device.session_id, task_names=["t"]
+    )
+    name = "TaskAssignments.PerformMultipleTaskAssignments"
+    answer = device.call(device.forwarding, name, request)
+    assert not answer.task_assignments
+    return "200 without a task"
+
+
+def report_fault(lab):
+    lab.submit()
+    device = lab.device()
+    given, *_ = device.assignment()
+    lab.services.task_assignments.report_task_result = is_busy
+    return lab.status(lambda: device.report(given))
+
+
+def late_begin(lab):
+    lab.submit(goal=2)
+    task = lab.submit(goal=2, name="other")
+    devices = [lab.device() for _ in range(4)]
+    given = [device.assignment()[0] for device in devices]
+    lab.do(lab.services.tasks.cancel(task))
+    (answer,) = {
+        lab.status(lambda d=d, g=g: d.start_upload(g)) for d, g in zip(devices, given, strict=True)
+    }
+    return answer
+
+
+def late_upload(lab):
+    device, _, upload = lab.late()
+    answer = lab.status(lambda: device.upload(upload, DATA))
+    assert lab.services.media.held == 0
+    return answer
+
+
+def late_submit(lab):
+    device, given, upload = lab.late()
+    device.upload(upload, DATA)
+    return lab.status(lambda: device.submit(given, upload))
+
+
+def refused_begin(lab):
+    task = lab.submit(late_contributions="refuse")
+    device = lab.device()
+    given, *_ = device.assignment()
+    lab.do(lab.services.tasks.cancel(task))
+    return lab.status(lambda: device.start_upload(given))
+
+
+def refused_submit(lab):
+    task = lab.submit(late_contributions="refuse")
+    device = lab.device()
+    given, *_ = device.assignment()
+    upload = device.start_upload(given)
+    device.upload(upload, DATA)
+    lab.do(lab.services.tasks.cancel(task))
+    return lab.status(lambda: device.submit(given, upload))
+
+
+def forged(lab):
+    lab.submit()
+    device = lab.device()
+    given, *_ = device.assignment()
+    return lab.status(lambda: device.start_upload(given, "forged"))
+
+
+def uploading(lab):
+    lab.submit()
+    device = lab.device()
+    given, *_ = device.assignment()
+    return device, device.start_upload(given)
+
+
+def no_room(lab):
+    device, upload = uploading(lab)
+    lab.services._memory.hold(lab.services._memory._limit)
+    return lab.status(lambda: device.upload(upload, DATA))
+
+
+def waits_for_room(lab):
+    device, upload = uploading(lab)
+    memory = lab.services._memory
+    begin = lab.services.media.begin_upload
+
+    async def begins(*arguments):
+        # What is held is released only once the upload waits.
+        asyncio.get_running_loop().call_soon(memory.release, memory._limit)
+        return await begin(*arguments)
+
+    lab.services.media.begin_upload = begins
+    memory.hold(memory._limit)
+    return f"{lab.status(lambda: device.upload(upload, DATA))} after a wait"
+
+
+def wrong_name(lab):
+    lab.submit()
+    device = lab.device()
+    given, *_ = device.assignment()
+    upload = device.start_upload(given)
+    device.upload(upload, DATA)
+    return lab.status(lambda: device.submit(given, upload, "another"))
+
+
+def unfit(lab):
+    lab.submit()
+    device = lab.device()
+    given, *_ = device.assignment()
+    upload = device.start_upload(given)
+    device.upload(upload, b"no checkpoint")
+    return lab.status(lambda: device.submit(given, upload))
+
+
+def counted(lab):
+    lab.submit()
+    return lab.status(lambda: lab.device().contribute(DATA) and None)
+
+
+PRODUCERS = {
+    name.replace("_", "-"): value
+    for name, value in list(globals().items())
+    if callable(value) and name.replace("_", "-") in rows()
+}
+OPTIONS = {"sessions-full": {"max_sessions": 1}, "no-room": {"body_timeout": "1s"}}
+
+
+@pytest.mark.parametrize("name", rows())
+def test_each_row_of_the_page_is_what_is_answered(name, tmp_path, make_device, sum_task, http):
+    lab = Lab(tmp_path, make_device, sum_task, http, **OPTIONS.get(name, {}))
+    try:
+        assert PRODUCERS[name](lab) == rows()[name]
+    finally:
+        lab.thread.stop()

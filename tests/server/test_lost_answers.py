@@ -1,0 +1,106 @@
+"""Over sockets: each answer of a session is lost, once or twice, and the call is sent again."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import numpy as np
+import pytest
+import urllib3
+
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.server import Server, ServerThread
+
+WAIT = 30.0
+DATA = write_checkpoint({"update": np.ones(3, np.float32)}, "tf_v1")
+#: The requests of a session, in order: check-in, start, plan, checkpoint, begin, report, upload,
+#: submit.
+STEPS = 8
+
+
+class Proxy:
+    """Passes requests on, each over a connection of its own, and loses answers."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("localhost", 0))
+        self.url = f"http://localhost:{self.listener.getsockname()[1]}/"
+        self.target = 0
+        #: How many answers of which request are lost; requests that were answered.
+        self.lose = {}
+        self.answered = 0
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            with near:
+                self._serve(near)
+
+    def _serve(self, near: socket.socket) -> None:
+        near.settimeout(WAIT)
+        reader = near.makefile("rb")
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            line = reader.readline()
+            if not line:
+                return
+            head += line
+        length = next(
+            (int(x[15:]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:")),
+            0,
+        )
+        head = head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+        with socket.create_connection(("localhost", self.target), WAIT) as far:
+            far.sendall(head + reader.read(length))
+            answer = b""
+            while piece := far.recv(1 << 16):
+                answer += piece
+        if self.lose.get(self.answered, 0):
+            self.lose[self.answered] -= 1
+            return
+        self.answered += 1
+        near.sendall(answer)
+        reader.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("step", range(STEPS))
+def test_an_answer_that_is_lost_changes_nothing(step, times, tmp_path, make_device, sum_task):
+    proxy = Proxy()
+    plugins = Plugins.load(environ={}, working_folder=tmp_path)
+    thread = ServerThread(Server(plugins, populations=["people"], external_url=proxy.url))
+    thread.start()
+    try:
+        proxy.target = thread.server.port
+        tasks = thread.server.services.tasks
+        task = thread.run(tasks.submit(sum_task(goal=2))).result(WAIT)
+        proxy.lose[step] = times
+        for _ in range(2):
+            device = make_device(proxy.url, "people")
+            request = device.pool.request
+
+            def again(*arguments, request=request, **values):
+                """Send a request up to four times, as the published client does."""
+                for _ in range(3):
+                    try:
+                        return request(*arguments, **values)
+                    except urllib3.exceptions.HTTPError:
+                        continue
+                return request(*arguments, **values)
+
+            device.pool.request = again
+            device.contribute(DATA)
+        assert proxy.lose[step] == 0
+        assert proxy.answered == 2 * STEPS
+        result = thread.run(tasks.wait(task)).result(WAIT)
+        assert list(open_checkpoint(result)["total"]) == [2.0] * 3
+        status = thread.run(tasks.status(task)).result(WAIT)
+        assert (status.assigned, status.contributed, status.dropped) == (2, 2, 0)
+    finally:
+        thread.stop()
+        proxy.listener.close()
