@@ -15,12 +15,12 @@ import socket
 import ssl
 import threading
 import time
-import urllib.parse
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fcp_core.client.origins import Origin
 from fcp_core.errors import UsageError
 
 #: Idle connections that are kept to one host.
@@ -29,7 +29,6 @@ _KEPT = 8
 _PIECE = 256 << 10
 #: How long the other side may take for each step of TLS's handshake.
 _HANDSHAKE_SECONDS = 10.0
-_SAFE = "%/?:@!$&'()*+,;=~[]"
 
 
 class TooLargeError(Exception):
@@ -49,19 +48,6 @@ class NoTLSError(Exception):
 
 
 @dataclass(frozen=True)
-class Origin:
-    """A host as it is connected to.
-
-    :param name: as it stands in the header, with the port if that is not the scheme's.
-    """
-
-    secure: bool
-    host: str
-    port: int
-    name: str
-
-
-@dataclass(frozen=True)
 class Answer:
     """What came back.
 
@@ -71,39 +57,6 @@ class Answer:
     status: int
     headers: http.client.HTTPMessage
     body: bytes
-
-
-def split_url(url: str) -> tuple[Origin, str]:
-    """Return where a URL leads and what is asked for there.
-
-    :raises ValueError: if it is no absolute HTTP or HTTPS address, or names a user.
-    """
-    scheme, separator, rest = url.partition("://")
-    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
-    if not separator:
-        raise ValueError(f"{url!r} is not an HTTP address")
-    target = rest[end:].partition("#")[0]
-    return _origin(scheme.lower(), rest[:end]), urllib.parse.quote(
-        target if target.startswith("/") else "/" + target, safe=_SAFE
-    )
-
-
-@functools.lru_cache(maxsize=1024)
-def _origin(scheme: str, authority: str) -> Origin:
-    parts = urllib.parse.urlsplit(f"{scheme}://{authority}")
-    host, port = parts.hostname or "", parts.port
-    usual = {"http": 80, "https": 443}.get(scheme)
-    # What stands before an "@" looks like a host and is none.
-    if usual is None or "@" in authority or not host:
-        raise ValueError(f"{scheme}://{authority} is not an HTTP address of a host")
-    if not host.isascii():
-        host = host.encode("idna").decode()
-    if urllib.parse.quote(host, safe=":") != host:
-        raise ValueError(f"{host!r} is not a host")
-    shown = f"[{host}]" if ":" in host else host
-    if port not in (None, usual):
-        shown += f":{port}"
-    return Origin(scheme == "https", host, usual if port is None else port, shown)
 
 
 class _Incoming(io.RawIOBase):

@@ -24,10 +24,10 @@ from fcp_core.client.connections import (
     Pool,
     StaleError,
     TooLargeError,
-    split_url,
 )
 from fcp_core.client.interruption import Interruption
 from fcp_core.client.limits import Limits, gunzip, too_large
+from fcp_core.client.origins import split_url
 from fcp_core.client.steps import Reply, Request
 from fcp_core.protocol.status import Code, StatusError, code_from_http
 

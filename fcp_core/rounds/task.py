@@ -17,9 +17,6 @@ returns effects, which the shell carries out in order.
 
 from __future__ import annotations
 
-import math
-from collections import Counter, deque
-
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import (
@@ -30,13 +27,13 @@ from fcp_core.rounds.effects import (
     Group,
     TaskEffect,
 )
-from fcp_core.rounds.expiring import Expiring
-from fcp_core.rounds.policies import OpenTask
-from fcp_core.rounds.reasons import Reasons
-from fcp_core.rounds.tasks import TaskState, TaskStatus
-from fcp_core.rounds.transitions import InvalidTransition, Machine
+from fcp_core.rounds.task_facts import FINAL, MOVES, TaskFacts
+from fcp_core.rounds.tasks import TaskState
+from fcp_core.rounds.transitions import InvalidTransition
 
 __all__ = [
+    "FINAL",
+    "MOVES",
     "AccumulateEffect",
     "CompleteEffect",
     "DroppedEffect",
@@ -47,143 +44,9 @@ __all__ = [
     "TaskMachine",
 ]
 
-MOVES: dict[TaskState, tuple[TaskState, ...]] = {
-    TaskState.OPEN: (TaskState.CLOSING, TaskState.FAILED, TaskState.CANCELLED),
-    TaskState.CLOSING: (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED),
-    TaskState.COMPLETED: (),
-    TaskState.FAILED: (),
-    TaskState.CANCELLED: (),
-}
-FINAL = frozenset(state for state, following in MOVES.items() if not following)
 
-
-class TaskMachine(Machine[TaskState]):
-    """One task's states, assignments and counters.
-
-    :param deadline: when it ends by itself, in seconds since the epoch.
-    :param over_selection: devices in progress at a time, as a multiple of the missing
-        contributions.
-    :param max_at_work: devices in progress at a time in any case; None: no such limit.
-    :param assignment_timeout: seconds after which an assignment whose contribution is not ready is
-        dropped.
-    :param retention: seconds after that in which an assignment that has ended is still known.
-    :param closing_timeout: seconds after the deadline in which there must be a result.
-    :param folded_by: who makes it, for the message if there is none.
-    """
-
-    MOVES = MOVES
-
-    def __init__(
-        self,
-        *,
-        task_id: str,
-        population: str,
-        name: str,
-        goal_count: int,
-        minimum_count: int | None,
-        over_selection: float,
-        created: float,
-        deadline: float,
-        assignment_timeout: float,
-        max_at_work: int | None = None,
-        retention: float = math.inf,
-        closing_timeout: float = 600.0,
-        folded_by: str = "the engine",
-    ) -> None:
-        super().__init__(TaskState.OPEN)
-        self.task_id = task_id
-        self.population = population
-        self.name = name
-        self.goal_count = goal_count
-        self.minimum_count = goal_count if minimum_count is None else minimum_count
-        self.created = created
-        self.deadline = deadline
-        self.max_at_work = max_at_work
-        self._over_selection = over_selection
-        self._assignment_timeout = assignment_timeout
-        self._known_for = assignment_timeout + retention
-        self._closing_timeout = closing_timeout
-        self._folded_by = folded_by
-        self.finished: float | None = None
-        self.error: tuple[Code, str] | None = None
-        #: The assignments, those that have ended too, so that a repeated call can be answered; and
-        #: the same in the order in which they were given.
-        self._assignments: dict[str, Assignment] = {}
-        self._order: deque[Assignment] = deque()
-        #: How many assignments there were, how many contributions are in the aggregate, how many
-        #: assignments ended without one, how many of late devices, and how many are accumulating.
-        self.assigned = 0
-        self.contributed = 0
-        self.dropped = 0
-        self.surplus = 0
-        self._accumulating = 0
-        self._expiry: Expiring[None] = Expiring()
-        self._queue: deque[Group] = deque()
-        self._completing = False
-        #: Why devices do not contribute; whoever watches the task is told.
-        self.reasons = Reasons()
-
-    # What it is.
-
-    @property
-    def pending(self) -> int:
-        """How many assignments have not ended."""
-        return self.assigned - self.contributed - self.dropped - self.surplus
-
-    @property
-    def missing(self) -> int:
-        """How many contributions it still lacks."""
-        return max(0, self.goal_count - self.contributed)
-
-    @property
-    def capacity(self) -> int:
-        """How many more devices it may be given now."""
-        if self._state is not TaskState.OPEN:
-            return 0
-        # Without the small term, 1.1 times 10 would be 12.
-        wanted = math.ceil(self._over_selection * self.missing - 1e-9)
-        if self.max_at_work is not None:
-            wanted = min(wanted, self.max_at_work)
-        return max(0, wanted - self.pending)
-
-    def get(self, assignment: str) -> Assignment | None:
-        """Return the assignment of that id, also one that ended not long ago, or None."""
-        return self._assignments.get(assignment)
-
-    def all(self) -> list[Assignment]:
-        """Return all assignments that are known, those that ended not long ago too."""
-        return list(self._assignments.values())
-
-    def live(self) -> list[Assignment]:
-        """Return the assignments that have not ended."""
-        if not self.pending:
-            return []
-        return [a for a in self._assignments.values() if not a.ended]
-
-    def view(self) -> OpenTask:
-        """Return the task as a selection policy sees it."""
-        return OpenTask(
-            self.task_id, self.name, self.capacity, self.missing, self.created, self.pending
-        )
-
-    def status(self) -> TaskStatus:
-        """Return the task as a watcher sees it."""
-        return TaskStatus(
-            task_id=self.task_id,
-            population=self.population,
-            name=self.name,
-            state=self._state,
-            goal_count=self.goal_count,
-            assigned=self.assigned,
-            contributed=self.contributed,
-            pending=self.pending,
-            dropped=self.dropped,
-            surplus=self.surplus,
-            created=self.created,
-            finished=self.finished,
-            error=self.error,
-            reasons=dict(self.reasons.items()),
-        )
+class TaskMachine(TaskFacts):
+    """One task's states, assignments and counters; made as :class:`TaskFacts`."""
 
     # What happens to it.
 
@@ -335,39 +198,6 @@ class TaskMachine(Machine[TaskState]):
         if code is Code.INTERNAL:
             message = f"{self._folded_by} gave no result: {message}"
         return self._end(state, code, message, now)
-
-    def validate(self) -> None:
-        """Check what always holds.
-
-        :raises AssertionError: naming what does not hold.
-        """
-        stages = Counter(a.state for a in self._assignments.values())
-        queued = sum(len(group.assignments) for group in self._queue)
-        running = stages[Stage.ACCUMULATING]
-        forgotten = self.assigned - len(self._assignments)
-        ended = stages[Stage.CONTRIBUTED] + stages[Stage.DROPPED]
-        assert 0 <= self.contributed - stages[Stage.CONTRIBUTED] <= forgotten, "they are counted"
-        assert self.contributed + self.dropped + self.surplus == ended + forgotten, (
-            "all are counted"
-        )
-        assert self.surplus >= sum(a.late for a in self.all()), "who is late is counted apart"
-        assert [*self._order] == [*self._assignments.values()], "the order is kept"
-        assert self._accumulating == running, "what is accumulating is counted"
-        assert queued == stages[Stage.QUEUED], "the queue is what is queued"
-        assert len(self._expiry) == self.pending - queued - running, "what is not ready expires"
-        assert not (self._queue and running < self.missing), "no place stays free"
-        assert self.max_at_work is None or self.pending <= self.max_at_work, "the cap holds"
-        assert self._state not in FINAL or not self.pending, "nothing is left at the end"
-        if self._state is TaskState.CLOSING:
-            assert bool(running) != self._completing, "closing goes on to an end"
-
-    def __repr__(self) -> str:
-        """Tell the story."""
-        return (
-            f"<task {self.name} {self.task_id} {self._state.value}: goal {self.goal_count}, "
-            f"assigned {self.assigned}, contributed {self.contributed}, dropped {self.dropped}, "
-            f"surplus {self.surplus}, queued {len(self._queue)}>"
-        )
 
     # Inside.
 

@@ -257,8 +257,9 @@ class SqliteStorage(Storage):
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout * 1000)}")
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        # In this order: another process may make the tables, and say whose they are, in between.
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
         if application != APPLICATION_ID and (application or tables):
             raise UsageError(
                 f"the storage file {self.path} is a database of another program; name another."

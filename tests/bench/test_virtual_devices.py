@@ -80,7 +80,7 @@ def test_a_server_without_room_is_asked_again(fcp_server):
     server = fcp_server(overrides={"max_sessions": 3})
     offer(server)
     report = asyncio.run(drive(server.url, load(5, connections=1, retries=2)))
-    assert report.outcomes == {"contributed": 3, "check-in: HTTP 503": 2}
+    assert report.outcomes == {"contributed": 3, "rejected": 2}
     assert report.retries == 4
     assert report.steps["check-in"].count == 3 + 2 * 3
 

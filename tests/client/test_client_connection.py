@@ -18,8 +18,8 @@ from fcp_core.client.connections import (
     Connection,
     Pool,
     StaleError,
-    split_url,
 )
+from fcp_core.client.origins import split_url
 from fcp_core.client.steps import Request
 from fcp_core.client.transport import Transport
 from fcp_core.protocol.status import Code, StatusError

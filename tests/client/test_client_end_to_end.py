@@ -278,7 +278,9 @@ def test_https(start_server, tmp_path, certificates, device):
     assert url.startswith("https://")
     task_id = submit(thread, sum_task(1))
     stranger = device(url, [1, 1])
-    assert stranger.run_once().error.code is Code.UNAVAILABLE  # the certificate is not trusted
+    assert (
+        stranger.run_once().error.code is Code.FAILED_PRECONDITION
+    )  # the certificate is not trusted
     cert = certificates / "authority.pem"
     device_processes(tmp_path, url, [{"v": np.array([2, 1])}], f"--test-cert={cert}")
     assert result(thread, task_id)["total"].tolist() == [2, 1]

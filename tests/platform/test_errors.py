@@ -336,6 +336,7 @@ class TestContext:
             "eligibility": ("minimum_separation",),
             "aggregators": {"federated_sum": "sum"},
             "options": {"fifo": {"x": 1}},
+            "late_contributions": "refuse",
             "patience": 2.5,
         }
         assert set(fields) == set(GrownSpec.__struct_fields__) - context._MADE

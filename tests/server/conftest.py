@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -254,7 +255,8 @@ class Device:
         self.router = Router(url, {"x-goog-api-key": "key"}, any_address=True)
         self.calls = Calls(self.router)
         self.driver = BlockingDriver(
-            None, SimpleNamespace(send=self.perform, interruption=Interruption())
+            SimpleNamespace(population=population, history=None, name="", now=time.time),
+            SimpleNamespace(send=self.perform, interruption=Interruption()),
         )
 
     def close(self) -> None:

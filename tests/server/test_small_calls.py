@@ -129,7 +129,7 @@ def test_large_calls_leave_room_for_small_ones(make_front, http, services):
         wait_for(lambda: front.frontend.in_flight > room - each)
         # As many as there is room for; the next large one is turned away.
         header = http.head(ABORT, Content_Length=size)
-        assert front.ask(header, bytes(size)).status == 503
+        assert front.ask(header, bytes(size)).status == 429
         # What devices send goes on.
         assert front.ask(http.head(CHECK_IN, Content_Length=300), b"\x1a\x00" * 150).status == 200
     wait_for(lambda: front.frontend.in_flight == 0)

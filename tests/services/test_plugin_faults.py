@@ -378,7 +378,8 @@ def test_an_engine_that_never_answers_does_not_keep_a_task(kit, method):
             world.advance(30)
             names = "the engine bad (aggregators: federated_sum) until 30 s after its deadline"
             await failed(world, task, Code.DEADLINE_EXCEEDED, names)
-            assert await running is (Code.ABORTED if method == "add" else Code.OK)
+            # It was no fault of the device: nothing sends it away.
+            assert await running is Code.OK
 
     asyncio.run(main())
 

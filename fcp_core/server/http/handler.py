@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 from http.client import responses
 from typing import Any, ClassVar
 
@@ -39,6 +39,7 @@ from fcp_core.server.http.rates import RateLimitError, address_key
 from fcp_core.server.http.requests import Request, RequestHandler
 
 logger = logging.getLogger("fcp.server")
+_date = lru_cache(maxsize=2)(partial(formatdate, usegmt=True))
 
 PROTOBUF = "application/x-protobuf"
 
@@ -49,13 +50,10 @@ LINGER = 1 << 20
 LINGER_TIME = 5.0
 #: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
 RETRY_AFTER = 5
-
 #: Answers from this size on are not copied behind their header.
 WRITE_APART = 64 << 10
-
 #: What a request is counted as whose client went away.
 GONE = 499
-
 _RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 
@@ -399,8 +397,3 @@ class Handler(RequestHandler):
                 1000 * seconds,
                 extra={"fcp": about},
             )
-
-
-@lru_cache(maxsize=2)
-def _date(second: int) -> str:
-    return formatdate(second, usegmt=True)

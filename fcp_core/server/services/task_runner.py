@@ -64,10 +64,8 @@ class TaskRunner:
         places: Places,
         keeper: Keeper,
     ) -> None:
-        self.spec = spec
-        self.aggregation_id = aggregation_id
-        self.machine = parts.machine
-        self.protocol = parts.protocol
+        self.spec, self.aggregation_id = spec, aggregation_id
+        self.machine, self.protocol = parts.machine, parts.protocol
         self.published = published
         self.assignment_timeout = assignment_timeout
         self.accepts_late = accepts_late
@@ -76,8 +74,7 @@ class TaskRunner:
         self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with = surroundings
-        self._places = places
-        self._keeper = keeper
+        self._places, self._keeper = places, keeper
         #: When it is to be called next, as the ticker knows.
         self._next_tick: float | None = None
         #: How many had contributed and left otherwise when the population was last told.
@@ -104,10 +101,9 @@ class TaskRunner:
     def open(self, now: float) -> None:
         """Begin: from now on the task takes devices and keeps its times."""
         self._perform(self._begun, now)
-        machine = self.machine
-        self._with.notify(
-            TaskOpened(now, machine.population, self.task_id, machine.name, machine.goal_count)
-        )
+        task = self.machine
+        opened = TaskOpened(now, task.population, task.task_id, task.name, task.goal_count)
+        self._with.notify(opened)
         self._schedule()
 
     def restart(self, parts: TaskParts, now: float) -> None:
