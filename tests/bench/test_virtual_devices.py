@@ -76,13 +76,14 @@ def test_who_is_not_needed_is_sent_away(fcp_server):
     assert report.outcomes == {"contributed": 2, "rejected": 3}
 
 
-def test_a_server_without_room_is_asked_again(fcp_server):
+def test_a_server_without_room_turns_devices_away(fcp_server):
+    """A 503 would make published clients send again, or crash."""
     server = fcp_server(overrides={"max_sessions": 3})
     offer(server)
     report = asyncio.run(drive(server.url, load(5, connections=1, retries=2)))
     assert report.outcomes == {"contributed": 3, "rejected": 2}
-    assert report.retries == 4
-    assert report.steps["check-in"].count == 3 + 2 * 3
+    assert report.retries == 0
+    assert report.steps["check-in"].count == 5
 
 
 def test_the_devices_want_one_task_of_those_that_are_open(fcp_server):

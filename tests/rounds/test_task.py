@@ -447,9 +447,11 @@ class Model(RuleBasedStateMachine):
         running = sum(len(group.assignments) for group in self.running)
         # Only groups exceed the goal, and by no more than all but one of them.
         assert task.contributed == len(self.done) <= task.goal_count + self.largest - 1
-        late = {name for name in self.gone if task.get(name).late}
-        assert (task.dropped, task.surplus) == (len(self.gone - late), len(late))
-        assert all(task.get(name).error.code is Code.ABORTED for name in late)
+        known = {name: task.get(name) for name in self.gone if task.get(name) is not None}
+        late = {name for name, record in known.items() if record.late}
+        assert task.dropped + task.surplus == len(self.gone)
+        assert len(late) <= task.surplus <= len(late) + len(self.gone) - len(known)
+        assert all(known[name].error.code is Code.ABORTED for name in late)
         assert task.pending == len(self.expires) + waiting + running == len(task.live())
         assert task.state.is_final == (self.end is not None)
         if task.state is TaskState.OPEN:

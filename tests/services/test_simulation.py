@@ -49,6 +49,8 @@ class Phone:
         self.restart()
         #: The authorization tokens of the assignments whose submission was accepted.
         self.tokens = set()
+        #: Whether devices that come late are answered OK.
+        self.lenient = False
 
     @property
     def accepted(self):
@@ -110,7 +112,9 @@ class Phone:
             self.tokens.add(self.assignment.authorization_token)
         elif name == "submit_wrong_name":
             await device.submit(self.assignment, self.ticket, "wrong")
-            raise AssertionError("a wrong resource name was accepted")
+            # The call is the one that was counted, or the device is late: only then is it OK.
+            counted = self.assignment.authorization_token in self.tokens
+            assert counted or self.lenient, "a wrong resource name was accepted"
         elif name == "abort":
             await device.abort(self.assignment, self.ticket)
 
@@ -179,6 +183,8 @@ def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit, late):
                 goal, minimum_count=1, over_selection=over, deadline=400, selection=selection
             )
             phones = [Phone(world.device()) for _ in range(4)]
+            for phone in phones:
+                phone.lenient = late == "accept"
 
             async def step(phone, name, lost=False):
                 code = await kit.code_of(phone.step(name, lost))
