@@ -174,7 +174,7 @@ def test_sum_of_every_dtype(run_round: Callable[..., Any], dtype: Any) -> None:
 def test_uint64_beyond_int64(run_round: Callable[..., Any]) -> None:
     @tff.federated_computation(at_server(np.uint64), DATA)
     def comp(state: Any, data: Any) -> Any:
-        return tff.federated_sum(tff.federated_broadcast(state)), state
+        return tff.federated_max(tff.federated_broadcast(state)), state
 
     check(run_round, comp, np.uint64(2**63 + 11))
 

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -548,7 +549,8 @@ def test_federated_averaging_with_evaluation_and_resumption(tmp_path: Path) -> N
     ):
         accuracies = asyncio.run(program(range(2)))
         accuracies += asyncio.run(program(range(2, 4)))
-    assert accuracies == sorted(accuracies)
+    # The initial weights are random; near the ceiling a round may lose a few of the 360 examples.
+    assert all(b > a - 0.03 for a, b in itertools.pairwise(accuracies)), accuracies
     assert accuracies[-1] > 0.8
 
 
