@@ -48,7 +48,7 @@ def _record(path: str | os.PathLike[str], file: BinaryIO, offset: int, header: b
         raise _corrupt(path, offset, "the file ends within a record's length")
     length, crc = _LENGTH.unpack(header)
     if crc != _masked_crc(header[:8]):
-        if offset == 0 and header.startswith((b"\x1f\x8b", b"\x78")):
+        if offset == 0 and _looks_compressed(header):
             raise StatusError(
                 Code.DATA_LOSS,
                 f"{os.fspath(path)} is compressed, which is not read here; decompress it first",
@@ -62,6 +62,12 @@ def _record(path: str | os.PathLike[str], file: BinaryIO, offset: int, header: b
     if _CRC.unpack(data[length:])[0] != _masked_crc(record):
         raise _corrupt(path, offset, "the checksum of the data is wrong")
     return record
+
+
+def _looks_compressed(header: bytes) -> bool:
+    # A zlib header's first two bytes are a multiple of 31: one flipped byte is not taken for one.
+    zlib = header[0] == 0x78 and int.from_bytes(header[:2], "big") % 31 == 0
+    return zlib or header.startswith(b"\x1f\x8b")
 
 
 def _masked_crc(data: bytes) -> int:

@@ -237,6 +237,14 @@ def test_damaged_tfrecords(tmp_path_factory, data):
     assert caught.value.code is Code.DATA_LOSS
 
 
+def test_a_damaged_first_byte_is_not_called_compression(tmp_path):
+    path = tmp_path / "records"
+    write_tfrecord(path, [b"first"])
+    path.write_bytes(b"\x78" + path.read_bytes()[1:])
+    with pytest.raises(StatusError, match="record at byte 0: the checksum of the length"):
+        list(read_tfrecord(path))
+
+
 def test_missing_tfrecord_file(tmp_path):
     with pytest.raises(StatusError) as caught:
         list(read_tfrecord(tmp_path / "missing"))
