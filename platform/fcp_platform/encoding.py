@@ -3,8 +3,9 @@
 A V1 checkpoint cannot hold uint32, uint64 and bfloat16; the aggregation core knows float, double,
 int32, int64, uint64 and string alone. A tensor of another dtype is converted on one side and back
 on the other: small integers and booleans to int32, uint32 to int64, uint64 to the int64 of the same
-bits (additions wrap alike; where they are compared the highest bit is flipped, so that the order is
-the same), half precision to float, a complex number to a pair of floats.
+bits (where they are compared the highest bit is flipped, so that the order is the same; a sum takes
+its two halves, which leave the sums room), half precision to float, a complex number to a pair of
+floats.
 """
 
 from __future__ import annotations
@@ -45,20 +46,29 @@ class Encoding:
     :param wire: the dtype that is written.
     :param suffix: the dimensions that writing appends to the shape.
     :param ordered: whether the written numbers, of the same bits, are to be in the same order.
+    :param halves: whether a uint64 is written as its higher and its lower 32 bits.
     """
 
     dtype: Any
     wire: Any
     suffix: tuple[int, ...] = ()
     ordered: bool = False
+    halves: bool = False
 
     def encode(self, tensor: Any) -> Any:
         """Convert a TensorFlow tensor to its written form."""
+        if self.halves:
+            tensor = tf.convert_to_tensor(tensor)
+            high = tf.bitwise.right_shift(tensor, tf.constant(32, tf.uint64))
+            low = tf.bitwise.bitwise_and(tensor, tf.constant(2**32 - 1, tf.uint64))
+            return tf.stack([tf.cast(high, tf.int64), tf.cast(low, tf.int64)], axis=-1)
         converted = _convert(tensor, self.dtype, self.wire)
         return tf.bitwise.bitwise_xor(converted, _HIGHEST_BIT) if self.ordered else converted
 
     def decode(self, tensor: Any) -> Any:
         """Convert a TensorFlow tensor back from its written form."""
+        if self.halves:
+            return tf.bitcast((tensor[..., 0] * 2**32) + tensor[..., 1], tf.uint64)
         if self.ordered:
             tensor = tf.bitwise.bitwise_xor(tensor, _HIGHEST_BIT)
         return _convert(tensor, self.wire, self.dtype)
@@ -76,6 +86,13 @@ class Encoding:
     def _convert_array(self, array: Array, target: Any) -> Array:
         if self.dtype == self.wire:
             return array
+        if self.halves:
+            if target == self.wire:
+                halves = [array >> np.uint64(32), array & np.uint64(2**32 - 1)]
+                return np.stack(halves, axis=-1).astype(np.int64)
+            high, low = np.moveaxis(np.asarray(array).astype(np.uint64), -1, 0)
+            with np.errstate(over="ignore"):  # it wraps around, as it does in TensorFlow Federated
+                return np.asarray((high << np.uint64(32)) + low)
         if self.suffix:
             # A complex number's parts lie next to each other, as the pair of floats does.
             shape = (*array.shape, 2) if target == self.wire else array.shape[:-1]
@@ -114,6 +131,8 @@ def aggregated(name: str, uri: str, dtype: Any) -> Encoding:
     if dtype in _PLAIN:
         return Encoding(dtype, dtype)
     if dtype == tf.uint64:
+        if uri == "federated_sum":
+            return Encoding(dtype, tf.int64, (2,), halves=True)
         return Encoding(dtype, tf.int64, ordered=uri in ("federated_min", "federated_max"))
     if dtype in _COMPLEX:
         return Encoding(dtype, _COMPLEX[dtype], (2,))

@@ -171,12 +171,22 @@ def test_sum_of_every_dtype(run_round: Callable[..., Any], dtype: Any) -> None:
     check(run_round, comp, np.array([5, 7], dtype))
 
 
-def test_uint64_beyond_int64(run_round: Callable[..., Any]) -> None:
-    @tff.federated_computation(at_server(np.uint64), DATA)
-    def comp(state: Any, data: Any) -> Any:
-        return tff.federated_max(tff.federated_broadcast(state)), state
+# Sums that stay in int64, cross 2^63 and cross 2^64; the last wraps around as in TFF.
+@pytest.mark.parametrize("value", [11, 2**62 + 3, 2**63 + 11, 2**64 - 1])
+@pytest.mark.parametrize("add", [tff.federated_sum, tff.federated_max])
+def test_uint64_beyond_int64(run_round: Callable[..., Any], add: Any, value: int) -> None:
+    shape = tff.TensorType(np.uint64, [2])
 
-    check(run_round, comp, np.uint64(2**63 + 11))
+    @tff.federated_computation(at_server(shape), DATA)
+    def vector(state: Any, data: Any) -> Any:
+        return add(tff.federated_broadcast(state)), state
+
+    @tff.federated_computation(at_server(np.uint64), DATA)
+    def scalar(state: Any, data: Any) -> Any:
+        return add(tff.federated_broadcast(state)), state
+
+    check(run_round, scalar, np.uint64(value))
+    check(run_round, vector, np.array([value, 1], np.uint64))
 
 
 def test_strings_and_booleans(run_round: Callable[..., Any]) -> None:
@@ -376,7 +386,7 @@ def test_least_and_greatest_of_uint64(run_round: Callable[..., Any]) -> None:
         )
 
     found = run_round(comp, 0, CLIENTS)  # the totals are 3, 40 and 11
-    form = encoding.aggregated("", "federated_sum", np.uint64)
+    form = encoding.stored("", np.uint64)
     wanted = {
         "least": [3, 2**64 - 97],
         "greatest": [40, 2**64 - 60],
