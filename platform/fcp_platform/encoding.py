@@ -89,7 +89,7 @@ class Encoding:
         if self.halves:
             if target == self.wire:
                 halves = [array >> np.uint64(32), array & np.uint64(2**32 - 1)]
-                return np.stack(halves, axis=-1).astype(np.int64)
+                return np.asarray(np.stack(halves, axis=-1), np.int64)
             high, low = np.moveaxis(np.asarray(array).astype(np.uint64), -1, 0)
             with np.errstate(over="ignore"):  # it wraps around, as it does in TensorFlow Federated
                 return np.asarray((high << np.uint64(32)) + low)
