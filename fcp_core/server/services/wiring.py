@@ -36,7 +36,7 @@ from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection
-from fcp_core.storage.contract import Storage
+from fcp_core.storage.contract import Storage, check_contract
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -226,6 +226,7 @@ class Services:
         self._engine.start()
         try:
             await self._storage.start()
+            await check_contract(self._storage)
             loaded = await self._store.load()
             self._states.load(loaded.policy_states)
             self.ticker.start()
