@@ -230,9 +230,8 @@ class Plan:
             work.append((step, elements.view(np.uint8)))
         peaks: dict[_Place, float] = {}
         for step, data in work:
-            if step.peak is not None:
-                peak = step.known(checkpoint, weights)
-                peak = step.peak(data, weights) if peak is None else peak
+            peak = _peak(step, checkpoint, data, weights)
+            if peak is not None:
                 before = peaks.get(step.place, peak)
                 # A NaN stays one.
                 peaks[step.place] = before if before > peak or before != before else peak
@@ -278,14 +277,19 @@ class _Step:
     #: The index of the weight of each of them, or -1.
     weights: NDArray[np.int64]
 
-    def known(self, checkpoint: Checkpoint, weights: NDArray[np.float64]) -> float | None:
-        """Return the peak if opening the checkpoint found it out, otherwise None."""
-        if checkpoint.peaks is None or self.peaks is None:
-            return None
-        # The last factor is what -1 names.
-        factors = np.append(weights, 1.0)[self.weights]
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            return float((checkpoint.peaks[self.peaks] * factors).max())
+
+def _peak(
+    step: _Step, checkpoint: Checkpoint, data: Bytes, weights: NDArray[np.float64]
+) -> float | None:
+    """Return the peak of what is added, as opening the checkpoint found it if it did."""
+    if step.peak is None:
+        return None
+    if checkpoint.peaks is None or step.peaks is None:
+        return step.peak(data, weights)
+    # The last factor is what -1 names.
+    factors = np.append(weights, 1.0)[step.weights]
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return float((checkpoint.peaks[step.peaks] * factors).max())
 
 
 def _term(accumulator: Accumulator, addition: Addition, specs: Sequence[TensorSpec]) -> _Term:
