@@ -45,7 +45,8 @@ def test_what_waits_goes_on_in_a_task(late):
         if late:
             future.set_result("came after it")
         await task
-        assert seen[0].startswith("came") and seen[1] is task
+        assert seen[0].startswith("came")
+        assert seen[1] is task
 
     asyncio.run(main())
 
