@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from fcp_core.errors import UsageError
+from fcp_core.protocol.status import Code, StatusError
+
 
 @dataclass(frozen=True)
 class Record:
@@ -34,8 +37,32 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 
+class StorageError(StatusError):
+    """The storage cannot do it now: its disk is full, a lock is held, its server is gone.
+
+    What was to be written may be written or not, as after an answer that was lost on its way: who
+    tries again reads first, or writes what may be written twice. Its code is UNAVAILABLE.
+
+    :param message: what is wrong, and of which storage, for the operator.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.UNAVAILABLE, message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip from another process."""
+        return (StorageError, (self.message,))
+
+
 class Transaction(ABC):
     """Reads and writes that take effect together or not at all."""
+
+    @abstractmethod
+    def now(self) -> float:
+        """Return the storage's time, in seconds since 1970.
+
+        It is one clock for all who share the storage, whatever their hosts' clocks say.
+        """
 
     @abstractmethod
     def get(self, kind: type[R], key: str) -> R | None:
@@ -62,6 +89,8 @@ class Storage(ABC):
 
     #: Whether what a transaction wrote survives the end of the process.
     durable: bool = False
+    #: Whether servers on several hosts may use it at the same time.
+    shared: bool = False
     #: A file of this store on this host, if it has one: what the server keeps in small files of its
     #: own, such as its signing keys, lies beside it.
     path: Path | None = None
@@ -82,7 +111,26 @@ class Storage(ABC):
         The body may run twice (after a conflict), so it has no effect outside the transaction. If
         it raises, nothing is written and the exception passes through. When this returns, a durable
         store has the writes on disk.
+
+        :raises StorageError: if it cannot be done now; never an exception of the driver's for that.
         """
+
+
+async def check_contract(storage: Storage) -> None:
+    """Check that a storage that was started is of this release's contract.
+
+    :raises UsageError: if its transactions lack something; the message says what.
+    """
+    try:
+        now: object = await storage.transact(lambda tx: tx.now())
+    except (AttributeError, NotImplementedError, TypeError) as error:
+        now = error
+    if not isinstance(now, float | int):
+        raise UsageError(
+            f"the storage {type(storage).__name__} was written for an older release: its "
+            f"transactions need a method now() that returns its time in seconds since 1970, and "
+            f"there is {now!r}; upgrade its plugin."
+        )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class TaskRecord(Record):
 
     KIND: ClassVar[str] = "task"
     KEY: ClassVar[str] = "task_id"
-    INDEXES: ClassVar[tuple[str, ...]] = ()
+    INDEXES: ClassVar[tuple[str, ...]] = ("population",)
 
     task_id: str
     population: str
@@ -86,3 +86,51 @@ class PolicyStateRecord(Record):
     population: str
     state: bytes
     saved: float
+
+
+@dataclass(frozen=True)
+class MemberRecord(Record):
+    """A server process that shares the storage with others.
+
+    :param member_id: chosen anew at each start.
+    :param url: where devices reach it, with a slash at the end.
+    :param member_url: where the other members reach it, with a slash at the end.
+    :param started: by the storage's clock, like *heartbeat*.
+    :param heartbeat: when it last showed that it lives.
+    :param draining: whether it stops, and takes nothing any more.
+    :param keys: a fingerprint of the keys that sign tokens: all members have the same.
+    """
+
+    KIND: ClassVar[str] = "member"
+    KEY: ClassVar[str] = "member_id"
+
+    member_id: str
+    url: str
+    member_url: str
+    host: str
+    pid: int
+    started: float
+    heartbeat: float
+    draining: bool = False
+    keys: str = ""
+
+
+@dataclass(frozen=True)
+class LeaseRecord(Record):
+    """Which member owns a population, and until when.
+
+    :param holder: the member's id; empty if it was given back.
+    :param epoch: one more each time that it changes hands; what is written under an older one has
+        no effect.
+    :param expires: by the storage's clock.
+    :param since: when the holder took it.
+    """
+
+    KIND: ClassVar[str] = "lease"
+    KEY: ClassVar[str] = "population"
+
+    population: str
+    holder: str
+    epoch: int
+    expires: float
+    since: float

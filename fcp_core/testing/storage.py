@@ -8,7 +8,10 @@ made; pytest then runs every check::
         child_factory = "fcp_plugins.storage_sqlite:SqliteStorage"
 
         def make_storage(self, path):
-            return SqliteStorage(path)
+            return SqliteStorage(path, busy_timeout=0.1)
+
+        def disable(self, path):
+            return locked(path)  # a context manager
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard, TypeVar
 
@@ -26,7 +31,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from fcp_core.storage import records
-from fcp_core.storage.contract import Record, Storage, Transaction
+from fcp_core.storage.contract import Record, Storage, StorageError, Transaction, check_contract
 from fcp_core.testing.laws import Laws, applies_if
 from fcp_core.testing.storage_child import COUNTS
 from fcp_core.testing.storage_model import compare_with_dictionary
@@ -50,6 +55,10 @@ class StorageConformance(Laws, ABC):
     durable: ClassVar[bool] = False
     #: Several processes may use one path at a time.
     shared: ClassVar[bool] = False
+    #: Servers on several hosts may use one storage at a time.
+    shared_by_hosts: ClassVar[bool] = False
+    #: There is a :meth:`disable`.
+    can_fail: ClassVar[bool] = False
     #: ``module:callable`` that makes the storage from a path in another process.
     child_factory: ClassVar[str | None] = None
     #: How long the model is compared.
@@ -63,6 +72,13 @@ class StorageConformance(Laws, ABC):
 
         :param path: a file that does not exist, or that an earlier storage of this kind made.
         """
+
+    def disable(self, path: Path) -> AbstractContextManager[object]:
+        """Make storages of *path*, which are in use, fail to write as long as the context lasts.
+
+        As by a lock, a full disk, or a server that is gone. What is :attr:`can_fail` needs it.
+        """
+        raise NotImplementedError
 
     def run(self, path: Path, use: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
         """Start a storage, use it, stop it."""
@@ -78,8 +94,46 @@ class StorageConformance(Laws, ABC):
         return asyncio.run(main())
 
     def test_says_whether_it_is_durable(self, tmp_path: Path) -> None:
-        """The storage's own flag equals the kit's."""
-        assert self.make_storage(tmp_path / "store").durable is self.durable
+        """The storage's own flags equal the kit's."""
+        storage = self.make_storage(tmp_path / "store")
+        assert storage.durable is self.durable
+        assert storage.shared is self.shared_by_hosts
+
+    def test_tells_its_time(self, tmp_path: Path) -> None:
+        """Its time is a date, the same in the next transaction or a later one."""
+
+        async def use(storage: Storage) -> None:
+            await check_contract(storage)
+            times = [await storage.transact(lambda tx: tx.now()) for _ in range(5)]
+            assert times == sorted(times), "its time goes back"
+            assert abs(times[-1] - time.time()) < 86400, "its time is not in seconds since 1970"
+
+        self.run(tmp_path / "store", use)
+
+    @applies_if(lambda kit: kit.can_fail)
+    def test_fails_in_the_contracts_words(self, tmp_path: Path) -> None:
+        """A fault of the storage is a StorageError, and once it is over the storage works again."""
+        path = tmp_path / "store"
+
+        async def use(storage: Storage) -> None:
+            await storage.transact(lambda tx: tx.put(Item("before")))
+            with self.disable(path):
+                calls = [storage.transact(lambda tx, n=n: tx.put(Item(n))) for n in "abc"]  # type: ignore[misc]
+                for error in await asyncio.gather(*calls, return_exceptions=True):
+                    assert isinstance(error, StorageError), f"not a StorageError: {error!r}"
+                    assert error.message
+            while True:
+                try:
+                    names = await storage.transact(lambda tx: [i.name for i in tx.select(Item)])
+                    break
+                except StorageError:  # It may take a while to notice.
+                    await asyncio.sleep(0.05)
+            assert set(names) <= {"before", "a", "b", "c"}
+            assert "before" in names
+            await storage.transact(lambda tx: tx.put(Item("after")))
+            assert await storage.transact(lambda tx: tx.get(Item, "after")) == Item("after")
+
+        self.run(path, use)
 
     def test_behaves_like_a_dictionary(self, tmp_path: Path) -> None:
         """Any sequence of transactions leaves what it would leave in a dictionary."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
@@ -45,6 +46,9 @@ class _MemoryTransaction(Transaction):
     def __init__(self, tables: Mapping[str, _Table]) -> None:
         self._tables = tables
         self._writes: dict[str, dict[str, Record | None]] = defaultdict(dict)
+
+    def now(self) -> float:
+        return time.time()
 
     def get(self, kind: type[R], key: str) -> R | None:
         writes = self._writes[kind.KIND]

@@ -20,12 +20,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.storage.codec import decode, encode
-from fcp_core.storage.contract import R, Record, Storage, T, Transaction
+from fcp_core.storage.codec import decode, encode, index_value
+from fcp_core.storage.contract import R, Record, Storage, StorageError, T, Transaction
 
 #: "fcps", in the header of our files.
 APPLICATION_ID = 0x66637073
@@ -43,6 +41,10 @@ _SCHEMA = (
     "CREATE INDEX entries_by_key ON entries (kind, key)",
 )
 
+#: After these the system may have dropped what it could not write, and would say that a second
+#: attempt had written it.
+_LOST_SYNC = ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC")
+
 #: How many transactions share a commit at most.
 _MAX_BATCH = 256
 
@@ -51,6 +53,9 @@ class _SqliteTransaction(Transaction):
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
         self._checked: set[str] = set()
+
+    def now(self) -> float:
+        return time.time()
 
     def get(self, kind: type[R], key: str) -> R | None:
         row = self._db.execute(
@@ -83,7 +88,7 @@ class _SqliteTransaction(Transaction):
             query += (
                 " AND key IN (SELECT key FROM entries WHERE kind = ? AND field = ? AND value = ?)"
             )
-            values += [kind.KIND, name, _index_value(value)]
+            values += [kind.KIND, name, index_value(value)]
         # Fetched at once, so that the caller may write while it goes over them.
         rows = self._db.execute(f"{query} ORDER BY key", values).fetchall()
         return (decode(kind, row[0]) for row in rows)
@@ -92,7 +97,7 @@ class _SqliteTransaction(Transaction):
         self._db.executemany(
             "INSERT INTO entries VALUES (?, ?, ?, ?)",
             [
-                (record.KIND, name, _index_value(getattr(record, name)), record.key)
+                (record.KIND, name, index_value(getattr(record, name)), record.key)
                 for name in record.INDEXES
             ],
         )
@@ -143,6 +148,8 @@ class SqliteStorage(Storage):
         self._busy_timeout = busy_timeout
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        #: Why nothing is written to the file any more; "" while there is no such reason.
+        self._suspect = ""
 
     async def start(self) -> None:
         """Open the file and start the writing thread.
@@ -171,7 +178,8 @@ class SqliteStorage(Storage):
     async def transact(self, body: Callable[[Transaction], T]) -> T:
         """Run *body* on the writing thread; returns when its writes are on disk.
 
-        :raises StatusError: UNAVAILABLE if the file is locked for too long or cannot be written.
+        :raises StorageError: if the file is locked for too long or cannot be written.
+        :raises StatusError: RESOURCE_EXHAUSTED if a record is too large for such a file.
         """
         if self._thread is None:
             raise RuntimeError("the storage is not started")
@@ -207,6 +215,10 @@ class SqliteStorage(Storage):
         connection.close()
 
     def _run_batch(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
+        if self._suspect:
+            for job in batch:
+                job.error = StorageError(self._suspect)
+            return
         try:
             connection.execute("BEGIN IMMEDIATE")
             for job in batch:
@@ -221,8 +233,14 @@ class SqliteStorage(Storage):
                 connection.execute("RELEASE job")
             connection.execute("COMMIT")
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorname", "") in _LOST_SYNC:
+                self._suspect = (
+                    f"the disk did not keep what was written to the storage file {self.path} "
+                    f"({error}), so that it is not written to any more; check the disk and restart"
+                )
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
             if len(batch) > 1:
                 # Nothing of the batch was written; one that cannot be must not fail the others.
                 for job in batch:
@@ -301,16 +319,9 @@ class SqliteStorage(Storage):
                 time.sleep(0.02)
 
 
-def _index_value(value: Any) -> bytes:
-    """Return bytes that are equal for values that are equal in Python: 1, 1.0 and True."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return msgspec.msgpack.encode(int(value) if isinstance(value, bool) else value)
-
-
 def _failure(path: Path, error: sqlite3.Error) -> Exception:
-    if isinstance(error, sqlite3.OperationalError):
-        return StatusError(Code.UNAVAILABLE, f"the storage file {path} cannot be used: {error}")
     if isinstance(error, sqlite3.DataError):
         return StatusError(Code.RESOURCE_EXHAUSTED, f"too large for an SQLite file: {error}")
+    if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+        return StorageError(f"the storage file {path} cannot be used: {error}")
     return error

@@ -14,6 +14,7 @@ import pytest
 import fcp_core.rounds
 from fcp_core.rounds.assigner import Waiting
 from fcp_core.rounds.assignment import Assignment
+from fcp_core.rounds.membership import Lease
 from fcp_core.rounds.operations import ProtocolCall
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.task import TaskMachine
@@ -27,6 +28,7 @@ MACHINES = {
     "Session": DeviceSession,
     "Candidate": Waiting,
     "Protocol call": ProtocolCall,
+    "Lease": Lease,
 }
 END = "[*]"
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import sqlite3
+import time
 
-from fcp_core.storage.contract import Storage
+from fcp_core.storage.contract import Storage, StorageError
 from fcp_plugins.storage_memory import MemoryStorage, _MemoryTransaction
 from fcp_plugins.storage_sqlite import SqliteStorage, _SqliteTransaction
 
@@ -105,6 +106,34 @@ class Forgetful(MemoryStorage):
     durable = True
 
 
+class _Monotonic(_MemoryTransaction):
+    def now(self):
+        return time.monotonic()
+
+
+class SinceTheStart(MemoryStorage):
+    """Tells the time of a clock that begins when the machine does."""
+
+    async def transact(self, body):
+        return body(_Monotonic(self._tables))
+
+
+class BackInTime(MemoryStorage):
+    """Tells a time that goes back."""
+
+    async def transact(self, body):
+        self._calls = getattr(self, "_calls", 0) + 1
+        transaction = _MemoryTransaction(self._tables)
+        transaction.now = lambda: time.time() - self._calls
+        return body(transaction)
+
+
+class OneHost(MemoryStorage):
+    """Says that servers of several hosts may use it."""
+
+    shared = True
+
+
 class _Unindexed(_SqliteTransaction):
     def put(self, record):
         kept = self._db.execute(
@@ -120,7 +149,7 @@ class _Autocommit(Storage):
     durable = True
 
     def __init__(self, path):
-        self._sqlite = SqliteStorage(path)
+        self._sqlite = SqliteStorage(path, busy_timeout=0.1)
 
     async def start(self):
         self._db = self._sqlite._open()
@@ -182,3 +211,33 @@ class _Recorded(_SqliteTransaction):
 
     def put(self, record):
         self.puts.append(record)
+
+
+class DriversWords(_Autocommit):
+    """Lets the exceptions of its driver through."""
+
+    async def transact(self, body):
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            result = body(_SqliteTransaction(self._db))
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        return result
+
+
+class GivesUp(SqliteStorage):
+    """Takes no more after a fault."""
+
+    def __init__(self, path):
+        super().__init__(path, busy_timeout=0.1)
+
+    async def transact(self, body):
+        if self._suspect:
+            raise RuntimeError(self._suspect)
+        try:
+            return await super().transact(body)
+        except StorageError:
+            self._suspect = "it failed once"
+            raise

@@ -1,6 +1,8 @@
 """The storage kit is tested by storages that are wrong on purpose."""
 
+import contextlib
 import importlib.util
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -26,6 +28,7 @@ def kit_for(make, **flags):
         durable = flags.get("durable", False)
         shared = flags.get("shared", False)
         child_factory = flags.get("child_factory")
+        can_fail = "disable" in flags
         # Shrinking would only make the counterexample prettier.
         settings = hypothesis_settings(
             max_examples=200,
@@ -38,6 +41,9 @@ def kit_for(make, **flags):
 
         def make_storage(self, path):
             return make(path)
+
+        def disable(self, path):
+            return flags["disable"](path)
 
     return Kit()
 
@@ -54,6 +60,9 @@ def kit_for(make, **flags):
         ("Lenient", "test_refuses_an_unknown_index"),
         ("Lazy", "test_writes_while_it_iterates"),
         ("Forgetful", "test_says_whether_it_is_durable"),
+        ("OneHost", "test_says_whether_it_is_durable"),
+        ("SinceTheStart", "test_tells_its_time"),
+        ("BackInTime", "test_tells_its_time"),
     ],
 )
 def test_the_kit_finds_in_memory(broken, tmp_path, name, check):
@@ -99,6 +108,21 @@ def test_the_kit_finds_updates_that_another_process_loses(broken, tmp_path, monk
     )
     with pytest.raises(AssertionError):
         kit.test_is_shared_by_processes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("DriversWords", AssertionError), ("GivesUp", RuntimeError)]
+)
+def test_the_kit_finds_faults_that_a_storage_makes_of_faults(broken, tmp_path, name, error):
+    @contextlib.contextmanager
+    def locked(path):
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            yield
+
+    kit = kit_for(getattr(broken, name), durable=True, disable=locked)
+    with pytest.raises(error):
+        kit.test_fails_in_the_contracts_words(tmp_path)
 
 
 def test_a_durable_storage_must_be_makeable_elsewhere(tmp_path):

@@ -1,8 +1,10 @@
 """Both built-in storages are held to the kit, and SQLite to what is its own."""
 
 import asyncio
+import contextlib
 import ctypes
 import os
+import pickle
 import sqlite3
 import stat
 import struct
@@ -16,6 +18,8 @@ import pytest
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.storage import contract
+from fcp_core.storage.contract import StorageError, check_contract
 from fcp_core.testing.storage import Item, StorageConformance
 from fcp_plugins.storage_memory import MemoryStorage
 from fcp_plugins.storage_sqlite import SCHEMA_VERSION, SqliteStorage
@@ -26,12 +30,27 @@ class TestMemory(StorageConformance):
         return MemoryStorage()
 
 
+@contextlib.contextmanager
+def locked(path):
+    """Keep an SQLite file's lock, as another process would."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+
+
 class TestSqlite(StorageConformance):
-    durable = shared = True
+    durable = shared = can_fail = True
     child_factory = "fcp_plugins.storage_sqlite:SqliteStorage"
 
     def make_storage(self, path):
         return SqliteStorage(path)
+
+    def disable(self, path):
+        return locked(path)
+
+    def test_fails_in_the_contracts_words(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(self, "make_storage", lambda path: SqliteStorage(path, 0.1))
+        super().test_fails_in_the_contracts_words(tmp_path)
 
 
 def start_and_stop(path, **options):
@@ -198,9 +217,75 @@ def test_a_full_disk_is_an_error_of_one_transaction_only(tmp_path):
 
     (first, error, second), names = asyncio.run(main())
     assert (first, second, names) == (None, None, ["a", "b"])
-    assert isinstance(error, StatusError)
+    assert isinstance(error, StorageError)
     assert error.code is Code.UNAVAILABLE
     assert "full" in error.message
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_nothing_is_written_after_the_disk_lost_a_write(tmp_path, together):
+    """The system forgets what it could not write: to sync again would only seem to work."""
+
+    async def main():
+        storage = SqliteStorage(tmp_path / "store.db")
+        await storage.start()
+        await storage.transact(lambda tx: tx.put(Item("kept")))
+        open_file = storage._run_batch
+
+        def run_batch(connection, batch):
+            open_file(_LosesWrites(connection), batch)
+
+        storage._run_batch = run_batch
+        calls = [storage.transact(lambda tx, n=n: tx.put(Item(n))) for n in "abc"[:together]]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        storage._run_batch = open_file
+        with pytest.raises(StorageError, match="check the disk and restart"):
+            await storage.transact(lambda tx: tx.put(Item("later")))
+        await storage.stop()
+        storage = SqliteStorage(tmp_path / "store.db")
+        await storage.start()
+        names = await storage.transact(lambda tx: [item.name for item in tx.select(Item)])
+        await storage.stop()
+        return answers, names
+
+    answers, names = asyncio.run(main())
+    assert all(isinstance(error, StorageError) for error in answers), answers
+    assert names == ["kept"]
+
+
+class _LosesWrites:
+    """A connection to a disk that fails to sync; no real one does so when asked to."""
+
+    def __init__(self, connection):
+        self._connection = connection
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def execute(self, sql, *arguments):
+        if sql == "COMMIT":
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+            raise error
+        return self._connection.execute(sql, *arguments)
+
+
+def test_a_storage_of_an_older_release_is_refused_in_words():
+    class Older(MemoryStorage):
+        async def transact(self, body):
+            class Transaction(contract.Transaction):
+                get = put = delete = select = None
+
+            return body(Transaction())
+
+    with pytest.raises(UsageError, match=r"Older was written for an older release.*now\(\)"):
+        asyncio.run(check_contract(Older()))
+    asyncio.run(check_contract(MemoryStorage()))
+
+
+def test_a_fault_survives_the_trip_from_another_process():
+    error = pickle.loads(pickle.dumps(StorageError("gone")))
+    assert (type(error), error.code, error.message) == (StorageError, Code.UNAVAILABLE, "gone")
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="only newer Pythons can lower the limit")
@@ -255,7 +340,7 @@ def test_a_lock_that_another_process_keeps_is_reported_as_unavailable(tmp_path):
         await storage.start()
         db = sqlite3.connect(path, isolation_level=None)
         db.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StatusError, match="locked") as caught:
+        with pytest.raises(StorageError, match="locked") as caught:
             await storage.transact(lambda tx: tx.put(Item("b")))
         db.execute("ROLLBACK")
         db.close()
