@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,9 @@ def arguments_of(uri: str, aggregator: str, count: int, size: int) -> bytes:
     partials: list[Partial] = []
     for number in range(count):
         update = write_checkpoint({"v": rng.normal(size=size).astype("f4")}, "federated_compute")
-        partial, refused = fold(AGGREGATORS, job, [(str(number), update)])
+        one, refused = fold(AGGREGATORS, job, [(str(number), update)])
         assert not refused
-        partials.append(partial)
+        partials.append(one)
     return jobs.pack(AGGREGATORS, job, partials)
 
 
@@ -85,7 +86,7 @@ def measure(count: int, size: int, repeats: int) -> list[tuple[str, float, float
         rows = []
         for title, uri, aggregator, job in CASES:
             data = arguments_of(uri, aggregator, count, size)
-            runs = [lambda e=e, j=job, d=data: e.run(j, d) for e in engines]  # type: ignore[misc]
+            runs = [partial(engine.run, job, data) for engine in engines]
             cluster, local = times(runs, repeats)
             rows.append((title.format(count, size * 4 / 1e6), cluster, local))
         return rows
