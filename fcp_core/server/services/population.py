@@ -63,6 +63,7 @@ class Population:
         self._away: tuple[float, float] | None = None
         self.settings = settings
         self._max_at_work = settings.max_at_work
+        self.capped = settings.max_at_work is not None
         self.pace = Pace()
         self._assigner: Assigner[DeviceSession] = Assigner(rng)
         self._ticker = ticker
@@ -246,7 +247,7 @@ class Population:
 
         :param contributed: whether it did; if not, the task misses one more than it thought.
         """
-        capped = self._max_at_work is not None
+        capped = self.capped
         if contributed:
             # Without a cap a contribution takes its place with it.
             capped = capped or task.machine.max_at_work is not None

@@ -116,7 +116,8 @@ def _propose(shape: _Shape, scale: int, count: int, randomness: Randomness) -> I
     value: Integers = k * scale + j.astype(np.int64)
     keep &= usable & ~(negative & (value == 0))
     np.negative(value, out=value, where=negative)
-    return value[keep]
+    kept: Integers = value[keep]
+    return kept
 
 
 def _from_table(shape: _Shape, words: Words, randomness: Randomness) -> Integers:
