@@ -25,12 +25,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 from goals import Goal
 from http_load import Device
 
 from fcp_core.admin.client import AdminClient
 from fcp_core.bench.server import memory_of
 from fcp_core.bench.task import BenchTask
+from fcp_core.protocol.checkpoint import write_checkpoint
 
 MODEL = 190 << 20
 QUICK_MODEL = 32 << 20
@@ -107,10 +109,10 @@ class Measured:
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")  # begins a new maximum
         yield
         self.stalls[name] = 1000 * self._ask()
-        self.memory[name] = memory_of(self._process.pid)[1]
+        now, self.memory[name] = memory_of(self._process.pid)
         print(
             f"{name}: stall {self.stalls[name]:.0f} ms, memory "
-            f"{self.memory[name]:.0f} MB, idle {self.idle:.0f} MB",
+            f"{self.memory[name]:.0f} MB at most, {now:.0f} MB afterwards, {self.idle:.0f} MB idle",
             file=sys.stderr,
         )
 
@@ -162,13 +164,15 @@ def together(function: Callable[[int], object]) -> None:
 
 def measure(size: int) -> Measured:
     """Run one round with a model of *size* bytes."""
-    task = BenchTask(size // 4, broadcast=True)
+    task = BenchTask(size // 4)
     bodies = task.bodies(compressed=False)
+    weights = np.random.default_rng(0).standard_normal(size // 4, np.float32)
+    model = write_checkpoint({"model": weights}, "tf_v1")
     with running() as server, AdminClient(server.url, TOKEN) as admin:
-        spec = task.spec("p", "large", DEVICES, 600.0)
+        spec = task.spec("p", "large", DEVICES, 600.0).replace(checkpoint=model)
         with server.part("submission"):
             task_id = admin.submit(spec).task_id
-        del spec
+        del spec, model, weights
         devices = [Device(server.url) for _ in range(DEVICES)]
         with server.part("downloads"):
             tasks = [device.assign() for device in devices]
