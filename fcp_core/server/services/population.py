@@ -165,21 +165,6 @@ class Population:
             interval = max(interval, min(self.waiting / rate, LONGEST_POLLING_INTERVAL))
         return interval
 
-    def load(self, now: float) -> Mapping[str, Any]:
-        """Return how busy it is, for pace steering."""
-        tasks = self.open_tasks()
-        missing = sum(task.machine.missing for task in tasks)
-        return {
-            "open_tasks": len(tasks),
-            "missing": missing,
-            "needs": self.pace.needs(missing, now),
-            "waiting": self._assigner.waiting,
-            "check_in_rate": self.pace.rate(now),
-            "population_size": self.pace.population_size(now),
-            "pace": self.pace,
-            "not_before": 0.0,
-        }
-
     def arrive(self, session: DeviceSession, candidate: Candidate, now: float) -> None:
         """Let a device wait for a SINGLE task; it may have one before this returns.
 
