@@ -13,6 +13,7 @@ from fcp_core.rounds.events import CheckedIn, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
 from fcp_core.rounds.session import DeviceSession
+from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, principal_of, scope_of
 from fcp_core.server.services.common import Common
@@ -127,6 +128,12 @@ class EligibilityEvalTasks:
             for task, _ in population.offered():
                 population.note(task.name, f"refused at check-in: {refusal.reason}")
             return NO_OFFER, True, refusal
+        multiple = check_in.supports_multiple_task_assignment
+        if not (multiple or self._tasks.any or population.own_eligibility):
+            # Nobody is asked anything.
+            open_tasks = population.open_tasks(AssignmentMode.SINGLE)
+            names = frozenset([task.spec.name for task in open_tasks])
+            return Offer(None, names, names), False, None
         verdicts: dict[int, Refusal | None] = {}
 
         def judge(policy: EligibilityPolicy) -> Refusal | None:
