@@ -65,7 +65,8 @@ class Error(msgspec.Struct):
 class Task(msgspec.Struct, kw_only=True):
     """A task as a watcher sees it; times are seconds since 1970.
 
-    ``reasons`` counts why devices did not contribute, the most frequent first.
+    ``reasons`` counts why devices did not contribute, the most frequent first. ``notes`` is what
+    the aggregation protocol says of the task's course, a line each.
     """
 
     task_id: str
@@ -82,6 +83,7 @@ class Task(msgspec.Struct, kw_only=True):
     finished: float | None
     error: Error | None
     reasons: dict[str, int] = {}
+    notes: list[str] = []
 
     @classmethod
     def of(cls, status: TaskStatus) -> Task:
@@ -101,6 +103,7 @@ class Task(msgspec.Struct, kw_only=True):
             finished=status.finished,
             error=None if status.error is None else Error.of(StatusError(*status.error)),
             reasons=dict(status.reasons),
+            notes=list(status.notes),
         )
 
     @property

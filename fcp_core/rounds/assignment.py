@@ -21,6 +21,7 @@ class Stage(Enum):
     STARTED = "started"
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
+    KEPT = "kept"
     QUEUED = "queued"
     ACCUMULATING = "accumulating"
     CONTRIBUTED = "contributed"
@@ -31,11 +32,13 @@ class Stage(Enum):
 
 
 #: A broken upload leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
+#: What is KEPT is in what the protocol will have accumulated, whatever becomes of the device.
 MOVES: dict[Stage, tuple[Stage, ...]] = {
     Stage.ASSIGNED: (Stage.STARTED, Stage.DROPPED),
-    Stage.STARTED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.STARTED: (Stage.UPLOADING, Stage.KEPT, Stage.QUEUED, Stage.DROPPED),
     Stage.UPLOADING: (Stage.STARTED, Stage.UPLOADED, Stage.DROPPED),
-    Stage.UPLOADED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.UPLOADED: (Stage.UPLOADING, Stage.KEPT, Stage.QUEUED, Stage.DROPPED),
+    Stage.KEPT: (Stage.QUEUED, Stage.DROPPED),
     Stage.QUEUED: (Stage.ACCUMULATING, Stage.DROPPED),
     Stage.ACCUMULATING: (Stage.CONTRIBUTED, Stage.DROPPED),
     Stage.CONTRIBUTED: (),
@@ -111,6 +114,7 @@ class Assignment(Machine[Stage]):
         first of several uploads of a slot that is complete counts.
         """
         if slot in self.received or self._state in (
+            Stage.KEPT,
             Stage.QUEUED,
             Stage.ACCUMULATING,
             Stage.CONTRIBUTED,

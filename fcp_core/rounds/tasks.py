@@ -53,6 +53,7 @@ class TaskStatus:
     :param error: why it failed, with its code; None unless it failed or was cancelled.
     :param reasons: why devices did not contribute, each with how often, the most frequent first;
         of a task that ended in an earlier run there are none.
+    :param notes: what its aggregation protocol says of its course, a line each.
     """
 
     task_id: str
@@ -69,3 +70,4 @@ class TaskStatus:
     finished: float | None = None
     error: tuple[Code, str] | None = None
     reasons: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

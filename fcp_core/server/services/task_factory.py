@@ -117,6 +117,8 @@ class TaskFactory:
             deadline=machine.deadline,
             rng=random.Random(self._secrets.bytes(16)),
             secrets=self._secrets.bytes,
+            over_selection=choices.settings.over_selection,
+            max_at_work=choices.settings.max_at_work,
         )
         try:
             begun = host.start(task, now)
