@@ -38,6 +38,7 @@ class TaskFacts(Machine[TaskState]):
         dropped.
     :param retention: seconds after that in which an assignment that has ended is still known.
     :param closing_timeout: seconds after the deadline in which there must be a result.
+    :param durability: what a crash may lose of it, for whoever watches.
     :param folded_by: who makes it, for the message if there is none.
     """
 
@@ -59,6 +60,7 @@ class TaskFacts(Machine[TaskState]):
         retention: float = math.inf,
         closing_timeout: float = 600.0,
         folded_by: str = "the engine",
+        durability: str = "",
     ) -> None:
         super().__init__(TaskState.OPEN)
         self.task_id = task_id
@@ -74,6 +76,7 @@ class TaskFacts(Machine[TaskState]):
         self._known_for = assignment_timeout + retention
         self._closing_timeout = closing_timeout
         self._folded_by = folded_by
+        self.durability = durability
         self.finished: float | None = None
         self.error: tuple[Code, str] | None = None
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
@@ -90,6 +93,8 @@ class TaskFacts(Machine[TaskState]):
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
+        #: Whether its deadline came between two runs of the server.
+        self._overdue = False
         #: Why devices do not contribute; whoever watches the task is told.
         self.reasons = Reasons()
 
@@ -152,6 +157,7 @@ class TaskFacts(Machine[TaskState]):
             created=self.created,
             finished=self.finished,
             error=self.error,
+            durability=self.durability,
             reasons=dict(self.reasons.items()),
         )
 

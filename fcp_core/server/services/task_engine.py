@@ -14,6 +14,7 @@ from fcp_core.aggregation.engine import CheckpointFormat, Engine, Fold, HeldBody
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.effects import Group
 from fcp_core.rounds.protocols import Work
+from fcp_core.server.services.durable_fold import DurableFold
 
 logger = logging.getLogger("fcp.services")
 
@@ -117,6 +118,11 @@ class TaskEngine:
             self._current().abort()
         except Exception:
             logger.exception("the engine could not drop an aggregate")
+
+    async def flush(self) -> None:
+        """Take nothing more; wait until what there is is stored, if it is stored at all."""
+        if isinstance(self._fold, DurableFold):
+            await self._fold.flush()
 
     def stop(self, *, abort: bool) -> None:
         """Answer nothing any more."""

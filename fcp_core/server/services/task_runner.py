@@ -8,6 +8,7 @@ of its own; its outcomes come back to the event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -43,6 +44,11 @@ from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
 from fcp_core.server.services.task_engine import TaskEngine, outcome_of
 from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts
+
+logger = logging.getLogger("fcp.services")
+
+#: How many seconds a server that stops waits for what is being stored.
+_PATIENCE = 10.0
 
 
 class TaskRunner:
@@ -93,7 +99,7 @@ class TaskRunner:
         """Return the task's status; it is final only once the end has been stored."""
         if self._ended is not None:
             return self._ended
-        status = self.machine.status()
+        status = replace(self.machine.status(), problem=self._with.writes.trouble())
         if status.state in FINAL:
             return replace(status, state=TaskState.CLOSING, finished=None, error=None)
         return status
@@ -138,11 +144,21 @@ class TaskRunner:
         return self._result
 
     async def stop(self) -> None:
-        """Let go of everything without ending the task: it may go on after a restart."""
-        self._engine.stop(abort=self._finishing is None)
+        """Let go of everything without ending the task: it may go on after a restart.
+
+        What is being stored is waited for, but not for long: what is not was not answered either.
+        """
         self._with.ticker.at(self._key, None, self.tick)
-        if self._finishing is not None:
-            await self._finishing
+        ending = self._finishing or asyncio.ensure_future(self._engine.flush())
+        await asyncio.wait([ending], timeout=_PATIENCE)
+        if not ending.done():
+            ending.cancel()
+            logger.warning(
+                "task %s is stopped although its last writes are not done; the next start judges "
+                "it by what is stored",
+                self.machine.name,
+            )
+        self._engine.stop(abort=self._finishing is None)
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
         for assignment in self.machine.all():
             for call in assignment.calls.values():

@@ -20,7 +20,7 @@ from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published, group_of, publish
-from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
+from fcp_core.server.services.store import LoadedTask, TaskStore, encode_spec, slim, status_of
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts
 from fcp_core.server.services.task_runner import TaskRunner
@@ -59,7 +59,7 @@ class Tasks:
         self._populations = populations
         self._downloads = downloads
         self._with = surroundings
-        self._factory = TaskFactory(plugins, surroundings.engine, secrets)
+        self._factory = TaskFactory(plugins, surroundings.engine, secrets, store)
         self._records: dict[str, TaskRecord] = {}
         #: By the key that it was submitted with.
         self._by_key: dict[str, str] = {}
@@ -126,6 +126,7 @@ class Tasks:
         )
         choices = self._factory.choose(spec)
         parts = self._factory.parts(record, spec, choices, self._clock.now())
+        record = dataclasses.replace(record, durability=parts.machine.durability)
         try:
             published = await self._publish(record, spec, choices.settings)
             await self._store.add(record, spec)
@@ -216,9 +217,10 @@ class Tasks:
         ticks = (self._kept.next_expiry(), self._ended.next_expiry())
         return min((tick for tick in ticks if tick is not None), default=None)
 
-    async def restore(self, tasks: Sequence[tuple[TaskRecord, TaskSpec | None]]) -> None:
-        """Take up the tasks of an earlier run; those that go on begin again with nothing."""
-        for record, spec in tasks:
+    async def restore(self, tasks: Sequence[LoadedTask]) -> None:
+        """Take up the tasks of an earlier run; those that go on have what was stored of them."""
+        for loaded in tasks:
+            record, spec = loaded.record, loaded.spec
             self._add(record)
             self._last_created = max(self._last_created, record.created)
             if spec is None:
@@ -228,7 +230,8 @@ class Tasks:
                 continue
             try:
                 choices = self._factory.choose(spec)
-                parts = self._factory.parts(record, spec, choices, self._clock.now())
+                now = self._clock.now()
+                parts = self._factory.parts(record, spec, choices, now, loaded.shards)
             except StatusError as error:
                 raise UsageError(
                     f"task {record.name} of an earlier run cannot go on: {error.message}. Mend the "
@@ -240,8 +243,7 @@ class Tasks:
 
     async def stop(self) -> None:
         """Stop all tasks; they go on when the storage is used again."""
-        for task in [*self._running.values()]:
-            await task.stop()
+        await asyncio.gather(*(task.stop() for task in self._running.values()))
         await asyncio.gather(*self._forgetting)
 
     # Inside.
@@ -340,35 +342,42 @@ class Tasks:
     # What tasks tell their keeper.
 
     def lost(self, task: TaskRunner, why: str) -> None:
-        """Restart a task that has lost contributions."""
-        now = self._clock.now()
+        """Restart a task that has lost contributions from what is stored of it."""
+        restarting = asyncio.get_running_loop().create_task(self._restart(task, why))
+        self._forgetting.add(restarting)
+        restarting.add_done_callback(self._forgetting.discard)
+
+    async def _restart(self, task: TaskRunner, why: str) -> None:
         record = self._records[task.task_id]
         logger.error("task %s is restarted: %s", record.name, why)
         try:
+            stored = await self._store.shards(task.task_id)
+            if task.machine.state.is_final:
+                return
+            now = self._clock.now()
             choices = self._factory.choose(task.spec)
-            parts = self._factory.parts(record, task.spec, choices, now)
+            parts = self._factory.parts(record, task.spec, choices, now, stored)
         except StatusError as error:
             task.cancel(Code.INTERNAL, f"contributions were lost: {why}; {error.message}")
             return
         task.restart(parts, now)
 
     async def ended(self, task: TaskRunner, result: bytes | None) -> TaskStatus:
-        """Store how a task ended and take it away."""
+        """Store how a task ended, however long that takes, and take it away."""
         status = task.machine.status()
         self._downloads.remove(task.published.group)
         self._populations.get(status.population).close(task, self._clock.now())
         record = _ended_record(self._records[status.task_id], status)
         try:
-            await self._store.end(record, result)
-        except Exception as error:
-            logger.exception("the end of task %s could not be stored", status.name)
+            record = await self._store.end(record, result)
+        except StatusError as error:
+            logger.exception("the end of task %s cannot be stored as it is", status.name)
             storage = self._plugins.config.get("storage")
-            message = f"the storage {storage} failed to take the end of task {status.name}: {error}"
-            failed = dataclasses.replace(
+            message = f"the storage {storage} does not take the end of task {status.name}: {error}"
+            status = dataclasses.replace(
                 status, state=TaskState.FAILED, error=(Code.INTERNAL, message)
             )
-            record = _ended_record(record, failed)
-            status = failed
+            record = await self._store.end(_ended_record(record, status), None)
         self._records[status.task_id] = record
         self._keep(record)
         task.published = task.published.without_files()
@@ -383,6 +392,7 @@ def _ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
     return dataclasses.replace(
         record,
         state=status.state.value,
+        durability=status.durability,
         assigned=status.assigned,
         contributed=status.contributed,
         dropped=status.dropped,
