@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.specification import TaskSpec
@@ -199,6 +199,23 @@ def status_of(record: TaskRecord) -> TaskStatus:
         finished=record.finished,
         error=(Code(record.code), record.message) if record.code else None,
         durability=record.durability,
+    )
+
+
+def ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
+    """Return the record of a task that has ended like this."""
+    code, message = status.error or (Code.OK, "")
+    return replace(
+        record,
+        state=status.state.value,
+        durability=status.durability,
+        assigned=status.assigned,
+        contributed=status.contributed,
+        dropped=status.dropped,
+        surplus=status.surplus,
+        finished=status.finished,
+        code=int(code),
+        message=message,
     )
 
 

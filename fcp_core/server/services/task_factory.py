@@ -106,55 +106,28 @@ class TaskFactory:
             goal_count=spec.goal_count,
         )
         durable = bool(stored.contributions) or self._is_durable(spec, choices.settings, job)
-        machine = TaskMachine(
-            task_id=record.task_id,
-            population=record.population,
-            name=record.name,
-            goal_count=spec.goal_count,
-            minimum_count=spec.minimum_count,
-            over_selection=choices.settings.over_selection,
-            max_at_work=choices.settings.max_at_work,
-            created=record.created,
-            deadline=record.created + choices.settings.deadline,
-            assignment_timeout=choices.settings.assignment_timeout,
-            # A token expires at a whole second.
-            retention=RETENTION + 1.0,
-            closing_timeout=choices.settings.closing_timeout,
-            folded_by=_folded_by(chosen, spec),
-            durability="contribution" if durable else "round",
-        )
+        folded_by = _folded_by(chosen, spec)
+        machine = _machine(record, spec, choices.settings, folded_by, durable=durable)
         try:
             protocol: AggregationProtocol = chosen.make_protocol()
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
 
-        def begin(partials: Sequence[Partial]) -> Fold:
+        def open_fold(partials: Sequence[Partial] = ()) -> Fold:
             return self._engine.open(job, partials)
 
-        def open_fold() -> Fold:
-            if not durable:
-                return begin(())
+        def open_durable() -> Fold:
             counts = lambda: (machine.dropped, machine.surplus)  # noqa: E731
-            return DurableFold(record.task_id, spec.name, begin, self._store, stored, counts)
+            return DurableFold(record.task_id, spec.name, open_fold, self._store, stored, counts)
 
-        fold = _opened(open_fold, chosen, spec)
+        fold = _opened(open_durable if durable else open_fold, folded_by, spec)
         factory = chosen.protocol_factory()
         found = [route for name in factory.services for route in routes.of_service(name)]
         host = ProtocolHost(
             factory.name, protocol, machine, {r.method: _response_class(r) for r in found}
         )
-        task = ProtocolTask(
-            name=spec.name,
-            population=spec.population,
-            aggregation=spec.aggregation,
-            goal_count=spec.goal_count,
-            minimum_count=machine.minimum_count,
-            deadline=machine.deadline,
-            rng=random.Random(self._secrets.bytes(16)),
-            secrets=self._secrets.bytes,
-        )
         try:
-            begun = [*host.start(task, now)]
+            begun = [*host.start(self._protocol_task(spec, machine), now)]
             if stored.contributions:
                 begun += machine.restore(
                     stored.contributions, now, dropped=stored.dropped, surplus=stored.surplus
@@ -164,6 +137,18 @@ class TaskFactory:
         except StatusError:
             fold.abort()
             raise
+
+    def _protocol_task(self, spec: TaskSpec, machine: TaskMachine) -> ProtocolTask:
+        return ProtocolTask(
+            name=spec.name,
+            population=spec.population,
+            aggregation=spec.aggregation,
+            goal_count=spec.goal_count,
+            minimum_count=machine.minimum_count,
+            deadline=machine.deadline,
+            rng=random.Random(self._secrets.bytes(16)),
+            secrets=self._secrets.bytes,
+        )
 
     def _is_durable(self, spec: TaskSpec, settings: TaskSettings, job: FoldJob) -> bool:
         """Whether contributions are stored before they are answered.
@@ -198,7 +183,29 @@ class TaskFactory:
         return ", ".join(sorted(names))
 
 
-def _opened(open_fold: Callable[[], Fold], chosen: TaskChoices, spec: TaskSpec) -> Fold:
+def _machine(
+    record: TaskRecord, spec: TaskSpec, settings: TaskSettings, folded_by: str, *, durable: bool
+) -> TaskMachine:
+    return TaskMachine(
+        task_id=record.task_id,
+        population=record.population,
+        name=record.name,
+        goal_count=spec.goal_count,
+        minimum_count=spec.minimum_count,
+        over_selection=settings.over_selection,
+        max_at_work=settings.max_at_work,
+        created=record.created,
+        deadline=record.created + settings.deadline,
+        assignment_timeout=settings.assignment_timeout,
+        # A token expires at a whole second.
+        retention=RETENTION + 1.0,
+        closing_timeout=settings.closing_timeout,
+        folded_by=folded_by,
+        durability="contribution" if durable else "round",
+    )
+
+
+def _opened(open_fold: Callable[[], Fold], folded_by: str, spec: TaskSpec) -> Fold:
     """Open a task's fold.
 
     :raises StatusError: as the engine does; INVALID_ARGUMENT if it or an aggregator fails.
@@ -211,7 +218,7 @@ def _opened(open_fold: Callable[[], Fold], chosen: TaskChoices, spec: TaskSpec) 
         message = error.message
     except Exception as error:
         logger.exception("the engine cannot take the task %s", spec.name)
-        message = f"{_folded_by(chosen, spec)}: {type(error).__name__}: {error}"
+        message = f"{folded_by}: {type(error).__name__}: {error}"
     raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {message}")
 
 

@@ -8,7 +8,6 @@ of its own; its outcomes come back to the event loop.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -44,11 +43,6 @@ from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
 from fcp_core.server.services.task_engine import TaskEngine, outcome_of
 from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts
-
-logger = logging.getLogger("fcp.services")
-
-#: How many seconds a server that stops waits for what is being stored.
-_PATIENCE = 10.0
 
 
 class TaskRunner:
@@ -144,20 +138,9 @@ class TaskRunner:
         return self._result
 
     async def stop(self) -> None:
-        """Let go of everything without ending the task: it may go on after a restart.
-
-        What is being stored is waited for, but not for long: what is not was not answered either.
-        """
+        """Let go of everything without ending the task: it may go on after a restart."""
         self._with.ticker.at(self._key, None, self.tick)
-        ending = self._finishing or asyncio.ensure_future(self._engine.flush())
-        await asyncio.wait([ending], timeout=_PATIENCE)
-        if not ending.done():
-            ending.cancel()
-            logger.warning(
-                "task %s is stopped although its last writes are not done; the next start judges "
-                "it by what is stored",
-                self.machine.name,
-            )
+        await self._engine.settle(self._finishing, self.machine.name)
         self._engine.stop(abort=self._finishing is None)
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
         for assignment in self.machine.all():

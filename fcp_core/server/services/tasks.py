@@ -20,7 +20,14 @@ from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published, group_of, publish
-from fcp_core.server.services.store import LoadedTask, TaskStore, encode_spec, slim, status_of
+from fcp_core.server.services.store import (
+    LoadedTask,
+    TaskStore,
+    encode_spec,
+    ended_record,
+    slim,
+    status_of,
+)
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts
 from fcp_core.server.services.task_runner import TaskRunner
@@ -367,7 +374,7 @@ class Tasks:
         status = task.machine.status()
         self._downloads.remove(task.published.group)
         self._populations.get(status.population).close(task, self._clock.now())
-        record = _ended_record(self._records[status.task_id], status)
+        record = ended_record(self._records[status.task_id], status)
         try:
             record = await self._store.end(record, result)
         except StatusError as error:
@@ -377,7 +384,7 @@ class Tasks:
             status = dataclasses.replace(
                 status, state=TaskState.FAILED, error=(Code.INTERNAL, message)
             )
-            record = await self._store.end(_ended_record(record, status), None)
+            record = await self._store.end(ended_record(record, status), None)
         self._records[status.task_id] = record
         self._keep(record)
         task.published = task.published.without_files()
@@ -385,22 +392,6 @@ class Tasks:
         self._kept_changed()
         del self._running[status.task_id]
         return status
-
-
-def _ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
-    code, message = status.error or (Code.OK, "")
-    return dataclasses.replace(
-        record,
-        state=status.state.value,
-        durability=status.durability,
-        assigned=status.assigned,
-        contributed=status.contributed,
-        dropped=status.dropped,
-        surplus=status.surplus,
-        finished=status.finished,
-        code=int(code),
-        message=message,
-    )
 
 
 def _no_task(task_id: str) -> StatusError:
