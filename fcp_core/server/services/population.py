@@ -63,6 +63,7 @@ class Population:
         self._away: tuple[float, float] | None = None
         self.settings = settings
         self._max_at_work = settings.max_at_work
+        self.capped = settings.max_at_work is not None
         self.pace = Pace()
         self._assigner: Assigner[DeviceSession] = Assigner(rng)
         self._ticker = ticker
@@ -218,6 +219,14 @@ class Population:
         self.held.release()
         return len(devices)
 
+    def forget(self) -> None:
+        """Let time pass without it; who waits in vain is not answered any more."""
+        self._stopping = True
+        self.held.release()
+        self.sessions.on_change = lambda: None
+        for kind in ("sessions", "population", "states", "held"):
+            self._ticker.at(f"{kind}:{self.name}", None, self._decide)
+
     def _reject(self, session: DeviceSession, reason: str, now: float) -> None:
         session.move(SessionState.REJECTED)
         if session.windows is not None:
@@ -238,7 +247,7 @@ class Population:
 
         :param contributed: whether it did; if not, the task misses one more than it thought.
         """
-        capped = self._max_at_work is not None
+        capped = self.capped
         if contributed:
             # Without a cap a contribution takes its place with it.
             capped = capped or task.machine.max_at_work is not None
@@ -353,6 +362,12 @@ class Populations:
         if name not in self._populations:
             self._populations[name] = self._make(name)
         return self._populations[name]
+
+    def remove(self, name: str) -> None:
+        """Forget a population, with its sessions: another member of the server owns it."""
+        population = self._populations.pop(name, None)
+        if population is not None:
+            population.forget()
 
     def get(self, name: str) -> Population:
         """Return a population.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.specification import TaskSpec
@@ -100,7 +101,7 @@ class TaskStore:
             return record
 
         return await self.writes.until_done(
-            f"the end of task {record.name}", functools.partial(self._storage.transact, body)
+            f"the end of task {record.name}", partial(self._storage.transact, body)
         )
 
     async def add_shard(self, shard: ShardRecord, data: bytes, name: str) -> None:
@@ -165,17 +166,9 @@ class TaskStore:
 
         await self._storage.transact(body)
 
-    async def load(self) -> Loaded:
-        """Read everything that an earlier run left."""
-        return await self._storage.transact(_load)
-
-
-def encode_spec(spec: TaskSpec) -> bytes:
-    """Return the small parts of a specification as bytes.
-
-    :raises StatusError: INVALID_ARGUMENT if its options cannot be stored.
-    """
-    return spec.to_bytes()
+    async def load(self, population: str | None = None) -> Loaded:
+        """Read everything that an earlier run left, of one population or of all."""
+        return await self._storage.transact(partial(_load, population=population))
 
 
 def slim(spec: TaskSpec) -> TaskSpec:
@@ -203,9 +196,9 @@ def status_of(record: TaskRecord) -> TaskStatus:
 
 
 def ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
-    """Return the record of a task that has ended like this."""
+    """Return the record of a task that ended, given the one that it had."""
     code, message = status.error or (Code.OK, "")
-    return replace(
+    return dataclasses.replace(
         record,
         state=status.state.value,
         durability=status.durability,
@@ -223,9 +216,10 @@ def _result(task_id: str) -> str:
     return f"{task_id}/result"
 
 
-def _load(tx: Transaction) -> Loaded:
+def _load(tx: Transaction, population: str | None) -> Loaded:
     tasks: list[LoadedTask] = []
-    for record in tx.select(TaskRecord):
+    which = {} if population is None else {"population": population}
+    for record in tx.select(TaskRecord, **which):
         if TaskState(record.state).is_final:
             tasks.append(LoadedTask(record))
             continue
@@ -234,7 +228,7 @@ def _load(tx: Transaction) -> Loaded:
         tasks.append(LoadedTask(record, _decode_spec(record, blobs), stored))
     return Loaded(
         sorted(tasks, key=lambda task: task.record.created),
-        list(tx.select(PolicyStateRecord)),
+        [state for state in tx.select(PolicyStateRecord) if population in (None, state.population)],
     )
 
 

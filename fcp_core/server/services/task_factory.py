@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
@@ -27,6 +29,7 @@ from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.device_tokens import RETENTION
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ProtocolHost
+from fcp_core.server.services.published import Published, group_of, publish
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
@@ -82,6 +85,20 @@ class TaskFactory:
             )
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
+
+    async def publish(
+        self, record: TaskRecord, spec: TaskSpec, settings: TaskSettings
+    ) -> Published:
+        """Make what devices download of a task."""
+        read = partial(self._store.file, record.task_id)
+        work = partial(
+            publish,
+            group_of(record.aggregation_id),
+            spec,
+            inline_below=settings.inline_below,
+            source=read if settings.from_storage else None,
+        )
+        return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def parts(
         self,

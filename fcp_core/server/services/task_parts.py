@@ -37,7 +37,12 @@ class TaskParts:
 
 
 class Places(Protocol):
-    """What a task tells its population."""
+    """What a task tells its population.
+
+    :ivar capped: whether one that has contributed leaves a place for another.
+    """
+
+    capped: bool
 
     def left(self, task: TaskRunner, *, contributed: bool, now: float) -> None:
         """Let other devices have the places of those that left."""

@@ -66,6 +66,7 @@ class TaskRunner:
     ) -> None:
         self.spec, self.aggregation_id = spec, aggregation_id
         self.machine, self.protocol = parts.machine, parts.protocol
+        self.task_id = parts.machine.task_id
         self.published = published
         self.assignment_timeout = assignment_timeout
         self.accepts_late = accepts_late
@@ -73,21 +74,17 @@ class TaskRunner:
         self.routes = parts.routes
         self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
         self._engine.use(parts.fold)
-        self._with = surroundings
-        self._places, self._keeper = places, keeper
+        self._with, self._places, self._keeper = surroundings, places, keeper
         #: When it is to be called next, as the ticker knows.
         self._next_tick: float | None = None
-        #: How many had contributed and left otherwise when the population was last told.
+        #: Whether one that has contributed leaves a place for another.
+        self._capped = places.capped or self.machine.max_at_work is not None
+        #: How many had left places when the population was last told: in vain, and contributing.
         self._seen = (0, 0)
         self._result: bytes | None = None
         self._ended: TaskStatus | None = None
         self._done = asyncio.Event()
         self._finishing: asyncio.Task[None] | None = None
-
-    @property
-    def task_id(self) -> str:
-        """The task's id."""
-        return self.machine.task_id
 
     def status(self) -> TaskStatus:
         """Return the task's status; it is final only once the end has been stored."""
@@ -120,6 +117,7 @@ class TaskRunner:
         self._engine.use(parts.fold)
         self._seen = (0, 0)
         self._perform(parts.begun, now)
+        self._schedule()
         self._places.left(self, contributed=False, now=now)
 
     async def wait(self) -> bytes:
@@ -139,7 +137,7 @@ class TaskRunner:
 
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
-        self._with.ticker.at(self._key, None, self.tick)
+        self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
         await self._engine.settle(self._finishing, self.machine.name)
         self._engine.stop(abort=self._finishing is None)
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
@@ -259,6 +257,7 @@ class TaskRunner:
         """Let time pass."""
         self._next_tick = None
         self._perform([*self.machine.tick(now), *self.protocol.tick(now)], now)
+        self._schedule()
 
     # Inside.
 
@@ -272,16 +271,13 @@ class TaskRunner:
         message = "the server failed; its log says why"
         self._perform(self.machine.fail(Code.INTERNAL, message, now), now)
 
-    @property
-    def _key(self) -> str:
-        return f"task:{self.task_id}"
-
     def _schedule(self) -> None:
+        """Be called in time; too early does no harm, so that most devices leave this as it is."""
         ticks = (self.machine.next_tick(), self.protocol.next_tick())
         when = min((tick for tick in ticks if tick is not None), default=None)
-        if when != self._next_tick:
+        if when is None or self._next_tick is None or when < self._next_tick:
             self._next_tick = when
-            self._with.ticker.at(self._key, when, self.tick)
+            self._with.ticker.at(f"task:{self.task_id}", when, self.tick)
 
     def _assign(self, id_: str, session_id: str, now: float) -> Assignment:
         session = label(session_id) if session_id else ""
@@ -306,11 +302,15 @@ class TaskRunner:
                 self._engine.run(effect, self._worked)
             else:
                 self._end(effect, now)
-        self._schedule()
+                self._schedule()
+        when = self.protocol.next_tick()
+        if when is not None and (self._next_tick is None or when < self._next_tick):
+            self._schedule()
         machine = self.machine
-        seen, self._seen = self._seen, (machine.contributed, machine.dropped + machine.surplus)
-        if seen != self._seen:
-            self._places.left(self, contributed=seen[1] == self._seen[1], now=now)
+        places = (machine.dropped + machine.surplus, machine.contributed if self._capped else 0)
+        seen, self._seen = self._seen, places
+        if seen != places:
+            self._places.left(self, contributed=seen[0] == places[0], now=now)
 
     def _accumulated(self, group: Group, future: Future[None]) -> None:
         now = self._with.clock.now()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -12,22 +11,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.settings import TaskSettings, retention_of
+from fcp_core.plugins.settings import retention_of
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
-from fcp_core.rounds.tokens import TokenSource
+from fcp_core.rounds.tokens import TokenSource, mark_of
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
-from fcp_core.server.services.published import Published, group_of, publish
-from fcp_core.server.services.store import (
-    LoadedTask,
-    TaskStore,
-    encode_spec,
-    ended_record,
-    slim,
-    status_of,
-)
+from fcp_core.server.services.published import Published
+from fcp_core.server.services.store import LoadedTask, TaskStore, ended_record, slim, status_of
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts
 from fcp_core.server.services.task_runner import TaskRunner
@@ -120,14 +112,15 @@ class Tasks:
         problems = self._plugins.check_task(spec)
         if problems:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(problems)}")
-        task_id = self._secrets.uuid()
+        mark = mark_of(spec.population)
+        task_id = self._secrets.uuid(mark)
         record = TaskRecord(
             task_id=task_id,
             population=spec.population,
             name=spec.name,
             state=TaskState.OPEN.value,
-            aggregation_id=self._secrets.uuid(),
-            spec=encode_spec(spec),
+            aggregation_id=self._secrets.uuid(mark),
+            spec=spec.to_bytes(),
             created=self._creation_time(),
             submission_key=key,
         )
@@ -135,7 +128,7 @@ class Tasks:
         parts = self._factory.parts(record, spec, choices, self._clock.now())
         record = dataclasses.replace(record, durability=parts.machine.durability)
         try:
-            published = await self._publish(record, spec, choices.settings)
+            published = await self._factory.publish(record, spec, choices.settings)
             await self._store.add(record, spec)
         except BaseException:
             parts.fold.abort()
@@ -199,10 +192,7 @@ class Tasks:
                 Code.FAILED_PRECONDITION, f"task {task_id} has not ended; cancel it first"
             )
         await self._store.forget(task_id)
-        self._records.pop(task_id, None)
-        self._by_key.pop(record.submission_key or "", None)
-        self._kept.pop(record.aggregation_id)
-        self._kept_changed()
+        self._forget(record)
 
     # For the other services.
 
@@ -245,13 +235,27 @@ class Tasks:
                     "configuration, or use another storage."
                 ) from error
             self._populations.add(record.population)
-            published = await self._publish(record, spec, choices.settings)
+            published = await self._factory.publish(record, spec, choices.settings)
             self._open(record, spec, choices, parts, published)
 
     async def stop(self) -> None:
         """Stop all tasks; they go on when the storage is used again."""
         await asyncio.gather(*(task.stop() for task in self._running.values()))
         await asyncio.gather(*self._forgetting)
+
+    async def leave(self, population: str) -> None:
+        """Stop the tasks of a population and forget them: another member goes on with them."""
+        for record in [*self._records.values()]:
+            if record.population != population:
+                continue
+            task = self._running.get(record.task_id)
+            if task is not None:
+                await task.stop()
+                self._running.pop(record.task_id, None)
+                self._downloads.remove(task.published.group)
+            self._by_aggregation.pop(record.aggregation_id, None)
+            self._ended.pop(record.aggregation_id)
+            self._forget(record)
 
     # Inside.
 
@@ -265,6 +269,12 @@ class Tasks:
         self._records[record.task_id] = record
         if record.submission_key is not None:
             self._by_key[record.submission_key] = record.task_id
+
+    def _forget(self, record: TaskRecord) -> None:
+        self._records.pop(record.task_id, None)
+        self._by_key.pop(record.submission_key or "", None)
+        self._kept.pop(record.aggregation_id)
+        self._kept_changed()
 
     def _keep(self, record: TaskRecord) -> None:
         """Keep a task that has ended until its retention is over."""
@@ -296,19 +306,6 @@ class Tasks:
                     f"task {spec.name} is open with assignment mode {other.assignment_mode.name}; "
                     f"another of that name cannot be {spec.assignment_mode.name}",
                 )
-
-    async def _publish(
-        self, record: TaskRecord, spec: TaskSpec, settings: TaskSettings
-    ) -> Published:
-        read = functools.partial(self._store.file, record.task_id)
-        work = functools.partial(
-            publish,
-            group_of(record.aggregation_id),
-            spec,
-            inline_below=settings.inline_below,
-            source=read if settings.from_storage else None,
-        )
-        return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _open(
         self,

@@ -17,6 +17,7 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.tokens import Tokens, TokenSource
+from fcp_core.server.file_lock import FileLock
 from fcp_core.server.keys import load_keys
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.assignments import TaskAssignments
@@ -82,6 +83,7 @@ class Services:
         notify = plugins.notify if observe is None else _both(observe, plugins.notify)
         self._clock, self._notify = clock, notify
         self._storage = plugins.make_storage() if storage is None else storage
+        self._lock = _lock_of(self._storage)
         self._engine = plugins.make_engine() if engine is None else engine
         keys = load_keys(plugins.config, self._storage)
         url = partial(str, base_url) if isinstance(base_url, str) else base_url
@@ -226,10 +228,13 @@ class Services:
     async def start(self) -> None:
         """Start the engine and the storage, and take up what an earlier run left in it.
 
-        :raises UsageError: if one of them cannot start, or an unfinished task cannot go on.
+        :raises UsageError: if one of them cannot start, another server uses the storage's file, or
+            an unfinished task cannot go on.
         """
         self._engine.start()
         try:
+            if self._lock is not None:
+                self._lock.take()
             await self._storage.start()
             await check_contract(self._storage)
             loaded = await self._store.load()
@@ -250,6 +255,8 @@ class Services:
         await self._states.flush()
         self._engine.stop()
         await self._storage.stop()
+        if self._lock is not None:
+            self._lock.free()
 
     @staticmethod
     def _warn_of_unserved(plugins: Plugins, served: tuple[str, ...] | None) -> None:
@@ -259,6 +266,13 @@ class Services:
                     "the configuration has a section for the population %r, which is not served",
                     name,
                 )
+
+
+def _lock_of(storage: Storage) -> FileLock | None:
+    """Return what keeps a second server away from a storage that only one may use."""
+    if storage.path is None or storage.shared or not storage.durable:
+        return None
+    return FileLock(storage.path)
 
 
 def _both(

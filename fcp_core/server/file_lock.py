@@ -1,0 +1,71 @@
+"""One server to a storage's file: a lock that the system frees when its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from fcp_core.errors import UsageError
+
+
+class FileLock:
+    """Holds a file next to a storage's, so that no second server uses the same storage.
+
+    The lock is the system's: however the holder ends, it is free at once. What the file says is
+    only for the one who comes second.
+
+    :param storage: the storage's file.
+    """
+
+    def __init__(self, storage: Path) -> None:
+        self._storage = storage
+        self.path = storage.with_name(f"{storage.name}.lock")
+        self._file: IO[str] | None = None
+
+    def take(self) -> None:
+        """Take the lock.
+
+        :raises UsageError: if another server holds it, naming its process; or if the file cannot be
+            made.
+        """
+        try:
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(
+                f"the lock file {self.path} cannot be opened: {error.strerror}. The folder of the "
+                "storage must be writable."
+            ) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read(1000).strip()
+            file.close()
+            if not isinstance(error, BlockingIOError):
+                raise UsageError(
+                    f"the lock file {self.path} cannot be locked: {error.strerror}. An SQLite file "
+                    "must lie on a disk of this host; for several hosts use a storage that they "
+                    "share, such as PostgreSQL."
+                ) from None
+            raise UsageError(
+                f"the storage {self._storage} is in use by another server: {holder or 'unknown'}. "
+                "Stop that one first, or give this one a storage of its own. Several servers share "
+                "their work on a storage that several hosts can use, such as PostgreSQL, or as "
+                "processes of one server with --processes."
+            ) from None
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+        file.flush()
+        self._file = file
+
+    def free(self) -> None:
+        """Let another server have the storage. May be repeated."""
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None

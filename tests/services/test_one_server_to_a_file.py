@@ -1,0 +1,73 @@
+"""Two servers on one SQLite file: the second one is refused."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from fcp_core.errors import UsageError
+from fcp_core.server.file_lock import FileLock
+
+
+def test_a_second_server_is_refused_and_the_first_completes_its_task(kit, tmp_path):
+    """Without the lock each completes the task, with other devices and another result."""
+
+    def world():
+        path = str(tmp_path / "fcp.sqlite")
+        return kit.world(storage="sqlite", storage__sqlite__path=path)
+
+    async def main():
+        async with world() as first:
+            task = await first.submit(goal=2)
+            await first.device().run()
+            with pytest.raises(UsageError) as refusal:
+                async with world():
+                    pass
+            assert f"process {os.getpid()} on " in str(refusal.value)
+            assert "since 20" in str(refusal.value)
+            await first.device().run()
+            assert await first.result(task) == [0b11, 2]
+        # It is free again, and what was said to be final stays.
+        async with world() as second:
+            assert await second.result(task) == [0b11, 2]
+
+    asyncio.run(main())
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free_at_once(tmp_path):
+    path = tmp_path / "fcp.sqlite"
+    code = """
+        import sys, time
+        from pathlib import Path
+        from fcp_core.server.file_lock import FileLock
+        lock = FileLock(Path(sys.argv[1]))
+        lock.take()
+        print("taken", flush=True)
+        time.sleep(600)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), str(path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        try:
+            assert holder.stdout.readline() == "taken\n"
+            lock = FileLock(path)
+            with pytest.raises(UsageError, match=rf"process {holder.pid} on .*, since "):
+                lock.take()
+        finally:
+            holder.kill()
+    lock.take()
+    with pytest.raises(UsageError, match=f"process {os.getpid()} on"):
+        FileLock(path).take()
+    lock.free()
+    lock.free()
+    other = FileLock(path)
+    other.take()
+    other.free()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere.*cannot be opened: No such file"):
+        FileLock(tmp_path / "nowhere" / "fcp.sqlite").take()
