@@ -13,6 +13,7 @@ from fcp_aggregators.plugin import fcp_register_aggregators
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import EngineFactory
 from fcp_core.aggregation.local import LocalEngine
+from fcp_core.errors import UsageError
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import (
@@ -401,6 +402,58 @@ def test_an_engine_that_reports_garbage_fails_the_task(kit, report):
             assert aborted
 
     asyncio.run(main())
+
+
+class Slow(LocalEngine):
+    """Starts and stops in its own time."""
+
+    #: What it did, in order.
+    did = ()
+    fault = None
+
+    def start(self):
+        super().start()
+        return self.later("started")
+
+    def stop(self):
+        super().stop()
+        return self.later("stopped")
+
+    async def later(self, what):
+        await asyncio.sleep(0)
+        if what == "started" and self.fault is not None:
+            raise self.fault
+        self.did = (*self.did, what)
+
+    def open(self, job, partials=()):
+        self.did = (*self.did, "opened")
+        return super().open(job, partials)
+
+
+def test_an_engine_may_start_and_stop_in_its_own_time(kit):
+    made = []
+
+    def make(aggregators, options):
+        made.append(Slow(aggregators, 0))
+        return made[-1]
+
+    plugin = offering("fcp_register_engines", EngineFactory("slow", "takes its time", make))
+
+    async def main():
+        async with kit.world(extra=[plugin], engine="slow") as world:
+            task = await world.submit(goal=1)
+            await world.device().run()
+            assert await world.result(task) == [1, 1]
+        assert made[0].did == ("started", "opened", "stopped")
+        Slow.fault = UsageError("no cluster")
+        with pytest.raises(UsageError, match="no cluster"):
+            async with kit.world(extra=[plugin], engine="slow"):
+                raise AssertionError("it started")
+
+    try:
+        asyncio.run(main())
+    finally:
+        Slow.fault = None
 
 
 def done(result):

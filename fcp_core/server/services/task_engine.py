@@ -71,6 +71,7 @@ class TaskEngine:
         self._on_loss = on_loss
         self._on_failure = on_failure
         self._fold: Fold | None = None
+        self._jobs: set[Future[bytes]] = set()
         self._stopped = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -79,6 +80,7 @@ class TaskEngine:
         """Accumulate in *fold* from now on; an earlier one is aborted."""
         if self._fold is not None:
             self._fold.abort()
+        self._cancel_jobs()
         self._fold = fold
 
         def lost(why: str) -> None:
@@ -113,10 +115,13 @@ class TaskEngine:
     def run(self, work: Work, then: Callable[[Work, Future[bytes]], None]) -> None:
         """Do a protocol's heavy work."""
         future = _begun(self._engine.run, work.function, work.arguments)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)
         self._when_done(future, partial(then, work))
 
     def abort(self) -> None:
-        """Drop what was accumulated."""
+        """Drop what was accumulated, and cancel the jobs."""
+        self._cancel_jobs()
         try:
             self._current().abort()
         except Exception:
@@ -146,8 +151,14 @@ class TaskEngine:
     def stop(self, *, abort: bool) -> None:
         """Answer nothing any more."""
         self._stopped = True
+        self._cancel_jobs()
         if abort:
             self.abort()
+
+    def _cancel_jobs(self) -> None:
+        """Cancel the jobs whose outcomes nobody waits for any more."""
+        for future in list(self._jobs):
+            future.cancel()
 
     def _current(self) -> Fold:
         assert self._fold is not None  # a task uses a fold from its beginning
