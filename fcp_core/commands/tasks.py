@@ -281,4 +281,6 @@ def _line(task: Task) -> str:
         f"{task.name} {task.state}: {task.contributed} of {task.goal_count} contributed, "
         f"{task.pending} at work, {task.dropped} dropped, {task.surplus} surplus"
     )
+    if task.problem:
+        line += f" (stuck: {task.problem})"
     return line if task.error is None else f"{line} ({task.error.status}: {task.error.message})"

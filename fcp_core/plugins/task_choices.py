@@ -95,6 +95,7 @@ class TaskChoices(Choices):
         wanted: list[tuple[str, str, str | None, str]] = [
             ("protocol", "require_protocol", spec.protocol, configured.protocol),
             ("selection", "require_selection", spec.selection, configured.selection),
+            ("durability", "require_durability", spec.durability, self.config.get("durability")),
         ]
         aggregators = configured.aggregator_choices()
         wanted += [

@@ -51,6 +51,8 @@ _NOT_STOPPABLE = (Stage.ACCUMULATING, Stage.CONTRIBUTED, Stage.DROPPED)
 class Assignment(Machine[Stage]):
     """A device's assignment. Times are in seconds since the epoch.
 
+    :param state: where it begins: CONTRIBUTED if an earlier run of the server had it.
+
     :ivar uploads: what was uploaded and not accumulated yet, by slot.
     :ivar received: the slots that were uploaded, accumulated or not.
     :ivar size: of what was uploaded, in bytes.
@@ -81,8 +83,10 @@ class Assignment(Machine[Stage]):
 
     MOVES = MOVES
 
-    def __init__(self, id: str, session_id: str, assigned: float) -> None:
-        super().__init__(Stage.ASSIGNED)
+    def __init__(
+        self, id: str, session_id: str, assigned: float, state: Stage = Stage.ASSIGNED
+    ) -> None:
+        super().__init__(state)
         self.id = id
         self.session_id = session_id
         self.assigned = assigned
@@ -96,6 +100,11 @@ class Assignment(Machine[Stage]):
         self.late = False
         #: When the uploads in progress began, by slot; one per connection.
         self._receiving: list[tuple[str, float]] = []
+
+    @property
+    def restored(self) -> bool:
+        """Whether it contributed in an earlier run: nothing is known of its calls."""
+        return self._state is Stage.CONTRIBUTED and not self.calls
 
     @property
     def ended(self) -> bool:

@@ -17,7 +17,7 @@ returns effects, which the shell carries out in order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -53,6 +53,22 @@ class TaskMachine(TaskFacts):
     """One task's states, assignments and counters; made as :class:`TaskFacts`."""
 
     # What happens to it.
+
+    def restore(
+        self, contributions: Collection[str], now: float, *, dropped: int = 0, surplus: int = 0
+    ) -> list[TaskEffect]:
+        """Go on after an earlier run, whose aggregate is there; call it before anything else.
+
+        :param contributions: the assignments that are in the aggregate.
+        :param dropped: how many had been dropped, and *surplus* how many came too late.
+        """
+        for id_ in contributions:
+            record = self._assignments[id_] = Assignment(id_, "", now, Stage.CONTRIBUTED)
+            self._order.append(record)
+        self.contributed, self.dropped, self.surplus = len(contributions), dropped, surplus
+        self.assigned = self.contributed + dropped + surplus
+        self._overdue = self.deadline <= now
+        return [] if self.missing else self._close(now)
 
     def assign(self, assignment: str, session_id: str, now: float) -> Assignment:
         """Give the task to a device.
@@ -264,8 +280,9 @@ class TaskMachine(TaskFacts):
             self._completing = True
             return [*effects, CompleteEffect()]
         why = str(self.reasons)
+        down = ", while the server was not running," if self._overdue else ""
         message = (
-            f"task {self.name} came to its deadline with {self.contributed} of "
+            f"task {self.name} came to its deadline{down} with {self.contributed} of "
             f"{self.minimum_count} contributions; {self.assigned} devices were assigned, "
             f"{self.dropped} were dropped{': ' + why if why else ''}; {self.surplus} came too late"
         )

@@ -39,6 +39,7 @@ class TaskFacts(Machine[TaskState]):
         dropped.
     :param retention: seconds after that in which an assignment that has ended is still known.
     :param closing_timeout: seconds after the deadline in which there must be a result.
+    :param durability: what a crash may lose of it, for whoever watches.
     :param folded_by: who makes it, for the message if there is none.
     """
 
@@ -60,6 +61,7 @@ class TaskFacts(Machine[TaskState]):
         retention: float = math.inf,
         closing_timeout: float = 600.0,
         folded_by: str = "the engine",
+        durability: str = "",
     ) -> None:
         super().__init__(TaskState.OPEN)
         self.task_id = task_id
@@ -75,6 +77,7 @@ class TaskFacts(Machine[TaskState]):
         self._known_for = assignment_timeout + retention
         self._closing_timeout = closing_timeout
         self._folded_by = folded_by
+        self.durability = durability
         self.finished: float | None = None
         self.error: tuple[Code, str] | None = None
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
@@ -96,6 +99,8 @@ class TaskFacts(Machine[TaskState]):
         self.together = 1
         #: What its protocol says to whoever watches it.
         self.notes: Callable[[], Sequence[str]] = tuple
+        #: Whether its deadline came between two runs of the server.
+        self._overdue = False
         #: Why devices do not contribute; whoever watches the task is told.
         self.reasons = Reasons()
 
@@ -160,6 +165,7 @@ class TaskFacts(Machine[TaskState]):
             created=self.created,
             finished=self.finished,
             error=self.error,
+            durability=self.durability,
             reasons=dict(self.reasons.items()),
             notes=tuple(self.notes()),
         )

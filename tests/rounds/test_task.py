@@ -515,7 +515,8 @@ class Model(RuleBasedStateMachine):
         assert task.dropped + task.surplus == len(self.gone)
         assert len(late) <= task.surplus <= len(late) + len(self.gone) - len(known)
         assert all(known[name].error.code is Code.ABORTED for name in late)
-        assert task.pending == len(self.expires) + waiting + running == len(task.live())
+        ready = waiting + running + len(self.kept)
+        assert task.pending == len(self.expires) + ready == len(task.live())
         assert task.state.is_final == (self.end is not None)
         if task.state is TaskState.OPEN:
             assert task.next_tick() is not None

@@ -91,7 +91,7 @@ class TaskRunner:
         """Return the task's status; it is final only once the end has been stored."""
         if self._ended is not None:
             return self._ended
-        status = self.machine.status()
+        status = replace(self.machine.status(), problem=self._with.writes.trouble())
         if status.state in FINAL:
             return replace(status, state=TaskState.CLOSING, finished=None, error=None)
         return status
@@ -138,10 +138,9 @@ class TaskRunner:
 
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
-        self._engine.stop(abort=self._finishing is None)
         self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
-        if self._finishing is not None:
-            await self._finishing
+        await self._engine.settle(self._finishing, self.machine.name)
+        self._engine.stop(abort=self._finishing is None)
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
         for assignment in self.machine.all():
             for call in assignment.calls.values():
