@@ -131,7 +131,12 @@ class Services:
             populations=self._populations,
             downloads=self._downloads,
             surroundings=Surroundings(
-                common.clock, self.ticker, self._engine, self._memory, common.notify
+                common.clock,
+                self.ticker,
+                self._engine,
+                self._memory,
+                self._store.writes,
+                common.notify,
             ),
         )
         self.eligibility_tasks = EligibilityTasks(
