@@ -21,6 +21,7 @@ class Stage(Enum):
     STARTED = "started"
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
+    KEPT = "kept"
     QUEUED = "queued"
     ACCUMULATING = "accumulating"
     CONTRIBUTED = "contributed"
@@ -31,11 +32,13 @@ class Stage(Enum):
 
 
 #: A broken upload leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
+#: What is KEPT is in what the protocol will have accumulated, whatever becomes of the device.
 MOVES: dict[Stage, tuple[Stage, ...]] = {
     Stage.ASSIGNED: (Stage.STARTED, Stage.DROPPED),
-    Stage.STARTED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.STARTED: (Stage.UPLOADING, Stage.KEPT, Stage.QUEUED, Stage.DROPPED),
     Stage.UPLOADING: (Stage.STARTED, Stage.UPLOADED, Stage.DROPPED),
-    Stage.UPLOADED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.UPLOADED: (Stage.UPLOADING, Stage.KEPT, Stage.QUEUED, Stage.DROPPED),
+    Stage.KEPT: (Stage.QUEUED, Stage.DROPPED),
     Stage.QUEUED: (Stage.ACCUMULATING, Stage.DROPPED),
     Stage.ACCUMULATING: (Stage.CONTRIBUTED, Stage.DROPPED),
     Stage.CONTRIBUTED: (),
@@ -120,6 +123,7 @@ class Assignment(Machine[Stage]):
         first of several uploads of a slot that is complete counts.
         """
         if slot in self.received or self._state in (
+            Stage.KEPT,
             Stage.QUEUED,
             Stage.ACCUMULATING,
             Stage.CONTRIBUTED,
@@ -181,3 +185,44 @@ class Assignment(Machine[Stage]):
     def __repr__(self) -> str:
         """Say what it is."""
         return f"<assignment {self.id} {self._state.value}>"
+
+
+class CallState(Enum):
+    """Where a call of an aggregation protocol stands."""
+
+    PENDING = "pending"
+    DONE = "done"
+
+
+CALL_MOVES: dict[CallState, tuple[CallState, ...]] = {
+    CallState.PENDING: (CallState.DONE,),
+    CallState.DONE: (),
+}
+
+
+class ProtocolCall(Machine[CallState]):
+    """A call of one of a protocol's methods, and its answer: what the same call gets again.
+
+    :ivar metadata: of the operation, if the call is long-running.
+    :ivar result: the response, or an error; None while it is pending.
+    :ivar waiter: a future that is done with it; the shell's own.
+    """
+
+    __slots__ = ("metadata", "result", "waiter")
+
+    MOVES = CALL_MOVES
+
+    def __init__(self) -> None:
+        super().__init__(CallState.PENDING)
+        self.metadata: Any = None
+        self.result: Any | StatusError | None = None
+        self.waiter: Any = None
+
+    def finish(self, result: Any | StatusError) -> None:
+        """Answer it.
+
+        :raises InvalidTransition: if it has an answer.
+        """
+        self.move(CallState.DONE)
+        self.result = result
+        self.metadata = None

@@ -17,7 +17,7 @@ returns effects, which the shell carries out in order.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -27,6 +27,7 @@ from fcp_core.rounds.effects import (
     DroppedEffect,
     EndEffect,
     Group,
+    KeptEffect,
     TaskEffect,
 )
 from fcp_core.rounds.task_facts import FINAL, MOVES, TaskFacts
@@ -42,6 +43,7 @@ __all__ = [
     "EndEffect",
     "Group",
     "InvalidTransition",
+    "KeptEffect",
     "TaskEffect",
     "TaskMachine",
 ]
@@ -86,6 +88,23 @@ class TaskMachine(TaskFacts):
         record = self._add(assignment, "", now)
         message = f"task {self.name} has no room for more devices"
         return [self._drop(record, "round_over", Code.ABORTED, message, late=True)]
+
+    def keep(self, assignments: Sequence[str], now: float) -> list[TaskEffect]:
+        """Go on without devices: what they contribute will be accumulated, or nothing of it.
+
+        They do not expire, and only what they are kept for drops them.
+
+        :raises InvalidTransition: if one of them cannot be kept; nothing happens then.
+        """
+        records = [self._assignments.get(assignment) for assignment in assignments]
+        known = [record for record in records if record is not None]
+        ready = all(Stage.KEPT in record.MOVES[record.state] for record in known)
+        if len(known) < len(records) or not ready or len(set(known)) < len(known):
+            raise InvalidTransition(f"{self!r} cannot keep {assignments}")
+        for record in known:
+            self._expiry.pop(record.id)
+            record.move(Stage.KEPT)
+        return [KeptEffect(record) for record in known]
 
     def queue(self, group: Group, now: float) -> list[TaskEffect]:
         """Have contributions accumulated: now, or as soon as there is a place.

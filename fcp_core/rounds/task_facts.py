@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -93,6 +94,11 @@ class TaskFacts(Machine[TaskState]):
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
+        #: How many devices must be at work at a time for any of them to contribute; it may exceed
+        #: what is missing.
+        self.together = 1
+        #: What its protocol says to whoever watches it.
+        self.notes: Callable[[], Sequence[str]] = tuple
         #: Whether its deadline came between two runs of the server.
         self._overdue = False
         #: Why devices do not contribute; whoever watches the task is told.
@@ -117,6 +123,8 @@ class TaskFacts(Machine[TaskState]):
             return 0
         # Without the small term, 1.1 times 10 would be 12.
         wanted = math.ceil(self._over_selection * self.missing - 1e-9)
+        if self.missing:
+            wanted = max(wanted, self.together)
         if self.max_at_work is not None:
             wanted = min(wanted, self.max_at_work)
         return max(0, wanted - self.pending)
@@ -159,6 +167,7 @@ class TaskFacts(Machine[TaskState]):
             error=self.error,
             durability=self.durability,
             reasons=dict(self.reasons.items()),
+            notes=tuple(self.notes()),
         )
 
     def validate(self) -> None:
@@ -179,7 +188,8 @@ class TaskFacts(Machine[TaskState]):
         assert [*self._order] == [*self._assignments.values()], "the order is kept"
         assert self._accumulating == running, "what is accumulating is counted"
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
-        assert len(self._expiry) == self.pending - queued - running, "what is not ready expires"
+        ready = queued + running + stages[Stage.KEPT]
+        assert len(self._expiry) == self.pending - ready, "what is not ready expires"
         assert not (self._queue and running < self.missing), "no place stays free"
         assert self.max_at_work is None or self.pending <= self.max_at_work, "the cap holds"
         assert self._state not in FINAL or not self.pending, "nothing is left at the end"

@@ -35,6 +35,9 @@ class TaskState(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    # By identity, as that of an assignment's stages.
+    __hash__ = object.__hash__
+
     @property
     def is_final(self) -> bool:
         """Whether nothing can change any more."""
@@ -55,6 +58,7 @@ class TaskStatus:
     :param problem: what keeps it from going on at the moment, such as a storage that is full.
     :param reasons: why devices did not contribute, each with how often, the most frequent first;
         of a task that ended in an earlier run there are none.
+    :param notes: what its aggregation protocol says of its course, a line each.
     """
 
     task_id: str
@@ -73,3 +77,4 @@ class TaskStatus:
     durability: str = ""
     problem: str = ""
     reasons: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -108,9 +108,9 @@ class DurableFold(Fold):
         """Accumulate one checkpoint, and store it."""
         return self._begin((contribution,), lambda fold: fold.add(contribution, blob))
 
-    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Accumulate one checkpoint of several devices, and store it."""
-        return self._begin(contributions, lambda fold: fold.add_group(contributions, blob))
+    def add_group(self, contributions: Sequence[str], *blobs: bytes) -> Future[None]:
+        """Accumulate what several devices contributed, and store it."""
+        return self._begin(contributions, lambda fold: fold.add_group(contributions, *blobs))
 
     def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
         """Accumulate one checkpoint where it lies, and store the partial aggregate."""

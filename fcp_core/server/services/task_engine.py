@@ -98,8 +98,7 @@ class TaskEngine:
         fold = self._current()
         ids = [assignment.id for assignment in group.assignments]
         if group.slot is None:
-            assert group.checkpoint is not None  # the protocol's host saw to it
-            future = _begun(fold.add_group, ids, group.checkpoint)
+            future = _begun(fold.add_group, ids, *group.checkpoints)
         else:
             body = group.assignments[0].take(group.slot)
             add = fold.add_held if isinstance(body, HeldBody) else fold.add

@@ -144,7 +144,7 @@ class TaskFactory:
             factory.name, protocol, machine, {r.method: _response_class(r) for r in found}
         )
         try:
-            begun = [*host.start(self._protocol_task(spec, machine), now)]
+            begun = [*host.start(self._protocol_task(spec, machine, choices.settings), now)]
             if stored.contributions:
                 begun += machine.restore(
                     stored.contributions, now, dropped=stored.dropped, surplus=stored.surplus
@@ -155,7 +155,9 @@ class TaskFactory:
             fold.abort()
             raise
 
-    def _protocol_task(self, spec: TaskSpec, machine: TaskMachine) -> ProtocolTask:
+    def _protocol_task(
+        self, spec: TaskSpec, machine: TaskMachine, settings: TaskSettings
+    ) -> ProtocolTask:
         return ProtocolTask(
             name=spec.name,
             population=spec.population,
@@ -165,6 +167,8 @@ class TaskFactory:
             deadline=machine.deadline,
             rng=random.Random(self._secrets.bytes(16)),
             secrets=self._secrets.bytes,
+            over_selection=settings.over_selection,
+            max_at_work=settings.max_at_work,
         )
 
     def _is_durable(self, spec: TaskSpec, settings: TaskSettings, job: FoldJob) -> bool:

@@ -23,6 +23,7 @@ from fcp_core.rounds.effects import (
     DroppedEffect,
     EndEffect,
     Group,
+    KeptEffect,
 )
 from fcp_core.rounds.events import (
     Assigned,
@@ -68,6 +69,7 @@ class TaskRunner:
         self.machine, self.protocol = parts.machine, parts.protocol
         self.task_id = parts.machine.task_id
         self.published = published
+        self.messages: dict[tuple[str, bool, int | None], Any] = {}
         self.assignment_timeout = assignment_timeout
         self.accepts_late = accepts_late
         self._begun = parts.begun
@@ -242,9 +244,9 @@ class TaskRunner:
         self._perform(self.protocol.uploaded(assignment, slot, size, read, now), now)
 
     def drop(self, id_: str, phase: str, code: Code, message: str) -> None:
-        """Release a device that will not contribute."""
+        """Release a device that gave up."""
         now = self._with.clock.now()
-        self._perform(self.machine.drop(id_, phase, code, message, now), now)
+        self._perform(self.protocol.gave_up(id_, phase, code, message, now), now)
 
     # What the server does.
 
@@ -280,11 +282,11 @@ class TaskRunner:
             self._with.ticker.at(f"task:{self.task_id}", when, self.tick)
 
     def _assign(self, id_: str, session_id: str, now: float) -> Assignment:
-        session = label(session_id) if session_id else ""
-        assignment = self.machine.assign(id_, session, now)
-        machine = self.machine
+        session, machine = label(session_id) if session_id else "", self.machine
+        assignment = machine.assign(id_, session, now)
         self._with.notify(Assigned(now, machine.population, session, self.task_id, machine.name))
-        self._schedule()
+        if self._next_tick is None or now + self.assignment_timeout < self._next_tick:
+            self._schedule()
         return assignment
 
     def _perform(self, effects: Sequence[ShellEffect], now: float) -> None:
@@ -296,6 +298,8 @@ class TaskRunner:
                 self._engine.accumulate(effect.group, self._accumulated)
             elif isinstance(effect, DroppedEffect):
                 queue.extend(self._dropped(effect, now))
+            elif isinstance(effect, KeptEffect):
+                self._with.memory.release(effect.assignment.release())
             elif isinstance(effect, CompleteEffect):
                 self._engine.report(self.spec.result_format, self._reported)
             elif isinstance(effect, Work):
@@ -303,10 +307,9 @@ class TaskRunner:
             else:
                 self._end(effect, now)
                 self._schedule()
-        when = self.protocol.next_tick()
+        machine, when = self.machine, self.protocol.next_tick()
         if when is not None and (self._next_tick is None or when < self._next_tick):
             self._schedule()
-        machine = self.machine
         places = (machine.dropped + machine.surplus, machine.contributed if self._capped else 0)
         seen, self._seen = self._seen, places
         if seen != places:
@@ -386,14 +389,6 @@ class TaskRunner:
         self._ended = status
         self._done.set()
         code, message = status.error or (Code.OK, "")
-        self._with.notify(
-            TaskClosed(
-                self._with.clock.now(),
-                status.population,
-                status.task_id,
-                status.name,
-                status.contributed,
-                code,
-                clean(message),
-            )
-        )
+        now = self._with.clock.now()
+        which = (status.population, status.task_id, status.name, status.contributed)
+        self._with.notify(TaskClosed(now, *which, code, clean(message)))
