@@ -84,10 +84,13 @@ class Fold(ABC):
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
         """Accumulate one checkpoint; the blob is not kept after the future is done."""
 
-    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Accumulate one checkpoint of what several devices contributed; all count, or none.
+    def add_group(self, contributions: Sequence[str], *blobs: bytes) -> Future[None]:
+        """Accumulate what several devices contributed; all count, or none.
 
         Only aggregation protocols that aggregate before the engine does ask for it.
+
+        :param blobs: one checkpoint, or several that are a whole together: each intrinsic takes
+            every one that has all its inputs, and must find one (:func:`fold.whole_of`).
         """
         raise NotImplementedError(f"{type(self).__name__} folds single contributions only")
 

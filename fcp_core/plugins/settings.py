@@ -16,7 +16,7 @@ from fcp_core.rounds.policies import RetryWindow
 
 if TYPE_CHECKING:
     from fcp_core.plugins.config import Config
-    from fcp_core.rounds.specification import TaskSpec
+    from fcp_core.rounds.specification import Durability, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class ServerSettings:
     :param download_prefix: what stands in front of ``data/`` in the addresses of downloads, with a
         slash at the end; ``""``: where devices reach the server.
     :param storage: the name of the storage.
+    :param lease_seconds: how long a member owns a population without a sign of life.
     :param client_ca: a file of PEM certificates that sign those of devices; None: no mutual TLS.
     :param certificate_required: whether a device must have such a certificate
         (``client_certificates``).
@@ -50,6 +51,7 @@ class ServerSettings:
     accepts_late: bool
     download_prefix: str
     storage: str
+    lease_seconds: float
     client_ca: Path | None
     certificate_required: bool
     metrics: bool
@@ -72,6 +74,7 @@ class ServerSettings:
             accepts_late=config.get("late_contributions") == "accept",
             download_prefix="" if prefix is None else checked_url(prefix, "download_prefix"),
             storage=config.get("storage"),
+            lease_seconds=config.get("lease_seconds"),
             client_ca=config.get("client_ca"),
             certificate_required=config.get("client_certificates") == "required",
             metrics=config.get("metrics"),
@@ -138,6 +141,7 @@ class TaskSettings:
         assignment (``inline_resources_below``, or what is above ``max_inline_resource``).
     :param accepts_late: whether a device that comes too late through no fault of its own is
         answered OK (``late_contributions``).
+    :param durability: what a crash may lose, if the storage and the aggregators leave a choice.
     :param from_storage: whether what devices download is read from the storage
         (``resources_from``), not kept in memory.
     """
@@ -150,6 +154,7 @@ class TaskSettings:
     closing_timeout: float
     inline_below: int
     accepts_late: bool
+    durability: Durability
     from_storage: bool
 
     @classmethod
@@ -165,6 +170,7 @@ class TaskSettings:
             closing_timeout=view.get("closing_timeout"),
             inline_below=_inline_below(view, spec),
             accepts_late=(spec.late_contributions or view.get("late_contributions")) == "accept",
+            durability=spec.durability or view.get("durability"),
             from_storage=view.get("resources_from") == "storage",
         )
 

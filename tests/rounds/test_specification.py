@@ -28,7 +28,7 @@ from fcp_core.rounds.specification import (
     Seconds,
     TaskSpec,
 )
-from fcp_core.server.services.store import TaskStore, encode_spec, status_of
+from fcp_core.server.services.store import TaskStore, status_of
 from fcp_core.storage.records import BlobRecord, EligibilityTaskRecord, TaskRecord
 from fcp_core.tasks import analytics, taskfile
 from fcp_core.tasks.eligibilityfile import read_eligibility_file
@@ -95,9 +95,10 @@ def test_every_field_survives_a_restart():
 
     async def main():
         storage = MemoryStorage()
-        record = TaskRecord("id", spec.population, spec.name, "open", "a", encode_spec(spec), 1.0)
+        record = TaskRecord("id", spec.population, spec.name, "open", "a", spec.to_bytes(), 1.0)
         await TaskStore(storage).add(record, spec)
-        ((_, found),) = (await TaskStore(storage).load()).tasks
+        (loaded,) = (await TaskStore(storage).load()).tasks
+        found = loaded.spec
         assert found == spec
         assert status_of(record).goal_count == spec.goal_count
 
@@ -232,7 +233,8 @@ def test_a_task_that_was_stored_earlier_is_read():
                 tx.put(BlobRecord(f"id/{name}", "id", data))
 
         await storage.transact(put)
-        ((_, found),) = (await TaskStore(storage).load()).tasks
+        (loaded,) = (await TaskStore(storage).load()).tasks
+        found = loaded.spec
         assert found == full_spec
 
     asyncio.run(main())

@@ -479,27 +479,26 @@ def test_an_engine_that_cannot_add_tells_the_device(kit, add):
 # Storages.
 
 
-def test_a_storage_that_fails_at_the_end_is_named(kit):
+def test_a_storage_that_never_takes_a_result_is_named(kit):
     class Storage(MemoryStorage):
-        broken = False
-
         async def transact(self, function):
-            if self.broken:
-                raise OSError("the disk is full")
-            return await super().transact(function)
+            def small(tx):
+                found = function(tx)
+                if any(name.endswith("/result") for name in tx._writes["blob"]):
+                    raise StatusError(Code.RESOURCE_EXHAUSTED, "that is too large")
+                return found
 
-    storage = Storage()
-    factory = StorageFactory("bad", "faulty", lambda options: storage)
+            return await super().transact(small)
+
+    factory = StorageFactory("bad", "faulty", lambda options: Storage())
 
     async def main():
         async with kit.world(
             extra=[offering("fcp_register_storages", factory)], storage="bad"
         ) as world:
             task = await world.submit(goal=1)
-            storage.broken = True
             assert await world.device().run()
-            names = "the storage bad failed to take the end of task sum: the disk is full"
+            names = "the storage bad does not take the end of task sum: that is too large"
             await failed(world, task, Code.INTERNAL, names)
-            storage.broken = False
 
     asyncio.run(main())

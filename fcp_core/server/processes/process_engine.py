@@ -183,9 +183,9 @@ class ProcessFold(Fold):
         """Fold one checkpoint in this process."""
         return self._begin((contribution,), lambda: self._local.add(contribution, blob))
 
-    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Fold one checkpoint of several devices in this process."""
-        return self._begin(contributions, lambda: self._local.add_group(contributions, blob))
+    def add_group(self, contributions: Sequence[str], *blobs: bytes) -> Future[None]:
+        """Fold what several devices contributed in this process."""
+        return self._begin(contributions, lambda: self._local.add_group(contributions, *blobs))
 
     def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
         """Fold one checkpoint in the process that holds it; it fails if that process has ended."""

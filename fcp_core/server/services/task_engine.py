@@ -14,8 +14,12 @@ from fcp_core.aggregation.engine import CheckpointFormat, Engine, Fold, HeldBody
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.effects import Group
 from fcp_core.rounds.protocols import Work
+from fcp_core.server.services.durable_fold import DurableFold
 
 logger = logging.getLogger("fcp.services")
+
+#: How many seconds a server that stops waits for what is being stored.
+_PATIENCE = 10.0
 
 
 class UploadMemory:
@@ -94,8 +98,7 @@ class TaskEngine:
         fold = self._current()
         ids = [assignment.id for assignment in group.assignments]
         if group.slot is None:
-            assert group.checkpoint is not None  # the protocol's host saw to it
-            future = _begun(fold.add_group, ids, group.checkpoint)
+            future = _begun(fold.add_group, ids, *group.checkpoints)
         else:
             body = group.assignments[0].take(group.slot)
             add = fold.add_held if isinstance(body, HeldBody) else fold.add
@@ -122,6 +125,27 @@ class TaskEngine:
             self._current().abort()
         except Exception:
             logger.exception("the engine could not drop an aggregate")
+
+    async def settle(self, ending: asyncio.Task[None] | None, name: str) -> None:
+        """Take nothing more; wait for what is being stored, but not for long.
+
+        What cannot be stored now was answered to nobody.
+
+        :param ending: what stores the end of the task, if it is doing so.
+        :param name: the task's.
+        """
+        if ending is None:
+            if not isinstance(self._fold, DurableFold):
+                return
+            ending = self._loop.create_task(self._fold.flush())
+        await asyncio.wait([ending], timeout=_PATIENCE)
+        if not ending.done():
+            ending.cancel()
+            logger.warning(
+                "task %s is stopped although its last writes are not done; the next start judges "
+                "it by what is stored",
+                name,
+            )
 
     def stop(self, *, abort: bool) -> None:
         """Answer nothing any more."""

@@ -15,6 +15,7 @@ from fcp_core.rounds.tasks import TaskStatus
 from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
 from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.ticker import Ticker
+from fcp_core.server.services.writes import Writes
 
 if TYPE_CHECKING:
     from fcp_core.server.services.task_runner import TaskRunner
@@ -25,7 +26,7 @@ class TaskParts:
     """The machines of a task; a restart makes them again.
 
     :param routes: those of the protocol's calls, by service and method.
-    :param begun: what the protocol wanted when it began.
+    :param begun: what the protocol wanted when it began, and the machine after an earlier run.
     """
 
     machine: TaskMachine
@@ -75,4 +76,5 @@ class Surroundings:
     ticker: Ticker
     engine: Engine
     memory: UploadMemory
+    writes: Writes
     notify: Callable[[Event], None]

@@ -23,6 +23,7 @@ from fcp_core.rounds.effects import (
     DroppedEffect,
     EndEffect,
     Group,
+    KeptEffect,
 )
 from fcp_core.rounds.events import (
     Assigned,
@@ -90,7 +91,7 @@ class TaskRunner:
         """Return the task's status; it is final only once the end has been stored."""
         if self._ended is not None:
             return self._ended
-        status = self.machine.status()
+        status = replace(self.machine.status(), problem=self._with.writes.trouble())
         if status.state in FINAL:
             return replace(status, state=TaskState.CLOSING, finished=None, error=None)
         return status
@@ -137,10 +138,9 @@ class TaskRunner:
 
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
-        self._engine.stop(abort=self._finishing is None)
         self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
-        if self._finishing is not None:
-            await self._finishing
+        await self._engine.settle(self._finishing, self.machine.name)
+        self._engine.stop(abort=self._finishing is None)
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
         for assignment in self.machine.all():
             for call in assignment.calls.values():
@@ -243,9 +243,9 @@ class TaskRunner:
         self._perform(self.protocol.uploaded(assignment, slot, size, read, now), now)
 
     def drop(self, id_: str, phase: str, code: Code, message: str) -> None:
-        """Release a device that will not contribute."""
+        """Release a device that gave up."""
         now = self._with.clock.now()
-        self._perform(self.machine.drop(id_, phase, code, message, now), now)
+        self._perform(self.protocol.gave_up(id_, phase, code, message, now), now)
 
     # What the server does.
 
@@ -297,6 +297,8 @@ class TaskRunner:
                 self._engine.accumulate(effect.group, self._accumulated)
             elif isinstance(effect, DroppedEffect):
                 queue.extend(self._dropped(effect, now))
+            elif isinstance(effect, KeptEffect):
+                self._with.memory.release(effect.assignment.release())
             elif isinstance(effect, CompleteEffect):
                 self._engine.report(self.spec.result_format, self._reported)
             elif isinstance(effect, Work):
@@ -387,14 +389,6 @@ class TaskRunner:
         self._ended = status
         self._done.set()
         code, message = status.error or (Code.OK, "")
-        self._with.notify(
-            TaskClosed(
-                self._with.clock.now(),
-                status.population,
-                status.task_id,
-                status.name,
-                status.contributed,
-                code,
-                clean(message),
-            )
-        )
+        now = self._with.clock.now()
+        which = (status.population, status.task_id, status.name, status.contributed)
+        self._with.notify(TaskClosed(now, *which, code, clean(message)))

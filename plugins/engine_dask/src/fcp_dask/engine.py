@@ -108,9 +108,9 @@ class KeptFold(Fold):
         """Accumulate one checkpoint in this process."""
         return self._begin(lambda: self._local.add(contribution, blob))
 
-    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Accumulate one checkpoint of several devices in this process."""
-        return self._begin(lambda: self._local.add_group(contributions, blob))
+    def add_group(self, contributions: Sequence[str], *blobs: bytes) -> Future[None]:
+        """Accumulate what several devices contributed in this process."""
+        return self._begin(lambda: self._local.add_group(contributions, *blobs))
 
     def merge(self, partial: Partial) -> Future[None]:
         """Add a partial aggregate."""
