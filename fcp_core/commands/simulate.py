@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
 from pathlib import Path
@@ -12,7 +11,6 @@ import click
 
 from fcp_core.commands.output import make_table, open_text, print_tables
 from fcp_core.errors import UsageError
-from fcp_core.protocol.status import StatusError
 
 if TYPE_CHECKING:
     from fcp_core.commands.invocation import Invocation
@@ -166,8 +164,11 @@ def simulate(
 
 def _play(runs: list[Run], invocation: Invocation, cluster: str | None) -> list[Report]:
     """Play the runs: here, on the configured engine, or on a cluster."""
+    import asyncio
+
     from fcp_core import lab
     from fcp_core.aggregation.engine import start_engine, stop_engine
+    from fcp_core.protocol.status import StatusError
 
     plugins = invocation.plugins
     if cluster is not None:
