@@ -21,6 +21,7 @@ class Stage(Enum):
     STARTED = "started"
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
+    KEPT = "kept"
     QUEUED = "queued"
     ACCUMULATING = "accumulating"
     CONTRIBUTED = "contributed"
@@ -31,11 +32,13 @@ class Stage(Enum):
 
 
 #: A broken upload leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
+#: What is KEPT is in what the protocol will have accumulated, whatever becomes of the device.
 MOVES: dict[Stage, tuple[Stage, ...]] = {
     Stage.ASSIGNED: (Stage.STARTED, Stage.DROPPED),
-    Stage.STARTED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.STARTED: (Stage.UPLOADING, Stage.KEPT, Stage.QUEUED, Stage.DROPPED),
     Stage.UPLOADING: (Stage.STARTED, Stage.UPLOADED, Stage.DROPPED),
-    Stage.UPLOADED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.UPLOADED: (Stage.UPLOADING, Stage.KEPT, Stage.QUEUED, Stage.DROPPED),
+    Stage.KEPT: (Stage.QUEUED, Stage.DROPPED),
     Stage.QUEUED: (Stage.ACCUMULATING, Stage.DROPPED),
     Stage.ACCUMULATING: (Stage.CONTRIBUTED, Stage.DROPPED),
     Stage.CONTRIBUTED: (),
@@ -47,6 +50,8 @@ _NOT_STOPPABLE = (Stage.ACCUMULATING, Stage.CONTRIBUTED, Stage.DROPPED)
 
 class Assignment(Machine[Stage]):
     """A device's assignment. Times are in seconds since the epoch.
+
+    :param state: where it begins: CONTRIBUTED if an earlier run of the server had it.
 
     :ivar uploads: what was uploaded and not accumulated yet, by slot.
     :ivar received: the slots that were uploaded, accumulated or not.
@@ -78,8 +83,10 @@ class Assignment(Machine[Stage]):
 
     MOVES = MOVES
 
-    def __init__(self, id: str, session_id: str, assigned: float) -> None:
-        super().__init__(Stage.ASSIGNED)
+    def __init__(
+        self, id: str, session_id: str, assigned: float, state: Stage = Stage.ASSIGNED
+    ) -> None:
+        super().__init__(state)
         self.id = id
         self.session_id = session_id
         self.assigned = assigned
@@ -93,6 +100,11 @@ class Assignment(Machine[Stage]):
         self.late = False
         #: When the uploads in progress began, by slot; one per connection.
         self._receiving: list[tuple[str, float]] = []
+
+    @property
+    def restored(self) -> bool:
+        """Whether it contributed in an earlier run: nothing is known of its calls."""
+        return self._state is Stage.CONTRIBUTED and not self.calls
 
     @property
     def ended(self) -> bool:
@@ -111,6 +123,7 @@ class Assignment(Machine[Stage]):
         first of several uploads of a slot that is complete counts.
         """
         if slot in self.received or self._state in (
+            Stage.KEPT,
             Stage.QUEUED,
             Stage.ACCUMULATING,
             Stage.CONTRIBUTED,
@@ -172,3 +185,44 @@ class Assignment(Machine[Stage]):
     def __repr__(self) -> str:
         """Say what it is."""
         return f"<assignment {self.id} {self._state.value}>"
+
+
+class CallState(Enum):
+    """Where a call of an aggregation protocol stands."""
+
+    PENDING = "pending"
+    DONE = "done"
+
+
+CALL_MOVES: dict[CallState, tuple[CallState, ...]] = {
+    CallState.PENDING: (CallState.DONE,),
+    CallState.DONE: (),
+}
+
+
+class ProtocolCall(Machine[CallState]):
+    """A call of one of a protocol's methods, and its answer: what the same call gets again.
+
+    :ivar metadata: of the operation, if the call is long-running.
+    :ivar result: the response, or an error; None while it is pending.
+    :ivar waiter: a future that is done with it; the shell's own.
+    """
+
+    __slots__ = ("metadata", "result", "waiter")
+
+    MOVES = CALL_MOVES
+
+    def __init__(self) -> None:
+        super().__init__(CallState.PENDING)
+        self.metadata: Any = None
+        self.result: Any | StatusError | None = None
+        self.waiter: Any = None
+
+    def finish(self, result: Any | StatusError) -> None:
+        """Answer it.
+
+        :raises InvalidTransition: if it has an answer.
+        """
+        self.move(CallState.DONE)
+        self.result = result
+        self.metadata = None

@@ -17,6 +17,8 @@ returns effects, which the shell carries out in order.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import (
@@ -25,6 +27,7 @@ from fcp_core.rounds.effects import (
     DroppedEffect,
     EndEffect,
     Group,
+    KeptEffect,
     TaskEffect,
 )
 from fcp_core.rounds.task_facts import FINAL, MOVES, TaskFacts
@@ -40,6 +43,7 @@ __all__ = [
     "EndEffect",
     "Group",
     "InvalidTransition",
+    "KeptEffect",
     "TaskEffect",
     "TaskMachine",
 ]
@@ -49,6 +53,22 @@ class TaskMachine(TaskFacts):
     """One task's states, assignments and counters; made as :class:`TaskFacts`."""
 
     # What happens to it.
+
+    def restore(
+        self, contributions: Collection[str], now: float, *, dropped: int = 0, surplus: int = 0
+    ) -> list[TaskEffect]:
+        """Go on after an earlier run, whose aggregate is there; call it before anything else.
+
+        :param contributions: the assignments that are in the aggregate.
+        :param dropped: how many had been dropped, and *surplus* how many came too late.
+        """
+        for id_ in contributions:
+            record = self._assignments[id_] = Assignment(id_, "", now, Stage.CONTRIBUTED)
+            self._order.append(record)
+        self.contributed, self.dropped, self.surplus = len(contributions), dropped, surplus
+        self.assigned = self.contributed + dropped + surplus
+        self._overdue = self.deadline <= now
+        return [] if self.missing else self._close(now)
 
     def assign(self, assignment: str, session_id: str, now: float) -> Assignment:
         """Give the task to a device.
@@ -68,6 +88,23 @@ class TaskMachine(TaskFacts):
         record = self._add(assignment, "", now)
         message = f"task {self.name} has no room for more devices"
         return [self._drop(record, "round_over", Code.ABORTED, message, late=True)]
+
+    def keep(self, assignments: Sequence[str], now: float) -> list[TaskEffect]:
+        """Go on without devices: what they contribute will be accumulated, or nothing of it.
+
+        They do not expire, and only what they are kept for drops them.
+
+        :raises InvalidTransition: if one of them cannot be kept; nothing happens then.
+        """
+        records = [self._assignments.get(assignment) for assignment in assignments]
+        known = [record for record in records if record is not None]
+        ready = all(Stage.KEPT in record.MOVES[record.state] for record in known)
+        if len(known) < len(records) or not ready or len(set(known)) < len(known):
+            raise InvalidTransition(f"{self!r} cannot keep {assignments}")
+        for record in known:
+            self._expiry.pop(record.id)
+            record.move(Stage.KEPT)
+        return [KeptEffect(record) for record in known]
 
     def queue(self, group: Group, now: float) -> list[TaskEffect]:
         """Have contributions accumulated: now, or as soon as there is a place.
@@ -243,8 +280,9 @@ class TaskMachine(TaskFacts):
             self._completing = True
             return [*effects, CompleteEffect()]
         why = str(self.reasons)
+        down = ", while the server was not running," if self._overdue else ""
         message = (
-            f"task {self.name} came to its deadline with {self.contributed} of "
+            f"task {self.name} came to its deadline{down} with {self.contributed} of "
             f"{self.minimum_count} contributions; {self.assigned} devices were assigned, "
             f"{self.dropped} were dropped{': ' + why if why else ''}; {self.surplus} came too late"
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -38,6 +39,7 @@ class TaskFacts(Machine[TaskState]):
         dropped.
     :param retention: seconds after that in which an assignment that has ended is still known.
     :param closing_timeout: seconds after the deadline in which there must be a result.
+    :param durability: what a crash may lose of it, for whoever watches.
     :param folded_by: who makes it, for the message if there is none.
     """
 
@@ -59,6 +61,7 @@ class TaskFacts(Machine[TaskState]):
         retention: float = math.inf,
         closing_timeout: float = 600.0,
         folded_by: str = "the engine",
+        durability: str = "",
     ) -> None:
         super().__init__(TaskState.OPEN)
         self.task_id = task_id
@@ -74,6 +77,7 @@ class TaskFacts(Machine[TaskState]):
         self._known_for = assignment_timeout + retention
         self._closing_timeout = closing_timeout
         self._folded_by = folded_by
+        self.durability = durability
         self.finished: float | None = None
         self.error: tuple[Code, str] | None = None
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
@@ -90,6 +94,13 @@ class TaskFacts(Machine[TaskState]):
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
+        #: How many devices must be at work at a time for any of them to contribute; it may exceed
+        #: what is missing.
+        self.together = 1
+        #: What its protocol says to whoever watches it.
+        self.notes: Callable[[], Sequence[str]] = tuple
+        #: Whether its deadline came between two runs of the server.
+        self._overdue = False
         #: Why devices do not contribute; whoever watches the task is told.
         self.reasons = Reasons()
 
@@ -112,6 +123,8 @@ class TaskFacts(Machine[TaskState]):
             return 0
         # Without the small term, 1.1 times 10 would be 12.
         wanted = math.ceil(self._over_selection * self.missing - 1e-9)
+        if self.missing:
+            wanted = max(wanted, self.together)
         if self.max_at_work is not None:
             wanted = min(wanted, self.max_at_work)
         return max(0, wanted - self.pending)
@@ -152,7 +165,9 @@ class TaskFacts(Machine[TaskState]):
             created=self.created,
             finished=self.finished,
             error=self.error,
+            durability=self.durability,
             reasons=dict(self.reasons.items()),
+            notes=tuple(self.notes()),
         )
 
     def validate(self) -> None:
@@ -173,7 +188,8 @@ class TaskFacts(Machine[TaskState]):
         assert [*self._order] == [*self._assignments.values()], "the order is kept"
         assert self._accumulating == running, "what is accumulating is counted"
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
-        assert len(self._expiry) == self.pending - queued - running, "what is not ready expires"
+        ready = queued + running + stages[Stage.KEPT]
+        assert len(self._expiry) == self.pending - ready, "what is not ready expires"
         assert not (self._queue and running < self.missing), "no place stays free"
         assert self.max_at_work is None or self.pending <= self.max_at_work, "the cap holds"
         assert self._state not in FINAL or not self.pending, "nothing is left at the end"

@@ -16,6 +16,7 @@ from fcp_core.rounds.task import (
     EndEffect,
     Group,
     InvalidTransition,
+    KeptEffect,
     TaskMachine,
 )
 from fcp_core.rounds.tasks import TaskState
@@ -54,7 +55,7 @@ def assign(task, names, now=0.0):
 
 
 def queue(task, *assignments, now=1.0):
-    group = Group(assignments, None, b"checkpoint")
+    group = Group(assignments, None, (b"checkpoint",))
     return group, task.queue(group, now)
 
 
@@ -288,6 +289,47 @@ def test_a_group_that_cannot_be_changes_nothing(names):
     task.validate()
 
 
+def test_who_is_kept_does_not_expire_and_only_a_drop_of_its_own_drops_it():
+    task = machine(goal=2)
+    first, second = assign(task, ["a", "b"])
+    (effect,) = task.keep(["a"], 1.0)
+    assert effect == KeptEffect(first)
+    assert not first.begin_upload("x", 2.0)
+    assert [e.assignment for e in task.tick(11.0)] == [second]
+    (effect,) = task.drop("a", "cohort", Code.ABORTED, "too few are left", 12.0)
+    assert effect.assignment is first
+    task.validate()
+
+
+def test_who_is_kept_comes_too_late_if_the_task_ends():
+    task = machine(goal=2, minimum=1)
+    kept, other = assign(task, ["a", "b"])
+    task.keep(["a"], 1.0)
+    group, _ = queue(task, other)
+    task.accumulated(group, Code.OK, "", 2.0)
+    effects = task.tick(100.0)
+    assert effects[0].assignment is kept
+    assert kept.late
+    assert isinstance(effects[1], CompleteEffect)
+
+
+def test_a_task_gives_places_to_as_many_as_must_be_at_work_together():
+    task = machine(goal=5)
+    task.together = 4
+    made = assign(task, "abcde")
+    group, _ = queue(task, *made[:3])
+    task.accumulated(group, Code.OK, "", 2.0)
+    # Two are missing, but no fewer than four can contribute.
+    assert task.missing == 2
+    assert task.capacity == 2
+    group, _ = queue(task, *made[3:])
+    task.accumulated(group, Code.OK, "", 3.0)
+    assert task.capacity == 0
+    capped = machine(goal=5, cap=3)
+    capped.together = 4
+    assert capped.capacity == 3
+
+
 class Model(RuleBasedStateMachine):
     """Devices that come, upload, go, come twice, late or never, alone or in groups."""
 
@@ -305,7 +347,7 @@ class Model(RuleBasedStateMachine):
         #: When those that are not ready expire; the groups that wait, in order, and that run.
         self.expires = {}
         self.waiting, self.running = [], []
-        self.done, self.gone = set(), set()
+        self.done, self.gone, self.kept = set(), set(), set()
         self.largest = 1
         self.completing = False
         self.end = None
@@ -325,11 +367,16 @@ class Model(RuleBasedStateMachine):
                 assert name not in self.done | self.gone
                 assert effect.assignment.error.code is effect.code
                 self.expires.pop(name, None)
+                self.kept.discard(name)
                 for groups in (self.waiting, self.running):
                     groups[:] = [g for g in groups if effect.assignment not in g.assignments]
                 effect.assignment.release()
                 self.gone.add(name)
+            elif isinstance(effect, KeptEffect):
+                effect.assignment.release()
+                self.kept.add(effect.assignment.id)
             elif isinstance(effect, CompleteEffect):
+                assert not self.kept
                 assert not self.completing
                 assert not self.expires
                 assert not self.waiting
@@ -372,21 +419,37 @@ class Model(RuleBasedStateMachine):
         members = [self.known(data) for _ in range(size)]
         if None in members:
             return
-        group = Group(tuple(members), None, b"x")
-        right = (Stage.STARTED, Stage.UPLOADED)
+        group = Group(tuple(members), None, (b"x",))
+        right = (Stage.STARTED, Stage.UPLOADED, Stage.KEPT)
         if (
             self.task.state is TaskState.OPEN
             and len(set(members)) == size
             and all(one.state in right for one in members)
         ):
             for one in members:
-                del self.expires[one.id]
+                self.expires.pop(one.id, None)
+                self.kept.discard(one.id)
             self.waiting.append(group)
             self.largest = max(self.largest, size)
             self.take(self.task.queue(group, self.now))
         else:
             with pytest.raises(InvalidTransition):
                 self.task.queue(group, self.now)
+
+    @rule(data=st.data(), size=st.integers(1, 2))
+    def keep(self, data, size):
+        members = [self.known(data) for _ in range(size)]
+        if None in members:
+            return
+        names = [one.id for one in members]
+        right = (Stage.STARTED, Stage.UPLOADED)
+        if len(set(members)) == size and all(one.state in right for one in members):
+            for name in names:
+                del self.expires[name]
+            self.take(self.task.keep(names, self.now))
+        else:
+            with pytest.raises(InvalidTransition):
+                self.task.keep(names, self.now)
 
     @rule(data=st.data(), code=st.sampled_from([Code.OK, Code.OK, Code.INVALID_ARGUMENT]))
     def accumulated(self, data, code):
@@ -406,7 +469,7 @@ class Model(RuleBasedStateMachine):
         alone = any(group.assignments == (one,) for group in self.waiting)
         effects = self.task.drop(one.id, "aborted", Code.INTERNAL, "", self.now)
         assert [effect.assignment for effect in effects] == (
-            [one] if one.id in self.expires or alone else []
+            [one] if one.id in self.expires or one.id in self.kept or alone else []
         )
         self.take(effects)
 
@@ -452,7 +515,8 @@ class Model(RuleBasedStateMachine):
         assert task.dropped + task.surplus == len(self.gone)
         assert len(late) <= task.surplus <= len(late) + len(self.gone) - len(known)
         assert all(known[name].error.code is Code.ABORTED for name in late)
-        assert task.pending == len(self.expires) + waiting + running == len(task.live())
+        ready = waiting + running + len(self.kept)
+        assert task.pending == len(self.expires) + ready == len(task.live())
         assert task.state.is_final == (self.end is not None)
         if task.state is TaskState.OPEN:
             assert task.next_tick() is not None

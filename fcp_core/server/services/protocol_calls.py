@@ -17,14 +17,18 @@ from google.protobuf.message import Message
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment
-from fcp_core.rounds.operations import ProtocolCall, operation, operation_name
+from fcp_core.rounds.assignment import Assignment, ProtocolCall
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.protocols import AggregationProtocolFactory, Call
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.server.services.common import Common
-from fcp_core.server.services.device_tokens import AssignmentTickets, read_token
+from fcp_core.server.services.device_tokens import (
+    AssignmentTickets,
+    operation,
+    operation_name,
+    read_token,
+)
 from fcp_core.server.services.task_runner import TaskRunner
 
 if TYPE_CHECKING:
@@ -114,8 +118,8 @@ class ProtocolCalls:
         assignment = task.find(token.subject.hex(), now, begins=begins)
         earlier = assignment.calls.get(route.method)
         answered = earlier is not None and not isinstance(earlier.result, StatusError)
-        if task.excuses(assignment) and not answered:
-            return self._late(route, tickets, request, task)
+        if (assignment.restored or task.excuses(assignment)) and not answered:
+            return self._late(route, tickets, request, task, counted=assignment.restored)
         call = task.call(assignment, route.method, request, tickets, now)
         if route.long_running:
             return _operation(route, tickets.operation(route.method), call)
@@ -141,7 +145,8 @@ class ProtocolCalls:
             raise StatusError(Code.ABORTED, "the task of this operation is over; check in again")
         route = next(route for (_, name), route in task.routes.items() if name == method)
         if call is None:
-            if not (task.accepts_late and task.protocol.concludes(method)):
+            restored = assignment is not None and assignment.restored
+            if not ((restored or task.accepts_late) and task.protocol.concludes(method)):
                 raise _too_late()
             return operation(operation_name(text), None, _empty(route))
         return _operation(route, text, call)
@@ -179,15 +184,22 @@ class ProtocolCalls:
         )
 
     def _late(
-        self, route: Route, tickets: AssignmentTickets, request: Any, task: TaskRunner | None
+        self,
+        route: Route,
+        tickets: AssignmentTickets,
+        request: Any,
+        task: TaskRunner | None,
+        *,
+        counted: bool = False,
     ) -> Message:
-        """Answer a device that comes too late.
+        """Answer a device that comes too late, or that contributed in an earlier run.
 
         :param task: None: it is not known any more.
+        :param counted: whether it contributed.
         :raises StatusError: ABORTED if such devices are refused, or the protocol has no answer;
             what the protocol says of a call that is wrong.
         """
-        if not self._accepts(task):
+        if not (counted or self._accepts(task)):
             raise _too_late()
         factory = self._factories[route.service]
         response, empty = None, _empty(route)
