@@ -129,7 +129,7 @@ class Handler:
 
     def abandon(self) -> None:
         """Release what the request holds. May be repeated."""
-        if self.body is not None:
+        if self.body is not None and not self.body.closed:
             self.body.close()
 
     def describe(self, error: StatusError) -> tuple[bytes, dict[str, str]]:
