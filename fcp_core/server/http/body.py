@@ -255,7 +255,7 @@ class BodyReader:
         return self._inflate_gathered() if len(self._gathered) >= GATHER else None
 
     async def finish(self) -> bytearray | memoryview:
-        """Return the whole body, decompressed.
+        """Return the whole body, decompressed; the reader keeps nothing of it.
 
         :raises StatusError: as :meth:`receive`, and INVALID_ARGUMENT for truncated gzip.
         """
@@ -268,9 +268,12 @@ class BodyReader:
                     f"the gzip body is truncated: {self.received} bytes came and the stream does "
                     "not end",
                 )
-        if isinstance(self._buffer, Output):
-            return await self._buffer.whole(self._executor)
-        return self._buffer if self._whole is None else self._whole
+        # A connection keeps its last request, and this with it, until the next one comes.
+        buffer, self._buffer = self._buffer, bytearray()
+        whole, self._whole = self._whole, None
+        if isinstance(buffer, Output):
+            return await buffer.whole(self._executor)
+        return buffer if whole is None else whole
 
     def close(self) -> None:
         """Release the bytes: somebody else has them now, or nobody. May be repeated."""
