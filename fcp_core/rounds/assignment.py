@@ -5,6 +5,7 @@ It alone says where a device stands. Its task moves it (``rounds.task``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -18,6 +19,7 @@ class Stage(Enum):
     """Where an assignment stands; the last two are final."""
 
     ASSIGNED = "assigned"
+    OVERDUE = "overdue"
     STARTED = "started"
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
@@ -30,9 +32,11 @@ class Stage(Enum):
     __hash__ = object.__hash__
 
 
-#: A broken upload leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
+#: One that is overdue holds no place any more, and begins all the same if it comes. A broken upload
+#: leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
 MOVES: dict[Stage, tuple[Stage, ...]] = {
-    Stage.ASSIGNED: (Stage.STARTED, Stage.DROPPED),
+    Stage.ASSIGNED: (Stage.OVERDUE, Stage.STARTED, Stage.DROPPED),
+    Stage.OVERDUE: (Stage.STARTED, Stage.DROPPED),
     Stage.STARTED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
     Stage.UPLOADING: (Stage.STARTED, Stage.UPLOADED, Stage.DROPPED),
     Stage.UPLOADED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
@@ -48,6 +52,8 @@ _NOT_STOPPABLE = (Stage.ACCUMULATING, Stage.CONTRIBUTED, Stage.DROPPED)
 class Assignment(Machine[Stage]):
     """A device's assignment. Times are in seconds since the epoch.
 
+    :param origin: the address and the key that its device checked in with, as far as they count.
+    :param version: its client's version, as it says.
     :ivar uploads: what was uploaded and not accumulated yet, by slot.
     :ivar received: the slots that were uploaded, accumulated or not.
     :ivar size: of what was uploaded, in bytes.
@@ -68,19 +74,30 @@ class Assignment(Machine[Stage]):
         "held",
         "id",
         "late",
+        "origin",
         "queued",
         "received",
         "session_id",
         "size",
         "upload_seconds",
         "uploads",
+        "version",
     )
 
     MOVES = MOVES
 
-    def __init__(self, id: str, session_id: str, assigned: float) -> None:
+    def __init__(
+        self,
+        id: str,
+        session_id: str,
+        assigned: float,
+        origin: Sequence[str] = (),
+        version: str = "",
+    ) -> None:
         super().__init__(Stage.ASSIGNED)
         self.id = id
+        self.origin = origin
+        self.version = version
         self.session_id = session_id
         self.assigned = assigned
         self.queued = assigned
@@ -98,6 +115,11 @@ class Assignment(Machine[Stage]):
     def ended(self) -> bool:
         """Whether its state is final."""
         return self._state in (Stage.CONTRIBUTED, Stage.DROPPED)
+
+    @property
+    def silent(self) -> bool:
+        """Whether its device has shown no sign of life."""
+        return self._state in (Stage.ASSIGNED, Stage.OVERDUE)
 
     @property
     def stoppable(self) -> bool:

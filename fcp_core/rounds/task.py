@@ -4,11 +4,14 @@ Contributions that are ready are *queued* until there is a place, *accumulating*
 works on them, and end as *contributed* or *dropped*. Never more are accumulating than are missing,
 so that no device is told "too late" about a contribution that is in the result. What is accumulated
 as one, for several devices, contributes or drops them all; only that can exceed the goal. A dropped
-assignment gives its capacity back. The task ends in one of these ways:
+assignment gives its capacity back, and so does one that is *overdue*: its device shows no sign of
+life for longer than the others need (``rounds.experience``). It may come all the same; whoever is
+first counts. The task ends in one of these ways:
 
 * the goal is reached: OPEN -> CLOSING (``CompleteEffect``) -> COMPLETED or FAILED;
 * the deadline comes: nothing new is taken, what is accumulating is waited for, then as above if
   there are ``minimum_count`` contributions, else FAILED with DEADLINE_EXCEEDED;
+* the first devices all fail in the same way: FAILED, with what they report;
 * it is cancelled: CANCELLED, at any time before the end.
 
 The machine does no input or output and reads no clock: each method takes the time in seconds and
@@ -16,6 +19,8 @@ returns effects, which the shell carries out in order.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -50,22 +55,47 @@ class TaskMachine(TaskFacts):
 
     # What happens to it.
 
-    def assign(self, assignment: str, session_id: str, now: float) -> Assignment:
+    def assign(
+        self,
+        assignment: str,
+        session_id: str,
+        now: float,
+        origin: Sequence[str] = (),
+        version: str = "",
+    ) -> Assignment:
         """Give the task to a device.
 
+        :param origin: the address and the key that it checked in with, as far as they count.
+        :param version: its client's version.
         :raises InvalidTransition: if it has no capacity or knows the assignment already.
         """
         if self.capacity < 1 or assignment in self._assignments:
             raise InvalidTransition(f"{self!r} cannot take assignment {assignment}")
         self._forget(now)
-        record = self._add(assignment, session_id, now)
+        record = Assignment(assignment, session_id, now, origin, version)
+        self._add(record)
+        self._silent[assignment] = record
         self._expiry.put(assignment, None, now + self._assignment_timeout)
         return record
+
+    def begin(self, assignment: Assignment, now: float) -> None:
+        """Take a device's first sign of life: it has something to contribute."""
+        if assignment.state is Stage.OVERDUE:
+            self.overdue -= 1
+            self.came_back += 1
+            self.silences.note(assignment.version or "unknown", -1)
+            self.experience.found()
+            self.senders.spoke(assignment.origin)
+        assignment.move(Stage.STARTED)
+        self._silent.pop(assignment.id, None)
+        self.experience.began(now - assignment.assigned)
+        self.senders.began(assignment.origin)
 
     def turn_away(self, assignment: str, now: float) -> list[TaskEffect]:
         """Know a device from now on, which is not known yet, that comes too late for a place."""
         self._forget(now)
-        record = self._add(assignment, "", now)
+        record = Assignment(assignment, "", now)
+        self._add(record)
         message = f"task {self.name} has no room for more devices"
         return [self._drop(record, "round_over", Code.ABORTED, message, late=True)]
 
@@ -98,6 +128,7 @@ class TaskMachine(TaskFacts):
             if code is Code.OK:
                 assignment.move(Stage.CONTRIBUTED)
                 self.contributed += 1
+                self.experience.ended(lost=False)
             else:
                 effects.append(self._drop(assignment, "submit", code, message))
         if code is Code.RESOURCE_EXHAUSTED and self._state is TaskState.OPEN:
@@ -107,6 +138,8 @@ class TaskMachine(TaskFacts):
             had = f"it has {self.contributed} of {self.minimum_count} contributions"
             message = f"task {self.name} has no room for more, and {had}: {message}"
             return effects + self._end(TaskState.FAILED, code, message, now)
+        if (end := self._hopeless(now)) is not None:
+            return effects + end
         goes_on = self.missing and self._state is TaskState.OPEN
         return effects + (self._fill() if goes_on else self._close(now))
 
@@ -136,7 +169,8 @@ class TaskMachine(TaskFacts):
             if len(group.assignments) > 1:
                 return []
             self._queue.remove(group)
-        return [self._drop(record, phase, code, message, late=late)]
+        effects: list[TaskEffect] = [self._drop(record, phase, code, message, late=late)]
+        return effects + (self._hopeless(now) or [])
 
     def tick(self, now: float) -> list[TaskEffect]:
         """Let time pass: assignments that took too long, the deadline."""
@@ -151,6 +185,11 @@ class TaskMachine(TaskFacts):
             return []
         if self.deadline <= now:
             return self._close(now)
+        patience = self.experience.patience(len(self._silent) + self.overdue)
+        for record in list(self._silent.values()):
+            if record.assigned + patience > now:
+                break
+            self._lose(record)
         return [
             self._drop(
                 self._assignments[assignment],
@@ -167,8 +206,14 @@ class TaskMachine(TaskFacts):
             return self._latest
         if self._state is not TaskState.OPEN:
             return None
-        expiry = self._expiry.next_expiry()
-        return self.deadline if expiry is None else min(expiry, self.deadline)
+        due = self.deadline
+        if (expiry := self._expiry.next_expiry()) is not None:
+            due = min(due, expiry)
+        if self._silent:
+            first = next(iter(self._silent.values()))
+            silent = len(self._silent) + self.overdue
+            due = min(due, first.assigned + self.experience.patience(silent))
+        return due
 
     def cancel(
         self, code: Code, message: str, now: float, *, needed: bool = False
@@ -201,11 +246,28 @@ class TaskMachine(TaskFacts):
 
     # Inside.
 
-    def _add(self, assignment: str, session_id: str, now: float) -> Assignment:
-        record = self._assignments[assignment] = Assignment(assignment, session_id, now)
+    def _add(self, record: Assignment) -> None:
+        self._assignments[record.id] = record
         self._order.append(record)
         self.assigned += 1
-        return record
+
+    def _lose(self, record: Assignment) -> None:
+        """Give an assignment's place away, too: there is no sign of its device."""
+        record.move(Stage.OVERDUE)
+        del self._silent[record.id]
+        self.overdue += 1
+        self.fell_silent += 1
+        self.silences.note(record.version or "unknown")
+        self.experience.ended(lost=True)
+        self.senders.fell_silent(record.origin)
+
+    def _hopeless(self, now: float) -> list[TaskEffect] | None:
+        """End the task if its first devices all failed in the same way, else return None."""
+        failures = self.failures
+        if self._state is not TaskState.OPEN or not failures.enough or self.contributed:
+            return None
+        message = f"task {self.name} ended early, since {failures}; {self.story()}"
+        return self._end(TaskState.FAILED, failures.code, message, now)
 
     def _forget(self, now: float) -> None:
         """Forget what ended so long ago that no token of it is valid."""
@@ -242,11 +304,9 @@ class TaskMachine(TaskFacts):
         if self.contributed >= self.minimum_count:
             self._completing = True
             return [*effects, CompleteEffect()]
-        why = str(self.reasons)
         message = (
             f"task {self.name} came to its deadline with {self.contributed} of "
-            f"{self.minimum_count} contributions; {self.assigned} devices were assigned, "
-            f"{self.dropped} were dropped{': ' + why if why else ''}; {self.surplus} came too late"
+            f"{self.minimum_count} contributions; {self.story()}"
         )
         return effects + self._end(TaskState.FAILED, Code.DEADLINE_EXCEEDED, message, now)
 
@@ -269,15 +329,30 @@ class TaskMachine(TaskFacts):
     def _drop(
         self, assignment: Assignment, phase: str, code: Code, message: str, *, late: bool = False
     ) -> DroppedEffect:
+        if assignment.state is Stage.ASSIGNED and phase == "assignment_timeout":
+            self._lose(assignment)
+        overdue = assignment.state is Stage.OVERDUE
         assignment.move(Stage.DROPPED)
         assignment.error = StatusError(code, message)
         assignment.late = late
+        self._silent.pop(assignment.id, None)
         self._expiry.pop(assignment.id)
-        if late:
+        if overdue:
+            self.overdue -= 1
+            self.silent += 1
+            self.senders.left(assignment.origin)
+            phase = "silent"
+        elif late:
             self.surplus += 1
             return DroppedEffect(assignment, phase, code, message)
+        else:
+            if phase != "round_over":  # the server began it again
+                self.experience.ended(lost=True)
+            self.failures.take(assignment.origin, phase, code, message)
         self.dropped += 1
         # Of what the server itself could not do, its own words say more than the code.
-        own = f": {message}" if phase == "submit" and code is Code.INTERNAL else ""
-        self.reasons.note(f"{phase} {code.name}{own}")
+        own = f": {message}" if phase == "submit" else ""
+        reason = "silent" if overdue else f"{phase} {code.name}{own}"
+        self.reasons.note(reason)
+        self.outcomes.note(reason)
         return DroppedEffect(assignment, phase, code, message)

@@ -11,9 +11,12 @@ from collections import Counter, deque
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import Group
+from fcp_core.rounds.experience import Experience
 from fcp_core.rounds.expiring import Expiring
+from fcp_core.rounds.failures import Failures
 from fcp_core.rounds.policies import OpenTask
 from fcp_core.rounds.reasons import Reasons
+from fcp_core.rounds.senders import Senders
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.rounds.transitions import Machine
 
@@ -32,13 +35,15 @@ class TaskFacts(Machine[TaskState]):
 
     :param deadline: when it ends by itself, in seconds since the epoch.
     :param over_selection: devices in progress at a time, as a multiple of the missing
-        contributions.
+        contributions; None: as many as its experience says.
     :param max_at_work: devices in progress at a time in any case; None: no such limit.
     :param assignment_timeout: seconds after which an assignment whose contribution is not ready is
         dropped.
     :param retention: seconds after that in which an assignment that has ended is still known.
     :param closing_timeout: seconds after the deadline in which there must be a result.
     :param folded_by: who makes it, for the message if there is none.
+    :param alike_failures: after how many failures of its first devices, all alike, it ends; 0:
+        never.
     """
 
     MOVES = MOVES
@@ -51,7 +56,7 @@ class TaskFacts(Machine[TaskState]):
         name: str,
         goal_count: int,
         minimum_count: int | None,
-        over_selection: float,
+        over_selection: float | None,
         created: float,
         deadline: float,
         assignment_timeout: float,
@@ -59,6 +64,7 @@ class TaskFacts(Machine[TaskState]):
         retention: float = math.inf,
         closing_timeout: float = 600.0,
         folded_by: str = "the engine",
+        alike_failures: int = 0,
     ) -> None:
         super().__init__(TaskState.OPEN)
         self.task_id = task_id
@@ -74,6 +80,7 @@ class TaskFacts(Machine[TaskState]):
         self._known_for = assignment_timeout + retention
         self._closing_timeout = closing_timeout
         self._folded_by = folded_by
+        self.share(Experience(), Senders())
         self.finished: float | None = None
         self.error: tuple[Code, str] | None = None
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
@@ -87,11 +94,30 @@ class TaskFacts(Machine[TaskState]):
         self.dropped = 0
         self.surplus = 0
         self._accumulating = 0
+        #: The assignments without a sign of life: those that have time, in the order in which they
+        #: were given; how many are overdue; and how many ever were, and came after all.
+        self._silent: dict[str, Assignment] = {}
+        self.overdue = self.fell_silent = self.came_back = 0
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
         #: Why devices do not contribute; whoever watches the task is told.
         self.reasons = Reasons()
+        #: The same of those that were assigned only; and of how many of each client version there
+        #: is no sign.
+        self.outcomes, self.silences = Reasons(), Reasons()
+        #: How many assignments ended without a sign; ``dropped`` counts them too.
+        self.silent = 0
+        #: Whether the first devices all fail in the same way.
+        self.failures = Failures(alike_failures)
+
+    def share(self, experience: Experience, senders: Senders) -> None:
+        """Learn together with others; to be called before it is given to a device.
+
+        :param experience: what is known of the devices of the tasks of its name.
+        :param senders: who has silent places in its population.
+        """
+        self.experience, self.senders = experience, senders
 
     # What it is.
 
@@ -99,6 +125,11 @@ class TaskFacts(Machine[TaskState]):
     def pending(self) -> int:
         """How many assignments have not ended."""
         return self.assigned - self.contributed - self.dropped - self.surplus
+
+    @property
+    def at_work(self) -> int:
+        """How many assignments have not ended and are not overdue."""
+        return self.pending - self.overdue
 
     @property
     def missing(self) -> int:
@@ -110,11 +141,17 @@ class TaskFacts(Machine[TaskState]):
         """How many more devices it may be given now."""
         if self._state is not TaskState.OPEN:
             return 0
-        # Without the small term, 1.1 times 10 would be 12.
-        wanted = math.ceil(self._over_selection * self.missing - 1e-9)
+        if self._over_selection is None:
+            wanted = self.experience.devices_for(self.missing)
+        else:
+            # Without the small term, 1.1 times 10 would be 12.
+            wanted = math.ceil(self._over_selection * self.missing - 1e-9)
         if self.max_at_work is not None:
             wanted = min(wanted, self.max_at_work)
-        return max(0, wanted - self.pending)
+        # Each place is given away once more if its device is silent, and not over and over: it may
+        # be the task that takes long.
+        free = self.overdue if self.experience.wordless else min(self.overdue, wanted)
+        return max(0, wanted + free - self.pending)
 
     def get(self, assignment: str) -> Assignment | None:
         """Return the assignment of that id, also one that ended not long ago, or None."""
@@ -133,7 +170,7 @@ class TaskFacts(Machine[TaskState]):
     def view(self) -> OpenTask:
         """Return the task as a selection policy sees it."""
         return OpenTask(
-            self.task_id, self.name, self.capacity, self.missing, self.created, self.pending
+            self.task_id, self.name, self.capacity, self.missing, self.created, self.at_work
         )
 
     def status(self) -> TaskStatus:
@@ -153,7 +190,25 @@ class TaskFacts(Machine[TaskState]):
             finished=self.finished,
             error=self.error,
             reasons=dict(self.reasons.items()),
+            silent=dict(self.silences.items()),
         )
+
+    def story(self) -> str:
+        """Return what came of each assigned device, in counts."""
+        dropped, silent = self.dropped - self.silent, self.silent + self.overdue
+        drops = self.outcomes.text(without=("silent",))
+        parts = [
+            f"{self.contributed} contributed",
+            f"{self.surplus} came too late",
+            f"{dropped} dropped" + (f" ({drops})" if drops else ""),
+            f"{silent} silent" + (f" (client versions: {self.silences})" if silent else ""),
+        ]
+        if self.at_work:
+            parts.append(f"{self.at_work} at work")
+        others = self.reasons.text(without=[reason for reason, _ in self.outcomes.items()])
+        devices = "1 device was" if self.assigned == 1 else f"{self.assigned} devices were"
+        story = f"{devices} assigned: {', '.join(parts)}"
+        return f"{story}; not assigned: {others}" if others else story
 
     def validate(self) -> None:
         """Check what always holds.
@@ -175,7 +230,12 @@ class TaskFacts(Machine[TaskState]):
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
         assert len(self._expiry) == self.pending - queued - running, "what is not ready expires"
         assert not (self._queue and running < self.missing), "no place stays free"
-        assert self.max_at_work is None or self.pending <= self.max_at_work, "the cap holds"
+        assert self.overdue == stages[Stage.OVERDUE], "who is overdue is counted"
+        assert [*self._silent.values()] == [a for a in self._order if a.state is Stage.ASSIGNED], (
+            "who is silent is known"
+        )
+        cap = self.max_at_work
+        assert cap is None or self.at_work <= cap + self.came_back, "the cap holds"
         assert self._state not in FINAL or not self.pending, "nothing is left at the end"
         if self._state is TaskState.CLOSING:
             assert bool(running) != self._completing, "closing goes on to an end"

@@ -53,6 +53,8 @@ class TaskStatus:
     :param error: why it failed, with its code; None unless it failed or was cancelled.
     :param reasons: why devices did not contribute, each with how often, the most frequent first;
         of a task that ended in an earlier run there are none.
+    :param silent: of how many devices there is no sign since they were assigned, by the version of
+        their client; ``pending`` or, later, ``dropped`` counts them too.
     """
 
     task_id: str
@@ -69,3 +71,4 @@ class TaskStatus:
     finished: float | None = None
     error: tuple[Code, str] | None = None
     reasons: Mapping[str, int] = field(default_factory=dict)
+    silent: Mapping[str, int] = field(default_factory=dict)

@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Stage
+from fcp_core.rounds.experience import Experience
+from fcp_core.rounds.senders import Senders
 from fcp_core.rounds.task import (
     AccumulateEffect,
     CompleteEffect,
@@ -49,7 +51,7 @@ def assign(task, names, now=0.0):
     """Assign devices that start at once; return their records."""
     made = [task.assign(name, f"session-{name}", now) for name in names]
     for each in made:
-        each.move(Stage.STARTED)
+        task.begin(each, now)
     return made
 
 
@@ -293,19 +295,22 @@ class Model(RuleBasedStateMachine):
 
     @initialize(
         goal=st.integers(1, 4),
-        over=st.sampled_from([1.0, 1.3, 3.0]),
+        over=st.sampled_from([1.0, 1.3, 3.0, None]),
+        wordless=st.booleans(),
         minimum=st.none() | st.just(1),
         cap=st.none() | st.integers(1, 4),
         retention=st.sampled_from([0.0, math.inf]),
     )
-    def open(self, goal, over, minimum, cap, retention):
+    def open(self, goal, over, wordless, minimum, cap, retention):
         self.now = 0.0
         self.task = machine(goal, minimum, over, cap=cap, retention=retention)
+        self.task.share(Experience(first=4.0), Senders(1))
+        self.task.experience.wordless = wordless
         self.count = 0
         #: When those that are not ready expire; the groups that wait, in order, and that run.
         self.expires = {}
         self.waiting, self.running = [], []
-        self.done, self.gone = set(), set()
+        self.done, self.gone, self.silent = set(), set(), set()
         self.largest = 1
         self.completing = False
         self.end = None
@@ -325,6 +330,8 @@ class Model(RuleBasedStateMachine):
                 assert name not in self.done | self.gone
                 assert effect.assignment.error.code is effect.code
                 self.expires.pop(name, None)
+                if effect.phase == "silent":
+                    self.silent.add(name)
                 for groups in (self.waiting, self.running):
                     groups[:] = [g for g in groups if effect.assignment not in g.assignments]
                 effect.assignment.release()
@@ -351,15 +358,22 @@ class Model(RuleBasedStateMachine):
             with pytest.raises(InvalidTransition):
                 self.task.assign(name, "", self.now)
             return
-        made = self.task.assign(name, "", self.now)
+        made = self.task.assign(name, "", self.now, ["somebody"], "7")
         self.expires[name] = self.now + 10.0
         if starts:
-            made.move(Stage.STARTED)
+            self.task.begin(made, self.now)
+
+    @rule(data=st.data())
+    def begin(self, data):
+        """A device shows itself; one that is overdue counts like any other."""
+        one = self.known(data)
+        if one is not None and one.silent:
+            self.task.begin(one, self.now)
 
     @rule(data=st.data(), ends=st.sampled_from(["finish", "abandon", "goes on"]))
     def upload(self, data, ends):
         one = self.known(data)
-        if one is None or one.state in (Stage.ASSIGNED, Stage.DROPPED):
+        if one is None or one.silent or one.state is Stage.DROPPED:
             return
         if one.begin_upload("x", self.now):
             if ends == "finish":
@@ -448,8 +462,11 @@ class Model(RuleBasedStateMachine):
         # Only groups exceed the goal, and by no more than all but one of them.
         assert task.contributed == len(self.done) <= task.goal_count + self.largest - 1
         known = {name: task.get(name) for name in self.gone if task.get(name) is not None}
-        late = {name for name, record in known.items() if record.late}
+        late = {n for n, record in known.items() if record.late and n not in self.silent}
         assert task.dropped + task.surplus == len(self.gone)
+        assert task.silent == len(self.silent)
+        assert dict(task.silences.items()).get("7", 0) == task.silent + task.overdue
+        assert task.senders.any_silent == (task.overdue > 0)
         assert len(late) <= task.surplus <= len(late) + len(self.gone) - len(known)
         assert all(known[name].error.code is Code.ABORTED for name in late)
         assert task.pending == len(self.expires) + waiting + running == len(task.live())
@@ -460,7 +477,7 @@ class Model(RuleBasedStateMachine):
             assert len(self.done) >= task.minimum_count
         view, status = task.view(), task.status()
         assert (view.capacity, view.missing, view.pending) == (
-            task.capacity, task.missing, task.pending
+            task.capacity, task.missing, task.at_work
         )  # fmt: skip
         ended = status.contributed + status.dropped + status.surplus
         assert status.assigned == ended + status.pending

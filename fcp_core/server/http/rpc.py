@@ -15,6 +15,8 @@ from fcp_core.rounds.tokens import sender_of
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import InFlight, Limits, limits_of_call
 from fcp_core.server.http.prometheus import CONTENT_TYPE
+from fcp_core.server.http.rates import address_key, is_loopback
+from fcp_core.server.services.common import ADDRESS
 from fcp_core.server.services.device_tokens import label
 
 #: Where devices send their API key.
@@ -110,6 +112,8 @@ class RPCHandler(DeviceHandler):
             request = self._parse(await self.body.finish())
         finally:
             self.body.close()
+        address = address_key(self.request.address)
+        ADDRESS.set("" if is_loopback(address) else address)
         response = await self.context.call(self._method(request, self._caller))
         data = response.SerializeToString()
         if len(data) >= COMPRESS and _accepts_gzip(self.request.headers.get("Accept-Encoding", "")):

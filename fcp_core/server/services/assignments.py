@@ -9,7 +9,7 @@ from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.assignment import Assignment
 from fcp_core.rounds.events import Rejected
 from fcp_core.rounds.operations import operation, operation_name
 from fcp_core.rounds.pacing import duration
@@ -108,7 +108,10 @@ class TaskAssignments:
         session.check()
         names = [name for name in dict.fromkeys(request.task_names) if name in session.offered]
         new = [name for name in names if name not in session.asked]
-        refused = bool(new) and self._refuses(session, request.attestation_measurement.value, now)
+        refused = bool(new) and (
+            self._refuses(session, request.attestation_measurement.value, now)
+            or population.distrusts(session, now)
+        )
         for name in new:
             task = None if refused else _with_room(population, name)
             session.asked[name] = "" if task is None else task.aggregation_id
@@ -185,7 +188,7 @@ class TaskAssignments:
         elif session.state is SessionState.ASSIGNED:
             task = self._tasks.find(session.aggregation_id)
             assignment = None if task is None else task.assignment_of(session)
-            if task is not None and assignment is not None and assignment.state is Stage.ASSIGNED:
+            if task is not None and assignment is not None and assignment.silent:
                 message = "the device cancelled its request for a task"
                 task.drop(assignment.id, "cancelled", Code.CANCELLED, message)
 
@@ -294,7 +297,7 @@ class TaskAssignments:
             task.aggregation_id,
             assignment.id,
             session.sender,
-            assignment.assigned + task.assignment_timeout + RETENTION,
+            assignment.assigned + task.settings.assignment_timeout + RETENTION,
             self._common.base_url,
             session.token_key,
         )

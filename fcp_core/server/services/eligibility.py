@@ -15,7 +15,7 @@ from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combin
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, principal_of, scope_of
-from fcp_core.server.services.common import Common
+from fcp_core.server.services.common import Common, origin_of
 from fcp_core.server.services.device_tokens import label, read_session
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.population import Population, Populations
@@ -61,7 +61,7 @@ class EligibilityEvalTasks:
 
         :raises StatusError: NOT_FOUND for an unknown population.
         """
-        now = self._clock.now()
+        now, origin = self._clock.now(), origin_of(sender)
         population = self._populations.get(request.population_name)
         population.pace.came(now)
         hold = population.settings.check_in_hold
@@ -81,10 +81,12 @@ class EligibilityEvalTasks:
             retry_window_if_accepted=window_message(accepted)
         )
         offer, conditional, refusal = self._offer(check_in, population, now)
-        if not population.has_room_for(offer.names):
+        trusted = population.senders.trusts(origin)
+        if not (trusted and population.has_room_for(offer.names)):
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
-            reason = "refused" if refusal is not None else "no_task"
+            reason = "no_task" if trusted else "silent"
+            reason = reason if refusal is None else "refused"
             self._common.notify(Rejected(now, population.name, label(session_key.hex()), reason))
             response.rejection_info.SetInParent()
         else:
@@ -103,6 +105,7 @@ class EligibilityEvalTasks:
                 sender=sender,
                 windows=(now, accepted, rejected),
                 token_key=self._tokens.current_key,
+                origin=origin,
             )
             self._accept(response, session, offer, population, now)
         given = rejected if response.HasField("rejection_info") else accepted

@@ -12,8 +12,10 @@ from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Outcome
 from fcp_core.rounds.events import Event, Rejected
+from fcp_core.rounds.experience import Experiences
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
+from fcp_core.rounds.senders import Senders
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 from fcp_core.rounds.text import clean
@@ -64,6 +66,8 @@ class Population:
         self.settings = settings
         self._max_at_work = settings.max_at_work
         self.pace = Pace()
+        self.senders = Senders(settings.max_silent_per_sender)
+        self._experiences = Experiences()
         self._assigner: Assigner[DeviceSession] = Assigner(rng)
         self._ticker = ticker
         self._tasks: dict[str, TaskRunner] = {}
@@ -90,6 +94,8 @@ class Population:
         :param eligibility: its own eligibility policies; None: it has those of the population.
         """
         self._tasks[task.task_id] = task
+        name, first = task.spec.name, task.settings.first_sign_timeout
+        task.machine.share(self._experiences.of(name, first, task.wordless), self.senders)
         if eligibility is not None:
             self._eligibility[task.task_id] = eligibility
             # Those who wait and were asked nothing were not asked about this one either.
@@ -148,8 +154,8 @@ class Population:
 
     @property
     def at_work(self) -> int:
-        """How many assignments have not ended."""
-        return sum(task.machine.pending for task in self._tasks.values())
+        """How many assignments have not ended and are not overdue."""
+        return sum(task.machine.at_work for task in self._tasks.values())
 
     @property
     def waiting(self) -> int:
@@ -189,11 +195,21 @@ class Population:
         if self._stopping:
             self._reject(session, "stopping", now)
             return
+        if not self.senders.trusts(session.origin):
+            self._reject(session, "silent", now)
+            return
         self._assigner.arrive(candidate, session)
         if self._asked <= now < self._ask_again:
             self._set_tick(self._ask_again)
         else:
             self._decide(now)
+
+    def distrusts(self, session: DeviceSession, now: float) -> bool:
+        """Whether a device is given nothing, since its sender holds too many silent places."""
+        if self.senders.trusts(session.origin):
+            return False
+        self._notify(Rejected(now, self.name, label(session.session_id), "silent"))
+        return True
 
     def cancel(self, session: DeviceSession, now: float) -> None:
         """Withdraw a device that cancelled its request."""
@@ -269,6 +285,9 @@ class Population:
         return max(0, self._max_at_work - self.at_work)
 
     def _decide(self, now: float) -> None:
+        if self.senders.any_silent:
+            for session in self._assigner.withdraw_if(lambda s: not self.senders.trusts(s.origin)):
+                self._reject(session, "silent", now)
         if self._assigner.waiting:
             tasks = {task.task_id: task for task in self.open_tasks(AssignmentMode.SINGLE)}
             outcome = self._assigner.decide(

@@ -20,6 +20,7 @@ from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import EligibilityPolicy, SelectionPolicy
 from fcp_core.rounds.protocols import AggregationProtocol, ProtocolTask
+from fcp_core.rounds.specification import is_wordless
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.tokens import TokenSource
@@ -97,6 +98,7 @@ class TaskFactory:
             retention=RETENTION + 1.0,
             closing_timeout=choices.settings.closing_timeout,
             folded_by=_folded_by(chosen, spec),
+            alike_failures=choices.settings.alike_failures,
         )
         try:
             protocol: AggregationProtocol = chosen.make_protocol()
@@ -121,7 +123,7 @@ class TaskFactory:
         try:
             begun = host.start(task, now)
             table = {(route.service, route.method): route for route in found}
-            return TaskParts(machine, host, fold, table, begun)
+            return TaskParts(machine, host, fold, table, begun, is_wordless(spec.plan))
         except StatusError:
             fold.abort()
             raise

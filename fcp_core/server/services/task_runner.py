@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import Any
 
 from fcp_core.aggregation.engine import HeldBody
+from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.assignment import Assignment
 from fcp_core.rounds.effects import (
     AccumulateEffect,
     CompleteEffect,
@@ -49,7 +50,6 @@ class TaskRunner:
     """One task that is offered, until it has ended.
 
     :param spec: the specification without its large parts.
-    :param accepts_late: whether devices that come too late are answered OK.
     """
 
     def __init__(
@@ -58,8 +58,7 @@ class TaskRunner:
         aggregation_id: str,
         parts: TaskParts,
         published: Published,
-        assignment_timeout: float,
-        accepts_late: bool,
+        settings: TaskSettings,
         surroundings: Surroundings,
         places: Places,
         keeper: Keeper,
@@ -67,9 +66,8 @@ class TaskRunner:
         self.spec, self.aggregation_id = spec, aggregation_id
         self.machine, self.protocol = parts.machine, parts.protocol
         self.published = published
-        self.assignment_timeout = assignment_timeout
-        self.accepts_late = accepts_late
-        self._begun = parts.begun
+        self.settings, self.accepts_late = settings, settings.accepts_late
+        self.wordless, self._begun = parts.wordless, parts.begun
         self.routes = parts.routes
         self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
         self._engine.use(parts.fold)
@@ -102,8 +100,8 @@ class TaskRunner:
         """Begin: from now on the task takes devices and keeps its times."""
         self._perform(self._begun, now)
         task = self.machine
-        opened = TaskOpened(now, task.population, task.task_id, task.name, task.goal_count)
-        self._with.notify(opened)
+        who = (task.population, task.task_id, task.name)
+        self._with.notify(TaskOpened(now, *who, task.goal_count))
         self._schedule()
 
     def restart(self, parts: TaskParts, now: float) -> None:
@@ -116,6 +114,7 @@ class TaskRunner:
             if isinstance(effect, DroppedEffect):
                 self._dropped(effect, now)
         self.protocol.end()
+        parts.machine.share(self.machine.experience, self.machine.senders)
         self.machine, self.protocol = parts.machine, parts.protocol
         self._engine.use(parts.fold)
         self._seen = (0, 0)
@@ -157,7 +156,7 @@ class TaskRunner:
     def assign(self, session: DeviceSession, now: float) -> Assignment:
         """Give a device session this task."""
         id_ = assignment_id(session.key, self.aggregation_id)
-        assignment = self._assign(id_, session.session_id, now)
+        assignment = self._assign(id_, now, session)
         session.assigned_any = True
         return assignment
 
@@ -186,9 +185,9 @@ class TaskRunner:
                 )
             self._perform(self.machine.turn_away(id_, now), now)
             return self.machine.all()[-1]
-        assignment = self._assign(id_, "", now)
+        assignment = self._assign(id_, now)
         if not begins:
-            assignment.move(Stage.STARTED)
+            self.machine.begin(assignment, now)
         return assignment
 
     def excuses(self, assignment: Assignment) -> bool:
@@ -221,7 +220,7 @@ class TaskRunner:
             if self.excuses(assignment):
                 return False
             raise StatusError(Code.ABORTED, assignment.error.message)
-        if assignment.state is Stage.ASSIGNED:
+        if assignment.silent:
             raise StatusError(
                 Code.UNAUTHENTICATED, "this upload was not started with an authorization token"
             )
@@ -284,11 +283,13 @@ class TaskRunner:
             self._next_tick = when
             self._with.ticker.at(self._key, when, self.tick)
 
-    def _assign(self, id_: str, session_id: str, now: float) -> Assignment:
-        session = label(session_id) if session_id else ""
-        assignment = self.machine.assign(id_, session, now)
+    def _assign(self, id_: str, now: float, session: DeviceSession | None = None) -> Assignment:
+        who: tuple[str, Sequence[str], str] = ("", (), "")
+        if session is not None:
+            who = (label(session.session_id), session.origin, session.check_in.client_version)
         machine = self.machine
-        self._with.notify(Assigned(now, machine.population, session, self.task_id, machine.name))
+        assignment = machine.assign(id_, who[0], now, *who[1:])
+        self._with.notify(Assigned(now, machine.population, who[0], self.task_id, machine.name))
         self._schedule()
         return assignment
 
@@ -309,7 +310,8 @@ class TaskRunner:
                 self._end(effect, now)
         self._schedule()
         machine = self.machine
-        seen, self._seen = self._seen, (machine.contributed, machine.dropped + machine.surplus)
+        left = machine.dropped + machine.surplus + machine.fell_silent
+        seen, self._seen = self._seen, (machine.contributed, left)
         if seen != self._seen:
             self._places.left(self, contributed=seen[1] == self._seen[1], now=now)
 
@@ -358,8 +360,8 @@ class TaskRunner:
         effects = self.protocol.left(effect, now, excused=self.excuses(assignment))
         who = (now, machine.population, assignment.session_id, self.task_id, machine.name)
         message = clean(effect.message)
-        event: Event = Dropped(*who, effect.phase, effect.code, message)
-        if assignment.late:
+        event: Event = Dropped(*who, effect.phase, effect.code, message, assignment.version)
+        if assignment.late and effect.phase != "silent":
             event = Surplus(*who, message)
         self._with.notify(event)
         return effects
@@ -386,15 +388,7 @@ class TaskRunner:
             self._result = None
         self._ended = status
         self._done.set()
-        code, message = status.error or (Code.OK, "")
-        self._with.notify(
-            TaskClosed(
-                self._with.clock.now(),
-                status.population,
-                status.task_id,
-                status.name,
-                status.contributed,
-                code,
-                clean(message),
-            )
-        )
+        code, message = status.error or (Code.OK, self.machine.story())
+        who = (status.population, status.task_id, status.name)
+        now = self._with.clock.now()
+        self._with.notify(TaskClosed(now, *who, status.contributed, code, clean(message)))

@@ -1,0 +1,122 @@
+"""What a task's devices did lately: how long they take to show themselves, and how many never do.
+
+Tasks of one name in one population, such as the rounds of a program, share it. Nothing in it says
+which device did what, and it may be lost: a server that begins again learns again.
+
+Two questions are answered from it:
+
+* *How many devices for so many contributions?* The drop-outs of the last assignments give a share,
+  which begins as one in ten and weighs no more than ten of them. Until m devices have brought a
+  contribution, a negative binomial number of devices is needed; its mean and :data:`DEVIATIONS`
+  standard deviations are asked for at once, and at most twice m.
+* *How long may a device be silent?* Of an assigned device the server sees nothing until it begins
+  to upload: it fetches, computes, and may have gone away. The times of those that began have a mean
+  and a mean deviation, and one that takes longer than the mean and four deviations (TCP's
+  retransmission timer, RFC 6298) is *overdue*: its place is given to another device as well. It is
+  not sent away: if it comes after all, it contributes like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+#: Standard deviations above the mean number of devices; chosen in the policy lab.
+DEVIATIONS = 1.0
+#: A device is not overdue before this, in seconds, however fast the others are.
+SHORTEST = 1.0
+
+#: While nothing is known, silence of so many seconds is too long where it is usual.
+WORDLESS = 30.0
+
+#: How many assignments the share of drop-outs, and how many the times, are taken from, about.
+_SHARE_OF, _TIMES_OF = 200.0, 64
+#: The share before anything was seen, and how many assignments it weighs as much as.
+_PRIOR, _WEIGHT = 0.1, 10.0
+
+
+#: Of so many task names it is remembered how their devices did.
+_NAMES = 1_000
+
+
+class Experience:
+    """What was seen of the devices of one task name.
+
+    :param first: how many seconds a device may be silent while nothing is known of the others.
+    """
+
+    def __init__(self, first: float = 120.0) -> None:
+        self.first = first
+        #: Whether the devices may drop a result without a word, so that silence is usual.
+        self.wordless = False
+        self._ended = self._lost = 0.0
+        self._times = 0
+        self._mean = self._deviation = 0.0
+
+    @property
+    def drop_outs(self) -> float:
+        """The share of assignments that come to nothing, as far as is known."""
+        return (self._lost + _PRIOR * _WEIGHT) / (self._ended + _WEIGHT)
+
+    def devices_for(self, missing: int) -> int:
+        """Return how many devices are to be at work for so many contributions."""
+        if missing < 1:
+            return 0
+        share = min(self.drop_outs, 0.9)
+        wanted = (missing + DEVIATIONS * math.sqrt(missing * share)) / (1 - share)
+        # A whole number of devices stands for half a device on either side.
+        return max(missing, min(2 * missing, math.ceil(wanted - 0.5)))
+
+    def patience(self, silent: int) -> float:
+        """Return how many seconds a device may be silent until it is overdue.
+
+        Who begins first is fast: as long as more are silent than ever began, those prove nothing.
+
+        :param silent: how many devices of the task have not begun.
+        """
+        if not self._times:
+            return self.first
+        learned = max(SHORTEST, self._mean + 4 * self._deviation)
+        return learned if self._times >= silent else max(self.first, learned)
+
+    def began(self, seconds: float) -> None:
+        """Take the time from a device's assignment to its first sign of life."""
+        self._times += 1
+        if self._times == 1:
+            self._mean, self._deviation = seconds, seconds / 2
+            return
+        weight = 1 / min(self._times, _TIMES_OF)
+        self._deviation += weight * (abs(seconds - self._mean) - self._deviation)
+        self._mean += weight * (seconds - self._mean)
+
+    def ended(self, *, lost: bool) -> None:
+        """Take how an assignment ended: with a contribution, or lost."""
+        if self._ended >= _SHARE_OF:
+            self._ended, self._lost = self._ended / 2, self._lost / 2
+        self._ended += 1
+        self._lost += lost
+
+    def found(self) -> None:
+        """Take back that an assignment was lost: the device came after all."""
+        self._ended, self._lost = max(0.0, self._ended - 1), max(0.0, self._lost - 1)
+
+
+class Experiences:
+    """What is known of the devices of one population, by task name."""
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, Experience] = OrderedDict()
+
+    def of(self, task_name: str, first: float, wordless: bool) -> Experience:
+        """Return what is known of the devices of a task name; the longest unasked is forgotten.
+
+        :param first: how many seconds a device may be silent while nothing is known of the others.
+        :param wordless: whether devices may drop a result without a word.
+        """
+        found = self._of.pop(task_name, None) or Experience()
+        found.first = min(first, WORDLESS) if wordless else first
+        found.wordless = wordless
+        self._of[task_name] = found
+        if len(self._of) > _NAMES:
+            self._of.popitem(last=False)
+        return found
