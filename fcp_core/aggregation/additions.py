@@ -177,6 +177,7 @@ class Plan:
         self._additions = additions
         weights: dict[tuple[str, np.dtype[Any]], int] = {}
         rows: dict[_Place, list[tuple[int, int, int, int]]] = {}
+        names: dict[_Place, list[str]] = {}
         decoded: dict[tuple[str, _Place], list[tuple[int, int, int, int]]] = {}
         for term, start in zip(additions._terms, additions._starts, strict=True):
             dtype = term.place[0]
@@ -190,11 +191,15 @@ class Plan:
                 decoded.setdefault((term.value.name, term.place), [])
             elif span is not None and term.value.dtype.numpy == dtype:
                 rows.setdefault(term.place, []).append((start, span[0], size, weight))
+                names.setdefault(term.place, []).append(term.value.name)
             else:
                 row = (start, 0, size, weight)
                 decoded.setdefault((term.value.name, term.place), []).append(row)
         self._weights = list(weights)
-        self._steps = [self._step(place, table) for place, table in rows.items()]
+        self._steps = [
+            self._step(place, table, [layout.peaks.get(name, -1) for name in names[place]])
+            for place, table in rows.items()
+        ]
         # What is not stored as it is in the total is decoded first.
         self._decoded = [
             (name, place[0], self._step(place, table)) for (name, place), table in decoded.items()
@@ -225,8 +230,8 @@ class Plan:
             work.append((step, elements.view(np.uint8)))
         peaks: dict[_Place, float] = {}
         for step, data in work:
-            if step.peak is not None:
-                peak = step.peak(data, weights)
+            peak = _peak(step, checkpoint, data, weights)
+            if peak is not None:
                 before = peaks.get(step.place, peak)
                 # A NaN stays one.
                 peaks[step.place] = before if before > peak or before != before else peak
@@ -247,11 +252,17 @@ class Plan:
             self._additions._rooms[place].take(peak)
         self._additions.count()
 
-    def _step(self, place: _Place, rows: Sequence[tuple[int, int, int, int]]) -> _Step:
+    def _step(
+        self,
+        place: _Place,
+        rows: Sequence[tuple[int, int, int, int]],
+        peaks: Sequence[int] = (),
+    ) -> _Step:
         table = np.array(rows, np.int64).reshape(-1, 4)
         kernels, total = self._additions._kernels, self._additions._arrays[place]
         peak = None if place[1] else kernels.peak(place[0], table)
-        return _Step(place, kernels.adder(total, table), peak)
+        known = np.array(peaks, np.int64) if peaks and min(peaks) >= 0 else None
+        return _Step(place, kernels.adder(total, table), peak, known, table[:, 3])
 
 
 @dataclass(frozen=True)
@@ -261,6 +272,24 @@ class _Step:
     place: _Place
     add: Adder
     peak: Peak | None
+    #: Where the peaks of what is added are in those of a checkpoint; None if they are not there.
+    peaks: NDArray[np.int64] | None
+    #: The index of the weight of each of them, or -1.
+    weights: NDArray[np.int64]
+
+
+def _peak(
+    step: _Step, checkpoint: Checkpoint, data: Bytes, weights: NDArray[np.float64]
+) -> float | None:
+    """Return the peak of what is added, as opening the checkpoint found it if it did."""
+    if step.peak is None:
+        return None
+    if checkpoint.peaks is None or step.peaks is None:
+        return step.peak(data, weights)
+    # The last factor is what -1 names.
+    factors = np.append(weights, 1.0)[step.weights]
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return float((checkpoint.peaks[step.peaks] * factors).max())
 
 
 def _term(accumulator: Accumulator, addition: Addition, specs: Sequence[TensorSpec]) -> _Term:

@@ -115,6 +115,11 @@ class HookCaller:
         """Ask an eligibility policy for its own verdict; an exception counts as a refusal."""
         return _verdict(type(policy).__name__, lambda: policy.admit(check_in, now))
 
+    @property
+    def authenticates(self) -> bool:
+        """Whether a plugin may say who sends a request."""
+        return bool(self._calls["fcp_authenticate"])
+
     def authenticate(
         self,
         method: str,
@@ -127,8 +132,6 @@ class HookCaller:
 
         :raises StatusError: as a plugin raises it; UNAVAILABLE if one fails otherwise.
         """
-        if not self._calls["fcp_authenticate"]:  # as it mostly is; this is asked for each request
-            return None
         asked: list[PluginSource] = []
         values = {
             "method": method,

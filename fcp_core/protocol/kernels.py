@@ -21,6 +21,10 @@ from numpy.typing import NDArray
 Spans = NDArray[np.int64]
 Bytes = memoryview | NDArray[np.uint8]
 
+#: Says whether all checksums of some data are right, and the largest magnitude of each run of
+#: floats (float64[m], NaN unless all are finite); None where that was not found on the way.
+Verifier = Callable[[memoryview], tuple[bool, NDArray[np.float64] | None]]
+
 #: Bytes copied or multiplied at once: they stay in the processor's cache.
 _CHUNK_BYTES = 1 << 18
 
@@ -71,11 +75,12 @@ class Kernels(ABC):
         """
 
     @abstractmethod
-    def verifier(self, blocks: Spans) -> Callable[[memoryview], bool]:
+    def verifier(self, blocks: Spans, floats: Spans) -> Verifier:
         """Prepare to check masked CRC-32C checksums, which lie in the four bytes after each block.
 
-        :param blocks: start and end of each block, int64[n, 2], within the data.
-        :returns: whether all checksums of some data are right.
+        :param blocks: start and end of each block in order, int64[n, 2], within the data.
+        :param floats: start, end and bytes of an element of each run of floats in order,
+            int64[m, 3], within the data.
         """
 
     @abstractmethod
@@ -110,16 +115,17 @@ class NumpyKernels(Kernels):
         parts = [slice(start, end) for start, end in spans.tolist()]
         return lambda data: b"".join([data[part] for part in parts]) == expected
 
-    def verifier(self, blocks: Spans) -> Callable[[memoryview], bool]:
-        """Prepare to check checksums."""
+    def verifier(self, blocks: Spans, floats: Spans) -> Verifier:
+        """Prepare to check checksums, and nothing else: that takes a pass of its own here."""
         parts = [slice(start, end) for start, end in blocks.tolist()]
         stored = [slice(end, end + 4) for _, end in blocks.tolist()]
 
-        def verify(data: memoryview) -> bool:
+        def verify(data: memoryview) -> tuple[bool, None]:
             raw = np.frombuffer(data, np.uint8)
             found = np.array([google_crc32c.value(raw[part]) for part in parts], np.uint32)
             masked = (found >> np.uint32(15) | found << np.uint32(17)) + np.uint32(_CRC_MASK)
-            return masked.astype("<u4").tobytes() == b"".join([data[part] for part in stored])
+            right = masked.astype("<u4").tobytes() == b"".join([data[part] for part in stored])
+            return right, None
 
         return verify
 
@@ -222,13 +228,19 @@ class CompiledKernels(Kernels):
         same: Callable[..., bool] = self._module.same
         return lambda data: same(data, table, expected)
 
-    def verifier(self, blocks: Spans) -> Callable[[memoryview], bool]:
-        """Prepare to check checksums."""
+    def verifier(self, blocks: Spans, floats: Spans) -> Verifier:
+        """Prepare to check checksums, and to look at the floats meanwhile."""
         if not self._module.HARDWARE_CRC:
-            return NumpyKernels().verifier(blocks)
+            return NumpyKernels().verifier(blocks, floats)
         table = np.ascontiguousarray(blocks, np.int64)
-        intact: Callable[..., bool] = self._module.intact
-        return lambda data: intact(data, table)
+        runs = np.ascontiguousarray(floats, np.int64)
+        module_verify: Callable[..., bool] = self._module.verify
+
+        def verify(data: memoryview) -> tuple[bool, NDArray[np.float64]]:
+            peaks = np.empty(len(runs))
+            return module_verify(data, table, runs, peaks), peaks
+
+        return verify
 
     def adder(self, total: NDArray[Any], rows: Spans) -> Adder:
         """Prepare to add."""
@@ -256,7 +268,7 @@ def compiled_kernels() -> Kernels | None:
         import fcp_fast
     except ImportError:
         return None
-    if not hasattr(fcp_fast, "peak"):
+    if not hasattr(fcp_fast, "verify"):
         return None
     return CompiledKernels(fcp_fast)
 

@@ -264,7 +264,7 @@ class TaskMachine(TaskFacts):
     def _hopeless(self, now: float) -> list[TaskEffect] | None:
         """End the task if its first devices all failed in the same way, else return None."""
         failures = self.failures
-        if self._state is not TaskState.OPEN or not failures.enough or self.contributed:
+        if self.contributed or self._state is not TaskState.OPEN or not failures.enough:
             return None
         message = f"task {self.name} ended early, since {failures}; {self.story()}"
         return self._end(TaskState.FAILED, failures.code, message, now)

@@ -11,12 +11,11 @@ from collections import Counter, deque
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import Group
-from fcp_core.rounds.experience import Experience
+from fcp_core.rounds.experience import Experience, Senders
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.failures import Failures
 from fcp_core.rounds.policies import OpenTask
 from fcp_core.rounds.reasons import Reasons
-from fcp_core.rounds.senders import Senders
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.rounds.transitions import Machine
 

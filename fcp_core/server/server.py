@@ -112,7 +112,7 @@ class Server:
             )
         self._frontend = Frontend(
             self.services,
-            plugins.authenticate,
+            plugins.authenticate if plugins.authenticates else None,
             limits,
             listeners.sockets,
             tls,

@@ -20,7 +20,7 @@ class TaskRecord(Record):
 
     KIND: ClassVar[str] = "task"
     KEY: ClassVar[str] = "task_id"
-    INDEXES: ClassVar[tuple[str, ...]] = ()
+    INDEXES: ClassVar[tuple[str, ...]] = ("population",)
 
     task_id: str
     population: str

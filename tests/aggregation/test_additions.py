@@ -227,6 +227,57 @@ def test_the_others_see_each_contribution_as_ever(kernels, format):
     }
 
 
+class Watching(NumpyKernels):
+    """Finds the peaks with the checksums, and counts how often the numbers are looked at again."""
+
+    looks = 0
+
+    def verifier(self, blocks, floats):
+        verify = super().verifier(blocks, floats)
+
+        def find(data):
+            numbers = (np.frombuffer(data[a:b], f"f{size}") for a, b, size in floats.tolist())
+            return verify(data)[0], np.array([np.abs(item).max() for item in numbers])
+
+        return find
+
+    def peak(self, dtype, rows):
+        found = super().peak(dtype, rows)
+
+        def look(data, weights):
+            self.looks += 1
+            return found(data, weights)
+
+        return look
+
+
+def test_what_was_measured_with_the_checksums_is_not_measured_again():
+    weight = TensorSpec("w", DataType.FLOAT)
+    mean = total("mean", vector("u"), weight, "federated_weighted_mean")
+    bound = bind([total("sum", vector("v")), mean], FACTORIES, {}, {})
+    kernels = Watching()
+    reader = CheckpointReader(kernels=kernels)
+    aggregator = CheckpointAggregator(bound, kernels=kernels)
+
+    def give(number, weight):
+        tensors = {"v": np.ones(3, "f4"), "u": np.full(3, number, "f4")}
+        blob = write_checkpoint(tensors | {"w": np.array(weight, "f4")}, "tf_v1")
+        return attempt(take, aggregator, reader.open, blob)
+
+    for _ in range(5):
+        assert give(2, 3) is None
+    # The first is parsed, and the layout is learned from the second one.
+    assert kernels.looks == 1
+    # The largest number is in range, and times its weight it is not.
+    for _ in range(2):
+        refusal = give(1e30, 1e30)
+        assert refusal is not None
+        assert "times the weight" in refusal[1]
+    assert kernels.looks == 1
+    assert aggregator.num_inputs == 5
+    assert aggregator.report()["mean"].tolist() == [2, 2, 2]
+
+
 @EVERY
 def test_what_is_kept_is_counted_before_anything_is_added(kernels):
     chosen = [total("sum", vector("v")), total("median", vector("v"), uri="federated_mean")]

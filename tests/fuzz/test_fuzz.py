@@ -20,7 +20,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.rounds.clock import ManualClock
 from fcp_core.server import Server
-from fcp_core.server.http.requests import Router
+from fcp_core.server.http.connections import Router
 
 
 def check(report):

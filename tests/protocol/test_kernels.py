@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fcp_core.protocol.kernels import NumpyKernels, compiled_kernels, default_kernels
 
 DTYPES = ["<f4", "<f8", "<i4", "<i8", "<u8"]
+NO_FLOATS = np.empty((0, 3), np.int64)
 LOOPS = [NumpyKernels(), *filter(None, [compiled_kernels()])]
 EVERY = pytest.mark.parametrize("kernels", LOOPS, ids=lambda kernels: kernels.name)
 
@@ -138,14 +139,60 @@ def test_checksums_are_right_only_if_every_bit_is(kernels: Any) -> None:
         crc = google_crc32c.value(bytes(data[start:end]))
         masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
         data[end : end + 4] = masked.to_bytes(4, "little")
-    intact = kernels.verifier(np.array(blocks))
+    verify = kernels.verifier(np.array(blocks), NO_FLOATS)
+
+    def intact(data: memoryview) -> bool:
+        return verify(data)[0]
+
     assert intact(memoryview(data))
     covered = {at for start, end in blocks for at in range(start, end + 4)}
     for at in range(len(data)):
         data[at] ^= 0x10
         assert intact(memoryview(data)) is (at not in covered)
         data[at] ^= 0x10
-    assert kernels.verifier(np.empty((0, 2), np.int64))(memoryview(data))
+    assert kernels.verifier(np.empty((0, 2), np.int64), NO_FLOATS)(memoryview(data))[0]
+
+
+def sealed(pieces: list[Any]) -> tuple[bytearray, list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return some data, where the arrays among *pieces* lie in it, and the blocks: one for each
+    run of pieces up to None."""
+    data, runs, blocks, start = bytearray(b"head"), [], [], 4
+    for piece in pieces:
+        if piece is not None:
+            if not isinstance(piece, bytes):
+                runs.append((len(data), len(data) + piece.nbytes))
+            data += piece if isinstance(piece, bytes) else piece.tobytes()
+            continue
+        blocks.append((start, len(data)))
+        crc = google_crc32c.value(bytes(data[start:]))
+        data += ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+        start = len(data)
+    return data, runs, blocks
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_the_floats_are_measured_while_checksums_are_checked(kernels: Any, dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    for sizes in ([0, 1, 7, 300], [8_200, 16_400, 50_003], [9, 40_000, 0, 33_333]):
+        values = [(rng.normal(size=size) * 1e3).astype(dtype) for size in sizes]
+        for at, strange in [(None, 0), *((at, x) for at in (0, -1, 777) for x in ODD[-3:])]:
+            if at is not None:
+                values[-1] = values[-1].copy()
+                values[-1][at % values[-1].size] = strange
+            pieces: list[Any] = [b"x", values[0], values[1], b"yz", None, None, values[2], None]
+            data, runs, blocks = sealed([*pieces, b"loose", *values[3:]])
+            table = np.array([(*run, values[0].itemsize) for run in runs])
+            verify = kernels.verifier(np.array(blocks), table)
+            right, peaks = verify(memoryview(data))
+            assert right
+            if kernels.name == "compiled" and kernels._module.HARDWARE_CRC:
+                for value, peak in zip(values, peaks, strict=True):
+                    row = np.array([[0, 0, value.size, -1]])
+                    expected = kernels.peak(value.dtype, row)(value.tobytes(), np.empty(0))
+                    assert peak == expected or np.isnan([peak, expected]).all()
+            data[runs[1][0] + sizes[1] * values[0].itemsize // 2] ^= 1
+            assert not verify(memoryview(data))[0]
 
 
 def test_compiled_loops_of_an_older_version_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +239,7 @@ def test_the_compiled_loops_are_the_default_where_they_are_installed(
     installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("fcp_fast") if installed else None
-    vars(module or types.SimpleNamespace())["peak"] = max
+    vars(module or types.SimpleNamespace())["verify"] = max
     # None in the place of a module makes its import fail.
     monkeypatch.setitem(sys.modules, "fcp_fast", module)
     compiled_kernels.cache_clear()

@@ -9,8 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Stage
-from fcp_core.rounds.experience import Experience
-from fcp_core.rounds.senders import Senders
+from fcp_core.rounds.experience import Experience, Senders
 from fcp_core.rounds.task import (
     AccumulateEffect,
     CompleteEffect,

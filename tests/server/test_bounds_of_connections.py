@@ -11,7 +11,7 @@ import pytest
 from fcp_core.protocol.checkpoint import base as checkpoints
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http import handler as exchange
+from fcp_core.server.http import refusals
 
 
 def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_front, http):
@@ -35,7 +35,7 @@ def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_fro
 
 
 def test_many_slow_clients_end_and_others_are_served_meanwhile(make_front, http, monkeypatch):
-    monkeypatch.setattr(exchange, "LINGER_TIME", 0.3)
+    monkeypatch.setattr(refusals, "LINGER_TIME", 0.3)
     front = make_front(idle_timeout=1.0, body_timeout=1.0)
     slow = [
         b"GET /hea",

@@ -16,7 +16,7 @@ from fcp_core.protocol.protos import common_pb2, plan_pb2
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
-from fcp_core.server.http.media import parse_range
+from fcp_core.server.http.downloads import parse_range
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.published import publish, publish_plan
 

@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http import body as bodies
-from fcp_core.server.http.body import DIRECT, BodyReader
+from fcp_core.server.http import inflate as bodies
+from fcp_core.server.http.body import DIRECT, BodyReader, InFlight
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
-from fcp_core.server.http.limits import InFlight, Limits
+from fcp_core.server.http.limits import Limits
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
 SIZE = 3_000_001

@@ -45,7 +45,7 @@ class Counts:
             return (
                 context.in_flight.held + context.calls.held,
                 context.in_flight.readers + context.uploads.readers,
-                len(context._busy),
+                len(context.busy),
             )
 
         return self.front.run(look())

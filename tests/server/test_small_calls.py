@@ -14,7 +14,7 @@ from tornado.netutil import bind_sockets
 
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
-from fcp_core.server.http.frontend import BoundedHTTPServer
+from fcp_core.server.http.connections import BoundedHTTPServer, Router
 from fcp_core.server.http.limits import (
     CALLS_AT_ONCE,
     FREE_OF_CALL,
@@ -22,7 +22,6 @@ from fcp_core.server.http.limits import (
     Limits,
     limits_of_call,
 )
-from fcp_core.server.http.requests import Router
 
 CHECK_IN = "/v1/eligibilityevaltasks/p:request"
 ABORT = "/v1/aggregations/a/clients/t:abort"

@@ -14,6 +14,7 @@ import pytest
 fast = pytest.importorskip("fcp_fast", reason="it was not compiled", exc_type=ImportError)
 
 NONE = np.empty(0, np.float64)
+NO_FLOATS = np.empty((0, 3), np.int64)
 
 
 def rows(*table: Any) -> Any:
@@ -112,7 +113,28 @@ def test_parts_beyond_the_bounds_are_refused(spans: Any, expected: bytes) -> Non
 @pytest.mark.parametrize("block", [(0, 7), (-1, 2), (3, 2), (0, (1 << 63) - 1)])
 def test_blocks_beyond_the_bounds_are_refused(block: Any) -> None:
     with pytest.raises(ValueError, match="bounds"):
-        fast.intact(bytes(10), rows(block))
+        fast.verify(bytes(10), rows(block), NO_FLOATS, NONE)
+
+
+@pytest.mark.parametrize(
+    ("floats", "peaks", "match"),
+    [
+        ([(0, 11, 4)], 1, "floats: row 0"),
+        ([(-4, 4, 4)], 1, "floats: row 0"),
+        ([(4, 0, 4)], 1, "floats: row 0"),
+        ([(0, 6, 4)], 1, "floats: row 0"),
+        ([(0, 8, 2)], 1, "floats: row 0"),
+        ([(4, 8, 4), (0, 4, 4)], 2, "floats: row 1"),
+        ([(0, 4, 4)], 0, "one for each run"),
+        ([(0, 4, 4)], 2, "one for each run"),
+        ([(0, (1 << 63) - 4, 4)], 1, "floats: row 0"),
+    ],
+)
+def test_runs_of_floats_beyond_the_bounds_are_refused(floats: Any, peaks: int, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        fast.verify(bytes(10), rows((0, 6)), rows(*floats), np.empty(peaks))
+    with pytest.raises(ValueError, match="blocks: row 1"):
+        fast.verify(bytes(20), rows((8, 12), (0, 4)), NO_FLOATS, NONE)
 
 
 def test_the_interpreter_runs_other_threads_meanwhile() -> None:
@@ -150,7 +172,7 @@ def test_buffers_are_given_back() -> None:
         except ValueError:
             assert table is bad
     fast.same(data, rows(), b"")
-    fast.intact(data, rows((0, 4)))
+    fast.verify(data, rows((0, 4)), NO_FLOATS, NONE)
     fast.crc32c(data)
     for buffer in (total, data):
         buffer.append(0)

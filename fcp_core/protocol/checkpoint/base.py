@@ -102,6 +102,9 @@ class Checkpoint(Mapping[str, Tensor]):
         #: What other checkpoints of the same structure have in common with this one (see
         #: :class:`fcp_core.protocol.checkpoint.CheckpointReader`); None if that is not known.
         self.layout: Layout | None = None
+        #: The largest magnitudes of its tensors of floats, float64[m], NaN unless all elements are
+        #: finite, in the order of the layout's ``peaks``; None if nobody has looked yet.
+        self.peaks: NDArray[np.float64] | None = None
 
     def names(self) -> tuple[str, ...]:
         """Return the names in the order of the file."""

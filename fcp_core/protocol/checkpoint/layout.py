@@ -54,7 +54,13 @@ class Layout:
             np.array(structure, np.int64).reshape(-1, 2),
             b"".join(data[start:end] for start, end in structure),
         )
-        self._is_intact = kernels.verifier(np.array(self.blocks, np.int64).reshape(-1, 2))
+        floats = sorted(self._floats())
+        #: The index of each tensor of floats in the ``peaks`` of checkpoints of this layout.
+        self.peaks = {name: index for index, (_, _, _, name) in enumerate(floats)}
+        self._verify = kernels.verifier(
+            np.array(sorted(self.blocks), np.int64).reshape(-1, 2),
+            np.array([run[:3] for run in floats], np.int64).reshape(-1, 3),
+        )
 
     def open(self, data: memoryview, *, verify: bool) -> Checkpoint | None:
         """Return *data* as a checkpoint, or None if it has to be parsed.
@@ -66,11 +72,22 @@ class Layout:
         """
         if len(data) != self._size or not self._is_same(data):
             return None
-        if verify and not self._is_intact(data):
-            return None
+        peaks = None
+        if verify and self.blocks:
+            intact, peaks = self._verify(data)
+            if not intact:
+                return None
         checkpoint = Checkpoint(self.format, data, self.entries, self.blocks)
         checkpoint.layout = self
+        checkpoint.peaks = peaks
         return checkpoint
+
+    def _floats(self) -> Iterator[tuple[int, int, int, str]]:
+        """Yield start, end, bytes of an element and name of what floats lie as in memory."""
+        for name, (start, end) in self.elements.items():
+            dtype = self.entries[name].spec()[0]
+            if dtype.kind == "f" and dtype.itemsize in (4, 8):
+                yield start, end, dtype.itemsize, name
 
     def _check_disjoint(self, free: Sequence[Span]) -> None:
         """Make sure that no value and no checksum is part of the structure as well."""

@@ -8,17 +8,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from tornado.httputil import HTTPHeaders
 
 from fcp_core.admin import api
 from fcp_core.admin.messages import Error
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import http_error
 
 if TYPE_CHECKING:
     from fcp_core.server.http.admin_auth import AdminCheck
+    from fcp_core.server.http.connections import Connection
     from fcp_core.server.http.context import Context
-    from fcp_core.server.http.requests import Request
     from fcp_core.server.services.admin import Admin
 
 logger = logging.getLogger("fcp.server")
@@ -43,14 +45,29 @@ class AdminHandler(Handler):
         "X-Content-Type-Options": "nosniff",
     }
 
-    def __init__(self, context: Context, request: Request, admin: Admin, check: AdminCheck) -> None:
-        super().__init__(context, request)
+    def __init__(
+        self,
+        context: Context,
+        admin: Admin,
+        check: AdminCheck,
+        connection: Connection,
+        method: str,
+        uri: str,
+        headers: HTTPHeaders,
+    ) -> None:
+        super().__init__(context, connection, method, uri, headers)
         self._admin = admin
         self._check = check
+        self._endpoint: Any = None
+
+    @property
+    def subject(self) -> str:
+        """Which call it is."""
+        return "" if self._endpoint is None else str(self._endpoint.method)
 
     def allowed(self) -> Sequence[str]:
         """Return the verbs of the calls at the address."""
-        return sorted(api.find(self.request.path))
+        return sorted(api.find(self.path))
 
     def describe(self, error: StatusError) -> tuple[bytes, dict[str, str]]:
         """Return an error as JSON."""
@@ -62,19 +79,19 @@ class AdminHandler(Handler):
 
     def admit(self) -> None:
         """Authenticate, find the call, make room for the body."""
-        self._check.check(self.request.headers.get("Authorization", ""), self.request.certificate)
-        found = api.find(self.request.path)
+        shown: Any = refusals.certificate(self, binary=False)
+        self._check.check(self.headers.get("Authorization", ""), shown)
+        found = api.find(self.path)
         if not found:
             raise StatusError(Code.NOT_FOUND, "there is no such call; see /admin/v1/openapi.json")
-        if self.request.method not in found:
-            raise self.refuse_method()
-        self._endpoint, self._variables = found[self.request.method]
-        self.subject = self._endpoint.method
-        kind = api.choose(self._endpoint, self.request.headers.get("Accept", ""))
+        if self.method not in found:
+            raise refusals.wrong_method(self)
+        self._endpoint, self._variables = found[self.method]
+        kind = api.choose(self._endpoint, self.headers.get("Accept", ""))
         if kind is None:
             raise http_error(406, f"this call answers {' or '.join(self._endpoint.answers)}")
         self._kind = kind
-        self.open_body()
+        self.open_body(self.context.limits, self.context.in_flight)
 
     async def serve(self) -> None:
         """Parse, call, answer."""
@@ -90,7 +107,7 @@ class AdminHandler(Handler):
             self.body.close()
         name = _VARIANTS.get((self._endpoint.method, self._kind), self._endpoint.method)
         method: Callable[..., Awaitable[Any]] = getattr(self._admin, name)
-        answer = await self.context.call(method(*arguments))
+        answer = await method(*arguments)
         if self._kind == api.JSON:
             answer = msgspec.json.encode(answer)
         elif isinstance(answer, str):
@@ -99,7 +116,7 @@ class AdminHandler(Handler):
 
     def _parse_query(self) -> Any:
         values = {}
-        for name, given in self.parameters().items():
+        for name, given in refusals.parameters(self).items():
             if len(given) > 1:
                 raise _bad(f"the parameter {name!r} is given {len(given)} times")
             values[name] = given[0]

@@ -11,8 +11,9 @@ from google.protobuf.message import Message
 
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
-from fcp_core.server.http.limits import FREE_OF_CALL, InFlight, Limits, UploadsInFlight
+from fcp_core.server.http.limits import FREE_OF_CALL, Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.rates import RateLimit
 
@@ -43,16 +44,24 @@ class Authenticate(Protocol):
 class Context:
     """The services, the limits, and the requests in progress.
 
+    :param authenticate: None: nobody says who sends a request.
+    :param secure: whether requests come over TLS.
+    :ivar identifies: whether anything depends on who sends a request.
     :ivar stopping: whether a stop was requested.
+    :ivar busy: the requests that are not answered, and the tasks that serve them; a request adds
+        itself, and calls :meth:`leave` if somebody waits for it.
+    :ivar awaited: those among them that :meth:`settle` waits for.
     """
 
     def __init__(
         self,
         services: Services,
-        authenticate: Authenticate,
+        authenticate: Authenticate | None,
         limits: Limits,
         metrics: ServerMetrics | None = None,
         threads: int | None = None,
+        *,
+        secure: bool = False,
     ) -> None:
         self.services = services
         self.authenticate = authenticate
@@ -60,45 +69,50 @@ class Context:
         self.metrics = metrics
         self.in_flight = InFlight(limits.max_in_flight)
         self.calls = InFlight(limits.max_calls_in_flight, FREE_OF_CALL)
-        self.uploads = UploadsInFlight(self.in_flight, lambda: services.media.held)
+        self.uploads = InFlight(
+            limits.max_in_flight, beside=self.in_flight, waiting=lambda: services.media.held
+        )
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
+        self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
         self.buffers = Buffers()
         self.stopping = False
-        #: The requests that are not answered, and the tasks that serve them.
-        self._busy: set[object] = set()
-        #: Those among them that :meth:`settle` waits for.
-        self._awaited: set[object] = set()
+        self.busy: set[object] = set()
+        self.awaited: set[object] = set()
         self._settled = asyncio.Event()
         self._calls: set[asyncio.Task[Any]] = set()
-        self._methods: dict[tuple[str, str], Method | None] = {}
-
-    def enter(self, request: object) -> None:
-        """Wait for a request before the server stops, until it :meth:`leaves <leave>`."""
-        self._busy.add(request)
+        #: What serves the calls, by the names of their routes.
+        self.methods: dict[str, Method] = {}
 
     def leave(self, request: object) -> None:
         """Stop waiting for a request. May be repeated."""
-        self._busy.discard(request)
-        if self._awaited:
-            self._awaited.discard(request)
-            if not self._awaited:
+        self.busy.discard(request)
+        if self.awaited:
+            self.awaited.discard(request)
+            if not self.awaited:
                 self._settled.set()
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run *work* in a task of its own; the server waits for it before it stops."""
         task = asyncio.get_running_loop().create_task(work)
-        self._busy.add(task)
+        self.busy.add(task)
         task.add_done_callback(self.leave)
+        return task
+
+    def serve(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run what serves a request, as :meth:`spawn` does, until :meth:`cancel_calls`."""
+        task = self.spawn(work)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     async def settle(self, timeout: float) -> bool:
         """Wait until all requests in progress have ended; return whether they have.
 
         :param timeout: how long to wait, in seconds.
         """
-        self._awaited = set(self._busy)
-        if self._awaited:
+        self.awaited = set(self.busy)
+        if self.awaited:
             self._settled.clear()
             try:
                 await asyncio.wait_for(self._settled.wait(), timeout)
@@ -107,23 +121,30 @@ class Context:
         return True
 
     async def call(self, work: Awaitable[T]) -> T:
-        """Wait for a service.
+        """Wait for what admits a request, in the task of its connection.
 
         :raises StatusError: UNAVAILABLE if the server stops and does not wait any longer.
         """
         task = asyncio.current_task()
-        assert task is not None  # handlers run in tasks
+        assert task is not None  # connections are tasks
         self._calls.add(task)
         try:
             return await work
         except asyncio.CancelledError:
-            if not self.stopping:
-                raise
-            raise StatusError(
-                Code.UNAVAILABLE, "the server stopped before it had an answer; ask again"
-            ) from None
+            raise self.stopped() from None
         finally:
             self._calls.discard(task)
+
+    def stopped(self) -> StatusError:
+        """Return the answer to a call that was cancelled.
+
+        :raises asyncio.CancelledError: if the server does not stop.
+        """
+        if not self.stopping:
+            raise asyncio.CancelledError
+        return StatusError(
+            Code.UNAVAILABLE, "the server stopped before it had an answer; ask again"
+        )
 
     def cancel_calls(self) -> None:
         """Cancel the service calls in progress; their requests are answered."""
@@ -135,13 +156,11 @@ class Context:
 
         :raises StatusError: UNIMPLEMENTED if this server has none.
         """
-        key = (route.service, route.method)
-        if key not in self._methods:
-            self._methods[key] = self.services.method(route)
-        method = self._methods[key]
+        method = self.services.method(route)
         if method is None:
             raise StatusError(
                 Code.UNIMPLEMENTED,
                 f"this server does not offer {route.name}",
             )
+        self.methods[route.name] = method
         return method

@@ -7,25 +7,23 @@ import logging
 import socket
 import ssl
 import sys
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
+from tornado.httputil import HTTPHeaders
 
 from fcp_core.admin.api import PREFIX
 from fcp_core.server.http.admin import AdminHandler
 from fcp_core.server.http.admin_auth import AdminCheck
+from fcp_core.server.http.connections import BoundedHTTPServer, Connection, Router
 from fcp_core.server.http.context import Authenticate, Context
-from fcp_core.server.http.framing import check_headers_of
+from fcp_core.server.http.devices import UPLOAD, RPCHandler, UploadHandler
+from fcp_core.server.http.downloads import DOWNLOAD, DownloadHandler
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import Limits
-from fcp_core.server.http.media import DOWNLOAD, UPLOAD, DownloadHandler, UploadHandler
 from fcp_core.server.http.metrics import ServerMetrics
-from fcp_core.server.http.rates import address_key, is_loopback
-from fcp_core.server.http.requests import Request, Router
-from fcp_core.server.http.rpc import HealthHandler, MetricsHandler, NothingHandler, RPCHandler
+from fcp_core.server.http.pages import HealthHandler, MetricsHandler, NothingHandler
 from fcp_core.server.logs import hide_addresses
 
 if TYPE_CHECKING:
@@ -37,51 +35,11 @@ logger = logging.getLogger("fcp.server")
 _CLOSE_TIME = 5.0
 
 
-class BoundedHTTPServer(HTTPServer):
-    """Tornado's server with limits on its connections."""
-
-    connections = 0
-
-    def initialize(  # type: ignore[override]
-        self, router: Router, limits: Limits, **options: Any
-    ) -> None:
-        """Leave the time limit of headers to the router."""
-        super().initialize(router, **options)
-        self.router = router
-        self.conn_params.header_timeout = None
-        self._limits = limits
-        #: How many connections each address has.
-        self._of_address: Counter[str] = Counter()
-
-    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
-        """Take a connection, or close it if there are too many."""
-        key = address_key(str(address[0]))
-        most = self._limits.max_connections_per_address
-        if self.connections >= self._limits.max_connections or (
-            0 < most <= self._of_address[key] and not is_loopback(key)
-        ):
-            stream.close()
-            return
-        self.connections += 1
-        self._of_address[key] += 1
-        check_headers_of(stream)
-        super().handle_stream(stream, address)
-
-    def on_close(self, server_conn: object) -> None:
-        """Forget a closed connection."""
-        self.connections -= 1
-        key = address_key(server_conn.context.remote_ip)  # type: ignore[attr-defined]
-        self._of_address[key] -= 1
-        if self._of_address[key] <= 0:
-            del self._of_address[key]
-        self.router.on_close(server_conn)
-        super().on_close(server_conn)
-
-
 class Frontend:
     """One HTTP server on sockets that are bound already.
 
-    :param authenticate: called with each protocol request's method, path, headers and peer.
+    :param authenticate: called with each protocol request's method, path, headers and peer; None:
+        nobody says who sends one.
     :param tls: serve HTTPS with this context; None is plain HTTP.
     :param metrics: what is served at ``/metrics``; None: nothing.
     :param metrics_sockets: where that is served, in plain HTTP, and nowhere else; none: with
@@ -94,7 +52,7 @@ class Frontend:
     def __init__(
         self,
         services: Services,
-        authenticate: Authenticate,
+        authenticate: Authenticate | None,
         limits: Limits,
         sockets: Sequence[socket.socket],
         tls: ssl.SSLContext | None = None,
@@ -107,7 +65,9 @@ class Frontend:
         self._sockets = list(sockets)
         self._tls = tls
         self._limits = limits
-        self._context = Context(services, authenticate, limits, metrics, threads)
+        self._context = Context(
+            services, authenticate, limits, metrics, threads, secure=tls is not None
+        )
         self._metrics = metrics
         self._metrics_sockets = list(metrics_sockets)
         self._metrics_here = metrics is not None and not (metrics_sockets or metrics_apart)
@@ -129,7 +89,15 @@ class Frontend:
         """Accept connections, on the running event loop."""
         hide_addresses()
         self._http = BoundedHTTPServer(
-            Router(self._find, self._limits.idle_timeout),
+            Router(
+                self._make,
+                self._limits.idle_timeout,
+                {
+                    "/v1/": partial(RPCHandler, self._context),
+                    UPLOAD: partial(UploadHandler, self._context),
+                    DOWNLOAD: partial(DownloadHandler, self._context),
+                },
+            ),
             limits=self._limits,
             ssl_options=self._tls,
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.
@@ -139,7 +107,7 @@ class Frontend:
         self._http.add_sockets(self._sockets)
         if self._metrics_sockets:
             self._metrics_http = BoundedHTTPServer(
-                Router(self._find_metrics, self._limits.idle_timeout),
+                Router(self._make_metrics, self._limits.idle_timeout),
                 limits=self._limits,
                 max_body_size=sys.maxsize,
             )
@@ -148,27 +116,24 @@ class Frontend:
             front = self._http
             self._metrics.watch(lambda: self.in_flight, lambda: front.connections)
 
-    def _find(self, request: Request) -> Handler:
-        """Return the handler of a request."""
-        path, context = request.path, self._context
-        if path.startswith("/v1/"):
-            return RPCHandler(context, request)
-        if path.startswith(UPLOAD):
-            return UploadHandler(context, request)
-        if path.startswith(DOWNLOAD):
-            return DownloadHandler(context, request)
+    def _make(self, connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+        """Make the handler of what no device asks for."""
+        path, request = uri.partition("?")[0], (connection, method, uri, headers)
+        context = self._context
         if path in ("/healthz", "/readyz"):
-            return HealthHandler(context, request)
+            return HealthHandler(context, *request)
         if path == "/metrics" and self._metrics_here:
-            return MetricsHandler(context, request)
+            return MetricsHandler(context, *request)
         if self._check is not None and (path == PREFIX or path.startswith(f"{PREFIX}/")):
-            return AdminHandler(context, request, context.services.admin, self._check)
-        return RPCHandler(context, request)
+            return AdminHandler(context, context.services.admin, self._check, *request)
+        return RPCHandler(context, *request)
 
-    def _find_metrics(self, request: Request) -> Handler:
-        """Return the handler of a request where there is nothing but metrics."""
-        kind = MetricsHandler if request.path == "/metrics" else NothingHandler
-        return kind(self._context, request)
+    def _make_metrics(
+        self, connection: Connection, method: str, uri: str, headers: HTTPHeaders
+    ) -> Handler:
+        """Make the handler of a request where there is nothing but metrics."""
+        kind = MetricsHandler if uri.partition("?")[0] == "/metrics" else NothingHandler
+        return kind(self._context, connection, method, uri, headers)
 
     async def announce_stop(self, seconds: float = 0.0) -> None:
         """Go on for a while, with ``/readyz`` saying that this will end.

@@ -1,66 +1,63 @@
 """One HTTP request and its answer: what all handlers of this server have in common.
 
-A handler is a delegate of Tornado's HTTP/1 connection, which parses headers, frames bodies and
+A handler is given what Tornado's HTTP/1 connection says, which parses headers, frames bodies and
 keeps connections alive. ``tornado.web`` stands between the two elsewhere; here it would cost more
 than the calls themselves. A request goes through these steps:
 
-* ``headers_received``: the handler admits the request from its header alone (:meth:`Handler.admit`)
-  and makes room for its body, or refuses it;
+* ``begin``: the handler admits the request from its header alone (:meth:`Handler.admit`) and makes
+  room for its body, or refuses it;
 * the body comes: in pieces, or, if it is large and its length was announced, straight off the
   socket into the buffer that the service will get;
-* ``finish``: :meth:`Handler.serve` runs in a task of its own and answers.
+* ``finish``: :meth:`Handler.serve` answers, at once if it need not wait.
 
 A refused request is answered at once; a bounded rest of its body is then read and dropped, so that
-a reset does not eat the answer.
+a reset does not eat the answer. Nothing of that is on the way of a request that is served: it is in
+:mod:`fcp_core.server.http.refusals`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache, partial
 from http.client import responses
 from typing import Any, ClassVar
 
-from tornado.httputil import (
-    HTTPHeaders,
-    RequestStartLine,
-    ResponseStartLine,
-)
+from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.iostream import StreamClosedError
 
-from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http.body import BodyReader
+from fcp_core.protocol.status import StatusError
+from fcp_core.server.http import refusals
+from fcp_core.server.http.body import BodyReader, InFlight
+from fcp_core.server.http.connections import Connection
 from fcp_core.server.http.context import Context
-from fcp_core.server.http.limits import InFlight, Limits, http_error
-from fcp_core.server.http.rates import RateLimitError, address_key
-from fcp_core.server.http.requests import Request, RequestHandler
+from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.rates import address_key
+from fcp_core.server.http.steps import run_now
 
 logger = logging.getLogger("fcp.server")
 _date = lru_cache(maxsize=2)(partial(formatdate, usegmt=True))
 
 PROTOBUF = "application/x-protobuf"
 
-#: How much of the body of a refused request is read before the connection is closed: a client
-#: that is still sending may not look at an answer before.
-LINGER = 1 << 20
-#: How long that may take, in seconds.
-LINGER_TIME = 5.0
-#: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
-RETRY_AFTER = 5
 #: Answers from this size on are not copied behind their header.
 WRITE_APART = 64 << 10
 #: What a request is counted as whose client went away.
 GONE = 499
-_RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 
-class Handler(RequestHandler):
+class Handler:
     """Takes one request and answers it; errors as a serialized ``google.rpc.Status``.
 
-    :ivar subject: what the log adds, such as the session id.
+    :param connection: what it comes on.
+    :param uri: what is asked for, as it was sent, escapes and all.
+    :ivar path: the part of it before the query.
+    :ivar http: Tornado's connection, for the answer.
+    :ivar began: when the header was complete, in seconds of ``time.perf_counter``.
+    :ivar announced: the size that the body is said to have; None if it comes in chunks.
     :ivar body: the body, if the handler opened one.
     """
 
@@ -71,30 +68,48 @@ class Handler(RequestHandler):
     #: Whether requests count for the limits by address.
     throttled = True
 
-    def __init__(self, context: Context, request: Request) -> None:
+    def __init__(
+        self,
+        context: Context,
+        connection: Connection,
+        method: str,
+        uri: str,
+        headers: HTTPHeaders,
+    ) -> None:
+        self.began = time.perf_counter()
         self.context = context
-        self.request = request
-        self.connection = request.connection
-        self.subject = ""
+        self.method = method
+        self.uri = uri
+        self.path, _, self.query = uri.partition("?")
+        self.headers = headers
+        self.connection = connection
+        self.http = connection.http
+        self.announced: int | None = None
         self.body: BodyReader | None = None
         #: The status of the answer, once its header is written.
-        self._status = 0
-        self._over = False
-        self._discard: int | None = None
+        self.status = 0
+        self.over = False
+        #: How much more of the body is dropped; None: it is taken.
+        self.dropping: int | None = None
 
     # What a handler says.
+
+    @property
+    def subject(self) -> str:
+        """What the log adds, such as a name for the session."""
+        return ""
 
     def allowed(self) -> Sequence[str]:
         """Return the methods that the address has."""
         return ("GET", "HEAD")
 
-    def admit(self) -> Awaitable[None] | None:
+    def admit(self) -> Coroutine[Any, Any, None] | None:
         """Decide, from the header alone, whether the request may go on, and open its body.
 
         :raises StatusError: if not; what is returned may raise it too.
         """
-        if self.request.method not in self.allowed():
-            raise self.refuse_method()
+        if self.method not in self.allowed():
+            raise refusals.wrong_method(self)
         return None
 
     async def serve(self) -> None:
@@ -111,13 +126,7 @@ class Handler(RequestHandler):
 
     def describe(self, error: StatusError) -> tuple[bytes, dict[str, str]]:
         """Return an error as a body with its headers."""
-        headers = {"Content-Type": PROTOBUF}
-        if error.code in _RETRY_CODES:
-            wait = error.wait if isinstance(error, RateLimitError) else RETRY_AFTER
-            headers["Retry-After"] = str(wait)
-        if error.http == 405:
-            headers["Allow"] = ", ".join(self.allowed())
-        return error.to_proto().SerializeToString(), headers
+        return refusals.describe(self, error)
 
     def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
         """Return what an error is answered with: status, body and headers."""
@@ -125,45 +134,23 @@ class Handler(RequestHandler):
 
     # What handlers use.
 
-    def refuse_method(self) -> StatusError:
-        """Return the error for a method that the address has not."""
-        allowed = " and ".join(self.allowed())
-        return http_error(405, f"{self.request.method} is not allowed here; {allowed} is")
+    @property
+    def address(self) -> str:
+        """Where it came from."""
+        return str(getattr(self.http.context, "remote_ip", ""))
 
-    def parameters(self) -> dict[str, list[str]]:
-        """Return the parameters of the query.
-
-        :raises StatusError: INVALID_ARGUMENT if there are too many.
-        """
-        try:
-            return self.request.parameters()
-        except ValueError as error:
-            raise StatusError(Code.INVALID_ARGUMENT, f"the query: {error}") from None
-
-    def room(self) -> InFlight:
-        """Return where the body is counted."""
-        return self.context.in_flight
-
-    def limits(self) -> Limits:
-        """Return how large the body may be."""
-        return self.context.limits
-
-    def announced(self) -> int | None:
-        """Return the announced size of the body; None if it comes in chunks."""
-        headers = self.request.headers
-        chunked = "Transfer-Encoding" in headers
-        return None if chunked else int(headers.get("Content-Length", "0"))
-
-    def open_body(self) -> None:
+    def open_body(self, limits: Limits, room: InFlight) -> None:
         """Make room for the announced body.
 
+        :param limits: say how large it may be.
+        :param room: where it is counted.
         :raises StatusError: as :class:`BodyReader`.
         """
         self.body = BodyReader(
-            self.request.headers.get("Content-Encoding", ""),
-            self.announced(),
-            self.limits(),
-            self.room(),
+            self.headers.get("Content-Encoding", ""),
+            self.announced,
+            limits,
+            room,
             self.context.executor,
             self.context.buffers,
         )
@@ -173,16 +160,16 @@ class Handler(RequestHandler):
         if self.body is not None:
             self.body.close()
             self.body = None
-        self._discard = self.context.limits.max_body
+        self.dropping = self.context.limits.max_body
 
     def answer(
         self, body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send the whole answer."""
-        apart = len(body) >= WRITE_APART and self.request.method != "HEAD"
+        apart = len(body) >= WRITE_APART and self.method != "HEAD"
         self.begin_answer(len(body), status, headers, b"" if apart else body)
-        if apart and not self._over:
-            self.connection.write(body)
+        if apart and not self.over:
+            self.http.write(body)
         self.end_answer()
 
     def begin_answer(
@@ -197,9 +184,9 @@ class Handler(RequestHandler):
         :param length: of the whole body, in bytes.
         :param headers: instead of, and in addition to, those of every answer.
         """
-        if self._over:
+        if self.over:
             return
-        self._status = status
+        self.status = status
         fields = HTTPHeaders({"Date": _date(int(time.time())), **self.answer_headers})
         fields["Content-Length"] = str(length)
         if headers:
@@ -208,48 +195,43 @@ class Handler(RequestHandler):
             del fields["Content-Length"]
             fields.pop("Content-Type", None)
         start = ResponseStartLine("HTTP/1.1", status, responses.get(status, "Unknown"))
-        self.connection.write_headers(
-            start, fields, None if self.request.method == "HEAD" else body
-        )
+        self.http.write_headers(start, fields, None if self.method == "HEAD" else body)
 
     def end_answer(self) -> None:
         """Complete the answer, and count the request."""
-        if not self._over:
-            self.connection.finish()
-            self._end(self._status)
-
-    def answer_error(self, error: StatusError) -> None:
-        """Send an error, or close the connection if an answer was begun."""
-        if self._status:
-            if not self._over:
-                self.connection.close()
-                self._end(GONE)
-            return
-        status, body, headers = self.reply_to(error)
-        self.answer(body, status, headers)
+        if not self.over:
+            self.http.finish()
+            self.end(self.status)
 
     @property
     def answered(self) -> bool:
         """Whether an answer was begun."""
-        return self._status != 0
+        return self.status != 0
 
     # What the connection tells.
 
-    def headers_received(
-        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
-    ) -> Awaitable[None] | None:
+    def begin(self) -> Awaitable[None] | None:
         """Admit the request; the connection waits for what is returned, then reads the body."""
-        self.context.enter(self)
-        if headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers:
-            self.request.watch.limit(self.context.limits.idle_timeout)
+        context, headers = self.context, self.headers
+        context.busy.add(self)
+        if "Transfer-Encoding" not in headers:
+            self.announced = int(headers.get("Content-Length", "0"))
+        if self.announced != 0:
+            self.connection.limit(context.limits.idle_timeout)
         admitted = None
         try:
-            if self.throttled and self.context.addresses.active:
-                self.context.addresses.take(address_key(self.request.address))
-            self._check_header()
-            admitted = self.admit()
+            if self.throttled and context.addresses.active:
+                context.addresses.take(address_key(self.address))
+            size = len(self.uri)
+            for name, value in headers.get_all():
+                size += len(name) + len(value) + 4
+            if size > context.limits.max_header:
+                raise refusals.long_header(size, context.limits.max_header)
+            waits = self.admit()
+            if waits is not None:
+                admitted = run_now(waits)
         except Exception as error:
-            self._refuse(self._as_status(error))
+            refusals.refuse(self, refusals.as_status(self, error))
             return None
         if admitted is None and (self.body is None or not self.body.direct):
             return None
@@ -259,14 +241,14 @@ class Handler(RequestHandler):
         """Wait for the admission, then take a large body straight off the socket."""
         try:
             if admitted is not None:
-                await admitted
+                await self.context.call(admitted)
         except Exception as error:
-            self._refuse(self._as_status(error))
+            refusals.refuse(self, refusals.as_status(self, error))
             return
-        headers = self.request.headers
-        if self.body is None or not self.body.direct or self._over:
+        headers = self.headers
+        if self.body is None or not self.body.direct or self.over:
             return
-        stream = self.connection.stream
+        stream = self.http.stream
         try:
             if headers.get("Expect") == "100-continue":
                 # The connection would say so only later.
@@ -275,32 +257,23 @@ class Handler(RequestHandler):
             await self.body.receive_from(stream)
         except StreamClosedError:
             # A stream that broke here must not be read again: it holds on to our buffer.
-            self.connection.detach()
+            self.http.detach()
             self.on_connection_close()
             return
         except Exception as error:
-            self._refuse(self._as_status(error))
+            refusals.refuse(self, refusals.as_status(self, error))
         # The connection reads as much of a body as the header says when this returns.
         headers["Content-Length"] = str(int(headers["Content-Length"]) - self.body.received)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Take a piece of the body, or drop it if the request was refused."""
-        if self._discard is None and self.body is None:
-            self._discard = LINGER
-        if self._discard is not None:
-            self._discard -= len(chunk)
-            if self._discard < 0:
-                # A refused request has its answer; nobody asks for a body that is not read.
-                if self._status:
-                    self.end_answer()
-                else:
-                    self.connection.close()
+        if self.dropping is not None or self.body is None:
+            refusals.drop(self, chunk)
             return None
-        assert self.body is not None  # see above
         try:
             rest = self.body.receive(chunk)
         except StatusError as error:
-            self._refuse(error)
+            refusals.refuse(self, error)
             return None
         return None if rest is None else self._receive(rest)
 
@@ -308,92 +281,45 @@ class Handler(RequestHandler):
         try:
             await rest
         except Exception as error:
-            self._refuse(self._as_status(error))
+            refusals.refuse(self, refusals.as_status(self, error))
 
     def finish(self) -> None:
         """Serve the request: its body is complete."""
-        self.request.watch.lift()
-        if self._status:
+        if self.status:
             self.end_answer()
-        elif not self._over:
-            self.connection.set_close_callback(self.on_connection_close)
-            self.context.spawn(self._serve())
+        elif not self.over:
+            waits = run_now(self._serve())
+            if waits is not None:
+                self.http.set_close_callback(self.on_connection_close)
+                self.context.serve(waits)
 
     async def _serve(self) -> None:
         try:
             await self.serve()
         except Exception as error:
-            self.abandon()  # before the client, who may try again, hears of it
-            self.answer_error(self._as_status(error))
+            refusals.fail(self, error)
+        except asyncio.CancelledError:
+            refusals.fail(self, self.context.stopped())
         else:
             self.abandon()
 
     def on_connection_close(self) -> None:
         """Drop what was received; a service call in progress goes on."""
-        self._end(GONE)
+        self.end(GONE)
         self.abandon()
 
-    # Inside.
-
-    def _refuse(self, error: StatusError) -> None:
-        """Answer before the body is there, then read a bounded rest of it and drop it."""
-        if self._over:
-            return
-        logger.debug("%s %s refused: %s", self.label, self.subject, error)
-        self.abandon()
-        self._discard = LINGER
-        self.request.watch.limit(LINGER_TIME)
-        status, body, headers = self.reply_to(error)
-        if int(self.request.headers.get("Content-Length", "0")) > LINGER:
-            headers["Connection"] = "close"
-        self.begin_answer(len(body), status, headers, body)
-        if "Expect" in self.request.headers:
-            self.end_answer()  # such a client sends no body once it has an answer
-
-    def _as_status(self, error: Exception) -> StatusError:
-        """Return the error to send; a fault of the server's own is logged and not described."""
-        if isinstance(error, StatusError):
-            logger.debug("%s %s: %s", self.label, self.subject, error)
-            return error
-        if isinstance(error, StreamClosedError):
-            return StatusError(Code.CANCELLED, "the client went away")
-        logger.error("%s %s failed", self.label, self.subject, exc_info=error)
-        return StatusError(Code.INTERNAL, "the server failed; its log says why")
-
-    def _check_header(self) -> None:
-        """Refuse a header over the limit.
-
-        :raises StatusError: HTTP 431.
-        """
-        size = len(self.request.uri)
-        for name, value in self.request.headers.get_all():
-            size += len(name) + len(value) + 4
-        if size > self.context.limits.max_header:
-            raise http_error(
-                431,
-                f"the request's header has {size} bytes; this server takes "
-                f"{self.context.limits.max_header}",
-            )
-
-    def _end(self, status: int) -> None:
+    def end(self, status: int) -> None:
         """Count the request and log it, at debug level."""
-        if self._over:
+        if self.over:
             return
-        self._over = True
-        self.context.leave(self)
-        seconds = time.perf_counter() - self.request.began
-        if self.context.metrics is not None:
+        self.over = True
+        context = self.context
+        context.busy.discard(self)
+        if context.awaited:
+            context.leave(self)
+        if context.metrics is not None:
             received = 0 if self.body is None else self.body.received
-            self.context.metrics.request(self.label, status, seconds, received)
+            seconds = time.perf_counter() - self.began
+            context.metrics.request(self.label, status, seconds, received)
         if logger.isEnabledFor(logging.DEBUG):
-            about: dict[str, Any] = {"route": self.label, "status": status, "seconds": seconds}
-            if self.subject:
-                about["session_id"] = self.subject
-            logger.debug(
-                "%s %s -> %d in %.1f ms",
-                self.label,
-                self.subject,
-                status,
-                1000 * seconds,
-                extra={"fcp": about},
-            )
+            refusals.log(self, status)

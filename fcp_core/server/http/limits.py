@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fcp_core.errors import UsageError
-from fcp_core.protocol.status import Code, StatusError, code_from_http
+from fcp_core.protocol.status import StatusError, code_from_http
 
 if TYPE_CHECKING:
     from fcp_core.plugins.config import Config
@@ -41,10 +38,6 @@ CALLS_AT_ONCE = 64
 #: As much of a call's body is always taken, in bytes: what devices send is smaller, and so never
 #: waits for somebody's large calls. The limit on connections bounds the sum.
 FREE_OF_CALL = 16 << 10
-
-
-#: How often an upload that waits for room looks whether there is some, in seconds.
-PAUSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -131,110 +124,6 @@ def limits_of_call(limits: Limits, method: str) -> Limits:
 
 def _burst(rate: float, least: int) -> int:
     return max(least, math.ceil(rate * BURST_SECONDS))
-
-
-class InFlight:
-    """Counts the bytes of the bodies that are being received, as they come, and bounds them.
-
-    :param free: as many bytes of each body are not counted.
-    """
-
-    def __init__(self, limit: int, free: int = 0) -> None:
-        self.limit = limit
-        self.free = free
-        self.held = 0
-        #: How many bodies are being read straight off their sockets.
-        self.readers = 0
-        #: Those who wait for room, in order.
-        self._waiting_for_room: deque[object] = deque()
-
-    def take(self, size: int) -> None:
-        """Count *size* bytes more.
-
-        :raises StatusError: UNAVAILABLE if that is over the limit; nothing is counted then.
-        """
-        self.check(size, self.held)
-        self.held += size
-
-    def admit(self, size: int) -> None:
-        """Check that there is room for *size* bytes now; what is announced is not counted.
-
-        :raises StatusError: as :meth:`take`.
-        """
-        self.check(size, self.held)
-
-    def give_back(self, size: int) -> None:
-        """Release *size* bytes."""
-        self.held -= size
-
-    def room(self) -> int:
-        """Return how many bytes more may be taken."""
-        return self.limit - self.held
-
-    async def wait(self, size: int, timeout: float) -> None:
-        """Wait until *size* bytes may be taken; those who came before are first.
-
-        What could never be taken is not waited for: taking it says why.
-
-        :param timeout: how long to wait at most, in seconds; taking then fails.
-        """
-        if size > self.limit or (not self._waiting_for_room and size <= self.room()):
-            return
-        loop, turn = asyncio.get_running_loop(), object()
-        until = loop.time() + timeout
-        self._waiting_for_room.append(turn)
-        try:
-            while self._waiting_for_room[0] is not turn or size > self.room():
-                if loop.time() >= until:
-                    return
-                await asyncio.sleep(PAUSE)
-        finally:
-            self._waiting_for_room.remove(turn)
-
-    def check(self, size: int, held: int) -> None:
-        """Check that there is room for *size* bytes more than *held*.
-
-        :raises StatusError: UNAVAILABLE if there is not.
-        """
-        if held + size > self.limit:
-            raise StatusError(
-                Code.UNAVAILABLE,
-                f"the server holds {held} bytes of requests and takes {self.limit} at a time; "
-                f"send these {size} bytes again later",
-            )
-
-
-class UploadsInFlight(InFlight):
-    """Counts uploads among the bodies that are being received.
-
-    They must leave room for the uploads that wait to be submitted or folded. Calls need not: it is
-    a submission that makes room.
-
-    :param bodies: all bodies that are being received.
-    :param waiting: returns how many bytes of uploads wait.
-    """
-
-    def __init__(self, bodies: InFlight, waiting: Callable[[], int]) -> None:
-        super().__init__(bodies.limit)
-        self._bodies = bodies
-        self._waiting = waiting
-
-    def room(self) -> int:
-        """Return how many bytes more may be taken."""
-        return self.limit - self._bodies.held - self._waiting()
-
-    def take(self, size: int) -> None:
-        """Count *size* bytes more, as :meth:`InFlight.take` does."""
-        self.admit(size)
-        self._bodies.take(size)
-
-    def admit(self, size: int) -> None:
-        """Check that there is room, as :meth:`InFlight.admit` does."""
-        self.check(size, self._bodies.held + self._waiting())
-
-    def give_back(self, size: int) -> None:
-        """Release *size* bytes."""
-        self._bodies.give_back(size)
 
 
 def http_error(status: int, message: str) -> StatusError:

@@ -17,7 +17,7 @@ from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
 from fcp_core.server.services.admin import Admin
-from fcp_core.server.services.common import ADDRESS
+from fcp_core.server.services.eligibility import ADDRESS
 from fcp_core.server.services.published import Download
 from fcp_core.server.services.turned_away import rejection
 

@@ -105,7 +105,7 @@ class Worker:
         )
         self._frontend = Frontend(
             cast(Services, RemoteServices(self.link, folds)),
-            plugins.authenticate,
+            plugins.authenticate if plugins.authenticates else None,
             Limits.from_config(config),
             sockets,
             tls,

@@ -22,7 +22,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
-from fcp_core.server.services.common import ADDRESS
+from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:
     from fcp_core.server.http.metrics import ServerMetrics

@@ -12,6 +12,8 @@ from collections import OrderedDict
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.services.published import PLAIN, Download, Published
 
+#: How many digits of a group's name nobody can guess.
+SECRET = 64
 #: What an entry of the cache counts beyond its data.
 _ENTRY = 1024
 
@@ -23,6 +25,7 @@ class Downloads:
     """
 
     def __init__(self, cache: int = 0) -> None:
+        #: By the end of the group's name: before it, another release had no mark.
         self._groups: dict[str, Published] = {}
         self._most = cache
         self._size = 0
@@ -34,11 +37,11 @@ class Downloads:
 
     def add(self, published: Published) -> None:
         """Publish a task's resources."""
-        self._groups[published.group] = published
+        self._groups[published.group[-SECRET:]] = published
 
     def remove(self, group: str) -> None:
         """Remove a task's resources."""
-        published = self._groups.pop(group, None)
+        published = self._groups.pop(group[-SECRET:], None)
         if published is not None and published.source is not None:
             for name in [name for name in self._cache if self._published(name) is None]:
                 self._forget(name)
@@ -69,7 +72,7 @@ class Downloads:
         return facts is not None and facts.etag == etag
 
     def _published(self, name: str) -> Published | None:
-        return self._groups.get(name.partition("/")[0].removesuffix(PLAIN))
+        return self._groups.get(name.partition("/")[0].removesuffix(PLAIN)[-SECRET:])
 
     async def _read(
         self, published: Published, name: str, file: str, compressed: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
@@ -15,7 +16,7 @@ from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combin
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, principal_of, scope_of
-from fcp_core.server.services.common import Common, origin_of
+from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import label, read_session
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.population import Population, Populations
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
 
 logger = logging.getLogger("fcp.services")
+
+#: The address that the call in progress comes from, or the network that counts as one; empty: this
+#: machine, or not known.
+ADDRESS: ContextVar[str] = ContextVar("fcp_address", default="")
+
+
+def origin_of(sender: str | None) -> tuple[str, ...]:
+    """Return the address and the key that a call comes from, as far as they tell devices apart."""
+    parts = (("address", ADDRESS.get()), ("key", sender))
+    return tuple(f"{kind} {value}" for kind, value in parts if value)
 
 
 class EligibilityEvalTasks:

@@ -15,7 +15,7 @@ from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.eligibility import EligibilityTask, PlanPolicy
 from fcp_core.rounds.policies import EligibilityPolicy, OfferedTask
 from fcp_core.rounds.tasks import POPULATION_PATTERN
-from fcp_core.rounds.tokens import TokenSource
+from fcp_core.rounds.tokens import TokenSource, mark_of
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published, publish_plan
@@ -108,7 +108,8 @@ class EligibilityTasks:
         if not self._populations.open_ended:
             self._populations.get(population)
         try:
-            record = _record(SetTask(population, task, self._clock.now()), self._tokens.secret())
+            group = mark_of(population).hex() + self._tokens.secret()
+            record = _record(SetTask(population, task, self._clock.now()), group)
             in_use = await self._make(record)
         except UsageError as error:
             raise StatusError(
@@ -176,13 +177,15 @@ class EligibilityTasks:
             return None
         return in_use.set.task, in_use.published
 
-    async def load(self) -> None:
-        """Restore what an earlier run left in the storage.
+    async def load(self, population: str | None = None) -> None:
+        """Restore what an earlier run left in the storage, of one population or of all.
 
         :raises UsageError: if a policy of a task cannot be made any more.
         """
         records = await self._storage.transact(lambda tx: tuple(tx.select(EligibilityTaskRecord)))
         for record in records:
+            if population not in (None, record.population):
+                continue
             try:
                 in_use = await self._make(record)
             except UsageError as error:
@@ -193,6 +196,12 @@ class EligibilityTasks:
             self._use(record.population, in_use)
             if self._populations.open_ended:
                 self._populations.add(record.population)
+
+    def leave(self, population: str) -> None:
+        """Forget the task of a population: another member has it."""
+        in_use = self._in_use.pop(population, None)
+        if in_use is not None and in_use.published is not None:
+            self._downloads.remove(in_use.published.group)
 
     def _use(self, population: str, in_use: _InUse | None) -> None:
         before = self._in_use.pop(population, None)

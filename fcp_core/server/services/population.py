@@ -12,10 +12,9 @@ from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Outcome
 from fcp_core.rounds.events import Event, Rejected
-from fcp_core.rounds.experience import Experiences
+from fcp_core.rounds.experience import Experiences, Senders
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
-from fcp_core.rounds.senders import Senders
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 from fcp_core.rounds.text import clean
@@ -234,6 +233,14 @@ class Population:
         self.held.release()
         return len(devices)
 
+    def forget(self) -> None:
+        """Let time pass without it; who waits in vain is not answered any more."""
+        self._stopping = True
+        self.held.release()
+        self.sessions.on_change = lambda: None
+        for kind in ("sessions", "population", "states", "held"):
+            self._ticker.at(f"{kind}:{self.name}", None, self._decide)
+
     def _reject(self, session: DeviceSession, reason: str, now: float) -> None:
         session.move(SessionState.REJECTED)
         if session.windows is not None:
@@ -372,6 +379,12 @@ class Populations:
         if name not in self._populations:
             self._populations[name] = self._make(name)
         return self._populations[name]
+
+    def remove(self, name: str) -> None:
+        """Forget a population, with its sessions: another member of the server owns it."""
+        population = self._populations.pop(name, None)
+        if population is not None:
+            population.forget()
 
     def get(self, name: str) -> Population:
         """Return a population.

@@ -21,6 +21,7 @@ from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.tokens import MARK_BYTES, uuid_bytes
 
 #: The files of a task beside its slices, which storages keep under these names too.
 PLAN_FILES = ("plan", "checkpoint")
@@ -244,9 +245,11 @@ class Published:
 def group_of(aggregation_id: str) -> str:
     """Return the part of a task's addresses that cannot be guessed: the same after a restart.
 
-    The aggregation's id is random, and known only to devices that have the task.
+    The aggregation's id is random, and known only to devices that have the task. The mark of its
+    population comes first.
     """
-    return hashlib.sha256(b"download\0" + aggregation_id.encode()).hexdigest()
+    mark = uuid_bytes(aggregation_id)[:MARK_BYTES].hex()
+    return mark + hashlib.sha256(b"download\0" + aggregation_id.encode()).hexdigest()
 
 
 def publish(

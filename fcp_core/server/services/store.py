@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.specification import TaskSpec
@@ -92,9 +94,9 @@ class TaskStore:
 
         await self._storage.transact(body)
 
-    async def load(self) -> Loaded:
-        """Read everything that an earlier run left."""
-        return await self._storage.transact(_load)
+    async def load(self, population: str | None = None) -> Loaded:
+        """Read everything that an earlier run left, of one population or of all."""
+        return await self._storage.transact(partial(_load, population=population))
 
 
 def encode_spec(spec: TaskSpec) -> bytes:
@@ -128,18 +130,35 @@ def status_of(record: TaskRecord) -> TaskStatus:
     )
 
 
+def ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
+    """Return the record of a task that ended, given the one that it had."""
+    code, message = status.error or (Code.OK, "")
+    return dataclasses.replace(
+        record,
+        state=status.state.value,
+        assigned=status.assigned,
+        contributed=status.contributed,
+        dropped=status.dropped,
+        surplus=status.surplus,
+        finished=status.finished,
+        code=int(code),
+        message=message,
+    )
+
+
 def _result(task_id: str) -> str:
     return f"{task_id}/result"
 
 
-def _load(tx: Transaction) -> Loaded:
+def _load(tx: Transaction, population: str | None) -> Loaded:
     tasks: list[tuple[TaskRecord, TaskSpec | None]] = []
-    for record in tx.select(TaskRecord):
+    which = {} if population is None else {"population": population}
+    for record in tx.select(TaskRecord, **which):
         ended = TaskState(record.state).is_final
         tasks.append((record, None if ended else _decode_spec(record, _blobs(tx, record.task_id))))
     return Loaded(
         sorted(tasks, key=lambda task: task[0].created),
-        list(tx.select(PolicyStateRecord)),
+        [state for state in tx.select(PolicyStateRecord) if population in (None, state.population)],
     )
 
 

@@ -16,11 +16,11 @@ from fcp_core.plugins.settings import TaskSettings, retention_of
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
-from fcp_core.rounds.tokens import TokenSource
+from fcp_core.rounds.tokens import TokenSource, mark_of
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published, group_of, publish
-from fcp_core.server.services.store import TaskStore, encode_spec, slim, status_of
+from fcp_core.server.services.store import TaskStore, encode_spec, ended_record, slim, status_of
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts
 from fcp_core.server.services.task_runner import TaskRunner
@@ -113,13 +113,14 @@ class Tasks:
         problems = self._plugins.check_task(spec)
         if problems:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(problems)}")
-        task_id = self._secrets.uuid()
+        mark = mark_of(spec.population)
+        task_id = self._secrets.uuid(mark)
         record = TaskRecord(
             task_id=task_id,
             population=spec.population,
             name=spec.name,
             state=TaskState.OPEN.value,
-            aggregation_id=self._secrets.uuid(),
+            aggregation_id=self._secrets.uuid(mark),
             spec=encode_spec(spec),
             created=self._creation_time(),
             submission_key=key,
@@ -191,10 +192,7 @@ class Tasks:
                 Code.FAILED_PRECONDITION, f"task {task_id} has not ended; cancel it first"
             )
         await self._store.forget(task_id)
-        self._records.pop(task_id, None)
-        self._by_key.pop(record.submission_key or "", None)
-        self._kept.pop(record.aggregation_id)
-        self._kept_changed()
+        self._forget(record)
 
     # For the other services.
 
@@ -244,6 +242,20 @@ class Tasks:
             await task.stop()
         await asyncio.gather(*self._forgetting)
 
+    async def leave(self, population: str) -> None:
+        """Stop the tasks of a population and forget them: another member goes on with them."""
+        for record in [*self._records.values()]:
+            if record.population != population:
+                continue
+            task = self._running.get(record.task_id)
+            if task is not None:
+                await task.stop()
+                self._running.pop(record.task_id, None)
+                self._downloads.remove(task.published.group)
+            self._by_aggregation.pop(record.aggregation_id, None)
+            self._ended.pop(record.aggregation_id)
+            self._forget(record)
+
     # Inside.
 
     def _record(self, task_id: str) -> TaskRecord:
@@ -256,6 +268,12 @@ class Tasks:
         self._records[record.task_id] = record
         if record.submission_key is not None:
             self._by_key[record.submission_key] = record.task_id
+
+    def _forget(self, record: TaskRecord) -> None:
+        self._records.pop(record.task_id, None)
+        self._by_key.pop(record.submission_key or "", None)
+        self._kept.pop(record.aggregation_id)
+        self._kept_changed()
 
     def _keep(self, record: TaskRecord) -> None:
         """Keep a task that has ended until its retention is over."""
@@ -356,7 +374,7 @@ class Tasks:
         status = task.machine.status()
         self._downloads.remove(task.published.group)
         self._populations.get(status.population).close(task, self._clock.now())
-        record = _ended_record(self._records[status.task_id], status)
+        record = ended_record(self._records[status.task_id], status)
         try:
             await self._store.end(record, result)
         except Exception as error:
@@ -366,7 +384,7 @@ class Tasks:
             failed = dataclasses.replace(
                 status, state=TaskState.FAILED, error=(Code.INTERNAL, message)
             )
-            record = _ended_record(record, failed)
+            record = ended_record(record, failed)
             status = failed
         self._records[status.task_id] = record
         self._keep(record)
@@ -375,21 +393,6 @@ class Tasks:
         self._kept_changed()
         del self._running[status.task_id]
         return status
-
-
-def _ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
-    code, message = status.error or (Code.OK, "")
-    return dataclasses.replace(
-        record,
-        state=status.state.value,
-        assigned=status.assigned,
-        contributed=status.contributed,
-        dropped=status.dropped,
-        surplus=status.surplus,
-        finished=status.finished,
-        code=int(code),
-        message=message,
-    )
 
 
 def _no_task(task_id: str) -> StatusError:

@@ -3,6 +3,6 @@
 The results are those of NumPy to the last bit.
 """
 
-from fcp_fast._kernels import HARDWARE_CRC, METHODS, add, crc32c, intact, peak, same
+from fcp_fast._kernels import HARDWARE_CRC, METHODS, add, crc32c, peak, same, verify
 
-__all__ = ["HARDWARE_CRC", "METHODS", "add", "crc32c", "intact", "peak", "same"]
+__all__ = ["HARDWARE_CRC", "METHODS", "add", "crc32c", "peak", "same", "verify"]

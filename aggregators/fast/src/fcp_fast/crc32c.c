@@ -79,7 +79,7 @@ static uint32_t power_of_bytes(size_t n)
 #define AHEAD 4096
 
 /* From this size on, two halves are read at once. */
-#define TWO_STREAMS (64 << 10)
+#define TWO_STREAMS CRC32C_PEAK_LEAST
 
 /* The pairs of constants for folding over 128, 512 and 2048 bits. */
 static uint64_t over_128[2], over_512[2], over_2048[2];
@@ -165,9 +165,22 @@ WIDE static inline void take(Stream *stream, const uint8_t *bytes, __m512i pair)
     stream->b = fold_wide(stream->b, pair, _mm512_loadu_si512(bytes + 64));
     stream->c = fold_wide(stream->c, pair, _mm512_loadu_si512(bytes + 128));
     stream->d = fold_wide(stream->d, pair, _mm512_loadu_si512(bytes + 192));
-    /* Asking for bytes beyond the end does nothing. */
+}
+
+/* Bits of floats without their signs are ordered as the magnitudes are, NaN above all. */
+WIDE static inline __m512i larger(__m512i peak, const uint8_t *bytes, int width)
+{
+    __m512i bits = _mm512_loadu_si512(bytes);
+    if (width == 4)
+        return _mm512_max_epi32(peak, _mm512_and_si512(bits, _mm512_set1_epi32(INT32_MAX)));
+    return _mm512_max_epi64(peak, _mm512_and_si512(bits, _mm512_set1_epi64(INT64_MAX)));
+}
+
+WIDE static inline __m512i largest_of(__m512i peak, const uint8_t *bytes, int width)
+{
     for (int line = 0; line < 256; line += 64)
-        _mm_prefetch((const char *)((uintptr_t)bytes + AHEAD + line), _MM_HINT_T0);
+        peak = larger(peak, bytes + line, width);
+    return peak;
 }
 
 WIDE static inline uint32_t finish(const Stream *stream)
@@ -183,32 +196,72 @@ WIDE static inline uint32_t finish(const Stream *stream)
     return remainder_of(last);
 }
 
+/* Memory answers two streams sooner than one; so this reads two halves of a multiple of 512 bytes.
+ * A width of 0 does not look for the largest float. */
+WIDE static inline __attribute__((always_inline)) uint32_t
+two_streams(uint32_t crc, const uint8_t *bytes, size_t size, int width, __m512i *peak)
+{
+    const __m512i pair = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)over_2048));
+    size_t half = size / 2;
+    Stream one, two;
+    __m512i first = _mm512_setzero_si512(), second = first;
+    begin(&one, bytes, ~crc);
+    begin(&two, bytes + half, 0);
+    if (width) {
+        first = largest_of(first, bytes, width);
+        second = largest_of(second, bytes + half, width);
+    }
+    for (size_t at = 256; at < half; at += 256) {
+        take(&one, bytes + at, pair);
+        take(&two, bytes + half + at, pair);
+        if (width) {
+            first = largest_of(first, bytes + at, width);
+            second = largest_of(second, bytes + half + at, width);
+        }
+    }
+    if (width == 4)
+        *peak = _mm512_max_epi32(first, second);
+    else if (width == 8)
+        *peak = _mm512_max_epi64(first, second);
+    return ~(product(finish(&one), power_of_bytes(half)) ^ finish(&two));
+}
+
 WIDE static uint32_t crc_wide(uint32_t crc, const uint8_t *bytes, size_t size)
 {
     if (size < 512)
         return crc_narrow(crc, bytes, size);
-    const __m512i pair = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)over_2048));
-    Stream one, two;
-    crc = ~crc;
     if (size >= TWO_STREAMS) {
-        /* Memory answers two streams sooner than one. */
-        size_t half = size / 512 * 256;
-        begin(&one, bytes, crc);
-        begin(&two, bytes + half, 0);
-        for (size_t at = 256; at < half; at += 256) {
-            take(&one, bytes + at, pair);
-            take(&two, bytes + half + at, pair);
-        }
-        crc = product(finish(&one), power_of_bytes(half)) ^ finish(&two);
-        bytes += 2 * half;
-        size -= 2 * half;
-    } else {
-        begin(&one, bytes, crc);
-        for (bytes += 256, size -= 256; size >= 256; bytes += 256, size -= 256)
-            take(&one, bytes, pair);
-        crc = finish(&one);
+        size_t whole = size / 512 * 512;
+        crc = two_streams(crc, bytes, whole, 0, NULL);
+        return ~by_instruction(~crc, bytes + whole, size - whole);
     }
-    return ~by_instruction(crc, bytes, size);
+    const __m512i pair = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)over_2048));
+    Stream stream;
+    begin(&stream, bytes, ~crc);
+    for (bytes += 256, size -= 256; size >= 256; bytes += 256, size -= 256)
+        take(&stream, bytes, pair);
+    return ~by_instruction(finish(&stream), bytes, size);
+}
+
+int crc32c_has_peak(void)
+{
+    return crc32c_methods[0].available;
+}
+
+WIDE uint32_t crc32c_peak(uint32_t crc, const uint8_t *bytes, size_t size, int width,
+                          uint64_t *peak)
+{
+    __m512i found;
+    if (width == 4) {
+        crc = two_streams(crc, bytes, size, 4, &found);
+        uint32_t bits = (uint32_t)_mm512_reduce_max_epi32(found);
+        *peak = bits > *peak ? bits : *peak;
+    } else {
+        crc = two_streams(crc, bytes, size, 8, &found);
+        uint64_t bits = (uint64_t)_mm512_reduce_max_epi64(found);
+        *peak = bits > *peak ? bits : *peak;
+    }
+    return crc;
 }
 
 static void prepare_hardware(void)
@@ -231,6 +284,17 @@ crc_method crc32c_methods[] = {
 };
 #else
 static void prepare_hardware(void) {}
+
+int crc32c_has_peak(void)
+{
+    return 0;
+}
+
+uint32_t crc32c_peak(uint32_t crc, const uint8_t *bytes, size_t size, int width, uint64_t *peak)
+{
+    (void)bytes, (void)size, (void)width, (void)peak;
+    return crc;
+}
 
 crc_method crc32c_methods[] = {
     {"portable", crc_portable, 1},

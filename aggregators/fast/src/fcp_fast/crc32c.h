@@ -24,4 +24,15 @@ void crc32c_prepare(void);
 crc_function crc32c_best(void);
 crc_function crc32c_method(const char *name);
 
+/* Whether crc32c_peak() can be called: the fastest method holds what it reads in wide registers. */
+int crc32c_has_peak(void);
+
+/* The fewest bytes that crc32c_peak() takes, and those of which it takes multiples. */
+#define CRC32C_PEAK_LEAST (64 << 10)
+#define CRC32C_PEAK_STEP 512
+
+/* Return the CRC of floats of 4 or 8 bytes, and raise *peak to the bits of the largest of them
+ * without their signs, in one pass over memory. */
+uint32_t crc32c_peak(uint32_t crc, const uint8_t *bytes, size_t size, int width, uint64_t *peak);
+
 #endif

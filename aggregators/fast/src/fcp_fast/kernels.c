@@ -30,7 +30,7 @@
 /* Below this many bytes the interpreter's lock is kept: giving it away costs more. */
 #define SHORT_BYTES 16384
 
-enum { MATCH_COLUMNS = 2, ROW_COLUMNS = 4 };
+enum { MATCH_COLUMNS = 2, FLOATS_COLUMNS = 3, ROW_COLUMNS = 4 };
 
 /* Whether start and end lie in order within size bytes, with room for extra bytes after them. */
 static int within(int64_t start, int64_t end, int64_t extra, Py_ssize_t size)
@@ -130,59 +130,6 @@ done:
     return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
-PyDoc_STRVAR(intact_doc,
-"intact($module, data, blocks, /)\n--\n\n"
-"Return whether the masked CRC-32C of each block is in the four bytes after it.\n\n"
-":param blocks: start and end of each block, int64[n, 2].\n"
-":raises ValueError: if a block and its checksum do not lie within *data*.");
-
-static PyObject *fast_intact(PyObject *module, PyObject *args)
-{
-    Py_buffer data, blocks;
-    if (!PyArg_ParseTuple(args, "y*y*:intact", &data, &blocks))
-        return NULL;
-    int result = -1;
-    const int64_t *row = blocks.buf;
-    const uint8_t *bytes = data.buf;
-    Py_ssize_t rows = rows_of(&blocks, MATCH_COLUMNS, "blocks");
-    if (rows < 0)
-        goto done;
-    for (Py_ssize_t i = 0; i < rows; i++) {
-        if (!within(row[2 * i], row[2 * i + 1], 4, data.len)) {
-            out_of_bounds("blocks", i);
-            goto done;
-        }
-    }
-    crc_function function = crc32c_best();
-    PyThreadState *state = data.len > SHORT_BYTES ? PyEval_SaveThread() : NULL;
-    result = 1;
-    for (Py_ssize_t i = 0; i < rows && result; i++) {
-        const uint8_t *end = bytes + row[2 * i + 1];
-        uint32_t crc = function(0, bytes + row[2 * i], (size_t)(row[2 * i + 1] - row[2 * i]));
-        uint32_t masked = ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
-        uint32_t stored = (uint32_t)end[0] | (uint32_t)end[1] << 8 | (uint32_t)end[2] << 16 |
-                          (uint32_t)end[3] << 24;
-        result = masked == stored;
-    }
-    if (state)
-        PyEval_RestoreThread(state);
-done:
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&blocks);
-    return result < 0 ? NULL : PyBool_FromLong(result);
-}
-
-#if defined(__GNUC__) || defined(__clang__)
-#define PREFETCH(address) __builtin_prefetch((const void *)(address))
-#else
-#define PREFETCH(address) ((void)0)
-#endif
-
-/* How far ahead bytes are asked for; beyond the end that does nothing. It helps where a cache holds
- * both arrays, and hinders where memory sends them as fast as it can. */
-#define AHEAD 4096
-#define CACHE_BYTES (16 << 20)
-
 /* Elements come from any address: memcpy of one is an unaligned load. */
 #define ADD_ONE(type, at, factor)                                                                 \
     do {                                                                                          \
@@ -192,41 +139,36 @@ done:
         total[at] += product;                                                                     \
     } while (0)
 
-/* Aligned stores first, then lines of 256 bytes, which the compiler turns into vectors. */
+/* Aligned stores first; the compiler turns the rest into vectors. */
 #define ADD_MANY(type, factor)                                                                    \
-    const int64_t step = 256 / (int64_t)sizeof(type);                                             \
     int64_t i = 0;                                                                                \
     for (; i < count && ((uintptr_t)(total + i) & 63); i++)                                       \
         ADD_ONE(type, i, factor);                                                                 \
-    for (; i + step <= count; i += step) {                                                        \
-        for (int64_t j = 0; j < step; j++)                                                        \
-            ADD_ONE(type, i + j, factor);                                                         \
-        for (int line = 0; ask && line < 256; line += 64)                                         \
-            PREFETCH((uintptr_t)source + (uintptr_t)i * sizeof(type) + AHEAD + line);             \
-    }                                                                                             \
     for (; i < count; i++)                                                                        \
         ADD_ONE(type, i, factor);
 
 #define ADD(name, type, target)                                                                   \
-    target static void name(type *restrict total, const char *restrict source, int64_t count,     \
-                            int ask)                                                              \
+    target static void name(type *restrict total, const char *restrict source, int64_t count)     \
     {                                                                                             \
         ADD_MANY(type, )                                                                          \
     }
 
 #define ADD_PRODUCT(name, type, target)                                                           \
     target static void name(type *restrict total, const char *restrict source, int64_t count,     \
-                            int ask, type weight)                                                 \
+                            type weight)                                                          \
     {                                                                                             \
         ADD_MANY(type, *weight)                                                                   \
     }
 
+/* Elements that one of several streams takes at a time. */
+#define PIECE 1024
+
 /* The largest magnitude as bits: of floats without their sign, where NaN and infinity are above all
- * numbers; of signed integers in ones' complement, so that it is one too small for negative ones. */
+ * numbers; of signed integers in ones' complement, so that it is one too small for negative ones.
+ * Memory answers four streams sooner than one. */
 #define PEAK(name, type, magnitude, target)                                                       \
-    target static type name(const char *source, int64_t count)                                    \
+    target static inline type name##_of(const char *source, int64_t count, type peak)             \
     {                                                                                             \
-        type peak = 0;                                                                            \
         for (int64_t i = 0; i < count; i++) {                                                     \
             type value;                                                                           \
             memcpy(&value, source + i * (int64_t)sizeof(type), sizeof(type));                     \
@@ -234,6 +176,17 @@ done:
             peak = value > peak ? value : peak;                                                   \
         }                                                                                         \
         return peak;                                                                              \
+    }                                                                                             \
+    target static type name(const char *source, int64_t count)                                    \
+    {                                                                                             \
+        int64_t part = count / (4 * PIECE) * PIECE, bytes = part * (int64_t)sizeof(type);         \
+        type peak = 0;                                                                            \
+        for (int64_t i = 0; i < part; i += PIECE) {                                               \
+            const char *at = source + i * (int64_t)sizeof(type);                                  \
+            for (int stream = 0; stream < 4; stream++)                                            \
+                peak = name##_of(at + stream * bytes, PIECE, peak);                               \
+        }                                                                                         \
+        return name##_of(source + 4 * bytes, count - 4 * part, peak);                             \
     }
 
 /* Unsigned integers, whose sums wrap around: signed ones have the same bits. */
@@ -244,12 +197,12 @@ typedef struct {
     int64_t (*peak_int64)(const char *, int64_t);
     uint32_t (*peak_uint32)(const char *, int64_t);
     uint64_t (*peak_uint64)(const char *, int64_t);
-    void (*add_float)(float *, const char *, int64_t, int);
-    void (*add_double)(double *, const char *, int64_t, int);
-    void (*add_int32)(uint32_t *, const char *, int64_t, int);
-    void (*add_int64)(uint64_t *, const char *, int64_t, int);
-    void (*add_float_product)(float *, const char *, int64_t, int, float);
-    void (*add_double_product)(double *, const char *, int64_t, int, double);
+    void (*add_float)(float *, const char *, int64_t);
+    void (*add_double)(double *, const char *, int64_t);
+    void (*add_int32)(uint32_t *, const char *, int64_t);
+    void (*add_int64)(uint64_t *, const char *, int64_t);
+    void (*add_float_product)(float *, const char *, int64_t, float);
+    void (*add_double_product)(double *, const char *, int64_t, double);
 } Adders;
 
 #define ADDERS(suffix, target)                                                                    \
@@ -324,30 +277,30 @@ static int check_rows(const int64_t *row, Py_ssize_t rows, int64_t size, Kind ki
 }
 
 static void add_rows(const int64_t *row, Py_ssize_t rows, Kind kind, void *total,
-                     const char *data, const double *weights, int ask)
+                     const char *data, const double *weights)
 {
     for (Py_ssize_t i = 0; i < rows; i++, row += ROW_COLUMNS) {
         const char *source = data + row[1];
         switch (kind) {
         case FLOAT:
             if (row[3] < 0)
-                adders->add_float((float *)total + row[0], source, row[2], ask);
+                adders->add_float((float *)total + row[0], source, row[2]);
             else
-                adders->add_float_product((float *)total + row[0], source, row[2], ask,
+                adders->add_float_product((float *)total + row[0], source, row[2],
                                            (float)weights[row[3]]);
             break;
         case DOUBLE:
             if (row[3] < 0)
-                adders->add_double((double *)total + row[0], source, row[2], ask);
+                adders->add_double((double *)total + row[0], source, row[2]);
             else
-                adders->add_double_product((double *)total + row[0], source, row[2], ask,
+                adders->add_double_product((double *)total + row[0], source, row[2],
                                            weights[row[3]]);
             break;
         case INT32:
-            adders->add_int32((uint32_t *)total + row[0], source, row[2], ask);
+            adders->add_int32((uint32_t *)total + row[0], source, row[2]);
             break;
         case INT64:
-            adders->add_int64((uint64_t *)total + row[0], source, row[2], ask);
+            adders->add_int64((uint64_t *)total + row[0], source, row[2]);
             break;
         }
     }
@@ -383,8 +336,7 @@ static PyObject *fast_add(PyObject *module, PyObject *args)
     if (check_rows(rows.buf, count, size, kind, &total, &data, &weights) < 0)
         goto done;
     PyThreadState *state = data.len > SHORT_BYTES ? PyEval_SaveThread() : NULL;
-    add_rows(rows.buf, count, kind, total.buf, data.buf, weights.buf,
-             total.len + data.len <= CACHE_BYTES);
+    add_rows(rows.buf, count, kind, total.buf, data.buf, weights.buf);
     if (state)
         PyEval_RestoreThread(state);
     result = 0;
@@ -425,6 +377,137 @@ static double peak_of_floats(const int64_t *row, Py_ssize_t rows, Kind kind, con
         peak = value > peak ? value : peak;
     }
     return peak;
+}
+
+/* Return the larger of a magnitude and those of the floats; NaN stays. */
+static double larger_of(double peak, const char *bytes, int64_t count, Kind kind)
+{
+    const int64_t row[ROW_COLUMNS] = {0, 0, count, -1};
+    double found = peak_of_floats(row, 1, kind, bytes, NULL);
+    return found <= peak || peak != peak ? peak : found;
+}
+
+/* Bytes of which the checksum is computed, and then the magnitude while a cache holds them. */
+#define BOTH_BYTES (32 << 10)
+
+/* Go on with the CRC over some floats, and raise the peak to the largest of them. */
+static uint32_t crc_of_floats(crc_function function, uint32_t crc, const uint8_t *bytes,
+                              int64_t size, Kind kind, double *peak)
+{
+    int64_t width = kind == FLOAT ? 4 : 8;
+    if (crc32c_has_peak() && size >= CRC32C_PEAK_LEAST) {
+        int64_t whole = size / CRC32C_PEAK_STEP * CRC32C_PEAK_STEP;
+        uint64_t bits = 0;
+        crc = crc32c_peak(crc, bytes, (size_t)whole, (int)width, &bits);
+        if (kind == FLOAT) {
+            uint32_t narrow = (uint32_t)bits;
+            *peak = larger_of(*peak, (const char *)&narrow, 1, kind);
+        } else {
+            *peak = larger_of(*peak, (const char *)&bits, 1, kind);
+        }
+        bytes += whole;
+        size -= whole;
+    }
+    while (size) {
+        int64_t part = size < BOTH_BYTES ? size : BOTH_BYTES;
+        crc = function(crc, bytes, (size_t)part);
+        *peak = larger_of(*peak, (const char *)bytes, part / width, kind);
+        bytes += part;
+        size -= part;
+    }
+    return crc;
+}
+
+static int check_blocks(const int64_t *block, Py_ssize_t blocks, const int64_t *run,
+                        Py_ssize_t runs, Py_ssize_t size)
+{
+    int64_t at = 0;
+    for (Py_ssize_t i = 0; i < blocks; i++, block += MATCH_COLUMNS) {
+        if (!within(block[0], block[1], 4, size) || block[0] < at)
+            return out_of_bounds("blocks", i);
+        at = block[1];
+    }
+    at = 0;
+    for (Py_ssize_t i = 0; i < runs; i++, run += FLOATS_COLUMNS) {
+        if (!within(run[0], run[1], 0, size) || run[0] < at || (run[2] != 4 && run[2] != 8) ||
+            (run[1] - run[0]) % run[2])
+            return out_of_bounds("floats", i);
+        at = run[1];
+    }
+    return 0;
+}
+
+static int verify(const uint8_t *bytes, const int64_t *block, Py_ssize_t blocks,
+                  const int64_t *run, Py_ssize_t runs, double *peaks)
+{
+    crc_function function = crc32c_best();
+    for (Py_ssize_t i = 0; i < blocks; i++, block += MATCH_COLUMNS) {
+        const uint8_t *end = bytes + block[1];
+        int64_t at = block[0];
+        uint32_t crc = 0;
+        for (; runs && run[1] <= block[1]; runs--, run += FLOATS_COLUMNS, peaks++) {
+            *peaks = 0;
+            if (run[0] < at) {
+                /* It is in no block. */
+                *peaks = larger_of(0, (const char *)bytes + run[0], (run[1] - run[0]) / run[2],
+                                   run[2] == 4 ? FLOAT : DOUBLE);
+                continue;
+            }
+            crc = function(crc, bytes + at, (size_t)(run[0] - at));
+            crc = crc_of_floats(function, crc, bytes + run[0], run[1] - run[0],
+                                run[2] == 4 ? FLOAT : DOUBLE, peaks);
+            at = run[1];
+        }
+        crc = function(crc, bytes + at, (size_t)(block[1] - at));
+        uint32_t masked = ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
+        uint32_t stored = (uint32_t)end[0] | (uint32_t)end[1] << 8 | (uint32_t)end[2] << 16 |
+                          (uint32_t)end[3] << 24;
+        if (masked != stored)
+            return 0;
+    }
+    for (; runs; runs--, run += FLOATS_COLUMNS, peaks++)
+        *peaks = larger_of(0, (const char *)bytes + run[0], (run[1] - run[0]) / run[2],
+                           run[2] == 4 ? FLOAT : DOUBLE);
+    return 1;
+}
+
+PyDoc_STRVAR(verify_doc,
+"verify($module, data, blocks, floats, peaks, /)\n--\n\n"
+"Return whether the masked CRC-32C of each block is in the four bytes after it.\n\n"
+"On the way the largest magnitude of each run of floats is put into *peaks*: NaN unless all are\n"
+"finite. What is there after a wrong checksum is undefined.\n\n"
+":param blocks: start and end of each block in order, int64[n, 2].\n"
+":param floats: start, end and bytes of an element of each run in order, int64[m, 3].\n"
+":param peaks: float64[m].\n"
+":raises ValueError: if a block and its checksum do not lie within *data*, or a run does not.");
+
+static PyObject *fast_verify(PyObject *module, PyObject *args)
+{
+    Py_buffer data, blocks, floats, peaks;
+    if (!PyArg_ParseTuple(args, "y*y*y*w*:verify", &data, &blocks, &floats, &peaks))
+        return NULL;
+    int result = -1;
+    Py_ssize_t count = rows_of(&blocks, MATCH_COLUMNS, "blocks");
+    Py_ssize_t runs = rows_of(&floats, FLOATS_COLUMNS, "floats");
+    if (count < 0 || runs < 0)
+        goto done;
+    if (peaks.len != runs * (Py_ssize_t)sizeof(double) ||
+        ((uintptr_t)peaks.buf) % sizeof(double)) {
+        PyErr_SetString(PyExc_ValueError, "peaks must be an aligned array, one for each run");
+        goto done;
+    }
+    if (check_blocks(blocks.buf, count, floats.buf, runs, data.len) < 0)
+        goto done;
+    PyThreadState *state = data.len > SHORT_BYTES ? PyEval_SaveThread() : NULL;
+    result = verify(data.buf, blocks.buf, count, floats.buf, runs, peaks.buf);
+    if (state)
+        PyEval_RestoreThread(state);
+done:
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&blocks);
+    PyBuffer_Release(&floats);
+    PyBuffer_Release(&peaks);
+    return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
 static uint64_t peak_of_integers(const int64_t *row, Py_ssize_t rows, int narrow, int without_sign,
@@ -493,9 +576,9 @@ done:
 static PyMethodDef methods[] = {
     {"crc32c", fast_crc32c, METH_VARARGS, crc32c_doc},
     {"same", fast_same, METH_VARARGS, same_doc},
-    {"intact", fast_intact, METH_VARARGS, intact_doc},
     {"add", fast_add, METH_VARARGS, add_doc},
     {"peak", fast_peak, METH_VARARGS, peak_doc},
+    {"verify", fast_verify, METH_VARARGS, verify_doc},
     {NULL, NULL, 0, NULL},
 };
 

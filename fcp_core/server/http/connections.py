@@ -1,0 +1,264 @@
+"""The connections of clients: one strict reading of each request's header, and a limit on waiting.
+
+Tornado takes some headers that proxies frame otherwise (lines that end in a bare line feed, equal
+lengths given twice, chunks over HTTP/1.0). So the bytes of a header are checked before Tornado
+parses them: no proxy reads another request than this server. RFC 9112, sections 2.2 to 7.1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from tornado.http1connection import HTTP1Connection
+from tornado.httpserver import HTTPServer
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import IOStream
+
+from fcp_core.server.http.chunks import take_chunks
+from fcp_core.server.http.rates import address_key, is_loopback
+
+if TYPE_CHECKING:
+    from fcp_core.server.http.handler import Handler
+    from fcp_core.server.http.limits import Limits
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e\x80-\xff]+ HTTP/1\.([01])")
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
+#: More bytes than these digits can say, no disk has.
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+
+
+def check_header(data: bytes) -> None:
+    """Check a request's line and fields, with the empty line that ends them.
+
+    :raises HTTPInputError: unless all readers agree on where the request ends.
+    """
+    # One empty line in front is allowed: some clients send one after a body.
+    lines = data.removeprefix(b"\r\n").split(b"\r\n")
+    if lines[-2:] != [b"", b""] or b"" in lines[:-2]:
+        raise HTTPInputError("the header does not end with an empty line")
+    request_line = _REQUEST_LINE.fullmatch(lines[0])
+    if request_line is None:
+        raise HTTPInputError("malformed request line")
+    framing: dict[bytes, list[bytes]] = {b"content-length": [], b"transfer-encoding": []}
+    for line in lines[1:-2]:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            raise HTTPInputError("malformed header line")
+        values = framing.get(field[1].lower())
+        if values is not None:
+            values.append(field[2].strip(b" \t"))
+    lengths, codings = framing.values()
+    if len(lengths) + len(codings) > 1:
+        raise HTTPInputError("the length of the body is given more than once")
+    if lengths and _LENGTH.fullmatch(lengths[0]) is None:
+        raise HTTPInputError("malformed Content-Length")
+    if codings and (codings[0].lower() != b"chunked" or request_line[1] == b"0"):
+        raise HTTPInputError("the Transfer-Encoding is not chunked, or not for HTTP/1.0")
+
+
+class Connection(HTTPMessageDelegate):
+    """One client's connection: each of its requests, one after another, gets a handler.
+
+    It is closed if the client keeps the server waiting too long. One timer serves all requests: it
+    is set again only when it fires.
+
+    :param makers: what makes handlers, by how what is asked for begins; the first counts.
+    :param address: where it comes from.
+    :ivar origin: the address that it counts for, or the network; empty: this machine.
+    """
+
+    def __init__(
+        self, stream: IOStream, makers: Sequence[tuple[str, MakeHandler]], address: str
+    ) -> None:
+        self._stream = stream
+        key = address_key(address)
+        self.origin = "" if is_loopback(key) else key
+        self._makers = makers
+        self._loop = asyncio.get_running_loop()
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._handler: Handler | None = None
+        #: What Tornado has of the request that comes.
+        self.http: HTTP1Connection
+
+    def next_request(self, http: HTTP1Connection, timeout: float) -> None:
+        """Wait for the next request's header, for so many seconds."""
+        self.http = http
+        self._handler = None
+        self.limit(timeout)
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        """Make the handler, and have it admit the request."""
+        self._deadline = None
+        line = cast(RequestStartLine, start_line)  # a server receives no other
+        # RFC 9112, section 3.2: a server must refuse these, though nobody here asks for the host.
+        host = headers.get("Host")
+        if host is None and line.version != "HTTP/1.0":
+            raise HTTPInputError("there is no Host header")
+        if host is not None and "," in host:
+            raise HTTPInputError("there are several Host headers")
+        uri = line.path
+        for begins, make in self._makers:
+            if uri.startswith(begins):
+                self._handler = handler = make(self, line.method, uri, headers)
+                break
+        admitted = handler.begin()
+        if "Transfer-Encoding" in headers:
+            return take_chunks(self.http, handler, admitted)
+        return admitted
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Pass on a piece of the body."""
+        assert self._handler is not None  # the header came first
+        return self._handler.data_received(chunk)
+
+    def finish(self) -> None:
+        """Have the request served: its body is complete."""
+        assert self._handler is not None  # the header came first
+        self._deadline = None
+        self._handler.finish()
+
+    def on_connection_close(self) -> None:
+        """Pass on that the connection broke."""
+        if self._handler is not None:
+            self._handler.on_connection_close()
+
+    # The time that a client may take.
+
+    def limit(self, seconds: float) -> None:
+        """Close the connection after so many seconds, unless the limit is changed before."""
+        self._deadline = deadline = self._loop.time() + seconds
+        if self._timer is None or deadline < self._timer.when():
+            self._set(deadline)
+
+    def end(self) -> None:
+        """Stop the timer."""
+        self._deadline = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._check)
+
+    def _check(self) -> None:
+        self._timer = None
+        if self._deadline is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._set(self._deadline)
+        else:
+            self._deadline = None
+            self._stream.close()
+
+
+#: Makes the handler of a request: of its connection, its method, what is asked for, its headers.
+MakeHandler = Callable[[Connection, str, str, HTTPHeaders], "Handler"]
+
+
+class Router(HTTPServerConnectionDelegate):
+    """Knows the connections of a server.
+
+    :param make: makes the handlers of requests.
+    :param hot: makes those of requests that begin so, in its place.
+    :param idle_timeout: how long a connection may take to send the next request's header.
+    """
+
+    def __init__(
+        self,
+        make: MakeHandler,
+        idle_timeout: float,
+        hot: Mapping[str, MakeHandler] | None = None,
+    ) -> None:
+        self._makers = (*(hot or {}).items(), ("", make))
+        self._idle_timeout = idle_timeout
+        self._connections: dict[object, Connection] = {}
+
+    def start_request(
+        self, server_conn: object, request_conn: HTTPConnection
+    ) -> HTTPMessageDelegate:
+        """Wait for the next request of a connection."""
+        http = cast(HTTP1Connection, request_conn)
+        connection = self._connections.get(server_conn)
+        if connection is None:
+            address = str(getattr(http.context, "remote_ip", ""))
+            connection = Connection(http.stream, self._makers, address)
+            self._connections[server_conn] = connection
+        connection.next_request(http, self._idle_timeout)
+        return connection
+
+    def on_close(self, server_conn: object) -> None:
+        """Stop the timer of a closed connection."""
+        connection = self._connections.pop(server_conn, None)
+        if connection is not None:
+            connection.end()
+
+
+class BoundedHTTPServer(HTTPServer):
+    """Tornado's server with limits on its connections."""
+
+    connections = 0
+
+    def initialize(  # type: ignore[override]
+        self, router: Router, limits: Limits, **options: Any
+    ) -> None:
+        """Leave the time limit of headers to the router."""
+        super().initialize(router, **options)
+        self.router = router
+        self.conn_params.header_timeout = None
+        self._limits = limits
+        #: How many connections each address has.
+        self._of_address: Counter[str] = Counter()
+
+    def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
+        """Take a connection, or close it if there are too many."""
+        key = address_key(str(address[0]))
+        most = self._limits.max_connections_per_address
+        if self.connections >= self._limits.max_connections or (
+            0 < most <= self._of_address[key] and not is_loopback(key)
+        ):
+            stream.close()
+            return
+        self.connections += 1
+        self._of_address[key] += 1
+        check_headers_of(stream)
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        """Forget a closed connection."""
+        self.connections -= 1
+        key = address_key(server_conn.context.remote_ip)  # type: ignore[attr-defined]
+        self._of_address[key] -= 1
+        if self._of_address[key] <= 0:
+            del self._of_address[key]
+        self.router.on_close(server_conn)
+        super().on_close(server_conn)
+
+
+def check_headers_of(stream: IOStream) -> None:
+    """Have the headers of all requests on a connection checked, before anybody parses them."""
+    read = stream.read_until_regex  # which Tornado's connections use for headers only
+
+    async def read_header(regex: bytes, max_bytes: int | None = None) -> bytes:
+        data = await read(regex, max_bytes)
+        check_header(data)
+        return data
+
+    stream.read_until_regex = read_header  # type: ignore[method-assign]

@@ -1,0 +1,95 @@
+"""The handler of downloads: plans, checkpoints and slices."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from urllib.parse import unquote
+
+from fcp_core.protocol.status import StatusError
+from fcp_core.server.http import refusals
+from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.limits import http_error
+
+_RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})", re.IGNORECASE)
+_TAG = re.compile(r'\*|(?:W/)?"[^"]*"')
+
+DOWNLOAD = "/data/"
+
+
+class DownloadHandler(Handler):
+    """``GET /data/...``: a plan, a checkpoint or a slice, as it is stored."""
+
+    label = "download"
+
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Return what an error is answered with."""
+        return refusals.never_503(*super().reply_to(error))
+
+    async def serve(self) -> None:
+        """Send it, or say that the client's copy is still good."""
+        name = unquote(self.path[len(DOWNLOAD) :])
+        found = await self.context.services.media.download(name)
+        age = int(found.max_age)
+        headers = {
+            "ETag": f'"{found.etag}"',
+            "Cache-Control": f"max-age={age}" if age > 0 else "no-cache",
+            "Accept-Ranges": "bytes",
+            "Content-Type": found.content_type,
+        }
+        if _is_known(self.headers.get("If-None-Match", ""), found.etag):
+            self.answer(b"", 304, headers)
+            return
+        data, status = found.data, 200
+        wanted = self._range(len(data), found.etag)
+        if wanted is not None:
+            if not wanted:
+                error = http_error(416, f"there are {len(data)} bytes; the range has none")
+                body, more = self.describe(error)
+                headers |= {**more, "Content-Range": f"bytes */{len(data)}"}
+                self.answer(body, 416, headers)
+                return
+            status = 206
+            headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}"
+            data = data[wanted.start : wanted.stop]
+        # The header goes first, so that the data is written as it is, without a copy.
+        self.begin_answer(len(data), status, headers)
+        if self.method != "HEAD":
+            try:
+                written = self.http.write(data)
+                await asyncio.wait_for(written, self.context.limits.body_timeout)
+            except asyncio.TimeoutError:
+                self.http.close()
+        self.end_answer()
+
+    def _range(self, size: int, etag: str) -> range | None:
+        """Return the requested range: empty if it cannot be satisfied, None for the whole body."""
+        headers = self.headers
+        if self.method != "GET" or headers.get("If-Range", f'"{etag}"') != f'"{etag}"':
+            return None
+        return parse_range(headers.get("Range", ""), size)
+
+
+def parse_range(header: str, size: int) -> range | None:
+    """Return the bytes that a ``Range`` header asks for.
+
+    :returns: an empty range if there are no such bytes; None if the header is empty or malformed,
+        or asks for several ranges: all bytes then answer it, as RFC 9110 allows.
+    """
+    found = _RANGE.fullmatch(header.strip())
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        last = min(int(found[2]), size)
+        return range(size - last, size)
+    first = int(found[1])
+    end = min(int(found[2]) + 1, size) if found[2] else size
+    if found[2] and int(found[2]) < first:
+        return None
+    return range(first, end) if first < size else range(0)
+
+
+def _is_known(header: str, etag: str) -> bool:
+    """Whether an ``If-None-Match`` header names what has this tag."""
+    tags = _TAG.findall(header)
+    return tags[:1] == ["*"] or f'"{etag}"' in [tag.removeprefix("W/") for tag in tags]

@@ -1,0 +1,157 @@
+"""What becomes of a request that is not served: refused, failed, too long; and the log of all."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from ssl import SSLError
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs
+
+from tornado.iostream import StreamClosedError
+
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http.limits import http_error
+from fcp_core.server.http.rates import RateLimitError
+
+if TYPE_CHECKING:
+    from fcp_core.server.http.handler import Handler
+
+logger = logging.getLogger("fcp.server")
+
+#: How much of the body of a refused request is read before the connection is closed: a client
+#: that is still sending may not look at an answer before.
+LINGER = 1 << 20
+#: How long that may take, in seconds.
+LINGER_TIME = 5.0
+#: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
+RETRY_AFTER = 5
+#: The most parameters of a query.
+MAX_PARAMETERS = 100
+
+_RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
+
+
+def refuse(handler: Handler, error: StatusError) -> None:
+    """Answer before the body is there, then read a bounded rest of it and drop it."""
+    if handler.over:
+        return
+    logger.debug("%s %s refused: %s", handler.label, handler.subject, error)
+    handler.abandon()
+    handler.dropping = LINGER
+    handler.connection.limit(LINGER_TIME)
+    status, body, headers = handler.reply_to(error)
+    if int(handler.headers.get("Content-Length", "0")) > LINGER:
+        headers["Connection"] = "close"
+    handler.begin_answer(len(body), status, headers, body)
+    if "Expect" in handler.headers:
+        handler.end_answer()  # such a client sends no body once it has an answer
+
+
+def drop(handler: Handler, chunk: bytes) -> None:
+    """Drop a piece of a body that nobody wants."""
+    if handler.dropping is None:
+        handler.dropping = LINGER
+    handler.dropping -= len(chunk)
+    if handler.dropping < 0:
+        # A refused request has its answer; nobody asks for a body that is not read.
+        if handler.status:
+            handler.end_answer()
+        else:
+            handler.http.close()
+
+
+def fail(handler: Handler, error: Exception) -> None:
+    """Answer that a request failed, or close the connection if an answer was begun."""
+    handler.abandon()  # before the client, who may try again, hears of it
+    status = as_status(handler, error)
+    if not handler.status:
+        number, body, headers = handler.reply_to(status)
+        handler.answer(body, number, headers)
+    elif not handler.over:
+        handler.http.close()
+        handler.on_connection_close()
+
+
+def describe(handler: Handler, error: StatusError) -> tuple[bytes, dict[str, str]]:
+    """Return an error as a serialized ``google.rpc.Status``, with its headers."""
+    headers = {"Content-Type": "application/x-protobuf"}
+    if error.code in _RETRY_CODES:
+        wait = error.wait if isinstance(error, RateLimitError) else RETRY_AFTER
+        headers["Retry-After"] = str(wait)
+    if error.http == 405:
+        headers["Allow"] = ", ".join(handler.allowed())
+    return error.to_proto().SerializeToString(), headers
+
+
+def as_status(handler: Handler, error: Exception) -> StatusError:
+    """Return the error to send; a fault of the server's own is logged and not described."""
+    if isinstance(error, StatusError):
+        logger.debug("%s %s: %s", handler.label, handler.subject, error)
+        return error
+    if isinstance(error, StreamClosedError):
+        return StatusError(Code.CANCELLED, "the client went away")
+    logger.error("%s %s failed", handler.label, handler.subject, exc_info=error)
+    return StatusError(Code.INTERNAL, "the server failed; its log says why")
+
+
+def wrong_method(handler: Handler) -> StatusError:
+    """Return the error for a method that the address has not."""
+    allowed = " and ".join(handler.allowed())
+    return http_error(405, f"{handler.method} is not allowed here; {allowed} is")
+
+
+def long_header(size: int, limit: int) -> StatusError:
+    """Return the error for a header over the limit, both in bytes."""
+    return http_error(431, f"the request's header has {size} bytes; this server takes {limit}")
+
+
+def parameters(handler: Handler) -> dict[str, list[str]]:
+    """Return the parameters of a request's query.
+
+    :raises StatusError: INVALID_ARGUMENT if there are too many.
+    """
+    try:
+        return parse_qs(
+            handler.query, keep_blank_values=True, errors="replace", max_num_fields=MAX_PARAMETERS
+        )
+    except ValueError as error:
+        raise StatusError(Code.INVALID_ARGUMENT, f"the query: {error}") from None
+
+
+def certificate(handler: Handler, *, binary: bool) -> bytes | Mapping[str, Any] | None:
+    """Return the client's verified certificate; None if there is none.
+
+    :param binary: whether as DER, or as ``ssl`` gives it.
+    """
+    if getattr(handler.http.context, "protocol", "") != "https":
+        return None
+    try:
+        found = cast(Any, handler.http.stream).socket.getpeercert(binary) or None
+    except SSLError:
+        return None
+    return cast("bytes | Mapping[str, Any] | None", found)
+
+
+def log(handler: Handler, status: int) -> None:
+    """Log the end of a request."""
+    seconds = time.perf_counter() - handler.began
+    about: dict[str, Any] = {"route": handler.label, "status": status, "seconds": seconds}
+    if handler.subject:
+        about["session_id"] = handler.subject
+    logger.debug(
+        "%s %s -> %d in %.1f ms",
+        handler.label,
+        handler.subject,
+        status,
+        1000 * seconds,
+        extra={"fcp": about},
+    )
+
+
+def never_503(
+    status: int, body: bytes, headers: dict[str, str]
+) -> tuple[int, bytes, dict[str, str]]:
+    """Return a device's answer without 503: clients since September 2024 may crash after one."""
+    return (429 if status == 503 else status, body, headers)
