@@ -112,9 +112,13 @@ class Experience:
 
 
 class Experiences:
-    """What is known of the devices of one population, by task name."""
+    """What is known of the devices of one population, by task name, and of their senders.
 
-    def __init__(self) -> None:
+    :param max_silent_per_sender: how many places of one may be silent in any case; 0: any number.
+    """
+
+    def __init__(self, max_silent_per_sender: int = 0) -> None:
+        self.senders = Senders(max_silent_per_sender)
         self._of: OrderedDict[str, Experience] = OrderedDict()
 
     def of(self, task_name: str, first: float, wordless: bool) -> Experience:

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import Group
-from fcp_core.rounds.experience import Experience, Senders
+from fcp_core.rounds.experience import Experiences
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.failures import Failures
 from fcp_core.rounds.policies import OpenTask
@@ -41,11 +41,24 @@ class TaskFacts(Machine[TaskState]):
     :param retention: seconds after that in which an assignment that has ended is still known.
     :param closing_timeout: seconds after the deadline in which there must be a result.
     :param folded_by: who makes it, for the message if there is none.
+    :param first_sign_timeout: how many seconds a device may be silent while nothing is known of the
+        others.
+    :param wordless: whether devices may drop a result without a word.
     :param alike_failures: after how many failures of its first devices, all alike, it ends; 0:
         never.
     """
 
     MOVES = MOVES
+
+    #: When and why it ended, if it has.
+    finished: float | None = None
+    error: tuple[Code, str] | None = None
+    #: How many assignments there were, how many contributions are in the aggregate, how many
+    #: assignments ended without one, how many of late devices, and how many are accumulating.
+    assigned = contributed = dropped = surplus = _accumulating = 0
+    #: How many are overdue, how many ever were, how many of those came after all, and how many
+    #: ended without a sign, which ``dropped`` counts too.
+    overdue = fell_silent = came_back = silent = 0
 
     def __init__(
         self,
@@ -64,6 +77,8 @@ class TaskFacts(Machine[TaskState]):
         closing_timeout: float = 600.0,
         folded_by: str = "the engine",
         alike_failures: int = 0,
+        first_sign_timeout: float = 120.0,
+        wordless: bool = False,
     ) -> None:
         super().__init__(TaskState.OPEN)
         self.task_id = task_id
@@ -79,24 +94,14 @@ class TaskFacts(Machine[TaskState]):
         self._known_for = assignment_timeout + retention
         self._closing_timeout = closing_timeout
         self._folded_by = folded_by
-        self.share(Experience(), Senders())
-        self.finished: float | None = None
-        self.error: tuple[Code, str] | None = None
+        self._silence = (first_sign_timeout, wordless)
+        self.share(Experiences())
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
         #: the same in the order in which they were given.
         self._assignments: dict[str, Assignment] = {}
         self._order: deque[Assignment] = deque()
-        #: How many assignments there were, how many contributions are in the aggregate, how many
-        #: assignments ended without one, how many of late devices, and how many are accumulating.
-        self.assigned = 0
-        self.contributed = 0
-        self.dropped = 0
-        self.surplus = 0
-        self._accumulating = 0
-        #: The assignments without a sign of life: those that have time, in the order in which they
-        #: were given; how many are overdue; and how many ever were, and came after all.
+        #: Those without a sign of life that have time, in the same order.
         self._silent: dict[str, Assignment] = {}
-        self.overdue = self.fell_silent = self.came_back = 0
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
@@ -105,18 +110,13 @@ class TaskFacts(Machine[TaskState]):
         #: The same of those that were assigned only; and of how many of each client version there
         #: is no sign.
         self.outcomes, self.silences = Reasons(), Reasons()
-        #: How many assignments ended without a sign; ``dropped`` counts them too.
-        self.silent = 0
         #: Whether the first devices all fail in the same way.
         self.failures = Failures(alike_failures)
 
-    def share(self, experience: Experience, senders: Senders) -> None:
-        """Learn together with others; to be called before it is given to a device.
-
-        :param experience: what is known of the devices of the tasks of its name.
-        :param senders: who has silent places in its population.
-        """
-        self.experience, self.senders = experience, senders
+    def share(self, experiences: Experiences) -> None:
+        """Learn together with the tasks of its population; call it before any device has it."""
+        self.experience = experiences.of(self.name, *self._silence)
+        self.senders = experiences.senders
 
     # What it is.
 

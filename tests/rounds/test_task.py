@@ -9,7 +9,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Stage
-from fcp_core.rounds.experience import Experience, Senders
 from fcp_core.rounds.task import (
     AccumulateEffect,
     CompleteEffect,
@@ -30,6 +29,9 @@ def machine(
     timeout=10.0,
     cap=None,
     retention=math.inf,
+    first=120.0,
+    wordless=False,
+    alike=0,
 ):
     return TaskMachine(
         task_id="t",
@@ -43,6 +45,9 @@ def machine(
         assignment_timeout=timeout,
         max_at_work=cap,
         retention=retention,
+        first_sign_timeout=first,
+        wordless=wordless,
+        alike_failures=alike,
     )
 
 
@@ -302,9 +307,9 @@ class Model(RuleBasedStateMachine):
     )
     def open(self, goal, over, wordless, minimum, cap, retention):
         self.now = 0.0
-        self.task = machine(goal, minimum, over, cap=cap, retention=retention)
-        self.task.share(Experience(first=4.0), Senders(1))
-        self.task.experience.wordless = wordless
+        self.task = machine(
+            goal, minimum, over, cap=cap, retention=retention, first=4.0, wordless=wordless
+        )
         self.count = 0
         #: When those that are not ready expire; the groups that wait, in order, and that run.
         self.expires = {}

@@ -109,8 +109,8 @@ class TaskAssignments:
         names = [name for name in dict.fromkeys(request.task_names) if name in session.offered]
         new = [name for name in names if name not in session.asked]
         refused = bool(new) and (
-            self._refuses(session, request.attestation_measurement.value, now)
-            or population.distrusts(session, now)
+            self._distrusts(population, session, now)
+            or self._refuses(session, request.attestation_measurement.value, now)
         )
         for name in new:
             task = None if refused else _with_room(population, name)
@@ -234,6 +234,13 @@ class TaskAssignments:
             return False
         who = (session.check_in.population, label(session.session_id))
         self._common.notify(Rejected(now, *who, "refused"))
+        return True
+
+    def _distrusts(self, population: Population, session: DeviceSession, now: float) -> bool:
+        """Whether a device is given nothing, since its sender holds too many silent places."""
+        if population.senders.trusts(session.origin):
+            return False
+        self._common.notify(Rejected(now, population.name, label(session.session_id), "silent"))
         return True
 
     def _check_room(self) -> None:

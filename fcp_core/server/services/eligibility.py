@@ -12,7 +12,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resource
 from fcp_core.rounds.events import CheckedIn, Rejected
 from fcp_core.rounds.pacing import window_message
-from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
+from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow, combined
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, principal_of, scope_of
@@ -81,13 +81,7 @@ class EligibilityEvalTasks:
             now = self._clock.now()
         check_in = _check_in(request, principal_of(sender))
         session_key = self._common.secrets.bytes(16)
-        load = population.load(now)
-        accepted = self._plugins.retry_window(population.name, accepted=True, load=load, now=now)
-        # Policies say when they want those back whom they send away, and nothing of the others.
-        load = {**load, "not_before": population.not_before(now)}
-        rejected = population.rejection_window(
-            self._plugins.retry_window(population.name, accepted=False, load=load, now=now), now
-        )
+        accepted, rejected = self._windows(population, now)
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )
@@ -123,6 +117,15 @@ class EligibilityEvalTasks:
         population.pace.handed_out(given, now)
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
+
+    def _windows(self, population: Population, now: float) -> tuple[RetryWindow, RetryWindow]:
+        """Return when a device is to come back: if it is given a task, and if not."""
+        load = population.load(now)
+        accepted = self._plugins.retry_window(population.name, accepted=True, load=load, now=now)
+        # Policies say when they want those back whom they send away, and nothing of the others.
+        load = {**load, "not_before": population.not_before(now)}
+        rejected = self._plugins.retry_window(population.name, accepted=False, load=load, now=now)
+        return accepted, population.rejection_window(rejected, now)
 
     def _offer(
         self, check_in: CheckIn, population: Population, now: float

@@ -12,7 +12,7 @@ from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Outcome
 from fcp_core.rounds.events import Event, Rejected
-from fcp_core.rounds.experience import Experiences, Senders
+from fcp_core.rounds.experience import Experiences
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
@@ -56,17 +56,15 @@ class Population:
         states: PolicyStates | None = None,
     ) -> None:
         self.name = name
-        self._notify = notify
-        self._states = states
-        self._saving = False
-        self._stopping = False
+        self._notify, self._states = notify, states
+        self._saving = self._stopping = False
         #: The earliest window in which policies want those back whom they rejected.
         self._away: tuple[float, float] | None = None
         self.settings = settings
         self._max_at_work = settings.max_at_work
         self.pace = Pace()
-        self.senders = Senders(settings.max_silent_per_sender)
-        self._experiences = Experiences()
+        self._experiences = Experiences(settings.max_silent_per_sender)
+        self.senders = self._experiences.senders
         self._assigner: Assigner[DeviceSession] = Assigner(rng)
         self._ticker = ticker
         self._tasks: dict[str, TaskRunner] = {}
@@ -93,8 +91,7 @@ class Population:
         :param eligibility: its own eligibility policies; None: it has those of the population.
         """
         self._tasks[task.task_id] = task
-        name, first = task.spec.name, task.settings.first_sign_timeout
-        task.machine.share(self._experiences.of(name, first, task.wordless), self.senders)
+        task.machine.share(self._experiences)
         if eligibility is not None:
             self._eligibility[task.task_id] = eligibility
             # Those who wait and were asked nothing were not asked about this one either.
@@ -153,7 +150,7 @@ class Population:
 
     @property
     def at_work(self) -> int:
-        """How many assignments have not ended and are not overdue."""
+        """How many assignments have not ended, but for those that are overdue."""
         return sum(task.machine.at_work for task in self._tasks.values())
 
     @property
@@ -191,24 +188,14 @@ class Population:
         """
         if candidate.weights is None:
             candidate = replace(candidate, weights=self._unasked())
-        if self._stopping:
-            self._reject(session, "stopping", now)
-            return
-        if not self.senders.trusts(session.origin):
-            self._reject(session, "silent", now)
+        if self._stopping or not self.senders.trusts(session.origin):
+            self._reject(session, "stopping" if self._stopping else "silent", now)
             return
         self._assigner.arrive(candidate, session)
         if self._asked <= now < self._ask_again:
             self._set_tick(self._ask_again)
         else:
             self._decide(now)
-
-    def distrusts(self, session: DeviceSession, now: float) -> bool:
-        """Whether a device is given nothing, since its sender holds too many silent places."""
-        if self.senders.trusts(session.origin):
-            return False
-        self._notify(Rejected(now, self.name, label(session.session_id), "silent"))
-        return True
 
     def cancel(self, session: DeviceSession, now: float) -> None:
         """Withdraw a device that cancelled its request."""

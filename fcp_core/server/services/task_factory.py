@@ -99,6 +99,8 @@ class TaskFactory:
             closing_timeout=choices.settings.closing_timeout,
             folded_by=_folded_by(chosen, spec),
             alike_failures=choices.settings.alike_failures,
+            first_sign_timeout=choices.settings.first_sign_timeout,
+            wordless=is_wordless(spec.plan),
         )
         try:
             protocol: AggregationProtocol = chosen.make_protocol()
@@ -123,7 +125,7 @@ class TaskFactory:
         try:
             begun = host.start(task, now)
             table = {(route.service, route.method): route for route in found}
-            return TaskParts(machine, host, fold, table, begun, is_wordless(spec.plan))
+            return TaskParts(machine, host, fold, table, begun)
         except StatusError:
             fold.abort()
             raise

@@ -26,7 +26,6 @@ class TaskParts:
 
     :param routes: those of the protocol's calls, by service and method.
     :param begun: what the protocol wanted when it began.
-    :param wordless: whether published clients may drop the task's result without a word.
     """
 
     machine: TaskMachine
@@ -34,7 +33,6 @@ class TaskParts:
     fold: Fold
     routes: Mapping[tuple[str, str], Route]
     begun: Sequence[ShellEffect] = ()
-    wordless: bool = False
 
 
 class Places(Protocol):

@@ -67,7 +67,7 @@ class TaskRunner:
         self.machine, self.protocol = parts.machine, parts.protocol
         self.published = published
         self.settings, self.accepts_late = settings, settings.accepts_late
-        self.wordless, self._begun = parts.wordless, parts.begun
+        self._begun = parts.begun
         self.routes = parts.routes
         self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
         self._engine.use(parts.fold)
@@ -114,7 +114,8 @@ class TaskRunner:
             if isinstance(effect, DroppedEffect):
                 self._dropped(effect, now)
         self.protocol.end()
-        parts.machine.share(self.machine.experience, self.machine.senders)
+        parts.machine.experience = self.machine.experience
+        parts.machine.senders = self.machine.senders
         self.machine, self.protocol = parts.machine, parts.protocol
         self._engine.use(parts.fold)
         self._seen = (0, 0)
