@@ -19,7 +19,6 @@ class Stage(Enum):
     """Where an assignment stands; the last two are final."""
 
     ASSIGNED = "assigned"
-    OVERDUE = "overdue"
     STARTED = "started"
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
@@ -32,11 +31,9 @@ class Stage(Enum):
     __hash__ = object.__hash__
 
 
-#: One that is overdue holds no place any more, and begins all the same if it comes. A broken upload
-#: leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
+#: A broken upload leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
 MOVES: dict[Stage, tuple[Stage, ...]] = {
-    Stage.ASSIGNED: (Stage.OVERDUE, Stage.STARTED, Stage.DROPPED),
-    Stage.OVERDUE: (Stage.STARTED, Stage.DROPPED),
+    Stage.ASSIGNED: (Stage.STARTED, Stage.DROPPED),
     Stage.STARTED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
     Stage.UPLOADING: (Stage.STARTED, Stage.UPLOADED, Stage.DROPPED),
     Stage.UPLOADED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
@@ -54,6 +51,9 @@ class Assignment(Machine[Stage]):
 
     :param origin: the address and the key that its device checked in with, as far as they count.
     :param version: its client's version, as it says.
+    :ivar begun: when its device showed itself first.
+    :ivar overdue: whether it takes so long that it holds no place any more; it goes on all the same
+        if its device does.
     :ivar uploads: what was uploaded and not accumulated yet, by slot.
     :ivar received: the slots that were uploaded, accumulated or not.
     :ivar size: of what was uploaded, in bytes.
@@ -69,12 +69,14 @@ class Assignment(Machine[Stage]):
     __slots__ = (
         "_receiving",
         "assigned",
+        "begun",
         "calls",
         "error",
         "held",
         "id",
         "late",
         "origin",
+        "overdue",
         "queued",
         "received",
         "session_id",
@@ -99,8 +101,8 @@ class Assignment(Machine[Stage]):
         self.origin = origin
         self.version = version
         self.session_id = session_id
-        self.assigned = assigned
-        self.queued = assigned
+        self.assigned = self.begun = self.queued = assigned
+        self.overdue = False
         self.uploads: dict[str, Body] = {}
         self.received: tuple[str, ...] = ()
         self.size = self.held = 0
@@ -115,11 +117,6 @@ class Assignment(Machine[Stage]):
     def ended(self) -> bool:
         """Whether its state is final."""
         return self._state in (Stage.CONTRIBUTED, Stage.DROPPED)
-
-    @property
-    def silent(self) -> bool:
-        """Whether its device has shown no sign of life."""
-        return self._state in (Stage.ASSIGNED, Stage.OVERDUE)
 
     @property
     def stoppable(self) -> bool:

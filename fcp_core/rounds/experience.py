@@ -10,15 +10,16 @@ Two questions are answered from it:
   contribution, a negative binomial number of devices is needed; its mean and :data:`DEVIATIONS`
   standard deviations are asked for at once, and at most twice m.
 * *How long may a device be silent?* Of an assigned device the server sees nothing until it begins
-  to upload: it fetches, computes, and may have gone away. The times of those that began have a mean
-  and a mean deviation, and one that takes longer than the mean and four deviations (TCP's
-  retransmission timer, RFC 6298) is *overdue*: its place is given to another device as well. It is
-  not sent away: if it comes after all, it contributes like any other.
+  to upload: it fetches, computes, and may have gone away; and after that until it has uploaded. The
+  times of others for each of these two steps have a mean and a mean deviation, and one that takes
+  longer than the mean and four deviations (TCP's retransmission timer, RFC 6298) is *overdue*: its
+  place is given to another device as well. It is not sent away: if it comes after all, it
+  contributes like any other.
 
 Who takes places and does nothing with them is known by the address and the key that it checked in
 with, and many may share those: a fleet behind one router, tests on one host. So nobody is limited
-in how many places it takes, but in how many of them may be overdue. Whoever shows signs of life is
-trusted with as many silent places as it has shown.
+in how many places it takes, but in how many of them may be overdue. Whoever contributes is trusted
+with as many of those as it has brought contributions.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _PRIOR, _WEIGHT = 0.1, 10.0
 _NAMES = 1_000
 #: How many senders are remembered; of those without a silent place, the longest unseen goes first.
 _REMEMBERED = 10_000
-#: The most signs of life that are held to a sender's credit.
+#: The most contributions that are held to a sender's credit.
 _CREDIT = 1_000
 
 
@@ -60,8 +61,8 @@ class Experience:
         #: Whether the devices may drop a result without a word, so that silence is usual.
         self.wordless = False
         self._ended = self._lost = 0.0
-        self._times = 0
-        self._mean = self._deviation = 0.0
+        #: Of each step: how many times were seen, their mean and their mean deviation.
+        self._steps = [(0, 0.0, 0.0), (0, 0.0, 0.0)]
 
     @property
     def drop_outs(self) -> float:
@@ -77,27 +78,29 @@ class Experience:
         # A whole number of devices stands for half a device on either side.
         return max(missing, min(2 * missing, math.ceil(wanted - 0.5)))
 
-    def patience(self, silent: int) -> float:
-        """Return how many seconds a device may be silent until it is overdue.
+    def patience(self, step: int, silent: int) -> float:
+        """Return how many seconds a device may take for a step until it is overdue.
 
-        Who begins first is fast: as long as more are silent than ever began, those prove nothing.
+        Who comes first is fast: as long as more are silent than ever came, those prove nothing.
 
-        :param silent: how many devices of the task have not begun.
+        :param step: 0: to its first sign of life, 1: from there to its contribution.
+        :param silent: how many devices of the task are awaited.
         """
-        if not self._times:
+        times, mean, deviation = self._steps[step]
+        if not times:
             return self.first
-        learned = max(SHORTEST, self._mean + 4 * self._deviation)
-        return learned if self._times >= silent else max(self.first, learned)
+        learned = max(SHORTEST, mean + 4 * deviation)
+        return learned if times >= silent else max(self.first, learned)
 
-    def began(self, seconds: float) -> None:
-        """Take the time from a device's assignment to its first sign of life."""
-        self._times += 1
-        if self._times == 1:
-            self._mean, self._deviation = seconds, seconds / 2
+    def took(self, step: int, seconds: float) -> None:
+        """Take how long a device took for a step."""
+        times, mean, deviation = self._steps[step]
+        if not times:
+            self._steps[step] = (1, seconds, seconds / 2)
             return
-        weight = 1 / min(self._times, _TIMES_OF)
-        self._deviation += weight * (abs(seconds - self._mean) - self._deviation)
-        self._mean += weight * (seconds - self._mean)
+        weight = 1 / min(times + 1, _TIMES_OF)
+        deviation += weight * (abs(seconds - mean) - deviation)
+        self._steps[step] = (times + 1, mean + weight * (seconds - mean), deviation)
 
     def ended(self, *, lost: bool) -> None:
         """Take how an assignment ended: with a contribution, or lost."""
@@ -137,7 +140,7 @@ class Experiences:
 
 
 class Senders:
-    """Counts the silent places and the signs of life of each sender, of one population.
+    """Counts the overdue places and the contributions of each sender, of one population.
 
     :param limit: how many places of one sender may be silent in any case; 0: any number.
     """
@@ -161,8 +164,8 @@ class Senders:
             for name in origin
         )
 
-    def began(self, origin: Sequence[str]) -> None:
-        """Take a sign of life."""
+    def contributed(self, origin: Sequence[str]) -> None:
+        """Take that one of its devices contributed."""
         for name in origin:
             self._credit[name] = min(self._credit.pop(name, 0) + 1, _CREDIT)
             if len(self._credit) > _REMEMBERED:
@@ -178,7 +181,7 @@ class Senders:
         self._release(origin)
 
     def left(self, origin: Sequence[str]) -> None:
-        """Take that an overdue place was given up: each costs a sign of life."""
+        """Take that an overdue place was given up: each costs what a contribution brought."""
         for name in origin:
             if self._credit.get(name, 0) > 0:
                 self._credit[name] -= 1

@@ -20,6 +20,7 @@ returns effects, which the shell carries out in order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fcp_core.protocol.status import Code, StatusError
@@ -74,22 +75,16 @@ class TaskMachine(TaskFacts):
         self._forget(now)
         record = Assignment(assignment, session_id, now, origin, version)
         self._add(record)
-        self._silent[assignment] = record
+        self._awaited[0][assignment] = record
         self._expiry.put(assignment, None, now + self._assignment_timeout)
         return record
 
     def begin(self, assignment: Assignment, now: float) -> None:
         """Take a device's first sign of life: it has something to contribute."""
-        if assignment.state is Stage.OVERDUE:
-            self.overdue -= 1
-            self.came_back += 1
-            self.silences.note(assignment.version or "unknown", -1)
-            self.experience.found()
-            self.senders.spoke(assignment.origin)
+        self._arrived(assignment, 0, now - assignment.assigned)
         assignment.move(Stage.STARTED)
-        self._silent.pop(assignment.id, None)
-        self.experience.began(now - assignment.assigned)
-        self.senders.began(assignment.origin)
+        assignment.begun = now
+        self._awaited[1][assignment.id] = assignment
 
     def turn_away(self, assignment: str, now: float) -> list[TaskEffect]:
         """Know a device from now on, which is not known yet, that comes too late for a place."""
@@ -110,6 +105,7 @@ class TaskMachine(TaskFacts):
         if self._state is not TaskState.OPEN or not ready or not distinct:
             raise InvalidTransition(f"{self!r} cannot accumulate {group.assignments}")
         for assignment in group.assignments:
+            self._arrived(assignment, 1, now - assignment.begun)
             self._expiry.pop(assignment.id)
             assignment.queued = now
             assignment.move(Stage.QUEUED)
@@ -129,6 +125,7 @@ class TaskMachine(TaskFacts):
                 assignment.move(Stage.CONTRIBUTED)
                 self.contributed += 1
                 self.experience.ended(lost=False)
+                self.senders.contributed(assignment.origin)
             else:
                 effects.append(self._drop(assignment, "submit", code, message))
         if code is Code.RESOURCE_EXHAUSTED and self._state is TaskState.OPEN:
@@ -185,11 +182,9 @@ class TaskMachine(TaskFacts):
             return []
         if self.deadline <= now:
             return self._close(now)
-        patience = self.experience.patience(len(self._silent) + self.overdue)
-        for record in list(self._silent.values()):
-            if record.assigned + patience > now:
-                break
-            self._lose(record)
+        for step, those in enumerate(self._awaited):
+            while those and self._due(step) <= now:
+                self._lose(next(iter(those.values())), step)
         return [
             self._drop(
                 self._assignments[assignment],
@@ -209,11 +204,7 @@ class TaskMachine(TaskFacts):
         due = self.deadline
         if (expiry := self._expiry.next_expiry()) is not None:
             due = min(due, expiry)
-        if self._silent:
-            first = next(iter(self._silent.values()))
-            silent = len(self._silent) + self.overdue
-            due = min(due, first.assigned + self.experience.patience(silent))
-        return due
+        return min(due, self._due(0), self._due(1))
 
     def cancel(
         self, code: Code, message: str, now: float, *, needed: bool = False
@@ -251,15 +242,39 @@ class TaskMachine(TaskFacts):
         self._order.append(record)
         self.assigned += 1
 
-    def _lose(self, record: Assignment) -> None:
+    def _due(self, step: int) -> float:
+        """Return when the first of those that are awaited at a step is overdue."""
+        awaited = self._awaited[step]
+        if not awaited:
+            return math.inf
+        first = next(iter(awaited.values()))
+        since = first.begun if step else first.assigned
+        return since + self.experience.patience(step, len(awaited) + self.overdue)
+
+    def _lose(self, record: Assignment, step: int) -> None:
         """Give an assignment's place away, too: there is no sign of its device."""
-        record.move(Stage.OVERDUE)
-        del self._silent[record.id]
+        del self._awaited[step][record.id]
+        record.overdue = True
         self.overdue += 1
-        self.fell_silent += 1
-        self.silences.note(record.version or "unknown")
+        self.ever_overdue += 1
+        if step == 0:
+            self.silences.note(record.version or "unknown")
         self.experience.ended(lost=True)
         self.senders.fell_silent(record.origin)
+
+    def _arrived(self, record: Assignment, step: int, seconds: float) -> None:
+        """Take that a device has come as far as it was awaited."""
+        self.experience.took(step, seconds)
+        self._awaited[step].pop(record.id, None)
+        if not record.overdue:
+            return
+        record.overdue = False
+        self.overdue -= 1
+        self.came_back += 1
+        if step == 0:
+            self.silences.note(record.version or "unknown", -1)
+        self.experience.found()
+        self.senders.spoke(record.origin)
 
     def _hopeless(self, now: float) -> list[TaskEffect] | None:
         """End the task if its first devices all failed in the same way, else return None."""
@@ -329,30 +344,33 @@ class TaskMachine(TaskFacts):
     def _drop(
         self, assignment: Assignment, phase: str, code: Code, message: str, *, late: bool = False
     ) -> DroppedEffect:
-        if assignment.state is Stage.ASSIGNED and phase == "assignment_timeout":
-            self._lose(assignment)
-        overdue = assignment.state is Stage.OVERDUE
+        silent = assignment.state is Stage.ASSIGNED
+        if silent and not assignment.overdue and phase == "assignment_timeout":
+            self._lose(assignment, 0)
+        overdue = assignment.overdue
         assignment.move(Stage.DROPPED)
         assignment.error = StatusError(code, message)
         assignment.late = late
-        self._silent.pop(assignment.id, None)
         self._expiry.pop(assignment.id)
+        for awaited in self._awaited:
+            awaited.pop(assignment.id, None)
         if overdue:
             self.overdue -= 1
-            self.silent += 1
             self.senders.left(assignment.origin)
+        if overdue and silent:
+            self.silent += 1
             phase = "silent"
         elif late:
             self.surplus += 1
             return DroppedEffect(assignment, phase, code, message)
         else:
-            if phase != "round_over":  # the server began it again
+            if not overdue and phase != "round_over":  # the server began it again
                 self.experience.ended(lost=True)
             self.failures.take(assignment.origin, phase, code, message)
         self.dropped += 1
         # Of what the server itself could not do, its own words say more than the code.
         own = f": {message}" if phase == "submit" else ""
-        reason = "silent" if overdue else f"{phase} {code.name}{own}"
+        reason = "silent" if phase == "silent" else f"{phase} {code.name}{own}"
         self.reasons.note(reason)
         self.outcomes.note(reason)
         return DroppedEffect(assignment, phase, code, message)

@@ -58,7 +58,7 @@ class TaskFacts(Machine[TaskState]):
     assigned = contributed = dropped = surplus = _accumulating = 0
     #: How many are overdue, how many ever were, how many of those came after all, and how many
     #: ended without a sign, which ``dropped`` counts too.
-    overdue = fell_silent = came_back = silent = 0
+    overdue = ever_overdue = came_back = silent = 0
 
     def __init__(
         self,
@@ -100,8 +100,9 @@ class TaskFacts(Machine[TaskState]):
         #: the same in the order in which they were given.
         self._assignments: dict[str, Assignment] = {}
         self._order: deque[Assignment] = deque()
-        #: Those without a sign of life that have time, in the same order.
-        self._silent: dict[str, Assignment] = {}
+        #: Those that are not overdue and are awaited, in the order of since when: their first sign
+        #: of life; and, after that, what they contribute.
+        self._awaited: tuple[dict[str, Assignment], dict[str, Assignment]] = ({}, {})
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
@@ -140,17 +141,21 @@ class TaskFacts(Machine[TaskState]):
         """How many more devices it may be given now."""
         if self._state is not TaskState.OPEN:
             return 0
+        free = self.overdue
+        if free and not self.experience.wordless:
+            # Each place is given away once more if its device is silent, and not over and over: it
+            # may be the task that takes long.
+            free = min(free, self._devices_for(self.goal_count))
+        return max(0, self._devices_for(self.missing) + free - self.pending)
+
+    def _devices_for(self, missing: int) -> int:
+        """Return how many devices are to be at work for so many contributions."""
         if self._over_selection is None:
-            wanted = self.experience.devices_for(self.missing)
+            wanted = self.experience.devices_for(missing)
         else:
             # Without the small term, 1.1 times 10 would be 12.
-            wanted = math.ceil(self._over_selection * self.missing - 1e-9)
-        if self.max_at_work is not None:
-            wanted = min(wanted, self.max_at_work)
-        # Each place is given away once more if its device is silent, and not over and over: it may
-        # be the task that takes long.
-        free = self.overdue if self.experience.wordless else min(self.overdue, wanted)
-        return max(0, wanted + free - self.pending)
+            wanted = math.ceil(self._over_selection * missing - 1e-9)
+        return wanted if self.max_at_work is None else min(wanted, self.max_at_work)
 
     def get(self, assignment: str) -> Assignment | None:
         """Return the assignment of that id, also one that ended not long ago, or None."""
@@ -194,7 +199,8 @@ class TaskFacts(Machine[TaskState]):
 
     def story(self) -> str:
         """Return what came of each assigned device, in counts."""
-        dropped, silent = self.dropped - self.silent, self.silent + self.overdue
+        silent = sum(count for _, count in self.silences.items())
+        dropped = self.dropped - self.silent
         drops = self.outcomes.text(without=("silent",))
         parts = [
             f"{self.contributed} contributed",
@@ -223,16 +229,19 @@ class TaskFacts(Machine[TaskState]):
         assert self.contributed + self.dropped + self.surplus == ended + forgotten, (
             "all are counted"
         )
-        assert self.surplus >= sum(a.late for a in self.all()), "who is late is counted apart"
+        late = sum(a.late for a in self.all())
+        assert self.surplus + self.silent >= late, "who is late is counted apart"
         assert [*self._order] == [*self._assignments.values()], "the order is kept"
         assert self._accumulating == running, "what is accumulating is counted"
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
         assert len(self._expiry) == self.pending - queued - running, "what is not ready expires"
         assert not (self._queue and running < self.missing), "no place stays free"
-        assert self.overdue == stages[Stage.OVERDUE], "who is overdue is counted"
-        assert [*self._silent.values()] == [a for a in self._order if a.state is Stage.ASSIGNED], (
-            "who is silent is known"
-        )
+        unready = [a for a in self.live() if a.state not in (Stage.QUEUED, Stage.ACCUMULATING)]
+        assert self.overdue == sum(a.overdue for a in unready), "who is overdue is counted"
+        for step, awaited in enumerate(self._awaited):
+            assert {*awaited.values()} == {
+                a for a in unready if not a.overdue and (a.state is not Stage.ASSIGNED) == step
+            }, "who is awaited is known"
         cap = self.max_at_work
         assert cap is None or self.at_work <= cap + self.came_back, "the cap holds"
         assert self._state not in FINAL or not self.pending, "nothing is left at the end"

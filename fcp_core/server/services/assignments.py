@@ -9,7 +9,7 @@ from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment
+from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.events import Rejected
 from fcp_core.rounds.operations import operation, operation_name
 from fcp_core.rounds.pacing import duration
@@ -188,7 +188,7 @@ class TaskAssignments:
         elif session.state is SessionState.ASSIGNED:
             task = self._tasks.find(session.aggregation_id)
             assignment = None if task is None else task.assignment_of(session)
-            if task is not None and assignment is not None and assignment.silent:
+            if task is not None and assignment is not None and assignment.state is Stage.ASSIGNED:
                 message = "the device cancelled its request for a task"
                 task.drop(assignment.id, "cancelled", Code.CANCELLED, message)
 

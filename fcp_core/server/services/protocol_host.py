@@ -130,7 +130,7 @@ class ProtocolHost:
         if assignment.error is not None:
             raise StatusError(Code.ABORTED, assignment.error.message)
         concluding = method in self._protocol.concluding
-        if assignment.silent:
+        if assignment.state is Stage.ASSIGNED:
             self._machine.begin(assignment, now)
         call = assignment.calls[method] = ProtocolCall()
         if assignment.state is Stage.CONTRIBUTED and concluding:

@@ -17,7 +17,7 @@ from typing import Any
 from fcp_core.aggregation.engine import HeldBody
 from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment
+from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import (
     AccumulateEffect,
     CompleteEffect,
@@ -221,7 +221,7 @@ class TaskRunner:
             if self.excuses(assignment):
                 return False
             raise StatusError(Code.ABORTED, assignment.error.message)
-        if assignment.silent:
+        if assignment.state is Stage.ASSIGNED:
             raise StatusError(
                 Code.UNAUTHENTICATED, "this upload was not started with an authorization token"
             )
@@ -311,7 +311,7 @@ class TaskRunner:
                 self._end(effect, now)
         self._schedule()
         machine = self.machine
-        left = machine.dropped + machine.surplus + machine.fell_silent
+        left = machine.dropped + machine.surplus + machine.ever_overdue
         seen, self._seen = self._seen, (machine.contributed, left)
         if seen != self._seen:
             self._places.left(self, contributed=seen[1] == self._seen[1], now=now)
