@@ -8,3 +8,6 @@ from hypothesis import settings
 # drawn afresh each time, and one that fails says how to draw it again.
 settings.register_profile("fcp", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("fcp")
+
+# A PostgreSQL server, which is started when a test asks for it.
+pytest_plugins = ["fcp_postgres.testing"]

@@ -128,12 +128,14 @@ class _Connection:
         self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None
     ) -> asyncio.Future[None]:
         """Take the answer's status and what comes with it."""
-        if start_line.code >= 200:
-            self.status = start_line.code
+        self.status = start_line.code
         return self.write(chunk or b"")
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
-        """Take a part of the answer."""
+        """Take a part of the answer, which begins with its header if that was not given apart."""
+        if not self.status:
+            head, _, chunk = chunk.partition(b"\r\n\r\n")
+            self.status = int(head.split()[1])
         self.body += chunk
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         written.set_result(None)

@@ -65,7 +65,10 @@ class Error(msgspec.Struct):
 class Task(msgspec.Struct, kw_only=True):
     """A task as a watcher sees it; times are seconds since 1970.
 
-    ``reasons`` counts why devices did not contribute, the most frequent first.
+    ``reasons`` counts why devices did not contribute, the most frequent first. ``notes`` is what
+    the aggregation protocol says of the task's course, a line each. ``durability`` is
+    ``contribution`` if devices are answered OK once what they sent is stored, and ``round`` if not.
+    ``problem`` says what keeps the task from going on at the moment, such as a full disk.
     """
 
     task_id: str
@@ -82,6 +85,9 @@ class Task(msgspec.Struct, kw_only=True):
     finished: float | None
     error: Error | None
     reasons: dict[str, int] = {}
+    notes: list[str] = []
+    durability: str = ""
+    problem: str = ""
 
     @classmethod
     def of(cls, status: TaskStatus) -> Task:
@@ -101,6 +107,9 @@ class Task(msgspec.Struct, kw_only=True):
             finished=status.finished,
             error=None if status.error is None else Error.of(StatusError(*status.error)),
             reasons=dict(status.reasons),
+            notes=list(status.notes),
+            durability=status.durability,
+            problem=status.problem,
         )
 
     @property

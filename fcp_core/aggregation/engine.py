@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -84,10 +84,13 @@ class Fold(ABC):
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
         """Accumulate one checkpoint; the blob is not kept after the future is done."""
 
-    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Accumulate one checkpoint of what several devices contributed; all count, or none.
+    def add_group(self, contributions: Sequence[str], *blobs: bytes) -> Future[None]:
+        """Accumulate what several devices contributed; all count, or none.
 
         Only aggregation protocols that aggregate before the engine does ask for it.
+
+        :param blobs: one checkpoint, or several that are a whole together: each intrinsic takes
+            every one that has all its inputs, and must find one (:func:`fold.whole_of`).
         """
         raise NotImplementedError(f"{type(self).__name__} folds single contributions only")
 
@@ -126,16 +129,27 @@ class Fold(ABC):
 
 
 class Engine(ABC):
-    """Runs folds. Made by an :class:`EngineFactory`, started and stopped by the server."""
+    """Runs folds and jobs. Made by an :class:`EngineFactory`, started and stopped by the server."""
 
-    def start(self) -> None:
-        """Take threads, processes or connections."""
+    def start(self) -> Awaitable[None] | None:
+        """Take threads, processes or connections; called on an event loop.
 
-    def stop(self) -> None:
-        """Give them back; folds still open are aborted."""
+        What takes long must not block the loop: return something to await, which the server does
+        before it opens a fold. The engine must not need that loop afterwards.
+
+        :raises UsageError: if it cannot start, in the operator's words; or what is awaited does.
+        """
+        return None
+
+    def stop(self) -> Awaitable[None] | None:
+        """Give them back; folds and jobs still open are aborted. May return something to await."""
+        return None
 
     def run(self, function: str, arguments: bytes) -> Future[bytes]:
         """Run a pure function somewhere else than on the event loop.
+
+        It may run more than once, if what ran it is lost; one result comes back. To cancel the
+        future is to say that nobody wants it any more.
 
         :param function: ``package.module:name``, of bytes that returns bytes.
         """
@@ -151,6 +165,23 @@ class Engine(ABC):
         :raises StatusError: INVALID_ARGUMENT if the configuration is not usable; the message names
             the intrinsic and what is wrong with it.
         """
+
+
+async def start_engine(engine: Engine) -> None:
+    """Start an engine, and wait until it has.
+
+    :raises UsageError: as :meth:`Engine.start` does.
+    """
+    started = engine.start()
+    if started is not None:
+        await started
+
+
+async def stop_engine(engine: Engine) -> None:
+    """Stop an engine, and wait until it has."""
+    stopped = engine.stop()
+    if stopped is not None:
+        await stopped
 
 
 #: Where engines that bring no threads of their own run functions.

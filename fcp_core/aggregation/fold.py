@@ -17,7 +17,9 @@ from fcp_core.aggregation.checkpoint_aggregator import (
 )
 from fcp_core.aggregation.configuration import flat_inputs, parse_configuration
 from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, Partial
+from fcp_core.aggregation.spec import Tensor
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
+from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 
 
@@ -96,6 +98,33 @@ def report_partial(
     :raises StatusError: INVALID_ARGUMENT if the partial is not of this job.
     """
     return write_checkpoint(_merged(factories, job, [partial]).report(), checkpoint_format)
+
+
+def whole_of(
+    bound: Sequence[BoundIntrinsic],
+    contributions: Sequence[str],
+    checkpoints: Sequence[Mapping[str, Tensor]],
+) -> Partial:
+    """Accumulate checkpoints that are one whole: each intrinsic takes those that have its inputs.
+
+    :raises StatusError: as accumulating does; NOT_FOUND if none has the inputs of an intrinsic.
+    """
+    state = state_pb2.CheckpointAggregatorState()
+    for item in bound:
+        names = [spec.name for spec in flat_inputs(item.intrinsic)]
+        found = [c for c in checkpoints if all(name in c for name in names)]
+        if not found:
+            raise StatusError(
+                Code.NOT_FOUND,
+                f"none of {len(checkpoints)} checkpoints has the tensors that "
+                f"{item.intrinsic.uri} takes: {', '.join(map(repr, names[:5]))}",
+            )
+        alone = CheckpointAggregator((item,))
+        for checkpoint in found:
+            alone.accumulate(checkpoint)
+        own = state_pb2.CheckpointAggregatorState.FromString(alone.dump())
+        state.aggregators.extend(own.aggregators)
+    return Partial(state.SerializeToString(), tuple(contributions))
 
 
 def check_disjoint(partials: Sequence[Partial]) -> tuple[str, ...]:

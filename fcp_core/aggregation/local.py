@@ -30,7 +30,7 @@ from fcp_core.aggregation.engine import (
     Partial,
     call_by_name,
 )
-from fcp_core.aggregation.fold import bind_job, check_disjoint, duplicate
+from fcp_core.aggregation.fold import bind_job, check_disjoint, duplicate, whole_of
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.kernels import NumpyKernels, default_kernels
@@ -180,10 +180,15 @@ class LocalFold(Fold):
             memoryview(blob).nbytes < self._inline_contribution,
         )
 
-    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Accumulate one checkpoint that holds what several devices contributed."""
+    def add_group(self, contributions: Sequence[str], *blobs: bytes) -> Future[None]:
+        """Accumulate what several devices contributed: one checkpoint, or parts of a whole."""
         ids = list(contributions)
-        return self._begin(ids, lambda: self._add(ids, blob), inline=False)
+
+        def whole() -> None:
+            self._merge(whole_of(self._bound, ids, [self._reader.open(blob) for blob in blobs]))
+
+        alone = len(blobs) == 1
+        return self._begin(ids, (lambda: self._add(ids, blobs[0])) if alone else whole, False)
 
     def merge(self, partial: Partial) -> Future[None]:
         """Add a partial aggregate; ALREADY_EXISTS if it shares a contribution with this fold."""

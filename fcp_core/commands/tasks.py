@@ -251,7 +251,7 @@ def _watch(client: AdminClient, task_id: str) -> None:
                 live.update(_progress(task), refresh=True)
     else:
         for task in client.watch(task_id):
-            why = "; ".join(_reasons(task))
+            why = "; ".join([*task.notes, *_reasons(task)])
             click.echo(f"{_line(task)}; {why}" if why else _line(task))
     task.check()
 
@@ -262,7 +262,9 @@ def _progress(task: Task) -> RenderableType:
     from rich.text import Text
 
     bar = ProgressBar(total=task.goal_count, completed=task.contributed, width=60)
-    return Group(Text(_line(task)), bar, *(Text(f"  {reason}") for reason in _reasons(task)))
+    return Group(
+        Text(_line(task)), bar, *(Text(f"  {line}") for line in [*task.notes, *_reasons(task)])
+    )
 
 
 def _reasons(task: Task) -> list[str]:
@@ -279,4 +281,6 @@ def _line(task: Task) -> str:
         f"{task.name} {task.state}: {task.contributed} of {task.goal_count} contributed, "
         f"{task.pending} at work, {task.dropped} dropped, {task.surplus} surplus"
     )
+    if task.problem:
+        line += f" (stuck: {task.problem})"
     return line if task.error is None else f"{line} ({task.error.status}: {task.error.message})"

@@ -58,8 +58,8 @@ class Scenario:
     :param retry_rejected: when devices come back that were not.
     :param session_timeout: how long a device waits for a task.
     :param assignment_timeout: how long a device may take for one.
-    :param first_sign_timeout: how long it may be silent before another one gets its place too, until
-        it is known how long they take.
+    :param first_sign_timeout: how long it may be silent before another one gets its place too,
+        until it is known how long they take.
     :param step: what happens within so much time happens at once: policies are asked once a step.
     """
 

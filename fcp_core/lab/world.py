@@ -176,10 +176,10 @@ class World:
         """Tick the rounds and the waiting devices."""
         for round_ in list(self._rounds.values()):
             if round_.tick <= step:
-                overdue = round_.machine.ever_overdue
+                overdue = round_.machine.awaited.ever_overdue
                 self._perform(round_, round_.machine.tick(now), step, now)
                 self._schedule(round_, step)
-                if round_.machine.ever_overdue > overdue and round_.machine.capacity:
+                if round_.machine.awaited.ever_overdue > overdue and round_.machine.capacity:
                     self._ask = True
         while self._expiries and self._expiries[0][0] <= step:
             waiting = self._assigner.withdraw(self._expiries.popleft()[1])

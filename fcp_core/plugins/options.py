@@ -47,8 +47,9 @@ def _add_choices(add: Callable[..., None]) -> None:
     places = ("population",)
     text = "refuse tasks that name other aggregators than the configured ones, or options of them"
     add("require_aggregators", "bool", "no", text, scopes=places)
-    for kind in ("protocol", "selection"):
-        text = f"refuse tasks that name another {kind} than the configured one, or options of it"
+    for kind in ("protocol", "selection", "durability"):
+        text = f"refuse tasks that name another {kind} than the configured one"
+        text += "" if kind == "durability" else ", or options of it"
         add(f"require_{kind}", "bool", "no", text, scopes=places)
     add("storage", "str", "memory", "where tasks, sessions and partial aggregates are kept")
     add("engine", "str", "local", "where accumulators run")
@@ -110,6 +111,13 @@ def _add_task_options(add: Callable[..., None]) -> None:
         "sends is dropped, or ABORTED, which sends published clients away for four hours"
     )
     add("late_contributions", "choice", "accept", text, choices=("accept", "refuse"), scopes=SCOPES)
+    text = (
+        "what a crash may lose of an open task: contribution (nothing that was answered OK) or "
+        "round (all of it); only round is left by a storage that does not last, and by an "
+        "aggregator that keeps every contribution"
+    )
+    choices = ("contribution", "round")
+    add("durability", "choice", "contribution", text, choices=choices, scopes=SCOPES)
     text = "devices that may be at work at a time on one task"
     add("task_max_at_work", "int", None, text, minimum=1, scopes=SCOPES)
     text = "what an aggregator may keep of a task if it needs all contributions, such as a median"

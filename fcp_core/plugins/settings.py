@@ -16,7 +16,7 @@ from fcp_core.rounds.policies import RetryWindow
 
 if TYPE_CHECKING:
     from fcp_core.plugins.config import Config
-    from fcp_core.rounds.specification import TaskSpec
+    from fcp_core.rounds.specification import Durability, TaskSpec
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ class TaskSettings:
         assignment (``inline_resources_below``, or what is above ``max_inline_resource``).
     :param accepts_late: whether a device that comes too late through no fault of its own is
         answered OK (``late_contributions``).
+    :param durability: what a crash may lose, if the storage and the aggregators leave a choice.
     :param from_storage: whether what devices download is read from the storage
         (``resources_from``), not kept in memory.
     """
@@ -160,6 +161,7 @@ class TaskSettings:
     closing_timeout: float
     inline_below: int
     accepts_late: bool
+    durability: Durability
     from_storage: bool
 
     @classmethod
@@ -177,6 +179,7 @@ class TaskSettings:
             closing_timeout=view.get("closing_timeout"),
             inline_below=_inline_below(view, spec),
             accepts_late=(spec.late_contributions or view.get("late_contributions")) == "accept",
+            durability=spec.durability or view.get("durability"),
             from_storage=view.get("resources_from") == "storage",
         )
 

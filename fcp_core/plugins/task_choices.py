@@ -27,7 +27,9 @@ class TaskChoices(Choices):
 
     def aggregator_choices(self) -> dict[str, str]:
         """Return which aggregator serves which intrinsic URI, where it is not the reference one."""
-        return {**super().aggregator_choices(), **self._spec.aggregators}
+        protocol = self.protocols.get(self.protocol)
+        fitting = {} if protocol is None else dict(protocol.aggregators)
+        return {**fitting, **super().aggregator_choices(), **self._spec.aggregators}
 
     def own_eligibility_policies(self) -> list[EligibilityPolicy] | None:
         """Build the task's eligibility policies; None if they are those of its population.
@@ -93,6 +95,7 @@ class TaskChoices(Choices):
         wanted: list[tuple[str, str, str | None, str]] = [
             ("protocol", "require_protocol", spec.protocol, configured.protocol),
             ("selection", "require_selection", spec.selection, configured.selection),
+            ("durability", "require_durability", spec.durability, self.config.get("durability")),
         ]
         aggregators = configured.aggregator_choices()
         wanted += [

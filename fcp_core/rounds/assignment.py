@@ -22,6 +22,7 @@ class Stage(Enum):
     STARTED = "started"
     UPLOADING = "uploading"
     UPLOADED = "uploaded"
+    KEPT = "kept"
     QUEUED = "queued"
     ACCUMULATING = "accumulating"
     CONTRIBUTED = "contributed"
@@ -32,11 +33,13 @@ class Stage(Enum):
 
 
 #: A broken upload leads back to STARTED; a protocol with a second upload goes on from UPLOADED.
+#: What is KEPT is in what the protocol will have accumulated, whatever becomes of the device.
 MOVES: dict[Stage, tuple[Stage, ...]] = {
     Stage.ASSIGNED: (Stage.STARTED, Stage.DROPPED),
-    Stage.STARTED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.STARTED: (Stage.UPLOADING, Stage.KEPT, Stage.QUEUED, Stage.DROPPED),
     Stage.UPLOADING: (Stage.STARTED, Stage.UPLOADED, Stage.DROPPED),
-    Stage.UPLOADED: (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED),
+    Stage.UPLOADED: (Stage.UPLOADING, Stage.KEPT, Stage.QUEUED, Stage.DROPPED),
+    Stage.KEPT: (Stage.QUEUED, Stage.DROPPED),
     Stage.QUEUED: (Stage.ACCUMULATING, Stage.DROPPED),
     Stage.ACCUMULATING: (Stage.CONTRIBUTED, Stage.DROPPED),
     Stage.CONTRIBUTED: (),
@@ -49,6 +52,7 @@ _NOT_STOPPABLE = (Stage.ACCUMULATING, Stage.CONTRIBUTED, Stage.DROPPED)
 class Assignment(Machine[Stage]):
     """A device's assignment. Times are in seconds since the epoch.
 
+    :param state: where it begins: CONTRIBUTED if an earlier run of the server had it.
     :param origin: the address and the key that its device checked in with, as far as they count.
     :param version: its client's version, as it says.
     :ivar begun: when its device showed itself first.
@@ -93,10 +97,11 @@ class Assignment(Machine[Stage]):
         id: str,
         session_id: str,
         assigned: float,
+        state: Stage = Stage.ASSIGNED,
         origin: Sequence[str] = (),
         version: str = "",
     ) -> None:
-        super().__init__(Stage.ASSIGNED)
+        super().__init__(state)
         self.id = id
         self.origin = origin
         self.version = version
@@ -112,6 +117,11 @@ class Assignment(Machine[Stage]):
         self.late = False
         #: When the uploads in progress began, by slot; one per connection.
         self._receiving: list[tuple[str, float]] = []
+
+    @property
+    def restored(self) -> bool:
+        """Whether it contributed in an earlier run: nothing is known of its calls."""
+        return self._state is Stage.CONTRIBUTED and not self.calls
 
     @property
     def ended(self) -> bool:
@@ -130,6 +140,7 @@ class Assignment(Machine[Stage]):
         first of several uploads of a slot that is complete counts.
         """
         if slot in self.received or self._state in (
+            Stage.KEPT,
             Stage.QUEUED,
             Stage.ACCUMULATING,
             Stage.CONTRIBUTED,

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 #: By how much a clock is faster or slower while it comes to another date: a second in 2000.
 SLEW = 0.0005
 
 
-def _steady() -> float:
-    """Return the seconds since the machine started, those that it slept included if it can tell."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.monotonic() if clock is None else time.clock_gettime(clock)
+#: Returns the seconds since the machine started, those that it slept included if it can tell.
+_steady: Callable[[], float] = time.monotonic
+if hasattr(time, "CLOCK_BOOTTIME"):
+    _steady = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 class Clock(Protocol):

@@ -14,12 +14,13 @@ from fcp_core.rounds.tasks import TaskState
 class Group:
     """Assignments whose contributions are accumulated as one, nearly always a single one.
 
-    :param slot: the upload of the only one that is accumulated; None: *checkpoint* is.
+    :param slot: the upload of the only one that is accumulated; None: the checkpoints are.
+    :param checkpoints: what the protocol computed: one, or parts that make a whole.
     """
 
     assignments: tuple[Assignment, ...]
     slot: str | None = None
-    checkpoint: bytes | None = None
+    checkpoints: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class AccumulateEffect:
     """Accumulate this, then call :meth:`TaskMachine.accumulated`."""
 
     group: Group
+
+
+@dataclass(frozen=True)
+class KeptEffect:
+    """What is held of an assignment's uploads is not needed any more."""
+
+    assignment: Assignment
 
 
 @dataclass(frozen=True)
@@ -56,4 +64,4 @@ class EndEffect:
     message: str
 
 
-TaskEffect: TypeAlias = AccumulateEffect | DroppedEffect | CompleteEffect | EndEffect
+TaskEffect: TypeAlias = AccumulateEffect | KeptEffect | DroppedEffect | CompleteEffect | EndEffect

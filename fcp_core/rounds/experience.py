@@ -26,7 +26,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.reasons import Reasons
 
 #: Standard deviations above the mean number of devices; chosen in the policy lab.
 DEVIATIONS = 1.0
@@ -192,3 +195,106 @@ class Senders:
             self._silent[name] -= 1
             if not self._silent[name]:
                 del self._silent[name]
+
+
+class Awaited:
+    """Of which of a task's devices something is awaited, since when, and who is overdue.
+
+    There are two steps: 0: the first sign of life, 1: the contribution.
+
+    :ivar overdue: how many are.
+    :ivar ever_overdue: how many ever were.
+    :ivar came_back: how many of those came after all.
+    :ivar silences: of how many devices of each client version there is no sign.
+    """
+
+    def __init__(
+        self, experiences: Experiences, task_name: str, first: float, wordless: bool
+    ) -> None:
+        self.experience = experiences.of(task_name, first, wordless)
+        self._senders = experiences.senders
+        #: Those that are not overdue, in the order of since when.
+        self._steps: tuple[dict[str, Assignment], dict[str, Assignment]] = ({}, {})
+        self.overdue = self.ever_overdue = self.came_back = 0
+        self.silences = Reasons()
+
+    def add(self, step: int, record: Assignment) -> None:
+        """Await something of a device."""
+        self._steps[step][record.id] = record
+
+    def came(self, record: Assignment, step: int, now: float) -> None:
+        """Take that a device came as far as it was awaited."""
+        if self._steps[step].pop(record.id, None) is None and not record.overdue:
+            return
+        self.experience.took(step, now - _since(record, step))
+        if record.overdue:
+            record.overdue = False
+            self.overdue -= 1
+            self.came_back += 1
+            if step == 0:
+                self.silences.note(record.version or "unknown", -1)
+            self.experience.found()
+            self._senders.spoke(record.origin)
+
+    def contributed(self, record: Assignment) -> None:
+        """Take that a contribution is in the aggregate."""
+        self.experience.ended(lost=False)
+        self._senders.contributed(record.origin)
+
+    def drop(self, record: Assignment, *, silent: bool) -> bool:
+        """Stop awaiting a device; return whether it was overdue.
+
+        :param silent: whether it is now, at the latest.
+        """
+        if silent and not record.overdue:
+            self._lose(record, 0)
+        for those in self._steps:
+            those.pop(record.id, None)
+        if record.overdue:
+            self.overdue -= 1
+            self._senders.left(record.origin)
+        return record.overdue
+
+    def tick(self, now: float) -> None:
+        """Take who is overdue."""
+        for step, those in enumerate(self._steps):
+            while those and self._due(step) <= now:
+                self._lose(next(iter(those.values())), step)
+
+    def next_tick(self) -> float:
+        """Return when somebody is overdue next."""
+        return min(self._due(0), self._due(1))
+
+    def validate(self, unready: Collection[Assignment]) -> None:
+        """Check what always holds.
+
+        :param unready: the assignments of which something is awaited.
+        :raises AssertionError: naming what does not hold.
+        """
+        assert self.overdue == sum(a.overdue for a in unready), "who is overdue is counted"
+        for step, those in enumerate(self._steps):
+            assert {*those.values()} == {
+                a for a in unready if not a.overdue and (a.state is not Stage.ASSIGNED) == step
+            }, "who is awaited is known"
+
+    def _due(self, step: int) -> float:
+        those = self._steps[step]
+        if not those:
+            return math.inf
+        since = _since(next(iter(those.values())), step)
+        return since + self.experience.patience(step, len(those) + self.overdue)
+
+    def _lose(self, record: Assignment, step: int) -> None:
+        """Give a device's place to another one, too."""
+        self._steps[step].pop(record.id, None)
+        record.overdue = True
+        self.overdue += 1
+        self.ever_overdue += 1
+        if step == 0:
+            self.silences.note(record.version or "unknown")
+        self.experience.ended(lost=True)
+        self._senders.fell_silent(record.origin)
+
+
+def _since(record: Assignment, step: int) -> float:
+    return record.begun if step else record.assigned

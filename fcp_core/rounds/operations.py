@@ -11,7 +11,6 @@ from typing import Any
 
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.status import StatusError
-from fcp_core.protocol.wkt import Any as AnyMessage
 from fcp_core.rounds.transitions import Machine
 
 _PREFIX = "operations/"
@@ -27,13 +26,6 @@ def operation_token(name: str) -> str:
     return name.removeprefix(_PREFIX)
 
 
-def pack(message: Any) -> AnyMessage:
-    """Return a message as an Any with the type URL that devices expect."""
-    packed = AnyMessage()
-    packed.Pack(message)
-    return packed
-
-
 def operation(name: str, metadata: Any, result: Any | StatusError | None) -> longrunning.Operation:
     """Return an operation as a message.
 
@@ -44,13 +36,13 @@ def operation(name: str, metadata: Any, result: Any | StatusError | None) -> lon
     """
     message = longrunning.Operation(name=name)
     if metadata is not None:
-        message.metadata.CopyFrom(pack(metadata))
+        message.metadata.Pack(metadata)
     if isinstance(result, StatusError):
         message.done = True
         message.error.CopyFrom(result.to_proto())
     elif result is not None:
         message.done = True
-        message.response.CopyFrom(pack(result))
+        message.response.Pack(result)
     return message
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -202,14 +203,16 @@ class Pace:
         self._at -= slots
 
 
+@lru_cache(maxsize=256)
 def duration(seconds: float) -> Duration:
-    """Return seconds as a Duration, to the nanosecond."""
+    """Return seconds as a Duration, to the nanosecond; it is shared: copy it."""
     nanos = round(seconds * 1e9)
     return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)
 
 
+@lru_cache(maxsize=256)
 def window_message(window: RetryWindow) -> common.RetryWindow:
-    """Return a retry window as it goes over the wire."""
+    """Return a retry window as it goes over the wire; it is shared: copy it."""
     return common.RetryWindow(
         delay_min=duration(window.delay_min), delay_max=duration(window.delay_max)
     )

@@ -131,11 +131,27 @@ class Accumulate:
     :param assignments: those whose contributions it holds.
     :param slot: the upload of the only assignment to take it from; its bytes are not kept.
     :param checkpoint: a checkpoint that the protocol computed, instead of an upload.
+    :param parts: instead of one checkpoint, several that are a whole together: each intrinsic takes
+        every one that has all its inputs, and must find one.
     """
 
     assignments: tuple[str, ...]
     slot: str | None = None
     checkpoint: bytes | None = None
+    parts: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Go on without some devices: what they contribute is in what will be accumulated.
+
+    From then on a device that goes away, gives up or takes too long is not dropped; the protocol is
+    notified by :meth:`AggregationProtocol.left` all the same, if the device says so. A later
+    :class:`Accumulate` counts the assignment, a :class:`Drop` or the task's end drops it. What the
+    core held of its uploads is released.
+    """
+
+    assignments: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -169,7 +185,7 @@ class Work:
     arguments: bytes
 
 
-Effect: TypeAlias = Answer | Pending | Accumulate | Drop | Work
+Effect: TypeAlias = Answer | Pending | Accumulate | Keep | Drop | Work
 
 
 @dataclass(frozen=True)
@@ -182,6 +198,9 @@ class ProtocolTask:
     :param rng: the only source of randomness that it may use, but for secrets: those come from
         *secrets*.
     :param secrets: returns that many bytes which nobody can predict.
+    :param over_selection: how many devices may be at work, as a multiple of the contributions that
+        are missing.
+    :param max_at_work: how many may be at work in any case; None: no such limit.
     """
 
     name: str
@@ -192,6 +211,8 @@ class ProtocolTask:
     deadline: float
     rng: random.Random = field(repr=False)
     secrets: Callable[[int], bytes] = field(repr=False)
+    over_selection: float = 1.0
+    max_at_work: int | None = None
 
 
 class AggregationProtocol(ABC):
@@ -201,8 +222,12 @@ class AggregationProtocol(ABC):
     :cvar reads: whether :class:`Upload` events carry the bytes.
     :cvar resumable: whether a device can go on whose earlier calls the machine knows nothing of,
         since the server was restarted in between.
+    :ivar together: how many devices must be at work at a time for any to contribute. While
+        contributions are missing, the task gives places to so many, though fewer are missing; its
+        ``max_at_work`` holds all the same. Set it in :meth:`start`.
     """
 
+    together: int = 1
     concluding: ClassVar[Collection[str]] = ()
     reads: ClassVar[bool] = False
     resumable: ClassVar[bool] = False
@@ -251,6 +276,10 @@ class AggregationProtocol(ABC):
         """Return when :meth:`tick` must be called next, or None."""
         return None
 
+    def notes(self) -> Sequence[str]:
+        """Return what whoever watches the task should know of the protocol, a short line each."""
+        return ()
+
 
 @dataclass(frozen=True)
 class AggregationProtocolFactory:
@@ -266,6 +295,8 @@ class AggregationProtocolFactory:
     :param late: how a device is answered that comes too late, so that it goes on to its end:
         returns the method's response, or None for the core's answer; raises StatusError for a call
         that is wrong at any time. The task may be one that the server does not know any more.
+    :param aggregators: which aggregators serve the intrinsics of its tasks, by intrinsic URI, where
+        neither the configuration nor the task chooses one.
     :param device: makes the device's side (``fcp_core.client.protocols.DeviceProtocol``); None: any
         device that speaks the plain protocol takes part.
     """
@@ -278,6 +309,7 @@ class AggregationProtocolFactory:
     files: Sequence[Any] = ()
     check: Callable[[TaskSpec, Mapping[str, Any]], Sequence[str]] | None = None
     late: Callable[[Call], Any] | None = None
+    aggregators: Mapping[str, str] = field(default_factory=dict)
     device: Callable[[], Any] | None = None
 
 

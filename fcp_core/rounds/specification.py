@@ -38,6 +38,9 @@ ResourceForm: TypeAlias = Literal["inline", "uri"]
 #: How a device is answered that comes too late through no fault of its own.
 LateContributions: TypeAlias = Literal["accept", "refuse"]
 
+#: What a crash of the server may lose: nothing that was answered OK, or the whole round.
+Durability: TypeAlias = Literal["contribution", "round"]
+
 Name: TypeAlias = Annotated[
     str,
     Meta(
@@ -185,6 +188,9 @@ class TaskSpec(Specification, frozen=True):
     :param late_contributions: ``accept``: a device that comes too late through no fault of its own
         is answered OK, and what it sends is dropped; ``refuse``: it is answered ABORTED, which
         sends published clients away for four hours; None: the server's default.
+    :param durability: ``contribution``: a device is answered OK once its contribution is stored, in
+        an aggregate with others, and a server that is started again goes on with it; ``round``: a
+        task that had not ended begins again with nothing; None: the server's default.
     :param slices: for federated select, ``served_at_id`` -> key -> checkpoint.
     :param result_format: the checkpoint format of the result.
     :param protocol: the aggregation protocol, by name; None: the server's default.
@@ -211,6 +217,7 @@ class TaskSpec(Specification, frozen=True):
     max_at_work: Annotated[int, Meta(ge=1)] | None = None
     resources: ResourceForm | None = None
     late_contributions: LateContributions | None = None
+    durability: Durability | None = None
     slices: Mapping[str, Mapping[int, bytes]] = {}
     result_format: CheckpointFormat = "tf_v1"
     protocol: str | None = None
@@ -256,6 +263,10 @@ class TaskSpec(Specification, frozen=True):
         if self.late_contributions not in (None, *get_args(LateContributions)):
             raise self._bad(
                 f"late_contributions must be 'accept' or 'refuse', not {self.late_contributions!r}"
+            )
+        if self.durability not in (None, *get_args(Durability)):
+            raise self._bad(
+                f"durability must be 'contribution' or 'round', not {self.durability!r}"
             )
         if self.deadline is not None and not self.deadline > 0:
             raise self._bad(f"deadline must be a positive number of seconds, not {self.deadline}")

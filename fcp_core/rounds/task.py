@@ -20,8 +20,7 @@ returns effects, which the shell carries out in order.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -31,6 +30,7 @@ from fcp_core.rounds.effects import (
     DroppedEffect,
     EndEffect,
     Group,
+    KeptEffect,
     TaskEffect,
 )
 from fcp_core.rounds.task_facts import FINAL, MOVES, TaskFacts
@@ -46,6 +46,7 @@ __all__ = [
     "EndEffect",
     "Group",
     "InvalidTransition",
+    "KeptEffect",
     "TaskEffect",
     "TaskMachine",
 ]
@@ -55,6 +56,22 @@ class TaskMachine(TaskFacts):
     """One task's states, assignments and counters; made as :class:`TaskFacts`."""
 
     # What happens to it.
+
+    def restore(
+        self, contributions: Collection[str], now: float, *, dropped: int = 0, surplus: int = 0
+    ) -> list[TaskEffect]:
+        """Go on after an earlier run, whose aggregate is there; call it before anything else.
+
+        :param contributions: the assignments that are in the aggregate.
+        :param dropped: how many had been dropped, and *surplus* how many came too late.
+        """
+        for id_ in contributions:
+            record = self._assignments[id_] = Assignment(id_, "", now, Stage.CONTRIBUTED)
+            self._order.append(record)
+        self.contributed, self.dropped, self.surplus = len(contributions), dropped, surplus
+        self.assigned = self.contributed + dropped + surplus
+        self._expired = self.deadline <= now
+        return [] if self.missing else self._close(now)
 
     def assign(
         self,
@@ -73,18 +90,18 @@ class TaskMachine(TaskFacts):
         if self.capacity < 1 or assignment in self._assignments:
             raise InvalidTransition(f"{self!r} cannot take assignment {assignment}")
         self._forget(now)
-        record = Assignment(assignment, session_id, now, origin, version)
+        record = Assignment(assignment, session_id, now, origin=origin, version=version)
         self._add(record)
-        self._awaited[0][assignment] = record
+        self.awaited.add(0, record)
         self._expiry.put(assignment, None, now + self._assignment_timeout)
         return record
 
     def begin(self, assignment: Assignment, now: float) -> None:
         """Take a device's first sign of life: it has something to contribute."""
-        self._arrived(assignment, 0, now - assignment.assigned)
+        self.awaited.came(assignment, 0, now)
         assignment.move(Stage.STARTED)
         assignment.begun = now
-        self._awaited[1][assignment.id] = assignment
+        self.awaited.add(1, assignment)
 
     def turn_away(self, assignment: str, now: float) -> list[TaskEffect]:
         """Know a device from now on, which is not known yet, that comes too late for a place."""
@@ -93,6 +110,24 @@ class TaskMachine(TaskFacts):
         self._add(record)
         message = f"task {self.name} has no room for more devices"
         return [self._drop(record, "round_over", Code.ABORTED, message, late=True)]
+
+    def keep(self, assignments: Sequence[str], now: float) -> list[TaskEffect]:
+        """Go on without devices: what they contribute will be accumulated, or nothing of it.
+
+        They do not expire, and only what they are kept for drops them.
+
+        :raises InvalidTransition: if one of them cannot be kept; nothing happens then.
+        """
+        records = [self._assignments.get(assignment) for assignment in assignments]
+        known = [record for record in records if record is not None]
+        ready = all(Stage.KEPT in record.MOVES[record.state] for record in known)
+        if len(known) < len(records) or not ready or len(set(known)) < len(known):
+            raise InvalidTransition(f"{self!r} cannot keep {assignments}")
+        for record in known:
+            self._expiry.pop(record.id)
+            self.awaited.came(record, 1, now)
+            record.move(Stage.KEPT)
+        return [KeptEffect(record) for record in known]
 
     def queue(self, group: Group, now: float) -> list[TaskEffect]:
         """Have contributions accumulated: now, or as soon as there is a place.
@@ -105,7 +140,7 @@ class TaskMachine(TaskFacts):
         if self._state is not TaskState.OPEN or not ready or not distinct:
             raise InvalidTransition(f"{self!r} cannot accumulate {group.assignments}")
         for assignment in group.assignments:
-            self._arrived(assignment, 1, now - assignment.begun)
+            self.awaited.came(assignment, 1, now)
             self._expiry.pop(assignment.id)
             assignment.queued = now
             assignment.move(Stage.QUEUED)
@@ -124,8 +159,7 @@ class TaskMachine(TaskFacts):
             if code is Code.OK:
                 assignment.move(Stage.CONTRIBUTED)
                 self.contributed += 1
-                self.experience.ended(lost=False)
-                self.senders.contributed(assignment.origin)
+                self.awaited.contributed(assignment)
             else:
                 effects.append(self._drop(assignment, "submit", code, message))
         if code is Code.RESOURCE_EXHAUSTED and self._state is TaskState.OPEN:
@@ -182,9 +216,7 @@ class TaskMachine(TaskFacts):
             return []
         if self.deadline <= now:
             return self._close(now)
-        for step, those in enumerate(self._awaited):
-            while those and self._due(step) <= now:
-                self._lose(next(iter(those.values())), step)
+        self.awaited.tick(now)
         return [
             self._drop(
                 self._assignments[assignment],
@@ -204,7 +236,7 @@ class TaskMachine(TaskFacts):
         due = self.deadline
         if (expiry := self._expiry.next_expiry()) is not None:
             due = min(due, expiry)
-        return min(due, self._due(0), self._due(1))
+        return min(due, self.awaited.next_tick())
 
     def cancel(
         self, code: Code, message: str, now: float, *, needed: bool = False
@@ -241,40 +273,6 @@ class TaskMachine(TaskFacts):
         self._assignments[record.id] = record
         self._order.append(record)
         self.assigned += 1
-
-    def _due(self, step: int) -> float:
-        """Return when the first of those that are awaited at a step is overdue."""
-        awaited = self._awaited[step]
-        if not awaited:
-            return math.inf
-        first = next(iter(awaited.values()))
-        since = first.begun if step else first.assigned
-        return since + self.experience.patience(step, len(awaited) + self.overdue)
-
-    def _lose(self, record: Assignment, step: int) -> None:
-        """Give an assignment's place away, too: there is no sign of its device."""
-        del self._awaited[step][record.id]
-        record.overdue = True
-        self.overdue += 1
-        self.ever_overdue += 1
-        if step == 0:
-            self.silences.note(record.version or "unknown")
-        self.experience.ended(lost=True)
-        self.senders.fell_silent(record.origin)
-
-    def _arrived(self, record: Assignment, step: int, seconds: float) -> None:
-        """Take that a device has come as far as it was awaited."""
-        self.experience.took(step, seconds)
-        self._awaited[step].pop(record.id, None)
-        if not record.overdue:
-            return
-        record.overdue = False
-        self.overdue -= 1
-        self.came_back += 1
-        if step == 0:
-            self.silences.note(record.version or "unknown", -1)
-        self.experience.found()
-        self.senders.spoke(record.origin)
 
     def _hopeless(self, now: float) -> list[TaskEffect] | None:
         """End the task if its first devices all failed in the same way, else return None."""
@@ -319,8 +317,9 @@ class TaskMachine(TaskFacts):
         if self.contributed >= self.minimum_count:
             self._completing = True
             return [*effects, CompleteEffect()]
+        down = ", while the server was not running," if self._expired else ""
         message = (
-            f"task {self.name} came to its deadline with {self.contributed} of "
+            f"task {self.name} came to its deadline{down} with {self.contributed} of "
             f"{self.minimum_count} contributions; {self.story()}"
         )
         return effects + self._end(TaskState.FAILED, Code.DEADLINE_EXCEEDED, message, now)
@@ -345,18 +344,12 @@ class TaskMachine(TaskFacts):
         self, assignment: Assignment, phase: str, code: Code, message: str, *, late: bool = False
     ) -> DroppedEffect:
         silent = assignment.state is Stage.ASSIGNED
-        if silent and not assignment.overdue and phase == "assignment_timeout":
-            self._lose(assignment, 0)
-        overdue = assignment.overdue
+        timed_out = silent and phase == "assignment_timeout"
+        overdue = self.awaited.drop(assignment, silent=timed_out)
         assignment.move(Stage.DROPPED)
         assignment.error = StatusError(code, message)
         assignment.late = late
         self._expiry.pop(assignment.id)
-        for awaited in self._awaited:
-            awaited.pop(assignment.id, None)
-        if overdue:
-            self.overdue -= 1
-            self.senders.left(assignment.origin)
         if overdue and silent:
             self.silent += 1
             phase = "silent"
@@ -365,7 +358,7 @@ class TaskMachine(TaskFacts):
             return DroppedEffect(assignment, phase, code, message)
         else:
             if not overdue and phase != "round_over":  # the server began it again
-                self.experience.ended(lost=True)
+                self.awaited.experience.ended(lost=True)
             self.failures.take(assignment.origin, phase, code, message)
         self.dropped += 1
         # Of what the server itself could not do, its own words say more than the code.

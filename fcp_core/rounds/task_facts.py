@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import Group
-from fcp_core.rounds.experience import Experiences
+from fcp_core.rounds.experience import Awaited, Experiences
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.failures import Failures
 from fcp_core.rounds.policies import OpenTask
@@ -40,6 +41,7 @@ class TaskFacts(Machine[TaskState]):
         dropped.
     :param retention: seconds after that in which an assignment that has ended is still known.
     :param closing_timeout: seconds after the deadline in which there must be a result.
+    :param durability: what a crash may lose of it, for whoever watches.
     :param folded_by: who makes it, for the message if there is none.
     :param first_sign_timeout: how many seconds a device may be silent while nothing is known of the
         others.
@@ -56,9 +58,8 @@ class TaskFacts(Machine[TaskState]):
     #: How many assignments there were, how many contributions are in the aggregate, how many
     #: assignments ended without one, how many of late devices, and how many are accumulating.
     assigned = contributed = dropped = surplus = _accumulating = 0
-    #: How many are overdue, how many ever were, how many of those came after all, and how many
-    #: ended without a sign, which ``dropped`` counts too.
-    overdue = ever_overdue = came_back = silent = 0
+    #: How many ended without a sign, which ``dropped`` counts too.
+    silent = 0
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class TaskFacts(Machine[TaskState]):
         retention: float = math.inf,
         closing_timeout: float = 600.0,
         folded_by: str = "the engine",
+        durability: str = "",
         alike_failures: int = 0,
         first_sign_timeout: float = 120.0,
         wordless: bool = False,
@@ -94,30 +96,36 @@ class TaskFacts(Machine[TaskState]):
         self._known_for = assignment_timeout + retention
         self._closing_timeout = closing_timeout
         self._folded_by = folded_by
-        self._silence = (first_sign_timeout, wordless)
+        self.durability = durability
+        #: How long devices may be silent at first, and whether some always are.
+        self.silence = (first_sign_timeout, wordless)
         self.share(Experiences())
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
         #: the same in the order in which they were given.
         self._assignments: dict[str, Assignment] = {}
         self._order: deque[Assignment] = deque()
-        #: Those that are not overdue and are awaited, in the order of since when: their first sign
-        #: of life; and, after that, what they contribute.
-        self._awaited: tuple[dict[str, Assignment], dict[str, Assignment]] = ({}, {})
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
+        #: How many devices must be at work at a time for any of them to contribute; it may exceed
+        #: what is missing.
+        self.together = 1
+        #: What its protocol says to whoever watches it.
+        self.notes: Callable[[], Sequence[str]] = tuple
+        #: Whether its deadline came between two runs of the server.
+        self._expired = False
         #: Why devices do not contribute; whoever watches the task is told.
         self.reasons = Reasons()
-        #: The same of those that were assigned only; and of how many of each client version there
-        #: is no sign.
-        self.outcomes, self.silences = Reasons(), Reasons()
+        #: The same of those that were assigned only.
+        self.outcomes = Reasons()
         #: Whether the first devices all fail in the same way.
         self.failures = Failures(alike_failures)
 
     def share(self, experiences: Experiences) -> None:
         """Learn together with the tasks of its population; call it before any device has it."""
-        self.experience = experiences.of(self.name, *self._silence)
-        self.senders = experiences.senders
+        self.experiences = experiences
+        #: Those of which something is awaited, and what is known of such devices.
+        self.awaited = Awaited(experiences, self.name, *self.silence)
 
     # What it is.
 
@@ -129,7 +137,7 @@ class TaskFacts(Machine[TaskState]):
     @property
     def at_work(self) -> int:
         """How many assignments have not ended and are not overdue."""
-        return self.pending - self.overdue
+        return self.pending - self.awaited.overdue
 
     @property
     def missing(self) -> int:
@@ -141,20 +149,27 @@ class TaskFacts(Machine[TaskState]):
         """How many more devices it may be given now."""
         if self._state is not TaskState.OPEN:
             return 0
-        free = self.overdue
-        if free and not self.experience.wordless:
+        free = self.awaited.overdue
+        if free and not self.awaited.experience.wordless:
             # Each place is given away once more if its device is silent, and not over and over: it
             # may be the task that takes long.
             free = min(free, self._devices_for(self.goal_count))
         return max(0, self._devices_for(self.missing) + free - self.pending)
 
+    @property
+    def over_selection(self) -> float:
+        """Devices to be at work, as a multiple of its goal."""
+        return self._over_selection or self._devices_for(self.goal_count) / self.goal_count
+
     def _devices_for(self, missing: int) -> int:
         """Return how many devices are to be at work for so many contributions."""
         if self._over_selection is None:
-            wanted = self.experience.devices_for(missing)
+            wanted = self.awaited.experience.devices_for(missing)
         else:
             # Without the small term, 1.1 times 10 would be 12.
             wanted = math.ceil(self._over_selection * missing - 1e-9)
+        if missing:
+            wanted = max(wanted, self.together)
         return wanted if self.max_at_work is None else min(wanted, self.max_at_work)
 
     def get(self, assignment: str) -> Assignment | None:
@@ -193,20 +208,23 @@ class TaskFacts(Machine[TaskState]):
             created=self.created,
             finished=self.finished,
             error=self.error,
+            durability=self.durability,
             reasons=dict(self.reasons.items()),
-            silent=dict(self.silences.items()),
+            notes=tuple(self.notes()),
+            silent=dict(self.awaited.silences.items()),
         )
 
     def story(self) -> str:
         """Return what came of each assigned device, in counts."""
-        silent = sum(count for _, count in self.silences.items())
+        silences = self.awaited.silences
+        silent = sum(count for _, count in silences.items())
         dropped = self.dropped - self.silent
         drops = self.outcomes.text(without=("silent",))
         parts = [
             f"{self.contributed} contributed",
             f"{self.surplus} came too late",
             f"{dropped} dropped" + (f" ({drops})" if drops else ""),
-            f"{silent} silent" + (f" (client versions: {self.silences})" if silent else ""),
+            f"{silent} silent" + (f" (client versions: {silences})" if silent else ""),
         ]
         if self.at_work:
             parts.append(f"{self.at_work} at work")
@@ -234,16 +252,13 @@ class TaskFacts(Machine[TaskState]):
         assert [*self._order] == [*self._assignments.values()], "the order is kept"
         assert self._accumulating == running, "what is accumulating is counted"
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
-        assert len(self._expiry) == self.pending - queued - running, "what is not ready expires"
+        ready = queued + running + stages[Stage.KEPT]
+        assert len(self._expiry) == self.pending - ready, "what is not ready expires"
         assert not (self._queue and running < self.missing), "no place stays free"
-        unready = [a for a in self.live() if a.state not in (Stage.QUEUED, Stage.ACCUMULATING)]
-        assert self.overdue == sum(a.overdue for a in unready), "who is overdue is counted"
-        for step, awaited in enumerate(self._awaited):
-            assert {*awaited.values()} == {
-                a for a in unready if not a.overdue and (a.state is not Stage.ASSIGNED) == step
-            }, "who is awaited is known"
+        done = (Stage.QUEUED, Stage.ACCUMULATING, Stage.KEPT)
+        self.awaited.validate([a for a in self.live() if a.state not in done])
         cap = self.max_at_work
-        assert cap is None or self.at_work <= cap + self.came_back, "the cap holds"
+        assert cap is None or self.at_work <= cap + self.awaited.came_back, "the cap holds"
         assert self._state not in FINAL or not self.pending, "nothing is left at the end"
         if self._state is TaskState.CLOSING:
             assert bool(running) != self._completing, "closing goes on to an end"

@@ -51,8 +51,11 @@ class TaskStatus:
     :param surplus: devices that were assigned and of which nothing more was needed: they came after
         the goal was reached, or the task had ended otherwise.
     :param error: why it failed, with its code; None unless it failed or was cancelled.
+    :param durability: ``contribution`` or ``round``; ``""``: not known.
+    :param problem: what keeps it from going on at the moment, such as a storage that is full.
     :param reasons: why devices did not contribute, each with how often, the most frequent first;
         of a task that ended in an earlier run there are none.
+    :param notes: what its aggregation protocol says of its course, a line each.
     :param silent: of how many devices there is no sign since they were assigned, by the version of
         their client; ``pending`` or, later, ``dropped`` counts them too.
     """
@@ -70,5 +73,8 @@ class TaskStatus:
     created: float = 0.0
     finished: float | None = None
     error: tuple[Code, str] | None = None
+    durability: str = ""
+    problem: str = ""
     reasons: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     silent: Mapping[str, int] = field(default_factory=dict)

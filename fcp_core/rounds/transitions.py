@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 S = TypeVar("S")
 
@@ -25,10 +26,16 @@ class Machine(Generic[S]):
     def __init__(self, state: S) -> None:
         self._state = state
 
-    @property
-    def state(self) -> S:
-        """The current state."""
-        return self._state
+    if TYPE_CHECKING:
+
+        @property
+        def state(self) -> S:
+            """The current state."""
+            raise NotImplementedError
+
+    else:
+        # It is asked for everywhere: the same without a call of a function of ours.
+        state = property(attrgetter("_state"), doc="The current state.")
 
     def move(self, state: S) -> None:
         """Change the state.

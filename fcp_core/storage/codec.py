@@ -39,3 +39,13 @@ def decode(kind: type[R], data: bytes) -> R:
         return decoder.decode(data)  # type: ignore[no-any-return]
     except msgspec.MsgspecError as error:
         raise CodecError(f"a stored record of kind {kind.KIND!r} cannot be read: {error}") from None
+
+
+def index_value(value: Any) -> bytes:
+    """Return the value of an indexed field as bytes, equal for what Python holds equal.
+
+    So 1, 1.0 and True have the same bytes.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return _encoder.encode(int(value) if isinstance(value, bool) else value)

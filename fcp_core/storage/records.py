@@ -16,6 +16,7 @@ class TaskRecord(Record):
     :param state: a ``TaskState`` value.
     :param code: the canonical code it ended with; 0 unless it failed.
     :param submission_key: what the caller chose to find it again by.
+    :param durability: ``contribution`` or ``round``; ``""`` in records of earlier releases.
     """
 
     KIND: ClassVar[str] = "task"
@@ -37,11 +38,15 @@ class TaskRecord(Record):
     code: int = 0
     message: str = ""
     submission_key: str | None = None
+    durability: str = ""
 
 
 @dataclass(frozen=True)
 class BlobRecord(Record):
-    """Bytes of a task, named ``<task_id>/plan``, ``/checkpoint``, ``/slice/...``, ``/result``."""
+    """Bytes of a task.
+
+    Named ``<task_id>/plan``, ``/checkpoint``, ``/slice/...``, ``/shard/...``, ``/result``.
+    """
 
     KIND: ClassVar[str] = "blob"
     KEY: ClassVar[str] = "name"
@@ -50,6 +55,30 @@ class BlobRecord(Record):
     name: str
     task_id: str
     data: bytes
+
+
+@dataclass(frozen=True)
+class ShardRecord(Record):
+    """Contributions of an open task that are in its stored aggregate.
+
+    Their partial aggregate is the blob ``<task_id>/shard/<shard_id>``, until it is merged with
+    others into one. The counters are those of the task when it was written.
+
+    :param shard_id: follows from the contributions, so that a shard written twice is there once.
+    :param contributions: the ids of their assignments.
+    :param merged: whether its bytes are in a total, ``<task_id>/shard/total-...``.
+    """
+
+    KIND: ClassVar[str] = "shard"
+    KEY: ClassVar[str] = "shard_id"
+    INDEXES: ClassVar[tuple[str, ...]] = ("task_id",)
+
+    shard_id: str
+    task_id: str
+    contributions: tuple[str, ...]
+    merged: bool = False
+    dropped: int = 0
+    surplus: int = 0
 
 
 @dataclass(frozen=True)

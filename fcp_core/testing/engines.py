@@ -7,30 +7,43 @@ An example, complete::
         options = {"workers": 2}
 
 The kit folds with two aggregators of its own, which any process can import: ``kit_sum`` adds, and
-``kit_all`` keeps every number. What comes out is compared with a plain loop.
+``kit_all`` keeps every number. What comes out is compared with a plain loop. With ``expendable``,
+the kit kills processes that the engine's jobs run in, and still wants what was asked of them.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from typing import Any, ClassVar
+from contextlib import suppress
+from typing import ClassVar
 
 import numpy as np
 from hypothesis import strategies as st
 
 from fcp_core.aggregation.configuration import configuration_to_proto
-from fcp_core.aggregation.engine import Engine, EngineFactory, Fold, FoldJob, Partial
+from fcp_core.aggregation.engine import (
+    Engine,
+    Fold,
+    FoldJob,
+    Partial,
+    start_engine,
+    stop_engine,
+)
 from fcp_core.aggregation.fold import fold as fold_sequentially
 from fcp_core.aggregation.fold import report_partial
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.testing.engine_aggregators import AGGREGATORS, ALL, SUM
-from fcp_core.testing.kit import Conformance, pytest
+from fcp_core.testing.job_laws import JOBS, JobLaws
+from fcp_core.testing.kit import pytest
+from fcp_core.testing.laws import applies_if
 
 __all__ = ["AGGREGATORS", "JOB", "KINDS", "SUM_JOB", "EngineConformance", "blob", "uploads"]
 
@@ -70,14 +83,9 @@ def uploads() -> st.SearchStrategy[list[tuple[int, str]]]:
     return st.lists(st.tuples(st.integers(0, 9), kinds), max_size=12)
 
 
-class EngineConformance(Conformance):
+class EngineConformance(JobLaws):
     """The laws of :mod:`fcp_core.aggregation.engine`, checked for one factory."""
 
-    factory: ClassVar[EngineFactory]
-    #: Everything that the engine needs: defaults are the configuration's, not the kit's.
-    options: ClassVar[Mapping[str, Any]] = {}
-    #: How long one future may take before a check fails, in seconds.
-    timeout: ClassVar[float] = 60.0
     #: How many threads contribute at a time.
     threads: ClassVar[int] = 4
 
@@ -253,9 +261,9 @@ class EngineConformance(Conformance):
     def test_stopping_aborts_what_is_open(self) -> None:
         """An engine that was stopped leaves no fold that takes contributions."""
         engine = self.factory.make(AGGREGATORS, self.options)
-        engine.start()
+        asyncio.run(start_engine(engine))
         folding = engine.open(JOB)
-        engine.stop()
+        asyncio.run(stop_engine(engine))
         self._is_finished(folding)
 
     def test_a_job_that_cannot_run_is_refused(self) -> None:
@@ -316,26 +324,17 @@ class EngineConformance(Conformance):
                 assert _read(report_partial(AGGREGATORS, JOB, partial)) == _total(inside)
             assert self._numbers(folding.report()) == _total(numbers)
 
-    @contextmanager
-    def engine(self) -> Iterator[Engine]:
-        """Make an engine, start it, and stop it in the end."""
-        engine = self.factory.make(AGGREGATORS, self.options)
-        engine.start()
-        try:
-            yield engine
-        finally:
-            engine.stop()
-
-    def _wait(self, future: Future[Any]) -> Any:
-        return future.result(timeout=self.timeout)
-
-    def _code(self, future: Future[Any]) -> Code:
-        """Return what a future fails with; OK if it does not."""
-        error = future.exception(timeout=self.timeout)
-        if error is None:
-            return Code.OK
-        assert isinstance(error, StatusError), f"a future failed with {error!r}"
-        return error.code
+    @applies_if(lambda cls: cls.expendable)
+    def test_a_report_survives_the_process_that_jobs_run_in(self) -> None:
+        """What was answered for before a process died is in the report."""
+        with self.engine() as engine:
+            folding = engine.open(JOB)
+            for number in range(3):
+                self._wait(folding.add(str(number), blob(number)))
+            with suppress(ProcessLookupError):  # it may have been there for one job only
+                os.kill(int(self._wait(engine.run(f"{JOBS}:where", b""))), signal.SIGKILL)
+            self._wait(folding.add("3", blob(3)))
+            assert self._numbers(folding.report()) == _total(range(4))
 
     def _numbers(self, report: Future[bytes]) -> dict[str, list[int]]:
         return _read(self._wait(report))

@@ -24,6 +24,7 @@ from fcp_core.rounds.protocols import (
     Call,
     Drop,
     Effect,
+    Keep,
     Pending,
     ProtocolTask,
     Upload,
@@ -36,6 +37,7 @@ from fcp_core.testing.protocol_devices import (
     KitDevice,
     KitTickets,
     LawBrokenError,
+    check_accumulate,
     describe,
     protocol_routes,
     run_work,
@@ -194,8 +196,8 @@ class KitCore:
                 self._end(device, error)
         if error is None:
             data = done.checkpoint if done.slot is None else devices[0].uploads[done.slot]
-            assert data is not None
-            self.accumulated.append((devices, data))
+            first, *more = done.parts if data is None else (data,)
+            self.accumulated += [(devices, first), *(((), part) for part in more)]
         self._ask("accumulated", self.machine.accumulated, done.assignments, error, self.now)
 
     def run(self, patience: float, limits: Sequence[int | None] = ()) -> None:
@@ -284,6 +286,8 @@ class KitCore:
             raise
 
     def _leave(self, device: KitDevice, code: Code, message: str) -> None:
+        if device.state == "kept":
+            self._ask("left", self.machine.left, device.id, code, self.now)
         if device.state != "live":
             return
         self._end(device, StatusError(code, message))
@@ -328,6 +332,11 @@ class KitCore:
             self.outcomes.append(effect)
         elif isinstance(effect, Accumulate):
             self._accumulate(effect)
+        elif isinstance(effect, Keep):
+            for device in map(self._known, effect.assignments):
+                if device.state != "live" or not device.called:
+                    raise LawBrokenError(f"{describe(effect)}, but {device.id} is {device.state}")
+                device.state = "kept"
         elif isinstance(effect, Drop):
             dropped.append(self._drop(effect))
         elif isinstance(effect, Answer | Pending):
@@ -346,23 +355,14 @@ class KitCore:
 
     def _accumulate(self, effect: Accumulate) -> None:
         devices = [self._known(name) for name in effect.assignments]
-        if not devices or len(set(effect.assignments)) != len(devices):
-            raise LawBrokenError(f"{describe(effect)}: for nobody, or for somebody twice")
-        for device in devices:
-            if device.state != "live":
-                raise LawBrokenError(f"{describe(effect)}, but {device.id} is {device.state}")
-        given = effect.slot is not None, isinstance(effect.checkpoint, bytes)
-        if given not in ((True, False), (False, True)):
-            raise LawBrokenError(f"{describe(effect)}: name a slot, or give a checkpoint's bytes")
-        if effect.slot is not None and (len(devices) > 1 or effect.slot not in devices[0].uploads):
-            raise LawBrokenError(f"{describe(effect)}: there is no such upload")
+        check_accumulate(effect, devices)
         for device in devices:
             device.state = "accumulating"
         self.outcomes.append(effect)
 
     def _drop(self, effect: Drop) -> KitDevice:
         device = self._known(effect.assignment)
-        if device.state != "live":
+        if device.state not in ("live", "kept"):
             raise LawBrokenError(f"{describe(effect)}, but {device.id} is {device.state}")
         well_formed = _PHASE.fullmatch(effect.phase) and effect.code is not Code.OK
         if not well_formed or not effect.message:
@@ -394,7 +394,7 @@ class KitCore:
         return next(route for route in self.routes.values() if route.method == method)
 
     def _known(self, name: str) -> KitDevice:
-        for device in self.devices:
-            if device.id == name:
-                return device
-        raise LawBrokenError(f"there is no assignment {name!r}")
+        found = [device for device in self.devices if device.id == name]
+        if not found:
+            raise LawBrokenError(f"there is no assignment {name!r}")
+        return found[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import types
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from fcp_core.client.protocols import PlanResults, Step, Together
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos.common_pb2 import ForwardingInfo
 from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.protocols import AggregationProtocolFactory, Work
+from fcp_core.rounds.protocols import Accumulate, AggregationProtocolFactory, Work
 
 #: The id that the kit's task has for devices.
 AGGREGATION_ID = "00000000-0000-4000-8000-000000000000"
@@ -61,7 +61,7 @@ class CallRecord:
 class KitDevice:
     """A device, and where its assignment stands.
 
-    :ivar state: ``live``, ``accumulating``, ``counted`` or ``dropped``.
+    :ivar state: ``live``, ``kept``, ``accumulating``, ``counted`` or ``dropped``.
     :ivar steps: the device's side; None once it is done or has vanished.
     :ivar told: what it was told in the end: True, an error, or None as long as it is not done.
     """
@@ -163,6 +163,26 @@ def mentions(root: object, text: str) -> bool:
             seen.add(id(thing))
             stack += gc.get_referents(thing)
     return False
+
+
+def check_accumulate(effect: Accumulate, devices: Sequence[KitDevice]) -> None:
+    """Check that what a protocol wants accumulated can be.
+
+    :raises LawBrokenError: if not.
+    """
+    if not devices or len(set(effect.assignments)) != len(devices):
+        raise LawBrokenError(f"{describe(effect)}: for nobody, or for somebody twice")
+    for device in devices:
+        if device.state not in ("live", "kept"):
+            raise LawBrokenError(f"{describe(effect)}, but {device.id} is {device.state}")
+    parts = bool(effect.parts) and all(isinstance(part, bytes) for part in effect.parts)
+    given = effect.slot is not None, isinstance(effect.checkpoint, bytes), parts
+    if given.count(True) != 1:
+        raise LawBrokenError(
+            f"{describe(effect)}: name a slot, or give the bytes of a checkpoint or of parts"
+        )
+    if effect.slot is not None and (len(devices) > 1 or effect.slot not in devices[0].uploads):
+        raise LawBrokenError(f"{describe(effect)}: there is no such upload")
 
 
 def describe(effect: Any) -> str:

@@ -20,11 +20,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.storage.codec import decode, encode
+from fcp_core.storage.codec import decode, encode, index_value
 from fcp_core.storage.contract import R, Record, Storage, StorageError, T, Transaction
 
 #: "fcps", in the header of our files.
@@ -90,7 +88,7 @@ class _SqliteTransaction(Transaction):
             query += (
                 " AND key IN (SELECT key FROM entries WHERE kind = ? AND field = ? AND value = ?)"
             )
-            values += [kind.KIND, name, _index_value(value)]
+            values += [kind.KIND, name, index_value(value)]
         # Fetched at once, so that the caller may write while it goes over them.
         rows = self._db.execute(f"{query} ORDER BY key", values).fetchall()
         return (decode(kind, row[0]) for row in rows)
@@ -99,7 +97,7 @@ class _SqliteTransaction(Transaction):
         self._db.executemany(
             "INSERT INTO entries VALUES (?, ?, ?, ?)",
             [
-                (record.KIND, name, _index_value(getattr(record, name)), record.key)
+                (record.KIND, name, index_value(getattr(record, name)), record.key)
                 for name in record.INDEXES
             ],
         )
@@ -319,13 +317,6 @@ class SqliteStorage(Storage):
                 if "locked" not in str(error) or time.monotonic() > give_up:
                     raise
                 time.sleep(0.02)
-
-
-def _index_value(value: Any) -> bytes:
-    """Return bytes that are equal for values that are equal in Python: 1, 1.0 and True."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return msgspec.msgpack.encode(int(value) if isinstance(value, bool) else value)
 
 
 def _failure(path: Path, error: sqlite3.Error) -> Exception:

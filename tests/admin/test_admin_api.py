@@ -248,6 +248,7 @@ def test_submissions_are_specifications(make_spec):
         max_at_work=7,
         resources="inline",
         late_contributions="refuse",
+        durability="round",
         slices={"s": {1: b"x"}},
         result_format="federated_compute",
         protocol="simple",

@@ -441,3 +441,51 @@ def test_what_is_only_added_is_folded_where_it_arrives():
     (thread,) = Watched.threads
     assert thread is not threading.current_thread()
     engine.stop()
+
+
+# Checkpoints that are a whole together.
+
+
+def part(**tensors):
+    return write_checkpoint(tensors, "federated_compute")
+
+
+def test_parts_of_a_whole_count_together(engine):
+    """Each intrinsic takes what has its inputs: here one sum of two devices, and two values."""
+    folding = engine.open(JOB)
+    folding.add("alone", blob(0)).result(60)
+    sums, first, second = part(v=np.array([500, 2])), part(x=np.float32(3)), part(x=np.float32(6))
+    assert folding.add_group(["a", "b"], sums, first, second).result(60) is None
+    assert code_of(folding.add("a", blob(1))) is Code.ALREADY_EXISTS
+    report = open_checkpoint(folding.report().result(60))
+    assert report["sum"].tolist() == [501, 3]
+    assert report["mean"] == 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "words"),
+    [
+        (
+            (part(x=np.float32(1)), part(x=np.float32(2))),
+            Code.NOT_FOUND,
+            "federated_sum takes: 'v'",
+        ),
+        ((part(v=np.ones(3, "i8")), part(x=np.float32(1))), Code.INVALID_ARGUMENT, "expects"),
+        ((part(v=np.ones(2, "i8")), part(x=np.float32(np.nan))), Code.INVALID_ARGUMENT, "x"),
+        ((part(v=np.ones(2, "i8")), b"garbage"), Code.INVALID_ARGUMENT, ""),
+    ],
+)
+def test_of_parts_that_do_not_fit_none_counts(engine, parts, code, words):
+    folding = engine.open(JOB)
+    future = folding.add_group(["a", "b"], *parts)
+    assert code_of(future) is code
+    assert words in future.exception(60).message
+    folding.add("a", blob(0)).result(60)
+    assert open_checkpoint(folding.report().result(60))["sum"].tolist() == [1, 1]
+
+
+def test_parts_count_for_what_aggregators_keep(engine):
+    folding = engine.open(dataclasses.replace(MEDIAN, goal_count=1))
+    group = [part(v=np.ones(2, "i8")), *(part(x=np.float32(x)) for x in range(4))]
+    assert code_of(folding.add_group(["a"], *group)) is Code.RESOURCE_EXHAUSTED
+    assert folding.add_group(["a"], *group[:2]).result(60) is None

@@ -337,6 +337,7 @@ class TestContext:
             "aggregators": {"federated_sum": "sum"},
             "options": {"fifo": {"x": 1}},
             "late_contributions": "refuse",
+            "durability": "round",
             "patience": 2.5,
         }
         assert set(fields) == set(GrownSpec.__struct_fields__) - context._MADE

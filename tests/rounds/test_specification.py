@@ -97,7 +97,8 @@ def test_every_field_survives_a_restart():
         storage = MemoryStorage()
         record = TaskRecord("id", spec.population, spec.name, "open", "a", encode_spec(spec), 1.0)
         await TaskStore(storage).add(record, spec)
-        ((_, found),) = (await TaskStore(storage).load()).tasks
+        (loaded,) = (await TaskStore(storage).load()).tasks
+        found = loaded.spec
         assert found == spec
         assert status_of(record).goal_count == spec.goal_count
 
@@ -232,7 +233,8 @@ def test_a_task_that_was_stored_earlier_is_read():
                 tx.put(BlobRecord(f"id/{name}", "id", data))
 
         await storage.transact(put)
-        ((_, found),) = (await TaskStore(storage).load()).tasks
+        (loaded,) = (await TaskStore(storage).load()).tasks
+        found = loaded.spec
         assert found == full_spec
 
     asyncio.run(main())

@@ -102,7 +102,12 @@ def test_its_state_cannot_be_set(kind):
 
 
 def test_the_tables_are_those_that_are_drawn():
-    assert Assignment.MOVES[Stage.STARTED] == (Stage.UPLOADING, Stage.QUEUED, Stage.DROPPED)
+    assert Assignment.MOVES[Stage.STARTED] == (
+        Stage.UPLOADING,
+        Stage.KEPT,
+        Stage.QUEUED,
+        Stage.DROPPED,
+    )
     for kind in (Assignment, TaskMachine, DeviceSession):
         first = next(iter(kind.MOVES))
         assert first not in {t for targets in kind.MOVES.values() for t in targets}

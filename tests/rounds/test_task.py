@@ -16,6 +16,7 @@ from fcp_core.rounds.task import (
     EndEffect,
     Group,
     InvalidTransition,
+    KeptEffect,
     TaskMachine,
 )
 from fcp_core.rounds.tasks import TaskState
@@ -60,7 +61,7 @@ def assign(task, names, now=0.0):
 
 
 def queue(task, *assignments, now=1.0):
-    group = Group(assignments, None, b"checkpoint")
+    group = Group(assignments, None, (b"checkpoint",))
     return group, task.queue(group, now)
 
 
@@ -294,6 +295,47 @@ def test_a_group_that_cannot_be_changes_nothing(names):
     task.validate()
 
 
+def test_who_is_kept_does_not_expire_and_only_a_drop_of_its_own_drops_it():
+    task = machine(goal=2)
+    first, second = assign(task, ["a", "b"])
+    (effect,) = task.keep(["a"], 1.0)
+    assert effect == KeptEffect(first)
+    assert not first.begin_upload("x", 2.0)
+    assert [e.assignment for e in task.tick(11.0)] == [second]
+    (effect,) = task.drop("a", "cohort", Code.ABORTED, "too few are left", 12.0)
+    assert effect.assignment is first
+    task.validate()
+
+
+def test_who_is_kept_comes_too_late_if_the_task_ends():
+    task = machine(goal=2, minimum=1)
+    kept, other = assign(task, ["a", "b"])
+    task.keep(["a"], 1.0)
+    group, _ = queue(task, other)
+    task.accumulated(group, Code.OK, "", 2.0)
+    effects = task.tick(100.0)
+    assert effects[0].assignment is kept
+    assert kept.late
+    assert isinstance(effects[1], CompleteEffect)
+
+
+def test_a_task_gives_places_to_as_many_as_must_be_at_work_together():
+    task = machine(goal=5)
+    task.together = 4
+    made = assign(task, "abcde")
+    group, _ = queue(task, *made[:3])
+    task.accumulated(group, Code.OK, "", 2.0)
+    # Two are missing, but no fewer than four can contribute.
+    assert task.missing == 2
+    assert task.capacity == 2
+    group, _ = queue(task, *made[3:])
+    task.accumulated(group, Code.OK, "", 3.0)
+    assert task.capacity == 0
+    capped = machine(goal=5, cap=3)
+    capped.together = 4
+    assert capped.capacity == 3
+
+
 class Model(RuleBasedStateMachine):
     """Devices that come, upload, go, come twice, late or never, alone or in groups."""
 
@@ -314,7 +356,8 @@ class Model(RuleBasedStateMachine):
         #: When those that are not ready expire; the groups that wait, in order, and that run.
         self.expires = {}
         self.waiting, self.running = [], []
-        self.done, self.gone, self.silent = set(), set(), set()
+        self.done, self.gone = set(), set()
+        self.silent, self.kept = set(), set()
         self.largest = 1
         self.completing = False
         self.end = None
@@ -336,11 +379,16 @@ class Model(RuleBasedStateMachine):
                 self.expires.pop(name, None)
                 if effect.phase == "silent":
                     self.silent.add(name)
+                self.kept.discard(name)
                 for groups in (self.waiting, self.running):
                     groups[:] = [g for g in groups if effect.assignment not in g.assignments]
                 effect.assignment.release()
                 self.gone.add(name)
+            elif isinstance(effect, KeptEffect):
+                effect.assignment.release()
+                self.kept.add(effect.assignment.id)
             elif isinstance(effect, CompleteEffect):
+                assert not self.kept
                 assert not self.completing
                 assert not self.expires
                 assert not self.waiting
@@ -390,21 +438,37 @@ class Model(RuleBasedStateMachine):
         members = [self.known(data) for _ in range(size)]
         if None in members:
             return
-        group = Group(tuple(members), None, b"x")
-        right = (Stage.STARTED, Stage.UPLOADED)
+        group = Group(tuple(members), None, (b"x",))
+        right = (Stage.STARTED, Stage.UPLOADED, Stage.KEPT)
         if (
             self.task.state is TaskState.OPEN
             and len(set(members)) == size
             and all(one.state in right for one in members)
         ):
             for one in members:
-                del self.expires[one.id]
+                self.expires.pop(one.id, None)
+                self.kept.discard(one.id)
             self.waiting.append(group)
             self.largest = max(self.largest, size)
             self.take(self.task.queue(group, self.now))
         else:
             with pytest.raises(InvalidTransition):
                 self.task.queue(group, self.now)
+
+    @rule(data=st.data(), size=st.integers(1, 2))
+    def keep(self, data, size):
+        members = [self.known(data) for _ in range(size)]
+        if None in members:
+            return
+        names = [one.id for one in members]
+        right = (Stage.STARTED, Stage.UPLOADED)
+        if len(set(members)) == size and all(one.state in right for one in members):
+            for name in names:
+                del self.expires[name]
+            self.take(self.task.keep(names, self.now))
+        else:
+            with pytest.raises(InvalidTransition):
+                self.task.keep(names, self.now)
 
     @rule(data=st.data(), code=st.sampled_from([Code.OK, Code.OK, Code.INVALID_ARGUMENT]))
     def accumulated(self, data, code):
@@ -424,7 +488,7 @@ class Model(RuleBasedStateMachine):
         alone = any(group.assignments == (one,) for group in self.waiting)
         effects = self.task.drop(one.id, "aborted", Code.INTERNAL, "", self.now)
         assert [effect.assignment for effect in effects] == (
-            [one] if one.id in self.expires or alone else []
+            [one] if one.id in self.expires or one.id in self.kept or alone else []
         )
         self.take(effects)
 
@@ -470,11 +534,12 @@ class Model(RuleBasedStateMachine):
         assert task.dropped + task.surplus == len(self.gone)
         assert task.silent == len(self.silent)
         quiet = [a for a in task.live() if a.overdue and a.state is Stage.ASSIGNED]
-        assert dict(task.silences.items()).get("7", 0) == task.silent + len(quiet)
-        assert task.senders.any_silent == (task.overdue > 0)
+        assert dict(task.awaited.silences.items()).get("7", 0) == task.silent + len(quiet)
+        assert task.awaited.overdue == sum(a.overdue for a in task.live())
         assert len(late) <= task.surplus <= len(late) + len(self.gone) - len(known)
         assert all(known[name].error.code is Code.ABORTED for name in late)
-        assert task.pending == len(self.expires) + waiting + running == len(task.live())
+        ready = waiting + running + len(self.kept)
+        assert task.pending == len(self.expires) + ready == len(task.live())
         assert task.state.is_final == (self.end is not None)
         if task.state is TaskState.OPEN:
             assert task.next_tick() is not None
@@ -506,7 +571,7 @@ def test_a_silent_device_s_place_is_given_away_and_it_counts_all_the_same():
     other = task.assign("other", "", 4.0)
     assert task.capacity == 0
     task.begin(silent, 6.0)
-    assert (task.status().silent, task.experience.drop_outs < 0.11) == ({}, True)
+    assert (task.status().silent, task.awaited.experience.drop_outs < 0.11) == ({}, True)
     effects = contribute(task, silent, 6.0)
     # The other one is not needed any more, and not silent: it had no time yet.
     assert dropped(effects) == {"other": ("round_over", Code.ABORTED)}

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tornado.iostream import IOStream
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import inflate as bodies
-from fcp_core.server.http.body import DIRECT, BodyReader, InFlight
+from fcp_core.server.http.body import AHEAD, DIRECT, PART, BodyReader, InFlight
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
 from fcp_core.server.http.limits import Limits
 
@@ -440,3 +441,62 @@ def test_large_memory_goes_back_apart_from_the_loop():
         buffers.close()
 
     asyncio.run(main())
+
+
+def test_what_comes_while_a_step_is_made_belongs_to_it(unpacker, noise):
+    packed = memoryview(gzip.compress(noise, 1))
+    inflater, begun = bodies.Inflater(), []
+    inflater.on_piece = lambda: begun.append(inflater.waiting)
+
+    class Feeding(bytearray):
+        def __iadd__(self, made):
+            if inflater.waiting < 1000 and len(begun) < 5:
+                inflater.feed(packed[len(begun) * 600_000 :][:600_000])
+            return super().__iadd__(made)
+
+    output = Feeding()
+    inflater.feed(packed[:600_000])
+    assert inflater.waiting == 600_000
+    assert not inflater.step(2 * SIZE, output)
+    inflater.feed(packed[3_000_000:])
+    assert not inflater.step(2 * SIZE, output)
+    assert bytes(output) == noise
+    assert inflater.complete
+    assert inflater.waiting == 0
+    assert len(begun) == 6
+
+
+def test_a_body_that_comes_faster_than_it_is_unpacked_waits():
+    """What is not unpacked yet is bounded, and all of it arrives."""
+    body = np.random.default_rng(3).bytes(3 * AHEAD)
+    packed = gzip.compress(body, 1)
+    ours, theirs = socket.socketpair()
+    sender = threading.Thread(target=theirs.sendall, args=(packed,))
+    sender.start()
+
+    class Held(ThreadPoolExecutor):
+        go = threading.Event()
+
+        def submit(self, *args):
+            return super().submit(lambda: self.go.wait() and args[0](*args[1:]))
+
+    async def main():
+        with Held(1) as pool:
+            stream = IOStream(ours)
+            reader = BodyReader("gzip", len(packed), Limits(), InFlight(1 << 30), pool, Buffers())
+            whole = asyncio.ensure_future(reader.receive_from(stream))
+            while reader.received <= AHEAD:
+                await asyncio.sleep(0.001)
+            for _ in range(100):
+                await asyncio.sleep(0.001)
+                assert reader.received <= AHEAD + PART
+            pool.go.set()
+            await whole
+            found = await reader.finish()
+            reader.close()
+            stream.close()
+            return bytes(found)
+
+    assert asyncio.run(main()) == body
+    sender.join()
+    theirs.close()

@@ -13,6 +13,7 @@ from fcp_aggregators.plugin import fcp_register_aggregators
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import EngineFactory
 from fcp_core.aggregation.local import LocalEngine
+from fcp_core.errors import UsageError
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import (
@@ -403,6 +404,58 @@ def test_an_engine_that_reports_garbage_fails_the_task(kit, report):
     asyncio.run(main())
 
 
+class Slow(LocalEngine):
+    """Starts and stops in its own time."""
+
+    #: What it did, in order.
+    did = ()
+    fault = None
+
+    def start(self):
+        super().start()
+        return self.later("started")
+
+    def stop(self):
+        super().stop()
+        return self.later("stopped")
+
+    async def later(self, what):
+        await asyncio.sleep(0)
+        if what == "started" and self.fault is not None:
+            raise self.fault
+        self.did = (*self.did, what)
+
+    def open(self, job, partials=()):
+        self.did = (*self.did, "opened")
+        return super().open(job, partials)
+
+
+def test_an_engine_may_start_and_stop_in_its_own_time(kit):
+    made = []
+
+    def make(aggregators, options):
+        made.append(Slow(aggregators, 0))
+        return made[-1]
+
+    plugin = offering("fcp_register_engines", EngineFactory("slow", "takes its time", make))
+
+    async def main():
+        async with kit.world(extra=[plugin], engine="slow") as world:
+            task = await world.submit(goal=1)
+            await world.device().run()
+            assert await world.result(task) == [1, 1]
+        assert made[0].did == ("started", "opened", "stopped")
+        Slow.fault = UsageError("no cluster")
+        with pytest.raises(UsageError, match="no cluster"):
+            async with kit.world(extra=[plugin], engine="slow"):
+                raise AssertionError("it started")
+
+    try:
+        asyncio.run(main())
+    finally:
+        Slow.fault = None
+
+
 def done(result):
     future = Future()
     future.set_result(result)
@@ -426,27 +479,26 @@ def test_an_engine_that_cannot_add_tells_the_device(kit, add):
 # Storages.
 
 
-def test_a_storage_that_fails_at_the_end_is_named(kit):
+def test_a_storage_that_never_takes_a_result_is_named(kit):
     class Storage(MemoryStorage):
-        broken = False
-
         async def transact(self, function):
-            if self.broken:
-                raise OSError("the disk is full")
-            return await super().transact(function)
+            def small(tx):
+                found = function(tx)
+                if any(name.endswith("/result") for name in tx._writes["blob"]):
+                    raise StatusError(Code.RESOURCE_EXHAUSTED, "that is too large")
+                return found
 
-    storage = Storage()
-    factory = StorageFactory("bad", "faulty", lambda options: storage)
+            return await super().transact(small)
+
+    factory = StorageFactory("bad", "faulty", lambda options: Storage())
 
     async def main():
         async with kit.world(
             extra=[offering("fcp_register_storages", factory)], storage="bad"
         ) as world:
             task = await world.submit(goal=1)
-            storage.broken = True
             assert await world.device().run()
-            names = "the storage bad failed to take the end of task sum: the disk is full"
+            names = "the storage bad does not take the end of task sum: that is too large"
             await failed(world, task, Code.INTERNAL, names)
-            storage.broken = False
 
     asyncio.run(main())

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import Future
 
 import pytest
 
 from fcp_aggregators.simple_protocol import FACTORY, SimpleProtocol
+from fcp_core.aggregation.engine import EngineFactory
+from fcp_core.aggregation.local import LocalEngine
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos import aggregations_pb2 as pb
@@ -507,6 +510,36 @@ def test_work_that_fails_comes_back_as_an_error(kit):
             assert sorted(found, reverse=True) == [("good", "bytes"), ("bad", "StatusError")]
             await one.device().run()
             assert await one.result(task) == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_work_is_cancelled_when_its_task_ends(kit):
+    jobs = []
+
+    class Working(SimpleProtocol):
+        def start(self, task, now):
+            return [Work("slow", "zlib:compress", b"a")]
+
+    class Slow(LocalEngine):
+        def run(self, function, arguments):
+            jobs.append(Future())
+            return jobs[-1]
+
+    class Both(Plugin):
+        @hookimpl
+        def fcp_register_engines(self):
+            return [EngineFactory("slow", "works for ever", lambda made, options: Slow(made, 0))]
+
+    async def main():
+        async with world(kit, Both(Working), engine="slow") as one:
+            task = await one.submit(goal=1)
+            await one.services.tasks.cancel(task)
+            assert jobs.pop().cancelled()
+            # One that stops leaves none behind either.
+            await one.submit(goal=1)
+            assert not jobs[0].done()
+        assert jobs[0].cancelled()
 
     asyncio.run(main())
 

@@ -27,15 +27,15 @@ def sqlite(kit, tmp_path):
     return start
 
 
-def test_an_open_task_goes_on_and_its_round_begins_anew(kit, sqlite):
+def test_a_task_of_durability_round_begins_again_with_nothing(kit, sqlite):
     async def main():
-        async with sqlite() as world:
+        async with sqlite(durability="round") as world:
             task = await world.submit(
                 goal=2, slices={"s/1": {3: b"three"}}, options={"simple": {}}, over_selection=1.5
             )
             await world.device().run()
             before = await world.status(task)
-            assert before.contributed == 1
+            assert (before.contributed, before.durability) == (1, "round")
             waiting = asyncio.create_task(kit.code_of(world.services.tasks.wait(task)))
             await kit.settle()
         assert await waiting is Code.UNAVAILABLE

@@ -147,10 +147,10 @@ class ReferenceLab:
 
     def pass_time(self, machine):
         if not machine.state.is_final:
-            overdue = machine.ever_overdue
+            overdue = machine.awaited.ever_overdue
             self.perform(machine, machine.tick(self.now))
             self.watch(machine)
-            if machine.ever_overdue > overdue and machine.capacity:
+            if machine.awaited.ever_overdue > overdue and machine.capacity:
                 self.consider()
 
     def finish(self, device, machine, name, failed, silent):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import pickle
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -195,6 +198,78 @@ class SharesIds(Good):
         return self.only
 
 
+#: Runs a job in a process of its own: its name as an argument, bytes in, its outcome out.
+CHILD = """
+import pickle, sys
+from fcp_core.aggregation.engine import call_by_name
+try:
+    outcome = call_by_name(sys.argv[1], sys.stdin.buffer.read())
+except Exception as error:
+    outcome = error
+sys.stdout.buffer.write(pickle.dumps(outcome))
+"""
+
+
+class InProcesses(Good):
+    """Runs each job in a process of its own, again if that dies."""
+
+    again = True
+
+    def __init__(self, factories, options):
+        super().__init__(factories, options)
+        self.pool = ThreadPoolExecutor()
+
+    def run(self, function, arguments):
+        return self.pool.submit(self.work, function, arguments)
+
+    def work(self, function, arguments):
+        command = [sys.executable, "-c", CHILD, function]
+        done = subprocess.run(command, input=arguments, stdout=subprocess.PIPE, check=False)
+        if done.returncode:
+            return self.work(function, arguments) if self.again else b""
+        outcome = pickle.loads(done.stdout)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def closed(self):
+        self.pool.shutdown()
+
+    def stop(self):
+        super().stop()
+        return self.closed()
+
+
+class ForgetsJobs(InProcesses):
+    """Takes a job whose process died for one that returned nothing."""
+
+    again = False
+
+
+class ForgetsFolds(InProcesses):
+    """Keeps what was accumulated where the last job ran."""
+
+    def open(self, job, partials=()):
+        engine = self
+
+        class Fold(Wrapped):
+            def report(self, checkpoint_format="tf_v1"):
+                fold = self.fold if not engine.ran else engine.local.open(job)
+                return fold.report(checkpoint_format)
+
+        self.ran = False
+        return Fold(self.local.open(job, partials))
+
+    def run(self, function, arguments):
+        self.ran = True
+        return super().run(function, arguments)
+
+
+class RunsNothing(Good):
+    def run(self, function, arguments):
+        return done(arguments)
+
+
 BROKEN = [
     ("test_the_factory_describes_itself", Good, {"summary": ""}, ()),
     ("test_a_fold_equals_a_plain_loop", spoilt(add=add_refuses_nothing), {}, ()),
@@ -226,6 +301,9 @@ BROKEN = [
     ("test_stopping_aborts_what_is_open", CannotStop, {}, ()),
     ("test_a_job_that_cannot_run_is_refused", CheckedLate, {}, ()),
     ("test_folds_do_not_mix", SharesIds, {}, ()),
+    ("test_a_job_is_a_function_of_bytes", RunsNothing, {}, ()),
+    ("test_a_job_survives_the_process_that_runs_it", ForgetsJobs, {}, ()),
+    ("test_a_report_survives_the_process_that_jobs_run_in", ForgetsFolds, {}, ()),
     ("test_many_threads_contribute", spoilt(add=add_without_ids), {}, ()),
     ("test_many_threads_contribute", spoilt(partial=partial_unlocked), {}, ()),
 ]
@@ -238,6 +316,7 @@ def kit(make, **changes):
         factory = EngineFactory(**(fields | changes))
         shrink = False
         derandomize = True
+        expendable = True
         timeout = 30.0
 
     return Laws()
@@ -247,6 +326,13 @@ class TestGood(EngineConformance):
     """The laws hold for the wrapped one, or what follows would prove nothing."""
 
     factory = EngineFactory("good", "folds", Good)
+
+
+class TestGoodInProcesses(EngineConformance):
+    """It starts and stops in its own time, and its jobs survive."""
+
+    factory = EngineFactory("good", "folds", InProcesses)
+    expendable = True
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import aggregations_pb2 as pb
 from fcp_core.protocol.protos.common_pb2 import ForwardingInfo
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.protocols import Accumulate, Answer, Drop, Pending, Work
+from fcp_core.rounds.protocols import Accumulate, Answer, Drop, Keep, Pending, Work
 from fcp_core.testing import AggregationProtocolConformance
 from fcp_core.testing.masked_sum import FILE, MASKED_SUM, MaskedSum, MaskedSumDevice
 from fcp_core.testing.masked_sum.messages import add_mask
@@ -72,6 +74,72 @@ class Prepared(plain.Plain):
     def left(self, assignment, code, now):
         self.bodies.pop(assignment, None)
         return super().left(assignment, code, now)
+
+
+class Kept(Prepared):
+    """Correct too: once it has a contribution it needs the device no more; it comes in parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = set()
+
+    def receive(self, call, now):
+        effects = super().receive(call, now)
+        if call.method != SUBMIT:
+            return effects
+        self.kept.add(call.assignment)
+        return [Keep((call.assignment,)), *effects]
+
+    def worked(self, key, result, now):
+        del self.bodies[key]
+        self.kept.remove(key)
+        if isinstance(result, StatusError):
+            return [Drop(key, "work", result.code, result.message)]
+        zeros = {"v": np.zeros(2, np.int64)}
+        return [Accumulate((key,), parts=(result, write_checkpoint(zeros, "federated_compute")))]
+
+    def left(self, assignment, code, now):
+        return () if assignment in self.kept else super().left(assignment, code, now)
+
+
+class TestKept(AggregationProtocolConformance):
+    factory = plain.factory(Kept)
+
+    def test_who_vanishes_after_that_counts(self):
+        core = self.core()
+        device = core.assign(self.results(3))
+        while device.state != "kept":
+            core.step(device)
+        core.vanish(device)
+        core.run(self.patience)
+        assert device.state == "counted"
+        self._check_end(core)
+
+
+class KeepsTheGone(Kept):
+    """Keeps a device that has not called, and again when it is gone."""
+
+    def start(self, task, now):
+        return [Keep(("assignment-0",))]
+
+
+class KeepsTwice(Kept):
+    def receive(self, call, now):
+        effects = super().receive(call, now)
+        return [Keep((call.assignment,)), *effects] if call.method == SUBMIT else effects
+
+
+class CountsNoParts(Kept):
+    def worked(self, key, result, now):
+        return [replace(effect, parts=()) for effect in super().worked(key, result, now)]
+
+
+class DropsTheKept(Kept):
+    """Tells OK to nobody, though it drops whom it kept."""
+
+    def worked(self, key, result, now):
+        effects = super().worked(key, result, now)
+        return [Drop(key, "kept", Code.ABORTED, "no"), *effects] if effects else effects
 
 
 class TestWork(AggregationProtocolConformance):
@@ -354,6 +422,10 @@ BROKEN = [
     (HONEST, PendsWithSomethingElse),
     (HONEST, HasShortCallsWait),
     (HONEST, NoEffect),
+    (HONEST, KeepsTheGone),
+    (HONEST, KeepsTwice),
+    (HONEST, CountsNoParts),
+    (HONEST, DropsTheKept),
     (HONEST, FailsAtWork),
     (HONEST, TicksForEver),
     (MACHINE, ReadsTheClock),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,8 @@ PART = 256 << 10
 TURN = 1e-3
 #: Compressed bytes that are gathered before they are decompressed.
 GATHER = 1 << 20
+#: Compressed bytes of one body that may wait for it.
+AHEAD = 4 << 20
 #: Decompressed bytes that are made in one go.
 STEP = 4 << 20
 #: Compressed bodies up to this size are decompressed on the event loop; a hop costs more.
@@ -195,19 +198,29 @@ class BodyReader:
         self._whole = whole
 
     async def _inflate_from(self, stream: IOStream, length: int) -> None:
-        """Take a compressed body: the next piece comes while the last one is decompressed."""
-        job: asyncio.Future[None] | None = None
+        """Take a compressed body: more of it comes while what has come is decompressed."""
+        inflater, loop, news = self._inflater, asyncio.get_running_loop(), asyncio.Event()
+        assert inflater is not None  # or nobody would call this
+        call = functools.partial(loop.call_soon_threadsafe, news.set)
         self._buffer = Output(self._buffers, length + length // 4)
+        job: asyncio.Future[None] | None = None
         try:
             while self.received < length:
-                size = min(GATHER, length - self.received)
-                piece = self._buffers.take(size)
+                piece = self._buffers.take(min(PART, length - self.received))
                 await self._fill(piece, stream)
-                if job is not None:
-                    await job
-                job = asyncio.ensure_future(self._inflate(piece))
-                job.add_done_callback(_retrieve)  # nobody asks after the connection broke
+                inflater.feed(piece)
+                if job is None or job.done():
+                    job = asyncio.ensure_future(self._inflate())
+                    job.add_done_callback(_retrieve)  # nobody asks after the connection broke
+                    job.add_done_callback(lambda job: news.set())
                 await asyncio.sleep(0)
+                while inflater.waiting > AHEAD and not job.done():
+                    inflater.on_piece = call
+                    await news.wait()
+                    news.clear()
+                inflater.on_piece = None
+                if job.done():
+                    job.result()
             if job is not None:
                 await job
         finally:
@@ -271,15 +284,17 @@ class BodyReader:
 
     async def _inflate_gathered(self) -> None:
         gathered, self._gathered = self._gathered, bytearray()
-        await self._inflate(memoryview(gathered))
+        assert self._inflater is not None  # or nobody would call this
+        self._inflater.feed(memoryview(gathered))
+        await self._inflate()
 
-    async def _inflate(self, packed: memoryview) -> None:
+    async def _inflate(self) -> None:
+        """Decompress until nothing is left, whatever comes meanwhile."""
         inflater, output = self._inflater, self._buffer
         assert inflater is not None  # or nobody would call this
-        inflater.feed(packed)
         inline = self.received <= INLINE
         more = True
-        while more and not self._closed:
+        while (more or inflater.waiting) and not self._closed:
             # One byte more than the limit, to tell "full" from "too much".
             room = min(STEP, self._limits.max_decompressed + 1 - len(output))
             if isinstance(output, Output):

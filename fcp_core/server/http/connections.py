@@ -34,8 +34,14 @@ if TYPE_CHECKING:
     from fcp_core.server.http.limits import Limits
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e\x80-\xff]+ HTTP/1\.([01])")
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
+#: A request's line and fields, with the empty line that ends them. One empty line in front is
+#: allowed: some clients send one after a body.
+_HEADER = re.compile(
+    rb"(?:\r\n)?" + _TOKEN + rb" [\x21-\x7e\x80-\xff]+ HTTP/1\.([01])\r\n"
+    rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
+)
+#: What says how long the body is.
+_FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):[\t ]*([^\r]*)", re.IGNORECASE)
 #: More bytes than these digits can say, no disk has.
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -45,27 +51,20 @@ def check_header(data: bytes) -> None:
 
     :raises HTTPInputError: unless all readers agree on where the request ends.
     """
-    # One empty line in front is allowed: some clients send one after a body.
-    lines = data.removeprefix(b"\r\n").split(b"\r\n")
-    if lines[-2:] != [b"", b""] or b"" in lines[:-2]:
-        raise HTTPInputError("the header does not end with an empty line")
-    request_line = _REQUEST_LINE.fullmatch(lines[0])
-    if request_line is None:
-        raise HTTPInputError("malformed request line")
-    framing: dict[bytes, list[bytes]] = {b"content-length": [], b"transfer-encoding": []}
-    for line in lines[1:-2]:
-        field = _FIELD.fullmatch(line)
-        if field is None:
-            raise HTTPInputError("malformed header line")
-        values = framing.get(field[1].lower())
-        if values is not None:
-            values.append(field[2].strip(b" \t"))
-    lengths, codings = framing.values()
-    if len(lengths) + len(codings) > 1:
+    header = _HEADER.fullmatch(data)
+    if header is None:
+        raise HTTPInputError("malformed request line or header")
+    framing = _FRAMING.findall(data)
+    if not framing:
+        return
+    if len(framing) > 1:
         raise HTTPInputError("the length of the body is given more than once")
-    if lengths and _LENGTH.fullmatch(lengths[0]) is None:
-        raise HTTPInputError("malformed Content-Length")
-    if codings and (codings[0].lower() != b"chunked" or request_line[1] == b"0"):
+    name, value = framing[0]
+    value = value.rstrip(b"\t ")
+    if len(name) == len(b"content-length"):
+        if _LENGTH.fullmatch(value) is None:
+            raise HTTPInputError("malformed Content-Length")
+    elif value.lower() != b"chunked" or header[1] == b"0":
         raise HTTPInputError("the Transfer-Encoding is not chunked, or not for HTTP/1.0")
 
 
@@ -117,6 +116,9 @@ class Connection(HTTPMessageDelegate):
             if uri.startswith(begins):
                 self._handler = handler = make(self, line.method, uri, headers)
                 break
+        handler.kept = (
+            line.method == "POST" and line.version == "HTTP/1.1" and "Connection" not in headers
+        )
         admitted = handler.begin()
         if "Transfer-Encoding" in headers:
             return take_chunks(self.http, handler, admitted)

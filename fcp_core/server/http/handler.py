@@ -42,6 +42,12 @@ logger = logging.getLogger("fcp.server")
 _date = lru_cache(maxsize=2)(partial(formatdate, usegmt=True))
 
 PROTOBUF = "application/x-protobuf"
+_PLAIN: Mapping[str, str] = {"Content-Type": PROTOBUF}
+#: How nearly all answers begin.
+_OK = (
+    "HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Type: application/x-protobuf\r\n"
+    "Content-Length: %d\r\n\r\n"
+)
 
 #: Answers from this size on are not copied behind their header.
 WRITE_APART = 64 << 10
@@ -64,7 +70,7 @@ class Handler:
     #: What the log calls the request: never a path, because paths carry tokens.
     label = "request"
     #: Headers of every answer.
-    answer_headers: ClassVar[Mapping[str, str]] = {"Content-Type": PROTOBUF}
+    answer_headers: ClassVar[Mapping[str, str]] = _PLAIN
     #: Whether requests count for the limits by address.
     throttled = True
 
@@ -86,6 +92,8 @@ class Handler:
         self.http = connection.http
         self.announced: int | None = None
         self.body: BodyReader | None = None
+        #: Whether the connection goes on after a POST, and nothing need be said of that.
+        self.kept = False
         #: The status of the answer, once its header is written.
         self.status = 0
         self.over = False
@@ -166,6 +174,14 @@ class Handler:
         self, body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send the whole answer."""
+        if status == 200 and headers is None and self.kept and self.answer_headers is _PLAIN:
+            if not self.over:
+                # Tornado would check and join these headers for a tenth of a whole session's time.
+                self.status = 200
+                head = _OK % (_date(int(time.time())), len(body))
+                self.http.write(head.encode("latin-1") + body)
+                self.end_answer()
+            return
         apart = len(body) >= WRITE_APART and self.method != "HEAD"
         self.begin_answer(len(body), status, headers, b"" if apart else body)
         if apart and not self.over:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import zlib
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -14,9 +16,10 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.buffers import Buffers
 
 #: Compressed bytes that are handed to the decompressor at once, and decompressed bytes that it
-#: makes at once: they stay in the processor's cache until they are copied to where they belong.
-SLICE = 128 << 10
-PIECE = 256 << 10
+#: makes at once: they stay in the processor's cache until they are copied to where they belong, and
+#: the memory of more than this would be fresh each time.
+SLICE = 64 << 10
+PIECE = 128 << 10
 #: How each gzip member begins.
 MAGIC = b"\x1f\x8b"
 
@@ -74,12 +77,18 @@ class Output:
 
 
 class Inflater:
-    """Undoes gzip step by step; several members in a row are one body, as RFC 1952 says."""
+    """Undoes gzip step by step; several members in a row are one body, as RFC 1952 says.
+
+    :ivar on_piece: called by the thread that steps whenever it begins with another piece.
+    """
 
     def __init__(self) -> None:
+        self.on_piece: Callable[[], object] | None = None
         self._stream = _zlib.decompressobj(wbits=31)
+        self._pieces: deque[memoryview] = deque()
         self._data = memoryview(b"")
         self._position = 0
+        self._fed = self._taken = 0
         self._tail = b""
         self._filled = False
         self._begun = False
@@ -91,23 +100,19 @@ class Inflater:
 
     @property
     def waiting(self) -> int:
-        """How many compressed bytes were not used yet."""
-        return len(self._data) - self._position + len(self._tail)
+        """How many compressed bytes were not used yet; about, while another thread uses some."""
+        return self._fed - self._taken + len(self._tail)
 
-    def feed(self, data: memoryview) -> None:
-        """Give more input; the input before it has been used up."""
-        self._data = data
-        self._position = 0
+    def feed(self, piece: memoryview) -> None:
+        """Give more input, also while another thread is in :meth:`step`, which then goes on."""
+        self._fed += len(piece)
+        self._pieces.append(piece)
 
     def step(self, room: int, output: bytearray | Output) -> bool:
         """Append up to *room* bytes to *output*; return False once the input is used up."""
         end = len(output) + room
         while len(output) < end:
-            piece: bytes | memoryview = self._tail
-            if not piece:
-                # In slices, because the decompressor copies what it leaves of its input.
-                piece = self._data[self._position : self._position + SLICE]
-                self._position += len(piece)
+            piece = self._tail or self._slice()
             if self._stream.eof:
                 if not piece:
                     break
@@ -137,6 +142,21 @@ class Inflater:
             )
         else:
             return True
-        self._data = memoryview(b"")  # its memory may be used again
-        self._position = 0
         return False
+
+    def _slice(self) -> bytes | memoryview:
+        """Return the next input; only so much, because the decompressor copies what it leaves."""
+        if self._position == len(self._data):
+            self._data = memoryview(b"")  # its memory may be used again
+            if not self._pieces:
+                self._position = 0
+                return b""
+            on_piece = self.on_piece  # which the other thread may take away
+            if on_piece is not None:
+                on_piece()
+            self._data = self._pieces.popleft()
+            self._position = 0
+        piece = self._data[self._position : self._position + SLICE]
+        self._position += len(piece)
+        self._taken += len(piece)
+        return piece

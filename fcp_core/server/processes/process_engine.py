@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -92,17 +92,17 @@ class ProcessEngine(Engine):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
 
-    def start(self) -> None:
-        """Start the inner engine; call it on the event loop."""
+    def start(self) -> Awaitable[None] | None:
+        """Start the inner engine; call it on the server's event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._inner.start()
+        return self._inner.start()
 
-    def stop(self) -> None:
+    def stop(self) -> Awaitable[None] | None:
         """Abort the open folds and stop the inner engine."""
         for fold in list(self._folds):
             fold.abort()
-        self._inner.stop()
+        return self._inner.stop()
 
     def run(self, function: str, arguments: bytes) -> Future[bytes]:
         """Run a pure function where the inner engine runs it."""
@@ -183,9 +183,9 @@ class ProcessFold(Fold):
         """Fold one checkpoint in this process."""
         return self._begin((contribution,), lambda: self._local.add(contribution, blob))
 
-    def add_group(self, contributions: Sequence[str], blob: bytes) -> Future[None]:
-        """Fold one checkpoint of several devices in this process."""
-        return self._begin(contributions, lambda: self._local.add_group(contributions, blob))
+    def add_group(self, contributions: Sequence[str], *blobs: bytes) -> Future[None]:
+        """Fold what several devices contributed in this process."""
+        return self._begin(contributions, lambda: self._local.add_group(contributions, *blobs))
 
     def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
         """Fold one checkpoint in the process that holds it; it fails if that process has ended."""

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import msgspec
 
-from fcp_core.aggregation.engine import Engine
+from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.settings import ServerSettings
@@ -96,7 +96,7 @@ class Worker:
         if server_settings.metrics:
             self._metrics = WorkerMetrics(SystemClock(), self.link)
         await plugins.startup()
-        engine.start()
+        await start_engine(engine)
         sockets = bind(
             settings.host,
             settings.port,
@@ -137,7 +137,7 @@ class Worker:
         self.link.close()
         await self._drain()
         if self._engine is not None:
-            self._engine.stop()
+            await stop_engine(self._engine)
         if self._plugins is not None:
             await self._plugins.shutdown()
 

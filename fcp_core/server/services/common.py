@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.tokens import Tokens, TokenSource
+
+#: What a device may receive as it is; anything else stays in the server.
+_PUBLIC = (
+    Code.OK,
+    Code.INVALID_ARGUMENT,
+    Code.RESOURCE_EXHAUSTED,
+    Code.CANCELLED,
+    Code.ABORTED,
+)
+#: What the engine calls a checkpoint that does not fit.
+_UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
 
 
 @dataclass(frozen=True)
@@ -27,3 +39,15 @@ class Common:
     base_url: Callable[[], str]
     data_url: Callable[[], str]
     notify: Callable[[Event], None]
+
+
+def device_status(code: Code, message: str) -> StatusError:
+    """Return what a device receives whose assignment ended with this error."""
+    if code in _UNFIT:
+        code = Code.INVALID_ARGUMENT
+    elif code is Code.UNAVAILABLE:
+        # The device would send the same call again, three times, for nothing.
+        code, message = Code.ABORTED, "the server lost this contribution; check in again"
+    elif code not in _PUBLIC:
+        code, message = Code.INTERNAL, "the contribution could not be aggregated"
+    return StatusError(code, message)

@@ -61,7 +61,7 @@ class Population:
         #: The earliest window in which policies want those back whom they rejected.
         self._away: tuple[float, float] | None = None
         self.settings = settings
-        self._max_at_work = settings.max_at_work
+        self._max_at_work, self.capped = settings.max_at_work, settings.max_at_work is not None
         self.pace = Pace()
         self._experiences = Experiences(settings.max_silent_per_sender)
         self.senders = self._experiences.senders
@@ -248,7 +248,7 @@ class Population:
 
         :param contributed: whether it did; if not, the task misses one more than it thought.
         """
-        capped = self._max_at_work is not None
+        capped = self.capped
         if contributed:
             # Without a cap a contribution takes its place with it.
             capped = capped or task.machine.max_at_work is not None

@@ -114,8 +114,8 @@ class ProtocolCalls:
         assignment = task.find(token.subject.hex(), now, begins=begins)
         earlier = assignment.calls.get(route.method)
         answered = earlier is not None and not isinstance(earlier.result, StatusError)
-        if task.excuses(assignment) and not answered:
-            return self._late(route, tickets, request, task)
+        if (assignment.restored or task.excuses(assignment)) and not answered:
+            return self._late(route, tickets, request, task, counted=assignment.restored)
         call = task.call(assignment, route.method, request, tickets, now)
         if route.long_running:
             return _operation(route, tickets.operation(route.method), call)
@@ -141,7 +141,8 @@ class ProtocolCalls:
             raise StatusError(Code.ABORTED, "the task of this operation is over; check in again")
         route = next(route for (_, name), route in task.routes.items() if name == method)
         if call is None:
-            if not (task.accepts_late and task.protocol.concludes(method)):
+            restored = assignment is not None and assignment.restored
+            if not ((restored or task.accepts_late) and task.protocol.concludes(method)):
                 raise _too_late()
             return operation(operation_name(text), None, _empty(route))
         return _operation(route, text, call)
@@ -179,15 +180,22 @@ class ProtocolCalls:
         )
 
     def _late(
-        self, route: Route, tickets: AssignmentTickets, request: Any, task: TaskRunner | None
+        self,
+        route: Route,
+        tickets: AssignmentTickets,
+        request: Any,
+        task: TaskRunner | None,
+        *,
+        counted: bool = False,
     ) -> Message:
-        """Answer a device that comes too late.
+        """Answer a device that comes too late, or that contributed in an earlier run.
 
         :param task: None: it is not known any more.
+        :param counted: whether it contributed.
         :raises StatusError: ABORTED if such devices are refused, or the protocol has no answer;
             what the protocol says of a call that is wrong.
         """
-        if not self._accepts(task):
+        if not (counted or self._accepts(task)):
             raise _too_late()
         factory = self._factories[route.service]
         response, empty = None, _empty(route)

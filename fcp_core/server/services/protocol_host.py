@@ -26,6 +26,7 @@ from fcp_core.rounds.protocols import (
     Call,
     Drop,
     Effect,
+    Keep,
     Pending,
     ProtocolTask,
     Tickets,
@@ -34,6 +35,7 @@ from fcp_core.rounds.protocols import (
 )
 from fcp_core.rounds.task import InvalidTransition, TaskMachine
 from fcp_core.rounds.tasks import TaskState
+from fcp_core.server.services.common import device_status
 
 logger = logging.getLogger("fcp.services")
 
@@ -43,17 +45,7 @@ ShellEffect: TypeAlias = TaskEffect | Work
 #: Seconds between two ticks; and after one that failed, or that changed nothing.
 _PAUSE, _LONG_PAUSE = 0.01, 1.0
 
-#: What a device may receive as it is; anything else stays in the server.
-_PUBLIC = (
-    Code.OK,
-    Code.INVALID_ARGUMENT,
-    Code.RESOURCE_EXHAUSTED,
-    Code.CANCELLED,
-    Code.ABORTED,
-)
-#: What the engine calls a checkpoint that does not fit.
-_UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
-
+_BYTES = (bytes, bytearray, memoryview)
 _FAULT = "the server could not take the contribution; its log says why"
 
 
@@ -115,7 +107,23 @@ class ProtocolHost:
                 f"the aggregation protocol {self._name!r} cannot start the task: "
                 f"{type(error).__name__}: {error}",
             ) from error
+        self._machine.together = max(1, int(self._protocol.together))
+        self._machine.notes = self._notes
         return self._carry_out(effects, now)
+
+    def _notes(self) -> tuple[str, ...]:
+        try:
+            return tuple(map(str, self._protocol.notes()))
+        except Exception:
+            self._log("notes")
+            return ()
+
+    def gave_up(self, id_: str, phase: str, code: Code, why: str, now: float) -> list[ShellEffect]:
+        """Drop a device that gave up; if its contribution is kept, only notify the protocol."""
+        assignment = self._machine.get(id_)
+        if assignment is None or assignment.state is not Stage.KEPT:
+            return [*self._machine.drop(id_, phase, code, why, now)]
+        return self._ask("left", partial(self._protocol.left, id_, code, now), now)
 
     def receive(
         self, assignment: Assignment, method: str, request: Any, tickets: Tickets, now: float
@@ -254,6 +262,8 @@ class ProtocolHost:
                     found.append(effect)
                 elif isinstance(effect, Accumulate):
                     found += self._accumulate(effect, now)
+                elif isinstance(effect, Keep):
+                    found += self._machine.keep(effect.assignments, now)
                 elif isinstance(effect, Drop):
                     if Code(effect.code) is Code.OK:
                         raise ValueError("a device cannot be dropped with OK")
@@ -277,14 +287,15 @@ class ProtocolHost:
         records = [self._machine.get(assignment) for assignment in effect.assignments]
         known = tuple(record for record in records if record is not None)
         slot = effect.slot
+        checkpoints = effect.parts if effect.checkpoint is None else (effect.checkpoint,)
         complete = len(known) == len(records) and (
-            isinstance(effect.checkpoint, (bytes, bytearray, memoryview))
+            bool(checkpoints) and all(isinstance(c, _BYTES) for c in checkpoints)
             if slot is None
             else len(known) == 1 and slot in known[0].uploads
         )
         if complete:
             try:
-                return [*self._machine.queue(Group(known, slot, effect.checkpoint), now)]
+                return [*self._machine.queue(Group(known, slot, checkpoints), now)]
             except InvalidTransition:
                 pass
         logger.error(
@@ -379,15 +390,3 @@ def _finish(call: ProtocolCall, result: Any) -> None:
     waiter, call.waiter = call.waiter, None
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
-
-
-def device_status(code: Code, message: str) -> StatusError:
-    """Return what a device receives whose assignment ended with this error."""
-    if code in _UNFIT:
-        code = Code.INVALID_ARGUMENT
-    elif code is Code.UNAVAILABLE:
-        # The device would send the same call again, three times, for nothing.
-        code, message = Code.ABORTED, "the server lost this contribution; check in again"
-    elif code not in _PUBLIC:
-        code, message = Code.INTERNAL, "the contribution could not be aggregated"
-    return StatusError(code, message)

@@ -4,37 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.specification import TaskSpec
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.server.services.published import PLAN_FILES
+from fcp_core.server.services.writes import Writes
+from fcp_core.storage import shards
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import (
     BlobRecord,
     PolicyStateRecord,
+    ShardRecord,
     TaskRecord,
 )
+from fcp_core.storage.shards import Fence, Merge, StoredShards, unfenced
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task of an earlier run.
+
+    :param spec: None: it has ended.
+    :param shards: what is stored of its aggregate.
+    """
+
+    record: TaskRecord
+    spec: TaskSpec | None = None
+    shards: StoredShards = field(default_factory=StoredShards)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a storage holds of an earlier run.
+    """What a storage holds of an earlier run."""
 
-    :param tasks: all tasks; those that have not ended come with their specification.
-    """
-
-    tasks: list[tuple[TaskRecord, TaskSpec | None]]
+    tasks: list[LoadedTask]
     policy_states: list[PolicyStateRecord]
 
 
 class TaskStore:
-    """Reads and writes tasks."""
+    """Reads and writes tasks.
 
-    def __init__(self, storage: Storage) -> None:
+    :param fence: checks, in each transaction that changes an open task, that it is ours to change.
+    :ivar writes: those of open tasks, which are tried again until they are done.
+    """
+
+    def __init__(self, storage: Storage, fence: Fence = unfenced) -> None:
         self._storage = storage
+        self._fence = fence
+        self.writes = Writes()
+
+    @property
+    def durable(self) -> bool:
+        """Whether what is written outlives the process."""
+        return self._storage.durable
 
     async def add(self, record: TaskRecord, spec: TaskSpec) -> None:
         """Write a new task with its plan, checkpoint and slices."""
@@ -55,17 +80,64 @@ class TaskStore:
 
         await self._storage.transact(body)
 
-    async def end(self, record: TaskRecord, result: bytes | None) -> None:
-        """Write how a task ended; of its blobs only the result stays."""
+    async def end(self, record: TaskRecord, result: bytes | None) -> TaskRecord:
+        """Write how a task ended, in the end; of its blobs only the result stays.
 
-        def body(tx: Transaction) -> None:
-            for blob in list(tx.select(BlobRecord, task_id=record.task_id)):
-                tx.delete(BlobRecord, blob.name)
+        :returns: how it ended: that is what was written first.
+        :raises StatusError: if this cannot be written at any time.
+        """
+
+        def body(tx: Transaction) -> TaskRecord:
+            stored = tx.get(TaskRecord, record.task_id)
+            if stored is not None and TaskState(stored.state).is_final:
+                return stored
+            shards.open_task(tx, record.task_id, self._fence)
+            for blob in _blob_names(tx, record.task_id):
+                tx.delete(BlobRecord, blob)
+            shards.delete(tx, record.task_id)
             if result is not None:
                 tx.put(BlobRecord(_result(record.task_id), record.task_id, result))
             tx.put(record)
+            return record
 
-        await self._storage.transact(body)
+        return await self.writes.until_done(
+            f"the end of task {record.name}", partial(self._storage.transact, body)
+        )
+
+    async def add_shard(self, shard: ShardRecord, data: bytes, name: str) -> None:
+        """Write a shard of an open task, unless it is there already; returns when it is.
+
+        :param name: the task's.
+        :raises StatusError: if it never will be: the task is not open, or not ours.
+        """
+
+        async def attempt() -> None:
+            await self._storage.transact(lambda tx: shards.add(tx, shard, data, self._fence))
+
+        await self.writes.until_done(f"contributions to task {name}", attempt)
+
+    async def merge_shards(self, work: Merge) -> bool:
+        """Write a total; return whether it was.
+
+        :raises StorageError: if it may have been.
+        """
+        return await self._storage.transact(lambda tx: shards.merge(tx, work, self._fence))
+
+    async def is_merged(self, work: Merge) -> bool:
+        """Return whether a total was written.
+
+        :raises StorageError: if that cannot be read now.
+        """
+        return await self._storage.transact(lambda tx: shards.is_merged(tx, work))
+
+    async def shards(self, task_id: str) -> StoredShards:
+        """Read what is stored of an open task's aggregate.
+
+        :raises StatusError: DATA_LOSS if something of it is missing.
+        """
+        return await self._storage.transact(
+            lambda tx: shards.read(tx, task_id, _blobs(tx, task_id))
+        )
 
     async def result(self, task_id: str) -> bytes | None:
         """Return a task's result, or None."""
@@ -99,14 +171,6 @@ class TaskStore:
         return await self._storage.transact(partial(_load, population=population))
 
 
-def encode_spec(spec: TaskSpec) -> bytes:
-    """Return the small parts of a specification as bytes.
-
-    :raises StatusError: INVALID_ARGUMENT if its options cannot be stored.
-    """
-    return spec.to_bytes()
-
-
 def slim(spec: TaskSpec) -> TaskSpec:
     """Return a specification without its large parts."""
     return spec.slim()
@@ -127,6 +191,7 @@ def status_of(record: TaskRecord) -> TaskStatus:
         created=record.created,
         finished=record.finished,
         error=(Code(record.code), record.message) if record.code else None,
+        durability=record.durability,
     )
 
 
@@ -136,6 +201,7 @@ def ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
     return dataclasses.replace(
         record,
         state=status.state.value,
+        durability=status.durability,
         assigned=status.assigned,
         contributed=status.contributed,
         dropped=status.dropped,
@@ -151,15 +217,23 @@ def _result(task_id: str) -> str:
 
 
 def _load(tx: Transaction, population: str | None) -> Loaded:
-    tasks: list[tuple[TaskRecord, TaskSpec | None]] = []
+    tasks: list[LoadedTask] = []
     which = {} if population is None else {"population": population}
     for record in tx.select(TaskRecord, **which):
-        ended = TaskState(record.state).is_final
-        tasks.append((record, None if ended else _decode_spec(record, _blobs(tx, record.task_id))))
+        if TaskState(record.state).is_final:
+            tasks.append(LoadedTask(record))
+            continue
+        blobs = _blobs(tx, record.task_id)
+        stored = shards.read(tx, record.task_id, blobs)
+        tasks.append(LoadedTask(record, _decode_spec(record, blobs), stored))
     return Loaded(
-        sorted(tasks, key=lambda task: task[0].created),
+        sorted(tasks, key=lambda task: task.record.created),
         [state for state in tx.select(PolicyStateRecord) if population in (None, state.population)],
     )
+
+
+def _blob_names(tx: Transaction, task_id: str) -> list[str]:
+    return [blob.name for blob in tx.select(BlobRecord, task_id=task_id)]
 
 
 def _blobs(tx: Transaction, task_id: str) -> dict[str, bytes]:

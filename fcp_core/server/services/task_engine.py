@@ -14,8 +14,12 @@ from fcp_core.aggregation.engine import CheckpointFormat, Engine, Fold, HeldBody
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.effects import Group
 from fcp_core.rounds.protocols import Work
+from fcp_core.server.services.durable_fold import DurableFold
 
 logger = logging.getLogger("fcp.services")
+
+#: How many seconds a server that stops waits for what is being stored.
+_PATIENCE = 10.0
 
 
 class UploadMemory:
@@ -67,6 +71,7 @@ class TaskEngine:
         self._on_loss = on_loss
         self._on_failure = on_failure
         self._fold: Fold | None = None
+        self._jobs: set[Future[bytes]] = set()
         self._stopped = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -75,6 +80,7 @@ class TaskEngine:
         """Accumulate in *fold* from now on; an earlier one is aborted."""
         if self._fold is not None:
             self._fold.abort()
+        self._cancel_jobs()
         self._fold = fold
 
         def lost(why: str) -> None:
@@ -92,8 +98,7 @@ class TaskEngine:
         fold = self._current()
         ids = [assignment.id for assignment in group.assignments]
         if group.slot is None:
-            assert group.checkpoint is not None  # the protocol's host saw to it
-            future = _begun(fold.add_group, ids, group.checkpoint)
+            future = _begun(fold.add_group, ids, *group.checkpoints)
         else:
             body = group.assignments[0].take(group.slot)
             add = fold.add_held if isinstance(body, HeldBody) else fold.add
@@ -109,20 +114,50 @@ class TaskEngine:
     def run(self, work: Work, then: Callable[[Work, Future[bytes]], None]) -> None:
         """Do a protocol's heavy work."""
         future = _begun(self._engine.run, work.function, work.arguments)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)
         self._when_done(future, partial(then, work))
 
     def abort(self) -> None:
-        """Drop what was accumulated."""
+        """Drop what was accumulated, and cancel the jobs."""
+        self._cancel_jobs()
         try:
             self._current().abort()
         except Exception:
             logger.exception("the engine could not drop an aggregate")
 
+    async def settle(self, ending: asyncio.Task[None] | None, name: str) -> None:
+        """Take nothing more; wait for what is being stored, but not for long.
+
+        What cannot be stored now was answered to nobody.
+
+        :param ending: what stores the end of the task, if it is doing so.
+        :param name: the task's.
+        """
+        if ending is None:
+            if not isinstance(self._fold, DurableFold):
+                return
+            ending = self._loop.create_task(self._fold.flush())
+        await asyncio.wait([ending], timeout=_PATIENCE)
+        if not ending.done():
+            ending.cancel()
+            logger.warning(
+                "task %s is stopped although its last writes are not done; the next start judges "
+                "it by what is stored",
+                name,
+            )
+
     def stop(self, *, abort: bool) -> None:
         """Answer nothing any more."""
         self._stopped = True
+        self._cancel_jobs()
         if abort:
             self.abort()
+
+    def _cancel_jobs(self) -> None:
+        """Cancel the jobs whose outcomes nobody waits for any more."""
+        for future in list(self._jobs):
+            future.cancel()
 
     def _current(self) -> Fold:
         assert self._fold is not None  # a task uses a fold from its beginning

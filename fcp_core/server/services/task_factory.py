@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
-from fcp_core.aggregation.engine import Engine, Fold, FoldJob
+from fcp_core.aggregation.engine import Engine, Fold, FoldJob, Partial
+from fcp_core.aggregation.fold import bind_job
 from fcp_core.errors import UsageError
 from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol import routes
@@ -25,9 +28,13 @@ from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.device_tokens import RETENTION
+from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ProtocolHost
+from fcp_core.server.services.published import Published, group_of, publish
+from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
+from fcp_core.storage.shards import StoredShards
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -53,9 +60,12 @@ class Choices:
 class TaskFactory:
     """Makes the parts of tasks."""
 
-    def __init__(self, plugins: Plugins, engine: Engine, secrets: TokenSource) -> None:
+    def __init__(
+        self, plugins: Plugins, engine: Engine, secrets: TokenSource, store: TaskStore
+    ) -> None:
         self._plugins = plugins
         self._engine = engine
+        self._store = store
         self._secrets = secrets
 
     def choose(self, spec: TaskSpec) -> Choices:
@@ -77,42 +87,79 @@ class TaskFactory:
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
 
-    def parts(self, record: TaskRecord, spec: TaskSpec, choices: Choices, now: float) -> TaskParts:
+    async def publish(
+        self, record: TaskRecord, spec: TaskSpec, settings: TaskSettings
+    ) -> Published:
+        """Make what devices download of a task."""
+        read = partial(self._store.file, record.task_id)
+        work = partial(
+            publish,
+            group_of(record.aggregation_id),
+            spec,
+            inline_below=settings.inline_below,
+            source=read if settings.from_storage else None,
+        )
+        return await asyncio.get_running_loop().run_in_executor(None, work)
+
+    def parts(
+        self,
+        record: TaskRecord,
+        spec: TaskSpec,
+        choices: Choices,
+        now: float,
+        stored: StoredShards | None = None,
+    ) -> TaskParts:
         """Make a task's machines.
 
+        :param stored: what an earlier run stored of its aggregate.
         :raises StatusError: INVALID_ARGUMENT if the aggregation cannot be done.
         """
         chosen = self._plugins.for_task(spec)
-        machine = TaskMachine(
-            task_id=record.task_id,
-            population=record.population,
-            name=record.name,
+        stored = StoredShards() if stored is None else stored
+        job = FoldJob(
+            configuration=spec.aggregation,
+            aggregators=chosen.aggregator_choices(),
+            options=chosen.aggregator_options(),
+            max_kept_bytes=choices.settings.max_kept_bytes,
             goal_count=spec.goal_count,
-            minimum_count=spec.minimum_count,
-            over_selection=choices.settings.over_selection,
-            max_at_work=choices.settings.max_at_work,
-            created=record.created,
-            deadline=record.created + choices.settings.deadline,
-            assignment_timeout=choices.settings.assignment_timeout,
-            # A token expires at a whole second.
-            retention=RETENTION + 1.0,
-            closing_timeout=choices.settings.closing_timeout,
-            folded_by=_folded_by(chosen, spec),
-            alike_failures=choices.settings.alike_failures,
-            first_sign_timeout=choices.settings.first_sign_timeout,
-            wordless=is_wordless(spec.plan),
         )
+        durable = bool(stored.contributions) or self._is_durable(spec, choices.settings, job)
+        folded_by = _folded_by(chosen, spec)
+        machine = _machine(record, spec, choices.settings, folded_by, durable=durable)
         try:
             protocol: AggregationProtocol = chosen.make_protocol()
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
-        fold = self._open_fold(spec, chosen, choices.settings.max_kept_bytes)
+
+        def open_fold(partials: Sequence[Partial] = ()) -> Fold:
+            return self._engine.open(job, partials)
+
+        def open_durable() -> Fold:
+            counts = lambda: (machine.dropped, machine.surplus)  # noqa: E731
+            return DurableFold(record.task_id, spec.name, open_fold, self._store, stored, counts)
+
+        fold = _opened(open_durable if durable else open_fold, folded_by, spec)
         factory = chosen.protocol_factory()
         found = [route for name in factory.services for route in routes.of_service(name)]
         host = ProtocolHost(
             factory.name, protocol, machine, {r.method: _response_class(r) for r in found}
         )
-        task = ProtocolTask(
+        try:
+            begun = [*host.start(self._protocol_task(spec, machine, choices.settings), now)]
+            if stored.contributions:
+                begun += machine.restore(
+                    stored.contributions, now, dropped=stored.dropped, surplus=stored.surplus
+                )
+            table = {(route.service, route.method): route for route in found}
+            return TaskParts(machine, host, fold, table, begun)
+        except StatusError:
+            fold.abort()
+            raise
+
+    def _protocol_task(
+        self, spec: TaskSpec, machine: TaskMachine, settings: TaskSettings
+    ) -> ProtocolTask:
+        return ProtocolTask(
             name=spec.name,
             population=spec.population,
             aggregation=spec.aggregation,
@@ -121,37 +168,83 @@ class TaskFactory:
             deadline=machine.deadline,
             rng=random.Random(self._secrets.bytes(16)),
             secrets=self._secrets.bytes,
+            over_selection=machine.over_selection,
+            max_at_work=settings.max_at_work,
         )
-        try:
-            begun = host.start(task, now)
-            table = {(route.service, route.method): route for route in found}
-            return TaskParts(machine, host, fold, table, begun)
-        except StatusError:
-            fold.abort()
-            raise
 
-    def _open_fold(self, spec: TaskSpec, chosen: TaskChoices, max_kept_bytes: int) -> Fold:
-        """Open a task's fold.
+    def _is_durable(self, spec: TaskSpec, settings: TaskSettings, job: FoldJob) -> bool:
+        """Whether contributions are stored before they are answered.
 
-        :raises StatusError: as the engine does; INVALID_ARGUMENT if it or an aggregator fails.
+        :raises StatusError: INVALID_ARGUMENT if the task asks for it and cannot have it.
         """
-        job = FoldJob(
-            configuration=spec.aggregation,
-            aggregators=chosen.aggregator_choices(),
-            options=chosen.aggregator_options(),
-            max_kept_bytes=max_kept_bytes,
-            goal_count=spec.goal_count,
-        )
+        if settings.durability != "contribution":
+            return False
+        why = ""
+        if not self._store.durable:
+            storage = self._plugins.config.get("storage")
+            why = f"the storage {storage!r} forgets everything when the process ends"
+        elif keeping := self._keeping(job):
+            why = f"{keeping} keeps every contribution as it is, and those are never stored"
+        if not why:
+            return True
+        message = f"task {spec.name}: its durability can only be 'round': {why}"
+        if spec.durability == "contribution":
+            raise StatusError(Code.INVALID_ARGUMENT, message)
+        if self._store.durable:
+            logger.warning("%s", message)
+        return False
+
+    def _keeping(self, job: FoldJob) -> str:
+        """Return the names of a job's aggregators that keep all contributions."""
         try:
-            return self._engine.open(job)
-        except StatusError as error:
-            if error.code is not Code.INTERNAL:
-                raise
-            message = error.message
-        except Exception as error:
-            logger.exception("the engine cannot take the task %s", spec.name)
-            message = f"{_folded_by(chosen, spec)}: {type(error).__name__}: {error}"
-        raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {message}")
+            bound = bind_job(self._plugins.aggregators, job)
+        except StatusError:
+            # The engine says what is wrong with it.
+            return ""
+        names = {item.factory.name for item in bound if item.factory.needs_all_inputs}
+        return ", ".join(sorted(names))
+
+
+def _machine(
+    record: TaskRecord, spec: TaskSpec, settings: TaskSettings, folded_by: str, *, durable: bool
+) -> TaskMachine:
+    return TaskMachine(
+        task_id=record.task_id,
+        population=record.population,
+        name=record.name,
+        goal_count=spec.goal_count,
+        minimum_count=spec.minimum_count,
+        over_selection=settings.over_selection,
+        max_at_work=settings.max_at_work,
+        created=record.created,
+        deadline=record.created + settings.deadline,
+        assignment_timeout=settings.assignment_timeout,
+        # A token expires at a whole second.
+        retention=RETENTION + 1.0,
+        closing_timeout=settings.closing_timeout,
+        folded_by=folded_by,
+        durability="contribution" if durable else "round",
+        alike_failures=settings.alike_failures,
+        first_sign_timeout=settings.first_sign_timeout,
+        wordless=is_wordless(spec.plan),
+    )
+
+
+def _opened(open_fold: Callable[[], Fold], folded_by: str, spec: TaskSpec) -> Fold:
+    """Open a task's fold.
+
+    :raises StatusError: as the engine does; INVALID_ARGUMENT if it or an aggregator fails.
+    """
+    try:
+        return open_fold()
+    except StatusError as error:
+        if error.code is not Code.INTERNAL:
+            raise
+        message = error.message
+    except Exception as error:
+        logger.exception("the engine cannot take the task %s", spec.name)
+        message = f"{folded_by}: {type(error).__name__}: {error}"
+    raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {message}")
 
 
 def _folded_by(chosen: TaskChoices, spec: TaskSpec) -> str:

@@ -15,6 +15,7 @@ from fcp_core.rounds.tasks import TaskStatus
 from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
 from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.ticker import Ticker
+from fcp_core.server.services.writes import Writes
 
 if TYPE_CHECKING:
     from fcp_core.server.services.task_runner import TaskRunner
@@ -25,7 +26,7 @@ class TaskParts:
     """The machines of a task; a restart makes them again.
 
     :param routes: those of the protocol's calls, by service and method.
-    :param begun: what the protocol wanted when it began.
+    :param begun: what the protocol wanted when it began, and the machine after an earlier run.
     """
 
     machine: TaskMachine
@@ -36,7 +37,12 @@ class TaskParts:
 
 
 class Places(Protocol):
-    """What a task tells its population."""
+    """What a task tells its population.
+
+    :ivar capped: whether one that has contributed leaves a place for another.
+    """
+
+    capped: bool
 
     def left(self, task: TaskRunner, *, contributed: bool, now: float) -> None:
         """Let other devices have the places of those that left."""
@@ -70,4 +76,5 @@ class Surroundings:
     ticker: Ticker
     engine: Engine
     memory: UploadMemory
+    writes: Writes
     notify: Callable[[Event], None]

@@ -24,6 +24,7 @@ from fcp_core.rounds.effects import (
     DroppedEffect,
     EndEffect,
     Group,
+    KeptEffect,
 )
 from fcp_core.rounds.events import (
     Assigned,
@@ -65,33 +66,30 @@ class TaskRunner:
     ) -> None:
         self.spec, self.aggregation_id = spec, aggregation_id
         self.machine, self.protocol = parts.machine, parts.protocol
+        self.task_id = parts.machine.task_id
         self.published = published
         self.settings, self.accepts_late = settings, settings.accepts_late
         self._begun = parts.begun
         self.routes = parts.routes
         self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
         self._engine.use(parts.fold)
-        self._with = surroundings
-        self._places, self._keeper = places, keeper
+        self._with, self._places, self._keeper = surroundings, places, keeper
         #: When it is to be called next, as the ticker knows.
         self._next_tick: float | None = None
-        #: How many had contributed and left otherwise when the population was last told.
+        #: Whether one that has contributed leaves a place for another.
+        self._capped = places.capped or self.machine.max_at_work is not None
+        #: How many had left places when the population was last told: in vain, and contributing.
         self._seen = (0, 0)
         self._result: bytes | None = None
         self._ended: TaskStatus | None = None
         self._done = asyncio.Event()
         self._finishing: asyncio.Task[None] | None = None
 
-    @property
-    def task_id(self) -> str:
-        """The task's id."""
-        return self.machine.task_id
-
     def status(self) -> TaskStatus:
         """Return the task's status; it is final only once the end has been stored."""
         if self._ended is not None:
             return self._ended
-        status = self.machine.status()
+        status = replace(self.machine.status(), problem=self._with.writes.trouble())
         if status.state in FINAL:
             return replace(status, state=TaskState.CLOSING, finished=None, error=None)
         return status
@@ -114,12 +112,13 @@ class TaskRunner:
             if isinstance(effect, DroppedEffect):
                 self._dropped(effect, now)
         self.protocol.end()
-        parts.machine.experience = self.machine.experience
-        parts.machine.senders = self.machine.senders
+        parts.machine.silence = self.machine.silence
+        parts.machine.share(self.machine.experiences)
         self.machine, self.protocol = parts.machine, parts.protocol
         self._engine.use(parts.fold)
         self._seen = (0, 0)
         self._perform(parts.begun, now)
+        self._schedule()
         self._places.left(self, contributed=False, now=now)
 
     async def wait(self) -> bytes:
@@ -139,10 +138,9 @@ class TaskRunner:
 
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
+        self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
+        await self._engine.settle(self._finishing, self.machine.name)
         self._engine.stop(abort=self._finishing is None)
-        self._with.ticker.at(self._key, None, self.tick)
-        if self._finishing is not None:
-            await self._finishing
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
         for assignment in self.machine.all():
             for call in assignment.calls.values():
@@ -245,9 +243,9 @@ class TaskRunner:
         self._perform(self.protocol.uploaded(assignment, slot, size, read, now), now)
 
     def drop(self, id_: str, phase: str, code: Code, message: str) -> None:
-        """Release a device that will not contribute."""
+        """Release a device that gave up."""
         now = self._with.clock.now()
-        self._perform(self.machine.drop(id_, phase, code, message, now), now)
+        self._perform(self.protocol.gave_up(id_, phase, code, message, now), now)
 
     # What the server does.
 
@@ -260,6 +258,7 @@ class TaskRunner:
         """Let time pass."""
         self._next_tick = None
         self._perform([*self.machine.tick(now), *self.protocol.tick(now)], now)
+        self._schedule()
 
     # Inside.
 
@@ -273,16 +272,13 @@ class TaskRunner:
         message = "the server failed; its log says why"
         self._perform(self.machine.fail(Code.INTERNAL, message, now), now)
 
-    @property
-    def _key(self) -> str:
-        return f"task:{self.task_id}"
-
     def _schedule(self) -> None:
+        """Be called in time; too early does no harm, so that most devices leave this as it is."""
         ticks = (self.machine.next_tick(), self.protocol.next_tick())
         when = min((tick for tick in ticks if tick is not None), default=None)
-        if when != self._next_tick:
+        if when is None or self._next_tick is None or when < self._next_tick:
             self._next_tick = when
-            self._with.ticker.at(self._key, when, self.tick)
+            self._with.ticker.at(f"task:{self.task_id}", when, self.tick)
 
     def _assign(self, id_: str, now: float, session: DeviceSession | None = None) -> Assignment:
         who: tuple[str, Sequence[str], str] = ("", (), "")
@@ -303,6 +299,8 @@ class TaskRunner:
                 self._engine.accumulate(effect.group, self._accumulated)
             elif isinstance(effect, DroppedEffect):
                 queue.extend(self._dropped(effect, now))
+            elif isinstance(effect, KeptEffect):
+                self._with.memory.release(effect.assignment.release())
             elif isinstance(effect, CompleteEffect):
                 self._engine.report(self.spec.result_format, self._reported)
             elif isinstance(effect, Work):
@@ -311,10 +309,11 @@ class TaskRunner:
                 self._end(effect, now)
         self._schedule()
         machine = self.machine
-        left = machine.dropped + machine.surplus + machine.ever_overdue
-        seen, self._seen = self._seen, (machine.contributed, left)
-        if seen != self._seen:
-            self._places.left(self, contributed=seen[1] == self._seen[1], now=now)
+        left = machine.dropped + machine.surplus + machine.awaited.ever_overdue
+        places = (left, machine.contributed if self._capped else 0)
+        seen, self._seen = self._seen, places
+        if seen != places:
+            self._places.left(self, contributed=seen[0] == places[0], now=now)
 
     def _accumulated(self, group: Group, future: Future[None]) -> None:
         now = self._with.clock.now()
@@ -390,6 +389,6 @@ class TaskRunner:
         self._ended = status
         self._done.set()
         code, message = status.error or (Code.OK, self.machine.story())
-        who = (status.population, status.task_id, status.name)
         now = self._with.clock.now()
-        self._with.notify(TaskClosed(now, *who, status.contributed, code, clean(message)))
+        which = (status.population, status.task_id, status.name, status.contributed)
+        self._with.notify(TaskClosed(now, *which, code, clean(message)))

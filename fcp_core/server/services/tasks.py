@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -12,15 +11,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.settings import TaskSettings, retention_of
+from fcp_core.plugins.settings import retention_of
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.rounds.tokens import TokenSource, mark_of
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
-from fcp_core.server.services.published import Published, group_of, publish
-from fcp_core.server.services.store import TaskStore, encode_spec, ended_record, slim, status_of
+from fcp_core.server.services.published import Published
+from fcp_core.server.services.store import LoadedTask, TaskStore, ended_record, slim, status_of
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts
 from fcp_core.server.services.task_runner import TaskRunner
@@ -59,7 +58,7 @@ class Tasks:
         self._populations = populations
         self._downloads = downloads
         self._with = surroundings
-        self._factory = TaskFactory(plugins, surroundings.engine, secrets)
+        self._factory = TaskFactory(plugins, surroundings.engine, secrets, store)
         self._records: dict[str, TaskRecord] = {}
         #: By the key that it was submitted with.
         self._by_key: dict[str, str] = {}
@@ -121,14 +120,15 @@ class Tasks:
             name=spec.name,
             state=TaskState.OPEN.value,
             aggregation_id=self._secrets.uuid(mark),
-            spec=encode_spec(spec),
+            spec=spec.to_bytes(),
             created=self._creation_time(),
             submission_key=key,
         )
         choices = self._factory.choose(spec)
         parts = self._factory.parts(record, spec, choices, self._clock.now())
+        record = dataclasses.replace(record, durability=parts.machine.durability)
         try:
-            published = await self._publish(record, spec, choices.settings)
+            published = await self._factory.publish(record, spec, choices.settings)
             await self._store.add(record, spec)
         except BaseException:
             parts.fold.abort()
@@ -214,9 +214,10 @@ class Tasks:
         ticks = (self._kept.next_expiry(), self._ended.next_expiry())
         return min((tick for tick in ticks if tick is not None), default=None)
 
-    async def restore(self, tasks: Sequence[tuple[TaskRecord, TaskSpec | None]]) -> None:
-        """Take up the tasks of an earlier run; those that go on begin again with nothing."""
-        for record, spec in tasks:
+    async def restore(self, tasks: Sequence[LoadedTask]) -> None:
+        """Take up the tasks of an earlier run; those that go on have what was stored of them."""
+        for loaded in tasks:
+            record, spec = loaded.record, loaded.spec
             self._add(record)
             self._last_created = max(self._last_created, record.created)
             if spec is None:
@@ -226,20 +227,20 @@ class Tasks:
                 continue
             try:
                 choices = self._factory.choose(spec)
-                parts = self._factory.parts(record, spec, choices, self._clock.now())
+                now = self._clock.now()
+                parts = self._factory.parts(record, spec, choices, now, loaded.shards)
             except StatusError as error:
                 raise UsageError(
                     f"task {record.name} of an earlier run cannot go on: {error.message}. Mend the "
                     "configuration, or use another storage."
                 ) from error
             self._populations.add(record.population)
-            published = await self._publish(record, spec, choices.settings)
+            published = await self._factory.publish(record, spec, choices.settings)
             self._open(record, spec, choices, parts, published)
 
     async def stop(self) -> None:
         """Stop all tasks; they go on when the storage is used again."""
-        for task in [*self._running.values()]:
-            await task.stop()
+        await asyncio.gather(*(task.stop() for task in self._running.values()))
         await asyncio.gather(*self._forgetting)
 
     async def leave(self, population: str) -> None:
@@ -306,19 +307,6 @@ class Tasks:
                     f"another of that name cannot be {spec.assignment_mode.name}",
                 )
 
-    async def _publish(
-        self, record: TaskRecord, spec: TaskSpec, settings: TaskSettings
-    ) -> Published:
-        read = functools.partial(self._store.file, record.task_id)
-        work = functools.partial(
-            publish,
-            group_of(record.aggregation_id),
-            spec,
-            inline_below=settings.inline_below,
-            source=read if settings.from_storage else None,
-        )
-        return await asyncio.get_running_loop().run_in_executor(None, work)
-
     def _open(
         self,
         record: TaskRecord,
@@ -357,35 +345,42 @@ class Tasks:
     # What tasks tell their keeper.
 
     def lost(self, task: TaskRunner, why: str) -> None:
-        """Restart a task that has lost contributions."""
-        now = self._clock.now()
+        """Restart a task that has lost contributions from what is stored of it."""
+        restarting = asyncio.get_running_loop().create_task(self._restart(task, why))
+        self._forgetting.add(restarting)
+        restarting.add_done_callback(self._forgetting.discard)
+
+    async def _restart(self, task: TaskRunner, why: str) -> None:
         record = self._records[task.task_id]
         logger.error("task %s is restarted: %s", record.name, why)
         try:
+            stored = await self._store.shards(task.task_id)
+            if task.machine.state.is_final:
+                return
+            now = self._clock.now()
             choices = self._factory.choose(task.spec)
-            parts = self._factory.parts(record, task.spec, choices, now)
+            parts = self._factory.parts(record, task.spec, choices, now, stored)
         except StatusError as error:
             task.cancel(Code.INTERNAL, f"contributions were lost: {why}; {error.message}")
             return
         task.restart(parts, now)
 
     async def ended(self, task: TaskRunner, result: bytes | None) -> TaskStatus:
-        """Store how a task ended and take it away."""
+        """Store how a task ended, however long that takes, and take it away."""
         status = task.machine.status()
         self._downloads.remove(task.published.group)
         self._populations.get(status.population).close(task, self._clock.now())
         record = ended_record(self._records[status.task_id], status)
         try:
-            await self._store.end(record, result)
-        except Exception as error:
-            logger.exception("the end of task %s could not be stored", status.name)
+            record = await self._store.end(record, result)
+        except StatusError as error:
+            logger.exception("the end of task %s cannot be stored as it is", status.name)
             storage = self._plugins.config.get("storage")
-            message = f"the storage {storage} failed to take the end of task {status.name}: {error}"
-            failed = dataclasses.replace(
+            message = f"the storage {storage} does not take the end of task {status.name}: {error}"
+            status = dataclasses.replace(
                 status, state=TaskState.FAILED, error=(Code.INTERNAL, message)
             )
-            record = ended_record(record, failed)
-            status = failed
+            record = await self._store.end(ended_record(record, status), None)
         self._records[status.task_id] = record
         self._keep(record)
         task.published = task.published.without_files()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 
-from fcp_core.aggregation.engine import Engine
+from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
 from fcp_core.protocol.status import StatusError
@@ -131,7 +131,12 @@ class Services:
             populations=self._populations,
             downloads=self._downloads,
             surroundings=Surroundings(
-                common.clock, self.ticker, self._engine, self._memory, common.notify
+                common.clock,
+                self.ticker,
+                self._engine,
+                self._memory,
+                self._store.writes,
+                common.notify,
             ),
         )
         self.eligibility_tasks = EligibilityTasks(
@@ -226,7 +231,7 @@ class Services:
         :raises UsageError: if one of them cannot start, another server uses the storage's file, or
             an unfinished task cannot go on.
         """
-        self._engine.start()
+        await start_engine(self._engine)
         try:
             if self._lock is not None:
                 self._lock.take()
@@ -248,7 +253,7 @@ class Services:
         for population in self._populations:
             population.save()
         await self._states.flush()
-        self._engine.stop()
+        await stop_engine(self._engine)
         await self._storage.stop()
         if self._lock is not None:
             self._lock.free()

@@ -1,0 +1,1 @@
+"""Does the heavy work of a server on a Dask cluster."""

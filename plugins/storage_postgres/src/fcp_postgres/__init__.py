@@ -1,0 +1,1 @@
+"""Keeps the records of a server in PostgreSQL, for servers on several hosts."""

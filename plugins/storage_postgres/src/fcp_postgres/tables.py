@@ -1,0 +1,173 @@
+"""The tables: one for each kind of record, and the SQL that reads and writes it.
+
+A table has the record's key, its bytes, and a column ``i_<field>`` for each indexed field.
+``shape`` lists the fields that whoever wrote the row had an index for: another release, which may
+run at the same time, can have more or fewer, and says nothing about columns it does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fcp_core.storage.codec import index_value
+from fcp_core.storage.contract import Record
+
+#: Longer values of indexed fields are stored as a digest: a page of an index has no room for more.
+_LONGEST_VALUE = 200
+#: Keys have to fit into a page of an index.
+LONGEST_KEY = 2000
+#: No value of MessagePack begins with it.
+_DIGEST = b"\xc1"
+
+
+def quoted(name: str) -> str:
+    """Return an identifier for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def key_bytes(key: str) -> bytes:
+    """Return a key as it is stored: bytes are ordered as code points are, and may be zero.
+
+    :raises ValueError: if it is too long.
+    """
+    data = key.encode()
+    if len(data) > LONGEST_KEY:
+        raise ValueError(f"a key has {len(data)} bytes; PostgreSQL indexes {LONGEST_KEY} at most")
+    return data
+
+
+def column_value(value: Any) -> bytes:
+    """Return the value of an indexed field as it is stored."""
+    data = index_value(value)
+    if len(data) <= _LONGEST_VALUE:
+        return data
+    return _DIGEST + hashlib.sha256(data).digest()
+
+
+@dataclass(frozen=True)
+class Table:
+    """The table of a kind.
+
+    :param schema: the schema that it is in.
+    :param name: its name there.
+    :param fields: the indexed fields, sorted.
+    """
+
+    schema: str
+    name: str
+    fields: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """Its name with its schema, for SQL."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def get(self) -> str:
+        """SQL: the bytes of the record of a key."""
+        return f"SELECT data FROM {self.path} WHERE key = $1"
+
+    @property
+    def delete(self) -> str:
+        """SQL: delete the records of keys."""
+        return f"DELETE FROM {self.path} WHERE key = ANY($1::bytea[])"
+
+    @property
+    def upsert(self) -> str:
+        """SQL: write a record; its arguments are the key, the bytes and the indexed values."""
+        columns = ["key", "data", *(quoted(f"i_{field}") for field in self.fields)]
+        values = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+        changes = ", ".join(f"{name} = excluded.{name}" for name in [*columns[1:], "shape"])
+        return (
+            f"INSERT INTO {self.path} ({', '.join(columns)}, shape) "
+            f"VALUES ({values}, {_array(self.fields)}) ON CONFLICT (key) DO UPDATE SET {changes}"
+        )
+
+    def row(self, record: Record, data: bytes) -> tuple[bytes, ...]:
+        """Return the arguments of :attr:`upsert`."""
+        values = (column_value(getattr(record, field)) for field in self.fields)
+        return (key_bytes(record.key), data, *values)
+
+    def select(self, fields: Iterable[str]) -> str:
+        """Return SQL: the bytes of the records with these values, ordered by key.
+
+        It also finds records whose writer had no index of a field: who asks looks at the values.
+        """
+        conditions = [
+            f"({quoted(f'i_{field}')} = ${number} OR {_unknown(field)})"
+            for number, field in enumerate(fields, 1)
+        ]
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return f"SELECT key, data FROM {self.path}{where} ORDER BY key"
+
+    def create(self) -> list[str]:
+        """Return the SQL that makes it."""
+        return [
+            # The free room lets a row be replaced in its page, without new entries in the indexes.
+            f"CREATE TABLE {self.path} (key bytea PRIMARY KEY, shape text[] NOT NULL,"
+            " data bytea NOT NULL) WITH (fillfactor = 80,"
+            " autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02)",
+            # No attempt to compress floats.
+            f"ALTER TABLE {self.path} ALTER COLUMN data SET STORAGE EXTERNAL",
+        ]
+
+    def add(self, fields: Iterable[str]) -> list[str]:
+        """Return the SQL that adds columns for indexed fields."""
+        statements = []
+        for field in fields:
+            column = quoted(f"i_{field}")
+            statements += [
+                f"ALTER TABLE {self.path} ADD COLUMN IF NOT EXISTS {column} bytea",
+                f"CREATE INDEX ON {self.path} ({column})",
+                # As good as empty: what a release without that index wrote.
+                f"CREATE INDEX ON {self.path} (key) WHERE {_unknown(field)}",
+            ]
+        return statements
+
+    @property
+    def stale(self) -> str:
+        """SQL: the next records after a key whose writer did not know all of the fields."""
+        return (
+            f"SELECT key, data FROM {self.path} WHERE NOT shape @> {_array(self.fields)}"
+            " AND key > $1 ORDER BY key LIMIT 20"
+        )
+
+    @property
+    def refresh(self) -> str:
+        """SQL: set the indexed values of a record, if it still is what it was."""
+        changes = [f"{quoted(f'i_{field}')} = ${n}" for n, field in enumerate(self.fields, 3)]
+        changes.append(f"shape = {_array(self.fields)}")
+        return f"UPDATE {self.path} SET {', '.join(changes)} WHERE key = $1 AND data = $2"
+
+
+def table_of(schema: str, kind: type[Record], name: str | None = None) -> Table:
+    """Return the table of a kind.
+
+    :param name: its name, if it is known; else the one that it would get.
+    """
+    return Table(schema, name or table_name(kind.KIND), tuple(sorted(kind.INDEXES)))
+
+
+def table_name(kind: str) -> str:
+    """Return the name of the table of a kind; identifiers have 63 bytes at most."""
+    if re.fullmatch(r"[a-z0-9_]{1,50}", kind):
+        return f"r_{kind}"
+    return f"r_{hashlib.sha256(kind.encode()).hexdigest()[:32]}"
+
+
+def agrees(record: Record, equals: Mapping[str, Any]) -> bool:
+    """Return whether a record has these values."""
+    return all(getattr(record, field) == value for field, value in equals.items())
+
+
+def _unknown(field: str) -> str:
+    return f"NOT shape @> {_array([field])}"
+
+
+def _array(fields: Iterable[str]) -> str:
+    texts = ", ".join("'" + field.replace("'", "''") + "'" for field in fields)
+    return f"ARRAY[{texts}]::text[]"

@@ -1,0 +1,104 @@
+"""What a body sees: reads from the database, and writes that wait for the end of the body."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from fcp_core.storage.codec import decode, encode
+from fcp_core.storage.contract import R, Record, Transaction
+from fcp_postgres.tables import Table, agrees, column_value, key_bytes
+
+#: Runs a query with its arguments and returns the rows.
+Query = Callable[..., list[Any]]
+
+
+class Written(NamedTuple):
+    """A record that is to be written: the row of its table."""
+
+    table: Table
+    row: tuple[bytes, ...]
+
+
+class Writes:
+    """Records that are to be written, or deleted (None), by kind and key."""
+
+    def __init__(self) -> None:
+        self.by_kind: dict[str, dict[bytes, Written | None]] = defaultdict(dict)
+
+    def update(self, other: Writes) -> None:
+        """Add what another one has, which wins."""
+        for kind, writes in other.by_kind.items():
+            self.by_kind[kind].update(writes)
+
+
+class BufferedTransaction(Transaction):
+    """A transaction of one body, among those that share a transaction of the database.
+
+    Nothing is written before the body has returned, so one that raises leaves nothing to undo.
+
+    :param query: runs a query.
+    :param table: returns the table of a kind.
+    :param before: what the bodies before this one in the same transaction write.
+    """
+
+    def __init__(
+        self, query: Query, table: Callable[[type[Record]], Table], before: Writes
+    ) -> None:
+        self._query = query
+        self._table = table
+        self._before = before
+        self.writes = Writes()
+
+    def now(self) -> float:
+        """Return the database's time."""
+        rows = self._query("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return float(rows[0][0])
+
+    def get(self, kind: type[R], key: str) -> R | None:
+        """Return the record of that key, or None."""
+        table, name = self._table(kind), key_bytes(key)
+        found, written = self._written(kind, name)
+        if found:
+            return None if written is None else decode(kind, written.row[1])
+        rows = self._query(table.get, name)
+        return decode(kind, rows[0][0]) if rows else None
+
+    def put(self, record: Record) -> None:
+        """Insert or replace a record."""
+        table = self._table(type(record))
+        # Encoded now: what the caller changes later must not change what is stored.
+        row = table.row(record, encode(record))
+        self.writes.by_kind[record.KIND][row[0]] = Written(table, row)
+
+    def delete(self, kind: type[Record], key: str) -> None:
+        """Delete the record of that key, if there is one."""
+        self._table(kind)
+        self.writes.by_kind[kind.KIND][key_bytes(key)] = None
+
+    def select(self, kind: type[R], **equals: Any) -> Iterator[R]:
+        """Iterate, ordered by key, over the records whose indexed fields have these values."""
+        for name in equals:
+            if name not in kind.INDEXES:
+                raise ValueError(f"{kind.KIND} is not indexed by {name}, only by {kind.INDEXES}")
+        table = self._table(kind)
+        rows = self._query(table.select(equals), *map(column_value, equals.values()))
+        found = {row[0]: row[1] for row in rows}
+        for writes in self._layers(kind):
+            for key, written in writes.items():
+                found.pop(key, None)
+                if written is not None:
+                    found[key] = written.row[1]
+        records = (decode(kind, found[key]) for key in sorted(found))
+        return iter([record for record in records if agrees(record, equals)])
+
+    def _layers(self, kind: type[Record]) -> list[Mapping[bytes, Written | None]]:
+        layers = (self._before, self.writes)
+        return [layer.by_kind[kind.KIND] for layer in layers if kind.KIND in layer.by_kind]
+
+    def _written(self, kind: type[Record], key: bytes) -> tuple[bool, Written | None]:
+        for writes in reversed(self._layers(kind)):
+            if key in writes:
+                return True, writes[key]
+        return False, None

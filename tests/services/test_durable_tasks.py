@@ -1,0 +1,224 @@
+"""Tasks of durability "contribution": what was answered OK is there after a restart, once."""
+
+import asyncio
+
+import pytest
+
+from fcp_core.aggregation.configuration import configuration_to_proto
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.tasks import TaskState
+from fcp_core.server.services.durable_fold import FAN_IN
+from fcp_core.storage.records import BlobRecord, ShardRecord
+
+
+@pytest.fixture
+def sqlite(kit, tmp_path):
+    """Return a way to start services on one SQLite file."""
+
+    def start(**overrides):
+        path = str(tmp_path / "fcp.sqlite")
+        return kit.world(storage="sqlite", storage__sqlite__path=path, **overrides)
+
+    return start
+
+
+def stored(world, kind):
+    return world.services._storage.transact(lambda tx: list(tx.select(kind)))
+
+
+def test_what_was_answered_is_there_after_a_restart(kit, sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=4)
+            for _ in range(3):
+                assert await world.device().run()
+            before = await world.status(task)
+            assert (before.contributed, before.durability) == (3, "contribution")
+        async with sqlite() as world:
+            status = await world.status(task)
+            assert (status.state, status.assigned, status.contributed) == (TaskState.OPEN, 3, 3)
+            # No more devices are assigned than are missing.
+            world.devices = 3
+            last = world.device()
+            assert await last.run()
+            assert await world.device().assignment() is None
+            assert await world.result(task) == [0b1111, 4]
+            assert await stored(world, ShardRecord) == []
+            assert [blob.name for blob in await stored(world, BlobRecord)] == [f"{task}/result"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("late", ["accept", "refuse"])
+def test_a_device_that_repeats_its_calls_after_a_restart_is_answered_as_before(kit, sqlite, late):
+    """Its answer was lost: it may begin again at any of its calls, and counts once."""
+
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=2, late_contributions=late)
+            device = world.device()
+            held = await device.assignment()
+            ticket = await device.start_upload(held)
+            await device.upload(ticket)
+            await device.submit(held, ticket)
+        async with sqlite() as world:
+            device.services = world.services
+            for _ in range(2):
+                await device.submit(held, ticket)
+                assert await device.start_upload(held) == ticket
+                await device.upload(ticket)
+            await device.report(held, Code.INTERNAL)
+            status = await world.status(task)
+            assert (status.contributed, status.pending, status.dropped) == (1, 0, 0)
+            world.devices = 1
+            assert await world.device().run()
+            assert await world.result(task) == [0b11, 2]
+
+    asyncio.run(main())
+
+
+def test_a_goal_that_was_reached_before_the_restart_ends_the_task(kit, sqlite, monkeypatch):
+    from fcp_core.server.services.task_engine import TaskEngine
+
+    async def main():
+        with monkeypatch.context() as patch:
+            # The server dies between the last contribution and the result.
+            patch.setattr(TaskEngine, "report", lambda self, form, then: None)
+            async with sqlite() as world:
+                task = await world.submit(goal=2)
+                assert await asyncio.gather(*(world.device().run() for _ in range(2))) == [True] * 2
+                assert (await world.status(task)).state is TaskState.CLOSING
+        async with sqlite() as world:
+            assert await world.result(task) == [0b11, 2]
+            assert (await world.status(task)).state is TaskState.COMPLETED
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("minimum", [2, 3])
+def test_a_deadline_that_passed_meanwhile_is_judged_by_what_is_there(kit, sqlite, minimum):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=4, minimum_count=minimum, deadline=60)
+            for _ in range(2):
+                await world.device().run()
+            late = ManualClock(world.clock.now() + 61)
+        async with sqlite(clock=late) as world:
+            world.services.ticker.run_due()
+            if minimum == 2:
+                assert await world.result(task) == [0b11, 2]
+                return
+            with pytest.raises(StatusError, match=r"while the server was not running, with 2 of 3"):
+                await world.result(task)
+
+    asyncio.run(main())
+
+
+def test_the_counts_of_an_earlier_run_stay(kit, sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=3)
+            failing = world.device()
+            held = await failing.assignment()
+            await failing.report(held, Code.INTERNAL)
+            assert await world.device().run()
+        async with sqlite() as world:
+            status = await world.status(task)
+            assert (status.assigned, status.contributed, status.dropped) == (2, 1, 1)
+
+    asyncio.run(main())
+
+
+def test_many_shards_are_merged_and_read_back(kit, sqlite):
+    async def main():
+        count = 2 * FAN_IN + 3
+        async with sqlite() as world:
+            task = await world.submit(goal=count + 1)
+            for _ in range(count):
+                assert await world.device().run()
+            shards = await stored(world, ShardRecord)
+            blobs = [b.name for b in await stored(world, BlobRecord) if "/shard/" in b.name]
+            assert len(shards) == count
+            assert len(blobs) == 4
+            assert sum("total" in name for name in blobs) == 1
+        async with sqlite() as world:
+            assert (await world.status(task)).contributed == count
+            world.devices = count
+            assert await world.device().run()
+            assert await world.result(task) == [(1 << count + 1) - 1, count + 1]
+
+    asyncio.run(main())
+
+
+def test_a_refused_contribution_leaves_no_trace(kit, sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=2)
+            device = world.device()
+            held = await device.assignment()
+            ticket = await device.start_upload(held)
+            await device.upload(ticket, b"no checkpoint")
+            code = await kit.code_of(device.submit(held, ticket))
+            assert code is Code.INVALID_ARGUMENT
+            assert await stored(world, ShardRecord) == []
+            assert (await world.status(task)).dropped == 1
+            for _ in range(2):
+                assert await world.device().run()
+            assert await world.result(task) == [0b110, 2]
+
+    asyncio.run(main())
+
+
+def test_a_crowd_shares_commits(kit, sqlite):
+    async def main():
+        async with sqlite() as world:
+            await world.submit(goal=101)
+            devices = [world.device() for _ in range(40)]
+            assert all(await asyncio.gather(*(device.run() for device in devices)))
+            assert len(await stored(world, ShardRecord)) < 20
+
+    asyncio.run(main())
+
+
+def test_an_aggregator_that_keeps_contributions_says_that_they_are_not_stored(kit, sqlite, caplog):
+    median = Intrinsic(
+        "federated_mean",
+        (TensorSpec("update/0", DataType.FLOAT, (2,)),),
+        (TensorSpec("intermediate_update/0/0", DataType.FLOAT, (2,)),),
+    )
+    aggregation = configuration_to_proto([median]).SerializeToString()
+    spec = {"aggregation": aggregation, "aggregators": {"federated_mean": "median"}}
+
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=2, **spec)
+            assert (await world.status(task)).durability == "round"
+            assert "can only be 'round': median keeps every contribution" in caplog.text
+            with pytest.raises(StatusError, match="median keeps every contribution") as caught:
+                await world.submit(durability="contribution", **spec)
+            assert caught.value.code is Code.INVALID_ARGUMENT
+
+    asyncio.run(main())
+
+
+def test_a_storage_that_does_not_last_leaves_round(kit):
+    async def main():
+        async with kit.world() as world:
+            task = await world.submit()
+            assert (await world.status(task)).durability == "round"
+            with pytest.raises(StatusError, match="'memory' forgets everything"):
+                await world.submit(durability="contribution")
+
+    asyncio.run(main())
+
+
+def test_an_operator_may_require_a_durability(kit, sqlite):
+    async def main():
+        async with sqlite(require_durability="yes") as world:
+            with pytest.raises(StatusError, match=r"durability is 'contribution' here.*'round'"):
+                await world.submit(durability="round")
+            await world.submit(durability="contribution")
+
+    asyncio.run(main())
