@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache, partial
 from http.client import responses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.iostream import StreamClosedError
@@ -37,6 +37,9 @@ from fcp_core.server.http.context import Context
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import address_key
 from fcp_core.server.http.steps import run_now
+
+if TYPE_CHECKING:
+    from fcp_core.server.http.passing import Passed
 
 logger = logging.getLogger("fcp.server")
 _date = lru_cache(maxsize=2)(partial(formatdate, usegmt=True))
@@ -71,6 +74,8 @@ class Handler:
     label = "request"
     #: Headers of every answer.
     answer_headers: ClassVar[Mapping[str, str]] = _PLAIN
+    #: Who sent it first, if another member passed it on.
+    passed: Passed | None = None
     #: Whether requests count for the limits by address.
     throttled = True
 
@@ -145,6 +150,8 @@ class Handler:
     @property
     def address(self) -> str:
         """Where it came from."""
+        if self.passed is not None:
+            return self.passed.peer
         return str(getattr(self.http.context, "remote_ip", ""))
 
     def open_body(self, limits: Limits, room: InFlight) -> None:
