@@ -165,7 +165,6 @@ class World:
                 machine.begin(record, now)
                 effects = machine.queue(Group((record,), "checkpoint"), now)
                 self._perform(round_, effects, step, now)
-                self._schedule(round_, step)
             elif not silent:
                 message = "the device reported that its computation failed"
                 effects = machine.drop(assignment, "computation", Code.ABORTED, message, now)
@@ -178,7 +177,6 @@ class World:
             if round_.tick <= step:
                 overdue = round_.machine.awaited.ever_overdue
                 self._perform(round_, round_.machine.tick(now), step, now)
-                self._schedule(round_, step)
                 if round_.machine.awaited.ever_overdue > overdue and round_.machine.capacity:
                     self._ask = True
         while self._expiries and self._expiries[0][0] <= step:
@@ -298,6 +296,7 @@ class World:
                 heapq.heappush(self._openings, (max(step + 1, self._to_step(pause)), number))
         if released and round_.machine.capacity:
             self._ask = True
+        self._schedule(round_, step)
 
     def _close(self, round_: _Round, closed: float) -> None:
         del self._rounds[round_.machine.task_id]
