@@ -275,8 +275,7 @@ class World:
         self, round_: _Round, effects: Sequence[TaskEffect], step: int, now: float
     ) -> None:
         """Carry out a task machine's effects, in order."""
-        queue = deque(effects)
-        released = False
+        queue, released = deque(effects), False
         while queue:
             effect = queue.popleft()
             if isinstance(effect, AccumulateEffect):

@@ -150,20 +150,16 @@ class Senders:
 
     def __init__(self, limit: int = 0) -> None:
         self._limit = limit
-        self._silent: dict[str, int] = {}
+        #: Who has overdue places, and how many.
+        self.silent: dict[str, int] = {}
         self._credit: OrderedDict[str, int] = OrderedDict()
-
-    @property
-    def any_silent(self) -> bool:
-        """Whether anybody has a silent place."""
-        return bool(self._silent)
 
     def trusts(self, origin: Sequence[str]) -> bool:
         """Whether a device may be given a place, by all that it is known by."""
-        if not self._limit or not self._silent:
+        if not self._limit or not self.silent:
             return True
         return all(
-            self._silent.get(name, 0) < max(self._limit, self._credit.get(name, 0))
+            self.silent.get(name, 0) < max(self._limit, self._credit.get(name, 0))
             for name in origin
         )
 
@@ -177,7 +173,7 @@ class Senders:
     def fell_silent(self, origin: Sequence[str]) -> None:
         """Take that a place is overdue."""
         for name in origin:
-            self._silent[name] = self._silent.get(name, 0) + 1
+            self.silent[name] = self.silent.get(name, 0) + 1
 
     def spoke(self, origin: Sequence[str]) -> None:
         """Take that the device of an overdue place came after all."""
@@ -192,9 +188,9 @@ class Senders:
 
     def _release(self, origin: Sequence[str]) -> None:
         for name in origin:
-            self._silent[name] -= 1
-            if not self._silent[name]:
-                del self._silent[name]
+            self.silent[name] -= 1
+            if not self.silent[name]:
+                del self.silent[name]
 
 
 class Awaited:
@@ -202,6 +198,7 @@ class Awaited:
 
     There are two steps: 0: the first sign of life, 1: the contribution.
 
+    :ivar due: when somebody may be overdue; it is never later.
     :ivar overdue: how many are.
     :ivar ever_overdue: how many ever were.
     :ivar came_back: how many of those came after all.
@@ -215,18 +212,23 @@ class Awaited:
         self._senders = experiences.senders
         #: Those that are not overdue, in the order of since when.
         self._steps: tuple[dict[str, Assignment], dict[str, Assignment]] = ({}, {})
+        self.due = math.inf
         self.overdue = self.ever_overdue = self.came_back = 0
         self.silences = Reasons()
 
     def add(self, step: int, record: Assignment) -> None:
         """Await something of a device."""
-        self._steps[step][record.id] = record
+        those = self._steps[step]
+        those[record.id] = record
+        if len(those) == 1:
+            self.due = self.next_tick()
 
     def came(self, record: Assignment, step: int, now: float) -> None:
         """Take that a device came as far as it was awaited."""
         if self._steps[step].pop(record.id, None) is None and not record.overdue:
             return
         self.experience.took(step, now - _since(record, step))
+        self.due = self.next_tick()
         if record.overdue:
             record.overdue = False
             self.overdue -= 1
@@ -260,6 +262,7 @@ class Awaited:
         for step, those in enumerate(self._steps):
             while those and self._due(step) <= now:
                 self._lose(next(iter(those.values())), step)
+        self.due = self.next_tick()
 
     def next_tick(self) -> float:
         """Return when somebody is overdue next."""

@@ -8,6 +8,7 @@ of its own; its outcomes come back to the event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -46,6 +47,9 @@ from fcp_core.server.services.published import Published
 from fcp_core.server.services.task_engine import TaskEngine, outcome_of
 from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts
 
+#: What is known of the device of an earlier run: its session, origin and version.
+_UNKNOWN: tuple[str, Sequence[str], str] = ("", (), "")
+
 
 class TaskRunner:
     """One task that is offered, until it has ended.
@@ -68,14 +72,14 @@ class TaskRunner:
         self.machine, self.protocol = parts.machine, parts.protocol
         self.task_id = parts.machine.task_id
         self.published = published
+        self.messages: dict[tuple[str, bool, int | None], Any] = {}
         self.settings, self.accepts_late = settings, settings.accepts_late
-        self._begun = parts.begun
-        self.routes = parts.routes
+        self._begun, self.routes = parts.begun, parts.routes
         self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
         #: When it is to be called next, as the ticker knows.
-        self._next_tick: float | None = None
+        self._next_tick = math.inf
         #: Whether one that has contributed leaves a place for another.
         self._capped = places.capped or self.machine.max_at_work is not None
         #: How many had left places when the population was last told: in vain, and contributing.
@@ -256,7 +260,7 @@ class TaskRunner:
 
     def tick(self, now: float) -> None:
         """Let time pass."""
-        self._next_tick = None
+        self._next_tick = math.inf
         self._perform([*self.machine.tick(now), *self.protocol.tick(now)], now)
         self._schedule()
 
@@ -276,18 +280,18 @@ class TaskRunner:
         """Be called in time; too early does no harm, so that most devices leave this as it is."""
         ticks = (self.machine.next_tick(), self.protocol.next_tick())
         when = min((tick for tick in ticks if tick is not None), default=None)
-        if when is None or self._next_tick is None or when < self._next_tick:
-            self._next_tick = when
+        if when is None or when < self._next_tick:
+            self._next_tick = math.inf if when is None else when
             self._with.ticker.at(f"task:{self.task_id}", when, self.tick)
 
     def _assign(self, id_: str, now: float, session: DeviceSession | None = None) -> Assignment:
-        who: tuple[str, Sequence[str], str] = ("", (), "")
+        machine, who = self.machine, _UNKNOWN
         if session is not None:
             who = (label(session.session_id), session.origin, session.check_in.client_version)
-        machine = self.machine
         assignment = machine.assign(id_, who[0], now, *who[1:])
         self._with.notify(Assigned(now, machine.population, who[0], self.task_id, machine.name))
-        self._schedule()
+        if min(now + self.settings.assignment_timeout, machine.awaited.due) < self._next_tick:
+            self._schedule()
         return assignment
 
     def _perform(self, effects: Sequence[ShellEffect], now: float) -> None:
@@ -307,8 +311,10 @@ class TaskRunner:
                 self._engine.run(effect, self._worked)
             else:
                 self._end(effect, now)
-        self._schedule()
-        machine = self.machine
+                self._schedule()
+        machine, when = self.machine, self.protocol.next_tick()
+        if min(machine.awaited.due, math.inf if when is None else when) < self._next_tick:
+            self._schedule()
         left = machine.dropped + machine.surplus + machine.awaited.ever_overdue
         places = (left, machine.contributed if self._capped else 0)
         seen, self._seen = self._seen, places
