@@ -25,6 +25,7 @@ from fcp_core.admin.messages import (
 )
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import POPULATION_PATTERN
+from fcp_core.server.services.load import Load
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Admin:
         now = self._clock.now()
         return PopulationList(
             [
-                Population.of(population.name, population.load(now), population.at_work)
+                Population.of(population.name, Load(population, now), population.at_work)
                 for population in sorted(self._populations, key=lambda item: item.name)
             ]
         )
