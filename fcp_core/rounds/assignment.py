@@ -185,3 +185,44 @@ class Assignment(Machine[Stage]):
     def __repr__(self) -> str:
         """Say what it is."""
         return f"<assignment {self.id} {self._state.value}>"
+
+
+class CallState(Enum):
+    """Where a call of an aggregation protocol stands."""
+
+    PENDING = "pending"
+    DONE = "done"
+
+
+CALL_MOVES: dict[CallState, tuple[CallState, ...]] = {
+    CallState.PENDING: (CallState.DONE,),
+    CallState.DONE: (),
+}
+
+
+class ProtocolCall(Machine[CallState]):
+    """A call of one of a protocol's methods, and its answer: what the same call gets again.
+
+    :ivar metadata: of the operation, if the call is long-running.
+    :ivar result: the response, or an error; None while it is pending.
+    :ivar waiter: a future that is done with it; the shell's own.
+    """
+
+    __slots__ = ("metadata", "result", "waiter")
+
+    MOVES = CALL_MOVES
+
+    def __init__(self) -> None:
+        super().__init__(CallState.PENDING)
+        self.metadata: Any = None
+        self.result: Any | StatusError | None = None
+        self.waiter: Any = None
+
+    def finish(self, result: Any | StatusError) -> None:
+        """Answer it.
+
+        :raises InvalidTransition: if it has an answer.
+        """
+        self.move(CallState.DONE)
+        self.result = result
+        self.metadata = None

@@ -28,7 +28,7 @@ from fcp_core.rounds.specification import (
     Seconds,
     TaskSpec,
 )
-from fcp_core.server.services.store import TaskStore, encode_spec, status_of
+from fcp_core.server.services.store import TaskStore, status_of
 from fcp_core.storage.records import BlobRecord, EligibilityTaskRecord, TaskRecord
 from fcp_core.tasks import analytics, taskfile
 from fcp_core.tasks.eligibilityfile import read_eligibility_file
@@ -95,7 +95,7 @@ def test_every_field_survives_a_restart():
 
     async def main():
         storage = MemoryStorage()
-        record = TaskRecord("id", spec.population, spec.name, "open", "a", encode_spec(spec), 1.0)
+        record = TaskRecord("id", spec.population, spec.name, "open", "a", spec.to_bytes(), 1.0)
         await TaskStore(storage).add(record, spec)
         (loaded,) = (await TaskStore(storage).load()).tasks
         found = loaded.spec

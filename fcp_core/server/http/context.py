@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -15,7 +17,9 @@ from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import FREE_OF_CALL, Limits
 from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
+from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
     from fcp_core.server.services import Services
@@ -70,13 +74,19 @@ class Context:
         self.in_flight = InFlight(limits.max_in_flight)
         self.calls = InFlight(limits.max_calls_in_flight, FREE_OF_CALL)
         self.uploads = InFlight(
-            limits.max_in_flight, beside=self.in_flight, waiting=lambda: services.media.held
+            limits.max_in_flight,
+            beside=self.in_flight,
+            waiting=partial(attrgetter("held"), services.media),
         )
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
         self.buffers = Buffers()
+        #: Where populations are owned; None: here.
+        self.members: Routes | None = None
+        #: The connections to other members.
+        self.peers = Peers()
         self.stopping = False
         self.busy: set[object] = set()
         self.awaited: set[object] = set()

@@ -203,11 +203,11 @@ class DurableFold(Fold):
         if error is not None:
             future.set_exception(error)
         elif self._writer is None:
+            # It says itself that it has ended: its callbacks come later than the next contribution.
             self._writer = self._start(self._write())
             self._writer.add_done_callback(self._stopped_writing)
 
     def _stopped_writing(self, writer: asyncio.Task[None]) -> None:
-        self._writer = None
         if not writer.cancelled() and (error := writer.exception()) is not None:
             logger.error("task %s: its aggregate is lost", self._name, exc_info=error)
             self._close(f"the aggregate is lost: {type(error).__name__}: {error}")
@@ -217,18 +217,26 @@ class DurableFold(Fold):
 
     async def _written(self) -> None:
         """Wait until nothing waits to be stored."""
-        while self._writer is not None or self._delta is not None:
-            if self._writer is not None:
+        while True:
+            if self._writer is not None and not self._writer.done():
                 await asyncio.wait([self._writer])
-            elif self._delta is not None:
+            elif self._delta is None:
+                return
+            else:
                 await self._delta.idle.wait()
-                if self._writer is None:
+                if self._delta is not None and not self._delta.ready:
                     # All of it was refused.
                     self._delta.fold.abort()
                     self._delta = None
 
     async def _write(self) -> None:
         """Write deltas until there is none."""
+        try:
+            await self._write_all()
+        finally:
+            self._writer = None
+
+    async def _write_all(self) -> None:
         while self._delta is not None and self._delta.ready:
             delta, self._delta = self._delta, None
             try:

@@ -1,0 +1,206 @@
+"""A fold over a storage that fails before or after it writes: nothing is lost, nothing twice."""
+
+import asyncio
+from contextlib import suppress
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from fcp_core.aggregation.configuration import configuration_to_proto
+from fcp_core.aggregation.engine import FoldJob
+from fcp_core.aggregation.local import LocalEngine
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.services import durable_fold, writes
+from fcp_core.server.services.durable_fold import DurableFold
+from fcp_core.server.services.store import TaskStore
+from fcp_core.storage.contract import StorageError
+from fcp_core.storage.records import TaskRecord
+from fcp_core.testing.engine_aggregators import AGGREGATORS
+from fcp_plugins.storage_memory import MemoryStorage
+
+SPEC = Intrinsic(
+    "kit_sum",
+    (TensorSpec("x", DataType.INT64, (2,)),),
+    (TensorSpec("sum", DataType.INT64, (2,)),),
+)
+JOB = FoldJob(configuration_to_proto([SPEC]).SerializeToString())
+RECORD = TaskRecord("t", "p", "task", "open", "a", b"", 0.0)
+
+
+def blob(number):
+    return write_checkpoint({"x": np.array([1 << number, 1], np.int64)}, "tf_v1")
+
+
+class Faulty(MemoryStorage):
+    """Fails as often as it is told, before or after it writes; some writes happen later."""
+
+    durable = True
+
+    def __init__(self):
+        super().__init__()
+        self.faults = []
+        self.late = []
+
+    async def transact(self, body):
+        await asyncio.sleep(0)
+        fault = self.faults.pop(0) if self.faults else None
+        if fault == "late":
+            self.late.append(body)
+        elif fault == "after":
+            await super().transact(body)
+        if fault is not None:
+            raise StorageError(f"it fails: {fault}")
+        return await super().transact(body)
+
+    async def happen(self):
+        """Let the writes happen whose outcome nobody waited for."""
+        late, self.late = self.late, []
+        for body in late:
+            with suppress(StatusError):
+                await super().transact(body)
+
+
+class Machine(RuleBasedStateMachine):
+    """Devices contribute powers of two, and come again with what was not answered OK."""
+
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.storage = Faulty()
+        self.answered = set()
+        self.waiting = {}
+        self.next = 0
+
+    @initialize()
+    def begin(self):
+        self.run(self.storage.transact(lambda tx: tx.put(RECORD)))
+        self.run(self.start())
+
+    def run(self, work):
+        return self.loop.run_until_complete(work)
+
+    async def start(self):
+        self.engine = LocalEngine(AGGREGATORS, workers=0)
+        self.engine.start()
+        self.store = TaskStore(self.storage)
+        stored = await self.store.shards("t")
+        self.fold = DurableFold("t", "task", self.open, self.store, stored)
+        return stored
+
+    def open(self, partials):
+        return self.engine.open(JOB, partials)
+
+    @rule(numbers=st.lists(st.booleans(), min_size=1, max_size=4), good=st.booleans())
+    def contribute(self, numbers, good):
+        """Several devices at once, new ones or such as were not answered."""
+
+        async def add():
+            for again in numbers:
+                known = sorted(set(range(self.next)) - set(self.waiting))
+                number = known[0] if again and known else self.next
+                self.next = max(self.next, number + 1)
+                future = self.fold.add(str(number), blob(number) if good else b"bad")
+                if number in self.answered:
+                    assert future.exception().code is Code.ALREADY_EXISTS
+                else:
+                    self.waiting[number] = future
+
+        self.run(add())
+
+    @rule(faults=st.lists(st.sampled_from(["before", "after", "late"]), max_size=3))
+    def fail(self, faults):
+        self.storage.faults += faults
+
+    @rule(steps=st.integers(0, 30))
+    def wait(self, steps):
+        async def wait():
+            for _ in range(steps):
+                await asyncio.sleep(0)
+
+        self.run(wait())
+        self.look()
+
+    @rule()
+    def happen(self):
+        self.run(self.storage.happen())
+
+    @rule()
+    def crash(self):
+        """Everything in memory is gone; writes that nobody waited for happen, or not."""
+
+        async def crash():
+            self.look()
+            self.fold.abort()
+            self.engine.stop()
+            self.waiting = {}
+            await asyncio.sleep(0)
+            self.storage.faults = []
+            await self.storage.happen()
+            stored = {int(number) for number in (await self.start()).contributions}
+            assert self.answered <= stored, "what was answered is lost"
+            # A device that was not answered and counts is told so when it asks again.
+            self.answered = stored
+
+        self.run(crash())
+
+    @rule()
+    def check(self):
+        """What is stored is each contribution that was answered, and none twice."""
+
+        async def check():
+            self.storage.faults = []
+            await asyncio.wait_for(self.fold._written(), 30)
+            self.look()
+            assert not self.waiting
+            await self.storage.happen()
+            stored = await self.store.shards("t")
+            assert sorted(map(int, stored.contributions)) == sorted(self.answered)
+            whole = self.open(stored.partials)
+            report = open_checkpoint(whole.report().result()).get_tensor("sum").tolist()
+            assert report == [sum(1 << n for n in self.answered), len(self.answered)]
+            memory = (await asyncio.wrap_future(self.fold.partial())).contributions
+            assert sorted(memory) == sorted(stored.contributions)
+
+        self.run(check())
+
+    @invariant()
+    def nothing_is_answered_before_it_is_stored(self):
+        self.look()
+
+    def look(self):
+        for number, future in list(self.waiting.items()):
+            if future.done():
+                del self.waiting[number]
+                if future.exception() is None:
+                    self.answered.add(number)
+
+    def teardown(self):
+        if hasattr(self, "fold"):
+            self.check()
+            self.run(self.finish())
+        self.run(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+    async def finish(self):
+        report = await asyncio.wait_for(asyncio.wrap_future(self.fold.report()), 30)
+        total = open_checkpoint(report).get_tensor("sum").tolist()
+        assert total == [sum(1 << n for n in self.answered), len(self.answered)]
+        self.engine.stop()
+
+
+def test_whatever_the_storage_does_each_answer_is_kept_once(monkeypatch):
+    monkeypatch.setattr(durable_fold, "FAN_IN", 3)
+    monkeypatch.setattr(writes, "_FIRST_PAUSE", 0.0)
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=120, stateful_step_count=30, deadline=None)
+    )
