@@ -238,8 +238,9 @@ class Population:
         """
         capped = self.capped
         if contributed:
-            # Without a cap a contribution takes its place with it.
-            capped = capped or task.machine.max_at_work is not None
+            # Without a cap a contribution takes its place with it, unless more must be together.
+            machine = task.machine
+            capped = capped or machine.max_at_work is not None or machine.together > 1
             room = capped and self._capacity() > 0
         else:
             room = capped or task.machine.capacity > 0
