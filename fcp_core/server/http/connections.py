@@ -76,10 +76,16 @@ class Connection(HTTPMessageDelegate):
     is set again only when it fires.
 
     :param makers: what makes handlers, by how what is asked for begins; the first counts.
+    :param address: where it comes from.
+    :ivar origin: the address that it counts for, or the network; empty: this machine.
     """
 
-    def __init__(self, stream: IOStream, makers: Sequence[tuple[str, MakeHandler]]) -> None:
+    def __init__(
+        self, stream: IOStream, makers: Sequence[tuple[str, MakeHandler]], address: str
+    ) -> None:
         self._stream = stream
+        key = address_key(address)
+        self.origin = "" if is_loopback(key) else key
         self._makers = makers
         self._loop = asyncio.get_running_loop()
         self._deadline: float | None = None
@@ -202,7 +208,9 @@ class Router(HTTPServerConnectionDelegate):
         http = cast(HTTP1Connection, request_conn)
         connection = self._connections.get(server_conn)
         if connection is None:
-            connection = self._connections[server_conn] = Connection(http.stream, self._makers)
+            address = str(getattr(http.context, "remote_ip", ""))
+            connection = Connection(http.stream, self._makers, address)
+            self._connections[server_conn] = connection
         connection.next_request(http, self._idle_timeout)
         return connection
 

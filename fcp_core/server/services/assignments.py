@@ -112,7 +112,10 @@ class TaskAssignments:
         session.check()
         names = [name for name in dict.fromkeys(request.task_names) if name in session.offered]
         new = [name for name in names if name not in session.asked]
-        refused = bool(new) and self._refuses(session, request.attestation_measurement.value, now)
+        refused = bool(new) and (
+            self._distrusts(population, session, now)
+            or self._refuses(session, request.attestation_measurement.value, now)
+        )
         for name in new:
             task = None if refused else _with_room(population, name)
             session.asked[name] = "" if task is None else task.aggregation_id
@@ -237,6 +240,14 @@ class TaskAssignments:
         self._common.notify(Rejected(now, *who, "refused"))
         return True
 
+    def _distrusts(self, population: Population, session: DeviceSession, now: float) -> bool:
+        """Whether a device is given nothing, since its sender holds too many silent places."""
+        senders = population.senders
+        if not senders.silent or senders.trusts(session.origin):
+            return False
+        self._common.notify(Rejected(now, population.name, label(session.session_id), "silent"))
+        return True
+
     def _check_room(self) -> None:
         if self._max_waiting is not None:
             waiting = sum(population.waiting for population in self._populations)
@@ -301,7 +312,7 @@ class TaskAssignments:
             task.aggregation_id,
             assignment.id,
             session.sender,
-            assignment.assigned + task.assignment_timeout + RETENTION,
+            assignment.assigned + task.settings.assignment_timeout + RETENTION,
             self._common.base_url,
             session.token_key,
         )
