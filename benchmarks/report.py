@@ -38,6 +38,7 @@ MODULES = (
     "load",
     "dask",
     "digits",
+    "fedavg",
     "demo",
 )
 #: How long one may take, in seconds.

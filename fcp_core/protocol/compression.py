@@ -9,7 +9,7 @@ from dataclasses import dataclass
 #: Data below this size is compressed without a look at it: looking would cost as much.
 LOOKED_AT = 256 << 10
 #: How many pieces of larger data are compressed to find out, and how long they are.
-_PIECES = 16
+_PIECES = 8
 _PIECE = 4 << 10
 #: The share of the bytes that has to be saved. What undoes gzip later has its price as well.
 LEAST_SAVING = 0.1
