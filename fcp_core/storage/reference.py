@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,39 +15,31 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from fcp_core.rounds.assigner import Waiting
-from fcp_core.rounds.assignment import Assignment
-from fcp_core.rounds.membership import Lease
-from fcp_core.rounds.operations import ProtocolCall
-from fcp_core.rounds.session import DeviceSession
-from fcp_core.rounds.task import TaskMachine
+import fcp_core.rounds
 from fcp_core.rounds.transitions import Machine
 from fcp_core.storage.contract import Record
 from fcp_core.storage.integrity import kinds
 
-#: The machines, and where their state is.
-_MACHINES: tuple[tuple[type[Machine[Any]], str], ...] = (
-    (TaskMachine, "`state` of a `task`"),
-    (Lease, "`holder` and `expires` of a `lease`, seen by a member"),
-    (
-        Assignment,
-        "not stored: it follows from the token that the device holds, and from the shards",
-    ),
-    (DeviceSession, "not stored: lost with the process"),
-    (Waiting, "not stored: lost with the process"),
-    (ProtocolCall, "not stored: taken as a first one after a restart"),
-)
+#: Where the state of a machine is kept.
+_PLACES: Mapping[str, str] = {
+    "TaskMachine": "`state` of a `task`",
+    "Lease": "`holder` and `expires` of a `lease`, as one member sees them",
+    "Assignment": "not stored: it follows from the device's token and from the shards",
+    "DeviceSession": "not stored: it is lost with the process",
+    "Waiting": "not stored: it is lost with the process",
+    "ProtocolCall": "not stored: after a restart a call is a first one",
+}
 
 _HEAD = """\
 # Data model
 
-What servers store, and the states of what they work with. This page is made by `make docs` from the
+What servers store, and the states of what they work with. `make docs` makes this page from the
 records (`fcp_core/storage/records.py`) and from the tables of moves of the machines, so it says what
 the code does. [Storage](storage.md) says where it lies and how to look after it.
 
 A record is MessagePack, keyed by the names of its fields. A field that is missing, since an older
-release wrote the record, has its default; one that is not known is dropped. So two releases read each
-other's records.
+release wrote the record, has its default; one that is not known is dropped. So two releases read
+each other's records.
 
 ## Records
 """
@@ -67,10 +61,26 @@ def render() -> str:
             cells = (f"`{field.name}`", f"`{field.type}`".replace("|", "\\|"), _default(field))
             lines.append(f"| {' | '.join(cells)} | {meanings.get(field.name, '')} |")
     lines += ["", "## States"]
-    for machine, place in _MACHINES:
+    for machine in machines():
+        place = _PLACES[machine.__name__]
         lines += ["", f"### {machine.__name__}", "", f"{_summary(machine)} Its state is {place}."]
         lines += ["", "```mermaid", "stateDiagram-v2", *_moves(machine.MOVES), "```"]
     return "\n".join(lines) + "\n"
+
+
+def machines() -> list[type[Machine[Any]]]:
+    """Return the machines of the core, sorted by name."""
+    for module in pkgutil.iter_modules(fcp_core.rounds.__path__, "fcp_core.rounds."):
+        importlib.import_module(module.name)
+    found: list[type[Machine[Any]]] = []
+    above: list[type[Machine[Any]]] = [Machine]
+    while above:
+        machine = above.pop()
+        below = machine.__subclasses__()
+        above += below
+        if not below and machine.__module__.startswith("fcp_core.rounds."):
+            found.append(machine)
+    return sorted(found, key=lambda machine: machine.__name__)
 
 
 def _moves(table: Mapping[Any, Any]) -> Iterator[str]:
