@@ -34,8 +34,8 @@ _HEAD = """\
 # Data model
 
 What servers store, and the states of what they work with. `make docs` makes this page from the
-records (`fcp_core/storage/records.py`) and from the tables of moves of the machines, so it says what
-the code does. [Storage](storage.md) says where it lies and how to look after it.
+records (`fcp_core/storage/records.py`) and from the tables of moves of the machines, so it says
+what the code does. [Storage](storage.md) says where it lies and how to look after it.
 
 A record is MessagePack, keyed by the names of its fields. A field that is missing, since an older
 release wrote the record, has its default; one that is not known is dropped. So two releases read
