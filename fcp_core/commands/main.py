@@ -12,6 +12,7 @@ import click
 
 from fcp_core.commands.bench import bench
 from fcp_core.commands.client import client
+from fcp_core.commands.db import db
 from fcp_core.commands.eligibility import eligibility
 from fcp_core.commands.invocation import Invocation
 from fcp_core.commands.keys import keys
@@ -167,6 +168,7 @@ def show(invocation: Invocation) -> None:
 for _command in (
     bench,
     client,
+    db,
     eligibility,
     keys,
     openapi,
