@@ -19,6 +19,7 @@ from fcp_core.server.processes.link import Link
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.eligibility import ADDRESS
 from fcp_core.server.services.published import Download
+from fcp_core.server.services.routing import RoutingTable
 from fcp_core.server.services.turned_away import rejection
 
 #: How many bytes of plans, checkpoints and slices a worker keeps.
@@ -52,6 +53,33 @@ class RemoteServices:
     def turn_away(self, route: Route, variables: Mapping[str, str]) -> Message | None:
         """Return what a call is answered with that cannot be served now, as ``Services``."""
         return rejection(route, variables.get("session_id", ""), BUSY)
+
+
+class RemoteMembers:
+    """Knows where populations are owned, as the process that decides knows it.
+
+    :param seconds: how long a lease lasts.
+    """
+
+    def __init__(self, link: Link, clock: Clock, seconds: float) -> None:
+        self._link = link
+        self.clock = clock
+        self.seconds = seconds
+        self.table = RoutingTable()
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether the process that decides knew an owner lately, or there is nothing to own."""
+        owners = self.table.owners.values()
+        return not owners or any(self.clock.now() < owner.until for owner in owners)
+
+    async def use(self, table: Any) -> None:
+        """Use another table."""
+        self.table = RoutingTable.load(table, self.clock.now())
+
+    async def look(self) -> None:
+        """Have the storage asked who owns what, and wait for the answer."""
+        await self.use(await self._link.call("look"))
 
 
 class Answer:
