@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 
 import pytest
 
@@ -90,5 +91,18 @@ def test_a_cancelled_task_cancels_what_waits():
         with pytest.raises(asyncio.CancelledError):
             await task
         assert ended == ["cancelled"]
+
+    asyncio.run(main())
+
+
+def test_what_is_left_is_a_coroutine_that_every_python_takes_for_a_task():
+    async def work():
+        await asyncio.sleep(0)
+
+    async def main():
+        rest = run_now(work())
+        assert asyncio.iscoroutine(rest)
+        assert inspect.iscoroutine(rest)  # all that tasks of 3.12 and newer take
+        await rest
 
     asyncio.run(main())

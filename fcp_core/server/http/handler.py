@@ -367,7 +367,11 @@ def run_now(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None
     finally:
         if task is not None:
             asyncio.tasks._enter_task(loop, task)
-    return _rest(work, waited)
+    return _resume(work, waited)
+
+
+async def _resume(work: Coroutine[Any, Any, None], waited: Any) -> None:
+    await _rest(work, waited)  # a task takes nothing but an ``async def``
 
 
 @types.coroutine
