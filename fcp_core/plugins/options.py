@@ -52,6 +52,8 @@ def _add_choices(add: Callable[..., None]) -> None:
         text += "" if kind == "durability" else ", or options of it"
         add(f"require_{kind}", "bool", "no", text, scopes=places)
     add("storage", "str", "memory", "where tasks, sessions and partial aggregates are kept")
+    text = "how long a member owns a population without a sign of life: a takeover takes no longer"
+    add("lease_seconds", "duration", "6s", text, minimum=0.2)
     add("engine", "str", "local", "where accumulators run")
 
 

@@ -20,6 +20,8 @@ def add_server_options(options: OptionRegistry) -> None:
     server("populations", "list", (), "the only populations; none: those that tasks are for")
     server("certfile", "path", None, "a PEM certificate; with one it speaks HTTPS only")
     server("keyfile", "path", None, "the certificate's key, if that is in a file of its own")
+    text = "host:port where other members reach it, on a private network; of a shared storage only"
+    server("member_address", "str", None, text)
     server("external_url", "str", None, "where devices reach it, if not where it listens")
 
     def admin(name: str, type: str, default: Any, help: str, secret: bool = False) -> None:

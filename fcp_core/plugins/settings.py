@@ -34,6 +34,7 @@ class ServerSettings:
     :param download_prefix: what stands in front of ``data/`` in the addresses of downloads, with a
         slash at the end; ``""``: where devices reach the server.
     :param storage: the name of the storage.
+    :param lease_seconds: how long a member owns a population without a sign of life.
     :param client_ca: a file of PEM certificates that sign those of devices; None: no mutual TLS.
     :param certificate_required: whether a device must have such a certificate
         (``client_certificates``).
@@ -50,6 +51,7 @@ class ServerSettings:
     accepts_late: bool
     download_prefix: str
     storage: str
+    lease_seconds: float
     client_ca: Path | None
     certificate_required: bool
     metrics: bool
@@ -72,6 +74,7 @@ class ServerSettings:
             accepts_late=config.get("late_contributions") == "accept",
             download_prefix="" if prefix is None else checked_url(prefix, "download_prefix"),
             storage=config.get("storage"),
+            lease_seconds=config.get("lease_seconds"),
             client_ca=config.get("client_ca"),
             certificate_required=config.get("client_certificates") == "required",
             metrics=config.get("metrics"),

@@ -71,12 +71,12 @@ class Route:
     operation_response_class: Any = field(default=None, repr=False)
     operation_metadata_class: Any = field(default=None, repr=False)
 
-    @cached_property
+    @property
     def name(self) -> str:
         """The short name, such as ``TaskAssignments.StartTaskAssignment``."""
         return f"{self.service.rpartition('.')[2]}.{self.method}"
 
-    @cached_property
+    @property
     def long_running(self) -> bool:
         """Whether the call starts a long-running operation."""
         return self.operation_response_class is not None
@@ -108,10 +108,7 @@ class Route:
         found = self._pattern.fullmatch(raw_path)
         if found is None:
             return None
-        variables: dict[str, str] = found.groupdict()
-        if "%" in raw_path:
-            variables = {name: _unescape(name, value) for name, value in variables.items()}
-        return variables
+        return {name: _unescape(name, value) for name, value in found.groupdict().items()}
 
     def url(self, variables: Mapping[str, str]) -> str:
         """Return the path that a client sends, without the query.

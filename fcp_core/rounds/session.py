@@ -10,7 +10,6 @@ the session and the task (:func:`assignment_id`), and the task has the record.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 
@@ -203,14 +202,11 @@ class Sessions:
         self._sessions: Expiring[DeviceSession] = Expiring()
         #: Called when :meth:`next_tick` may have changed.
         self.on_change: Callable[[], None] = lambda: None
-        #: What :meth:`next_tick` said last.
-        self._next = math.inf
 
     def open(self, session: DeviceSession) -> None:
         """Add a session."""
         self._sessions.put(session.session_id, session, session.expires)
-        if session.expires < self._next:
-            self.on_change()
+        self.on_change()
 
     def get(self, session_id: str) -> DeviceSession | None:
         """Return the session of that id, or None."""
@@ -230,9 +226,7 @@ class Sessions:
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
-        when = self._sessions.next_expiry()
-        self._next = math.inf if when is None else when
-        return when
+        return self._sessions.next_expiry()
 
     def __len__(self) -> int:
         """Return how many are kept, those that have expired among them."""

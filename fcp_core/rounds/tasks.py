@@ -35,9 +35,6 @@ class TaskState(Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    # By identity, as that of an assignment's stages.
-    __hash__ = object.__hash__
-
     @property
     def is_final(self) -> bool:
         """Whether nothing can change any more."""

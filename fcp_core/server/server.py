@@ -57,6 +57,8 @@ class Server:
     :param processes: how many processes serve as one: this one, which also decides, and others
         that receive and fold. They start with the server and end with it.
     :param pin_processes: give each of several processes processors of its own, if there are enough.
+    :param member_address: host:port where other members reach it that share its storage; None: on a
+        port of its own where devices are served.
     :param clock: tells the time; None is the machine's.
     :param rng: makes choices; None is seeded by the machine.
     :raises UsageError: if it cannot listen, the certificate cannot be used, or a plugin is an
@@ -77,6 +79,7 @@ class Server:
         reuse_port: bool = False,
         processes: int = 1,
         pin_processes: bool = True,
+        member_address: str | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
@@ -99,10 +102,15 @@ class Server:
         clock = SystemClock() if clock is None else clock
         metrics = ServerMetrics(clock, lambda: self.services.counts()) if settings.metrics else None
         with listeners.closed_on_error():
+            storage = plugins.make_storage()
+            if storage.shared:
+                listeners.listen_for_members(member_address)
             self._workers = group.make_workers(listeners, certfile, keyfile, metrics)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
                 plugins,
+                storage=storage,
+                member_url=listeners.member_url,
                 engine=group.engine,
                 populations=populations or None,
                 base_url=self.url,
@@ -110,7 +118,21 @@ class Server:
                 rng=rng,
                 observe=None if metrics is None else metrics.event,
             )
-        self._frontend = Frontend(
+        self._frontend = self._make_frontend(listeners, limits, tls, metrics, admin_check)
+        self.services.shared_admin = self._frontend.shared_admin or self.services.admin
+        self._state = "new"
+        self._cleanup = AsyncExitStack()
+
+    def _make_frontend(
+        self,
+        listeners: Listeners,
+        limits: Limits,
+        tls: ssl.SSLContext | None,
+        metrics: ServerMetrics | None,
+        admin_check: AdminCheck | None,
+    ) -> Frontend:
+        plugins = self._plugins
+        return Frontend(
             self.services,
             plugins.authenticate if plugins.authenticates else None,
             limits,
@@ -119,10 +141,10 @@ class Server:
             metrics=metrics,
             metrics_sockets=listeners.metrics_sockets,
             admin_check=admin_check,
-            threads=group.threads,
+            threads=self._group.threads,
+            members=self.services.members,
+            member_sockets=listeners.member_sockets,
         )
-        self._state = "new"
-        self._cleanup = AsyncExitStack()
 
     @classmethod
     def from_config(cls, plugins: Plugins) -> Server:
@@ -177,7 +199,9 @@ class Server:
             # Devices that are kept waiting would make the stop as long as they may wait; the
             # published client takes a refused connection for a failure, and an answer for one.
             waited = self.services.eligibility_eval_tasks.turn_away()
-            await self._frontend.announce_stop(waited * _POLLS)
+            await asyncio.gather(
+                self._frontend.announce_stop(waited * _POLLS), self.services.give_back()
+            )
             if self._workers is None:
                 await self._frontend.stop()
             else:

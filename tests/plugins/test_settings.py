@@ -61,6 +61,7 @@ def test_the_server_s(load, tmp_path):
         "accepts_late": False,
         "download_prefix": "https://cdn.example/fcp/",
         "storage": "memory",
+        "lease_seconds": 6.0,
         "client_ca": tmp_path / "ca.pem",
         "certificate_required": False,
         "metrics": True,

@@ -15,7 +15,9 @@ from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import FREE_OF_CALL, Limits
 from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
+from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
     from fcp_core.server.services import Services
@@ -77,6 +79,10 @@ class Context:
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
         self.buffers = Buffers()
+        #: Where populations are owned; None: here.
+        self.members: Routes | None = None
+        #: The connections to other members.
+        self.peers = Peers()
         self.stopping = False
         self.busy: set[object] = set()
         self.awaited: set[object] = set()

@@ -9,22 +9,31 @@ import ssl
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tornado.httputil import HTTPHeaders
 
 from fcp_core.admin.api import PREFIX
 from fcp_core.server.http.admin import AdminHandler
 from fcp_core.server.http.admin_auth import AdminCheck
-from fcp_core.server.http.connections import BoundedHTTPServer, Connection, Router
+from fcp_core.server.http.connections import (
+    BoundedHTTPServer,
+    Connection,
+    MakeHandler,
+    Router,
+)
 from fcp_core.server.http.context import Authenticate, Context
 from fcp_core.server.http.devices import UPLOAD, RPCHandler, UploadHandler
 from fcp_core.server.http.downloads import DOWNLOAD, DownloadHandler
+from fcp_core.server.http.forward import from_members, routed
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.pages import HealthHandler, MetricsHandler, NothingHandler
+from fcp_core.server.http.shared_admin import SharedAdmin
 from fcp_core.server.logs import hide_addresses
+from fcp_core.server.services.members import Members
+from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
     from fcp_core.server.services import Services
@@ -47,6 +56,8 @@ class Frontend:
     :param metrics_apart: whether it is served by another process only.
     :param admin_check: who may use the admin API; None: there is none.
     :param threads: how many decompress at a time; None: some more than there are processors.
+    :param members: know which populations are another member's; None: none is.
+    :param member_sockets: where other members pass calls on.
     """
 
     def __init__(
@@ -61,18 +72,27 @@ class Frontend:
         metrics_apart: bool = False,
         admin_check: AdminCheck | None = None,
         threads: int | None = None,
+        members: Routes | None = None,
+        member_sockets: Sequence[socket.socket] = (),
     ) -> None:
         self._sockets = list(sockets)
+        self._member_sockets = list(member_sockets)
         self._tls = tls
         self._limits = limits
         self._context = Context(
             services, authenticate, limits, metrics, threads, secure=tls is not None
         )
+        self._context.members = members
+        #: What answers admin calls for all members; None: this server's does.
+        self.shared_admin: SharedAdmin | None = None
+        if isinstance(members, Members):
+            self.shared_admin = SharedAdmin(services.admin, members, self._context.peers)
         self._metrics = metrics
         self._metrics_sockets = list(metrics_sockets)
         self._metrics_here = metrics is not None and not (metrics_sockets or metrics_apart)
         self._http: BoundedHTTPServer | None = None
         self._metrics_http: BoundedHTTPServer | None = None
+        self._member_http: BoundedHTTPServer | None = None
         self._check = admin_check
 
     @property
@@ -88,16 +108,28 @@ class Frontend:
     def start(self) -> None:
         """Accept connections, on the running event loop."""
         hide_addresses()
+        make: MakeHandler = self._make
+        hot: dict[str, MakeHandler] = {
+            "/v1/": partial(RPCHandler, self._context),
+            UPLOAD: partial(UploadHandler, self._context),
+            DOWNLOAD: partial(DownloadHandler, self._context),
+        }
+        if self._member_sockets:
+            self._member_http = BoundedHTTPServer(
+                Router(
+                    from_members(self._context, {**hot, PREFIX: self._make_admin, "": make}),
+                    self._limits.idle_timeout,
+                ),
+                limits=self._limits,
+                max_header_size=4 * self._limits.max_header,
+                max_body_size=sys.maxsize,
+            )
+            self._member_http.add_sockets(self._member_sockets)
+        if self._context.members is not None:
+            hot = {begins: routed(self._context, maker) for begins, maker in hot.items()}
+            make = routed(self._context, make)
         self._http = BoundedHTTPServer(
-            Router(
-                self._make,
-                self._limits.idle_timeout,
-                {
-                    "/v1/": partial(RPCHandler, self._context),
-                    UPLOAD: partial(UploadHandler, self._context),
-                    DOWNLOAD: partial(DownloadHandler, self._context),
-                },
-            ),
+            Router(make, self._limits.idle_timeout, hot),
             limits=self._limits,
             ssl_options=self._tls,
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.
@@ -125,8 +157,18 @@ class Frontend:
         if path == "/metrics" and self._metrics_here:
             return MetricsHandler(context, *request)
         if self._check is not None and (path == PREFIX or path.startswith(f"{PREFIX}/")):
-            return AdminHandler(context, context.services.admin, self._check, *request)
+            admin: Any = self.shared_admin or context.services.admin
+            return AdminHandler(context, admin, self._check, *request)
         return RPCHandler(context, *request)
+
+    def _make_admin(
+        self, connection: Connection, method: str, uri: str, headers: HTTPHeaders
+    ) -> Handler:
+        """Make the handler of an admin call that another member passed on, or asks."""
+        context = self._context
+        return AdminHandler(
+            context, context.services.admin, self._check, connection, method, uri, headers
+        )
 
     def _make_metrics(
         self, connection: Connection, method: str, uri: str, headers: HTTPHeaders
@@ -151,7 +193,7 @@ class Frontend:
         if self._metrics is not None:
             self._metrics.stop()
         if self._http is None:
-            for listener in (*self._sockets, *self._metrics_sockets):
+            for listener in (*self._sockets, *self._metrics_sockets, *self._member_sockets):
                 listener.close()
         else:
             self._http.stop()
@@ -170,9 +212,11 @@ class Frontend:
                 logger.error("connections did not close within %g s", _CLOSE_TIME)
             await self._context.settle(_CLOSE_TIME)
             self._http = None
-        if self._metrics_http is not None:
-            self._metrics_http.stop()
-            await self._metrics_http.close_all_connections()
-            self._metrics_http = None
+        for server in (self._metrics_http, self._member_http):
+            if server is not None:
+                server.stop()
+                await server.close_all_connections()
+        self._metrics_http = self._member_http = None
+        self._context.peers.close()
         self._context.executor.shutdown(wait=False, cancel_futures=True)
         self._context.buffers.close()

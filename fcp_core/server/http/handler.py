@@ -20,12 +20,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import types
-from collections.abc import Awaitable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache, partial
 from http.client import responses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 from tornado.iostream import StreamClosedError
@@ -37,6 +36,10 @@ from fcp_core.server.http.connections import Connection
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import address_key
+from fcp_core.server.http.steps import run_now
+
+if TYPE_CHECKING:
+    from fcp_core.server.http.passing import Passed
 
 logger = logging.getLogger("fcp.server")
 _date = lru_cache(maxsize=2)(partial(formatdate, usegmt=True))
@@ -71,6 +74,8 @@ class Handler:
     label = "request"
     #: Headers of every answer.
     answer_headers: ClassVar[Mapping[str, str]] = _PLAIN
+    #: Who sent it first, if another member passed it on.
+    passed: Passed | None = None
     #: Whether requests count for the limits by address.
     throttled = True
 
@@ -145,6 +150,8 @@ class Handler:
     @property
     def address(self) -> str:
         """Where it came from."""
+        if self.passed is not None:
+            return self.passed.peer
         return str(getattr(self.http.context, "remote_ip", ""))
 
     def open_body(self, limits: Limits, room: InFlight) -> None:
@@ -339,43 +346,3 @@ class Handler:
             context.metrics.request(self.label, status, seconds, received)
         if logger.isEnabledFor(logging.DEBUG):
             refusals.log(self, status)
-
-
-def run_now(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
-    """Run *work* until it waits; return what is left of it, or None if it has ended.
-
-    Most calls need not wait, and a task of their own would cost them two turns of the loop. What
-    runs here has no task: ``asyncio.current_task`` returns None.
-
-    :raises BaseException: whatever *work* raises.
-    """
-    task = asyncio.current_task()
-    if task is not None:
-        loop = task.get_loop()
-        asyncio.tasks._leave_task(loop, task)
-    try:
-        waited = work.send(None)
-    except StopIteration:
-        return None
-    finally:
-        if task is not None:
-            asyncio.tasks._enter_task(loop, task)
-    return _rest(work, waited)
-
-
-@types.coroutine
-def _rest(work: Coroutine[Any, Any, None], waited: Any) -> Generator[Any, Any, None]:
-    """Go on with what was begun and waits."""
-    try:
-        while True:
-            try:
-                result = yield waited
-            except GeneratorExit:
-                work.close()
-                raise
-            except BaseException as error:
-                waited = work.throw(error)
-            else:
-                waited = work.send(result)
-    except StopIteration:
-        return

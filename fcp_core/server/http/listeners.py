@@ -38,6 +38,9 @@ class Listeners:
         self.sockets = bind(self.host, port, family=self.family, reuse_port=reuse_port)
         #: Where there is nothing but metrics; none: these are served with the rest, if at all.
         self.metrics_sockets: list[socket.socket] = []
+        #: Where other members call, and how they reach it; none: there can be no others.
+        self.member_sockets: list[socket.socket] = []
+        self.member_url = ""
         #: The port that devices are served on.
         self.port: int = self.sockets[0].getsockname()[1]
         #: The port that metrics are served on; 0 if they are not.
@@ -46,6 +49,24 @@ class Listeners:
             with self.closed_on_error():
                 self.metrics_sockets = bind(*settings.metrics_address)
             self.metrics_port = self.metrics_sockets[0].getsockname()[1]
+
+    def listen_for_members(self, address: str | None) -> None:
+        """Listen where other members call this one: nobody else is to reach it.
+
+        :param address: host:port; None: where devices are served, on a port of its own.
+        :raises UsageError: if it cannot listen, or the address is invalid.
+        """
+        host, port = self.host, 0
+        if address is not None:
+            host, colon, text = address.rpartition(":")
+            if not colon or not (text.isascii() and text.isdigit()) or int(text) > 65535:
+                raise UsageError(f"member_address {address!r} must be like 10.0.0.7:8081.")
+            host, port = host.strip("[]"), int(text)
+        everywhere = host in ("", "*")
+        self.member_sockets = bind("" if everywhere else host, port)
+        name = socket.gethostname() if everywhere else host
+        name = f"[{name}]" if ":" in name else name
+        self.member_url = f"http://{name}:{self.member_sockets[0].getsockname()[1]}/"
 
     @contextlib.contextmanager
     def closed_on_error(self) -> Iterator[None]:
@@ -57,7 +78,7 @@ class Listeners:
 
     def close(self) -> None:
         """Close all sockets."""
-        for listener in (*self.sockets, *self.metrics_sockets):
+        for listener in (*self.sockets, *self.metrics_sockets, *self.member_sockets):
             listener.close()
 
 

@@ -125,6 +125,9 @@ def certificate(handler: Handler, *, binary: bool) -> bytes | Mapping[str, Any] 
 
     :param binary: whether as DER, or as ``ssl`` gives it.
     """
+    if handler.passed is not None:
+        shown = handler.passed.der if binary else handler.passed.certificate
+        return cast("bytes | Mapping[str, Any] | None", shown)
     if getattr(handler.http.context, "protocol", "") != "https":
         return None
     try:

@@ -173,7 +173,7 @@ class WorkerProcess:
         kinds = [kind for kind in kinds if kind is not None]
         plain = len(arguments) - len(kinds)
         arguments[plain:] = map(msgspec.convert, arguments[plain:], kinds)
-        answer = await getattr(self._services.admin, method)(*arguments)
+        answer = await getattr(self._services.shared_admin, method)(*arguments)
         if isinstance(answer, bytes | str):
             return False, answer
         return True, msgspec.json.encode(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from fcp_core.admin import openapi
@@ -24,7 +24,7 @@ from fcp_core.admin.messages import (
     WaitQuery,
 )
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.services.load import Load
+from fcp_core.rounds.tasks import POPULATION_PATTERN
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Admin:
 
     :param url: returns where devices reach the server.
     :param storage: the name of the storage in use.
+    :param claim: makes a population this server's, or raises a StatusError; None: all are.
     """
 
     def __init__(
@@ -50,7 +51,9 @@ class Admin:
         clock: Clock,
         url: Callable[[], str],
         storage: str,
+        claim: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
+        self._claim = claim
         self._tasks = tasks
         self._eligibility_tasks = eligibility_tasks
         self._populations = populations
@@ -69,9 +72,11 @@ class Admin:
 
         :raises StatusError: as ``Tasks.submit``.
         """
-        return await self.get_task(
-            await self._tasks.submit(submission.to_spec(), key=submission.key)
-        )
+        spec = submission.to_spec()
+        spec.check()
+        if self._claim is not None:
+            await self._claim(spec.population)
+        return await self.get_task(await self._tasks.submit(spec, key=submission.key))
 
     async def list_tasks(self, query: ListQuery) -> TaskList:
         """Return all tasks, or those of one population or state."""
@@ -162,7 +167,7 @@ class Admin:
         now = self._clock.now()
         return PopulationList(
             [
-                Population.of(population.name, Load(population, now), population.at_work)
+                Population.of(population.name, population.load(now), population.at_work)
                 for population in sorted(self._populations, key=lambda item: item.name)
             ]
         )
@@ -174,6 +179,8 @@ class Admin:
 
         :raises StatusError: as ``EligibilityTasks.set``; INVALID_ARGUMENT if it is none.
         """
+        if self._claim is not None and POPULATION_PATTERN.fullmatch(population):
+            await self._claim(population)
         found = await self._eligibility_tasks.set(population, settings.to_task())
         return EligibilitySummary.of(found.population, found.task, found.created)
 

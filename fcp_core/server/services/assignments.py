@@ -11,10 +11,10 @@ from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.events import Rejected
+from fcp_core.rounds.operations import operation, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.policies import Candidate
 from fcp_core.rounds.session import DeviceSession, SessionState, assignment_id
-from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.tokens import Kind
 from fcp_core.server.services.common import Common
@@ -22,8 +22,6 @@ from fcp_core.server.services.device_tokens import (
     RETENTION,
     AssignmentTickets,
     label,
-    operation,
-    operation_name,
     read_session,
     read_token,
 )
@@ -36,8 +34,6 @@ from fcp_core.server.services.tasks import Tasks
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
 
-#: How many forms of a task's assignments are kept.
-_FORMS = 8
 _WITHOUT_OPERATION = (SessionState.CHECKED_IN, SessionState.ENDED)
 
 
@@ -87,7 +83,7 @@ class TaskAssignments:
                 return self._operation(population, session)
             self._check_room()
             candidate = Candidate(
-                id=self._common.secrets.bytes(16).hex(),
+                id=self._common.secrets.uuid(),
                 arrived=now,
                 weights=session.weights(_weights(request)),
                 client_version=request.client_version.version_code,
@@ -122,7 +118,7 @@ class TaskAssignments:
         for name in names:
             task = self._tasks.find(session.asked[name])
             given = None if task is None else task.assignment_of(session)
-            if task is not None and given is not None and task.machine.state not in FINAL:
+            if task is not None and given is not None and not task.machine.state.is_final:
                 response.task_assignments.append(self._message(task, given, session))
         if not response.task_assignments:
             if any(session.asked[name] for name in names):
@@ -262,7 +258,7 @@ class TaskAssignments:
         elif session.state is SessionState.ASSIGNED:
             task = self._tasks.find(session.aggregation_id)
             assignment = None if task is None else task.assignment_of(session)
-            if task is None or assignment is None or task.machine.state in FINAL:
+            if task is None or assignment is None or task.machine.state.is_final:
                 raise StatusError(
                     Code.ABORTED, "this session has had its answer; check in again for another task"
                 )
@@ -279,10 +275,7 @@ class TaskAssignments:
     def _separation_index(self, task: TaskRunner, session: DeviceSession) -> int | None:
         """Return what the device remembers its contribution by: the index it was asked about."""
         name = session.check_in.population
-        population = self._populations.get(name)
-        if not (self._eligibility_tasks.any or population.own_eligibility):
-            return None
-        offered, own = population.offer_of(task)
+        offered, own = self._populations.get(name).offer_of(task)
         now = self._clock.now()
         for policy in self._eligibility_tasks.policies(name, offered, own):
             for spec in policy.policies(name, offered, now):
@@ -305,16 +298,23 @@ class TaskAssignments:
             self._common.base_url,
             session.token_key,
         )
-        form = (data_url, compressed, self._separation_index(task, session))
-        alike = task.messages.get(form) or _alike(task, *form)
         message = pb.TaskAssignment(
             aggregation_data_forwarding_info=tickets.forwarding,
+            aggregation_id=task.aggregation_id,
+            plan=task.published.plan(
+                data_url,
+                compressed=compressed,
+                separation_index=self._separation_index(task, session),
+            ),
+            init_checkpoint=task.published.resource("checkpoint", data_url, compressed=compressed),
             session_id=session.session_id,
             authorization_token=tickets.authorization_token,
+            task_name=task.spec.name,
         )
-        message.MergeFrom(alike)
-        if task.protocol.describes:
-            task.protocol.describe(message)
+        task.protocol.describe(message)
+        select = task.published.select_info(data_url, compressed=compressed)
+        if select is not None:
+            message.federated_select_uri_info.CopyFrom(select)
         return message
 
 
@@ -324,26 +324,6 @@ def _weights(request: pb.StartTaskAssignmentRequest) -> dict[str, float] | None:
     return {
         weight.task_name: weight.weight for weight in request.task_eligibility_info.task_weights
     }
-
-
-def _alike(
-    task: TaskRunner, data_url: str, compressed: bool, separation_index: int | None
-) -> pb.TaskAssignment:
-    """Return what a task's assignments have in common, for devices that get it in one form."""
-    published = task.published
-    message = pb.TaskAssignment(
-        aggregation_id=task.aggregation_id,
-        plan=published.plan(data_url, compressed=compressed, separation_index=separation_index),
-        init_checkpoint=published.resource("checkpoint", data_url, compressed=compressed),
-        federated_select_uri_info=published.select_info(data_url, compressed=compressed),
-        task_name=task.spec.name,
-    )
-    if not task.protocol.describes:
-        task.protocol.describe(message)
-    if len(task.messages) >= _FORMS:
-        task.messages.clear()
-    task.messages[data_url, compressed, separation_index] = message
-    return message
 
 
 def _with_room(population: Population, name: str) -> TaskRunner | None:

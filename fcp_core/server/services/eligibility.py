@@ -13,13 +13,11 @@ from fcp_core.rounds.events import CheckedIn, Rejected
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
 from fcp_core.rounds.session import DeviceSession
-from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, principal_of, scope_of
 from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import label, read_session
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
-from fcp_core.server.services.load import Load
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import code_of
 
@@ -27,9 +25,6 @@ if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
 
 logger = logging.getLogger("fcp.services")
-
-#: So many check-ins and windows may wait until the account of the pace is brought up to date.
-_SETTLE = 4096
 
 
 class EligibilityEvalTasks:
@@ -68,20 +63,20 @@ class EligibilityEvalTasks:
         """
         now = self._clock.now()
         population = self._populations.get(request.population_name)
-        pace = population.pace
-        pace.later.append((now, None))
-        if len(pace.later) >= _SETTLE:
-            pace.settle()
+        population.pace.came(now)
         hold = population.settings.check_in_hold
         if hold > 0 and not self._released:
             await population.held.wait(hold, now)
             now = self._clock.now()
         check_in = _check_in(request, principal_of(sender))
         session_key = self._common.secrets.bytes(16)
-        windows, name = self._plugins.retry_window, population.name
-        accepted = windows(name, accepted=True, load=Load(population, now), now=now)
-        rejected = windows(name, accepted=False, load=Load(population, now, rejected=True), now=now)
-        rejected = population.rejection_window(rejected, now)
+        load = population.load(now)
+        accepted = self._plugins.retry_window(population.name, accepted=True, load=load, now=now)
+        # Policies say when they want those back whom they send away, and nothing of the others.
+        load = {**load, "not_before": population.not_before(now)}
+        rejected = population.rejection_window(
+            self._plugins.retry_window(population.name, accepted=False, load=load, now=now), now
+        )
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )
@@ -111,7 +106,7 @@ class EligibilityEvalTasks:
             )
             self._accept(response, session, offer, population, now)
         given = rejected if response.HasField("rejection_info") else accepted
-        pace.later.append((now, given))
+        population.pace.handed_out(given, now)
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
 
@@ -128,12 +123,6 @@ class EligibilityEvalTasks:
             for task, _ in population.offered():
                 population.note(task.name, f"refused at check-in: {refusal.reason}")
             return NO_OFFER, True, refusal
-        multiple = check_in.supports_multiple_task_assignment
-        if not (multiple or self._tasks.any or population.own_eligibility):
-            # Nobody is asked anything.
-            open_tasks = population.open_tasks(AssignmentMode.SINGLE)
-            names = frozenset([task.spec.name for task in open_tasks])
-            return Offer(None, names, names), False, None
         verdicts: dict[int, Refusal | None] = {}
 
         def judge(policy: EligibilityPolicy) -> Refusal | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fcp_core.errors import UsageError
@@ -20,8 +20,9 @@ from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published, publish_plan
 from fcp_core.server.services.ticker import Ticker
-from fcp_core.storage.contract import Storage
+from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import EligibilityTaskRecord
+from fcp_core.storage.shards import Fence
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -59,6 +60,8 @@ class EligibilityTasks:
     """The eligibility task of each population, stored and served.
 
     All of it runs on the event loop.
+
+    :param fence: checks, in the transaction that writes, that a population is this server's.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class EligibilityTasks:
         ticker: Ticker,
         tokens: TokenSource,
         storage: Storage,
+        fence: Fence,
         populations: Populations,
         downloads: Downloads,
     ) -> None:
@@ -77,6 +81,7 @@ class EligibilityTasks:
         self._ticker = ticker
         self._tokens = tokens
         self._storage = storage
+        self._fence = fence
         self._populations = populations
         self._downloads = downloads
         self._configured: Sequence[EligibilityPolicy] = plugins.make_eligibility_policies()
@@ -86,8 +91,6 @@ class EligibilityTasks:
             for name in plugins.config.scopes("population")
         }
         self._in_use: dict[str, _InUse] = {}
-        #: Whether any population has eligibility policies, but for those of its tasks.
-        self.any = bool(self._configured) or any(self._own.values())
         #: Held while one is stored, so that what is stored last is what is in use.
         self._changing = asyncio.Lock()
 
@@ -118,7 +121,7 @@ class EligibilityTasks:
                 Code.INVALID_ARGUMENT, f"eligibility task of {population}: {error}"
             ) from error
         async with self._changing:
-            await self._storage.transact(lambda tx: tx.put(record))
+            await self._storage.transact(partial(_put, record=record, fence=self._fence))
             self._populations.add(population)
             self._use(population, in_use)
         return in_use.set
@@ -130,7 +133,7 @@ class EligibilityTasks:
         """
         async with self._changing:
             removed = self.get(population)
-            await self._storage.transact(lambda tx: tx.delete(EligibilityTaskRecord, population))
+            await self._storage.transact(partial(_delete, population=population, fence=self._fence))
             self._use(population, None)
         return removed
 
@@ -208,7 +211,6 @@ class EligibilityTasks:
     def _use(self, population: str, in_use: _InUse | None) -> None:
         before = self._in_use.pop(population, None)
         if in_use is not None:
-            self.any = True
             self._in_use[population] = in_use
             if in_use.published is not None:
                 self._downloads.add(in_use.published)
@@ -238,7 +240,7 @@ class EligibilityTasks:
         if task.plan:
             policies.append((_names(task.task_names), PlanPolicy(task)))
             settings = PopulationSettings.of(self._plugins.config, record.population)
-            work = functools.partial(
+            work = partial(
                 publish_plan,
                 record.group,
                 task.plan,
@@ -251,6 +253,16 @@ class EligibilityTasks:
 
 def _names(names: Sequence[str] | None) -> frozenset[str] | None:
     return None if names is None else frozenset(names)
+
+
+def _put(tx: Transaction, record: EligibilityTaskRecord, fence: Fence) -> None:
+    fence(tx, record.population)
+    tx.put(record)
+
+
+def _delete(tx: Transaction, population: str, fence: Fence) -> None:
+    fence(tx, population)
+    tx.delete(EligibilityTaskRecord, population)
 
 
 def _record(found: SetTask, group: str) -> EligibilityTaskRecord:

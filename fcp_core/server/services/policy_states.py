@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from fcp_core.rounds.clock import Clock
 from fcp_core.storage.contract import Storage, Transaction
+from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import PolicyStateRecord
+from fcp_core.storage.shards import Fence, unfenced
 
 logger = logging.getLogger("fcp.services")
 
@@ -25,10 +29,18 @@ class PolicyStates:
 
     They are written behind the decisions, many in one transaction: a crash can lose the last of
     them. A storage that does not outlive the process is not written to at all.
+
+    :param fence: raises, in the transaction that writes, if a population is another member's.
     """
 
-    def __init__(self, storage: Storage, clock: Clock) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Clock,
+        fence: Fence = unfenced,
+    ) -> None:
         self._storage = storage
+        self._fence = fence
         self._clock = clock
         self._loaded: dict[str, bytes] = {}
         self._batch: dict[str, PolicyStateRecord | None] = {}
@@ -77,18 +89,25 @@ class PolicyStates:
             while self._batch:
                 batch, self._batch = self._batch, {}
                 try:
-                    await self._storage.transact(lambda tx, batch=batch: _apply(tx, batch))  # type: ignore[misc]
+                    await self._storage.transact(partial(_apply, batch=batch, fence=self._fence))
                 except Exception:
                     logger.exception("%d states of selection policies were not written", len(batch))
         finally:
             self._writer = None
 
 
-def _apply(tx: Transaction, batch: dict[str, PolicyStateRecord | None]) -> None:
+def _apply(
+    tx: Transaction,
+    batch: dict[str, PolicyStateRecord | None],
+    fence: Fence,
+) -> None:
     for key, record in batch.items():
         if record is None:
             tx.delete(PolicyStateRecord, key)
-        else:
+            continue
+        # Whoever owns another population keeps its own.
+        with contextlib.suppress(LeaseLostError):
+            fence(tx, record.population)
             tx.put(record)
 
 

@@ -69,15 +69,13 @@ class Population:
         self._ticker = ticker
         self._tasks: dict[str, TaskRunner] = {}
         #: The eligibility policies of the tasks that have their own.
-        self.own_eligibility: dict[str, Sequence[EligibilityPolicy]] = {}
+        self._eligibility: dict[str, Sequence[EligibilityPolicy]] = {}
         self.sessions = Sessions(settings.session_timeout, RETENTION, self._expire)
         self.sessions.on_change = ticker.register(f"sessions:{name}", self.sessions)
         #: Check-ins that wait for room.
         self.held = HeldCheckIns(name, ticker, self._capacity)
         #: When policies were asked last, and when an arrival is a reason to ask them again.
         self._asked = self._ask_again = 0.0
-        #: When the ticker asks them.
-        self._tick: float | None = None
 
     def open(
         self,
@@ -94,7 +92,7 @@ class Population:
         """
         self._tasks[task.task_id] = task
         if eligibility is not None:
-            self.own_eligibility[task.task_id] = eligibility
+            self._eligibility[task.task_id] = eligibility
             # Those who wait and were asked nothing were not asked about this one either.
             self._assigner.restrict(self._unasked())
         state = None
@@ -106,7 +104,7 @@ class Population:
     def close(self, task: TaskRunner, now: float) -> None:
         """Remove a task; devices that waited only for it are rejected."""
         if self._tasks.pop(task.task_id, None) is not None:
-            self.own_eligibility.pop(task.task_id, None)
+            self._eligibility.pop(task.task_id, None)
             self._assigner.close(task.task_id)
             self.consider(now)
 
@@ -130,7 +128,7 @@ class Population:
         """Return a task as :meth:`offered` does."""
         spec = task.spec
         offered = OfferedTask(spec.name, spec.assignment_mode, spec.options)
-        return offered, self.own_eligibility.get(task.task_id)
+        return offered, self._eligibility.get(task.task_id)
 
     def note(self, task_name: str, reason: str) -> None:
         """Count why a device does not get the open tasks of a name."""
@@ -140,12 +138,12 @@ class Population:
 
     def _unasked(self) -> Mapping[str, float] | None:
         """Return the weights of a device that was asked nothing; None: it may take any task."""
-        if not any(self.own_eligibility.values()):
+        if not any(self._eligibility.values()):
             return None
         asked: set[str] = set()
         others: set[str] = set()
         for task in self.open_tasks():
-            own = self.own_eligibility.get(task.task_id)
+            own = self._eligibility.get(task.task_id)
             (asked if own else others).add(task.spec.name)
         return dict.fromkeys(others - asked, 1.0)
 
@@ -166,6 +164,21 @@ class Population:
         if rate > 0:
             interval = max(interval, min(self.waiting / rate, LONGEST_POLLING_INTERVAL))
         return interval
+
+    def load(self, now: float) -> Mapping[str, Any]:
+        """Return how busy it is, for pace steering."""
+        tasks = self.open_tasks()
+        missing = sum(task.machine.missing for task in tasks)
+        return {
+            "open_tasks": len(tasks),
+            "missing": missing,
+            "needs": self.pace.needs(missing, now),
+            "waiting": self._assigner.waiting,
+            "check_in_rate": self.pace.rate(now),
+            "population_size": self.pace.population_size(now),
+            "pace": self.pace,
+            "not_before": 0.0,
+        }
 
     def arrive(self, session: DeviceSession, candidate: Candidate, now: float) -> None:
         """Let a device wait for a SINGLE task; it may have one before this returns.
@@ -322,12 +335,8 @@ class Population:
 
     def _set_tick(self, when: float | None) -> None:
         """Ask the policies again when one of them wants to be, or earlier if *when* is."""
-        tick = self._assigner.next_tick()
-        if tick is not None and (when is None or tick < when):
-            when = tick
-        if when is not None or self._tick is not None:
-            self._tick = when
-            self._ticker.at(f"population:{self.name}", when, self._decide)
+        ticks = [tick for tick in (self._assigner.next_tick(), when) if tick is not None]
+        self._ticker.at(f"population:{self.name}", min(ticks, default=None), self._decide)
 
     def _capacity(self) -> int:
         capacity = sum(task.machine.capacity for task in self.open_tasks())

@@ -17,18 +17,14 @@ from google.protobuf.message import Message
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment, ProtocolCall
+from fcp_core.rounds.assignment import Assignment
+from fcp_core.rounds.operations import ProtocolCall, operation, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.protocols import AggregationProtocolFactory, Call
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.server.services.common import Common
-from fcp_core.server.services.device_tokens import (
-    AssignmentTickets,
-    operation,
-    operation_name,
-    read_token,
-)
+from fcp_core.server.services.device_tokens import AssignmentTickets, read_token
 from fcp_core.server.services.task_runner import TaskRunner
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 from google.protobuf.message import Message
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment, CallState, ProtocolCall, Stage
+from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import DroppedEffect, Group, TaskEffect
+from fcp_core.rounds.operations import CallState, ProtocolCall
 from fcp_core.rounds.protocols import (
     Accumulate,
     AggregationProtocol,
@@ -72,10 +73,10 @@ class ProtocolHost:
         #: protocol said to them came too early.
         self._owed: set[str] = set()
 
-        #: Whether it is given the bytes of uploads.
-        self.reads = protocol.reads
-        #: Whether it has a part of each assignment's message to fill in; if not, all are alike.
-        self.describes = type(protocol).describe is not AggregationProtocol.describe
+    @property
+    def reads(self) -> bool:
+        """Whether it is given the bytes of uploads."""
+        return self._protocol.reads
 
     @property
     def resumable(self) -> bool:

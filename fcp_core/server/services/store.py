@@ -74,6 +74,7 @@ class TaskStore:
             ]
 
         def body(tx: Transaction) -> None:
+            self._fence(tx, record.population)
             tx.put(record)
             for blob in blobs:
                 tx.put(blob)

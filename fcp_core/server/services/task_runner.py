@@ -69,7 +69,6 @@ class TaskRunner:
         self.machine, self.protocol = parts.machine, parts.protocol
         self.task_id = parts.machine.task_id
         self.published = published
-        self.messages: dict[tuple[str, bool, int | None], Any] = {}
         self.assignment_timeout = assignment_timeout
         self.accepts_late = accepts_late
         self._begun = parts.begun
@@ -282,11 +281,11 @@ class TaskRunner:
             self._with.ticker.at(f"task:{self.task_id}", when, self.tick)
 
     def _assign(self, id_: str, session_id: str, now: float) -> Assignment:
-        session, machine = label(session_id) if session_id else "", self.machine
-        assignment = machine.assign(id_, session, now)
+        session = label(session_id) if session_id else ""
+        assignment = self.machine.assign(id_, session, now)
+        machine = self.machine
         self._with.notify(Assigned(now, machine.population, session, self.task_id, machine.name))
-        if self._next_tick is None or now + self.assignment_timeout < self._next_tick:
-            self._schedule()
+        self._schedule()
         return assignment
 
     def _perform(self, effects: Sequence[ShellEffect], now: float) -> None:
@@ -307,9 +306,10 @@ class TaskRunner:
             else:
                 self._end(effect, now)
                 self._schedule()
-        machine, when = self.machine, self.protocol.next_tick()
+        when = self.protocol.next_tick()
         if when is not None and (self._next_tick is None or when < self._next_tick):
             self._schedule()
+        machine = self.machine
         places = (machine.dropped + machine.surplus, machine.contributed if self._capped else 0)
         seen, self._seen = self._seen, places
         if seen != places:

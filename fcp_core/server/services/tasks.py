@@ -23,6 +23,7 @@ from fcp_core.server.services.store import LoadedTask, TaskStore, ended_record, 
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts
 from fcp_core.server.services.task_runner import TaskRunner
+from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
@@ -374,6 +375,8 @@ class Tasks:
         record = ended_record(self._records[status.task_id], status)
         try:
             record = await self._store.end(record, result)
+        except LeaseLostError:
+            raise asyncio.CancelledError from None  # another member ends it
         except StatusError as error:
             logger.exception("the end of task %s cannot be stored as it is", status.name)
             storage = self._plugins.config.get("storage")

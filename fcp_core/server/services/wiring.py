@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fcp_core.protocol.routes import Route, method_name
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
+from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.tokens import Tokens, TokenSource
 from fcp_core.server.file_lock import FileLock
 from fcp_core.server.keys import load_keys
@@ -27,10 +28,13 @@ from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.eligibility import EligibilityEvalTasks
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.media import Media
+from fcp_core.server.services.members import Members
 from fcp_core.server.services.operations import Operations
+from fcp_core.server.services.ownership import Ownership
 from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import ProtocolCalls
+from fcp_core.server.services.routing import secrets_of, this_member
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.task_parts import Surroundings
@@ -38,6 +42,7 @@ from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection
 from fcp_core.storage.contract import Storage, check_contract
+from fcp_core.storage.shards import Fence, unfenced
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -60,6 +65,7 @@ class Services:
     :param storage: instead of the configured one.
     :param engine: instead of the configured one.
     :param observe: called with every event before the plugins are.
+    :param member_url: where other members reach this server, with a slash at the end.
     :raises UsageError: if the keys that sign tokens cannot be used.
     """
 
@@ -75,6 +81,7 @@ class Services:
         storage: Storage | None = None,
         engine: Engine | None = None,
         observe: Callable[[Event], None] | None = None,
+        member_url: str = "",
     ) -> None:
         clock = SystemClock() if clock is None else clock
         rng = random.Random() if rng is None else rng
@@ -86,7 +93,7 @@ class Services:
         self._lock = _lock_of(self._storage)
         self._engine = plugins.make_engine() if engine is None else engine
         keys = load_keys(plugins.config, self._storage)
-        url = partial(str, base_url) if isinstance(base_url, str) else base_url
+        self.url = url = partial(str, base_url) if isinstance(base_url, str) else base_url
         prefix = settings.download_prefix
         common = Common(
             clock=clock,
@@ -98,19 +105,17 @@ class Services:
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
-        self._states = PolicyStates(self._storage, clock)
+        self._drain_timeout: float = plugins.config.get("drain_timeout")
         served = None if populations is None else tuple(populations)
+        self._join(member_url, keys, settings, served or ())
+        self._states = PolicyStates(self._storage, clock, self._fence)
         self._warn_of_unserved(plugins, served)
 
-        def make_population(name: str) -> Population:
-            of = PopulationSettings.of(plugins.config, name)
-            return Population(
-                name, rng, self.ticker, settings=of, notify=notify, states=self._states
-            )
-
-        self._populations = Populations(served, make_population)
+        self._populations = Populations(served, self._population_maker(plugins, rng))
         self._wire_tasks(plugins, settings, common)
         self._wire_devices(plugins, settings, common)
+        if self.members is not None:
+            self._own_nothing(self.members, served or ())
         self.admin = Admin(
             tasks=self.tasks,
             eligibility_tasks=self.eligibility_tasks,
@@ -118,10 +123,50 @@ class Services:
             clock=clock,
             url=common.base_url,
             storage=settings.storage,
+            claim=None if self.members is None else self.members.claim,
+        )
+        #: What answers for all members.
+        self.shared_admin: Any = self.admin
+
+    def _population_maker(
+        self, plugins: Plugins, rng: random.Random
+    ) -> Callable[[str], Population]:
+        def make(name: str) -> Population:
+            of = PopulationSettings.of(plugins.config, name)
+            notify, states = self._notify, self._states
+            return Population(name, rng, self.ticker, settings=of, notify=notify, states=states)
+
+        return make
+
+    def _join(
+        self, url: str, keys: DeploymentKeys, settings: ServerSettings, served: Sequence[str]
+    ) -> None:
+        """Be a member, if the storage can have several."""
+        #: The other servers that share the storage; None: there can be none.
+        self.members: Members | None = None
+        #: Checks, in a transaction that writes, that a population is ours.
+        self._fence: Fence = unfenced
+        if self._storage.shared:
+            self.members = Members(
+                self._storage,
+                this_member(self.url(), url, keys),
+                seconds=settings.lease_seconds,
+                offered=served,
+                secrets=secrets_of(keys),
+                clock=self._clock,
+            )
+            self._fence = self.members.fence
+
+    def _own_nothing(self, members: Members, served: Sequence[str]) -> None:
+        """Begin as a member: without a population, whatever is served."""
+        for name in served:
+            self._populations.remove(name)
+        members.keeper = Ownership(
+            self._store, self._states, self._populations, self.tasks, self.eligibility_tasks
         )
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
-        self._store = TaskStore(self._storage)
+        self._store = TaskStore(self._storage, self._fence)
         self._downloads = Downloads(settings.resource_cache)
         self._memory = UploadMemory(settings.max_in_flight)
         self.tasks = Tasks(
@@ -145,6 +190,7 @@ class Services:
             ticker=self.ticker,
             tokens=common.secrets,
             storage=self._storage,
+            fence=self._fence,
             populations=self._populations,
             downloads=self._downloads,
         )
@@ -237,6 +283,10 @@ class Services:
                 self._lock.take()
             await self._storage.start()
             await check_contract(self._storage)
+            if self.members is not None:
+                self.ticker.start()
+                await self.members.start()
+                return
             loaded = await self._store.load()
             self._states.load(loaded.policy_states)
             self.ticker.start()
@@ -246,8 +296,15 @@ class Services:
             await self.stop()
             raise
 
+    async def give_back(self) -> None:
+        """Let other members have what this one owns, if there are any."""
+        if self.members is not None:
+            await self.members.drain(self._drain_timeout)
+
     async def stop(self) -> None:
         """Release everything. Tasks that have not ended go on when the storage is used again."""
+        if self.members is not None:
+            await self.members.stop()
         await self.tasks.stop()
         self.ticker.stop()
         for population in self._populations:

@@ -1,0 +1,368 @@
+"""The handler of calls that are about somebody else's population: they are passed on, once.
+
+Small calls are kept until they are answered: they are sent again if the owner dies meanwhile, and
+wait for the next one, within a bound. What is larger goes through as it comes; it is begun only
+when the owner has said that it takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Coroutine, Mapping
+from typing import Any
+
+from tornado.httputil import HTTPHeaders
+from tornado.iostream import StreamClosedError
+
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http import refusals
+from fcp_core.server.http.connections import Connection, MakeHandler
+from fcp_core.server.http.context import Context
+from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.limits import http_error
+from fcp_core.server.http.pages import NothingHandler
+from fcp_core.server.http.passing import (
+    HEADER,
+    MOVED,
+    Passed,
+    mark_of_call,
+    sign,
+    verify,
+)
+from fcp_core.server.http.peers import Exchange
+
+#: Bodies up to this size are kept until the call is answered, in bytes.
+SMALL = 1 << 20
+#: For how many lease times a call waits for an owner.
+PATIENCE = 3.0
+#: The pause after a call that an owner did not take, in seconds.
+PAUSE = 0.05
+#: What concerns one connection only, or is written anew.
+_OF_CONNECTION = ("Connection", "Keep-Alive", "Transfer-Encoding", "Date", "Content-Length")
+
+
+def routed(context: Context, make: MakeHandler, *, passes: bool = True) -> MakeHandler:
+    """Return what makes the handler of a request: *make*, if the population is this server's.
+
+    :param passes: whether calls are passed on; if not, they are answered that it moved.
+    """
+    members = context.members
+    assert members is not None  # there is nothing to route otherwise
+
+    def choose(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+        mark, begins = mark_of_call(method, uri.partition("?")[0])
+        if mark is not None:
+            owner = members.table.owner(mark, members.clock)
+            if owner is None or owner.url or (owner.giving and begins):
+                request = (connection, method, uri, headers)
+                return ForwardHandler(context, mark, make, passes, begins, *request)
+        return make(connection, method, uri, headers)
+
+    return choose
+
+
+def from_members(context: Context, makers: Mapping[str, MakeHandler]) -> MakeHandler:
+    """Return what makes the handlers of calls that other members passed on.
+
+    :param makers: what makes those of devices' calls, by how what is asked for begins.
+    """
+    members = context.members
+    assert members is not None  # only members listen for others
+    routes = [(begins, routed(context, make, passes=False)) for begins, make in makers.items()]
+
+    def choose(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+        passed = verify(members.table.secrets, method, uri, headers.get(HEADER, ""))
+        if passed is None:
+            return NothingHandler(context, connection, method, uri, headers)
+        make = next(make for begins, make in routes if uri.startswith(begins))
+        handler = make(connection, method, uri, headers)
+        handler.passed = passed
+        return handler
+
+    return choose
+
+
+class ForwardHandler(Handler):
+    """A call that waits for its owner, or is passed on to it.
+
+    :param mark: of its population.
+    :param make: makes the handler that answers it if the population turns out to be this server's.
+    :param passes: whether it may be passed on.
+    :param begins: whether something begins with it, which an owner that gives the population back
+        does not take any more.
+    """
+
+    label = "passed on"
+
+    def __init__(
+        self,
+        context: Context,
+        mark: bytes,
+        make: MakeHandler,
+        passes: bool,
+        begins: bool,
+        *request: Any,
+    ) -> None:
+        super().__init__(context, *request)
+        self._mark, self._make = mark, make
+        self._passes, self._begins = passes, begins
+        assert context.members is not None  # see routed
+        self._members = context.members
+        #: What answers it here.
+        self._here: Handler | None = None
+        self._kept: bytearray | None = bytearray()
+        self._exchange: Exchange | None = None
+        self._failed: str | None = None
+        self._end = asyncio.get_running_loop().time() + PATIENCE * self._members.seconds
+
+    # The header.
+
+    def admit(self) -> Coroutine[Any, Any, None] | None:
+        """Find the owner before the body is read."""
+        if not self._passes or self.announced is None or self.announced > SMALL:
+            self.connection.limit(self.context.limits.body_timeout)
+        return self._admit()
+
+    async def _admit(self) -> None:
+        try:
+            url = await self._owner()
+        except StatusError as error:
+            if error.http == MOVED:
+                raise
+            await self._begin_here(error)
+            return
+        if not url:
+            await self._begin_here()
+        elif self.announced is None or self.announced > SMALL:
+            await self._stream_to(url)
+
+    async def _begin_here(self, error: StatusError | None = None) -> None:
+        """Have it answered here; with an error as the handler of such calls does."""
+        self._here = here = self._make(self.connection, self.method, self.uri, self.headers)
+        here.passed = self.passed
+        self.context.leave(self)
+        if error is not None:
+            self.context.busy.add(here)
+            refusals.refuse(here, error)
+            return
+        admitted = here.begin()
+        if admitted is not None:
+            await admitted
+
+    async def _stream_to(self, url: str) -> None:
+        """Pass the header on, and wait until the owner takes the body.
+
+        :raises StatusError: UNAVAILABLE if no owner does.
+        """
+        self._kept = None
+        while True:
+            try:
+                exchange = await self._open(url, {"Expect": "100-continue"})
+                await self._unless_moved(exchange, exchange.goes_on, url)
+                if not exchange.head.done() or (await exchange.head)[0] != MOVED:
+                    self._exchange = exchange
+                    return
+                exchange.close()
+            except OSError:
+                self._failed = url
+            await asyncio.sleep(PAUSE)
+            await self._look()
+            url = await self._owner()
+            if not url:
+                await self._begin_here()
+                return
+
+    # The body.
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Keep a piece, or pass it on."""
+        if self._here is not None:
+            return self._here.data_received(chunk)
+        if self.dropping is not None or self.status:
+            refusals.drop(self, chunk)
+        elif self._exchange is not None:
+            return self._pass(self._exchange, chunk)
+        elif self._kept is not None:
+            self._kept += chunk
+            if len(self._kept) > SMALL:
+                refusals.refuse(self, http_error(413, f"the body has more than {SMALL} bytes"))
+        return None
+
+    async def _pass(self, exchange: Exchange, chunk: bytes) -> None:
+        # If it does not take more, its answer says why.
+        with contextlib.suppress(StreamClosedError):
+            await exchange.write(chunk)
+
+    def finish(self) -> None:
+        """Wait for the answer, now that the body is complete."""
+        if self._here is not None:
+            self._here.finish()
+        else:
+            super().finish()
+
+    async def serve(self) -> None:
+        """Pass the answer on.
+
+        :raises StatusError: UNAVAILABLE if no owner has one.
+        """
+        if self._exchange is not None:
+            self._exchange.end_body()
+            try:
+                head = await self._exchange.head
+            except OSError:
+                raise _no_owner() from None
+            await self._answer(self._exchange, *head)
+            return
+        assert self._kept is not None  # a body that is not passed on at once is kept
+        while True:
+            url = await self._owner()
+            if not url:
+                await self._serve_here(bytes(self._kept))
+                return
+            exchange = None
+            try:
+                exchange = await self._open(url, {}, bytes(self._kept))
+                exchange.end_body()
+                head = await self._unless_moved(exchange, exchange.head, url)
+                if head[0] != MOVED:
+                    await self._answer(exchange, *head)
+                    return
+                exchange.close()
+            except OSError:
+                # A kept connection may have been closed at the other end.
+                self._failed = None if exchange is not None and exchange.reused else url
+            await asyncio.sleep(PAUSE)
+            await self._look()
+
+    async def _serve_here(self, body: bytes) -> None:
+        """Answer a call here whose body was read already."""
+        await self._begin_here()
+        here = self._here
+        assert here is not None  # just made
+        if body and not here.answered:
+            rest = here.data_received(body)
+            if rest is not None:
+                await rest
+        here.finish()
+
+    async def _answer(self, exchange: Exchange, status: int, headers: HTTPHeaders) -> None:
+        length = int(headers.get("Content-Length", "0"))
+        fields = {name: value for name, value in headers.get_all() if name not in _OF_CONNECTION}
+        fields.setdefault("Content-Type", self.answer_headers["Content-Type"])
+        self.begin_answer(length, status, fields)
+        if not await exchange.relay(self._piece):
+            self.http.close()
+        self.end_answer()
+
+    def _piece(self, chunk: bytes) -> Awaitable[None] | None:
+        return None if self.over else self.http.write(chunk)
+
+    # Owners.
+
+    async def _owner(self) -> str:
+        """Return where the population's owner is called; ``""``: it is this server.
+
+        :raises StatusError: UNAVAILABLE if there is none for too long; 421 if it is another member
+            and the call was passed on already.
+        """
+        members, looked = self._members, False
+        while True:
+            owner = members.table.owner(self._mark, members.clock)
+            if owner is None:
+                chosen = members.table.next_owner(self._mark)
+                if chosen is None and looked:
+                    return ""  # there is no such population: the handler says so
+                if chosen and self._passes and chosen != self._failed and looked:
+                    return chosen  # which takes it when it is asked
+            elif not owner.url:
+                if not (owner.giving and self._begins):
+                    return ""
+            elif not self._passes:
+                if looked:
+                    raise http_error(MOVED, "the population is another member's")
+            elif owner.url != self._failed:
+                return owner.url
+            if asyncio.get_running_loop().time() >= self._end:
+                raise _no_owner()
+            if looked:
+                await asyncio.sleep(PAUSE)
+            await self._look()
+            looked, self._failed = True, None
+
+    async def _look(self) -> None:
+        left = self._end - asyncio.get_running_loop().time()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._members.look(), max(PAUSE, left))
+
+    async def _unless_moved(self, exchange: Exchange, answer: asyncio.Future[Any], url: str) -> Any:
+        """Wait for an answer, as long as it can come from there.
+
+        :raises OSError: if the connection breaks, or another member is the owner meanwhile.
+        """
+        members = self._members
+        while True:
+            done, _ = await asyncio.wait((answer,), timeout=members.seconds / 4)
+            if done:
+                return answer.result()
+            owner = members.table.owner(self._mark, members.clock)
+            if owner is not None and owner.url != url:
+                exchange.close()
+                raise StreamClosedError
+
+    async def _open(self, url: str, more: dict[str, str], body: bytes = b"") -> Exchange:
+        """Send a call to a member.
+
+        :raises OSError: if there is no connection to it.
+        """
+        exchange = await self.context.peers.open(url)
+        headers = HTTPHeaders()
+        for name, value in self.headers.get_all():
+            if name not in _OF_CONNECTION and name not in ("Expect", HEADER):
+                headers.add(name, value)
+        headers.update(more)
+        if self._kept is not None:
+            headers["Content-Length"] = str(len(body))
+        elif self.announced is not None:
+            headers["Content-Length"] = str(self.announced)
+        certificate: Any = refusals.certificate(self, binary=False)
+        der: Any = refusals.certificate(self, binary=True)
+        passed = Passed(self.address, certificate, der)
+        headers[HEADER] = sign(self._members.table.secrets, self.method, self.uri, passed)
+        exchange.send(self.method, self.uri, headers, body)
+        return exchange
+
+    # What the connection asks.
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer was begun."""
+        return self.status != 0 if self._here is None else self._here.answered
+
+    def end_answer(self) -> None:
+        """Complete the answer."""
+        if self._here is None:
+            super().end_answer()
+        else:
+            self._here.end_answer()
+
+    def on_connection_close(self) -> None:
+        """Drop what was received."""
+        if self._here is not None:
+            self._here.on_connection_close()
+            return
+        super().on_connection_close()
+
+    def abandon(self) -> None:
+        """Give up what is passed on, unless its answer has come."""
+        super().abandon()
+        if self._exchange is not None and self.status == 0:
+            self._exchange.close()
+
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Return what an error is answered with: never 503."""
+        return refusals.never_503(*super().reply_to(error))
+
+
+def _no_owner() -> StatusError:
+    return StatusError(Code.UNAVAILABLE, "no member of the server owns this population now")

@@ -1,0 +1,192 @@
+"""HTTP calls to other members, on connections that stay open."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from tornado.http1connection import HTTP1Connection, HTTP1ConnectionParameters
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    RequestStartLine,
+    ResponseStartLine,
+)
+from tornado.iostream import IOStream, StreamClosedError
+from tornado.tcpclient import TCPClient
+
+#: How long it may take to connect to a member, in seconds.
+CONNECT_TIME = 2.0
+#: How many connections to a member are kept while nothing goes over them.
+KEPT = 64
+
+
+class Exchange(HTTPMessageDelegate):
+    """One call to another member; its answer is read as it comes.
+
+    :param reused: whether its connection was used before, and may be one that is closed.
+    """
+
+    def __init__(self, peers: Peers, url: str, stream: IOStream, *, reused: bool) -> None:
+        self._peers = peers
+        self._url = url
+        self._stream = stream
+        self.reused = reused
+        parameters = HTTP1ConnectionParameters(
+            max_header_size=1 << 20, max_body_size=sys.maxsize, decompress=False
+        )
+        self._http = HTTP1Connection(stream, True, parameters)
+        loop = asyncio.get_running_loop()
+        #: Done once the other one takes the body, or has an answer.
+        self.goes_on: asyncio.Future[None] = loop.create_future()
+        #: The answer's status and header.
+        self.head: asyncio.Future[tuple[int, HTTPHeaders]] = loop.create_future()
+        self._piece: Callable[[bytes], Awaitable[None] | None] | None = None
+        self._ready = asyncio.Event()
+        self._body = bytearray()
+        self._whole = False
+        self._reading: asyncio.Task[None] | None = None
+
+    def send(self, method: str, uri: str, headers: HTTPHeaders, body: bytes = b"") -> None:
+        """Send a request's header, and what there is of its body."""
+        self._http.write_headers(RequestStartLine(method, uri, "HTTP/1.1"), headers, body or None)
+        self._reading = asyncio.get_running_loop().create_task(self._read())
+
+    async def write(self, piece: bytes) -> None:
+        """Send a piece of the body, and wait until the other one takes it.
+
+        :raises StreamClosedError: if the connection breaks.
+        """
+        await self._http.write(piece)
+
+    def end_body(self) -> None:
+        """Say that the body is complete."""
+        self._http.finish()
+
+    async def relay(self, piece: Callable[[bytes], Awaitable[None] | None]) -> bool:
+        """Pass the body of the answer on as it comes; return whether it is whole.
+
+        :param piece: takes a piece, and may have the next one wait.
+        """
+        self._piece = piece
+        self._ready.set()
+        if self._reading is not None:
+            await self._reading
+        return self._whole
+
+    async def body(self) -> bytes:
+        """Return the body of the answer.
+
+        :raises StreamClosedError: if the connection breaks.
+        """
+        if not await self.relay(self._body.extend):
+            raise StreamClosedError
+        return bytes(self._body)
+
+    def close(self) -> None:
+        """Give up."""
+        self._http.close()
+        self._stream.close()
+        self._ready.set()
+
+    # What Tornado's connection tells.
+
+    def headers_received(
+        self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
+    ) -> Awaitable[None] | None:
+        """Take the status and the header of the answer."""
+        assert isinstance(start_line, ResponseStartLine)  # a client receives no other
+        if not self.goes_on.done():
+            self.goes_on.set_result(None)
+        if start_line.code == 100:
+            return None
+        if not self.head.done():
+            self.head.set_result((start_line.code, headers))
+        return self._wait()
+
+    async def _wait(self) -> None:
+        await self._ready.wait()
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Pass on a piece of the answer."""
+        return None if self._piece is None else self._piece(chunk)
+
+    def finish(self) -> None:
+        """Note that the answer is complete."""
+        self._whole = True
+
+    def on_connection_close(self) -> None:
+        """Fail."""
+        self._fail()
+
+    async def _read(self) -> None:
+        try:
+            whole = await self._http.read_response(self)
+        except Exception:  # whatever is wrong with an answer, there is none
+            whole = False
+        if whole and self.head.done():
+            closes = self.head.result()[1].get("Connection", "").lower() == "close"
+            stream = self._http.detach()
+            if closes or not self._whole:
+                stream.close()
+            else:
+                self._peers.keep(self._url, stream)
+        else:
+            self._stream.close()
+        self._fail()
+
+    def _fail(self) -> None:
+        for future in (self.goes_on, self.head):
+            if not future.done():
+                future.set_exception(StreamClosedError())
+                future.exception()  # nobody may ask
+
+
+class Peers:
+    """The connections to the other members."""
+
+    def __init__(self) -> None:
+        self._client = TCPClient()
+        self._kept: defaultdict[str, list[IOStream]] = defaultdict(list)
+
+    async def open(self, url: str) -> Exchange:
+        """Begin a call to a member.
+
+        :param url: where it is called.
+        :raises OSError: if there is no connection to it; StreamClosedError is one.
+        """
+        kept = self._kept[url]
+        while kept:
+            stream = kept.pop()
+            if not stream.closed():
+                stream.set_close_callback(None)
+                return Exchange(self, url, stream, reused=True)
+        address = urlsplit(url)
+        try:
+            stream = await self._client.connect(
+                address.hostname or "", address.port or 80, timeout=CONNECT_TIME
+            )
+        except TimeoutError:
+            raise StreamClosedError from None
+        stream.set_nodelay(True)
+        return Exchange(self, url, stream, reused=False)
+
+    def keep(self, url: str, stream: IOStream) -> None:
+        """Keep a connection for the next call."""
+        kept = self._kept[url]
+        if stream.closed() or len(kept) >= KEPT:
+            stream.close()
+            return
+        kept.append(stream)
+        # A closed one is noticed only while somebody listens.
+        stream.set_close_callback(lambda: kept.remove(stream) if stream in kept else None)
+
+    def close(self) -> None:
+        """Close all."""
+        for kept in self._kept.values():
+            for stream in list(kept):
+                stream.close()
+        self._client.close()

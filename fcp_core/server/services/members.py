@@ -1,0 +1,382 @@
+"""One member among those that share a storage: it shows that it lives, and keeps its leases.
+
+The machine in ``rounds.membership`` says what changes; here is the loop that asks the storage, and
+has populations taken and left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+from fcp_core.errors import UsageError
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.membership import (
+    BEATS,
+    Drop,
+    Holding,
+    Lease,
+    Membership,
+    Resume,
+    Suspend,
+    Take,
+)
+from fcp_core.rounds.tokens import mark_of
+from fcp_core.server.services.routing import Owner, RoutingTable, agree
+from fcp_core.storage.contract import Storage, StorageError, Transaction
+from fcp_core.storage.leases import Beat, View, beat, check, leave
+from fcp_core.storage.records import MemberRecord
+
+logger = logging.getLogger("fcp.services")
+
+#: The shortest pause between two looks at the storage, in seconds.
+PAUSE = 0.05
+#: How often, in a lease's time, a storage is asked again that did not answer.
+RETRIES = 12.0
+
+
+class Keeper(Protocol):
+    """What takes populations, and leaves them."""
+
+    async def take(self, population: str) -> None:
+        """Read what the storage holds of a population, and act for it."""
+        ...
+
+    async def leave(self, population: str, *, saved: bool) -> None:
+        """Stop to act for a population; *saved*: and write what is only in memory."""
+        ...
+
+    async def settled(self, population: str, timeout: float) -> None:
+        """Wait until no contribution is on its way, at most so many seconds."""
+        ...
+
+
+class Members:
+    """The part of one member.
+
+    :param me: its record; the times in it are the storage's to set.
+    :param seconds: how long a lease lasts.
+    :param offered: populations that exist though nobody has a task for them yet.
+    :param secrets: what members sign the calls with that they pass on; see ``RoutingTable``.
+    :param clock: one whose steps move nothing.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        me: MemberRecord,
+        *,
+        seconds: float,
+        offered: Collection[str],
+        secrets: Sequence[bytes],
+        clock: Clock,
+    ) -> None:
+        self._storage = storage
+        #: Takes populations, and leaves them.
+        self.keeper: Keeper
+        self._me = me
+        self.seconds = seconds
+        self._offered = tuple(offered)
+        self.clock = clock
+        self._leases = Membership(seconds)
+        #: The epochs that tasks were read under, by population.
+        self._epochs: dict[str, int] = {}
+        self._wanted: set[str] = set()
+        self._busy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._work: set[asyncio.Task[None]] = set()
+        self._look = asyncio.Event()
+        self._looked = asyncio.Condition()
+        #: How many looks were begun, and the number of the last that has ended.
+        self._begun = self._ended = 0
+        self._loop: asyncio.Task[None] | None = None
+        self._failing = False
+        #: What was read last; None: nothing yet.
+        self.view: View | None = None
+        #: When that was, by the clock of this host.
+        self.seen = float("-inf")
+        self.table = RoutingTable(me=me.member_id, secrets=tuple(secrets))
+        #: Called with a new table.
+        self.on_change: list[Callable[[RoutingTable], None]] = []
+
+    @property
+    def member_id(self) -> str:
+        """The member's id."""
+        return self._me.member_id
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether the storage answered lately."""
+        return self.clock.now() - self.seen < self.seconds
+
+    @property
+    def owned(self) -> list[str]:
+        """The populations that this member acts for."""
+        now = self.clock.now()
+        return [lease.population for lease in self._leases if lease.acts(now)]
+
+    def fence(self, tx: Transaction, population: str) -> None:
+        """Check, in the transaction that writes, that a population is still this member's.
+
+        :raises LeaseLostError: if it is another one's.
+        """
+        check(tx, population, self._epochs.get(population, -1))
+
+    async def start(self) -> None:
+        """Join the others, and take what nobody owns.
+
+        :raises UsageError: if the others sign tokens with other keys.
+        """
+        await self._beat()
+        assert self.view is not None  # it was read, or an error was raised
+        for member in self.view.members.values():
+            if not agree(member.keys, self._me.keys) and self._lives(member, self.view):
+                await self._storage.transact(partial(leave, member_id=self.member_id, given={}))
+                raise UsageError(
+                    f"the server on {member.host} (process {member.pid}), which shares this "
+                    f"storage, signs tokens with other keys ({member.keys}) than this one "
+                    f"({self._me.keys}): give all of them one key file (token_keys_file), or "
+                    "FCP_TOKEN_KEYS."
+                )
+        self._loop = asyncio.get_running_loop().create_task(self._run())
+        await self.idle()
+
+    async def stop(self) -> None:
+        """Leave the others; what was not given back runs out."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.cancel()
+            await asyncio.gather(loop, return_exceptions=True)
+        await self.idle()
+        given = {}
+        for lease in self._leases:
+            await self._leave(lease, saved=self._leases.acts(lease.population, self.clock.now()))
+            given[lease.population] = lease.epoch
+        if self.view is not None:
+            body = partial(leave, member_id=self.member_id, given=given)
+            with contextlib.suppress(StorageError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._storage.transact(body), self.seconds)
+
+    async def drain(self, timeout: float) -> None:
+        """Give every population back, each as soon as no contribution is on its way to it.
+
+        :param timeout: how long that may take; then it is given back all the same.
+        """
+        self._me = replace(self._me, draining=True)
+        for lease in self._leases:
+            self._leases.give(lease)
+        self._publish()
+        await asyncio.gather(*(self._give(lease, timeout) for lease in self._leases))
+
+    async def look(self) -> None:
+        """Have the storage asked who owns what, and wait for the answer."""
+        wanted = self._begun + 1
+        async with self._looked:
+            self._look.set()
+            await self._looked.wait_for(lambda: self._ended >= wanted or self._loop is None)
+
+    async def claim(self, population: str) -> None:
+        """Own a population that nobody owned so far.
+
+        :raises StatusError: FAILED_PRECONDITION if another member owns it; UNAVAILABLE if that
+            cannot be told, or this member stops.
+        """
+        for _ in range(2):
+            if self._leases.acts(population, self.clock.now()):
+                return
+            self._wanted.add(population)
+            try:
+                await asyncio.wait_for(self.look(), self.seconds)
+                await self.idle()
+            except asyncio.TimeoutError:
+                break
+            finally:
+                self._wanted.discard(population)
+        owner = self.table.owner(mark_of(population), self.clock)
+        if self._leases.acts(population, self.clock.now()):
+            return
+        if owner is not None and owner.url:
+            raise StatusError(
+                Code.FAILED_PRECONDITION,
+                f"the population {population} is owned by the member at {owner.url}; ask that one",
+            )
+        raise StatusError(Code.UNAVAILABLE, f"nobody owns the population {population} now")
+
+    async def idle(self) -> None:
+        """Wait until everything that was found has been taken or left."""
+        while self._work:
+            await asyncio.gather(*self._work, return_exceptions=True)
+
+    # Inside.
+
+    async def _run(self) -> None:
+        while True:
+            wait = max(PAUSE, self._next() - self.clock.now())
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._look.wait(), wait)
+            self._look.clear()
+            self._change(self._leases.tick(self.clock.now()))
+            try:
+                await self._beat()
+            except StorageError as error:
+                if not self._failing:
+                    logger.error("the storage does not answer: %s", error.message)
+                self._failing = True
+            except Exception:
+                logger.exception("the leases could not be renewed")
+                self._failing = True
+            await asyncio.sleep(PAUSE)
+
+    def _next(self) -> float:
+        """Return when to look at the storage next."""
+        now = self.clock.now()
+        if self._failing:
+            return now + self.seconds / RETRIES
+        times = [self.seen + self.seconds / BEATS]
+        tick = self._leases.next_tick()
+        if tick is not None:
+            times.append(tick)
+        # What another one holds is taken when its time is over.
+        times += [owner.until for owner in self.table.owners.values() if owner.url]
+        return min(times)
+
+    async def _beat(self) -> None:
+        """Ask the storage once.
+
+        :raises StorageError: if it does not answer.
+        """
+        self._begun += 1
+        number = self._begun
+        try:
+            await self._ask()
+        finally:
+            self._change(self._leases.tick(self.clock.now()))
+            async with self._looked:
+                self._ended = number
+                self._looked.notify_all()
+
+    async def _ask(self) -> None:
+        asked = self.clock.now()
+        held, given = self._leases.held(), self._leases.given()
+        work = Beat(self._me, self.seconds, held, tuple(self._wanted), self._offered, given)
+        try:
+            view = await asyncio.wait_for(
+                self._storage.transact(partial(beat, work=work)), self.seconds
+            )
+        except asyncio.TimeoutError:
+            raise StorageError("there was no answer in the time that a lease lasts") from None
+        if self._failing:
+            logger.info("the storage answers again")
+        self._failing = False
+        self.view, self.seen = view, asked
+        mine = {
+            lease.population: lease.epoch
+            for lease in view.leases.values()
+            if lease.holder == self.member_id
+        }
+        self._change(self._leases.found(asked, mine))
+        self._publish()
+
+    def _change(self, changes: list[Take | Drop | Suspend | Resume]) -> None:
+        for change in changes:
+            lease = change.lease
+            if isinstance(change, Take):
+                self._spawn(self._take(lease))
+            elif isinstance(change, Drop):
+                logger.warning(
+                    "the population %s was taken over by another member; what this one knew of it "
+                    "(epoch %d) is dropped",
+                    lease.population,
+                    lease.epoch,
+                )
+                self._spawn(self._leave(lease, saved=False))
+            elif isinstance(change, Suspend):
+                logger.warning(
+                    "the lease of the population %s could not be renewed in time: nothing is done "
+                    "for it until it is",
+                    lease.population,
+                )
+            else:
+                logger.info("the lease of the population %s is renewed", lease.population)
+        if changes:
+            self._publish()
+
+    async def _take(self, lease: Lease) -> None:
+        async with self._busy[lease.population]:
+            began = time.perf_counter()
+            self._epochs[lease.population] = lease.epoch
+            while lease.state is Holding.TAKING:
+                try:
+                    await self.keeper.take(lease.population)
+                except StorageError as error:
+                    logger.error("population %s: %s", lease.population, error.message)
+                except Exception:
+                    logger.exception("the population %s could not be taken", lease.population)
+                else:
+                    self._leases.taken(lease)
+                    logger.info(
+                        "population %s is this server's, epoch %d, read in %.0f ms",
+                        lease.population,
+                        lease.epoch,
+                        1000 * (time.perf_counter() - began),
+                    )
+                    self._publish()
+                    return
+                await self.keeper.leave(lease.population, saved=False)
+                await asyncio.sleep(self.seconds / BEATS)
+
+    async def _leave(self, lease: Lease, *, saved: bool) -> None:
+        async with self._busy[lease.population]:
+            if not saved:
+                self._epochs.pop(lease.population, None)
+            await self.keeper.leave(lease.population, saved=saved)
+            self._epochs.pop(lease.population, None)
+
+    async def _give(self, lease: Lease, timeout: float) -> None:
+        await self.keeper.settled(lease.population, timeout)
+        await self._leave(lease, saved=self._leases.acts(lease.population, self.clock.now()))
+        lease.released = True
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.look(), self.seconds)
+        logger.info("population %s was given back", lease.population)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    def _lives(self, member: MemberRecord, view: View) -> bool:
+        return view.now - member.heartbeat < self.seconds
+
+    def _publish(self) -> None:
+        """Make the table anew of what is known."""
+        if self.view is None:
+            return
+        owners: dict[bytes, Owner] = {}
+        known = {mark_of(name): name for name in (*self._offered, *self.view.leases)}
+        for name, lease in self.view.leases.items():
+            holder = self.view.members.get(lease.holder)
+            if holder is not None and lease.holder != self.member_id:
+                until = self.seen + (lease.expires - self.view.now)
+                owners[mark_of(name)] = Owner(name, holder.member_url, until)
+        for mine in self._leases:
+            if mine.state in (Holding.HELD, Holding.GIVING) and not mine.released:
+                giving = mine.state is Holding.GIVING
+                owners[mark_of(mine.population)] = Owner(mine.population, "", mine.until, giving)
+        others = {
+            member.member_id: member.member_url
+            for member in self.view.members.values()
+            if member.member_id != self.member_id
+            and not member.draining
+            and self._lives(member, self.view)
+        }
+        self.table = replace(self.table, owners=owners, known=known, members=others)
+        for callback in self.on_change:
+            callback(self.table)

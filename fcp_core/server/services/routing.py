@@ -1,0 +1,121 @@
+"""Where a population is owned, as far as this process knows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.keys import DeploymentKeys
+from fcp_core.rounds.membership import preferred
+from fcp_core.storage.records import MemberRecord
+
+
+class Owner(NamedTuple):
+    """The owner of a population.
+
+    :param population: its name.
+    :param url: where the owner is called by other members; ``""``: it is this server.
+    :param until: when that is not known any more, in seconds.
+    :param giving: whether it gives the population back: what begins then is for the next owner.
+    """
+
+    population: str
+    url: str
+    until: float
+    giving: bool = False
+
+
+@dataclass
+class RoutingTable:
+    """Who owns what, as it was read last.
+
+    :param owners: by the mark of the population; those that nobody owns at the moment are missing.
+    :param known: the marks of all populations, owned or not, with their names.
+    :param members: where the members that live are called, by id; this one is missing.
+    :param secrets: what members sign the calls with that they pass on, the oldest first: that one
+        signs, and any of them is good, so that keys can be rotated one member after another.
+    """
+
+    me: str = ""
+    owners: Mapping[bytes, Owner] = field(default_factory=dict)
+    known: Mapping[bytes, str] = field(default_factory=dict)
+    members: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[bytes, ...] = ()
+
+    def owner(self, mark: bytes, clock: Clock) -> Owner | None:
+        """Return the owner of a population, or None if there is none at the moment."""
+        owner = self.owners.get(mark)
+        return owner if owner is not None and clock.now() < owner.until else None
+
+    def chosen(self, population: str) -> str:
+        """Return where the member is called that is to take a new population; ``""``: here."""
+        return self.members.get(preferred(population, [self.me, *self.members]) or "", "")
+
+    def holders(self) -> list[str]:
+        """Return where the other members are called that own a population, or may."""
+        urls = dict.fromkeys(self.members.values())
+        urls.update(dict.fromkeys(owner.url for owner in self.owners.values() if owner.url))
+        return list(urls)
+
+    def next_owner(self, mark: bytes) -> str | None:
+        """Return where the member is called that is to take a population that nobody owns.
+
+        :returns: ``""`` for this server; None: nobody knows the population.
+        """
+        population = self.known.get(mark)
+        return None if population is None else self.chosen(population)
+
+
+class Routes(Protocol):
+    """What knows the table, and reads it anew.
+
+    :ivar seconds: how long a lease lasts.
+    :ivar clock: what the times in the table are times of.
+    """
+
+    table: RoutingTable
+    seconds: float
+    clock: Clock
+
+    async def look(self) -> None:
+        """Have the storage asked who owns what, and wait for the answer."""
+        ...
+
+
+def secrets_of(keys: DeploymentKeys) -> list[bytes]:
+    """Return what members sign calls with that they pass on; see :class:`RoutingTable`."""
+    ids = reversed(keys.keyring.ids)
+    return [keys.keyring.keys[key].sign(b"fcp member\0" + keys.deployment) for key in ids]
+
+
+def fingerprint(keys: DeploymentKeys) -> str:
+    """Return what tells keys apart, and nothing about them: of each, the oldest first."""
+    return " ".join(
+        hashlib.sha256(b"fcp fingerprint\0" + secret).hexdigest()[:12]
+        for secret in secrets_of(keys)
+    )
+
+
+def agree(one: str, other: str) -> bool:
+    """Whether two members have a key in common, given their fingerprints."""
+    return bool({*one.split()} & {*other.split()})
+
+
+def this_member(url: str, member_url: str, keys: DeploymentKeys) -> MemberRecord:
+    """Return the record of a member that begins."""
+    return MemberRecord(
+        member_id=secrets.token_hex(8),
+        url=url,
+        member_url=member_url,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=0.0,
+        heartbeat=0.0,
+        keys=fingerprint(keys),
+    )

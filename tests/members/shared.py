@@ -1,0 +1,60 @@
+"""Members of one server in this process, on an SQLite file that they are made to share."""
+
+from __future__ import annotations
+
+import time
+
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.plugins import hookimpl
+from fcp_core.storage.contract import StorageFactory
+from fcp_core.testing.servers import query_task
+from fcp_plugins.storage_sqlite import SqliteStorage
+
+#: How long anything may take before a test fails, in seconds.
+WAIT = 60.0
+
+
+class SharedSqlite(SqliteStorage):
+    """Members take turns on one file, as they do in a database: quick to make."""
+
+    shared = True
+
+
+class SharedStorage:
+    """The plugin that offers it."""
+
+    def __init__(self, path):
+        self._path = path
+        self.made = []
+
+    @hookimpl
+    def fcp_register_storages(self):
+        def make(options):
+            self.made.append(SharedSqlite(self._path))
+            return self.made[-1]
+
+        return [StorageFactory("shared", "an SQLite file that members share", make)]
+
+
+def until(condition, *, limit=WAIT):
+    """Wait for a condition; return what it returns."""
+    end = time.monotonic() + limit
+    while not (found := condition()):
+        assert time.monotonic() < end, f"{condition} did not come true"
+        time.sleep(0.02)
+    return found
+
+
+def sum_task(goal, population="people", **fields):
+    """Make a task whose devices contribute an int64 each."""
+    intrinsic = Intrinsic(
+        "federated_sum",
+        (TensorSpec("v", DataType.INT64, (1,)),),
+        (TensorSpec("total", DataType.INT64, (1,)),),
+    )
+    return query_task(intrinsic, population=population, goal_count=goal, **fields)
+
+
+def owned(server):
+    """Return the populations that a member acts for."""
+    return server.server.services.members.owned
