@@ -47,6 +47,11 @@ class RemoteServices:
 
         return call
 
+    async def problem(self) -> str:
+        """Say why the server takes no new devices at the moment, as ``Services``."""
+        found: str = await self._link.call("problem")
+        return found
+
     def turn_away(self, route: Route, variables: Mapping[str, str]) -> Message | None:
         """Return what a call is answered with that cannot be served now, as ``Services``."""
         return rejection(route, variables.get("session_id", ""), BUSY)

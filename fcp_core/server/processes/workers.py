@@ -102,6 +102,7 @@ class WorkerProcess:
                 "abandon_upload": self._abandon_upload,
                 "download": self._download,
                 "expose": self._exposed,
+                "problem": services.problem,
             },
             self._ended,
             prompt=("rpc", "begin_upload", "finish_upload", "abandon_upload"),

@@ -108,6 +108,8 @@ class TaskAssignments:
         session.check()
         names = [name for name in dict.fromkeys(request.task_names) if name in session.offered]
         new = [name for name in names if name not in session.asked]
+        if new:
+            self._common.check_pressure()
         refused = bool(new) and self._refuses(session, request.attestation_measurement.value, now)
         for name in new:
             task = None if refused else _with_room(population, name)
@@ -234,6 +236,7 @@ class TaskAssignments:
         return True
 
     def _check_room(self) -> None:
+        self._common.check_pressure()
         if self._max_waiting is not None:
             waiting = sum(population.waiting for population in self._populations)
             if waiting >= self._max_waiting:

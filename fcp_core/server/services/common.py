@@ -31,6 +31,8 @@ class Common:
     :param base_url: returns where devices reach the server, with a slash at the end.
     :param data_url: returns what stands in front of ``data/`` in the addresses of downloads.
     :param notify: called with each event.
+    :param check_pressure: raises UNAVAILABLE, which turns a device away with a retry window, if
+        what others have brought is not stored or accumulated as fast as it comes.
     """
 
     clock: Clock
@@ -39,6 +41,7 @@ class Common:
     base_url: Callable[[], str]
     data_url: Callable[[], str]
     notify: Callable[[Event], None]
+    check_pressure: Callable[[], None]
 
 
 def device_status(code: Code, message: str) -> StatusError:

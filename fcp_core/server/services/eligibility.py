@@ -59,10 +59,12 @@ class EligibilityEvalTasks:
         The latter if there is no task for it that could take one more device now: one that comes
         back later costs less than one that evaluates its eligibility and asks in vain.
 
-        :raises StatusError: NOT_FOUND for an unknown population.
+        :raises StatusError: NOT_FOUND for an unknown population; UNAVAILABLE if the server has
+            enough to do with the devices that it let in.
         """
         now = self._clock.now()
         population = self._populations.get(request.population_name)
+        self._common.check_pressure()
         population.pace.came(now)
         hold = population.settings.check_in_hold
         if hold > 0 and not self._released:

@@ -33,6 +33,12 @@ class UploadMemory:
         self._limit = limit
         self.held = 0
 
+    def pressure(self) -> str:
+        """Say that no more devices should be given work, so that those who have it find room."""
+        if 2 * self.held <= self._limit:
+            return ""
+        return f"the server holds {self.held} bytes of uploads that wait to be aggregated"
+
     def check(self, size: int) -> None:
         """Check that there is room.
 
@@ -126,11 +132,14 @@ class TaskEngine:
         except Exception:
             logger.exception("the engine could not drop an aggregate")
 
-    async def settle(self, ending: asyncio.Task[None] | None, name: str) -> None:
+    async def settle(
+        self, ending: asyncio.Task[None] | None, name: str, *, in_trouble: bool
+    ) -> None:
         """Take nothing more; wait for what is being stored, but not for long.
 
         What cannot be stored now was answered to nobody.
 
+        :param in_trouble: whether the storage takes nothing at the moment.
         :param ending: what stores the end of the task, if it is doing so.
         :param name: the task's.
         """
@@ -138,7 +147,7 @@ class TaskEngine:
             if not isinstance(self._fold, DurableFold):
                 return
             ending = self._loop.create_task(self._fold.flush())
-        await asyncio.wait([ending], timeout=_PATIENCE)
+        await asyncio.wait([ending], timeout=1.0 if in_trouble else _PATIENCE)
         if not ending.done():
             ending.cancel()
             logger.warning(

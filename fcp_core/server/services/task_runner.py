@@ -139,7 +139,9 @@ class TaskRunner:
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
         self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
-        await self._engine.settle(self._finishing, self.machine.name)
+        await self._engine.settle(
+            self._finishing, self.machine.name, in_trouble=bool(self._with.writes.trouble())
+        )
         self._engine.stop(abort=self._finishing is None)
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
         for assignment in self.machine.all():

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
-from fcp_core.protocol.status import StatusError
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
@@ -102,6 +102,7 @@ class Services:
             base_url=url,
             data_url=partial(str, prefix) if prefix else url,
             notify=notify,
+            check_pressure=self._check_pressure,
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
@@ -256,6 +257,15 @@ class Services:
             session = label(session_id) if session_id else ""
             self._notify(Rejected(now, population.name, session, "busy"))
         return found
+
+    def _check_pressure(self) -> None:
+        problem = self._store.writes.trouble() or self._memory.pressure()
+        if problem:
+            raise StatusError(Code.UNAVAILABLE, f"{problem}; check in again later")
+
+    async def problem(self) -> str:
+        """Say why the server takes no new devices at the moment; ``""`` if it does."""
+        return self._store.writes.trouble()
 
     def add_population(self, name: str) -> None:
         """Let devices check in to a population from now on."""
