@@ -28,7 +28,19 @@ from goals import Goal
 
 HERE = Path(__file__).parent
 #: The benchmarks that measure goals, in the order of the table.
-MODULES = ("fold", "ingest", "memory", "cores", "loop", "load", "dask", "digits", "demo")
+MODULES = (
+    "fold",
+    "ingest",
+    "memory",
+    "cores",
+    "loop",
+    "large_model",
+    "load",
+    "dask",
+    "digits",
+    "fedavg",
+    "demo",
+)
 #: How long one may take, in seconds.
 TIME_LIMIT = 1800
 BEGIN, END = "<!-- goals: begin -->", "<!-- goals: end -->"

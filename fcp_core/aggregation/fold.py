@@ -22,6 +22,10 @@ from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 
+#: What all shards of a fold may take together; one may take more. Of what is larger than the
+#: processor's cache, two threads add hardly more than one: the memory is what they share.
+SHARDS_BYTES = 256 << 20
+
 
 def bind_job(
     factories: Mapping[str, AggregatorFactory], job: FoldJob
@@ -143,6 +147,12 @@ def duplicate(contributions: Sequence[str]) -> StatusError:
     """Return the error for contributions that are in the aggregate already."""
     names = ", ".join(map(repr, contributions[:4]))
     return StatusError(Code.ALREADY_EXISTS, f"already in the aggregate: contribution {names}")
+
+
+def shards_of(bound: Sequence[BoundIntrinsic], most: int) -> int:
+    """Return how many shards a fold may have: few if the model is large, for memory's sake."""
+    size = sum(spec.nbytes for item in bound for spec in flat_inputs(item.intrinsic))
+    return max(1, min(most, SHARDS_BYTES // max(1, size)))
 
 
 def _merged(

@@ -18,10 +18,7 @@ from typing import Any, TypeVar
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.binding import BoundIntrinsic
-from fcp_core.aggregation.checkpoint_aggregator import (
-    CheckpointAggregator,
-    KeptBudget,
-)
+from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator, KeptBudget
 from fcp_core.aggregation.engine import (
     CheckpointFormat,
     Engine,
@@ -30,7 +27,7 @@ from fcp_core.aggregation.engine import (
     Partial,
     call_by_name,
 )
-from fcp_core.aggregation.fold import bind_job, check_disjoint, duplicate, whole_of
+from fcp_core.aggregation.fold import bind_job, check_disjoint, duplicate, shards_of, whole_of
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.kernels import NumpyKernels, default_kernels
@@ -98,12 +95,13 @@ class LocalEngine(Engine):
 
     def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> LocalFold:
         """Begin a fold; one that was not started works in the calling thread."""
+        bound = bind_job(self._factories, job)
         fold = LocalFold(
-            bind_job(self._factories, job),
+            bound,
             job.max_kept_bytes,
             self._pool,
             # One shard more than threads, so that a caller that works inline need not wait.
-            self._workers + 1,
+            shards_of(bound, self._workers + 1),
             self._inline_bytes,
             self._inline_added_bytes,
             CheckpointReader(verify=self._verify, kernels=self._kernels),

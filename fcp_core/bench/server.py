@@ -126,7 +126,7 @@ class OwnServer:
     def usage(self) -> Usage:
         """Return what it used until now, with the processes that it started."""
         pids = _with_children(self.pid)
-        memory = [_memory(pid) for pid in pids]
+        memory = [memory_of(pid) for pid in pids]
         return Usage(
             cpu_seconds=sum(map(cpu_seconds, pids)),
             now_mb=sum(now for now, _ in memory),
@@ -182,7 +182,7 @@ def cpu_seconds(pid: int) -> float:
         return float("nan")
 
 
-def _memory(pid: int) -> tuple[float, float]:
+def memory_of(pid: int) -> tuple[float, float]:
     """Return a process's resident memory and the most that it had, in MB."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()

@@ -15,6 +15,7 @@ from fcp_core.client.operations import check_name, parse, polling_interval, resu
 from fcp_core.client.retry import seconds_of
 from fcp_core.client.steps import Concurrently, Reply, Request, Sleep, Steps
 from fcp_core.protocol import routes
+from fcp_core.protocol.compression import is_worth_compressing
 from fcp_core.protocol.protos import common_pb2, google_longrunning_operations_pb2
 from fcp_core.protocol.status import Code, StatusError
 
@@ -26,8 +27,13 @@ _Operation = google_longrunning_operations_pb2.Operation
 _GET, _CANCEL = "Operations.GetOperation", "Operations.CancelOperation"
 
 
-def gzip_body(body: bytes) -> bytes:
-    """Return a request's body as it is sent, an empty one too."""
+def gzip_body(body: bytes, rate: float | None = None) -> bytes | None:
+    """Return a request's body compressed, an empty one too; None if that would not pay.
+
+    :param rate: how many bytes the link carries in a second; None: that is not known.
+    """
+    if not is_worth_compressing(body, rate):
+        return None
     return gzip.compress(body, _GZIP_LEVEL, mtime=0)
 
 
@@ -40,7 +46,8 @@ def is_set(resource: Any) -> bool:
 class Calls:
     """Speaks for one device in one session.
 
-    :param encode: compresses bodies with gzip; None: they are sent as they are.
+    :param encode: compresses bodies with gzip, or returns None for one that is better sent as it
+        is; None: so are all of them.
     :param cache: what was downloaded in other sessions and may be kept.
     :param content_bytes: how large a resource may be once it is decompressed.
     """
@@ -48,7 +55,7 @@ class Calls:
     def __init__(
         self,
         router: Router,
-        encode: Callable[[bytes], bytes] | None = gzip_body,
+        encode: Callable[[bytes], bytes | None] | None = gzip_body,
         cache: ResourceCache | None = None,
         content_bytes: int = Limits.content_bytes,
     ) -> None:
@@ -93,10 +100,7 @@ class Calls:
         headers = {**endpoint.headers}
         if data:
             headers["Content-Type"] = "application/x-protobuf"
-        body = data
-        if compress and self._encode is not None:
-            headers["Content-Encoding"] = "gzip"
-            body = self._encode(data)
+        body = self._encoded(data, headers) if compress else data
         url = endpoint.url(path, "?upload_protocol=raw")
         yield Request("upload", "POST", url, headers, body, resource, data)
         return len(body)
@@ -179,10 +183,16 @@ class Calls:
         headers = {**endpoint.headers}
         if body:
             headers["Content-Type"] = "application/x-protobuf"
-        if self._encode is not None:
-            headers["Content-Encoding"] = "gzip"
-            body = self._encode(body)
+        body = self._encoded(body, headers)
         return Request(route.name, route.verb, url, headers, body, message, best_effort=best_effort)
+
+    def _encoded(self, body: bytes, headers: dict[str, str]) -> bytes:
+        """Return a body as it is sent, and say so in its headers."""
+        encoded = None if self._encode is None else self._encode(body)
+        if encoded is None:
+            return body
+        headers["Content-Encoding"] = "gzip"
+        return encoded
 
     def _await(self, endpoint: Endpoint, operation: Any, cancels: bool) -> Steps[Any]:
         name = operation.name

@@ -66,7 +66,9 @@ class Client:
     :param clock: tells the time; None is the machine's.
     :param rng: draws retry times; None is seeded by the machine.
     :param retry: when requests answered UNAVAILABLE are sent again within a session.
-    :param compress: whether request bodies are gzip-encoded, and answers and resources may be.
+    :param compress: whether request bodies are gzip-encoded, and answers and resources may be. A
+        large body is compressed if a sample of it shrinks, and if the link, once a large body went
+        over it, is slow enough for that to pay.
     :param timeout: seconds without any byte from the server before a request is given up.
     :param cache_bytes: how much is kept, in memory, of what the server lets devices keep, such as
         the plan of all rounds of a computation; 0: nothing.
@@ -128,7 +130,7 @@ class Client:
             api_key=api_key,
             client_version=client_version,
             attestation_measurement=attestation_measurement,
-            encode=gzip_body if compress else None,
+            encode=self._encode if compress else None,
             cache=ResourceCache(cache_bytes),
             protocols=tuple(protocols),
             content_bytes=limits.content_bytes,
@@ -137,6 +139,9 @@ class Client:
             population, stores, executors, operations, history, session, self._clock.now, limits
         )
         self._driver = BlockingDriver(device, self._transport)
+
+    def _encode(self, body: bytes) -> bytes | None:
+        return gzip_body(body, self._transport.upload_rate)
 
     def run_once(self) -> SessionResult:
         """Go through one session: check in, take tasks, run and report them.

@@ -43,8 +43,8 @@ class DeviceSettings:
     :param entry_point: the server's address.
     :param api_key: sent with every protocol request, even if empty.
     :param client_version: sent as the version code, as is *attestation_measurement*.
-    :param encode: compresses bodies with gzip; None: they are sent as they are, and resources must
-        not be compressed either.
+    :param encode: compresses bodies with gzip, or returns None for one that is better sent as it
+        is; None: so are all of them, and resources must not be compressed either.
     :param cache: what was downloaded in other sessions and may be kept.
     :param protocols: aggregation protocols beside the plain one, which are asked before it.
     :param content_bytes: how large a resource may be once it is decompressed.
@@ -56,7 +56,7 @@ class DeviceSettings:
     api_key: str = ""
     client_version: str = ""
     attestation_measurement: str = ""
-    encode: Callable[[bytes], bytes] | None = gzip_body
+    encode: Callable[[bytes], bytes | None] | None = gzip_body
     cache: ResourceCache | None = None
     protocols: Sequence[DeviceProtocol] = field(default=())
     content_bytes: int = Limits.content_bytes

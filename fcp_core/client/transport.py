@@ -10,6 +10,7 @@ import dataclasses
 import http.client
 import random
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from fcp_core.client.interruption import Interruption
 from fcp_core.client.limits import Limits, gunzip, too_large
 from fcp_core.client.origins import split_url
 from fcp_core.client.steps import Reply, Request
+from fcp_core.protocol.compression import LOOKED_AT
 from fcp_core.protocol.status import Code, StatusError, code_from_http
 
 __all__ = ["Endpoint", "RetryPolicy", "Transport"]
@@ -60,10 +62,14 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Sent:
-    """A request that was sent, and where its answer will come; or why it could not be sent."""
+    """A request that was sent, and where its answer will come; or why it could not be sent.
+
+    :param began: when it was, in seconds of ``time.monotonic``.
+    """
 
     request: Request
     connection: Connection | StatusError
+    began: float = 0.0
 
 
 class Transport:
@@ -90,6 +96,8 @@ class Transport:
         rng: random.Random | None = None,
     ) -> None:
         self.interruption = interruption or Interruption()
+        #: How many bytes a second the last large body went with; None: there was none.
+        self.upload_rate: float | None = None
         self.bytes_sent = 0
         self.bytes_received = 0
         self._lock = threading.Lock()
@@ -198,6 +206,7 @@ class Transport:
         """
         if not request.best_effort:
             self.interruption.check()
+        began = time.monotonic()
         url, body = request.url, request.body
         timeout = min(self._timeout, FAREWELL_SECONDS) if request.best_effort else self._timeout
         connection = None
@@ -221,7 +230,7 @@ class Transport:
             raise StatusError(code, f"{url}: {error}") from error
         with self._lock:
             self.bytes_sent += len(body or b"")
-        return Sent(request, connection)
+        return Sent(request, connection, began)
 
     def _answer(self, sent: Sent) -> Answer:
         """Wait for an answer; send the request again if a kept connection had ended."""
@@ -260,6 +269,9 @@ class Transport:
                 ) from error
             raise
         self._pool.give_back(connection)
+        body = sent.request.body or b""
+        if len(body) >= LOOKED_AT:
+            self.upload_rate = len(body) / max(1e-9, time.monotonic() - sent.began)
         return answer
 
     def _drop(self, sent: Sent) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,8 @@ from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
     from fcp_core.commands.invocation import Invocation
-    from fcp_core.lab import Report, Scenario
+    from fcp_core.lab import Report, Run, Scenario
+    from fcp_core.plugins.manager import Plugins
     from fcp_core.rounds.policies import RetryWindow
 
 
@@ -44,7 +47,11 @@ def _window(value: str) -> RetryWindow:
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same results.")
 @click.option("--goal", default=100, show_default=True, help="Contributions that end a round.")
 @click.option("--minimum", type=int, help="How many are enough at the deadline; default: the goal.")
-@click.option("--over-selection", default=1.3, show_default=True, help="Devices at work per place.")
+@click.option(
+    "--over-selection",
+    type=float,
+    help="Devices at work per place; default: as many as drop-outs make necessary.",
+)
 @click.option("--tasks", default=1, show_default=True, help="Computations that run side by side.")
 @click.option("--eligible", default=1.0, show_default=True, help="Share of devices for each task.")
 @click.option(
@@ -64,6 +71,7 @@ def _window(value: str) -> RetryWindow:
     help="Between rounds.",
 )
 @click.option("--drop-out", default=0.06, show_default=True, help="How often a device fails.")
+@click.option("--silent", default=0.5, show_default=True, help="How many of those say nothing.")
 @click.option(
     "--alignment",
     type=_duration,
@@ -96,18 +104,27 @@ def _window(value: str) -> RetryWindow:
     show_default=True,
     help="Policies are asked once a step.",
 )
+@click.option(
+    "--vary",
+    multiple=True,
+    metavar="OPTION=VALUE,...",
+    help="Try each of these values of an option above, in all combinations; may be repeated.",
+)
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Run on the cluster of this scheduler, with the engine that takes an address.",
+)
 @click.option("--csv", metavar="FILE", help="Write a line for each round; - is the output.")
 @click.option("--timeline", metavar="FILE", help="Write the check-ins of each minute as CSV.")
 @click.option("--plot", metavar="FILE", help="Draw the comparison as SVG.")
-@click.pass_obj
+@click.pass_context
 def simulate(
-    invocation: Invocation,
+    context: click.Context,
     /,
     policies: tuple[str, ...],
-    devices: int,
-    hours: float,
-    seed: int,
-    goal: int,
+    vary: tuple[str, ...],
+    cluster: str | None,
     csv: str | None,
     timeline: str | None,
     plot: str | None,
@@ -117,11 +134,21 @@ def simulate(
 
     A POLICY is the name of an installed one, with options of its own if wanted:
     uniform:window=30s,min_candidates=50. Other options are the configuration's.
+
+    A configured engine other than the default one plays the runs at the same time.
     """
     from fcp_core import lab
 
-    scenario = _scenario(devices, hours, goal, **given)
-    reports = lab.simulate(*policies, scenario=scenario, seed=seed, plugins=invocation.plugins)
+    choices = _varied(context, vary)
+    runs = []
+    for policy, *chosen in itertools.product(policies, *choices.values()):
+        label, values = policy, dict(given)
+        for name, (text, value) in zip(choices, chosen, strict=True):
+            label += f" {name.replace('_', '-')}={text}"
+            values[name] = value
+        seed = values.pop("seed")
+        runs.append(lab.Run(policy, _scenario(**values), seed, label))
+    reports = _play(runs, context.obj, cluster)
     if csv is not None:
         with open_text(csv) as file:
             lab.write_rounds(reports, file)
@@ -129,7 +156,8 @@ def simulate(
         with open_text(timeline) as file:
             lab.write_timeline(reports, file)
     if plot is not None:
-        title = f"{devices:,} devices, {hours:g} h, rounds of {goal}"
+        title = f"{given['devices']:,} devices, {given['hours']:g} h, rounds of {given['goal']}"
+        title = ", ".join((title, *vary))
         with open_text(plot) as file:
             file.write(lab.draw(reports, title))
     if "-" not in (csv, timeline, plot):
@@ -139,18 +167,89 @@ def simulate(
             click.echo(f"{report.policy}: {problem} ({count} times)", err=True)
 
 
+def _play(runs: list[Run], invocation: Invocation, cluster: str | None) -> list[Report]:
+    """Play the runs: here, on the configured engine, or on a cluster."""
+    import asyncio
+
+    from fcp_core import lab
+    from fcp_core.aggregation.engine import start_engine, stop_engine
+    from fcp_core.protocol.status import StatusError
+
+    plugins = invocation.plugins
+    if cluster is not None:
+        plugins = _for_cluster(invocation, cluster)
+    elif plugins.config.origin("", "engine") == "default":
+        return lab.sweep(runs, plugins=plugins)
+    engine = plugins.make_engine()
+    asyncio.run(start_engine(engine))
+    try:
+        return lab.sweep(runs, plugins=plugins, engine=engine)
+    except StatusError as error:
+        raise UsageError(f"a run failed on the engine: {error}") from error
+    finally:
+        asyncio.run(stop_engine(engine))
+
+
+def _for_cluster(invocation: Invocation, address: str) -> Plugins:
+    """Choose the engine that takes an address, and give it this one.
+
+    :raises UsageError: if there is none, or more than one and none of them is configured.
+    """
+    plugins = invocation.plugins
+    sections = {o.option.section for o in plugins.config.options() if o.option.name == "address"}
+    takers = [name for name in sorted(plugins.engines) if f"engine.{name}" in sections]
+    chosen: str = plugins.config.get("engine")
+    if chosen in takers:
+        takers = [chosen]
+    if len(takers) != 1:
+        raise UsageError(
+            "--cluster needs an engine that takes the address of a cluster, such as that of "
+            + (
+                f"fcp-server-dask; [fcp] engine chooses one of {', '.join(takers)}."
+                if takers
+                else "fcp-server-dask; none is installed."
+            )
+        )
+    return invocation.load_plugins(
+        overrides={"engine": takers[0], f"engine.{takers[0]}.address": address}
+    )
+
+
+def _varied(context: click.Context, vary: tuple[str, ...]) -> dict[str, list[tuple[str, Any]]]:
+    """Return the values of each varied option, as text and converted.
+
+    :raises UsageError: if there is no such option, or it has no values.
+    """
+    names = inspect.signature(_scenario).parameters.keys() | {"seed"}
+    parameters = {item.name: item for item in context.command.params if item.name in names}
+    choices: dict[str, list[tuple[str, Any]]] = {}
+    for item in vary:
+        option, _, rest = item.partition("=")
+        name = option.strip().removeprefix("--").replace("-", "_")
+        texts = [text.strip() for text in rest.split(",") if text.strip()]
+        if name not in parameters:
+            known = ", ".join(sorted(parameters)).replace("_", "-")
+            raise UsageError(f"--vary {item}: there is no option {option!r}; there are {known}.")
+        if not texts or name in choices:
+            raise UsageError(f"--vary {item}: give {option}=VALUE,VALUE once, with its values.")
+        parameter = parameters[name]
+        choices[name] = [(text, parameter.type_cast_value(context, text)) for text in texts]
+    return choices
+
+
 def _scenario(
+    *,
     devices: int,
     hours: float,
     goal: int,
-    *,
     minimum: int | None,
-    over_selection: float,
+    over_selection: float | None,
     tasks: int,
     eligible: float,
     deadline: float,
     pause: float,
     drop_out: float,
+    silent: float,
     alignment: float,
     retry: RetryWindow,
     retry_accepted: RetryWindow,
@@ -162,7 +261,7 @@ def _scenario(
         raise UsageError(f"--tasks must be at least 1, not {tasks}.")
     names = ["train"] if tasks == 1 else [f"train/{number + 1}" for number in range(tasks)]
     return Scenario(
-        devices=DeviceModel(count=devices, drop_out=drop_out, alignment=alignment),
+        devices=DeviceModel(count=devices, drop_out=drop_out, silent=silent, alignment=alignment),
         tasks=tuple(
             TaskModel(
                 name=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fcp_core.lab.devices import DeviceModel
 from fcp_core.lab.plot import draw
 from fcp_core.lab.report import Report, RoundReport, gini
-from fcp_core.lab.runner import simulate
+from fcp_core.lab.runner import Run, simulate, sweep
 from fcp_core.lab.scenario import Scenario, TaskModel
 from fcp_core.lab.tables import COLUMNS, summary, write_rounds, write_timeline
 
@@ -14,12 +14,14 @@ __all__ = [
     "DeviceModel",
     "Report",
     "RoundReport",
+    "Run",
     "Scenario",
     "TaskModel",
     "draw",
     "gini",
     "simulate",
     "summary",
+    "sweep",
     "write_rounds",
     "write_timeline",
 ]

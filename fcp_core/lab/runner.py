@@ -1,10 +1,13 @@
-"""``simulate``: run a scenario with one policy after the other."""
+"""``simulate`` and ``sweep``: run scenarios with policies, here or on an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fcp_core.aggregation.engine import Engine
 from fcp_core.errors import UsageError
 from fcp_core.lab.report import Report
 from fcp_core.lab.scenario import Scenario
@@ -14,6 +17,20 @@ from fcp_core.rounds.policies import SelectionPolicy
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    :param policy: as for :func:`simulate`.
+    :param label: what its report calls the policy; None: its name.
+    """
+
+    policy: str | SelectionPolicy
+    scenario: Scenario = field(default_factory=Scenario)
+    seed: int = 0
+    label: str | None = None
 
 
 def simulate(
@@ -36,22 +53,61 @@ def simulate(
     :raises UsageError: if a policy is unknown or its options do not do.
     """
     scenario = Scenario() if scenario is None else scenario
+    runs = [Run(policy, scenario, seed) for policy in policies]
+    return sweep(runs, plugins=plugins, pacing=pacing)
+
+
+def sweep(
+    runs: Iterable[Run],
+    *,
+    plugins: Plugins | None = None,
+    pacing: Pacing | None = None,
+    engine: Engine | None = None,
+) -> list[Report]:
+    """Play each run, one after the other or on an engine; the reports are the same.
+
+    :param plugins: as for :func:`simulate`, and so is *pacing*.
+    :param engine: one that was started; None: here, one after the other.
+    :returns: the reports, in the order of the runs.
+    :raises UsageError: if a policy is unknown, its options do not do, or it cannot be sent to the
+        engine's processes.
+    """
     worlds = []
-    for policy in policies:
-        name, options = str(policy), {}
-        made: SelectionPolicy
+    for run in runs:
+        policy, options = run.policy, {}
+        name = policy if isinstance(policy, str) else type(policy).__name__
         if isinstance(policy, str):
             if plugins is None:
                 plugins = _installed()
             short, given = parse_policy(policy)
-            made = plugins.make_selection_policy(short, given)
+            policy = plugins.make_selection_policy(short, given)
             options = dict(plugins.selection_chain(short, given)[0][1])
-        else:
-            name, made = type(policy).__name__, policy
-        worlds.append((name, made, options))
-    return [
-        World(scenario, name, made, options, seed, pacing).run() for name, made, options in worlds
-    ]
+        label = name if run.label is None else run.label
+        worlds.append((run.scenario, label, policy, options, run.seed, pacing))
+    if engine is None:
+        return [World(*world).run() for world in worlds]
+    jobs = [_pickled(world) for world in worlds]
+    futures = [engine.run(f"{__name__}:play", job) for job in jobs]
+    try:
+        return [pickle.loads(future.result()) for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def play(arguments: bytes) -> bytes:
+    """Play one run: the job of :func:`sweep`, whose pickled report it returns."""
+    return pickle.dumps(World(*pickle.loads(arguments)).run())
+
+
+def _pickled(world: tuple[Any, ...]) -> bytes:
+    try:
+        return pickle.dumps(world)
+    except Exception as error:
+        raise UsageError(
+            f"the policy {world[1]} cannot be sent to other processes ({error}); only what an "
+            "installed distribution brings can."
+        ) from error
 
 
 def parse_policy(text: str) -> tuple[str, Mapping[str, Any]]:

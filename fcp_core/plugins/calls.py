@@ -29,6 +29,9 @@ from fcp_core.rounds.tasks import TaskSpec
 
 logger = logging.getLogger(__name__)
 
+#: What pace steering is told, in order.
+_PACE = ("population", "accepted", "load", "now", "pacing")
+
 
 @dataclass(frozen=True)
 class Call:
@@ -43,6 +46,13 @@ class Call:
     def __call__(self, **values: Any) -> Any:
         """Call it with those of the hook's arguments that it asks for."""
         return self.function(*(values[name] for name in self.arguments))
+
+    def bound(self, *names: str) -> Callable[..., Any]:
+        """Return what calls it with these arguments of the hook, in this order."""
+        if self.arguments == names:
+            return self.function
+        places = [names.index(name) for name in self.arguments]
+        return lambda *values: self.function(*[values[place] for place in places])
 
 
 def collect_calls(
@@ -92,23 +102,34 @@ class HookCaller:
         self.hook = manager.hook
         self._calls = calls
         self._pacing: dict[str, tuple[RetryWindow, dict[str, Mapping[str, Any]]]] = {}
+        # Those that are called for each device, ready to be called.
+        self._observers = self._bound("fcp_event", "event")
+        self._admits = self._bound("fcp_admit_checkin", "check_in", "now")
+        self._chain: list[tuple[PluginSource, Callable[..., Any]]] | None = None
+        if not self._has_wrappers("fcp_retry_window"):
+            self._chain = self._bound("fcp_retry_window", *_PACE)
+
+    def _bound(self, hook: str, *names: str) -> list[tuple[PluginSource, Callable[..., Any]]]:
+        return [(call.source, call.bound(*names)) for call in self._calls[hook]]
 
     def notify(self, event: Event) -> None:
         """Notify the observers; a failing one is logged and changes nothing."""
-        for call in self._calls["fcp_event"]:
+        for source, observe in self._observers:
             try:
-                call(event=event)
+                observe(event)
             except Exception:
-                logger.exception("%s failed on %s", call.source, type(event).__name__)
+                logger.exception("%s failed on %s", source, type(event).__name__)
 
     def admit(self, check_in: CheckIn, now: float) -> Refusal | None:
         """Ask whether a device may check in: any refusal wins, an exception counts as one.
 
         :returns: all reasons with the longest retry window, or None.
         """
+        if not self._admits:
+            return None
         return combined(
-            _verdict(str(call.source), lambda call=call: call(check_in=check_in, now=now))  # type: ignore[misc]
-            for call in self._calls["fcp_admit_checkin"]
+            _verdict(str(source), lambda ask=ask: ask(check_in, now))  # type: ignore[misc]
+            for source, ask in self._admits
         )
 
     def judge(self, policy: EligibilityPolicy, check_in: CheckIn, now: float) -> Refusal | None:
@@ -161,19 +182,29 @@ class HookCaller:
 
         A plugin that fails is logged by name; ``retry_min`` and ``retry_max`` then decide.
         """
-        if population not in self._pacing:
-            self._pacing[population] = self._pacing_of(population)
-        default, pacing = self._pacing[population]
+        known = self._pacing.get(population)
+        if known is None:
+            known = self._pacing[population] = self._pacing_of(population)
+        default, pacing = known
+        if self._chain is None:
+            return self._chained_window(default, population, accepted, load, now, pacing)
+        for source, choose in self._chain:
+            try:
+                window = choose(population, accepted, load, now, pacing)
+                if window is not None:
+                    return checked_window(window)
+            except Exception:
+                logger.exception("%s failed to choose a retry window", source)
+                return default
+        return default
+
+    def _chained_window(self, default: RetryWindow, *values: Any) -> RetryWindow:
+        """Choose a window where wrappers make it impossible to say which plugin does."""
         asked: list[PluginSource] = []
-        values = {
-            "population": population,
-            "accepted": accepted,
-            "load": load,
-            "now": now,
-            "pacing": pacing,
-        }
         try:
-            window = self._first_answer("fcp_retry_window", values, asked)
+            window = self._first_answer(
+                "fcp_retry_window", dict(zip(_PACE, values, strict=True)), asked
+            )
             return default if window is None else checked_window(window)
         except Exception:
             logger.exception("%s failed to choose a retry window", " or ".join(map(str, asked)))
@@ -185,7 +216,7 @@ class HookCaller:
         :param asked: will hold the plugin that answered or failed; if wrappers make it impossible
             to say which one that is, all.
         """
-        if any(impl.wrapper or impl.hookwrapper for impl in self._impls(hook)):
+        if self._has_wrappers(hook):
             asked += [call.source for call in self._calls[hook]]
             return getattr(self.hook, hook)(**values)
         for call in self._calls[hook]:
@@ -195,9 +226,9 @@ class HookCaller:
                 return answer
         return None
 
-    def _impls(self, hook: str) -> Sequence[pluggy.HookImpl]:
+    def _has_wrappers(self, hook: str) -> bool:
         impls: Sequence[pluggy.HookImpl] = getattr(self.hook, hook).get_hookimpls()
-        return impls
+        return any(impl.wrapper or impl.hookwrapper for impl in impls)
 
     def _pacing_of(self, population: str) -> tuple[RetryWindow, dict[str, Mapping[str, Any]]]:
         """Return the configured window and the options of pace steering by name."""

@@ -71,12 +71,12 @@ class Route:
     operation_response_class: Any = field(default=None, repr=False)
     operation_metadata_class: Any = field(default=None, repr=False)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The short name, such as ``TaskAssignments.StartTaskAssignment``."""
         return f"{self.service.rpartition('.')[2]}.{self.method}"
 
-    @property
+    @cached_property
     def long_running(self) -> bool:
         """Whether the call starts a long-running operation."""
         return self.operation_response_class is not None
@@ -108,7 +108,10 @@ class Route:
         found = self._pattern.fullmatch(raw_path)
         if found is None:
             return None
-        return {name: _unescape(name, value) for name, value in found.groupdict().items()}
+        variables: dict[str, str] = found.groupdict()
+        if "%" in raw_path:
+            variables = {name: _unescape(name, value) for name, value in variables.items()}
+        return variables
 
     def url(self, variables: Mapping[str, str]) -> str:
         """Return the path that a client sends, without the query.

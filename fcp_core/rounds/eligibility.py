@@ -117,9 +117,9 @@ def make_offer(
     if plan_alone:
         taken = {t.name for t, _ in offered if t.assignment_mode is AssignmentMode.SINGLE}
         return Offer(None, frozenset(taken), frozenset(free & taken), True, tuple(faults))
-    spec = _spec(offered)
-    needed = spec.eligibility_policies or check_in.supports_multiple_task_assignment
-    given = spec if needed else None
+    given = None
+    if check_in.supports_multiple_task_assignment or any(wanted for _, wanted in offered):
+        given = _spec(offered)
     return Offer(given, frozenset(names), frozenset(free), faults=tuple(faults))
 
 

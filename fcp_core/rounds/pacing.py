@@ -88,11 +88,23 @@ class Pace:
         self._at = _PAST  # where the current slot is
         self._overdue = 0.0
         self._needs = (0.0, 0.0)
+        #: What happened and is not in the account yet: when, and the window that was handed out;
+        #: None: a check-in. It is worked off once somebody asks, who mostly does not.
+        self.later: list[tuple[float, RetryWindow | None]] = []
+
+    def settle(self) -> None:
+        """Bring the account up to date."""
+        later, self.later = self.later, []
+        for now, window in later:
+            if window is None:
+                self.came(now)
+            else:
+                self.handed_out(window, now)
 
     def came(self, now: float, number: int = 1) -> None:
         """Record check-ins."""
-        self._rate.count(now, number)
         self._advance(now)
+        self._rate.count(now, number)
         self._came[self._at] += number
 
     def handed_out(self, window: RetryWindow, now: float, number: int = 1) -> None:
@@ -125,6 +137,7 @@ class Pace:
 
     def rate(self, now: float) -> float:
         """Return check-ins a second over the last minute."""
+        self.settle()
         return self._rate.rate(now)
 
     def recent(self, seconds: float, now: float) -> float:
@@ -173,6 +186,8 @@ class Pace:
 
     def _advance(self, now: float) -> None:
         """Let the current slot be the one of *now*; it does not go back."""
+        if self.later:
+            self.settle()
         slot = int(now // SLOT)
         if self._base is None or slot < self._base:
             # It begins, or the clock was set back by hours: the account moves along.

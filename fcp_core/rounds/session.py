@@ -10,7 +10,8 @@ the session and the task (:func:`assignment_id`), and the task has the record.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 
 from fcp_core.protocol.status import Code, StatusError
@@ -66,6 +67,7 @@ class DeviceSession(Machine[SessionState]):
     :param plan_alone: whether it weighs what it was offered by a plan that does not know of the
         unconditional ones.
     :param token_key: the id of the key that signed its id.
+    :param origin: the address and the key that it checked in with, as far as they count.
     :ivar windows: when it checked in, and when it is to come back: if it is given a task, and if
         not.
     :ivar candidate: the id by which selection policies know it while it waits.
@@ -86,6 +88,7 @@ class DeviceSession(Machine[SessionState]):
         "expires",
         "key",
         "offered",
+        "origin",
         "plan_alone",
         "sender",
         "session_id",
@@ -109,6 +112,7 @@ class DeviceSession(Machine[SessionState]):
         plan_alone: bool = False,
         windows: tuple[float, RetryWindow, RetryWindow] | None = None,
         token_key: int | None = None,
+        origin: Sequence[str] = (),
     ) -> None:
         super().__init__(SessionState.CHECKED_IN)
         self.session_id = session_id
@@ -121,6 +125,7 @@ class DeviceSession(Machine[SessionState]):
         self.plan_alone = plan_alone
         self.windows = windows
         self.token_key = token_key
+        self.origin = origin
         self.candidate = ""
         self.aggregation_id = ""
         self.asked: dict[str, str] = {}
@@ -202,11 +207,14 @@ class Sessions:
         self._sessions: Expiring[DeviceSession] = Expiring()
         #: Called when :meth:`next_tick` may have changed.
         self.on_change: Callable[[], None] = lambda: None
+        #: What :meth:`next_tick` said last.
+        self._next = math.inf
 
     def open(self, session: DeviceSession) -> None:
         """Add a session."""
         self._sessions.put(session.session_id, session, session.expires)
-        self.on_change()
+        if session.expires < self._next:
+            self.on_change()
 
     def get(self, session_id: str) -> DeviceSession | None:
         """Return the session of that id, or None."""
@@ -226,7 +234,9 @@ class Sessions:
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
-        return self._sessions.next_expiry()
+        when = self._sessions.next_expiry()
+        self._next = math.inf if when is None else when
+        return when
 
     def __len__(self) -> int:
         """Return how many are kept, those that have expired among them."""

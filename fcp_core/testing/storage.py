@@ -18,22 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from abc import ABC
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, TypeGuard, TypeVar
+from typing import ClassVar, TypeGuard
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 
 from fcp_core.storage import records
 from fcp_core.storage.contract import Record, Storage, StorageError, Transaction, check_contract
-from fcp_core.testing.laws import Laws, applies_if
-from fcp_core.testing.storage_child import COUNTS
+from fcp_core.testing.laws import applies_if
 from fcp_core.testing.storage_model import compare_with_dictionary
 from fcp_core.testing.storage_records import (
     Expected,
@@ -42,36 +38,23 @@ from fcp_core.testing.storage_records import (
     OtherItem,
     record_of,
 )
+from fcp_core.testing.storage_sharing import SharingLaws
 
 __all__ = ["Item", "LaterItem", "OtherItem", "StorageConformance"]
 
-T = TypeVar("T")
 
+class StorageConformance(SharingLaws, ABC):
+    """The checks. Subclass it, define :meth:`make_storage` and set what the back end can do.
 
-class StorageConformance(Laws, ABC):
-    """The checks. Subclass it, define :meth:`make_storage` and set what the back end can do."""
+    What several processes see is in :class:`SharingLaws`.
+    """
 
-    #: What is committed is there again in another storage of the same path.
-    durable: ClassVar[bool] = False
-    #: Several processes may use one path at a time.
-    shared: ClassVar[bool] = False
-    #: Servers on several hosts may use one storage at a time.
-    shared_by_hosts: ClassVar[bool] = False
     #: There is a :meth:`disable`.
     can_fail: ClassVar[bool] = False
-    #: ``module:callable`` that makes the storage from a path in another process.
-    child_factory: ClassVar[str | None] = None
     #: How long the model is compared.
     settings: ClassVar[hypothesis_settings] = hypothesis_settings(
         max_examples=50, stateful_step_count=30, deadline=None
     )
-
-    @abstractmethod
-    def make_storage(self, path: Path) -> Storage:
-        """Return a new storage, not started.
-
-        :param path: a file that does not exist, or that an earlier storage of this kind made.
-        """
 
     def disable(self, path: Path) -> AbstractContextManager[object]:
         """Make storages of *path*, which are in use, fail to write as long as the context lasts.
@@ -79,19 +62,6 @@ class StorageConformance(Laws, ABC):
         As by a lock, a full disk, or a server that is gone. What is :attr:`can_fail` needs it.
         """
         raise NotImplementedError
-
-    def run(self, path: Path, use: Callable[[Storage], Coroutine[Any, Any, T]]) -> T:
-        """Start a storage, use it, stop it."""
-
-        async def main() -> T:
-            storage = self.make_storage(path)
-            await storage.start()
-            try:
-                return await use(storage)
-            finally:
-                await storage.stop()
-
-        return asyncio.run(main())
 
     def test_says_whether_it_is_durable(self, tmp_path: Path) -> None:
         """The storage's own flags equal the kit's."""
@@ -324,60 +294,6 @@ class StorageConformance(Laws, ABC):
 
         self.run(path, write)
         self.run(path, read)
-
-    @applies_if(lambda kit: kit.durable)
-    @pytest.mark.parametrize("answers", [1, 25, 120])
-    def test_survives_a_kill(self, tmp_path: Path, answers: int) -> None:
-        """After kill -9, everything that was answered is there, and nothing is half there."""
-        path = tmp_path / "store"
-        with self._spawn("write", path) as child:
-            assert child.stdout is not None
-            answered = [child.stdout.readline().strip() for _ in range(answers)]
-            child.kill()
-            answered += [line.strip() for line in child.stdout if line.endswith("\n")]
-        assert all(answered), "the child process ended by itself"
-
-        async def use(storage: Storage) -> tuple[list[Item], list[OtherItem]]:
-            return await storage.transact(
-                lambda tx: (list(tx.select(Item)), list(tx.select(OtherItem)))
-            )
-
-        items, others = self.run(path, use)
-        names = {item.name for item in items}
-        assert set(answered) <= names, "an answered transaction is lost"
-        assert names == {item.name for item in others}, "a transaction is half there"
-
-    @applies_if(lambda kit: kit.shared)
-    def test_is_shared_by_processes(self, tmp_path: Path) -> None:
-        """Two processes open one new store at the same moment and lose none of their updates."""
-        path = tmp_path / "store"
-        with self._spawn("count", path) as first, self._spawn("count", path) as second:
-            for _ in range(2):  # Before they open it, and before they count.
-                for child in (first, second):
-                    assert child.stdout is not None
-                    assert child.stdout.readline() == "ready\n"
-                for child in (first, second):
-                    assert child.stdin is not None
-                    child.stdin.write("go\n")
-                    child.stdin.flush()
-            assert (first.wait(), second.wait()) == (0, 0)
-
-        async def use(storage: Storage) -> Item | None:
-            return await storage.transact(lambda tx: tx.get(Item, "counter"))
-
-        assert self.run(path, use) == Item("counter", size=2 * COUNTS)
-
-    def _spawn(self, what: str, path: Path) -> subprocess.Popen[str]:
-        if self.child_factory is None:
-            pytest.fail("a durable or shared storage needs a child_factory")
-        code = "from fcp_core.testing.storage_child import run_child; run_child()"
-        return subprocess.Popen(
-            [sys.executable, "-c", code, self.child_factory, what, str(path)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
 
 
 def _is_kind(value: object) -> TypeGuard[type[Record]]:

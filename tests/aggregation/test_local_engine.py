@@ -21,7 +21,7 @@ from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.engine import FoldJob, Partial
-from fcp_core.aggregation.fold import bind_job, fold, merge_partials, report_partial
+from fcp_core.aggregation.fold import bind_job, fold, merge_partials, report_partial, shards_of
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
@@ -280,6 +280,17 @@ def test_many_threads_may_use_one_fold():
     total = sum(10 ** (number % 10) for number in range(75))
     assert result(folding.report().result(timeout=60))["sum"] == [total, 75]
     engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("elements", "shards"), [(1, 9), (8 << 20, 8), (32 << 20, 2), (99 << 20, 1)]
+)
+def test_a_large_model_has_few_shards(elements, shards):
+    spec = TensorSpec("v", DataType.FLOAT, (elements,))
+    job = FoldJob(
+        configuration_to_proto([Intrinsic("federated_sum", (spec,), (spec,))]).SerializeToString()
+    )
+    assert shards_of(bind_job(FACTORIES, job), 9) == shards
 
 
 def test_options_that_make_no_sense():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import sys
 
+import numpy as np
 import pytest
 
-from fcp_core.client import CallableStore, Outcome, RetryPolicy, TaskOutcome
+from fcp_core.client import CallableStore, Outcome, RetryPolicy, TaskOutcome, calls
 from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.compression import LOOKED_AT
 from fcp_core.protocol.protos import (
     aggregations_pb2,
     common_pb2,
@@ -116,6 +118,41 @@ def test_uncompressed_requests_and_an_empty_key(server, query_plan, make_client)
         assert "content-encoding" not in request.headers
         assert request.headers["x-goog-api-key"] == ""
     assert server.of(server.start_upload).raw == b""
+
+
+@pytest.mark.parametrize(("values", "encoding"), [("noise", None), ("zeros", "gzip")])
+def test_a_large_contribution_is_compressed_if_it_shrinks(
+    server, query_plan, make_client, monkeypatch, values, encoding
+):
+    size = 4 * LOOKED_AT
+    data = np.random.default_rng(0).bytes(size) if values == "noise" else bytes(size)
+    monkeypatch.setattr(calls.Calls, "upload", _with(data, calls.Calls.upload))
+    server.script_session(query_plan)
+    client = make_client()
+    assert client.run_once().outcome is Outcome.CONTRIBUTED
+    upload = server.of(server.upload)
+    assert upload.headers.get("content-encoding") == encoding
+    assert upload.body == data
+    # Of zeros so little was sent that it says nothing about the link.
+    assert (client._transport.upload_rate is None) == (values == "zeros")
+
+
+def test_a_fast_link_and_a_slow_one(make_client):
+    client = make_client()
+    data = bytes(4 * LOOKED_AT)
+    for rate, compressed in ((None, True), (1e3, True), (1e15, False)):
+        client._transport.upload_rate = rate
+        assert (client._settings.encode(data) is not None) is compressed
+        assert gzip.decompress(client._settings.encode(b"small")) == b"small"
+
+
+def _with(data, upload):
+    """Return how to upload other bytes than the contribution."""
+
+    def instead(self, endpoint, resource, _, compress=True):
+        return upload(self, endpoint, resource, data, compress)
+
+    return instead
 
 
 def test_relative_prefixes_build_on_the_last_remembered_host(server, query_plan, make_client):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 
+import numpy as np
 import pytest
 import urllib3
 from hypothesis import given
@@ -16,6 +17,7 @@ from fcp_core.protocol.protos import common_pb2, plan_pb2
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
+from fcp_core.server.http import downloads
 from fcp_core.server.http.downloads import parse_range
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.published import publish, publish_plan
@@ -488,3 +490,51 @@ def test_a_prefix_that_is_none(tmp_path, prefix):
     plugins = Plugins.load(environ={}, overrides=overrides, working_folder=tmp_path)
     with pytest.raises(UsageError, match="download_prefix"):
         Server(plugins)
+
+
+# What is compressed.
+
+
+def file_of(published, name, *, compressed):
+    return asyncio.run(published.get(name, compressed=compressed))
+
+
+def test_a_model_that_does_not_shrink_is_sent_as_it_is():
+    model = np.random.default_rng(0).standard_normal(100_000).astype("f4").tobytes()
+    spec = TaskSpec("p", "task", b"plan", b"", 1, checkpoint=model, slices={"s": {0: model}})
+    published = publish("group", spec)
+    for name in ("checkpoint", "s_0"):
+        for compressed in (True, False):
+            sent = file_of(published, name, compressed=compressed)
+            # The bytes themselves: no second copy of a large model.
+            assert sent.data is model
+            assert sent.content_type == "application/octet-stream"
+    inline = publish_plan("group", b"plan", model, inline_below=1 << 20)
+    for compressed in (True, False):
+        resource = inline.resource("checkpoint", "", compressed=compressed).inline_resource
+        assert resource.data == model
+        assert not resource.HasField("compression_format")
+
+
+def test_a_model_that_shrinks_is_sent_compressed():
+    model = np.arange(100_000, dtype="i4").tobytes()
+    published = publish("group", TaskSpec("p", "task", b"plan", b"", 1, checkpoint=model))
+    sent = file_of(published, "checkpoint", compressed=True)
+    assert sent.content_type == "application/octet-stream+gzip"
+    assert gzip.decompress(sent.data) == model
+    assert file_of(published, "checkpoint", compressed=False).data == model
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 3 * 4096, 50_001])
+def test_what_is_written_in_parts_is_whole(make_front, http, monkeypatch, size):
+    monkeypatch.setattr(downloads, "PART", 4096)
+    data = np.random.default_rng(1).bytes(size)
+    services = http.Services()
+    services.media.files["group/plan"] = http.Download(data, "application/x", "tag", 60.0)
+    front = make_front(services)
+    with front.connect() as connection:
+        for _ in range(2):
+            assert connection.send(http.head(FILE, "GET")).reply("GET").body == data
+        if size > 9:
+            ask = http.head(FILE, "GET", Range="bytes=9-")
+            assert connection.send(ask).reply("GET").body == data[9:]

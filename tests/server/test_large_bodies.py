@@ -265,6 +265,23 @@ def test_memory_comes_back_when_the_last_view_is_gone():
     buffers.close()
 
 
+def test_memory_that_nobody_will_have_again_goes_at_once():
+    async def main():
+        buffers = Buffers(8 * GRAIN)
+        small = buffers.take(GRAIN)
+        del small
+        large = buffers.take(9 * GRAIN)
+        del large
+        # Without another body, and before the timer.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [len(block) for _, block in buffers._free] == [GRAIN]
+        assert not buffers._returned
+        buffers.close()
+
+    asyncio.run(main())
+
+
 @on_loop
 def test_memory_is_not_wasted_on_much_smaller_bodies():
     buffers = Buffers()
@@ -495,6 +512,9 @@ def test_a_body_that_comes_faster_than_it_is_unpacked_waits():
             found = await reader.finish()
             reader.close()
             stream.close()
+            # A connection keeps the reader of its last request.
+            assert reader._whole is None
+            assert len(reader._buffer) == 0
             return bytes(found)
 
     assert asyncio.run(main()) == body

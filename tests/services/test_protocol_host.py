@@ -18,7 +18,7 @@ from fcp_core.plugins import hookimpl
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos import aggregations_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.operations import ProtocolCall
+from fcp_core.rounds.assignment import ProtocolCall
 from fcp_core.rounds.protocols import (
     Accumulate,
     AggregationProtocolFactory,

@@ -1,6 +1,7 @@
 """``fcp simulate``, run as users run it: the installed script, in a process of its own."""
 
 import csv
+import itertools
 import os
 import re
 import subprocess
@@ -48,7 +49,7 @@ def test_policies_side_by_side(simulate, tmp_path):
         assert int(shown[policy][5]) == sum(int(row["assigned"]) for row in own)
         for row in own:
             ended = ("contributed", "pending", "round_over", "computation", "assignment_timeout")
-            total = sum(int(row[name]) for name in (*ended, "other"))
+            total = sum(int(row[name]) for name in (*ended, "silent", "other"))
             assert int(row["assigned"]) == total
         for row in completed:
             assert row["contributed"] == "5"
@@ -103,3 +104,37 @@ def test_a_mistake_is_one_sentence_and_status_2(simulate, arguments, wrong):
     assert (result.returncode, result.stdout) == (2, "")
     assert wrong in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_sweep_is_the_runs_one_by_one(simulate):
+    def lines(*arguments, before=()):
+        result = simulate(*SMALL, *arguments, "--csv", "-", before=before)
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout.splitlines()[1:]
+
+    varied = ("fifo", "uniform", "--vary", "goal=3,5", "--vary", "seed=1")
+    both = lines(*varied)
+    for policy, goal in itertools.product(("fifo", "uniform"), "35"):
+        label = f"{policy} goal={goal} seed=1,"
+        own = [line.removeprefix(label) for line in both if line.startswith(label)]
+        alone = lines(policy, "--goal", goal, "--seed", "1")
+        assert own == [line.removeprefix(f"{policy},") for line in alone]
+        assert own
+    # On an engine that the configuration chooses, here on threads.
+    assert lines(*varied, before=("--set", "engine=local")) == both
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--vary", "goals=1"), "there is no option 'goals'; there are alignment, deadline,"),
+        (("--vary", "goal"), "give goal=VALUE,VALUE once"),
+        (("--vary", "goal=1", "--vary", "goal=2"), "give goal=VALUE,VALUE once"),
+        (("--vary", "goal=1,many"), "'many' is not a valid integer"),
+        (("--cluster", "tcp://127.0.0.1:9"), "--cluster needs an engine that takes the address"),
+    ],
+)
+def test_a_sweep_that_cannot_be(simulate, arguments, expected):
+    result = simulate("fifo", *SMALL, *arguments)
+    assert result.returncode == 2
+    assert expected in " ".join(result.stderr.split())

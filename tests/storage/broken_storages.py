@@ -1,6 +1,7 @@
 """Storages that are wrong on purpose, each in one way; the kit must tell."""
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 
@@ -204,10 +205,101 @@ class NoWaiting(_Autocommit):
         return result
 
 
+class OnlyWrites(_Autocommit):
+    """Repeats a transaction if what it writes was changed meanwhile, but not what it only read."""
+
+    async def transact(self, body):
+        while True:
+            transaction = _Recorded(self._db)
+            result = body(transaction)
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._db.execute("BEGIN IMMEDIATE")
+                locked = _SqliteTransaction(self._db)
+                keys = {(type(record), record.key) for record in transaction.puts}
+                held = all(locked.get(*key) == transaction.seen.get(key) for key in keys)
+                for record in transaction.puts if held else ():
+                    locked.put(record)
+                self._db.execute("COMMIT")
+                if held:
+                    return result
+            await asyncio.sleep(0)
+
+
+class StaleLock(_Autocommit):
+    """Has a lock that outlives its process."""
+
+    async def transact(self, body):
+        lock = self._sqlite.path.with_suffix(".lock")
+        try:
+            lock.mkdir()
+        except FileExistsError:
+            raise StorageError("somebody else has the lock") from None
+        try:
+            return body(_SqliteTransaction(self._db))
+        finally:
+            lock.rmdir()
+
+
+class OwnClock(SqliteStorage):
+    """Tells a time of its own in each process, or wherever it was made."""
+
+    made = 0
+
+    def __init__(self, path):
+        super().__init__(path)
+        OwnClock.made += 1
+        self._late = OwnClock.made
+
+    async def transact(self, body):
+        def later(transaction):
+            transaction.now = lambda: time.time() - self._late
+            return body(transaction)
+
+        return await super().transact(later)
+
+
+class RepeatsBlindly(SqliteStorage):
+    """Runs a transaction again if it has not heard what became of it."""
+
+    deaf = False
+
+    async def transact(self, body):
+        if self.deaf:
+            await super().transact(body)
+        return await super().transact(body)
+
+
+class SaysItIsDone(SqliteStorage):
+    """Takes a transaction for done if it has not heard what became of it."""
+
+    deaf = False
+
+    async def transact(self, body):
+        if self.deaf:
+            return body(_Nowhere())
+        return await super().transact(body)
+
+
+class _Nowhere(_SqliteTransaction):
+    def __init__(self):
+        pass
+
+    def get(self, kind, key):
+        return None
+
+    def put(self, record):
+        pass
+
+
 class _Recorded(_SqliteTransaction):
     def __init__(self, connection):
         super().__init__(connection)
         self.puts = []
+        self.seen = {}
+
+    def get(self, kind, key):
+        self.seen[kind, key] = super().get(kind, key)
+        return self.seen[kind, key]
 
     def put(self, record):
         self.puts.append(record)

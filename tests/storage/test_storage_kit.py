@@ -10,6 +10,7 @@ import pytest
 from hypothesis import Phase
 from hypothesis import settings as hypothesis_settings
 
+from fcp_core.storage.contract import StorageError
 from fcp_core.testing.storage import StorageConformance
 
 _PATH = Path(__file__).with_name("broken_storages.py")
@@ -29,6 +30,7 @@ def kit_for(make, **flags):
         shared = flags.get("shared", False)
         child_factory = flags.get("child_factory")
         can_fail = "disable" in flags
+        can_lose_answers = "lose_answers" in flags
         # Shrinking would only make the counterexample prettier.
         settings = hypothesis_settings(
             max_examples=200,
@@ -44,6 +46,9 @@ def kit_for(make, **flags):
 
         def disable(self, path):
             return flags["disable"](path)
+
+        def lose_answers(self, path):
+            return flags["lose_answers"](path)
 
     return Kit()
 
@@ -108,6 +113,51 @@ def test_the_kit_finds_updates_that_another_process_loses(broken, tmp_path, monk
     )
     with pytest.raises(AssertionError):
         kit.test_is_shared_by_processes(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["absent", "selected"])
+def test_the_kit_finds_what_changes_after_it_was_read(broken, tmp_path, monkeypatch, how):
+    monkeypatch.setattr(sys, "path", [str(_PATH.parent), *sys.path])
+    kit = kit_for(
+        broken.OnlyWrites, durable=True, shared=True, child_factory="broken_storages:OnlyWrites"
+    )
+    with pytest.raises(AssertionError, match=f"by what was {how}"):
+        kit.test_what_was_read_holds(tmp_path, how)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("StaleLock", StorageError), ("HalfTransactions", AssertionError)]
+)
+def test_the_kit_finds_what_a_killed_process_leaves(broken, tmp_path, monkeypatch, name, error):
+    monkeypatch.setattr(sys, "path", [str(_PATH.parent), *sys.path])
+    made = getattr(broken, name)
+    kit = kit_for(made, durable=True, shared=True, child_factory=f"broken_storages:{name}")
+    with pytest.raises(error):
+        kit.test_a_process_that_is_killed_holds_nobody_up(tmp_path)
+
+
+def test_the_kit_finds_a_clock_of_ones_own(broken, tmp_path):
+    kit = kit_for(broken.OwnClock, durable=True, shared=True)
+    with pytest.raises(AssertionError, match="one of two storages is late"):
+        kit.test_tells_everybody_the_same_time(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("RepeatsBlindly", "happened 2 times"), ("SaysItIsDone", "was answered and is lost")],
+)
+def test_the_kit_finds_guesses_about_lost_answers(broken, tmp_path, monkeypatch, name, words):
+    made = getattr(broken, name)
+
+    @contextlib.contextmanager
+    def lose_answers(path):
+        with monkeypatch.context() as patch:
+            patch.setattr(made, "deaf", True)
+            yield
+
+    kit = kit_for(made, durable=True, lose_answers=lose_answers)
+    with pytest.raises(AssertionError, match=words):
+        kit.test_an_answer_that_is_lost_is_no_second_write(tmp_path)
 
 
 @pytest.mark.parametrize(

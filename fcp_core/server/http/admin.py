@@ -108,6 +108,7 @@ class AdminHandler(Handler):
                 arguments.append(await self._parse_body(body))
         finally:
             self.body.close()
+        del body  # it may be large, and what it says has been read
         name = _VARIANTS.get((self._endpoint.method, self._kind), self._endpoint.method)
         method: Callable[..., Awaitable[Any]] = getattr(self._admin, name)
         answer = await method(*arguments)

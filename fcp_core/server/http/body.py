@@ -41,6 +41,7 @@ class InFlight:
     :param beside: count among these, as uploads do. They must leave room for what *waiting* says;
         calls need not: it is a submission that makes room.
     :param waiting: returns how many bytes of uploads wait to be submitted or folded.
+    :ivar held: how many bytes there are; those that count beside have none of their own.
     :ivar readers: how many bodies are being read straight off their sockets.
     """
 
@@ -54,17 +55,12 @@ class InFlight:
     ) -> None:
         self.limit = limit
         self.free = free
+        self.held = 0
         self.readers = 0
-        self._own = 0
-        self._beside = beside
+        self._pool = self if beside is None else beside
         self._waiting = waiting
         #: Those who wait for room, in order.
         self._waiting_for_room: deque[object] = deque()
-
-    @property
-    def held(self) -> int:
-        """How many bytes there are."""
-        return self._own if self._beside is None else self._beside.held
 
     def take(self, size: int) -> None:
         """Count *size* bytes more.
@@ -72,31 +68,29 @@ class InFlight:
         :raises StatusError: UNAVAILABLE if that is over the limit; nothing is counted then.
         """
         self.admit(size)
-        self.give_back(-size)
+        self._pool.held += size
 
     def admit(self, size: int) -> None:
         """Check that there is room for *size* bytes now; what is announced is not counted.
 
         :raises StatusError: as :meth:`take`.
         """
-        if size > self.room():
+        room = self.room()
+        if size > room:
             raise StatusError(
                 Code.UNAVAILABLE,
-                f"the server holds {self.limit - self.room()} bytes of requests and takes "
+                f"the server holds {self.limit - room} bytes of requests and takes "
                 f"{self.limit} at a time; send these {size} bytes again later",
             )
 
     def give_back(self, size: int) -> None:
         """Release *size* bytes."""
-        if self._beside is None:
-            self._own -= size
-        else:
-            self._beside.give_back(size)
+        self._pool.held -= size
 
     def room(self) -> int:
         """Return how many bytes more may be taken."""
         waiting = 0 if self._waiting is None else self._waiting()
-        return self.limit - self.held - waiting
+        return self.limit - self._pool.held - waiting
 
     async def wait(self, size: int, timeout: float) -> None:
         """Wait until *size* bytes may be taken; those who came before are first.
@@ -160,10 +154,11 @@ class BodyReader:
         self.received = 0
         self.direct = length is not None and length >= DIRECT
         self._counted = 0
-        self._closed = False
+        self.closed = False
         self._gathered = bytearray()
         if length:
-            self._check_received(length)
+            if length > limits.max_body:
+                raise self._too_large(length)
             if length > in_flight.free:
                 in_flight.admit(length - in_flight.free)
         self._buffer: bytearray | Output = bytearray()
@@ -244,12 +239,14 @@ class BodyReader:
         :raises StatusError: HTTP 413 over a limit; UNAVAILABLE if too much is in flight;
             INVALID_ARGUMENT for bytes that are not gzip (these also from the awaitable).
         """
-        if self._closed:
+        if self.closed:
             return None
         self.received += len(piece)
-        self._check_received(self.received)
+        if self.received > self._limits.max_body:
+            raise self._too_large(self.received)
         if self._inflater is None:
-            self._count(self.received)
+            if self.received > self._in_flight.free:
+                self._count(self.received)
             assert isinstance(self._buffer, bytearray)  # the other is for what is decompressed
             self._buffer += piece
             return None
@@ -258,7 +255,7 @@ class BodyReader:
         return self._inflate_gathered() if len(self._gathered) >= GATHER else None
 
     async def finish(self) -> bytearray | memoryview:
-        """Return the whole body, decompressed.
+        """Return the whole body, decompressed; the reader keeps nothing of it.
 
         :raises StatusError: as :meth:`receive`, and INVALID_ARGUMENT for truncated gzip.
         """
@@ -271,13 +268,16 @@ class BodyReader:
                     f"the gzip body is truncated: {self.received} bytes came and the stream does "
                     "not end",
                 )
-        if isinstance(self._buffer, Output):
-            return await self._buffer.whole(self._executor)
-        return self._buffer if self._whole is None else self._whole
+        # A connection keeps its last request, and this with it, until the next one comes.
+        buffer, self._buffer = self._buffer, bytearray()
+        whole, self._whole = self._whole, None
+        if isinstance(buffer, Output):
+            return await buffer.whole(self._executor)
+        return buffer if whole is None else whole
 
     def close(self) -> None:
         """Release the bytes: somebody else has them now, or nobody. May be repeated."""
-        self._closed = True
+        self.closed = True
         if self._counted:
             self._in_flight.give_back(self._counted)
             self._counted = 0
@@ -294,7 +294,7 @@ class BodyReader:
         assert inflater is not None  # or nobody would call this
         inline = self.received <= INLINE
         more = True
-        while (more or inflater.waiting) and not self._closed:
+        while (more or inflater.waiting) and not self.closed:
             # One byte more than the limit, to tell "full" from "too much".
             room = min(STEP, self._limits.max_decompressed + 1 - len(output))
             if isinstance(output, Output):
@@ -314,16 +314,14 @@ class BodyReader:
                 )
             self._count(len(output) + inflater.waiting)
 
-    def _check_received(self, size: int) -> None:
-        if size > self._limits.max_body:
-            raise http_error(
-                413,
-                f"the body has at least {size} bytes; this server takes {self._limits.max_body}",
-            )
+    def _too_large(self, size: int) -> StatusError:
+        return http_error(
+            413, f"the body has at least {size} bytes; this server takes {self._limits.max_body}"
+        )
 
     def _count(self, size: int) -> None:
         size -= self._in_flight.free
-        if size > self._counted and not self._closed:
+        if size > self._counted and not self.closed:
             self._in_flight.take(size - self._counted)
             self._counted = size
 

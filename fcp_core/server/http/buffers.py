@@ -9,6 +9,7 @@ service's, the fold's or that of an aggregator that keeps its inputs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import mmap
 import sys
 import threading
@@ -47,6 +48,7 @@ class Buffers:
         #: How much is lent, as far as what came back was put among what is free.
         self._lent = 0
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -61,8 +63,9 @@ class Buffers:
         It holds whatever was in it before, and comes back by itself.
         """
         self._collect()
+        self._loop = asyncio.get_running_loop()
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(IDLE, self._tick)
+            self._timer = self._loop.call_later(IDLE, self._tick)
         wanted = -(-max(size, 1) // GRAIN) * GRAIN
         block = self._find(wanted) or _fresh(wanted)
         array = np.frombuffer(block, np.uint8, size)
@@ -102,16 +105,25 @@ class Buffers:
         return None
 
     def _take_back(self, block: mmap.mmap) -> None:
-        if not self._closed:
-            self._returned.append((self._time(), block))
+        if self._closed:
+            return
+        self._returned.append((self._time(), block))
+        if len(block) > self._bound and self._loop is not None:
+            # Nobody will have it again: it need not wait for the next look.
+            with contextlib.suppress(RuntimeError):  # the loop was closed
+                self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
         """Keep the memory that came back, within the bound."""
-        while self._returned:
-            self._free.append(self._returned.popleft())
-            self._lent -= 1
-        free = sum(len(block) for _, block in self._free)
         beyond = []
+        while self._returned:
+            when, block = self._returned.popleft()
+            self._lent -= 1
+            if len(block) > self._bound:
+                beyond.append(block)
+            else:
+                self._free.append((when, block))
+        free = sum(len(block) for _, block in self._free)
         while free > self._bound:
             beyond.append(self._free.pop(0)[1])
             free -= len(beyond[-1])

@@ -8,6 +8,7 @@ parses them: no proxy reads another request than this server. RFC 9112, sections
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -75,14 +76,22 @@ class Connection(HTTPMessageDelegate):
     is set again only when it fires.
 
     :param makers: what makes handlers, by how what is asked for begins; the first counts.
+    :param address: where it comes from.
+    :ivar origin: the address that it counts for, or the network; empty: this machine.
     """
 
-    def __init__(self, stream: IOStream, makers: Sequence[tuple[str, MakeHandler]]) -> None:
+    def __init__(
+        self, stream: IOStream, makers: Sequence[tuple[str, MakeHandler]], address: str
+    ) -> None:
         self._stream = stream
+        key = address_key(address)
+        self.origin = "" if is_loopback(key) else key
         self._makers = makers
         self._loop = asyncio.get_running_loop()
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        #: When it fires.
+        self._due = math.inf
         self._handler: Handler | None = None
         #: What Tornado has of the request that comes.
         self.http: HTTP1Connection
@@ -91,7 +100,9 @@ class Connection(HTTPMessageDelegate):
         """Wait for the next request's header, for so many seconds."""
         self.http = http
         self._handler = None
-        self.limit(timeout)
+        self._deadline = deadline = self._loop.time() + timeout
+        if deadline < self._due:
+            self._set(deadline)
 
     def headers_received(
         self, start_line: RequestStartLine | ResponseStartLine, headers: HTTPHeaders
@@ -139,7 +150,7 @@ class Connection(HTTPMessageDelegate):
     def limit(self, seconds: float) -> None:
         """Close the connection after so many seconds, unless the limit is changed before."""
         self._deadline = deadline = self._loop.time() + seconds
-        if self._timer is None or deadline < self._timer.when():
+        if deadline < self._due:
             self._set(deadline)
 
     def end(self) -> None:
@@ -148,14 +159,17 @@ class Connection(HTTPMessageDelegate):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._due = math.inf
 
     def _set(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._due = when
         self._timer = self._loop.call_at(when, self._check)
 
     def _check(self) -> None:
         self._timer = None
+        self._due = math.inf
         if self._deadline is None:
             return
         if self._loop.time() < self._deadline:
@@ -194,7 +208,9 @@ class Router(HTTPServerConnectionDelegate):
         http = cast(HTTP1Connection, request_conn)
         connection = self._connections.get(server_conn)
         if connection is None:
-            connection = self._connections[server_conn] = Connection(http.stream, self._makers)
+            address = str(getattr(http.context, "remote_ip", ""))
+            connection = Connection(http.stream, self._makers, address)
+            self._connections[server_conn] = connection
         connection.next_request(http, self._idle_timeout)
         return connection
 

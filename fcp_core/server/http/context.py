@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -72,7 +74,9 @@ class Context:
         self.in_flight = InFlight(limits.max_in_flight)
         self.calls = InFlight(limits.max_calls_in_flight, FREE_OF_CALL)
         self.uploads = InFlight(
-            limits.max_in_flight, beside=self.in_flight, waiting=lambda: services.media.held
+            limits.max_in_flight,
+            beside=self.in_flight,
+            waiting=partial(attrgetter("held"), services.media),
         )
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)

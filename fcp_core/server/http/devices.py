@@ -12,12 +12,14 @@ from urllib.parse import unquote
 from google.protobuf.message import DecodeError, Message
 
 from fcp_core.protocol import routes
+from fcp_core.protocol.compression import is_worth_compressing
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import sender_of
 from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import limits_of_call
 from fcp_core.server.services.device_tokens import label
+from fcp_core.server.services.eligibility import ADDRESS
 
 #: Where devices send their API key.
 KEY_HEADER = "x-goog-api-key"
@@ -131,9 +133,16 @@ class RPCHandler(Handler):
             ) from None
         for name, value in self._variables.items():
             setattr(request, name, value)
+        ADDRESS.set(self.connection.origin)
         response = await self._method(request, self._caller)
         answer = response.SerializeToString()
-        if len(answer) >= COMPRESS and _accepts_gzip(self.headers.get("Accept-Encoding", "")):
+        accepted = self.headers.get("Accept-Encoding", "")
+        if (
+            len(answer) >= COMPRESS
+            and _accepts_gzip(accepted)
+            # Most of a large one is a resource, which is compressed already.
+            and is_worth_compressing(answer)
+        ):
             headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
             self.answer(await self._compress(answer), headers=headers)
         else:

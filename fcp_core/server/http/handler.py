@@ -20,7 +20,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+import types
+from collections.abc import Awaitable, Coroutine, Generator, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache, partial
 from http.client import responses
@@ -36,7 +37,6 @@ from fcp_core.server.http.connections import Connection
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import address_key
-from fcp_core.server.http.steps import run_now
 
 if TYPE_CHECKING:
     from fcp_core.server.http.passing import Passed
@@ -134,7 +134,7 @@ class Handler:
 
     def abandon(self) -> None:
         """Release what the request holds. May be repeated."""
-        if self.body is not None:
+        if self.body is not None and not self.body.closed:
             self.body.close()
 
     def describe(self, error: StatusError) -> tuple[bytes, dict[str, str]]:
@@ -346,3 +346,43 @@ class Handler:
             context.metrics.request(self.label, status, seconds, received)
         if logger.isEnabledFor(logging.DEBUG):
             refusals.log(self, status)
+
+
+def run_now(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
+    """Run *work* until it waits; return what is left of it, or None if it has ended.
+
+    Most calls need not wait, and a task of their own would cost them two turns of the loop. What
+    runs here has no task: ``asyncio.current_task`` returns None.
+
+    :raises BaseException: whatever *work* raises.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        loop = task.get_loop()
+        asyncio.tasks._leave_task(loop, task)
+    try:
+        waited = work.send(None)
+    except StopIteration:
+        return None
+    finally:
+        if task is not None:
+            asyncio.tasks._enter_task(loop, task)
+    return _rest(work, waited)
+
+
+@types.coroutine
+def _rest(work: Coroutine[Any, Any, None], waited: Any) -> Generator[Any, Any, None]:
+    """Go on with what was begun and waits."""
+    try:
+        while True:
+            try:
+                result = yield waited
+            except GeneratorExit:
+                work.close()
+                raise
+            except BaseException as error:
+                waited = work.throw(error)
+            else:
+                waited = work.send(result)
+    except StopIteration:
+        return

@@ -17,6 +17,7 @@ from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
 from fcp_core.server.services.admin import Admin
+from fcp_core.server.services.eligibility import ADDRESS
 from fcp_core.server.services.published import Download
 from fcp_core.server.services.turned_away import rejection
 
@@ -43,7 +44,8 @@ class RemoteServices:
 
         async def call(request: Message, sender: str | None) -> Answer:
             data = request.SerializeToString()
-            return Answer(await self._link.call("rpc", route.service, route.method, data, sender))
+            what = (route.service, route.method, data, sender, ADDRESS.get())
+            return Answer(await self._link.call("rpc", *what))
 
         return call
 

@@ -22,6 +22,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
+from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:
     from fcp_core.server.http.metrics import ServerMetrics
@@ -159,7 +160,10 @@ class WorkerProcess:
 
     # What it calls.
 
-    async def _rpc(self, service: str, method: str, data: bytes, principal: str | None) -> bytes:
+    async def _rpc(
+        self, service: str, method: str, data: bytes, principal: str | None, address: str
+    ) -> bytes:
+        ADDRESS.set(address)
         route = routes.route(service, method)
         function = self._services.method(route)
         if function is None:

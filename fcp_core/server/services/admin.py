@@ -25,11 +25,13 @@ from fcp_core.admin.messages import (
 )
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import POPULATION_PATTERN
+from fcp_core.server.services.load import Load
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
     from fcp_core.rounds.clock import Clock
     from fcp_core.server.services.eligibility_tasks import EligibilityTasks
+    from fcp_core.server.services.population import Population as DevicePopulation
     from fcp_core.server.services.population import Populations
     from fcp_core.server.services.tasks import Tasks
 
@@ -167,7 +169,9 @@ class Admin:
         now = self._clock.now()
         return PopulationList(
             [
-                Population.of(population.name, population.load(now), population.at_work)
+                Population.of(
+                    population.name, Load(population, now), population.at_work, _silent(population)
+                )
                 for population in sorted(self._populations, key=lambda item: item.name)
             ]
         )
@@ -222,3 +226,11 @@ class Admin:
     async def openapi(self) -> dict[str, Any]:
         """Return the description of the API."""
         return openapi.describe()
+
+
+def _silent(population: DevicePopulation) -> Counter[str]:
+    """Return of how many devices of the open tasks there is no sign, by their clients' version."""
+    found: Counter[str] = Counter()
+    for task in population.open_tasks():
+        found.update(dict(task.machine.awaited.silences.items()))
+    return found

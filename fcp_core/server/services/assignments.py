@@ -11,10 +11,10 @@ from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.events import Rejected
-from fcp_core.rounds.operations import operation, operation_name
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.policies import Candidate
 from fcp_core.rounds.session import DeviceSession, SessionState, assignment_id
+from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.tokens import Kind
 from fcp_core.server.services.common import Common
@@ -22,6 +22,8 @@ from fcp_core.server.services.device_tokens import (
     RETENTION,
     AssignmentTickets,
     label,
+    operation,
+    operation_name,
     read_session,
     read_token,
 )
@@ -34,6 +36,8 @@ from fcp_core.server.services.tasks import Tasks
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
 
+#: How many forms of a task's assignments are kept.
+_FORMS = 8
 _WITHOUT_OPERATION = (SessionState.CHECKED_IN, SessionState.ENDED)
 
 
@@ -83,7 +87,7 @@ class TaskAssignments:
                 return self._operation(population, session)
             self._check_room()
             candidate = Candidate(
-                id=self._common.secrets.uuid(),
+                id=self._common.secrets.bytes(16).hex(),
                 arrived=now,
                 weights=session.weights(_weights(request)),
                 client_version=request.client_version.version_code,
@@ -110,7 +114,10 @@ class TaskAssignments:
         new = [name for name in names if name not in session.asked]
         if new:
             self._common.check_pressure()
-        refused = bool(new) and self._refuses(session, request.attestation_measurement.value, now)
+        refused = bool(new) and (
+            self._distrusts(population, session, now)
+            or self._refuses(session, request.attestation_measurement.value, now)
+        )
         for name in new:
             task = None if refused else _with_room(population, name)
             session.asked[name] = "" if task is None else task.aggregation_id
@@ -120,7 +127,7 @@ class TaskAssignments:
         for name in names:
             task = self._tasks.find(session.asked[name])
             given = None if task is None else task.assignment_of(session)
-            if task is not None and given is not None and not task.machine.state.is_final:
+            if task is not None and given is not None and task.machine.state not in FINAL:
                 response.task_assignments.append(self._message(task, given, session))
         if not response.task_assignments:
             if any(session.asked[name] for name in names):
@@ -235,6 +242,14 @@ class TaskAssignments:
         self._common.notify(Rejected(now, *who, "refused"))
         return True
 
+    def _distrusts(self, population: Population, session: DeviceSession, now: float) -> bool:
+        """Whether a device is given nothing, since its sender holds too many silent places."""
+        senders = population.senders
+        if not senders.silent or senders.trusts(session.origin):
+            return False
+        self._common.notify(Rejected(now, population.name, label(session.session_id), "silent"))
+        return True
+
     def _check_room(self) -> None:
         self._common.check_pressure()
         if self._max_waiting is not None:
@@ -261,7 +276,7 @@ class TaskAssignments:
         elif session.state is SessionState.ASSIGNED:
             task = self._tasks.find(session.aggregation_id)
             assignment = None if task is None else task.assignment_of(session)
-            if task is None or assignment is None or task.machine.state.is_final:
+            if task is None or assignment is None or task.machine.state in FINAL:
                 raise StatusError(
                     Code.ABORTED, "this session has had its answer; check in again for another task"
                 )
@@ -278,7 +293,10 @@ class TaskAssignments:
     def _separation_index(self, task: TaskRunner, session: DeviceSession) -> int | None:
         """Return what the device remembers its contribution by: the index it was asked about."""
         name = session.check_in.population
-        offered, own = self._populations.get(name).offer_of(task)
+        population = self._populations.get(name)
+        if not (self._eligibility_tasks.any or population.own_eligibility):
+            return None
+        offered, own = population.offer_of(task)
         now = self._clock.now()
         for policy in self._eligibility_tasks.policies(name, offered, own):
             for spec in policy.policies(name, offered, now):
@@ -297,27 +315,20 @@ class TaskAssignments:
             task.aggregation_id,
             assignment.id,
             session.sender,
-            assignment.assigned + task.assignment_timeout + RETENTION,
+            assignment.assigned + task.settings.assignment_timeout + RETENTION,
             self._common.base_url,
             session.token_key,
         )
+        form = (data_url, compressed, self._separation_index(task, session))
+        alike = task.messages.get(form) or _alike(task, *form)
         message = pb.TaskAssignment(
             aggregation_data_forwarding_info=tickets.forwarding,
-            aggregation_id=task.aggregation_id,
-            plan=task.published.plan(
-                data_url,
-                compressed=compressed,
-                separation_index=self._separation_index(task, session),
-            ),
-            init_checkpoint=task.published.resource("checkpoint", data_url, compressed=compressed),
             session_id=session.session_id,
             authorization_token=tickets.authorization_token,
-            task_name=task.spec.name,
         )
-        task.protocol.describe(message)
-        select = task.published.select_info(data_url, compressed=compressed)
-        if select is not None:
-            message.federated_select_uri_info.CopyFrom(select)
+        message.MergeFrom(alike)
+        if task.protocol.describes:
+            task.protocol.describe(message)
         return message
 
 
@@ -327,6 +338,26 @@ def _weights(request: pb.StartTaskAssignmentRequest) -> dict[str, float] | None:
     return {
         weight.task_name: weight.weight for weight in request.task_eligibility_info.task_weights
     }
+
+
+def _alike(
+    task: TaskRunner, data_url: str, compressed: bool, separation_index: int | None
+) -> pb.TaskAssignment:
+    """Return what a task's assignments have in common, for devices that get it in one form."""
+    published = task.published
+    message = pb.TaskAssignment(
+        aggregation_id=task.aggregation_id,
+        plan=published.plan(data_url, compressed=compressed, separation_index=separation_index),
+        init_checkpoint=published.resource("checkpoint", data_url, compressed=compressed),
+        federated_select_uri_info=published.select_info(data_url, compressed=compressed),
+        task_name=task.spec.name,
+    )
+    if not task.protocol.describes:
+        task.protocol.describe(message)
+    if len(task.messages) >= _FORMS:
+        task.messages.clear()
+    task.messages[data_url, compressed, separation_index] = message
+    return message
 
 
 def _with_room(population: Population, name: str) -> TaskRunner | None:

@@ -1,11 +1,13 @@
-"""The tokens that devices hold: made, and checked, with nothing to look up."""
+"""What devices hold: tokens, made and checked with nothing to look up, and operations."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.protos.common_pb2 import ForwardingInfo
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import (
@@ -21,6 +23,8 @@ from fcp_core.rounds.tokens import (
 #: Seconds for which what a device holds outlives its purpose: one that comes too late is still
 #: known, and answered accordingly.
 RETENTION = 3600.0
+
+_PREFIX = "operations/"
 
 #: What the protocol's own words for the kinds of token are.
 _NAMES = {
@@ -144,3 +148,37 @@ def read_session(
             Code.NOT_FOUND, f"population {population!r} has no such session; check in"
         )
     return token
+
+
+# Long-running operations: no list of them is kept. That of a device that waits for a task is its
+# session's state, and that of a protocol's call is the record of the call.
+
+
+def operation_name(token: str) -> str:
+    """Return the name of an operation; devices take no other form."""
+    return f"{_PREFIX}{token}"
+
+
+def operation_token(name: str) -> str:
+    """Return the token in an operation's name."""
+    return name.removeprefix(_PREFIX)
+
+
+def operation(name: str, metadata: Any, result: Any | StatusError | None) -> longrunning.Operation:
+    """Return an operation as a message.
+
+    :param metadata: must carry a polling interval if it is of a type that has one and the operation
+        is not done: with none, the published client asks again without a pause. None: there is
+        none.
+    :param result: the response or an error; None: it is pending.
+    """
+    message = longrunning.Operation(name=name)
+    if metadata is not None:
+        message.metadata.Pack(metadata)
+    if isinstance(result, StatusError):
+        message.done = True
+        message.error.CopyFrom(result.to_proto())
+    elif result is not None:
+        message.done = True
+        message.response.Pack(result)
+    return message

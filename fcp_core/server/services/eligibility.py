@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
@@ -11,13 +12,15 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resource
 from fcp_core.rounds.events import CheckedIn, Rejected
 from fcp_core.rounds.pacing import window_message
-from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
+from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow, combined
 from fcp_core.rounds.session import DeviceSession
+from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, principal_of, scope_of
 from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import label, read_session
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
+from fcp_core.server.services.load import Load
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import code_of
 
@@ -25,6 +28,19 @@ if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
 
 logger = logging.getLogger("fcp.services")
+
+#: So many check-ins and windows may wait until the account of the pace is brought up to date.
+_SETTLE = 4096
+
+#: The address that the call in progress comes from, or the network that counts as one; empty: this
+#: machine, or not known.
+ADDRESS: ContextVar[str] = ContextVar("fcp_address", default="")
+
+
+def origin_of(sender: str | None) -> tuple[str, ...]:
+    """Return the address and the key that a call comes from, as far as they tell devices apart."""
+    parts = (("address", ADDRESS.get()), ("key", sender))
+    return tuple(f"{kind} {value}" for kind, value in parts if value)
 
 
 class EligibilityEvalTasks:
@@ -62,31 +78,30 @@ class EligibilityEvalTasks:
         :raises StatusError: NOT_FOUND for an unknown population; UNAVAILABLE if the server has
             enough to do with the devices that it let in.
         """
-        now = self._clock.now()
+        now, origin = self._clock.now(), origin_of(sender)
         population = self._populations.get(request.population_name)
         self._common.check_pressure()
-        population.pace.came(now)
+        pace = population.pace
+        pace.later.append((now, None))
+        if len(pace.later) >= _SETTLE:
+            pace.settle()
         hold = population.settings.check_in_hold
         if hold > 0 and not self._released:
             await population.held.wait(hold, now)
             now = self._clock.now()
         check_in = _check_in(request, principal_of(sender))
         session_key = self._common.secrets.bytes(16)
-        load = population.load(now)
-        accepted = self._plugins.retry_window(population.name, accepted=True, load=load, now=now)
-        # Policies say when they want those back whom they send away, and nothing of the others.
-        load = {**load, "not_before": population.not_before(now)}
-        rejected = population.rejection_window(
-            self._plugins.retry_window(population.name, accepted=False, load=load, now=now), now
-        )
+        accepted, rejected = self._windows(population, now)
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )
         offer, conditional, refusal = self._offer(check_in, population, now)
-        if not population.has_room_for(offer.names):
+        trusted = not population.senders.silent or population.senders.trusts(origin)
+        if not (trusted and population.has_room_for(offer.names)):
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
-            reason = "refused" if refusal is not None else "no_task"
+            reason = "no_task" if trusted else "silent"
+            reason = reason if refusal is None else "refused"
             self._common.notify(Rejected(now, population.name, label(session_key.hex()), reason))
             response.rejection_info.SetInParent()
         else:
@@ -105,12 +120,20 @@ class EligibilityEvalTasks:
                 sender=sender,
                 windows=(now, accepted, rejected),
                 token_key=self._tokens.current_key,
+                origin=origin,
             )
             self._accept(response, session, offer, population, now)
         given = rejected if response.HasField("rejection_info") else accepted
-        population.pace.handed_out(given, now)
+        pace.later.append((now, given))
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
+
+    def _windows(self, population: Population, now: float) -> tuple[RetryWindow, RetryWindow]:
+        """Return when a device is to come back: if it is given a task, and if not."""
+        windows, name = self._plugins.retry_window, population.name
+        accepted = windows(name, accepted=True, load=Load(population, now), now=now)
+        rejected = windows(name, accepted=False, load=Load(population, now, rejected=True), now=now)
+        return accepted, population.rejection_window(rejected, now)
 
     def _offer(
         self, check_in: CheckIn, population: Population, now: float
@@ -125,6 +148,12 @@ class EligibilityEvalTasks:
             for task, _ in population.offered():
                 population.note(task.name, f"refused at check-in: {refusal.reason}")
             return NO_OFFER, True, refusal
+        multiple = check_in.supports_multiple_task_assignment
+        if not (multiple or self._tasks.any or population.own_eligibility):
+            # Nobody is asked anything.
+            open_tasks = population.open_tasks(AssignmentMode.SINGLE)
+            names = frozenset([task.spec.name for task in open_tasks])
+            return Offer(None, names, names), False, None
         verdicts: dict[int, Refusal | None] = {}
 
         def judge(policy: EligibilityPolicy) -> Refusal | None:

@@ -91,6 +91,8 @@ class EligibilityTasks:
             for name in plugins.config.scopes("population")
         }
         self._in_use: dict[str, _InUse] = {}
+        #: Whether any population has eligibility policies, but for those of its tasks.
+        self.any = bool(self._configured) or any(self._own.values())
         #: Held while one is stored, so that what is stored last is what is in use.
         self._changing = asyncio.Lock()
 
@@ -211,6 +213,7 @@ class EligibilityTasks:
     def _use(self, population: str, in_use: _InUse | None) -> None:
         before = self._in_use.pop(population, None)
         if in_use is not None:
+            self.any = True
             self._in_use[population] = in_use
             if in_use.published is not None:
                 self._downloads.add(in_use.published)

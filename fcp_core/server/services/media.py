@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from fcp_core.aggregation.engine import HeldBody
-from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.clock import Clock
-from fcp_core.rounds.protocols import Body
+from operator import attrgetter
+
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.protocol_calls import ProtocolCalls
 from fcp_core.server.services.published import Download
@@ -13,70 +11,17 @@ from fcp_core.server.services.task_engine import UploadMemory
 
 
 class Media:
-    """Uploads and downloads."""
+    """Uploads, which are calls of aggregation protocols too, and downloads."""
 
-    def __init__(
-        self, clock: Clock, calls: ProtocolCalls, downloads: Downloads, memory: UploadMemory
-    ) -> None:
-        self._clock = clock
-        self._calls = calls
+    #: How many bytes of uploads wait to be accumulated.
+    held = property(attrgetter("_memory.held"))
+
+    def __init__(self, calls: ProtocolCalls, downloads: Downloads, memory: UploadMemory) -> None:
+        self.begin_upload = calls.begin_upload
+        self.finish_upload = calls.finish_upload
+        self.abandon_upload = calls.abandon_upload
         self._downloads = downloads
         self._memory = memory
-
-    @property
-    def held(self) -> int:
-        """How many bytes of uploads wait to be accumulated."""
-        return self._memory.held
-
-    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
-        """Begin an upload; :meth:`finish_upload` or :meth:`abandon_upload` must follow.
-
-        :returns: whether its bytes are wanted: they are not if they are there already and the
-            device only did not hear so, or if it comes too late; it is to be answered OK then.
-        :raises StatusError: UNAUTHENTICATED for a name that is not valid, PERMISSION_DENIED for one
-            of somebody else, ABORTED if the assignment was dropped.
-        """
-        now = self._clock.now()
-        found = self._calls.upload(resource_name, now, sender)
-        if found is None:
-            return False
-        task, assignment, slot = found
-        return task.begin_upload(assignment, slot, now)
-
-    async def finish_upload(
-        self, resource_name: str, body: Body, sender: str | None = None
-    ) -> None:
-        """Take the whole body, decompressed.
-
-        :raises StatusError: as :meth:`begin_upload`; UNAVAILABLE if too much is held already, and
-            then the device may try again.
-        """
-        now = self._clock.now()
-        found = self._calls.upload(resource_name, now, sender)
-        if found is None:
-            if isinstance(body, HeldBody):
-                body.drop()
-            return
-        task, assignment, slot = found
-        try:
-            self._memory.check(len(body))
-        except StatusError:
-            assignment.abandon_upload(slot)
-            raise
-        if task.protocol.reads and isinstance(body, HeldBody):
-            body = await body.fetch()
-        task.finish_upload(assignment, slot, body, now)
-
-    async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
-        """Forget an upload whose bytes will not come; the device may try again."""
-        try:
-            found = self._calls.upload(resource_name, self._clock.now(), sender)
-        except StatusError:
-            return
-        if found is None:
-            return
-        _, assignment, slot = found
-        assignment.abandon_upload(slot)
 
     async def download(self, name: str) -> Download:
         """Return a resource.

@@ -12,6 +12,7 @@ from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Outcome
 from fcp_core.rounds.events import Event, Rejected
+from fcp_core.rounds.experience import Experiences
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
@@ -55,27 +56,28 @@ class Population:
         states: PolicyStates | None = None,
     ) -> None:
         self.name = name
-        self._notify = notify
-        self._states = states
-        self._saving = False
-        self._stopping = False
+        self._notify, self._states = notify, states
+        self._saving = self._stopping = False
         #: The earliest window in which policies want those back whom they rejected.
         self._away: tuple[float, float] | None = None
         self.settings = settings
-        self._max_at_work = settings.max_at_work
-        self.capped = settings.max_at_work is not None
+        self._max_at_work, self.capped = settings.max_at_work, settings.max_at_work is not None
         self.pace = Pace()
+        self._experiences = Experiences(settings.max_silent_per_sender)
+        self.senders = self._experiences.senders
         self._assigner: Assigner[DeviceSession] = Assigner(rng)
         self._ticker = ticker
         self._tasks: dict[str, TaskRunner] = {}
         #: The eligibility policies of the tasks that have their own.
-        self._eligibility: dict[str, Sequence[EligibilityPolicy]] = {}
+        self.own_eligibility: dict[str, Sequence[EligibilityPolicy]] = {}
         self.sessions = Sessions(settings.session_timeout, RETENTION, self._expire)
         self.sessions.on_change = ticker.register(f"sessions:{name}", self.sessions)
         #: Check-ins that wait for room.
         self.held = HeldCheckIns(name, ticker, self._capacity)
         #: When policies were asked last, and when an arrival is a reason to ask them again.
         self._asked = self._ask_again = 0.0
+        #: When the ticker asks them.
+        self._tick: float | None = None
 
     def open(
         self,
@@ -91,8 +93,9 @@ class Population:
         :param eligibility: its own eligibility policies; None: it has those of the population.
         """
         self._tasks[task.task_id] = task
+        task.machine.share(self._experiences)
         if eligibility is not None:
-            self._eligibility[task.task_id] = eligibility
+            self.own_eligibility[task.task_id] = eligibility
             # Those who wait and were asked nothing were not asked about this one either.
             self._assigner.restrict(self._unasked())
         state = None
@@ -104,7 +107,7 @@ class Population:
     def close(self, task: TaskRunner, now: float) -> None:
         """Remove a task; devices that waited only for it are rejected."""
         if self._tasks.pop(task.task_id, None) is not None:
-            self._eligibility.pop(task.task_id, None)
+            self.own_eligibility.pop(task.task_id, None)
             self._assigner.close(task.task_id)
             self.consider(now)
 
@@ -128,7 +131,7 @@ class Population:
         """Return a task as :meth:`offered` does."""
         spec = task.spec
         offered = OfferedTask(spec.name, spec.assignment_mode, spec.options)
-        return offered, self._eligibility.get(task.task_id)
+        return offered, self.own_eligibility.get(task.task_id)
 
     def note(self, task_name: str, reason: str) -> None:
         """Count why a device does not get the open tasks of a name."""
@@ -138,19 +141,19 @@ class Population:
 
     def _unasked(self) -> Mapping[str, float] | None:
         """Return the weights of a device that was asked nothing; None: it may take any task."""
-        if not any(self._eligibility.values()):
+        if not any(self.own_eligibility.values()):
             return None
         asked: set[str] = set()
         others: set[str] = set()
         for task in self.open_tasks():
-            own = self._eligibility.get(task.task_id)
+            own = self.own_eligibility.get(task.task_id)
             (asked if own else others).add(task.spec.name)
         return dict.fromkeys(others - asked, 1.0)
 
     @property
     def at_work(self) -> int:
-        """How many assignments have not ended."""
-        return sum(task.machine.pending for task in self._tasks.values())
+        """How many assignments have not ended, but for those that are overdue."""
+        return sum(task.machine.at_work for task in self._tasks.values())
 
     @property
     def waiting(self) -> int:
@@ -165,21 +168,6 @@ class Population:
             interval = max(interval, min(self.waiting / rate, LONGEST_POLLING_INTERVAL))
         return interval
 
-    def load(self, now: float) -> Mapping[str, Any]:
-        """Return how busy it is, for pace steering."""
-        tasks = self.open_tasks()
-        missing = sum(task.machine.missing for task in tasks)
-        return {
-            "open_tasks": len(tasks),
-            "missing": missing,
-            "needs": self.pace.needs(missing, now),
-            "waiting": self._assigner.waiting,
-            "check_in_rate": self.pace.rate(now),
-            "population_size": self.pace.population_size(now),
-            "pace": self.pace,
-            "not_before": 0.0,
-        }
-
     def arrive(self, session: DeviceSession, candidate: Candidate, now: float) -> None:
         """Let a device wait for a SINGLE task; it may have one before this returns.
 
@@ -187,8 +175,9 @@ class Population:
         """
         if candidate.weights is None:
             candidate = replace(candidate, weights=self._unasked())
-        if self._stopping:
-            self._reject(session, "stopping", now)
+        distrusted = self.senders.silent and not self.senders.trusts(session.origin)
+        if self._stopping or distrusted:
+            self._reject(session, "stopping" if self._stopping else "silent", now)
             return
         self._assigner.arrive(candidate, session)
         if self._asked <= now < self._ask_again:
@@ -249,8 +238,9 @@ class Population:
         """
         capped = self.capped
         if contributed:
-            # Without a cap a contribution takes its place with it.
-            capped = capped or task.machine.max_at_work is not None
+            # Without a cap a contribution takes its place with it, unless more must be together.
+            machine = task.machine
+            capped = capped or machine.max_at_work is not None or machine.together > 1
             room = capped and self._capacity() > 0
         else:
             room = capped or task.machine.capacity > 0
@@ -278,6 +268,9 @@ class Population:
         return max(0, self._max_at_work - self.at_work)
 
     def _decide(self, now: float) -> None:
+        if self.senders.silent:
+            for session in self._assigner.withdraw_if(lambda s: not self.senders.trusts(s.origin)):
+                self._reject(session, "silent", now)
         if self._assigner.waiting:
             tasks = {task.task_id: task for task in self.open_tasks(AssignmentMode.SINGLE)}
             outcome = self._assigner.decide(
@@ -335,8 +328,12 @@ class Population:
 
     def _set_tick(self, when: float | None) -> None:
         """Ask the policies again when one of them wants to be, or earlier if *when* is."""
-        ticks = [tick for tick in (self._assigner.next_tick(), when) if tick is not None]
-        self._ticker.at(f"population:{self.name}", min(ticks, default=None), self._decide)
+        tick = self._assigner.next_tick()
+        if tick is not None and (when is None or tick < when):
+            when = tick
+        if when is not None or self._tick is not None:
+            self._tick = when
+            self._ticker.at(f"population:{self.name}", when, self._decide)
 
     def _capacity(self) -> int:
         capacity = sum(task.machine.capacity for task in self.open_tasks())

@@ -10,21 +10,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from google.protobuf.message import Message
 
+from fcp_core.aggregation.engine import HeldBody
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment
-from fcp_core.rounds.operations import ProtocolCall, operation, operation_name
+from fcp_core.rounds.assignment import Assignment, ProtocolCall
 from fcp_core.rounds.pacing import duration
-from fcp_core.rounds.protocols import AggregationProtocolFactory, Call
+from fcp_core.rounds.protocols import AggregationProtocolFactory, Body, Call
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.server.services.common import Common
-from fcp_core.server.services.device_tokens import AssignmentTickets, read_token
+from fcp_core.server.services.device_tokens import (
+    AssignmentTickets,
+    operation,
+    operation_name,
+    read_token,
+)
+from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.task_runner import TaskRunner
 
 if TYPE_CHECKING:
@@ -42,6 +49,7 @@ class ProtocolCalls:
     :param factories: the installed protocols.
     :param accepts_late: whether a device that comes too late is answered OK if its task is not
         known any more; otherwise the task says.
+    :param memory: counts the uploads that wait.
     """
 
     def __init__(
@@ -51,12 +59,14 @@ class ProtocolCalls:
         tasks: Tasks,
         factories: Collection[AggregationProtocolFactory],
         accepts_late: bool,
+        memory: UploadMemory,
     ) -> None:
         self._clock = common.clock
         self._tokens = common.tokens
         self._tasks = tasks
         self._base_url = common.base_url
         self._accepts_late = accepts_late
+        self._memory = memory
         self._factories = {name: factory for factory in factories for name in factory.services}
         #: The services of the protocols.
         self.services = frozenset(self._factories)
@@ -70,11 +80,7 @@ class ProtocolCalls:
 
     def method(self, route: Route) -> Callable[[Message, str | None], Awaitable[Message]]:
         """Return what serves one method."""
-
-        async def serve(request: Message, sender: str | None = None) -> Message:
-            return await self.call(route, request, sender)
-
-        return serve
+        return partial(self.call, route)
 
     async def call(self, route: Route, request: Any, sender: str | None = None) -> Message:
         """Serve a call.
@@ -164,6 +170,58 @@ class ProtocolCalls:
                 raise _too_late()
             return None
         return task, task.find(token.subject.hex(), now, begins=False), token.extra.decode()
+
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
+        """Begin an upload; :meth:`finish_upload` or :meth:`abandon_upload` must follow.
+
+        :returns: whether its bytes are wanted: they are not if they are there already and the
+            device only did not hear so, or if it comes too late; it is to be answered OK then.
+        :raises StatusError: UNAUTHENTICATED for a name that is not valid, PERMISSION_DENIED for one
+            of somebody else, ABORTED if the assignment was dropped.
+        """
+        now = self._clock.now()
+        found = self.upload(resource_name, now, sender)
+        if found is None:
+            return False
+        task, assignment, slot = found
+        return task.begin_upload(assignment, slot, now)
+
+    async def finish_upload(
+        self, resource_name: str, body: Body, sender: str | None = None
+    ) -> None:
+        """Take the whole body, decompressed.
+
+        :raises StatusError: as :meth:`begin_upload`; UNAVAILABLE if too much is held already, and
+            then the device may try again.
+        """
+        now = self._clock.now()
+        found = self.upload(resource_name, now, sender)
+        if found is None:
+            if isinstance(body, HeldBody):
+                body.drop()
+            return
+        task, assignment, slot = found
+        try:
+            self._memory.check(len(body))
+        except StatusError:
+            assignment.abandon_upload(slot)
+            raise
+        if task.protocol.reads and isinstance(body, HeldBody):
+            body = await body.fetch()
+        task.finish_upload(assignment, slot, body, now)
+
+    async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
+        """Forget an upload whose bytes will not come; the device may try again."""
+        try:
+            found = self.upload(resource_name, self._clock.now(), sender)
+        except StatusError:
+            return
+        if found is None:
+            return
+        _, assignment, slot = found
+        assignment.abandon_upload(slot)
+
+    # Inside.
 
     def _accepts(self, task: TaskRunner | None) -> bool:
         return self._accepts_late if task is None else task.accepts_late

@@ -16,9 +16,8 @@ from typing import Any, TypeAlias
 from google.protobuf.message import Message
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.assignment import Assignment, CallState, ProtocolCall, Stage
 from fcp_core.rounds.effects import DroppedEffect, Group, TaskEffect
-from fcp_core.rounds.operations import CallState, ProtocolCall
 from fcp_core.rounds.protocols import (
     Accumulate,
     AggregationProtocol,
@@ -73,10 +72,10 @@ class ProtocolHost:
         #: protocol said to them came too early.
         self._owed: set[str] = set()
 
-    @property
-    def reads(self) -> bool:
-        """Whether it is given the bytes of uploads."""
-        return self._protocol.reads
+        #: Whether it is given the bytes of uploads.
+        self.reads = protocol.reads
+        #: Whether it has a part of each assignment's message to fill in; if not, all are alike.
+        self.describes = type(protocol).describe is not AggregationProtocol.describe
 
     @property
     def resumable(self) -> bool:
@@ -139,7 +138,7 @@ class ProtocolHost:
             raise StatusError(Code.ABORTED, assignment.error.message)
         concluding = method in self._protocol.concluding
         if assignment.state is Stage.ASSIGNED:
-            assignment.move(Stage.STARTED)
+            self._machine.begin(assignment, now)
         call = assignment.calls[method] = ProtocolCall()
         if assignment.state is Stage.CONTRIBUTED and concluding:
             # It is counted, whenever it asks.

@@ -1,7 +1,7 @@
 """The resources of one task: its plan, checkpoint and slices, in the form that devices are sent.
 
-What is in memory is compressed once when a task opens; what a device without gzip asks for is
-decompressed once, and kept as long as the task is open.
+What is in memory is compressed once when a task opens, if a sample of it shrinks; what a device
+without gzip asks for is then decompressed once, and kept as long as the task is open.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from fcp_core.protocol.compression import is_worth_compressing
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
@@ -92,8 +93,15 @@ class Download:
         """How a device gets it."""
         return Facts(self.etag, self.max_age)
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether what is sent is gzip."""
+        return self.content_type.endswith(_GZIP)
+
     def plain(self) -> Download:
         """Return it without compression."""
+        if not self.is_compressed:
+            return self
         data = gzip.decompress(self.data)
         return replace(self, data=data, content_type=self.content_type.removesuffix(_GZIP))
 
@@ -162,7 +170,7 @@ class Published:
         if file is not None:
             sent = file if compressed else self._undone(name, file)
             if len(sent.data) < self.inline_below:
-                return _inline(sent.data, compressed)
+                return _inline(sent.data, sent.is_compressed)
         resource = common.Resource(uri=f"{base_url}data/{self._folder(compressed)}/{name}")
         if facts.max_age > 0:
             resource.client_cache_id = facts.etag
@@ -194,7 +202,7 @@ class Published:
         """Return a file as it goes over the wire; None if there is none of that name."""
         file = self._file(name)
         if file is not None:
-            if compressed:
+            if compressed or not file.is_compressed:
                 return file
             return await _apart(len(file.data), self._undone, name, file)
         return None if self.source is None else await self._read(self.source, name, compressed)
@@ -332,5 +340,8 @@ async def _apart(size: int, function: Callable[..., Download], *arguments: objec
 
 
 def _compress(data: bytes) -> Download:
+    etag = hashlib.sha256(data).hexdigest()
+    if not is_worth_compressing(data):
+        return Download(data, CHECKPOINT_TYPE.removesuffix(_GZIP), etag, 0.0)
     compressed = gzip.compress(data, 1 if len(data) > _LARGE else 6, mtime=0)
-    return Download(compressed, CHECKPOINT_TYPE, hashlib.sha256(data).hexdigest(), 0.0)
+    return Download(compressed, CHECKPOINT_TYPE, etag, 0.0)

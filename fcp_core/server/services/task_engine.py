@@ -79,6 +79,8 @@ class TaskEngine:
         self._fold: Fold | None = None
         self._jobs: set[Future[bytes]] = set()
         self._stopped = False
+        #: Whether an outcome is being taken that was there at once.
+        self._taking = False
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
 
@@ -102,13 +104,14 @@ class TaskEngine:
     def accumulate(self, group: Group, then: Callable[[Group, Future[None]], None]) -> None:
         """Accumulate what a group contributes."""
         fold = self._current()
-        ids = [assignment.id for assignment in group.assignments]
         if group.slot is None:
+            ids = [assignment.id for assignment in group.assignments]
             future = _begun(fold.add_group, ids, *group.checkpoints)
         else:
-            body = group.assignments[0].take(group.slot)
+            (assignment,) = group.assignments
+            body = assignment.take(group.slot)
             add = fold.add_held if isinstance(body, HeldBody) else fold.add
-            future = _begun(add, ids[0], body)
+            future = _begun(add, assignment.id, body)
         self._when_done(future, partial(then, group))
 
     def report(
@@ -191,7 +194,16 @@ class TaskEngine:
             if not self._loop.is_closed():
                 (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(on_loop, done)
 
-        future.add_done_callback(from_engine)
+        if not self._taking and future.done() and threading.get_ident() == self._thread:
+            # As it is with small contributions: the device has its answer in this turn. What that
+            # leads to has the next, or one could lead to another without end.
+            self._taking = True
+            try:
+                on_loop(future)
+            finally:
+                self._taking = False
+        else:
+            future.add_done_callback(from_engine)
 
 
 def _begun(begin: Callable[..., Future[Any]], *arguments: Any) -> Future[Any]:

@@ -23,6 +23,7 @@ from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import EligibilityPolicy, SelectionPolicy
 from fcp_core.rounds.protocols import AggregationProtocol, ProtocolTask
+from fcp_core.rounds.specification import is_wordless
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.tokens import TokenSource
@@ -167,7 +168,7 @@ class TaskFactory:
             deadline=machine.deadline,
             rng=random.Random(self._secrets.bytes(16)),
             secrets=self._secrets.bytes,
-            over_selection=settings.over_selection,
+            over_selection=machine.over_selection,
             max_at_work=settings.max_at_work,
         )
 
@@ -223,6 +224,9 @@ def _machine(
         closing_timeout=settings.closing_timeout,
         folded_by=folded_by,
         durability="contribution" if durable else "round",
+        alike_failures=settings.alike_failures,
+        first_sign_timeout=settings.first_sign_timeout,
+        wordless=is_wordless(spec.plan),
     )
 
 

@@ -217,11 +217,12 @@ class Services:
             tasks=self.tasks,
             factories=plugins.protocols.values(),
             accepts_late=settings.accepts_late,
+            memory=self._memory,
         )
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
         )
-        self.media = Media(common.clock, self.protocol_calls, self._downloads, self._memory)
+        self.media = Media(self.protocol_calls, self._downloads, self._memory)
         self._services: dict[str, object] = {
             f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,
             f"{_FCP}.TaskAssignments": self.task_assignments,

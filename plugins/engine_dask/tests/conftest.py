@@ -56,6 +56,7 @@ class DaskCluster:
                 stdout=log,
                 stderr=log,
                 env=environment,
+                cwd=self.folder,
                 start_new_session=True,  # a nanny and its worker end together
             )
         self.processes.append(process)
@@ -78,6 +79,12 @@ class DaskCluster:
             *("--no-dashboard", "--local-directory", self.folder, *self.worker_options),
             path=path,
         )
+
+    def wait_for_workers(self, count):
+        from distributed import Client
+
+        with Client(self.address, set_as_default=False) as client:
+            client.wait_for_workers(count, timeout=LIMIT)
 
     def kill(self, process):
         with contextlib.suppress(ProcessLookupError):
@@ -108,6 +115,7 @@ def dask_cluster(tmp_path_factory):
         cluster.start_scheduler()
         for _ in range(2):
             cluster.start_worker()
+        cluster.wait_for_workers(2)
         yield cluster
     finally:
         cluster.stop()

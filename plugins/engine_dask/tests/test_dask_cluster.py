@@ -149,7 +149,7 @@ def test_what_the_cluster_cannot_do_is_done_here(new_cluster, engine_of, tmp_pat
     cluster = new_cluster()
     cluster.start_scheduler()
     with engine_of(cluster.options(patience=1.0)) as engine:
-        # There are no workers yet.
+        assert "the Dask cluster has no workers yet" in caplog.text
         assert engine.run(f"{JOBS}:where", b"").result(LIMIT) == str(os.getpid()).encode()
         assert "has had no worker for 1 s" in caplog.text
         worker = cluster.start_worker()
@@ -244,21 +244,8 @@ def test_workers_with_other_versions_are_refused(new_cluster, tmp_path):
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: fcp-server\nVersion: 9.9\n")
     cluster.start_worker(path=[tmp_path])
 
-    def why():
-        # Until its worker has arrived, a cluster has none and is taken.
-        engine = FACTORY.make({}, cluster.options())
-
-        async def main():
-            try:
-                await start_engine(engine)
-            except UsageError as error:
-                return str(error)
-            await engine.stop()
-            return ""
-
-        return asyncio.run(main())
-
-    message = until(why)
+    cluster.wait_for_workers(1)
+    message = refusal(cluster.options())
     assert "need the same packages as the server" in message
     assert "fcp-server: this server has 0.1.0, the worker tcp://127.0.0.1" in message
     assert message.endswith("has 9.9.")

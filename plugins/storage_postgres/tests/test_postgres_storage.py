@@ -1,5 +1,6 @@
 """The storage is held to the kit, against a server of the tests' own."""
 
+import contextlib
 import hashlib
 import os
 
@@ -8,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 
 from fcp_core.testing.storage import StorageConformance
 from fcp_postgres.storage import PostgresStorage
+from fcp_postgres.testing_proxy import ANSWERED, PASS, SENT, UNSENT, CuttingProxy
 
 
 def schema_of(path):
@@ -20,7 +22,7 @@ def storage_of(path):
 
 
 class TestPostgres(StorageConformance):
-    durable = shared = shared_by_hosts = can_fail = True
+    durable = shared = shared_by_hosts = can_fail = can_lose_answers = True
     child_factory = "test_postgres_storage:storage_of"
     settings = hypothesis_settings(max_examples=6, stateful_step_count=25, deadline=None)
 
@@ -32,6 +34,13 @@ class TestPostgres(StorageConformance):
 
     def make_storage(self, path):
         return storage_of(path)
+
+    @contextlib.contextmanager
+    def lose_answers(self, path):
+        fates = [UNSENT, ANSWERED, PASS, SENT] * 10
+        with pytest.MonkeyPatch.context() as patch, CuttingProxy(self.postgres, fates) as proxy:
+            patch.setenv("FCP_TEST_POSTGRES", proxy.url)
+            yield
 
     def disable(self, path):
         return self.postgres.down()

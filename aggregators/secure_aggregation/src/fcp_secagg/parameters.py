@@ -19,6 +19,9 @@ from fcp_secagg.primitives import Secrets
 _SLACK = 1e-14
 _LARGEST = 1_000_000
 _SECURITY_BITS, _CORRECTNESS_BITS = 41, 20
+#: Up to this size all are neighbours: it costs little, and a few who work with the server learn
+#: nothing of anybody.
+_SMALL = 64
 
 
 class Adversary(Enum):
@@ -83,7 +86,7 @@ class UnmetRequirementsError(ValueError):
 
 
 def choose(size: int, wanted: Requirements) -> Parameters:
-    """Return the parameters of a cohort: a sub-graph if one is enough.
+    """Return the parameters of a cohort: of a large one a sub-graph, if one is enough.
 
     :param size: how many devices it has.
     :raises UnmetRequirementsError: if there are none.
@@ -94,6 +97,8 @@ def choose(size: int, wanted: Requirements) -> Parameters:
         raise UnmetRequirementsError(
             f"a cohort of {size} devices can make no sum of at least {minimum}"
         )
+    if size <= _SMALL:
+        return _full(size, minimum, wanted)
     try:
         degree, threshold = find_subgraph(size, wanted)
     except UnmetRequirementsError:

@@ -25,7 +25,7 @@ class Kept(Accumulator):
         pass
 
     def accumulate(self, inputs):
-        self._values.append(int(inputs[0]))
+        self._values.append(int(inputs[0].sum()))
 
     def merge(self, other):
         self._values += other._values

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.codec import index_value
 from fcp_core.storage.contract import Record
 
@@ -20,6 +21,8 @@ from fcp_core.storage.contract import Record
 _LONGEST_VALUE = 200
 #: Keys have to fit into a page of an index.
 LONGEST_KEY = 2000
+#: PostgreSQL takes no values of a gibibyte, and no messages.
+LARGEST_RECORD = 1_000_000_000
 #: No value of MessagePack begins with it.
 _DIGEST = b"\xc1"
 
@@ -88,7 +91,16 @@ class Table:
         )
 
     def row(self, record: Record, data: bytes) -> tuple[bytes, ...]:
-        """Return the arguments of :attr:`upsert`."""
+        """Return the arguments of :attr:`upsert`.
+
+        :raises StatusError: RESOURCE_EXHAUSTED if the record is too large.
+        """
+        if len(data) > LARGEST_RECORD:
+            raise StatusError(
+                Code.RESOURCE_EXHAUSTED,
+                f"a {self.name} of {len(data)} bytes is too large for PostgreSQL, which takes "
+                f"{LARGEST_RECORD}",
+            )
         values = (column_value(getattr(record, field)) for field in self.fields)
         return (key_bytes(record.key), data, *values)
 

