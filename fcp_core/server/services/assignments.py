@@ -251,7 +251,8 @@ class TaskAssignments:
         return True
 
     def _check_room(self) -> None:
-        self._common.check_pressure()
+        if self._common.writes.going or self._common.memory.crowded:
+            self._common.check_pressure()
         if self._max_waiting is not None:
             waiting = sum(population.waiting for population in self._populations)
             if waiting >= self._max_waiting:

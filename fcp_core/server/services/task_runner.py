@@ -75,7 +75,7 @@ class TaskRunner:
         self.messages: dict[tuple[str, bool, int | None], Any] = {}
         self.settings, self.accepts_late = settings, settings.accepts_late
         self._begun, self.routes = parts.begun, parts.routes
-        self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
+        self._engine = TaskEngine(surroundings, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
         #: When it is to be called next, as the ticker knows.
@@ -107,7 +107,7 @@ class TaskRunner:
         self._schedule()
 
     def restart(self, parts: TaskParts, now: float) -> None:
-        """Begin again with nothing, as after a restart of the server.
+        """Begin again with what is stored, as after a restart of the server.
 
         Those who are in progress are answered ABORTED; those who have contributed hear nothing.
         """
@@ -143,9 +143,7 @@ class TaskRunner:
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
         self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
-        await self._engine.settle(
-            self._finishing, self.machine.name, in_trouble=bool(self._with.writes.trouble())
-        )
+        await self._engine.settle(self._finishing, self.machine.name)
         self._engine.stop(abort=self._finishing is None)
         stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
         for assignment in self.machine.all():

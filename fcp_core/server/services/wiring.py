@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
-from fcp_core.protocol.status import Code, StatusError
+from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
@@ -41,6 +41,7 @@ from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection
+from fcp_core.server.services.writes import Writes
 from fcp_core.storage.contract import Storage, check_contract
 from fcp_core.storage.shards import Fence, unfenced
 
@@ -102,7 +103,8 @@ class Services:
             base_url=url,
             data_url=partial(str, prefix) if prefix else url,
             notify=notify,
-            check_pressure=self._check_pressure,
+            writes=Writes(),
+            memory=UploadMemory(settings.max_in_flight),
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
@@ -167,9 +169,9 @@ class Services:
         )
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
-        self._store = TaskStore(self._storage, self._fence)
+        self._store = TaskStore(self._storage, common.writes, self._fence)
         self._downloads = Downloads(settings.resource_cache)
-        self._memory = UploadMemory(settings.max_in_flight)
+        self._memory = common.memory
         self.tasks = Tasks(
             plugins=plugins,
             secrets=common.secrets,
@@ -258,11 +260,6 @@ class Services:
             session = label(session_id) if session_id else ""
             self._notify(Rejected(now, population.name, session, "busy"))
         return found
-
-    def _check_pressure(self) -> None:
-        problem = self._store.writes.trouble() or self._memory.pressure()
-        if problem:
-            raise StatusError(Code.UNAVAILABLE, f"{problem}; check in again later")
 
     async def problem(self) -> str:
         """Say why the server takes no new devices at the moment; ``""`` if it does."""
