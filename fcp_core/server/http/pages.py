@@ -17,9 +17,16 @@ class HealthHandler(Handler):
         """Answer 200; 503 with the reason if the server stops, or can store nothing."""
         problem = ""
         if self.path == "/readyz":
-            problem = "stopping" if self.context.stopping else await self.context.services.problem()
+            members = self.context.members
+            if self.context.stopping:
+                problem = "stopping"
+            elif members is not None and not members.in_touch:
+                problem = "the storage does not answer"
+            else:
+                problem = await self.context.services.problem()
         self.answer(
-            f"{problem or 'ok'}\n".encode(),
+            f"{problem or 'ok'}
+".encode(),
             503 if problem else 200,
             {"Content-Type": "text/plain; charset=utf-8"},
         )
