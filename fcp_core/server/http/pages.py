@@ -25,8 +25,7 @@ class HealthHandler(Handler):
             else:
                 problem = await self.context.services.problem()
         self.answer(
-            f"{problem or 'ok'}
-".encode(),
+            f"{problem or 'ok'}\n".encode(),
             503 if problem else 200,
             {"Content-Type": "text/plain; charset=utf-8"},
         )
