@@ -61,7 +61,9 @@ class Services:
 
     :param populations: those that devices may check in to; None: those that tasks are submitted
         for.
-    :param base_url: where devices reach the server, with a slash at the end.
+    :param base_url: where devices reach the server, with a slash at the end; ``/`` is the host that
+        they use already.
+    :param data_url: the same for downloads, which need a whole address, if it is another.
     :param rng: the randomness of selection policies; secrets come from *secrets*.
     :param storage: instead of the configured one.
     :param engine: instead of the configured one.
@@ -76,6 +78,7 @@ class Services:
         *,
         populations: Iterable[str] | None,
         base_url: str | Callable[[], str],
+        data_url: Callable[[], str] | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
         secrets: TokenSource | None = None,
@@ -101,7 +104,7 @@ class Services:
             tokens=Tokens(keys.keyring, keys.deployment),
             secrets=TokenSource() if secrets is None else secrets,
             base_url=url,
-            data_url=partial(str, prefix) if prefix else url,
+            data_url=partial(str, prefix) if prefix else data_url or url,
             notify=notify,
             writes=Writes(),
             memory=UploadMemory(settings.max_in_flight),
