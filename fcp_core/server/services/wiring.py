@@ -122,17 +122,7 @@ class Services:
         self._wire_devices(plugins, settings, common)
         if self.members is not None:
             self._own_nothing(self.members, served or ())
-        self.admin = Admin(
-            tasks=self.tasks,
-            eligibility_tasks=self.eligibility_tasks,
-            populations=self._populations,
-            clock=clock,
-            url=common.base_url,
-            storage=settings.storage,
-            members=self.members,
-        )
-        #: What answers for all members.
-        self.shared_admin: Any = self.admin
+        self._wire_admin(settings)
 
     def _population_maker(
         self, plugins: Plugins, rng: random.Random
@@ -233,6 +223,19 @@ class Services:
             f"{_FCP}.TaskAssignments": self.task_assignments,
             "google.longrunning.Operations": self.operations,
         }
+
+    def _wire_admin(self, settings: ServerSettings) -> None:
+        self.admin = Admin(
+            tasks=self.tasks,
+            eligibility_tasks=self.eligibility_tasks,
+            populations=self._populations,
+            clock=self._clock,
+            url=self.url,
+            storage=settings.storage,
+            members=self.members,
+        )
+        #: What answers for all members.
+        self.shared_admin: Any = self.admin
 
     def method(self, route: Route) -> Callable[[Any, str | None], Awaitable[Any]] | None:
         """Return what serves a call: of a request and its sender to the response; None: nothing.
