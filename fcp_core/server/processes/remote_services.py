@@ -51,6 +51,11 @@ class RemoteServices:
 
         return call
 
+    async def problem(self) -> str:
+        """Say why the server takes no new devices at the moment, as ``Services``."""
+        found: str = await self._link.call("problem")
+        return found
+
     def turn_away(self, route: Route, variables: Mapping[str, str]) -> Message | None:
         """Return what a call is answered with that cannot be served now, as ``Services``."""
         return rejection(route, variables.get("session_id", ""), BUSY)
@@ -67,12 +72,6 @@ class RemoteMembers:
         self.clock = clock
         self.seconds = seconds
         self.table = RoutingTable()
-
-    @property
-    def in_touch(self) -> bool:
-        """Whether the process that decides knew an owner lately, or there is nothing to own."""
-        owners = self.table.owners.values()
-        return not owners or any(self.clock.now() < owner.until for owner in owners)
 
     async def use(self, table: Any) -> None:
         """Use another table."""

@@ -110,6 +110,7 @@ class WorkerProcess:
                 "download": self._download,
                 "expose": self._exposed,
                 "look": self._look,
+                "problem": services.problem,
             },
             self._ended,
             prompt=("rpc", "begin_upload", "finish_upload", "abandon_upload"),

@@ -109,11 +109,6 @@ class Routes(Protocol):
     seconds: float
     clock: Clock
 
-    @property
-    def in_touch(self) -> bool:
-        """Whether the storage answered lately."""
-        ...
-
     async def look(self) -> None:
         """Have the storage asked who owns what, and wait for the answer."""
         ...

@@ -41,6 +41,7 @@ from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection
+from fcp_core.server.services.writes import Writes
 from fcp_core.storage.contract import Storage, check_contract
 from fcp_core.storage.shards import Fence, unfenced
 
@@ -105,6 +106,8 @@ class Services:
             base_url=url,
             data_url=partial(str, prefix) if prefix else data_url or url,
             notify=notify,
+            writes=Writes(),
+            memory=UploadMemory(settings.max_in_flight),
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
@@ -119,17 +122,7 @@ class Services:
         self._wire_devices(plugins, settings, common)
         if self.members is not None:
             self._own_nothing(self.members, served or ())
-        self.admin = Admin(
-            tasks=self.tasks,
-            eligibility_tasks=self.eligibility_tasks,
-            populations=self._populations,
-            clock=clock,
-            url=common.base_url,
-            storage=settings.storage,
-            members=self.members,
-        )
-        #: What answers for all members.
-        self.shared_admin: Any = self.admin
+        self._wire_admin(settings)
 
     def _population_maker(
         self, plugins: Plugins, rng: random.Random
@@ -171,9 +164,9 @@ class Services:
         )
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
-        self._store = TaskStore(self._storage, self._fence)
+        self._store = TaskStore(self._storage, common.writes, self._fence)
         self._downloads = Downloads(settings.resource_cache)
-        self._memory = UploadMemory(settings.max_in_flight)
+        self._memory = common.memory
         self.tasks = Tasks(
             plugins=plugins,
             secrets=common.secrets,
@@ -233,6 +226,19 @@ class Services:
             "google.longrunning.Operations": self.operations,
         }
 
+    def _wire_admin(self, settings: ServerSettings) -> None:
+        self.admin = Admin(
+            tasks=self.tasks,
+            eligibility_tasks=self.eligibility_tasks,
+            populations=self._populations,
+            clock=self._clock,
+            url=self.url,
+            storage=settings.storage,
+            members=self.members,
+        )
+        #: What answers for all members.
+        self.shared_admin: Any = self.admin
+
     def method(self, route: Route) -> Callable[[Any, str | None], Awaitable[Any]] | None:
         """Return what serves a call: of a request and its sender to the response; None: nothing.
 
@@ -267,6 +273,12 @@ class Services:
             session = label(session_id) if session_id else ""
             self._notify(Rejected(now, name, session, "busy"))
         return found
+
+    async def problem(self) -> str:
+        """Say why the server takes no new devices at the moment; ``""`` if it does."""
+        if self.members is not None and not self.members.in_touch:
+            return "the storage does not answer"
+        return self._store.writes.trouble()
 
     def add_population(self, name: str) -> None:
         """Let devices check in to a population from now on."""
