@@ -59,9 +59,10 @@ test-light:
 protos: $(READY)
 	$(BIN)/python -m fcp_core.protocol.generate
 
-# The reference of the hooks and the tables of the options, from the declarations.
+# The reference of the hooks, the tables of the options and the data model, from the declarations.
 docs: $(READY)
 	$(BIN)/python -m fcp_core.plugins.reference docs
+	$(BIN)/python -m fcp_core.storage.reference docs
 
 # All goals in one table, for docs/performance.md: make bench. Smaller inputs: make bench QUICK=1
 bench: $(READY)

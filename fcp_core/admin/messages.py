@@ -85,6 +85,7 @@ class Task(msgspec.Struct, kw_only=True):
     finished: float | None
     error: Error | None
     reasons: dict[str, int] = {}
+    silent: dict[str, int] = {}
     notes: list[str] = []
     durability: str = ""
     problem: str = ""
@@ -107,6 +108,7 @@ class Task(msgspec.Struct, kw_only=True):
             finished=status.finished,
             error=None if status.error is None else Error.of(StatusError(*status.error)),
             reasons=dict(status.reasons),
+            silent=dict(status.silent),
             notes=list(status.notes),
             durability=status.durability,
             problem=status.problem,
@@ -155,8 +157,9 @@ class Population(msgspec.Struct, kw_only=True):
     """A population and how busy it is.
 
     ``missing`` counts the contributions that its open tasks still need, ``waiting`` the devices
-    that wait for a task, ``at_work`` those that have one and are not done with it,
-    ``check_in_rate`` the check-ins a second.
+    that wait for a task, ``at_work`` those that have one and are not done with it, ``silent`` those
+    of which there is no sign for too long, by the version of their client, and ``check_in_rate``
+    the check-ins a second.
     """
 
     name: str
@@ -165,9 +168,12 @@ class Population(msgspec.Struct, kw_only=True):
     waiting: int
     at_work: int
     check_in_rate: float
+    silent: dict[str, int] = {}
 
     @classmethod
-    def of(cls, name: str, load: Mapping[str, Any], at_work: int) -> Population:
+    def of(
+        cls, name: str, load: Mapping[str, Any], at_work: int, silent: Mapping[str, int]
+    ) -> Population:
         """Return the message of a population's load."""
         rate = float(load["check_in_rate"])
         return cls(
@@ -176,6 +182,7 @@ class Population(msgspec.Struct, kw_only=True):
             missing=load["missing"],
             waiting=load["waiting"],
             at_work=at_work,
+            silent=dict(silent),
             check_in_rate=rate if math.isfinite(rate) else 0.0,
         )
 
@@ -238,6 +245,48 @@ class ServerStatus(msgspec.Struct, kw_only=True):
     started: float
     storage: str
     tasks: dict[str, int]
+
+
+class Member(msgspec.Struct, kw_only=True):
+    """A process of the server that shares its storage with others.
+
+    ``behind`` is how long ago it last showed that it lives, in seconds; ``owns`` counts its
+    populations; a member that is ``draining`` gives them to others.
+    """
+
+    member_id: str
+    host: str
+    pid: int
+    url: str
+    member_url: str
+    started: float
+    behind: float
+    draining: bool
+    owns: int
+
+
+class Lease(msgspec.Struct, kw_only=True):
+    """Who owns a population, and since when.
+
+    ``member_id`` is empty if nobody does. ``epoch`` grows with each change of hands, and is 0 in a
+    server that shares its storage with none. ``left`` is for how many seconds it is owned without
+    a further sign of life.
+    """
+
+    population: str
+    member_id: str
+    host: str
+    pid: int
+    epoch: int
+    since: float
+    left: float
+
+
+class MemberList(msgspec.Struct):
+    """The members of the server, the longest first, and who owns which population."""
+
+    members: list[Member]
+    leases: list[Lease]
 
 
 class Column(msgspec.Struct):

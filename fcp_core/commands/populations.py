@@ -21,9 +21,12 @@ def show(connect: Any, /, _result: Any, **_options: Any) -> None:
     """Print a table."""
     with connected(connect) as client:
         found = client.populations().populations
-    columns = ("population", "open tasks", "missing", "waiting", "at work", "check-ins a second")
-    table = make_table(*columns)
+    counted = ("open tasks", "missing", "waiting", "at work", "silent", "check-ins a second")
+    table = make_table("population", *counted)
     for each in found:
         counts = (each.open_tasks, each.missing, each.waiting, each.at_work)
-        table.add_row(each.name, *map(str, counts), f"{each.check_in_rate:.1f}")
+        silent = str(sum(each.silent.values()))
+        if each.silent:
+            silent += " ({})".format(", ".join(f"{n} x {v}" for v, n in each.silent.items()))
+        table.add_row(each.name, *map(str, counts), silent, f"{each.check_in_rate:.1f}")
     print_tables(table)

@@ -47,7 +47,11 @@ def _window(value: str) -> RetryWindow:
 @click.option("--seed", default=0, show_default=True, help="The same seed, the same results.")
 @click.option("--goal", default=100, show_default=True, help="Contributions that end a round.")
 @click.option("--minimum", type=int, help="How many are enough at the deadline; default: the goal.")
-@click.option("--over-selection", default=1.3, show_default=True, help="Devices at work per place.")
+@click.option(
+    "--over-selection",
+    type=float,
+    help="Devices at work per place; default: as many as drop-outs make necessary.",
+)
 @click.option("--tasks", default=1, show_default=True, help="Computations that run side by side.")
 @click.option("--eligible", default=1.0, show_default=True, help="Share of devices for each task.")
 @click.option(
@@ -67,6 +71,7 @@ def _window(value: str) -> RetryWindow:
     help="Between rounds.",
 )
 @click.option("--drop-out", default=0.06, show_default=True, help="How often a device fails.")
+@click.option("--silent", default=0.5, show_default=True, help="How many of those say nothing.")
 @click.option(
     "--alignment",
     type=_duration,
@@ -238,12 +243,13 @@ def _scenario(
     hours: float,
     goal: int,
     minimum: int | None,
-    over_selection: float,
+    over_selection: float | None,
     tasks: int,
     eligible: float,
     deadline: float,
     pause: float,
     drop_out: float,
+    silent: float,
     alignment: float,
     retry: RetryWindow,
     retry_accepted: RetryWindow,
@@ -255,7 +261,7 @@ def _scenario(
         raise UsageError(f"--tasks must be at least 1, not {tasks}.")
     names = ["train"] if tasks == 1 else [f"train/{number + 1}" for number in range(tasks)]
     return Scenario(
-        devices=DeviceModel(count=devices, drop_out=drop_out, alignment=alignment),
+        devices=DeviceModel(count=devices, drop_out=drop_out, silent=silent, alignment=alignment),
         tasks=tuple(
             TaskModel(
                 name=name,

@@ -46,11 +46,13 @@ def admin_group(name: str, text: str) -> click.Group:
     @click.pass_context
     def group(
         ctx: click.Context,
+        /,
         server: str | None,
         token_file: Path | None,
         ca_file: Path | None,
         client_certfile: Path | None,
         client_keyfile: Path | None,
+        **_more: Any,
     ) -> None:
         invocation = ctx.obj
         certificate = None if client_certfile is None else (client_certfile, client_keyfile)
@@ -269,11 +271,17 @@ def _progress(task: Task) -> RenderableType:
 
 def _reasons(task: Task) -> list[str]:
     """Return why devices did not contribute, each with how many."""
-    silent = "assignment_timeout DEADLINE_EXCEEDED"
-    return [
-        f"{count} x {'silent until the assignment timeout' if reason == silent else reason}"
+    late = "assignment_timeout DEADLINE_EXCEEDED"
+    reasons = [
+        f"{count} x {'begun, and not done at the assignment timeout' if reason == late else reason}"
         for reason, count in task.reasons.items()
+        if reason != "silent"
     ]
+    if task.silent:
+        versions = ", ".join(f"{count} x {version}" for version, count in task.silent.items())
+        silent = sum(task.silent.values())
+        reasons.append(f"{silent} x silent since they were assigned (client versions: {versions})")
+    return reasons
 
 
 def _line(task: Task) -> str:

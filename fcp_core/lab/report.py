@@ -19,7 +19,8 @@ class RoundReport:
     :param closed: None if it was open at the end.
     :param pending: devices that were still at work at the end.
     :param reasons: why how many assignments ended without a contribution: ``round_over`` (the goal
-        was reached without them), ``computation`` (the device failed), ``assignment_timeout``.
+        was reached without them), ``computation`` (the device failed), ``silent`` (it
+        gave no sign until the assignment timeout or the end), ``assignment_timeout``.
     """
 
     task: str

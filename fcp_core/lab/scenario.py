@@ -18,7 +18,8 @@ class TaskModel:
 
     :param goal_count: the contributions that end a round.
     :param minimum_count: how many are enough at the deadline; None: the goal.
-    :param over_selection: devices at work, as a multiple of the contributions missing.
+    :param over_selection: devices at work, as a multiple of the contributions missing; None: as
+        many as drop-outs seen make necessary.
     :param deadline: how long a round may take.
     :param pause: from the end of a round to the next one.
     :param start: when the first round opens.
@@ -28,14 +29,15 @@ class TaskModel:
     name: str = "train"
     goal_count: int = 100
     minimum_count: int | None = None
-    over_selection: float = 1.3
+    over_selection: float | None = None
     deadline: float = 3600.0
     pause: float = 60.0
     start: float = 0.0
     eligible: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.goal_count < 1 or self.over_selection < 1 or not 0 <= self.eligible <= 1:
+        over = 1.0 if self.over_selection is None else self.over_selection
+        if self.goal_count < 1 or over < 1 or not 0 <= self.eligible <= 1:
             raise UsageError(
                 f"task {self.name!r} needs a goal and an over-selection of at least 1 and an "
                 f"eligible share from 0 to 1."
@@ -56,6 +58,8 @@ class Scenario:
     :param retry_rejected: when devices come back that were not.
     :param session_timeout: how long a device waits for a task.
     :param assignment_timeout: how long a device may take for one.
+    :param first_sign_timeout: how long it may be silent before another one gets its place too,
+        until it is known how long they take.
     :param step: what happens within so much time happens at once: policies are asked once a step.
     """
 
@@ -67,6 +71,7 @@ class Scenario:
     retry_rejected: RetryWindow = _REJECTED
     session_timeout: float = 900.0
     assignment_timeout: float = 600.0
+    first_sign_timeout: float = 120.0
     step: float = 0.25
 
     def __post_init__(self) -> None:
@@ -77,8 +82,10 @@ class Scenario:
             raise UsageError("a scenario needs at least one task, and each a name of its own.")
         if self.hours <= 0 or not 0.001 <= self.step <= 60:
             raise UsageError("hours must be above 0, and step from 1 ms to a minute.")
-        if self.session_timeout <= 0 or self.assignment_timeout <= 0:
-            raise UsageError("session_timeout and assignment_timeout must be above 0.")
+        if min(self.session_timeout, self.assignment_timeout, self.first_sign_timeout) <= 0:
+            raise UsageError(
+                "session_timeout, assignment_timeout and first_sign_timeout must be above 0."
+            )
 
     @property
     def seconds(self) -> float:

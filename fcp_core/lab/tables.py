@@ -25,7 +25,7 @@ COLUMNS = (
     "mean wait",
 )
 
-_REASONS = ("round_over", "computation", "assignment_timeout")
+_REASONS = ("round_over", "computation", "assignment_timeout", "silent")
 
 
 def summary(report: Report) -> list[str]:

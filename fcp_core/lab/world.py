@@ -30,7 +30,7 @@ from fcp_core.lab.wakes import NEVER, Wakes
 from fcp_core.lab.windows import Pacing, RetryWindows
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assigner import Assigned, Assigner
-from fcp_core.rounds.assignment import Stage
+from fcp_core.rounds.experience import Experiences
 from fcp_core.rounds.policies import Candidate, RetryWindow, SelectionPolicy
 from fcp_core.rounds.task import (
     AccumulateEffect,
@@ -102,6 +102,7 @@ class World:
             self._to_steps(self._devices.first_wakes()), max(1, int(shortest / self._step))
         )
         self._rounds: dict[str, _Round] = {}
+        self._experiences = Experiences()
         self._openings: list[tuple[int, int]] = []
         self._finishes: list[tuple[int, int, int, str, bool, bool, _Round]] = []
         self._at_work: dict[str, int] = {}
@@ -161,7 +162,7 @@ class World:
                 # The task is over, or did not wait: it learns that when it wants to upload.
                 self._late += not failed
             elif not failed:
-                record.move(Stage.STARTED)
+                machine.begin(record, now)
                 effects = machine.queue(Group((record,), "checkpoint"), now)
                 self._perform(round_, effects, step, now)
             elif not silent:
@@ -174,8 +175,10 @@ class World:
         """Tick the rounds and the waiting devices."""
         for round_ in list(self._rounds.values()):
             if round_.tick <= step:
+                overdue = round_.machine.awaited.ever_overdue
                 self._perform(round_, round_.machine.tick(now), step, now)
-                self._schedule(round_, step)
+                if round_.machine.awaited.ever_overdue > overdue and round_.machine.capacity:
+                    self._ask = True
         while self._expiries and self._expiries[0][0] <= step:
             waiting = self._assigner.withdraw(self._expiries.popleft()[1])
             if waiting is not None:
@@ -196,7 +199,9 @@ class World:
                 created=now,
                 deadline=now + model.deadline,
                 assignment_timeout=self._scenario.assignment_timeout,
+                first_sign_timeout=self._scenario.first_sign_timeout,
             )
+            machine.share(self._experiences)
             round_ = _Round(model, machine, step * self._step)
             self._rounds[machine.task_id] = round_
             self._assigner.open(machine.task_id, "lab", self._name, self._policy, self._options)
@@ -270,8 +275,7 @@ class World:
         self, round_: _Round, effects: Sequence[TaskEffect], step: int, now: float
     ) -> None:
         """Carry out a task machine's effects, in order."""
-        queue = deque(effects)
-        released = False
+        queue, released = deque(effects), False
         while queue:
             effect = queue.popleft()
             if isinstance(effect, AccumulateEffect):
@@ -291,6 +295,7 @@ class World:
                 heapq.heappush(self._openings, (max(step + 1, self._to_step(pause)), number))
         if released and round_.machine.capacity:
             self._ask = True
+        self._schedule(round_, step)
 
     def _close(self, round_: _Round, closed: float) -> None:
         del self._rounds[round_.machine.task_id]

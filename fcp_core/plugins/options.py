@@ -46,7 +46,8 @@ def _add_choices(add: Callable[..., None]) -> None:
     add("eligibility", "list", (), text, scopes=SCOPES)
     places = ("population",)
     text = "refuse tasks that name other aggregators than the configured ones, or options of them"
-    add("require_aggregators", "bool", "no", text, scopes=places)
+    text += "; not set: only where they undo what the configuration says; no: none, with a warning"
+    add("require_aggregators", "bool", None, text, scopes=places)
     for kind in ("protocol", "selection", "durability"):
         text = f"refuse tasks that name another {kind} than the configured one"
         text += "" if kind == "durability" else ", or options of it"
@@ -79,6 +80,12 @@ def _add_check_in_options(add: Callable[..., None]) -> None:
     add("session_timeout", "duration", "15m", text, scopes=population)
     text = "devices that may be at work at a time in a population, on all its tasks together"
     add("max_at_work", "int", None, text, minimum=1, scopes=population)
+    text = (
+        "assignments of one address or API key that may be silent for longer than the task's other "
+        "devices, before it gets no more; as many as it brought contributions are allowed in any "
+        "case, and this machine's address has no such limit; 0: any number"
+    )
+    add("max_silent_per_sender", "int", 10, text, minimum=0, scopes=population)
 
 
 def _add_task_options(add: Callable[..., None]) -> None:
@@ -90,8 +97,18 @@ def _add_task_options(add: Callable[..., None]) -> None:
     add("closing_timeout", "duration", "10m", text, scopes=SCOPES)
     text = "how long a task that ended is kept, with its result"
     add("task_retention", "duration", "30d", text, scopes=SCOPES)
-    text = "devices assigned at a time, as a multiple of the contributions still missing"
-    add("over_selection", "float", "1.0", text, minimum=1.0, scopes=SCOPES)
+    text = (
+        "how long a device may give no sign before another one gets its place too, until it is "
+        "known how long the task's devices take; it may come all the same"
+    )
+    add("first_sign_timeout", "duration", "2m", text, minimum=0.001, scopes=SCOPES)
+    text = (
+        "devices assigned at a time, as a multiple of the contributions still missing; not set: as "
+        "many as drop-outs seen make necessary, at first 4 for 3 and 115 for 100"
+    )
+    add("over_selection", "float", None, text, minimum=1.0, scopes=SCOPES)
+    text = "a task ends when so many of its first devices fail, all in the same way; 0: it does not"
+    add("alike_failures", "int", 10, text, minimum=0, scopes=SCOPES)
     text = (
         "how a device is answered that comes too late through no fault of its own: OK, and what it "
         "sends is dropped, or ABORTED, which sends published clients away for four hours"

@@ -97,6 +97,8 @@ class PopulationSettings:
         assignment, in seconds.
     :param max_at_work: how many devices may hold an assignment at a time, over all tasks; None: no
         such limit.
+    :param max_silent_per_sender: how many assignments of one address or key may be silent for
+        longer than those of others; 0: any number.
     :param inline_resources_below: the size in bytes below which a plan or a checkpoint lies in the
         answer rather than at an address.
     """
@@ -107,6 +109,7 @@ class PopulationSettings:
     max_poll_rate: float
     session_timeout: float
     max_at_work: int | None
+    max_silent_per_sender: int
     inline_resources_below: int
 
     @classmethod
@@ -120,6 +123,7 @@ class PopulationSettings:
             max_poll_rate=view.get("max_poll_rate"),
             session_timeout=view.get("session_timeout"),
             max_at_work=view.get("max_at_work"),
+            max_silent_per_sender=view.get("max_silent_per_sender"),
             inline_resources_below=view.get("inline_resources_below"),
         )
 
@@ -131,8 +135,12 @@ class TaskSettings:
     :param deadline: seconds from its creation until it ends by itself (``task_deadline``).
     :param assignment_timeout: how long an assigned device may take before it counts as dropped, in
         seconds.
+    :param first_sign_timeout: how long a device may be silent before its place is given to another
+        one too, while nothing is known of the task's devices, in seconds.
+    :param alike_failures: after how many failures of its first devices, all alike, it ends; 0:
+        never.
     :param over_selection: how many devices are assigned at a time, as a multiple of the
-        contributions still missing.
+        contributions still missing; None: as many as drop-outs seen make necessary.
     :param max_at_work: how many devices are assigned at a time in any case (``task_max_at_work``);
         None: no such limit.
     :param max_kept_bytes: what aggregators that need all contributions may keep of them.
@@ -148,7 +156,9 @@ class TaskSettings:
 
     deadline: float
     assignment_timeout: float
-    over_selection: float
+    first_sign_timeout: float
+    alike_failures: int
+    over_selection: float | None
     max_at_work: int | None
     max_kept_bytes: int
     closing_timeout: float
@@ -164,6 +174,8 @@ class TaskSettings:
         return cls(
             deadline=spec.deadline or view.get("task_deadline"),
             assignment_timeout=view.get("assignment_timeout"),
+            first_sign_timeout=view.get("first_sign_timeout"),
+            alike_failures=view.get("alike_failures"),
             over_selection=spec.over_selection or view.get("over_selection"),
             max_at_work=spec.max_at_work or view.get("task_max_at_work"),
             max_kept_bytes=view.get("max_kept_bytes"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -191,9 +191,14 @@ class Assigner(Generic[D]):
             return None
         return self._take(candidate, CandidateState.WITHDRAWN)
 
+    def withdraw_if(self, test: Callable[[D], bool]) -> list[D]:
+        """Remove the candidates whose devices are as *test* says; return those."""
+        found = [key for key, waiting in self._waiting.items() if test(waiting.device)]
+        return [self._take(each, CandidateState.WITHDRAWN) for each in found]
+
     def withdraw_all(self) -> list[D]:
         """Remove all candidates; return their devices."""
-        return [self._take(each, CandidateState.WITHDRAWN) for each in list(self._waiting)]
+        return self.withdraw_if(lambda device: True)
 
     def decide(self, tasks: Sequence[OpenTask], now: float, limit: int | None = None) -> Outcome[D]:
         """Ask the policies.

@@ -5,6 +5,7 @@ It alone says where a device stands. Its task moves it (``rounds.task``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
@@ -52,7 +53,11 @@ class Assignment(Machine[Stage]):
     """A device's assignment. Times are in seconds since the epoch.
 
     :param state: where it begins: CONTRIBUTED if an earlier run of the server had it.
-
+    :param origin: the address and the key that its device checked in with, as far as they count.
+    :param version: its client's version, as it says.
+    :ivar begun: when its device showed itself first.
+    :ivar overdue: whether it takes so long that it holds no place any more; it goes on all the same
+        if its device does.
     :ivar uploads: what was uploaded and not accumulated yet, by slot.
     :ivar received: the slots that were uploaded, accumulated or not.
     :ivar size: of what was uploaded, in bytes.
@@ -68,29 +73,41 @@ class Assignment(Machine[Stage]):
     __slots__ = (
         "_receiving",
         "assigned",
+        "begun",
         "calls",
         "error",
         "held",
         "id",
         "late",
+        "origin",
+        "overdue",
         "queued",
         "received",
         "session_id",
         "size",
         "upload_seconds",
         "uploads",
+        "version",
     )
 
     MOVES = MOVES
 
     def __init__(
-        self, id: str, session_id: str, assigned: float, state: Stage = Stage.ASSIGNED
+        self,
+        id: str,
+        session_id: str,
+        assigned: float,
+        state: Stage = Stage.ASSIGNED,
+        origin: Sequence[str] = (),
+        version: str = "",
     ) -> None:
         super().__init__(state)
         self.id = id
+        self.origin = origin
+        self.version = version
         self.session_id = session_id
-        self.assigned = assigned
-        self.queued = assigned
+        self.assigned = self.begun = self.queued = assigned
+        self.overdue = False
         self.uploads: dict[str, Body] = {}
         self.received: tuple[str, ...] = ()
         self.size = self.held = 0

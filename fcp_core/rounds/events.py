@@ -65,7 +65,10 @@ class Contributed:
 
 @dataclass(frozen=True)
 class Dropped:
-    """An assigned device will not contribute; *phase* says how far it came."""
+    """An assigned device will not contribute; *phase* says how far it came.
+
+    :param client_version: as the device says; empty if it is not known.
+    """
 
     at: float
     population: str
@@ -75,6 +78,7 @@ class Dropped:
     phase: str
     code: Code
     message: str
+    client_version: str = ""
 
 
 @dataclass(frozen=True)

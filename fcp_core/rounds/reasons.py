@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from fcp_core.rounds.text import clean
 
@@ -23,10 +23,15 @@ class Reasons:
         known = reason in self._counts or len(self._counts) < _MAX_REASONS
         self._counts[reason if known else "something else"] += count
 
-    def items(self) -> Iterable[tuple[str, int]]:
+    def items(self) -> list[tuple[str, int]]:
         """Return each reason with its count, the most frequent first."""
-        return self._counts.most_common()
+        return [(reason, count) for reason, count in self._counts.most_common() if count > 0]
+
+    def text(self, without: Collection[str] = ()) -> str:
+        """Name the most frequent ones, but for some."""
+        named = [(reason, count) for reason, count in self.items() if reason not in without]
+        return ", ".join(f"{count} x {reason}" for reason, count in named[:8])
 
     def __str__(self) -> str:
         """Name the most frequent ones."""
-        return ", ".join(f"{count} x {reason}" for reason, count in self._counts.most_common(8))
+        return self.text()

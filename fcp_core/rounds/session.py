@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 
 from fcp_core.protocol.status import Code, StatusError
@@ -67,6 +67,7 @@ class DeviceSession(Machine[SessionState]):
     :param plan_alone: whether it weighs what it was offered by a plan that does not know of the
         unconditional ones.
     :param token_key: the id of the key that signed its id.
+    :param origin: the address and the key that it checked in with, as far as they count.
     :ivar windows: when it checked in, and when it is to come back: if it is given a task, and if
         not.
     :ivar candidate: the id by which selection policies know it while it waits.
@@ -87,6 +88,7 @@ class DeviceSession(Machine[SessionState]):
         "expires",
         "key",
         "offered",
+        "origin",
         "plan_alone",
         "sender",
         "session_id",
@@ -110,6 +112,7 @@ class DeviceSession(Machine[SessionState]):
         plan_alone: bool = False,
         windows: tuple[float, RetryWindow, RetryWindow] | None = None,
         token_key: int | None = None,
+        origin: Sequence[str] = (),
     ) -> None:
         super().__init__(SessionState.CHECKED_IN)
         self.session_id = session_id
@@ -122,6 +125,7 @@ class DeviceSession(Machine[SessionState]):
         self.plan_alone = plan_alone
         self.windows = windows
         self.token_key = token_key
+        self.origin = origin
         self.candidate = ""
         self.aggregation_id = ""
         self.asked: dict[str, str] = {}

@@ -179,7 +179,8 @@ class TaskSpec(Specification, frozen=True):
     :param assignment_mode: SINGLE tasks are handed out one a session, MULTIPLE ones together.
     :param deadline: seconds until the task ends by itself; None: the server's default.
     :param over_selection: how many devices may be assigned at a time, as a multiple of the
-        contributions still missing; at least 1; None: the server's default.
+        contributions still missing; at least 1; None: the server's default, which is as many as
+        drop-outs seen make necessary.
     :param max_at_work: how many devices may be assigned at a time in any case, at least 1; None:
         the server's default.
     :param resources: ``inline``: the plan and the checkpoint lie in the assignment, each if it is
@@ -360,13 +361,30 @@ def _freeze(target: msgspec.Struct, *names: str) -> None:
             msgspec.structs.force_setattr(target, name, tuple(value))
 
 
+def is_wordless(plan: bytes) -> bool:
+    """Whether published clients may drop the result of a plan without a word.
+
+    Those of 2026 do so with a query's checkpoint in the protocol's own format unless their flag
+    ``enable_lightweight_client_report_wire_format`` is on; by default it is off.
+    """
+    phase = _phase_of(plan)
+    return phase is not None and any(
+        config.HasField("federated_compute_checkpoint_aggregation")
+        for config in phase.federated_example_query.aggregations.values()
+    )
+
+
 def _has_privacy_ids(plan: bytes) -> bool:
+    phase = _phase_of(plan)
+    return phase is not None and phase.example_query_spec.HasField("privacy_id_config")
+
+
+def _phase_of(plan: bytes) -> plan_pb2.ClientPhase | None:
     try:
-        phase = plan_pb2.ClientOnlyPlan.FromString(plan).phase
+        return plan_pb2.ClientOnlyPlan.FromString(plan).phase
     except DecodeError:
         # What is no plan is refused by devices, which may know of other kinds.
-        return False
-    return phase.example_query_spec.HasField("privacy_id_config")
+        return None
 
 
 def _bad(kind: str, problem: str) -> StatusError:

@@ -4,11 +4,14 @@ Contributions that are ready are *queued* until there is a place, *accumulating*
 works on them, and end as *contributed* or *dropped*. Never more are accumulating than are missing,
 so that no device is told "too late" about a contribution that is in the result. What is accumulated
 as one, for several devices, contributes or drops them all; only that can exceed the goal. A dropped
-assignment gives its capacity back. The task ends in one of these ways:
+assignment gives its capacity back, and so does one that is *overdue*: its device shows no sign of
+life for longer than the others need (``rounds.experience``). It may come all the same; whoever is
+first counts. The task ends in one of these ways:
 
 * the goal is reached: OPEN -> CLOSING (``CompleteEffect``) -> COMPLETED or FAILED;
 * the deadline comes: nothing new is taken, what is accumulating is waited for, then as above if
   there are ``minimum_count`` contributions, else FAILED with DEADLINE_EXCEEDED;
+* the first devices all fail in the same way: FAILED, with what they report;
 * it is cancelled: CANCELLED, at any time before the end.
 
 The machine does no input or output and reads no clock: each method takes the time in seconds and
@@ -67,25 +70,44 @@ class TaskMachine(TaskFacts):
             self._order.append(record)
         self.contributed, self.dropped, self.surplus = len(contributions), dropped, surplus
         self.assigned = self.contributed + dropped + surplus
-        self._overdue = self.deadline <= now
+        self._expired = self.deadline <= now
         return [] if self.missing else self._close(now)
 
-    def assign(self, assignment: str, session_id: str, now: float) -> Assignment:
+    def assign(
+        self,
+        assignment: str,
+        session_id: str,
+        now: float,
+        origin: Sequence[str] = (),
+        version: str = "",
+    ) -> Assignment:
         """Give the task to a device.
 
+        :param origin: the address and the key that it checked in with, as far as they count.
+        :param version: its client's version.
         :raises InvalidTransition: if it has no capacity or knows the assignment already.
         """
         if self.capacity < 1 or assignment in self._assignments:
             raise InvalidTransition(f"{self!r} cannot take assignment {assignment}")
         self._forget(now)
-        record = self._add(assignment, session_id, now)
+        record = Assignment(assignment, session_id, now, origin=origin, version=version)
+        self._add(record)
+        self.awaited.add(0, record)
         self._expiry.put(assignment, None, now + self._assignment_timeout)
         return record
+
+    def begin(self, assignment: Assignment, now: float) -> None:
+        """Take a device's first sign of life: it has something to contribute."""
+        self.awaited.came(assignment, 0, now)
+        assignment.move(Stage.STARTED)
+        assignment.begun = now
+        self.awaited.add(1, assignment)
 
     def turn_away(self, assignment: str, now: float) -> list[TaskEffect]:
         """Know a device from now on, which is not known yet, that comes too late for a place."""
         self._forget(now)
-        record = self._add(assignment, "", now)
+        record = Assignment(assignment, "", now)
+        self._add(record)
         message = f"task {self.name} has no room for more devices"
         return [self._drop(record, "round_over", Code.ABORTED, message, late=True)]
 
@@ -103,6 +125,7 @@ class TaskMachine(TaskFacts):
             raise InvalidTransition(f"{self!r} cannot keep {assignments}")
         for record in known:
             self._expiry.pop(record.id)
+            self.awaited.came(record, 1, now)
             record.move(Stage.KEPT)
         return [KeptEffect(record) for record in known]
 
@@ -117,6 +140,7 @@ class TaskMachine(TaskFacts):
         if self._state is not TaskState.OPEN or not ready or not distinct:
             raise InvalidTransition(f"{self!r} cannot accumulate {group.assignments}")
         for assignment in group.assignments:
+            self.awaited.came(assignment, 1, now)
             self._expiry.pop(assignment.id)
             assignment.queued = now
             assignment.move(Stage.QUEUED)
@@ -135,6 +159,7 @@ class TaskMachine(TaskFacts):
             if code is Code.OK:
                 assignment.move(Stage.CONTRIBUTED)
                 self.contributed += 1
+                self.awaited.contributed(assignment)
             else:
                 effects.append(self._drop(assignment, "submit", code, message))
         if code is Code.RESOURCE_EXHAUSTED and self._state is TaskState.OPEN:
@@ -144,6 +169,8 @@ class TaskMachine(TaskFacts):
             had = f"it has {self.contributed} of {self.minimum_count} contributions"
             message = f"task {self.name} has no room for more, and {had}: {message}"
             return effects + self._end(TaskState.FAILED, code, message, now)
+        if (end := self._hopeless(now)) is not None:
+            return effects + end
         goes_on = self.missing and self._state is TaskState.OPEN
         return effects + (self._fill() if goes_on else self._close(now))
 
@@ -173,7 +200,8 @@ class TaskMachine(TaskFacts):
             if len(group.assignments) > 1:
                 return []
             self._queue.remove(group)
-        return [self._drop(record, phase, code, message, late=late)]
+        effects: list[TaskEffect] = [self._drop(record, phase, code, message, late=late)]
+        return effects + (self._hopeless(now) or [])
 
     def tick(self, now: float) -> list[TaskEffect]:
         """Let time pass: assignments that took too long, the deadline."""
@@ -188,6 +216,7 @@ class TaskMachine(TaskFacts):
             return []
         if self.deadline <= now:
             return self._close(now)
+        self.awaited.tick(now)
         return [
             self._drop(
                 self._assignments[assignment],
@@ -204,8 +233,10 @@ class TaskMachine(TaskFacts):
             return self._latest
         if self._state is not TaskState.OPEN:
             return None
-        expiry = self._expiry.next_expiry()
-        return self.deadline if expiry is None else min(expiry, self.deadline)
+        due = self.deadline
+        if (expiry := self._expiry.next_expiry()) is not None:
+            due = min(due, expiry)
+        return min(due, self.awaited.next_tick())
 
     def cancel(
         self, code: Code, message: str, now: float, *, needed: bool = False
@@ -238,11 +269,18 @@ class TaskMachine(TaskFacts):
 
     # Inside.
 
-    def _add(self, assignment: str, session_id: str, now: float) -> Assignment:
-        record = self._assignments[assignment] = Assignment(assignment, session_id, now)
+    def _add(self, record: Assignment) -> None:
+        self._assignments[record.id] = record
         self._order.append(record)
         self.assigned += 1
-        return record
+
+    def _hopeless(self, now: float) -> list[TaskEffect] | None:
+        """End the task if its first devices all failed in the same way, else return None."""
+        failures = self.failures
+        if self.contributed or self._state is not TaskState.OPEN or not failures.enough:
+            return None
+        message = f"task {self.name} ended early, since {failures}; {self.story()}"
+        return self._end(TaskState.FAILED, failures.code, message, now)
 
     def _forget(self, now: float) -> None:
         """Forget what ended so long ago that no token of it is valid."""
@@ -279,12 +317,10 @@ class TaskMachine(TaskFacts):
         if self.contributed >= self.minimum_count:
             self._completing = True
             return [*effects, CompleteEffect()]
-        why = str(self.reasons)
-        down = ", while the server was not running," if self._overdue else ""
+        down = ", while the server was not running," if self._expired else ""
         message = (
             f"task {self.name} came to its deadline{down} with {self.contributed} of "
-            f"{self.minimum_count} contributions; {self.assigned} devices were assigned, "
-            f"{self.dropped} were dropped{': ' + why if why else ''}; {self.surplus} came too late"
+            f"{self.minimum_count} contributions; {self.story()}"
         )
         return effects + self._end(TaskState.FAILED, Code.DEADLINE_EXCEEDED, message, now)
 
@@ -307,15 +343,27 @@ class TaskMachine(TaskFacts):
     def _drop(
         self, assignment: Assignment, phase: str, code: Code, message: str, *, late: bool = False
     ) -> DroppedEffect:
+        silent = assignment.state is Stage.ASSIGNED
+        timed_out = silent and phase == "assignment_timeout"
+        overdue = self.awaited.drop(assignment, silent=timed_out)
         assignment.move(Stage.DROPPED)
         assignment.error = StatusError(code, message)
         assignment.late = late
         self._expiry.pop(assignment.id)
-        if late:
+        if overdue and silent:
+            self.silent += 1
+            phase = "silent"
+        elif late:
             self.surplus += 1
             return DroppedEffect(assignment, phase, code, message)
+        else:
+            if not overdue and phase != "round_over":  # the server began it again
+                self.awaited.experience.ended(lost=True)
+            self.failures.take(assignment.origin, phase, code, message)
         self.dropped += 1
         # Of what the server itself could not do, its own words say more than the code.
-        own = f": {message}" if phase == "submit" and code is Code.INTERNAL else ""
-        self.reasons.note(f"{phase} {code.name}{own}")
+        own = f": {message}" if phase == "submit" else ""
+        reason = "silent" if phase == "silent" else f"{phase} {code.name}{own}"
+        self.reasons.note(reason)
+        self.outcomes.note(reason)
         return DroppedEffect(assignment, phase, code, message)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import Group
+from fcp_core.rounds.experience import Awaited, Experiences
 from fcp_core.rounds.expiring import Expiring
+from fcp_core.rounds.failures import Failures
 from fcp_core.rounds.policies import OpenTask
 from fcp_core.rounds.reasons import Reasons
 from fcp_core.rounds.tasks import TaskState, TaskStatus
@@ -33,7 +35,7 @@ class TaskFacts(Machine[TaskState]):
 
     :param deadline: when it ends by itself, in seconds since the epoch.
     :param over_selection: devices in progress at a time, as a multiple of the missing
-        contributions.
+        contributions; None: as many as its experience says.
     :param max_at_work: devices in progress at a time in any case; None: no such limit.
     :param assignment_timeout: seconds after which an assignment whose contribution is not ready is
         dropped.
@@ -41,9 +43,23 @@ class TaskFacts(Machine[TaskState]):
     :param closing_timeout: seconds after the deadline in which there must be a result.
     :param durability: what a crash may lose of it, for whoever watches.
     :param folded_by: who makes it, for the message if there is none.
+    :param first_sign_timeout: how many seconds a device may be silent while nothing is known of the
+        others.
+    :param wordless: whether devices may drop a result without a word.
+    :param alike_failures: after how many failures of its first devices, all alike, it ends; 0:
+        never.
     """
 
     MOVES = MOVES
+
+    #: When and why it ended, if it has.
+    finished: float | None = None
+    error: tuple[Code, str] | None = None
+    #: How many assignments there were, how many contributions are in the aggregate, how many
+    #: assignments ended without one, how many of late devices, and how many are accumulating.
+    assigned = contributed = dropped = surplus = _accumulating = 0
+    #: How many ended without a sign, which ``dropped`` counts too.
+    silent = 0
 
     def __init__(
         self,
@@ -53,7 +69,7 @@ class TaskFacts(Machine[TaskState]):
         name: str,
         goal_count: int,
         minimum_count: int | None,
-        over_selection: float,
+        over_selection: float | None,
         created: float,
         deadline: float,
         assignment_timeout: float,
@@ -62,6 +78,9 @@ class TaskFacts(Machine[TaskState]):
         closing_timeout: float = 600.0,
         folded_by: str = "the engine",
         durability: str = "",
+        alike_failures: int = 0,
+        first_sign_timeout: float = 120.0,
+        wordless: bool = False,
     ) -> None:
         super().__init__(TaskState.OPEN)
         self.task_id = task_id
@@ -78,19 +97,13 @@ class TaskFacts(Machine[TaskState]):
         self._closing_timeout = closing_timeout
         self._folded_by = folded_by
         self.durability = durability
-        self.finished: float | None = None
-        self.error: tuple[Code, str] | None = None
+        #: How long devices may be silent at first, and whether some always are.
+        self.silence = (first_sign_timeout, wordless)
+        self.share(Experiences())
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
         #: the same in the order in which they were given.
         self._assignments: dict[str, Assignment] = {}
         self._order: deque[Assignment] = deque()
-        #: How many assignments there were, how many contributions are in the aggregate, how many
-        #: assignments ended without one, how many of late devices, and how many are accumulating.
-        self.assigned = 0
-        self.contributed = 0
-        self.dropped = 0
-        self.surplus = 0
-        self._accumulating = 0
         self._expiry: Expiring[None] = Expiring()
         self._queue: deque[Group] = deque()
         self._completing = False
@@ -100,9 +113,19 @@ class TaskFacts(Machine[TaskState]):
         #: What its protocol says to whoever watches it.
         self.notes: Callable[[], Sequence[str]] = tuple
         #: Whether its deadline came between two runs of the server.
-        self._overdue = False
+        self._expired = False
         #: Why devices do not contribute; whoever watches the task is told.
         self.reasons = Reasons()
+        #: The same of those that were assigned only.
+        self.outcomes = Reasons()
+        #: Whether the first devices all fail in the same way.
+        self.failures = Failures(alike_failures)
+
+    def share(self, experiences: Experiences) -> None:
+        """Learn together with the tasks of its population; call it before any device has it."""
+        self.experiences = experiences
+        #: Those of which something is awaited, and what is known of such devices.
+        self.awaited = Awaited(experiences, self.name, *self.silence)
 
     # What it is.
 
@@ -110,6 +133,11 @@ class TaskFacts(Machine[TaskState]):
     def pending(self) -> int:
         """How many assignments have not ended."""
         return self.assigned - self.contributed - self.dropped - self.surplus
+
+    @property
+    def at_work(self) -> int:
+        """How many assignments have not ended and are not overdue."""
+        return self.pending - self.awaited.overdue
 
     @property
     def missing(self) -> int:
@@ -121,13 +149,28 @@ class TaskFacts(Machine[TaskState]):
         """How many more devices it may be given now."""
         if self._state is not TaskState.OPEN:
             return 0
-        # Without the small term, 1.1 times 10 would be 12.
-        wanted = math.ceil(self._over_selection * self.missing - 1e-9)
-        if self.missing:
+        free = self.awaited.overdue
+        if free and not self.awaited.experience.wordless:
+            # Each place is given away once more if its device is silent, and not over and over: it
+            # may be the task that takes long.
+            free = min(free, self._devices_for(self.goal_count))
+        return max(0, self._devices_for(self.missing) + free - self.pending)
+
+    @property
+    def over_selection(self) -> float:
+        """Devices to be at work, as a multiple of its goal."""
+        return self._over_selection or self._devices_for(self.goal_count) / self.goal_count
+
+    def _devices_for(self, missing: int) -> int:
+        """Return how many devices are to be at work for so many contributions."""
+        if self._over_selection is None:
+            wanted = self.awaited.experience.devices_for(missing)
+        else:
+            # Without the small term, 1.1 times 10 would be 12.
+            wanted = math.ceil(self._over_selection * missing - 1e-9)
+        if missing:
             wanted = max(wanted, self.together)
-        if self.max_at_work is not None:
-            wanted = min(wanted, self.max_at_work)
-        return max(0, wanted - self.pending)
+        return wanted if self.max_at_work is None else min(wanted, self.max_at_work)
 
     def get(self, assignment: str) -> Assignment | None:
         """Return the assignment of that id, also one that ended not long ago, or None."""
@@ -146,7 +189,7 @@ class TaskFacts(Machine[TaskState]):
     def view(self) -> OpenTask:
         """Return the task as a selection policy sees it."""
         return OpenTask(
-            self.task_id, self.name, self.capacity, self.missing, self.created, self.pending
+            self.task_id, self.name, self.capacity, self.missing, self.created, self.at_work
         )
 
     def status(self) -> TaskStatus:
@@ -168,7 +211,27 @@ class TaskFacts(Machine[TaskState]):
             durability=self.durability,
             reasons=dict(self.reasons.items()),
             notes=tuple(self.notes()),
+            silent=dict(self.awaited.silences.items()),
         )
+
+    def story(self) -> str:
+        """Return what came of each assigned device, in counts."""
+        silences = self.awaited.silences
+        silent = sum(count for _, count in silences.items())
+        dropped = self.dropped - self.silent
+        drops = self.outcomes.text(without=("silent",))
+        parts = [
+            f"{self.contributed} contributed",
+            f"{self.surplus} came too late",
+            f"{dropped} dropped" + (f" ({drops})" if drops else ""),
+            f"{silent} silent" + (f" (client versions: {silences})" if silent else ""),
+        ]
+        if self.at_work:
+            parts.append(f"{self.at_work} at work")
+        others = self.reasons.text(without=[reason for reason, _ in self.outcomes.items()])
+        devices = "1 device was" if self.assigned == 1 else f"{self.assigned} devices were"
+        story = f"{devices} assigned: {', '.join(parts)}"
+        return f"{story}; not assigned: {others}" if others else story
 
     def validate(self) -> None:
         """Check what always holds.
@@ -184,14 +247,18 @@ class TaskFacts(Machine[TaskState]):
         assert self.contributed + self.dropped + self.surplus == ended + forgotten, (
             "all are counted"
         )
-        assert self.surplus >= sum(a.late for a in self.all()), "who is late is counted apart"
+        late = sum(a.late for a in self.all())
+        assert self.surplus + self.silent >= late, "who is late is counted apart"
         assert [*self._order] == [*self._assignments.values()], "the order is kept"
         assert self._accumulating == running, "what is accumulating is counted"
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
         ready = queued + running + stages[Stage.KEPT]
         assert len(self._expiry) == self.pending - ready, "what is not ready expires"
         assert not (self._queue and running < self.missing), "no place stays free"
-        assert self.max_at_work is None or self.pending <= self.max_at_work, "the cap holds"
+        done = (Stage.QUEUED, Stage.ACCUMULATING, Stage.KEPT)
+        self.awaited.validate([a for a in self.live() if a.state not in done])
+        cap = self.max_at_work
+        assert cap is None or self.at_work <= cap + self.awaited.came_back, "the cap holds"
         assert self._state not in FINAL or not self.pending, "nothing is left at the end"
         if self._state is TaskState.CLOSING:
             assert bool(running) != self._completing, "closing goes on to an end"

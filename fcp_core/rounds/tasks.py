@@ -59,6 +59,8 @@ class TaskStatus:
     :param reasons: why devices did not contribute, each with how often, the most frequent first;
         of a task that ended in an earlier run there are none.
     :param notes: what its aggregation protocol says of its course, a line each.
+    :param silent: of how many devices there is no sign since they were assigned, by the version of
+        their client; ``pending`` or, later, ``dropped`` counts them too.
     """
 
     task_id: str
@@ -78,3 +80,4 @@ class TaskStatus:
     problem: str = ""
     reasons: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    silent: Mapping[str, int] = field(default_factory=dict)

@@ -189,7 +189,9 @@ class Analytics:
                 output = message.output_vector_specs[name]
                 output.vector_name = name
                 output.data_type = DTYPES[vector.dtype][0]
-                router.aggregations[name].federated_compute_checkpoint_aggregation.SetInParent()
+                # Published clients send the same as for the other kind if their flag for it is on;
+                # if it is off, they say at once that they cannot, and are not silent.
+                router.aggregations[name].tf_v1_checkpoint_aggregation.SetInParent()
         return plan
 
     def _intrinsics(self, vectors: Mapping[str, Vector]) -> list[Intrinsic]:

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Client
 from fcp_core.commands.main import cli
+from fcp_core.commands.tasks import _reasons
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +86,22 @@ def test_populations_are_shown(fcp, task_file):
     fcp("submit", str(task_file))
     shown = CliRunner().invoke(cli, ["populations"])
     assert shown.exit_code == 0
-    assert shown.output.split()[-6:] == ["phones/all", "1", "2", "0", "0", "0.0"]
+    assert shown.output.split()[-7:] == ["phones/all", "1", "2", "0", "0", "0", "0.0"]
+
+
+def test_a_watcher_sees_whose_clients_are_silent(fcp, task_file):
+    task_id = fcp("submit", str(task_file)).output.strip()
+    fcp("cancel", task_id)
+    with AdminClient(fcp.url, os.environ["FCP_ADMIN__TOKEN"]) as client:
+        task = msgspec.structs.replace(
+            client.get(task_id),
+            reasons={"silent": 3, "computation INTERNAL": 1},
+            silent={"2026.1": 3, "unknown": 2},
+        )
+    assert _reasons(task) == [
+        "1 x computation INTERNAL",
+        "5 x silent since they were assigned (client versions: 3 x 2026.1, 2 x unknown)",
+    ]
 
 
 def test_mistakes_are_told(fcp, task_file, monkeypatch):

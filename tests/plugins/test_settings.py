@@ -87,13 +87,13 @@ def test_a_population_s(load):
     config = load(
         "retry_min = 1s\nsession_timeout = 5m\n[fcp:population:phones/all]\nretry_max = 1m\n"
         "check_in_hold = 2s\npolling_interval = 3s\nmax_poll_rate = 4\nsession_timeout = 6m\n"
-        "max_at_work = 7\ninline_resources_below = 8B\n"
+        "max_at_work = 7\nmax_silent_per_sender = 9\ninline_resources_below = 8B\n"
     )
     assert PopulationSettings.of(config, "phones/all") == PopulationSettings(
-        RetryWindow(1.0, 60.0), 2.0, 3.0, 4.0, 360.0, 7, 8
+        RetryWindow(1.0, 60.0), 2.0, 3.0, 4.0, 360.0, 7, 9, 8
     )
     assert PopulationSettings.of(config, "others") == PopulationSettings(
-        RetryWindow(1.0, 30.0), 0.0, 0.5, 1000.0, 300.0, None, 0
+        RetryWindow(1.0, 30.0), 0.0, 0.5, 1000.0, 300.0, None, 10, 0
     )
 
 
@@ -102,10 +102,21 @@ def test_a_task_s(load):
         "task_deadline = 10m\n[fcp:population:phones/all]\nover_selection = 1.5\n"
         "[fcp:task:train]\ntask_max_at_work = 9\nassignment_timeout = 5s\ntask_retention = 1d\n"
         "resources_from = storage\ninline_resources_below = 8B\nmax_kept_bytes = 2KiB\n"
-        "durability = round\n"
+        "first_sign_timeout = 7s\nalike_failures = 0\ndurability = round\n"
     )
     configured = TaskSettings(
-        600.0, 5.0, 1.5, 9, 2048, 600.0, 8, accepts_late=True, durability="round", from_storage=True
+        600.0,
+        5.0,
+        7.0,
+        0,
+        1.5,
+        9,
+        2048,
+        600.0,
+        8,
+        accepts_late=True,
+        durability="round",
+        from_storage=True,
     )
     assert TaskSettings.of(config, spec()) == configured
     assert retention_of(config, spec().population, spec().name) == 86400.0
@@ -114,8 +125,8 @@ def test_a_task_s(load):
         configured, deadline=1.0, over_selection=2.0, max_at_work=3, accepts_late=False
     )
     other = TaskSettings.of(config, own.replace(population="others", name="n", over_selection=None))
-    assert (other.over_selection, other.assignment_timeout, other.from_storage) == (1.0, 600, False)
-    assert other.durability == "contribution"
+    assert (other.over_selection, other.from_storage) == (None, False)
+    assert (other.assignment_timeout, other.durability) == (600, "contribution")
     assert TaskSettings.of(config, spec(durability="contribution")).durability == "contribution"
 
 

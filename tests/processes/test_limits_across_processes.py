@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 
 import pytest
+
+from fcp_core.protocol import routes
+from fcp_core.server.processes.remote_services import RemoteServices
+from fcp_core.server.reached import HOST
+from fcp_core.server.services.eligibility import ADDRESS
 
 
 @pytest.fixture
@@ -43,3 +49,25 @@ def test_a_cap_and_a_certificate(serve, kit, certificates, connect):
     first.submit(one[1])
     kit.Device(2).contribute(other[1])
     assert server.total(task) == 3
+
+
+def test_the_address_of_a_device_goes_with_its_call():
+    """What one address holds, and how it reached the server, is looked at where it is decided."""
+    sent = []
+
+    class Recording:
+        async def call(self, *arguments):
+            sent.append(arguments)
+            return b""
+
+    async def main():
+        route = routes.route(
+            "google.internal.federatedcompute.v1.EligibilityEvalTasks",
+            "RequestEligibilityEvalTask",
+        )
+        ADDRESS.set("203.0.113.9")
+        HOST.set(("fcp.example", "https"))
+        await RemoteServices(Recording(), None).method(route)(route.request_class(), "sender")
+
+    asyncio.run(main())
+    assert [call[-3:] for call in sent] == [("sender", "203.0.113.9", ("fcp.example", "https"))]

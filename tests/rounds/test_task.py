@@ -30,6 +30,9 @@ def machine(
     timeout=10.0,
     cap=None,
     retention=math.inf,
+    first=120.0,
+    wordless=False,
+    alike=0,
 ):
     return TaskMachine(
         task_id="t",
@@ -43,6 +46,9 @@ def machine(
         assignment_timeout=timeout,
         max_at_work=cap,
         retention=retention,
+        first_sign_timeout=first,
+        wordless=wordless,
+        alike_failures=alike,
     )
 
 
@@ -50,7 +56,7 @@ def assign(task, names, now=0.0):
     """Assign devices that start at once; return their records."""
     made = [task.assign(name, f"session-{name}", now) for name in names]
     for each in made:
-        each.move(Stage.STARTED)
+        task.begin(each, now)
     return made
 
 
@@ -335,19 +341,23 @@ class Model(RuleBasedStateMachine):
 
     @initialize(
         goal=st.integers(1, 4),
-        over=st.sampled_from([1.0, 1.3, 3.0]),
+        over=st.sampled_from([1.0, 1.3, 3.0, None]),
+        wordless=st.booleans(),
         minimum=st.none() | st.just(1),
         cap=st.none() | st.integers(1, 4),
         retention=st.sampled_from([0.0, math.inf]),
     )
-    def open(self, goal, over, minimum, cap, retention):
+    def open(self, goal, over, wordless, minimum, cap, retention):
         self.now = 0.0
-        self.task = machine(goal, minimum, over, cap=cap, retention=retention)
+        self.task = machine(
+            goal, minimum, over, cap=cap, retention=retention, first=4.0, wordless=wordless
+        )
         self.count = 0
         #: When those that are not ready expire; the groups that wait, in order, and that run.
         self.expires = {}
         self.waiting, self.running = [], []
-        self.done, self.gone, self.kept = set(), set(), set()
+        self.done, self.gone = set(), set()
+        self.silent, self.kept = set(), set()
         self.largest = 1
         self.completing = False
         self.end = None
@@ -367,6 +377,8 @@ class Model(RuleBasedStateMachine):
                 assert name not in self.done | self.gone
                 assert effect.assignment.error.code is effect.code
                 self.expires.pop(name, None)
+                if effect.phase == "silent":
+                    self.silent.add(name)
                 self.kept.discard(name)
                 for groups in (self.waiting, self.running):
                     groups[:] = [g for g in groups if effect.assignment not in g.assignments]
@@ -398,10 +410,17 @@ class Model(RuleBasedStateMachine):
             with pytest.raises(InvalidTransition):
                 self.task.assign(name, "", self.now)
             return
-        made = self.task.assign(name, "", self.now)
+        made = self.task.assign(name, "", self.now, ["somebody"], "7")
         self.expires[name] = self.now + 10.0
         if starts:
-            made.move(Stage.STARTED)
+            self.task.begin(made, self.now)
+
+    @rule(data=st.data())
+    def begin(self, data):
+        """A device shows itself; one that is overdue counts like any other."""
+        one = self.known(data)
+        if one is not None and one.state is Stage.ASSIGNED:
+            self.task.begin(one, self.now)
 
     @rule(data=st.data(), ends=st.sampled_from(["finish", "abandon", "goes on"]))
     def upload(self, data, ends):
@@ -511,8 +530,12 @@ class Model(RuleBasedStateMachine):
         # Only groups exceed the goal, and by no more than all but one of them.
         assert task.contributed == len(self.done) <= task.goal_count + self.largest - 1
         known = {name: task.get(name) for name in self.gone if task.get(name) is not None}
-        late = {name for name, record in known.items() if record.late}
+        late = {n for n, record in known.items() if record.late and n not in self.silent}
         assert task.dropped + task.surplus == len(self.gone)
+        assert task.silent == len(self.silent)
+        quiet = [a for a in task.live() if a.overdue and a.state is Stage.ASSIGNED]
+        assert dict(task.awaited.silences.items()).get("7", 0) == task.silent + len(quiet)
+        assert task.awaited.overdue == sum(a.overdue for a in task.live())
         assert len(late) <= task.surplus <= len(late) + len(self.gone) - len(known)
         assert all(known[name].error.code is Code.ABORTED for name in late)
         ready = waiting + running + len(self.kept)
@@ -524,7 +547,7 @@ class Model(RuleBasedStateMachine):
             assert len(self.done) >= task.minimum_count
         view, status = task.view(), task.status()
         assert (view.capacity, view.missing, view.pending) == (
-            task.capacity, task.missing, task.pending
+            task.capacity, task.missing, task.at_work
         )  # fmt: skip
         ended = status.contributed + status.dropped + status.surplus
         assert status.assigned == ended + status.pending
@@ -532,3 +555,108 @@ class Model(RuleBasedStateMachine):
 
 TestTaskMachineModel = Model.TestCase
 TestTaskMachineModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+# Devices that are silent.
+
+
+def test_a_silent_device_s_place_is_given_away_and_it_counts_all_the_same():
+    task = machine(goal=1, first=4.0, timeout=10.0)
+    silent = task.assign("silent", "", 0.0, version="2026")
+    assert (task.capacity, task.next_tick()) == (0, 4.0)
+    assert task.tick(4.0) == []
+    assert silent.overdue
+    assert (task.capacity, task.pending, task.at_work) == (1, 1, 0)
+    assert dict(task.status().silent) == {"2026": 1}
+    other = task.assign("other", "", 4.0)
+    assert task.capacity == 0
+    task.begin(silent, 6.0)
+    assert (task.status().silent, task.awaited.experience.drop_outs < 0.11) == ({}, True)
+    effects = contribute(task, silent, 6.0)
+    # The other one is not needed any more, and not silent: it had no time yet.
+    assert dropped(effects) == {"other": ("round_over", Code.ABORTED)}
+    assert (task.contributed, task.surplus, task.silent) == (1, 1, 0)
+    assert other.late
+    task.validate()
+
+
+def test_a_place_is_given_away_once_unless_silence_is_usual():
+    for wordless, most in ((False, 4), (True, 6)):
+        task = machine(goal=2, first=1.0, timeout=100.0, wordless=wordless)
+        given_ = 0
+        for second in range(3):
+            while task.capacity:
+                task.assign(f"d{given_}", "", float(second))
+                given_ += 1
+            task.tick(second + 1.0)
+        assert given_ == most
+        task.validate()
+
+
+def test_silence_ends_at_the_assignment_timeout_and_is_no_lateness_at_the_task_s_end():
+    task = machine(goal=2, over_selection=4.0, first=4.0, timeout=10.0)
+    task.assign("early", "", 0.0, version="7")
+    task.tick(4.0)
+    task.assign("late", "", 7.0)
+    assert dropped(task.tick(10.0)) == {"early": ("silent", Code.DEADLINE_EXCEEDED)}
+    task.tick(11.0)
+    made = assign(task, ["a", "b"], 12.0)
+    task.assign("busy", "", 12.0)
+    contribute(task, made[0], 12.0)
+    effects = contribute(task, made[1], 12.0)
+    ends = dropped(effects)
+    assert ends == {"late": ("silent", Code.ABORTED), "busy": ("round_over", Code.ABORTED)}
+    # If it comes after all, it is no fault of its own.
+    assert all(task.get(name).late for name in ends)
+    assert (task.contributed, task.surplus, task.dropped, task.silent) == (2, 1, 2, 2)
+    assert task.story() == (
+        "5 devices were assigned: 2 contributed, 1 came too late, 0 dropped, 2 silent (client "
+        "versions: 1 x 7, 1 x unknown)"
+    )
+    task.validate()
+
+
+def test_devices_that_time_out_without_a_sign_are_silent_even_before_they_are_overdue():
+    task = machine(goal=2, first=50.0, timeout=10.0)
+    task.assign("a", "", 0.0)
+    assign(task, "b", 0.0)
+    ends = dropped(task.tick(10.0))
+    assert {name: phase for name, (phase, _) in ends.items()} == {
+        "a": "silent", "b": "assignment_timeout"
+    }  # fmt: skip
+    assert (task.dropped, task.silent, task.capacity) == (2, 1, 2)
+
+
+def test_a_task_ends_early_when_its_first_devices_all_fail_alike():
+    task = machine(goal=5, alike=3)
+    assign(task, "abc")
+    for name in "ab":
+        ends = task.drop(name, "computation", Code.INTERNAL, "it failed", 1.0)
+        assert [type(effect) for effect in ends] == [DroppedEffect]
+    *_, end = task.drop("c", "computation", Code.INTERNAL, "it failed", 1.0)
+    assert end == EndEffect(
+        TaskState.FAILED,
+        Code.INTERNAL,
+        "task task ended early, since its first 3 devices all failed alike (computation INTERNAL: "
+        "it failed); 3 devices were assigned: 0 contributed, 0 came too late, 3 dropped (3 x "
+        "computation INTERNAL), 0 silent",
+    )
+
+
+def test_the_server_s_own_words_on_what_it_cannot_accumulate_are_in_the_message():
+    task = machine(goal=5, alike=2)
+    for name in "ab":
+        (one,) = assign(task, name)
+        group, _ = queue(task, one)
+        effects = task.accumulated(group, Code.INVALID_ARGUMENT, "shape [3], not [2]", 1.0)
+    assert effects[-1].code is Code.INVALID_ARGUMENT
+    assert "2 x submit INVALID_ARGUMENT: shape [3], not [2]" in effects[-1].message
+
+
+def test_a_task_with_a_contribution_does_not_end_early():
+    task = machine(goal=9, alike=2)
+    one, *_ = assign(task, "abcdef")
+    contribute(task, one)
+    for name in "bcdef":
+        task.drop(name, "computation", Code.INTERNAL, "", 1.0)
+    assert task.state is TaskState.OPEN

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.events import Assigned, Rejected, TaskClosed, TaskOpened
 from fcp_core.server import Server, ServerThread
+from fcp_core.server.http import connections
 from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.metrics import KEPT, ServerMetrics
 from fcp_core.server.http.prometheus import Counter, Gauge, Histogram, render
@@ -210,6 +212,46 @@ def scrape(port, path="/metrics"):
     with urllib3.PoolManager(retries=False, timeout=WAIT) as client:
         reply = client.request("GET", f"http://localhost:{port}{path}")
         return reply.status, reply.headers, reply.data
+
+
+def test_silent_devices_are_counted_and_their_sender_gets_no_more(
+    make_server, make_device, sum_task, monkeypatch
+):
+    monkeypatch.setattr(connections, "is_loopback", lambda key: False)
+    thread = make_server(metrics="true", first_sign_timeout="50ms", max_silent_per_sender="4")
+    services = thread.server.services
+    task_id = thread.run(services.tasks.submit(sum_task(goal=3))).result(WAIT)
+    for _ in range(4):
+        make_device(thread.server.url, "people").assignment()
+    for _ in range(int(WAIT) * 100):
+        population = thread.run(services.admin.list_populations()).result(WAIT).populations[0]
+        if population.silent == {"1": 4}:
+            break
+        time.sleep(0.01)
+    assert (population.silent, population.at_work) == ({"1": 4}, 0)
+    again = make_device(thread.server.url, "people").check_in()
+    assert again.WhichOneof("result") == "rejection_info"
+    body = write_checkpoint({"update": np.ones(3, np.float32)}, "tf_v1")
+    for number in range(3):
+        device = make_device(thread.server.url, "people")
+        device.pool = urllib3.PoolManager(
+            retries=False, timeout=WAIT, source_address=(f"127.0.0.{2 + number}", 0)
+        )
+        device.contribute(body)
+    thread.run(services.tasks.wait(task_id)).result(WAIT)
+    samples = parse(scrape(thread.server.metrics_port)[2])
+    labels = {"population": "people", "task": "sum"}
+    assert sample(samples, "fcp_silent_total", **labels, client_version="1") == 4
+    assert sample(samples, "fcp_drops_total", **labels, phase="silent") == 4
+    assert sample(samples, "fcp_rejections_total", population="people", reason="silent") == 1
+
+
+def test_versions_of_clients_are_few_and_short_words():
+    metrics = ServerMetrics(ManualClock(), dict)
+    named = [metrics._version(text) for text in ("2026.1", "", "a b", "x" * 41, "1+2-rc_3")]
+    assert named == ["2026.1", "unknown", "other", "other", "1+2-rc_3"]
+    assert [metrics._version(f"v{n}") for n in range(60)].count("other") == 12
+    assert metrics._version("2026.1") == "2026.1"
 
 
 def test_a_round_is_counted(make_server, make_device, sum_task):

@@ -285,7 +285,7 @@ def test_a_repeated_start_gives_the_same_answer(kit):
 def test_a_device_that_waits_is_polled_until_its_turn(kit):
     async def main():
         async with kit.world(selection="uniform", selection__uniform__window="5s") as world:
-            task = await world.submit(goal=2)
+            task = await world.submit(goal=2, over_selection=1.0)
             devices = [world.device() for _ in range(4)]
             operations = []
             for device in devices:

@@ -7,7 +7,7 @@ from fcp_core.protocol.status import Code
 
 def test_a_device_is_held_until_a_task_opens(kit):
     async def main():
-        async with kit.world(check_in_hold="30s") as world:
+        async with kit.world(check_in_hold="30s", over_selection="1") as world:
             devices = [world.device() for _ in range(3)]
             runs = [asyncio.create_task(device.run()) for device in devices]
             await kit.settle()

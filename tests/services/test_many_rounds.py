@@ -8,7 +8,7 @@ from fcp_core.rounds.tasks import TaskState
 
 def test_devices_are_selected_for_the_next_round_while_this_one_reports(kit):
     async def main():
-        async with kit.world() as world:
+        async with kit.world(over_selection="1") as world:
             first = await world.submit(goal=2)
             devices = [world.device() for _ in range(4)]
             early = [await device.assignment() for device in devices[:2]]

@@ -66,7 +66,7 @@ def interval(operation):
 def test_policies_hear_of_many_arrivals_together(kit):
     async def main():
         plugin = Plugin()
-        async with kit.world(extra=[plugin], selection="counting") as world:
+        async with kit.world(extra=[plugin], selection="counting", over_selection="1") as world:
             await world.submit(goal=MANY)
             asked = [await ask(world) for _ in range(MANY)]
             shown = plugin.policy.shown
@@ -122,7 +122,7 @@ def test_one_that_leaves_meanwhile_is_not_shown(kit):
 def test_the_more_wait_the_less_often_each_asks(kit, rate, waiting, expected, alone):
     async def main():
         async with kit.world(
-            selection="cohort", polling_interval="500ms", max_poll_rate=rate
+            selection="cohort", polling_interval="500ms", max_poll_rate=rate, over_selection="1"
         ) as world:
             await world.submit(goal=waiting + 1)
             asked = [await ask(world) for _ in range(waiting)]

@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.parametrize("at_once", [False, True])
 def test_two_tasks_fill_at_the_same_pace(kit, at_once):
     async def main():
-        async with kit.world() as world:
+        async with kit.world(over_selection="1") as world:
             first = await world.submit(goal=6, name="first")
             early = world.device()
             assert (await early.assignment()).task_name == "first"

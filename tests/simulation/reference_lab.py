@@ -13,7 +13,7 @@ from collections import Counter
 from fcp_core.lab.devices import Devices
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.assigner import Assigner
-from fcp_core.rounds.assignment import Stage
+from fcp_core.rounds.experience import Experiences
 from fcp_core.rounds.policies import Candidate
 from fcp_core.rounds.task import (
     AccumulateEffect,
@@ -36,6 +36,7 @@ class ReferenceLab:
         self.events = []
         self.order = itertools.count()
         self.machines = {}
+        self.experiences = Experiences()
         self.models = {}
         self.waiting = {}
         self.work = {}
@@ -78,7 +79,9 @@ class ReferenceLab:
             created=self.now,
             deadline=self.now + model.deadline,
             assignment_timeout=self.scenario.assignment_timeout,
+            first_sign_timeout=self.scenario.first_sign_timeout,
         )
+        machine.share(self.experiences)
         self.machines[machine.task_id] = machine
         self.models[machine.task_id] = number
         self.reasons[machine.task_id] = Counter()
@@ -144,16 +147,20 @@ class ReferenceLab:
 
     def pass_time(self, machine):
         if not machine.state.is_final:
+            overdue = machine.awaited.ever_overdue
             self.perform(machine, machine.tick(self.now))
             self.watch(machine)
+            if machine.awaited.ever_overdue > overdue and machine.capacity:
+                self.consider()
 
     def finish(self, device, machine, name, failed, silent):
         assignment = machine.get(name)
         if assignment.ended:
             self.late += not failed
         elif not failed:
-            assignment.move(Stage.STARTED)
+            machine.begin(assignment, self.now)
             self.perform(machine, machine.queue(Group((assignment,), "checkpoint"), self.now))
+            self.watch(machine)
         elif not silent:
             effects = machine.drop(name, "computation", Code.ABORTED, "", self.now)
             self.perform(machine, effects)

@@ -49,7 +49,7 @@ def test_policies_side_by_side(simulate, tmp_path):
         assert int(shown[policy][5]) == sum(int(row["assigned"]) for row in own)
         for row in own:
             ended = ("contributed", "pending", "round_over", "computation", "assignment_timeout")
-            total = sum(int(row[name]) for name in (*ended, "other"))
+            total = sum(int(row[name]) for name in (*ended, "silent", "other"))
             assert int(row["assigned"]) == total
         for row in completed:
             assert row["contributed"] == "5"

@@ -69,7 +69,7 @@ def test_a_file_becomes_a_plan_and_an_aggregation():
     assert set(routed) == set(types)
     for aggregation in routed.values():
         kind = aggregation.WhichOneof("protocol_config")
-        assert kind == "federated_compute_checkpoint_aggregation"
+        assert kind == "tf_v1_checkpoint_aggregation"
     (intrinsic,) = parse_configuration(spec.aggregation)
     assert intrinsic.uri == "fedsql_group_by"
     assert [parameter.name for parameter in intrinsic.parameters] == ["min_contributors_to_group"]

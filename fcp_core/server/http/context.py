@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
@@ -91,7 +91,7 @@ class Context:
         self.busy: set[object] = set()
         self.awaited: set[object] = set()
         self._settled = asyncio.Event()
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls: set[asyncio.Future[Any]] = set()
         #: What serves the calls, by the names of their routes.
         self.methods: dict[str, Method] = {}
 
@@ -103,14 +103,14 @@ class Context:
             if not self.awaited:
                 self._settled.set()
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
         """Run *work* in a task of its own; the server waits for it before it stops."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.ensure_future(work)
         self.busy.add(task)
         task.add_done_callback(self.leave)
         return task
 
-    def serve(self, work: Coroutine[Any, Any, Any]) -> None:
+    def serve(self, work: Awaitable[Any]) -> None:
         """Run what serves a request, as :meth:`spawn` does, until :meth:`cancel_calls`."""
         task = self.spawn(work)
         self._calls.add(task)

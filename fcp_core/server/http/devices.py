@@ -18,7 +18,9 @@ from fcp_core.rounds.tokens import sender_of
 from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import limits_of_call
+from fcp_core.server.reached import HOST
 from fcp_core.server.services.device_tokens import label
+from fcp_core.server.services.eligibility import ADDRESS
 
 #: Where devices send their API key.
 KEY_HEADER = "x-goog-api-key"
@@ -132,6 +134,9 @@ class RPCHandler(Handler):
             ) from None
         for name, value in self._variables.items():
             setattr(request, name, value)
+        ADDRESS.set(self.connection.origin)
+        given = self.headers.get
+        HOST.set((given("Host", ""), given("X-Forwarded-Proto", "")))
         response = await self._method(request, self._caller)
         answer = response.SerializeToString()
         accepted = self.headers.get("Accept-Encoding", "")

@@ -1,8 +1,8 @@
 """The metrics of one server: counters of tasks and requests, and gauges.
 
-Labels are names that operators and authors chose (populations, tasks, routes) and short words; no
-device, session or address is ever one. The series of a name whose last task ended are dropped
-after :data:`KEPT` seconds.
+Labels are names that operators and authors chose (populations, tasks, routes), short words, and a
+bounded number of versions of clients; no device, session or address is ever one. The series of a
+name whose last task ended are dropped after :data:`KEPT` seconds.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _MINUTES = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300)
 _LAG = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 3)
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,39}")
+#: How many versions of clients are told apart, and what they look like.
+_VERSIONS, _VERSION = 50, re.compile(r"[A-Za-z0-9._+-]{1,40}")
 _TASK = ("population", "task")
 
 
@@ -54,6 +56,7 @@ class ServerMetrics:
         self._open: Count[tuple[str, str]] = Count()
         self._ended: Expiring[tuple[str, str]] = Expiring()
         self._lag_timer: asyncio.TimerHandle | None = None
+        self._versions: set[str] = set()
         self._in_flight: Callable[[], int] = lambda: 0
         self._connections: Callable[[], int] = lambda: 0
         #: Returns the dumps of the server's other processes; None: there are none.
@@ -92,6 +95,11 @@ class ServerMetrics:
             "fcp_drops_total",
             "Assigned devices that did not contribute, by the phase that they reached.",
             [*_TASK, "phase"],
+        )
+        self.silent = Counter(
+            "fcp_silent_total",
+            "Assigned devices that gave no sign of life, by the version of their client.",
+            [*_TASK, "client_version"],
         )
         self.surplus = Counter(
             "fcp_surplus_total",
@@ -150,8 +158,10 @@ class ServerMetrics:
             ("sessions", "Device sessions that are kept, late ones among them."),
             ("waiting", "Devices that wait for a task."),
             ("at_work", "Devices whose task is in progress."),
+            ("populations", "Populations that this server owns."),
+            ("heartbeat_age", "Seconds since a shared storage answered last."),
         ):
-            read = lambda name=name: counts()[name]  # noqa: E731
+            read = lambda name=name: counts().get(name, 0)  # noqa: E731
             yield Gauge(f"fcp_{name}", help, read=read)
 
     def event(self, event: Event) -> None:
@@ -174,12 +184,22 @@ class ServerMetrics:
             self.fold_seconds.observe(where, name, value=event.fold_seconds)
         elif isinstance(event, Dropped):
             self.drops.add(where, event.task_name, _word(event.phase))
+            if event.phase == "silent":
+                self.silent.add(where, event.task_name, self._version(event.client_version))
         elif isinstance(event, Surplus):
             self.surplus.add(where, event.task_name)
         elif isinstance(event, TaskOpened):
             self._open[where, event.task_name] += 1
         else:
             self._close(event)
+
+    def _version(self, text: str) -> str:
+        """Return the version of a client that may have made it up, if it looks like one."""
+        if not _VERSION.fullmatch(text):
+            return "other" if text else "unknown"
+        if len(self._versions) < _VERSIONS:
+            self._versions.add(text)
+        return text if text in self._versions else "other"
 
     def request(self, route: str, status: int, seconds: float, received: int) -> None:
         """Count a finished request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import time
@@ -82,6 +83,7 @@ class RateLimit:
             raise RateLimitError(self._what, (1 - tokens) / self._rate)
 
 
+@functools.lru_cache(maxsize=4096)
 def address_key(address: str) -> str:
     """Return what stands for an address: itself, or the /64 network of an IPv6 one."""
     try:

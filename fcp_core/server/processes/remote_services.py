@@ -16,7 +16,9 @@ from fcp_core.rounds.policies import RetryWindow
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
+from fcp_core.server.reached import HOST
 from fcp_core.server.services.admin import Admin
+from fcp_core.server.services.eligibility import ADDRESS
 from fcp_core.server.services.published import Download
 from fcp_core.server.services.turned_away import rejection
 
@@ -43,9 +45,15 @@ class RemoteServices:
 
         async def call(request: Message, sender: str | None) -> Answer:
             data = request.SerializeToString()
-            return Answer(await self._link.call("rpc", route.service, route.method, data, sender))
+            what = (route.service, route.method, data, sender, ADDRESS.get(), HOST.get())
+            return Answer(await self._link.call("rpc", *what))
 
         return call
+
+    async def problem(self) -> str:
+        """Say why the server takes no new devices at the moment, as ``Services``."""
+        found: str = await self._link.call("problem")
+        return found
 
     def turn_away(self, route: Route, variables: Mapping[str, str]) -> Message | None:
         """Return what a call is answered with that cannot be served now, as ``Services``."""

@@ -22,6 +22,8 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
+from fcp_core.server.reached import HOST
+from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:
     from fcp_core.server.http.metrics import ServerMetrics
@@ -102,6 +104,7 @@ class WorkerProcess:
                 "abandon_upload": self._abandon_upload,
                 "download": self._download,
                 "expose": self._exposed,
+                "problem": services.problem,
             },
             self._ended,
             prompt=("rpc", "begin_upload", "finish_upload", "abandon_upload"),
@@ -158,7 +161,17 @@ class WorkerProcess:
 
     # What it calls.
 
-    async def _rpc(self, service: str, method: str, data: bytes, principal: str | None) -> bytes:
+    async def _rpc(
+        self,
+        service: str,
+        method: str,
+        data: bytes,
+        principal: str | None,
+        address: str,
+        host: Sequence[str],
+    ) -> bytes:
+        ADDRESS.set(address)
+        HOST.set((host[0], host[1]))
         route = routes.route(service, method)
         function = self._services.method(route)
         if function is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
@@ -11,7 +12,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resource
 from fcp_core.rounds.events import CheckedIn, Rejected
 from fcp_core.rounds.pacing import window_message
-from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, combined
+from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow, combined
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.text import clean
@@ -30,6 +31,16 @@ logger = logging.getLogger("fcp.services")
 
 #: So many check-ins and windows may wait until the account of the pace is brought up to date.
 _SETTLE = 4096
+
+#: The address that the call in progress comes from, or the network that counts as one; empty: this
+#: machine, or not known.
+ADDRESS: ContextVar[str] = ContextVar("fcp_address", default="")
+
+
+def origin_of(sender: str | None) -> tuple[str, ...]:
+    """Return the address and the key that a call comes from, as far as they tell devices apart."""
+    parts = (("address", ADDRESS.get()), ("key", sender))
+    return tuple(f"{kind} {value}" for kind, value in parts if value)
 
 
 class EligibilityEvalTasks:
@@ -64,10 +75,12 @@ class EligibilityEvalTasks:
         The latter if there is no task for it that could take one more device now: one that comes
         back later costs less than one that evaluates its eligibility and asks in vain.
 
-        :raises StatusError: NOT_FOUND for an unknown population.
+        :raises StatusError: NOT_FOUND for an unknown population; UNAVAILABLE if we are behind.
         """
-        now = self._clock.now()
+        now, origin, common = self._clock.now(), origin_of(sender), self._common
         population = self._populations.get(request.population_name)
+        if common.writes.going or common.memory.crowded:
+            common.check_pressure()
         pace = population.pace
         pace.later.append((now, None))
         if len(pace.later) >= _SETTLE:
@@ -78,18 +91,17 @@ class EligibilityEvalTasks:
             now = self._clock.now()
         check_in = _check_in(request, principal_of(sender))
         session_key = self._common.secrets.bytes(16)
-        windows, name = self._plugins.retry_window, population.name
-        accepted = windows(name, accepted=True, load=Load(population, now), now=now)
-        rejected = windows(name, accepted=False, load=Load(population, now, rejected=True), now=now)
-        rejected = population.rejection_window(rejected, now)
+        accepted, rejected = self._windows(population, now)
         response = eets.EligibilityEvalTaskResponse(
             retry_window_if_accepted=window_message(accepted)
         )
         offer, conditional, refusal = self._offer(check_in, population, now)
-        if not population.has_room_for(offer.names):
+        trusted = not population.senders.silent or population.senders.trusts(origin)
+        if not (trusted and population.has_room_for(offer.names)):
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
-            reason = "refused" if refusal is not None else "no_task"
+            reason = "no_task" if trusted else "silent"
+            reason = reason if refusal is None else "refused"
             self._common.notify(Rejected(now, population.name, label(session_key.hex()), reason))
             response.rejection_info.SetInParent()
         else:
@@ -108,12 +120,20 @@ class EligibilityEvalTasks:
                 sender=sender,
                 windows=(now, accepted, rejected),
                 token_key=self._tokens.current_key,
+                origin=origin,
             )
             self._accept(response, session, offer, population, now)
         given = rejected if response.HasField("rejection_info") else accepted
         pace.later.append((now, given))
         response.retry_window_if_rejected.CopyFrom(window_message(rejected))
         return response
+
+    def _windows(self, population: Population, now: float) -> tuple[RetryWindow, RetryWindow]:
+        """Return when a device is to come back: if it is given a task, and if not."""
+        windows, name = self._plugins.retry_window, population.name
+        accepted = windows(name, accepted=True, load=Load(population, now), now=now)
+        rejected = windows(name, accepted=False, load=Load(population, now, rejected=True), now=now)
+        return accepted, population.rejection_window(rejected, now)
 
     def _offer(
         self, check_in: CheckIn, population: Population, now: float
@@ -184,17 +204,15 @@ class EligibilityEvalTasks:
     ) -> eets.ReportEligibilityEvalTaskResultResponse:
         """Take the outcome of a device's evaluation; a failure ends its session.
 
-        :raises StatusError: NOT_FOUND for an unknown population or session, ABORTED for one that
-            was lost at a restart, PERMISSION_DENIED for somebody else's.
+        :raises StatusError: NOT_FOUND for an unknown population or session, PERMISSION_DENIED for
+            somebody else's.
         """
         population = self._populations.get(request.population_name)
         now = self._clock.now()
         read_session(self._tokens, population.name, request.session_id, now, sender)
         session = population.sessions.get(request.session_id)
-        if session is None:
-            raise StatusError(
-                Code.ABORTED, "the server was restarted and this session is lost; check in again"
-            )
+        if session is None:  # it was lost at a restart, or is another member's
+            return eets.ReportEligibilityEvalTaskResultResponse()
         code = code_of(request.status_code)
         first = session.eligibility is None
         session.report_eligibility(code)

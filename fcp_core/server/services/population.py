@@ -12,6 +12,7 @@ from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Outcome
 from fcp_core.rounds.events import Event, Rejected
+from fcp_core.rounds.experience import Experiences
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
@@ -55,16 +56,15 @@ class Population:
         states: PolicyStates | None = None,
     ) -> None:
         self.name = name
-        self._notify = notify
-        self._states = states
-        self._saving = False
-        self._stopping = False
+        self._notify, self._states = notify, states
+        self._saving = self._stopping = False
         #: The earliest window in which policies want those back whom they rejected.
         self._away: tuple[float, float] | None = None
         self.settings = settings
-        self._max_at_work = settings.max_at_work
-        self.capped = settings.max_at_work is not None
+        self._max_at_work, self.capped = settings.max_at_work, settings.max_at_work is not None
         self.pace = Pace()
+        self._experiences = Experiences(settings.max_silent_per_sender)
+        self.senders = self._experiences.senders
         self._assigner: Assigner[DeviceSession] = Assigner(rng)
         self._ticker = ticker
         self._tasks: dict[str, TaskRunner] = {}
@@ -93,6 +93,7 @@ class Population:
         :param eligibility: its own eligibility policies; None: it has those of the population.
         """
         self._tasks[task.task_id] = task
+        task.machine.share(self._experiences)
         if eligibility is not None:
             self.own_eligibility[task.task_id] = eligibility
             # Those who wait and were asked nothing were not asked about this one either.
@@ -151,8 +152,8 @@ class Population:
 
     @property
     def at_work(self) -> int:
-        """How many assignments have not ended."""
-        return sum(task.machine.pending for task in self._tasks.values())
+        """How many assignments have not ended, but for those that are overdue."""
+        return sum(task.machine.at_work for task in self._tasks.values())
 
     @property
     def waiting(self) -> int:
@@ -174,8 +175,9 @@ class Population:
         """
         if candidate.weights is None:
             candidate = replace(candidate, weights=self._unasked())
-        if self._stopping:
-            self._reject(session, "stopping", now)
+        distrusted = self.senders.silent and not self.senders.trusts(session.origin)
+        if self._stopping or distrusted:
+            self._reject(session, "stopping" if self._stopping else "silent", now)
             return
         self._assigner.arrive(candidate, session)
         if self._asked <= now < self._ask_again:
@@ -266,6 +268,9 @@ class Population:
         return max(0, self._max_at_work - self.at_work)
 
     def _decide(self, now: float) -> None:
+        if self.senders.silent:
+            for session in self._assigner.withdraw_if(lambda s: not self.senders.trusts(s.origin)):
+                self._reject(session, "silent", now)
         if self._assigner.waiting:
             tasks = {task.task_id: task for task in self.open_tasks(AssignmentMode.SINGLE)}
             outcome = self._assigner.decide(

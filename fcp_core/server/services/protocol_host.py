@@ -138,7 +138,7 @@ class ProtocolHost:
             raise StatusError(Code.ABORTED, assignment.error.message)
         concluding = method in self._protocol.concluding
         if assignment.state is Stage.ASSIGNED:
-            assignment.move(Stage.STARTED)
+            self._machine.begin(assignment, now)
         call = assignment.calls[method] = ProtocolCall()
         if assignment.state is Stage.CONTRIBUTED and concluding:
             # It is counted, whenever it asks.

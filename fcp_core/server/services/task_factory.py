@@ -23,8 +23,10 @@ from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import EligibilityPolicy, SelectionPolicy
 from fcp_core.rounds.protocols import AggregationProtocol, ProtocolTask
+from fcp_core.rounds.specification import is_wordless
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.device_tokens import RETENTION
 from fcp_core.server.services.durable_fold import DurableFold
@@ -74,8 +76,12 @@ class TaskFactory:
         """
         chosen = self._plugins.for_task(spec)
         # A task of an earlier run was stored when the operator may have said something else.
-        if refusals := chosen.refusals():
+        if refusals := chosen.refusals(restored=True):
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(refusals)}")
+        for departure in chosen.departures():
+            logger.warning(
+                "task %s undoes what the configuration says: %s", spec.name, clean(departure)
+            )
         try:
             return Choices(
                 policy=chosen.make_selection_policy(),
@@ -167,7 +173,7 @@ class TaskFactory:
             deadline=machine.deadline,
             rng=random.Random(self._secrets.bytes(16)),
             secrets=self._secrets.bytes,
-            over_selection=settings.over_selection,
+            over_selection=machine.over_selection,
             max_at_work=settings.max_at_work,
         )
 
@@ -223,6 +229,9 @@ def _machine(
         closing_timeout=settings.closing_timeout,
         folded_by=folded_by,
         durability="contribution" if durable else "round",
+        alike_failures=settings.alike_failures,
+        first_sign_timeout=settings.first_sign_timeout,
+        wordless=is_wordless(spec.plan),
     )
 
 

@@ -8,6 +8,7 @@ of its own; its outcomes come back to the event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from fcp_core.aggregation.engine import HeldBody
+from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import (
@@ -45,12 +47,14 @@ from fcp_core.server.services.published import Published
 from fcp_core.server.services.task_engine import TaskEngine, outcome_of
 from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts
 
+#: What is known of the device of an earlier run: its session, origin and version.
+_UNKNOWN: tuple[str, Sequence[str], str] = ("", (), "")
+
 
 class TaskRunner:
     """One task that is offered, until it has ended.
 
     :param spec: the specification without its large parts.
-    :param accepts_late: whether devices that come too late are answered OK.
     """
 
     def __init__(
@@ -59,8 +63,7 @@ class TaskRunner:
         aggregation_id: str,
         parts: TaskParts,
         published: Published,
-        assignment_timeout: float,
-        accepts_late: bool,
+        settings: TaskSettings,
         surroundings: Surroundings,
         places: Places,
         keeper: Keeper,
@@ -70,15 +73,13 @@ class TaskRunner:
         self.task_id = parts.machine.task_id
         self.published = published
         self.messages: dict[tuple[str, bool, int | None], Any] = {}
-        self.assignment_timeout = assignment_timeout
-        self.accepts_late = accepts_late
-        self._begun = parts.begun
-        self.routes = parts.routes
-        self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
+        self.settings, self.accepts_late = settings, settings.accepts_late
+        self._begun, self.routes = parts.begun, parts.routes
+        self._engine = TaskEngine(surroundings, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
         #: When it is to be called next, as the ticker knows.
-        self._next_tick: float | None = None
+        self._next_tick = math.inf
         #: Whether one that has contributed leaves a place for another.
         self._capped = places.capped or self.machine.max_at_work is not None
         #: How many had left places when the population was last told: in vain, and contributing.
@@ -101,12 +102,12 @@ class TaskRunner:
         """Begin: from now on the task takes devices and keeps its times."""
         self._perform(self._begun, now)
         task = self.machine
-        opened = TaskOpened(now, task.population, task.task_id, task.name, task.goal_count)
-        self._with.notify(opened)
+        who = (task.population, task.task_id, task.name)
+        self._with.notify(TaskOpened(now, *who, task.goal_count))
         self._schedule()
 
     def restart(self, parts: TaskParts, now: float) -> None:
-        """Begin again with nothing, as after a restart of the server.
+        """Begin again with what is stored, as after a restart of the server.
 
         Those who are in progress are answered ABORTED; those who have contributed hear nothing.
         """
@@ -115,6 +116,8 @@ class TaskRunner:
             if isinstance(effect, DroppedEffect):
                 self._dropped(effect, now)
         self.protocol.end()
+        parts.machine.silence = self.machine.silence
+        parts.machine.share(self.machine.experiences)
         self.machine, self.protocol = parts.machine, parts.protocol
         self._engine.use(parts.fold)
         self._seen = (0, 0)
@@ -156,7 +159,7 @@ class TaskRunner:
     def assign(self, session: DeviceSession, now: float) -> Assignment:
         """Give a device session this task."""
         id_ = assignment_id(session.key, self.aggregation_id)
-        assignment = self._assign(id_, session.session_id, now)
+        assignment = self._assign(id_, now, session)
         session.assigned_any = True
         return assignment
 
@@ -185,9 +188,9 @@ class TaskRunner:
                 )
             self._perform(self.machine.turn_away(id_, now), now)
             return self.machine.all()[-1]
-        assignment = self._assign(id_, "", now)
+        assignment = self._assign(id_, now)
         if not begins:
-            assignment.move(Stage.STARTED)
+            self.machine.begin(assignment, now)
         return assignment
 
     def excuses(self, assignment: Assignment) -> bool:
@@ -257,7 +260,7 @@ class TaskRunner:
 
     def tick(self, now: float) -> None:
         """Let time pass."""
-        self._next_tick = None
+        self._next_tick = math.inf
         self._perform([*self.machine.tick(now), *self.protocol.tick(now)], now)
         self._schedule()
 
@@ -277,15 +280,17 @@ class TaskRunner:
         """Be called in time; too early does no harm, so that most devices leave this as it is."""
         ticks = (self.machine.next_tick(), self.protocol.next_tick())
         when = min((tick for tick in ticks if tick is not None), default=None)
-        if when is None or self._next_tick is None or when < self._next_tick:
-            self._next_tick = when
+        if when is None or when < self._next_tick:
+            self._next_tick = math.inf if when is None else when
             self._with.ticker.at(f"task:{self.task_id}", when, self.tick)
 
-    def _assign(self, id_: str, session_id: str, now: float) -> Assignment:
-        session, machine = label(session_id) if session_id else "", self.machine
-        assignment = machine.assign(id_, session, now)
-        self._with.notify(Assigned(now, machine.population, session, self.task_id, machine.name))
-        if self._next_tick is None or now + self.assignment_timeout < self._next_tick:
+    def _assign(self, id_: str, now: float, session: DeviceSession | None = None) -> Assignment:
+        machine, who = self.machine, _UNKNOWN
+        if session is not None:
+            who = (label(session.session_id), session.origin, session.check_in.client_version)
+        assignment = machine.assign(id_, who[0], now, *who[1:])
+        self._with.notify(Assigned(now, machine.population, who[0], self.task_id, machine.name))
+        if min(now + self.settings.assignment_timeout, machine.awaited.due) < self._next_tick:
             self._schedule()
         return assignment
 
@@ -308,9 +313,10 @@ class TaskRunner:
                 self._end(effect, now)
                 self._schedule()
         machine, when = self.machine, self.protocol.next_tick()
-        if when is not None and (self._next_tick is None or when < self._next_tick):
+        if min(machine.awaited.due, math.inf if when is None else when) < self._next_tick:
             self._schedule()
-        places = (machine.dropped + machine.surplus, machine.contributed if self._capped else 0)
+        left = machine.dropped + machine.surplus + machine.awaited.ever_overdue
+        places = (left, machine.contributed if self._capped else 0)
         seen, self._seen = self._seen, places
         if seen != places:
             self._places.left(self, contributed=seen[0] == places[0], now=now)
@@ -360,8 +366,8 @@ class TaskRunner:
         effects = self.protocol.left(effect, now, excused=self.excuses(assignment))
         who = (now, machine.population, assignment.session_id, self.task_id, machine.name)
         message = clean(effect.message)
-        event: Event = Dropped(*who, effect.phase, effect.code, message)
-        if assignment.late:
+        event: Event = Dropped(*who, effect.phase, effect.code, message, assignment.version)
+        if assignment.late and effect.phase != "silent":
             event = Surplus(*who, message)
         self._with.notify(event)
         return effects
@@ -388,7 +394,7 @@ class TaskRunner:
             self._result = None
         self._ended = status
         self._done.set()
-        code, message = status.error or (Code.OK, "")
+        code, message = status.error or (Code.OK, self.machine.story())
         now = self._with.clock.now()
         which = (status.population, status.task_id, status.name, status.contributed)
         self._with.notify(TaskClosed(now, *which, code, clean(message)))

@@ -1,0 +1,303 @@
+"""What devices did lately: how long they take to show themselves, how many never do, and whose.
+
+Tasks of one name in one population, such as the rounds of a program, share it. Nothing in it says
+which device did what, and it may be lost: a server that begins again learns again.
+
+Two questions are answered from it:
+
+* *How many devices for so many contributions?* The drop-outs of the last assignments give a share,
+  which begins as one in ten and weighs no more than ten of them. Until m devices have brought a
+  contribution, a negative binomial number of devices is needed; its mean and :data:`DEVIATIONS`
+  standard deviations are asked for at once, and at most twice m.
+* *How long may a device be silent?* Of an assigned device the server sees nothing until it begins
+  to upload: it fetches, computes, and may have gone away; and after that until it has uploaded. The
+  times of others for each of these two steps have a mean and a mean deviation, and one that takes
+  longer than the mean and four deviations (TCP's retransmission timer, RFC 6298) is *overdue*: its
+  place is given to another device as well. It is not sent away: if it comes after all, it
+  contributes like any other.
+
+Who takes places and does nothing with them is known by the address and the key that it checked in
+with, and many may share those: a fleet behind one router, tests on one host. So nobody is limited
+in how many places it takes, but in how many of them may be overdue. Whoever contributes is trusted
+with as many of those as it has brought contributions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+
+from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.reasons import Reasons
+
+#: Standard deviations above the mean number of devices; chosen in the policy lab.
+DEVIATIONS = 1.0
+#: A device is not overdue before this, in seconds, however fast the others are.
+SHORTEST = 1.0
+
+#: While nothing is known, silence of so many seconds is too long where it is usual.
+WORDLESS = 30.0
+
+#: How many assignments the share of drop-outs, and how many the times, are taken from, about.
+_SHARE_OF, _TIMES_OF = 200.0, 64
+#: The share before anything was seen, and how many assignments it weighs as much as.
+_PRIOR, _WEIGHT = 0.1, 10.0
+
+
+#: Of so many task names it is remembered how their devices did.
+_NAMES = 1_000
+#: How many senders are remembered; of those without a silent place, the longest unseen goes first.
+_REMEMBERED = 10_000
+#: The most contributions that are held to a sender's credit.
+_CREDIT = 1_000
+
+
+class Experience:
+    """What was seen of the devices of one task name.
+
+    :param first: how many seconds a device may be silent while nothing is known of the others.
+    """
+
+    def __init__(self, first: float = 120.0) -> None:
+        self.first = first
+        #: Whether the devices may drop a result without a word, so that silence is usual.
+        self.wordless = False
+        self._ended = self._lost = 0.0
+        #: Of each step: how many times were seen, their mean and their mean deviation.
+        self._steps = [(0, 0.0, 0.0), (0, 0.0, 0.0)]
+
+    @property
+    def drop_outs(self) -> float:
+        """The share of assignments that come to nothing, as far as is known."""
+        return (self._lost + _PRIOR * _WEIGHT) / (self._ended + _WEIGHT)
+
+    def devices_for(self, missing: int) -> int:
+        """Return how many devices are to be at work for so many contributions."""
+        if missing < 1:
+            return 0
+        share = min(self.drop_outs, 0.9)
+        wanted = (missing + DEVIATIONS * math.sqrt(missing * share)) / (1 - share)
+        # A whole number of devices stands for half a device on either side.
+        return max(missing, min(2 * missing, math.ceil(wanted - 0.5)))
+
+    def patience(self, step: int, silent: int) -> float:
+        """Return how many seconds a device may take for a step until it is overdue.
+
+        Who comes first is fast: as long as more are silent than ever came, those prove nothing.
+
+        :param step: 0: to its first sign of life, 1: from there to its contribution.
+        :param silent: how many devices of the task are awaited.
+        """
+        times, mean, deviation = self._steps[step]
+        if not times:
+            return self.first
+        learned = max(SHORTEST, mean + 4 * deviation)
+        return learned if times >= silent else max(self.first, learned)
+
+    def took(self, step: int, seconds: float) -> None:
+        """Take how long a device took for a step."""
+        times, mean, deviation = self._steps[step]
+        if not times:
+            self._steps[step] = (1, seconds, seconds / 2)
+            return
+        weight = 1 / min(times + 1, _TIMES_OF)
+        deviation += weight * (abs(seconds - mean) - deviation)
+        self._steps[step] = (times + 1, mean + weight * (seconds - mean), deviation)
+
+    def ended(self, *, lost: bool) -> None:
+        """Take how an assignment ended: with a contribution, or lost."""
+        if self._ended >= _SHARE_OF:
+            self._ended, self._lost = self._ended / 2, self._lost / 2
+        self._ended += 1
+        self._lost += lost
+
+    def found(self) -> None:
+        """Take back that an assignment was lost: the device came after all."""
+        self._ended, self._lost = max(0.0, self._ended - 1), max(0.0, self._lost - 1)
+
+
+class Experiences:
+    """What is known of the devices of one population, by task name, and of their senders.
+
+    :param max_silent_per_sender: how many places of one may be silent in any case; 0: any number.
+    """
+
+    def __init__(self, max_silent_per_sender: int = 0) -> None:
+        self.senders = Senders(max_silent_per_sender)
+        self._of: OrderedDict[str, Experience] = OrderedDict()
+
+    def of(self, task_name: str, first: float, wordless: bool) -> Experience:
+        """Return what is known of the devices of a task name; the longest unasked is forgotten.
+
+        :param first: how many seconds a device may be silent while nothing is known of the others.
+        :param wordless: whether devices may drop a result without a word.
+        """
+        found = self._of.pop(task_name, None) or Experience()
+        found.first = min(first, WORDLESS) if wordless else first
+        found.wordless = wordless
+        self._of[task_name] = found
+        if len(self._of) > _NAMES:
+            self._of.popitem(last=False)
+        return found
+
+
+class Senders:
+    """Counts the overdue places and the contributions of each sender, of one population.
+
+    :param limit: how many places of one sender may be silent in any case; 0: any number.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self._limit = limit
+        #: Who has overdue places, and how many.
+        self.silent: dict[str, int] = {}
+        self._credit: OrderedDict[str, int] = OrderedDict()
+
+    def trusts(self, origin: Sequence[str]) -> bool:
+        """Whether a device may be given a place, by all that it is known by."""
+        if not self._limit or not self.silent:
+            return True
+        return all(
+            self.silent.get(name, 0) < max(self._limit, self._credit.get(name, 0))
+            for name in origin
+        )
+
+    def contributed(self, origin: Sequence[str]) -> None:
+        """Take that one of its devices contributed."""
+        for name in origin:
+            self._credit[name] = min(self._credit.pop(name, 0) + 1, _CREDIT)
+            if len(self._credit) > _REMEMBERED:
+                self._credit.popitem(last=False)
+
+    def fell_silent(self, origin: Sequence[str]) -> None:
+        """Take that a place is overdue."""
+        for name in origin:
+            self.silent[name] = self.silent.get(name, 0) + 1
+
+    def spoke(self, origin: Sequence[str]) -> None:
+        """Take that the device of an overdue place came after all."""
+        self._release(origin)
+
+    def left(self, origin: Sequence[str]) -> None:
+        """Take that an overdue place was given up: each costs what a contribution brought."""
+        for name in origin:
+            if self._credit.get(name, 0) > 0:
+                self._credit[name] -= 1
+        self._release(origin)
+
+    def _release(self, origin: Sequence[str]) -> None:
+        for name in origin:
+            self.silent[name] -= 1
+            if not self.silent[name]:
+                del self.silent[name]
+
+
+class Awaited:
+    """Of which of a task's devices something is awaited, since when, and who is overdue.
+
+    There are two steps: 0: the first sign of life, 1: the contribution.
+
+    :ivar due: when somebody may be overdue; it is never later.
+    :ivar overdue: how many are.
+    :ivar ever_overdue: how many ever were.
+    :ivar came_back: how many of those came after all.
+    :ivar silences: of how many devices of each client version there is no sign.
+    """
+
+    def __init__(
+        self, experiences: Experiences, task_name: str, first: float, wordless: bool
+    ) -> None:
+        self.experience = experiences.of(task_name, first, wordless)
+        self._senders = experiences.senders
+        #: Those that are not overdue, in the order of since when.
+        self._steps: tuple[dict[str, Assignment], dict[str, Assignment]] = ({}, {})
+        self.due = math.inf
+        self.overdue = self.ever_overdue = self.came_back = 0
+        self.silences = Reasons()
+
+    def add(self, step: int, record: Assignment) -> None:
+        """Await something of a device."""
+        those = self._steps[step]
+        those[record.id] = record
+        if len(those) == 1:
+            self.due = self.next_tick()
+
+    def came(self, record: Assignment, step: int, now: float) -> None:
+        """Take that a device came as far as it was awaited."""
+        if self._steps[step].pop(record.id, None) is None and not record.overdue:
+            return
+        self.experience.took(step, now - _since(record, step))
+        self.due = self.next_tick()
+        if record.overdue:
+            record.overdue = False
+            self.overdue -= 1
+            self.came_back += 1
+            if step == 0:
+                self.silences.note(record.version or "unknown", -1)
+            self.experience.found()
+            self._senders.spoke(record.origin)
+
+    def contributed(self, record: Assignment) -> None:
+        """Take that a contribution is in the aggregate."""
+        self.experience.ended(lost=False)
+        self._senders.contributed(record.origin)
+
+    def drop(self, record: Assignment, *, silent: bool) -> bool:
+        """Stop awaiting a device; return whether it was overdue.
+
+        :param silent: whether it is now, at the latest.
+        """
+        if silent and not record.overdue:
+            self._lose(record, 0)
+        for those in self._steps:
+            those.pop(record.id, None)
+        if record.overdue:
+            self.overdue -= 1
+            self._senders.left(record.origin)
+        return record.overdue
+
+    def tick(self, now: float) -> None:
+        """Take who is overdue."""
+        for step, those in enumerate(self._steps):
+            while those and self._due(step) <= now:
+                self._lose(next(iter(those.values())), step)
+        self.due = self.next_tick()
+
+    def next_tick(self) -> float:
+        """Return when somebody is overdue next."""
+        return min(self._due(0), self._due(1))
+
+    def validate(self, unready: Collection[Assignment]) -> None:
+        """Check what always holds.
+
+        :param unready: the assignments of which something is awaited.
+        :raises AssertionError: naming what does not hold.
+        """
+        assert self.overdue == sum(a.overdue for a in unready), "who is overdue is counted"
+        for step, those in enumerate(self._steps):
+            assert {*those.values()} == {
+                a for a in unready if not a.overdue and (a.state is not Stage.ASSIGNED) == step
+            }, "who is awaited is known"
+
+    def _due(self, step: int) -> float:
+        those = self._steps[step]
+        if not those:
+            return math.inf
+        since = _since(next(iter(those.values())), step)
+        return since + self.experience.patience(step, len(those) + self.overdue)
+
+    def _lose(self, record: Assignment, step: int) -> None:
+        """Give a device's place to another one, too."""
+        self._steps[step].pop(record.id, None)
+        record.overdue = True
+        self.overdue += 1
+        self.ever_overdue += 1
+        if step == 0:
+            self.silences.note(record.version or "unknown")
+        self.experience.ended(lost=True)
+        self._senders.fell_silent(record.origin)
+
+
+def _since(record: Assignment, step: int) -> float:
+    return record.begun if step else record.assigned
