@@ -133,8 +133,7 @@ class SimpleProtocol(AggregationProtocol):
                 "nothing has been uploaded; upload the checkpoint, then submit again",
             )
         device.move(DeviceState.SUBMITTED)
-        if self._outliers is not None:
-            self._latency.add(now - device.since)
+        self._latency.add(now - device.since)
         return [Accumulate((call.assignment,), slot=_SLOT)]
 
     def uploaded(self, upload: Upload, now: float) -> Sequence[Effect]:

@@ -16,6 +16,7 @@ from fcp_core.commands.db import db
 from fcp_core.commands.eligibility import eligibility
 from fcp_core.commands.invocation import Invocation
 from fcp_core.commands.keys import keys
+from fcp_core.commands.members import members
 from fcp_core.commands.output import make_table, print_tables
 from fcp_core.commands.plugin import plugin
 from fcp_core.commands.plugins import plugins
@@ -177,6 +178,7 @@ for _command in (
     simulate,
     tasks,
     populations,
+    members,
 ):
     cli.add_command(_command)
 

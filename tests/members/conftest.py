@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fcp_core.testing import pytest_plugin
+from fcp_postgres import testing as postgres
 from tests.members.shared import SharedStorage
 
 fcp_client, fcp_server = pytest_plugin.fcp_client, pytest_plugin.fcp_server
+fcp_postgres_server = postgres.fcp_postgres_server
+fcp_postgres_schema = postgres.fcp_postgres_schema
 
 
 @pytest.fixture

@@ -14,10 +14,16 @@ class HealthHandler(Handler):
     throttled = False
 
     async def serve(self) -> None:
-        """Answer 200, or 503 once a stop was requested."""
-        ready = self.path != "/readyz" or not self.context.stopping
+        """Answer 200, or 503 once a stop was requested or the shared storage does not answer."""
+        ready, words = True, b"ok\n"
+        members = self.context.members
+        if self.path == "/readyz":
+            if self.context.stopping:
+                ready, words = False, b"stopping\n"
+            elif members is not None and not members.in_touch:
+                ready, words = False, b"the storage does not answer\n"
         self.answer(
-            b"ok\n" if ready else b"stopping\n",
+            words,
             200 if ready else 503,
             {"Content-Type": "text/plain; charset=utf-8"},
         )

@@ -202,17 +202,15 @@ class EligibilityEvalTasks:
     ) -> eets.ReportEligibilityEvalTaskResultResponse:
         """Take the outcome of a device's evaluation; a failure ends its session.
 
-        :raises StatusError: NOT_FOUND for an unknown population or session, ABORTED for one that
-            was lost at a restart, PERMISSION_DENIED for somebody else's.
+        :raises StatusError: NOT_FOUND for an unknown population or session, PERMISSION_DENIED for
+            somebody else's.
         """
         population = self._populations.get(request.population_name)
         now = self._clock.now()
         read_session(self._tokens, population.name, request.session_id, now, sender)
         session = population.sessions.get(request.session_id)
-        if session is None:
-            raise StatusError(
-                Code.ABORTED, "the server was restarted and this session is lost; check in again"
-            )
+        if session is None:  # it was lost at a restart, or is another member's
+            return eets.ReportEligibilityEvalTaskResultResponse()
         code = code_of(request.status_code)
         first = session.eligibility is None
         session.report_eligibility(code)

@@ -123,7 +123,7 @@ class Services:
             clock=clock,
             url=common.base_url,
             storage=settings.storage,
-            claim=None if self.members is None else self.members.claim,
+            members=self.members,
         )
         #: What answers for all members.
         self.shared_admin: Any = self.admin
@@ -270,6 +270,8 @@ class Services:
             "sessions": self._populations.sessions,
             "waiting": sum(population.waiting for population in self._populations),
             "at_work": sum(population.at_work for population in self._populations),
+            "populations": sum(1 for _ in self._populations),
+            "heartbeat_age": 0 if self.members is None else round(self.members.behind),
         }
 
     async def start(self) -> None:
