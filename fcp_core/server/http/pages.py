@@ -8,23 +8,22 @@ from fcp_core.server.http.prometheus import CONTENT_TYPE
 
 
 class HealthHandler(Handler):
-    """``/healthz``: the process answers. ``/readyz``: it takes requests."""
+    """``/healthz``: the process answers. ``/readyz``: it takes devices."""
 
     label = "health"
     throttled = False
 
     async def serve(self) -> None:
-        """Answer 200, or 503 once a stop was requested or the shared storage does not answer."""
-        ready, words = True, b"ok\n"
-        members = self.context.members
+        """Answer 200; 503 with the reason if the server stops, or can store nothing."""
+        problem = ""
         if self.path == "/readyz":
             if self.context.stopping:
-                ready, words = False, b"stopping\n"
-            elif members is not None and not members.in_touch:
-                ready, words = False, b"the storage does not answer\n"
+                problem = "stopping"
+            else:
+                problem = await self.context.services.problem()
         self.answer(
-            words,
-            200 if ready else 503,
+            f"{problem or 'ok'}\n".encode(),
+            503 if problem else 200,
             {"Content-Type": "text/plain; charset=utf-8"},
         )
 

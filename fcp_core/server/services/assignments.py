@@ -114,6 +114,8 @@ class TaskAssignments:
         session.check()
         names = [name for name in dict.fromkeys(request.task_names) if name in session.offered]
         new = [name for name in names if name not in session.asked]
+        if new:
+            self._common.check_pressure()
         refused = bool(new) and (
             self._distrusts(population, session, now)
             or self._refuses(session, request.attestation_measurement.value, now)
@@ -270,6 +272,8 @@ class TaskAssignments:
         return True
 
     def _check_room(self) -> None:
+        if self._common.writes.going or self._common.memory.crowded:
+            self._common.check_pressure()
         if self._max_waiting is not None:
             waiting = sum(population.waiting for population in self._populations)
             if waiting >= self._max_waiting:

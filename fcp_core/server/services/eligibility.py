@@ -75,10 +75,12 @@ class EligibilityEvalTasks:
         The latter if there is no task for it that could take one more device now: one that comes
         back later costs less than one that evaluates its eligibility and asks in vain.
 
-        :raises StatusError: NOT_FOUND for an unknown population.
+        :raises StatusError: NOT_FOUND for an unknown population; UNAVAILABLE if we are behind.
         """
-        now, origin = self._clock.now(), origin_of(sender)
+        now, origin, common = self._clock.now(), origin_of(sender), self._common
         population = self._populations.get(request.population_name)
+        if common.writes.going or common.memory.crowded:
+            common.check_pressure()
         pace = population.pace
         pace.later.append((now, None))
         if len(pace.later) >= _SETTLE:
