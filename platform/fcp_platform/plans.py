@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection
 from typing import Any
 
 import tensorflow as tf
 
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
-from fcp_platform import encoding
+from fcp_platform import encoding, intrinsics
 from fcp_platform.graphs import ancestors, only
 from fcp_platform.lowering import Lowered
 from fcp_platform.select import put_device_ops
@@ -19,16 +20,23 @@ _OUTPUT = "output_filepath"
 TOKEN = "data_token"
 _SAVE = "save_client_update_tensors"
 _DATASET_OP = "ExternalDataset"
+#: What TensorFlow lets a node be called.
+_NODE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 
 
 def build_plan(
-    lowered: Lowered, selectors: list[plan_pb2.ExampleSelector]
+    lowered: Lowered, selectors: list[plan_pb2.ExampleSelector], *, routed: bool = False
 ) -> plan_pb2.ClientOnlyPlan:
     """Build the plan of a lowered computation.
 
     :param selectors: what to select for each leaf of the client data, depth first.
+    :param routed: whether what is aggregated securely is kept out of the checkpoint, and routed to
+        secure aggregation as the published client wants it; its devices contribute nothing then to
+        a task that has no such protocol.
     :raises ValueError: if there are more or fewer selectors than leaves.
+    :raises TypeError: if a tensor that is routed has a name that TensorFlow cannot give to a node.
     """
+    secure = _secure_names(lowered) if routed else frozenset()
     data = [port for port in lowered.client.inputs if port.leaf.is_sequence]
     if len(data) != len(selectors):
         raise ValueError(
@@ -44,9 +52,10 @@ def build_plan(
         if lowered.client.token:
             inputs[lowered.client.token] = token
         outputs = lowered.client.add_to_graph(inputs, "work")
-        _save(lowered, outputs)
+        saves = _save(lowered, outputs, secure)
     graph_def = graph.as_graph_def()
-    ends = [_SAVE, TOKEN, *(f"data_{index}" for index in range(len(data)))]
+    ends = [TOKEN, *sorted(secure), *(f"data_{index}" for index in range(len(data)))]
+    ends += [_SAVE] if saves else []
     if lowered.broadcast:
         ends.append(_INPUT)  # it is fed even if nothing reads it
     graph_def = only(graph_def, ancestors(graph_def, ends))
@@ -56,14 +65,46 @@ def build_plan(
     plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString(deterministic=True))
     spec = plan.phase.tensorflow_spec
     spec.dataset_token_tensor_name = f"{TOKEN}:0"
-    spec.target_node_names.append(_SAVE)
     router = plan.phase.federated_compute
     if lowered.broadcast:
         router.input_filepath_tensor_name = f"{_INPUT}:0"
         spec.input_tensor_specs.append(string_spec(_INPUT))
-    router.output_filepath_tensor_name = f"{_OUTPUT}:0"
-    spec.input_tensor_specs.append(string_spec(_OUTPUT))
+    if saves:
+        spec.target_node_names.append(_SAVE)
+        router.output_filepath_tensor_name = f"{_OUTPUT}:0"
+        spec.input_tensor_specs.append(string_spec(_OUTPUT))
+    _route(lowered, secure, spec, router)
     return plan
+
+
+def _secure_names(lowered: Lowered) -> frozenset[str]:
+    """Return the names of the tensors that are aggregated securely, which become nodes."""
+    names = frozenset(
+        argument.input_tensor.name
+        for config in lowered.aggregations.configs
+        if config.intrinsic_uri in intrinsics.SECURE
+        for argument in config.intrinsic_args
+        if argument.HasField("input_tensor")
+    )
+    for name in names:
+        if not _NODE.fullmatch(name):
+            raise TypeError(f"{name!r} cannot be routed: no node can have that name; rename it")
+    return names
+
+
+def _route(lowered: Lowered, secure: Collection[str], spec: Any, router: Any) -> None:
+    """Name the tensors that are routed; the vectors are called so, to the letter."""
+    for port in lowered.client.outputs:
+        name = port.leaf.name
+        if name not in secure:
+            continue
+        form = lowered.aggregations.updates[name]
+        proto = tensorflow_struct_pb2.TensorSpecProto(name=name, dtype=form.wire.as_datatype_enum)
+        proto.shape.SetInParent()
+        for size in (*port.leaf.type.shape, *form.suffix):
+            proto.shape.dim.add(size=size)
+        spec.output_tensor_specs.append(proto.SerializeToString())
+        router.aggregations[name].secure_aggregation.SetInParent()
 
 
 def _restore(lowered: Lowered) -> dict[str, Any]:
@@ -89,12 +130,17 @@ def _restore(lowered: Lowered) -> dict[str, Any]:
     }
 
 
-def _save(lowered: Lowered, outputs: list[Any]) -> None:
-    tensors: Mapping[str, Any] = {
+def _save(lowered: Lowered, outputs: list[Any], secure: Collection[str]) -> bool:
+    """Add the saving of an update, but for what is routed; return whether anything is saved."""
+    tensors: dict[str, Any] = {
         port.leaf.name: lowered.aggregations.updates[port.leaf.name].encode(tensor)
         for port, tensor in zip(lowered.client.outputs, outputs, strict=True)
         if port.leaf.name in lowered.aggregations.updates
     }
+    for name in secure:
+        tf.identity(tensors.pop(name), name=name)
+    if not tensors:
+        return False
     tf.raw_ops.SaveSlices(
         filename=tf.compat.v1.placeholder(tf.string, (), _OUTPUT),
         tensor_names=list(tensors),
@@ -102,6 +148,7 @@ def _save(lowered: Lowered, outputs: list[Any]) -> None:
         data=list(tensors.values()),
         name=_SAVE,
     )
+    return True
 
 
 def add_datasets(graph_def: Any, selectors: list[plan_pb2.ExampleSelector]) -> None:

@@ -117,3 +117,27 @@ def test_a_rolling_restart_fails_no_device_request(cluster):
     with new.admin() as admin:
         ended = admin.get(task)
         fleet.check(admin.result(task), ended.contributed, ended.surplus)
+
+
+def test_members_of_several_processes_find_each_other(cluster):
+    """Each process of a member knows whose population is whose."""
+    for _ in range(2):
+        cluster.start("-s", "server.processes=2")
+    populations = [f"p{number}" for number in range(6)]
+    with cluster.members[0].admin() as admin:
+        tasks = {name: admin.submit(sum_task(3, name)).task_id for name in populations}
+        assert {each.owns for each in admin.members().members} != {0, 6}
+        fleets = {name: Fleet(cluster.balancer.url, name, threads=1) for name in populations}
+        try:
+            for task in tasks.values():
+                until(lambda task=task: admin.get(task).is_final)
+        finally:
+            for fleet in fleets.values():
+                fleet.stop()
+        for name, task in tasks.items():
+            ended = admin.get(task)
+            assert fleets[name].failed == []
+            fleets[name].check(admin.result(task), ended.contributed, ended.surplus)
+    for member in cluster.members:
+        assert member.terminate() == 0
+        assert "Traceback" not in member.log

@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fcp_core.admin.messages import Lease, Member, MemberList
 from fcp_core.rounds.clock import Clock
@@ -51,6 +51,29 @@ class RoutingTable:
     members: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[bytes, ...] = ()
 
+    def dump(self, now: float) -> dict[str, Any]:
+        """Return the table as another process of this server reads it."""
+        return {
+            "me": self.me,
+            "owners": [
+                (mark, owner.population, owner.url, owner.until - now, owner.giving)
+                for mark, owner in self.owners.items()
+            ],
+            "known": list(self.known.items()),
+            "members": dict(self.members),
+            "secrets": list(self.secrets),
+        }
+
+    @classmethod
+    def load(cls, dump: Mapping[str, Any], now: float) -> RoutingTable:
+        """Return the table that another process dumped a moment ago."""
+        owners = {
+            mark: Owner(name, url, now + left, giving)
+            for mark, name, url, left, giving in dump["owners"]
+        }
+        secrets = tuple(dump["secrets"])
+        return cls(dump["me"], owners, dict(dump["known"]), dump["members"], secrets)
+
     def owner(self, mark: bytes, clock: Clock) -> Owner | None:
         """Return the owner of a population, or None if there is none at the moment."""
         owner = self.owners.get(mark)
@@ -85,11 +108,6 @@ class Routes(Protocol):
     table: RoutingTable
     seconds: float
     clock: Clock
-
-    @property
-    def in_touch(self) -> bool:
-        """Whether the storage answered lately."""
-        ...
 
     async def look(self) -> None:
         """Have the storage asked who owns what, and wait for the answer."""

@@ -17,7 +17,7 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.tokens import Tokens, TokenSource
+from fcp_core.rounds.tokens import Tokens, TokenSource, mark_of
 from fcp_core.server.file_lock import FileLock
 from fcp_core.server.keys import load_keys
 from fcp_core.server.services.admin import Admin
@@ -127,8 +127,10 @@ class Services:
     def _population_maker(
         self, plugins: Plugins, rng: random.Random
     ) -> Callable[[str], Population]:
+        self._settings_of = partial(PopulationSettings.of, plugins.config)
+
         def make(name: str) -> Population:
-            of = PopulationSettings.of(plugins.config, name)
+            of = self._settings_of(name)
             notify, states = self._notify, self._states
             return Population(name, rng, self.ticker, settings=of, notify=notify, states=states)
 
@@ -255,20 +257,27 @@ class Services:
         :param variables: those of the call's path.
         """
         now = self._clock.now()
+        name = variables.get("population_name", "")
         try:
-            population = self._populations.get(variables.get("population_name", ""))
+            population = self._populations.get(name)
         except StatusError:
-            return None
-        window = population.rejection_window(population.settings.retry, now)
+            if self.members is None or mark_of(name) not in self.members.table.known:
+                return None
+            # It is another member's, or nobody's for a moment.
+            window = self._settings_of(name).retry
+        else:
+            window = population.rejection_window(population.settings.retry, now)
         session_id = variables.get("session_id", "")
         found = rejection(route, session_id, window)
         if found is not None:
             session = label(session_id) if session_id else ""
-            self._notify(Rejected(now, population.name, session, "busy"))
+            self._notify(Rejected(now, name, session, "busy"))
         return found
 
     async def problem(self) -> str:
         """Say why the server takes no new devices at the moment; ``""`` if it does."""
+        if self.members is not None and not self.members.in_touch:
+            return "the storage does not answer"
         return self._store.writes.trouble()
 
     def add_population(self, name: str) -> None:
