@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
 from fcp_platform import encoding
-from fcp_platform.graphs import ancestors, only
+from fcp_platform.graphs import LocalGraph, ancestors, only
 from fcp_platform.lowering import Lowered
 from fcp_platform.select import put_device_ops
+from fcp_platform.tflite import convert
 
 _INPUT = "input_filepath"
 _OUTPUT = "output_filepath"
@@ -22,11 +23,12 @@ _DATASET_OP = "ExternalDataset"
 
 
 def build_plan(
-    lowered: Lowered, selectors: list[plan_pb2.ExampleSelector]
+    lowered: Lowered, selectors: list[plan_pb2.ExampleSelector], *, tflite: bool = False
 ) -> plan_pb2.ClientOnlyPlan:
     """Build the plan of a lowered computation.
 
     :param selectors: what to select for each leaf of the client data, depth first.
+    :param tflite: whether it has a TFLite model beside the graph, if TensorFlow can make one.
     :raises ValueError: if there are more or fewer selectors than leaves.
     """
     data = [port for port in lowered.client.inputs if port.leaf.is_sequence]
@@ -35,24 +37,7 @@ def build_plan(
             f"the computation reads {len(data)} sequences of client data, the data source selects "
             f"{len(selectors)}"
         )
-    graph = tf.Graph()
-    with graph.as_default():
-        token = tf.compat.v1.placeholder(tf.string, (), TOKEN)
-        inputs = _restore(lowered) if lowered.broadcast else {}
-        for index, port in enumerate(data):
-            inputs[port.tensor_name] = tf.compat.v1.placeholder(tf.variant, (), f"data_{index}")
-        if lowered.client.token:
-            inputs[lowered.client.token] = token
-        outputs = lowered.client.add_to_graph(inputs, "work")
-        _save(lowered, outputs)
-    graph_def = graph.as_graph_def()
-    ends = [_SAVE, TOKEN, *(f"data_{index}" for index in range(len(data)))]
-    if lowered.broadcast:
-        ends.append(_INPUT)  # it is fed even if nothing reads it
-    graph_def = only(graph_def, ancestors(graph_def, ends))
-    add_datasets(graph_def, selectors)
-    put_device_ops(graph_def, TOKEN)
-
+    graph_def = client_graph(lowered, lowered.client, selectors)
     plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString(deterministic=True))
     spec = plan.phase.tensorflow_spec
     spec.dataset_token_tensor_name = f"{TOKEN}:0"
@@ -63,10 +48,43 @@ def build_plan(
         spec.input_tensor_specs.append(string_spec(_INPUT))
     router.output_filepath_tensor_name = f"{_OUTPUT}:0"
     spec.input_tensor_specs.append(string_spec(_OUTPUT))
+    if tflite:
+        # The data token comes first, as in the reference's models.
+        inputs = [TOKEN, *([_INPUT] if lowered.broadcast else []), _OUTPUT]
+        plain = client_graph(lowered, lowered.plain_client, selectors)
+        plan.tflite_graph = convert(plain, inputs, [_SAVE])
     return plan
 
 
-def _restore(lowered: Lowered) -> dict[str, Any]:
+def client_graph(
+    lowered: Lowered, client: LocalGraph, selectors: list[plan_pb2.ExampleSelector]
+) -> Any:
+    """Return the graph that a device runs.
+
+    :param client: its work, optimised or not.
+    """
+    data = [port for port in client.inputs if port.leaf.is_sequence]
+    graph = tf.Graph()
+    with graph.as_default():
+        token = tf.compat.v1.placeholder(tf.string, (), TOKEN)
+        inputs = _restore(lowered, client) if lowered.broadcast else {}
+        for index, port in enumerate(data):
+            inputs[port.tensor_name] = tf.compat.v1.placeholder(tf.variant, (), f"data_{index}")
+        if client.token:
+            inputs[client.token] = token
+        outputs = client.add_to_graph(inputs, "work")
+        _save(lowered, client, outputs)
+    graph_def = graph.as_graph_def()
+    ends = [_SAVE, TOKEN, *(f"data_{index}" for index in range(len(data)))]
+    if lowered.broadcast:
+        ends.append(_INPUT)  # it is fed even if nothing reads it
+    graph_def = only(graph_def, ancestors(graph_def, ends))
+    add_datasets(graph_def, selectors)
+    put_device_ops(graph_def, TOKEN)
+    return graph_def
+
+
+def _restore(lowered: Lowered, client: LocalGraph) -> dict[str, Any]:
     """Add the restoring of what is broadcast; return the tensors by the name they stand for."""
     path = tf.compat.v1.placeholder(tf.string, (), _INPUT)
     forms = {leaf: encoding.stored(leaf.name, leaf.type.dtype) for leaf in lowered.broadcast}
@@ -84,15 +102,15 @@ def _restore(lowered: Lowered) -> dict[str, Any]:
         tensors[leaf.name] = value
     return {
         port.tensor_name: tensors[port.leaf.name]
-        for port in lowered.client.inputs
+        for port in client.inputs
         if not port.leaf.is_sequence
     }
 
 
-def _save(lowered: Lowered, outputs: list[Any]) -> None:
+def _save(lowered: Lowered, client: LocalGraph, outputs: list[Any]) -> None:
     tensors: Mapping[str, Any] = {
         port.leaf.name: lowered.aggregations.updates[port.leaf.name].encode(tensor)
-        for port, tensor in zip(lowered.client.outputs, outputs, strict=True)
+        for port, tensor in zip(client.outputs, outputs, strict=True)
         if port.leaf.name in lowered.aggregations.updates
     }
     tf.raw_ops.SaveSlices(
