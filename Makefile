@@ -24,6 +24,9 @@ $(READY): requirements/dev.txt setup.cfg pyproject.toml $(FAST)
 	@CC="$(CC)" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --no-build-isolation -e aggregators/fast >$(VENV)/fast.log 2>&1 || \
 	  echo "make: $(CC) could not compile the fast loops, so NumPy folds ($(VENV)/fast.log says why)" >&2
+	@cd aggregators/secure_aggregation && $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace \
+	  >$(CURDIR)/$(VENV)/secagg.log 2>&1 || \
+	  echo "make: $(CC) could not compile the masks' loops, so NumPy adds ($(VENV)/secagg.log says why)" >&2
 	@touch $@
 
 # mypy and ruff have an environment of their own: mypy wants newer packages than TensorFlow 2.14.
@@ -56,9 +59,10 @@ test-light:
 protos: $(READY)
 	$(BIN)/python -m fcp_core.protocol.generate
 
-# The reference of the hooks and the tables of the options, from the declarations.
+# The reference of the hooks, the tables of the options and the data model, from the declarations.
 docs: $(READY)
 	$(BIN)/python -m fcp_core.plugins.reference docs
+	$(BIN)/python -m fcp_core.storage.reference docs
 
 # All goals in one table, for docs/performance.md: make bench. Smaller inputs: make bench QUICK=1
 bench: $(READY)

@@ -13,6 +13,7 @@ from fcp_core.admin.messages import (
     EligibilitySettings,
     EligibilitySummary,
     ListQuery,
+    MemberList,
     PopulationList,
     ResultTable,
     ServerStatus,
@@ -178,6 +179,13 @@ ENDPOINTS = (
         "Take a population's eligibility task away.",
         {JSON: EligibilitySummary},
         codes=(Code.NOT_FOUND,),
+    ),
+    Endpoint(
+        "members",
+        "GET",
+        "/members",
+        "List the processes that share the storage, and who owns which population.",
+        {JSON: MemberList},
     ),
     Endpoint("status", "GET", "/status", "Return how the server is.", {JSON: ServerStatus}),
     Endpoint(

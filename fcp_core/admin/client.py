@@ -23,6 +23,7 @@ from fcp_core.admin.messages import (
     EligibilitySettings,
     EligibilitySummary,
     Error,
+    MemberList,
     PopulationList,
     ServerStatus,
     Submission,
@@ -197,6 +198,10 @@ class AdminClient:
         except StatusError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
+
+    def members(self) -> MemberList:
+        """Return the processes that share the storage, and who owns which population."""
+        return self._call("GET", "/members", MemberList)
 
     def status(self) -> ServerStatus:
         """Return the status of the server."""

@@ -247,6 +247,48 @@ class ServerStatus(msgspec.Struct, kw_only=True):
     tasks: dict[str, int]
 
 
+class Member(msgspec.Struct, kw_only=True):
+    """A process of the server that shares its storage with others.
+
+    ``behind`` is how long ago it last showed that it lives, in seconds; ``owns`` counts its
+    populations; a member that is ``draining`` gives them to others.
+    """
+
+    member_id: str
+    host: str
+    pid: int
+    url: str
+    member_url: str
+    started: float
+    behind: float
+    draining: bool
+    owns: int
+
+
+class Lease(msgspec.Struct, kw_only=True):
+    """Who owns a population, and since when.
+
+    ``member_id`` is empty if nobody does. ``epoch`` grows with each change of hands, and is 0 in a
+    server that shares its storage with none. ``left`` is for how many seconds it is owned without
+    a further sign of life.
+    """
+
+    population: str
+    member_id: str
+    host: str
+    pid: int
+    epoch: int
+    since: float
+    left: float
+
+
+class MemberList(msgspec.Struct):
+    """The members of the server, the longest first, and who owns which population."""
+
+    members: list[Member]
+    leases: list[Lease]
+
+
 class Column(msgspec.Struct):
     """A column of a result; a number that JSON has not, such as NaN, is null."""
 

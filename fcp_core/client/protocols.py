@@ -9,13 +9,14 @@ ended. The server's side is ``fcp_core.rounds.protocols``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 if TYPE_CHECKING:
     from fcp_core.protocol.protos.common_pb2 import ByteStreamResource, ForwardingInfo
     from fcp_core.protocol.protos.task_assignments_pb2 import TaskAssignment
+    from fcp_core.protocol.status import Code
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,13 @@ class PlanResults:
 
 
 class DeviceProtocol(ABC):
-    """The device's side of one protocol."""
+    """The device's side of one protocol.
+
+    :cvar comes_back: the codes of failures that are not the device's, such as those of a group that
+        it was in: it comes back by the server's retry window, and not hours later.
+    """
+
+    comes_back: ClassVar[Collection[Code]] = ()
 
     @abstractmethod
     def accepts(self, assignment: TaskAssignment) -> bool:

@@ -28,7 +28,8 @@ class TaskOutcome(Enum):
     COMPUTATION_FAILED = "computation failed"
     #: Starting the upload or the upload itself failed.
     UPLOAD_FAILED = "upload failed"
-    #: Everything was uploaded, but the submission was refused.
+    #: Everything was uploaded, but the submission was refused; or a group that the device was in
+    #: failed (``DeviceProtocol.comes_back``).
     SUBMIT_FAILED = "submit failed"
 
 

@@ -121,7 +121,8 @@ class TaskRunner:
             if error.code is Code.ABORTED or not contribution.uploading:
                 yield Forget(note)
             complete = contribution.uploaded and not contribution.upload_failed
-            outcome = TaskOutcome.SUBMIT_FAILED if complete else TaskOutcome.UPLOAD_FAILED
+            comes_back = complete or error.code in task.protocol.comes_back
+            outcome = TaskOutcome.SUBMIT_FAILED if comes_back else TaskOutcome.UPLOAD_FAILED
             return _result(task, outcome, computed, error, contribution.uploaded)
         return _result(task, TaskOutcome.CONTRIBUTED, computed, uploaded=contribution.uploaded)
 

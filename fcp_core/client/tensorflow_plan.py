@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from fcp_core.client.executors import FEDERATED_SELECT_URI, PlanExecutor, PlanRun
 from fcp_core.client.graph_guard import GraphGuard, OperationRules
 from fcp_core.client.interruption import Interruption
+from fcp_core.client.protocols import PlanResults
 from fcp_core.client.tensorflow_graph import GraphCache, import_tensorflow
 from fcp_core.client.tensorflow_sessions import SessionPool
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
@@ -54,18 +55,23 @@ class TensorFlowExecutor(PlanExecutor):
         self._active: dict[bytes, _ActiveRun] = {}
         self._graphs = GraphCache(self._examples, guard)
 
-    def run(self, run: PlanRun) -> bytes:
-        """Run the plan's target nodes in one call and return the checkpoint that they wrote."""
+    def run(self, run: PlanRun) -> bytes | PlanResults:
+        """Run the plan's target nodes in one call and return the checkpoint that they wrote.
+
+        Tensors that the plan's router gives to secure aggregation come beside it.
+        """
         plan = run.plan
         io = _Routing.of(plan)
         with self._scratch() as scratch:
             output = Path(scratch, "output.ckpt")
-            feeds = {io.output_filepath: str(output)}
-            self._run(run, Path(scratch), io.input_filepath, feeds, "")
-            if not output.exists():
+            feeds = {io.output_filepath: str(output)} if io.output_filepath else {}
+            values = self._run(run, Path(scratch), io.input_filepath, feeds, io.secure)
+            if not output.exists() and io.output_filepath:
                 targets = list(plan.phase.tensorflow_spec.target_node_names)
                 raise StatusError(Code.INTERNAL, f"the plan's targets {targets} wrote no file")
-            return output.read_bytes()
+            checkpoint = output.read_bytes() if io.output_filepath else b""
+            secure = dict(zip(io.secure, values, strict=True))
+            return PlanResults(checkpoint, secure) if secure else checkpoint
 
     def weigh(self, run: PlanRun) -> bytes:
         """Run an eligibility plan and return what its router names: a ``TaskEligibilityInfo``.
@@ -78,7 +84,7 @@ class TensorFlowExecutor(PlanExecutor):
             raise _bad("its router names no task_eligibility_info tensor")
         with self._scratch() as scratch:
             input_filepath = _full_name(router.input_filepath_tensor_name)
-            value = self._run(run, Path(scratch), input_filepath, {}, name)
+            (value,) = self._run(run, Path(scratch), input_filepath, {}, [name])
         if not isinstance(value, bytes):
             raise _bad(f"{name} is no scalar string")
         return value
@@ -87,9 +93,14 @@ class TensorFlowExecutor(PlanExecutor):
         return tempfile.TemporaryDirectory(prefix=self._prefix, dir=self._home)
 
     def _run(
-        self, run: PlanRun, scratch: Path, input_filepath: str, given: dict[str, str], wanted: str
-    ) -> Any:
-        """Run the plan's target nodes, and return the tensor *wanted*, if it is named."""
+        self,
+        run: PlanRun,
+        scratch: Path,
+        input_filepath: str,
+        given: dict[str, str],
+        wanted: Sequence[str],
+    ) -> list[Any]:
+        """Run the plan's target nodes, and return the tensors of these names."""
         plan = run.plan
         if not plan.graph:
             has = "only a TFLite graph" if plan.tflite_graph else "no graph"
@@ -110,9 +121,9 @@ class TensorFlowExecutor(PlanExecutor):
         with self._lock:
             self._active[token] = active
         try:
-            targets = [*spec.target_node_names, *([wanted] if wanted else [])]
+            targets = [*spec.target_node_names, *map(_full_name, wanted)]
             values = self._execute(tf, sessions, targets, feeds, active)
-            return values[-1] if wanted else None
+            return list(values[len(targets) - len(wanted) :])
         finally:
             with self._lock:
                 del self._active[token]
@@ -247,17 +258,17 @@ class _ActiveRun:
 
 @dataclass(frozen=True)
 class _Routing:
-    """The names that the plan's router gives to what is fed."""
+    """The names that the plan's router gives to what is fed, and to what is to be masked."""
 
     input_filepath: str
     output_filepath: str
+    secure: tuple[str, ...]
 
     @classmethod
     def of(cls, plan: plan_pb2.ClientOnlyPlan) -> _Routing:
         """Check a plan's inputs and outputs as the reference client does.
 
-        :raises StatusError: INVALID_ARGUMENT if they do not fit; UNIMPLEMENTED for tensors that
-            are to be securely aggregated.
+        :raises StatusError: INVALID_ARGUMENT if they do not fit.
         """
         phase = plan.phase
         if phase.WhichOneof("io_router") != "federated_compute":
@@ -282,13 +293,10 @@ class _Routing:
             )
         if outputs != secure:
             raise _bad(f"its outputs {sorted(outputs - secure)} are not securely aggregated")
-        if secure:
-            raise StatusError(
-                Code.UNIMPLEMENTED, f"secure aggregation of {sorted(secure)} by this client"
-            )
-        if not written:
+        if not written and not secure:
             raise _bad("it writes no checkpoint: its router names no output_filepath")
-        return cls(given, written)
+        # Their names are those of the vectors, to the letter.
+        return cls(given, written, tuple(sorted(router.aggregations)))
 
 
 def _tensor_name(data: bytes) -> str:

@@ -12,9 +12,11 @@ import click
 
 from fcp_core.commands.bench import bench
 from fcp_core.commands.client import client
+from fcp_core.commands.db import db
 from fcp_core.commands.eligibility import eligibility
 from fcp_core.commands.invocation import Invocation
 from fcp_core.commands.keys import keys
+from fcp_core.commands.members import members
 from fcp_core.commands.output import make_table, print_tables
 from fcp_core.commands.plugin import plugin
 from fcp_core.commands.plugins import plugins
@@ -166,6 +168,7 @@ def show(invocation: Invocation) -> None:
 for _command in (
     bench,
     client,
+    db,
     eligibility,
     keys,
     openapi,
@@ -175,6 +178,7 @@ for _command in (
     simulate,
     tasks,
     populations,
+    members,
 ):
     cli.add_command(_command)
 

@@ -46,11 +46,13 @@ def admin_group(name: str, text: str) -> click.Group:
     @click.pass_context
     def group(
         ctx: click.Context,
+        /,
         server: str | None,
         token_file: Path | None,
         ca_file: Path | None,
         client_certfile: Path | None,
         client_keyfile: Path | None,
+        **_more: Any,
     ) -> None:
         invocation = ctx.obj
         certificate = None if client_certfile is None else (client_certfile, client_keyfile)

@@ -46,7 +46,8 @@ def _add_choices(add: Callable[..., None]) -> None:
     add("eligibility", "list", (), text, scopes=SCOPES)
     places = ("population",)
     text = "refuse tasks that name other aggregators than the configured ones, or options of them"
-    add("require_aggregators", "bool", "no", text, scopes=places)
+    text += "; not set: only where they undo what the configuration says; no: none, with a warning"
+    add("require_aggregators", "bool", None, text, scopes=places)
     for kind in ("protocol", "selection", "durability"):
         text = f"refuse tasks that name another {kind} than the configured one"
         text += "" if kind == "durability" else ", or options of it"

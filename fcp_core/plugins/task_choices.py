@@ -95,8 +95,36 @@ class TaskChoices(Choices):
                 problems.append(str(error))
         return list(dict.fromkeys(problems))
 
-    def refusals(self) -> list[str]:
-        """Return what the task names or sets although the operator decides, a sentence each."""
+    def refusals(self, *, restored: bool = False) -> list[str]:
+        """Return what the task names or sets although the operator decides, a sentence each.
+
+        :param restored: whether it was submitted in an earlier run: it then is refused only what
+            the configuration refuses in so many words.
+        """
+        if not restored and self.config.get("require_aggregators") is None:
+            how = "require_aggregators = no would let tasks choose"
+            return [f"{each}; {how}." for each in self.departures()] + self._refusals()
+        return self._refusals()
+
+    def departures(self) -> list[str]:
+        """Return where the task undoes what the configuration says of aggregators."""
+        configured = Choices(self.config, self.offered).aggregator_choices()
+        origin = self.config.origin("", "aggregator")
+        found = [
+            f"the aggregator of {uri} is {configured[uri]!r} here and not {name!r} ({origin})"
+            for uri, name in sorted(self._spec.aggregators.items())
+            if configured.get(uri, name) != name
+        ]
+        for name in sorted(set(configured.values()) & set(self._spec.options)):
+            section = f"aggregator.{name}"
+            theirs = self.config.section(section)
+            for option, value in self.config.section(section, self._spec.options[name]).items():
+                where = self.config.origin(section, option)
+                if where != "default" and value != theirs[option]:
+                    found.append(f"{option} of {name!r} is {theirs[option]!r} here ({where})")
+        return found
+
+    def _refusals(self) -> list[str]:
         spec, configured = self._spec, Choices(self.config, self.offered)
         wanted: list[tuple[str, str, str | None, str]] = [
             ("protocol", "require_protocol", spec.protocol, configured.protocol),

@@ -63,6 +63,18 @@ class FileLock:
         file.flush()
         self._file = file
 
+    def holder(self) -> str | None:
+        """Return what the server that holds the lock says of itself; None if nobody holds it."""
+        try:
+            with self.path.open("r", encoding="utf-8") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return file.read(1000).strip() or "another server"
+        except OSError:
+            pass
+        return None
+
     def free(self) -> None:
         """Let another server have the storage. May be repeated."""
         if self._file is not None:

@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Collection
 from contextlib import AsyncExitStack
+from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
@@ -25,6 +26,7 @@ from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.tls import server_context
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
+from fcp_core.server.reached import Reached
 from fcp_core.server.services import Services
 
 logger = logging.getLogger("fcp.server")
@@ -113,7 +115,7 @@ class Server:
                 member_url=listeners.member_url,
                 engine=group.engine,
                 populations=populations or None,
-                base_url=self.url,
+                **_addresses(self.url, listeners, secure=tls is not None, known=url is not None),
                 clock=clock,
                 rng=rng,
                 observe=None if metrics is None else metrics.event,
@@ -234,11 +236,19 @@ def _tls(
     return None
 
 
+def _addresses(url: str, listeners: Listeners, *, secure: bool, known: bool) -> dict[str, Any]:
+    """Return where devices reach it, as arguments of the services."""
+    if known or listeners.host not in _EVERY:
+        return {"base_url": url}
+    reached = Reached(listeners.port, secure=secure)
+    return {"base_url": reached.base_url, "data_url": reached.data_url}
+
+
 def _url(host: str, port: int, *, secure: bool) -> str:
     if host in _EVERY:
         logger.warning(
-            "devices of other machines are sent to localhost, which is themselves: set "
-            "external_url to where they reach this server"
+            "devices are sent on to the address at which they reach this server, which is not "
+            "known here; set external_url if it is another, or for clients before August 2024"
         )
     name = "localhost" if host in _LOCAL else host
     name = f"[{name}]" if ":" in name else name

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.storage.upkeep import Upkeep
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ class Storage(ABC):
 
     async def stop(self) -> None:
         """Close them. Everything committed stays."""
+
+    def upkeep(self) -> Upkeep | None:
+        """Return what looks after the stored records, without a start; None if nothing does."""
+        return None
 
     @abstractmethod
     async def transact(self, body: Callable[[Transaction], T]) -> T:

@@ -28,6 +28,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from fcp_core.storage import records
+from fcp_core.storage.codec import encode
 from fcp_core.storage.contract import Record, Storage, StorageError, Transaction, check_contract
 from fcp_core.testing.laws import applies_if
 from fcp_core.testing.storage_model import compare_with_dictionary
@@ -51,6 +52,8 @@ class StorageConformance(SharingLaws, ABC):
 
     #: There is a :meth:`disable`.
     can_fail: ClassVar[bool] = False
+    #: The storage has an :class:`Upkeep`.
+    has_upkeep: ClassVar[bool] = False
     #: How long the model is compared.
     settings: ClassVar[hypothesis_settings] = hypothesis_settings(
         max_examples=50, stateful_step_count=30, deadline=None
@@ -294,6 +297,38 @@ class StorageConformance(SharingLaws, ABC):
 
         self.run(path, write)
         self.run(path, read)
+
+    def test_says_whether_it_has_an_upkeep(self, tmp_path: Path) -> None:
+        """What looks after it can be had before it is started."""
+        found = self.make_storage(tmp_path / "store").upkeep()
+        assert (found is not None) is self.has_upkeep
+
+    @applies_if(lambda kit: kit.has_upkeep)
+    def test_what_looks_after_it_reads_everything(self, tmp_path: Path) -> None:
+        """The upkeep counts and reads all records, also while a server uses the storage."""
+        items = [Item(name, group="g", data=os.urandom(9)) for name in ("a", "b\0", "\u00fc")]
+        kept: list[Item] = [*items, OtherItem("c")]
+
+        async def look(storage: Storage) -> None:
+            upkeep = self.make_storage(tmp_path / "store").upkeep()
+            assert upkeep is not None
+            info = await upkeep.info()
+            assert info.version == info.newest == await upkeep.migrate()
+            counts = {kind.kind: kind.records for kind in info.kinds if kind.records}
+            assert counts == {Item.KIND: 3, OtherItem.KIND: 1}
+            assert info.size >= sum(len(encode(item)) for item in items)
+            assert abs(info.now - await storage.transact(lambda tx: tx.now())) < 3600
+            expected = sorted((item.KIND, item.key, encode(item)) for item in kept)
+            assert sorted([row async for row in upkeep.scan()]) == expected
+            assert [row async for row in upkeep.scan(OtherItem.KIND)] == expected[3:]
+            assert await upkeep.check() == []
+
+        async def use(storage: Storage) -> None:
+            await storage.transact(lambda tx: [tx.put(record) for record in kept])
+            await look(storage)
+
+        self.run(tmp_path / "store", use)
+        self.run(tmp_path / "store", look)
 
 
 def _is_kind(value: object) -> TypeGuard[type[Record]]:

@@ -69,7 +69,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         one: published clients prefer it.
     :param task: fields of a :class:`~fcp_core.rounds.tasks.TaskSpec` that hold for every round,
         such as ``deadline`` in seconds, ``over_selection``, ``max_at_work``, ``resources`` or
-        ``selection``; what a round makes itself is not among them.
+        ``selection``; what a round makes itself is not among them. With a ``protocol`` other than
+        ``simple`` plans route what is aggregated securely to it, as published clients want.
     :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, or a
         field has a value that no task may have.
     :raises TypeError: for a keyword that is no such field.
@@ -200,7 +201,10 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         if key not in self._plans:
             self.lower(comp)
             plan: plan_pb2.ClientOnlyPlan = plans.build_plan(
-                comp.lowered, selectors, tflite=self._tflite
+                comp.lowered,
+                selectors,
+                routed=self._template.protocol not in (None, "simple"),
+                tflite=self._tflite,
             )
             # A program that is started again must make the same bytes.
             self._plans[key] = plan.SerializeToString(deterministic=True)

@@ -48,6 +48,9 @@ AGGREGATIONS = frozenset(
     }
 )
 
+#: Those whose values no server is to see.
+SECURE = frozenset(uri for uri in AGGREGATIONS if uri.startswith("federated_secure_"))
+
 _LOCAL = frozenset(
     {
         "federated_apply",

@@ -30,7 +30,9 @@ _OPERATIONS = {
 _REGISTERING = threading.Lock()
 
 
-def convert(graph_def: Any, inputs: Sequence[str], targets: Sequence[str]) -> bytes:
+def convert(
+    graph_def: Any, inputs: Sequence[str], targets: Sequence[str], outputs: Sequence[str] = ()
+) -> bytes:
     """Return the model that does what a graph does.
 
     What TFLite has no operation of its own for stays TensorFlow's, so a client needs both: its
@@ -40,12 +42,13 @@ def convert(graph_def: Any, inputs: Sequence[str], targets: Sequence[str]) -> by
         Grappler makes of it cannot be converted.
     :param inputs: the names of the placeholders, all of scalar strings.
     :param targets: the nodes that are to run.
+    :param outputs: the names of the tensors that are to be given back.
     :returns: nothing if it cannot be converted; the log says why.
     """
     try:
         _register()
         converter = lite.TFLiteFrozenGraphConverter(
-            graph_def, None, None, [(name, []) for name in inputs], None
+            graph_def, None, None, [(name, []) for name in inputs], list(outputs) or None
         )
         # As the reference sets them: whatever TensorFlow can do, with variables and assertions.
         converter._control_output_arrays = list(targets)

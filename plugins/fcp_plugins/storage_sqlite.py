@@ -24,6 +24,7 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.codec import decode, encode, index_value
 from fcp_core.storage.contract import R, Record, Storage, StorageError, T, Transaction
+from fcp_core.storage.upkeep import Upkeep
 
 #: "fcps", in the header of our files.
 APPLICATION_ID = 0x66637073
@@ -174,6 +175,16 @@ class SqliteStorage(Storage):
             self._jobs.put(None)
             await asyncio.to_thread(self._thread.join)
             self._thread = None
+
+    def upkeep(self) -> Upkeep:
+        """Return what looks after the file."""
+        from fcp_plugins.sqlite_upkeep import SqliteUpkeep
+
+        async def migrate() -> None:
+            await self.start()
+            await self.stop()
+
+        return SqliteUpkeep(self.path, APPLICATION_ID, SCHEMA_VERSION, migrate)
 
     async def transact(self, body: Callable[[Transaction], T]) -> T:
         """Run *body* on the writing thread; returns when its writes are on disk.

@@ -135,6 +135,32 @@ def test_reads_works_and_saves(executor, counting_plan):
             assert checkpoint["total"] == expected
 
 
+def test_tensors_that_are_to_be_masked_come_beside_the_checkpoint(executor):
+    """Under the names of the router, to the letter; the rest is saved as ever."""
+    with tf.Graph().as_default() as graph:
+        v1.placeholder(tf.string, (), "data_token")
+        tf.identity(tf.constant([3, 4], tf.int64), name="update/0")
+        tf.identity(tf.constant(5, tf.int32), name="update/1")
+        save(plain=tf.constant(6.5))
+    plan = make_plan(graph.as_graph_def())
+    work, router = plan.phase.tensorflow_spec, plan.phase.federated_compute
+    for name in ("update/0", "update/1:0"):
+        work.output_tensor_specs.append(spec(name))
+        router.aggregations[name].secure_aggregation.SetInParent()
+    found = run_plan({"tensorflow_spec": executor}, PlanRun(plan, b"", None, None, Interruption()))
+    assert {name: value.tolist() for name, value in found.secure.items()} == {
+        "update/0": [3, 4],
+        "update/1:0": 5,
+    }
+    assert open_checkpoint(found.checkpoint)["plain"] == 6.5
+    # A plan may have nothing else.
+    router.ClearField("output_filepath_tensor_name")
+    del work.input_tensor_specs[:], work.target_node_names[:]
+    found = run_plan({"tensorflow_spec": executor}, PlanRun(plan, b"", None, None, Interruption()))
+    assert found.checkpoint == b""
+    assert found.secure["update/0"].tolist() == [3, 4]
+
+
 def test_names_without_the_number_of_the_output(executor, counting_plan):
     """A router and the specifications may leave out ":0", each by itself."""
     plan = plan_pb2.ClientOnlyPlan.FromString(counting_plan.SerializeToString())
@@ -377,8 +403,8 @@ def changed(plan, change):
                 s.output_tensor_specs.append(spec("x:0")),
                 r.aggregations["x:0"].secure_aggregation.SetInParent(),
             ),
-            Code.UNIMPLEMENTED,
-            "secure aggregation",
+            Code.INVALID_ARGUMENT,
+            "'x:0'",
         ),
         (
             lambda p, s, r: (

@@ -429,6 +429,18 @@ def test_a_fault_in_a_protocol_fails_its_task_alone():
     assert "oops" in task.error.message
 
 
+def test_a_failure_that_is_not_the_devices_sends_it_away_for_the_usual_time_only():
+    """Not for hours, although its contribution was not uploaded."""
+    for comes_back in ((), (Code.ABORTED,)):
+        protocol = TwoPhases()
+        protocol.comes_back = comes_back
+        end, _ = run(two_phases(upload=[Reply(b""), Code.ABORTED]), protocols=(protocol,))
+        (task,) = end.tasks
+        assert task.error.code is Code.ABORTED
+        wanted = TaskOutcome.SUBMIT_FAILED if comes_back else TaskOutcome.UPLOAD_FAILED
+        assert task.outcome is wanted
+
+
 def test_an_upload_of_several_that_fails_is_one_that_failed():
     end, log = run(two_phases(upload=[Reply(b""), Code.INTERNAL]), protocols=(TwoPhases(),))
     assert end.tasks[0].outcome is TaskOutcome.UPLOAD_FAILED

@@ -18,6 +18,8 @@ from fcp_core.rounds.membership import Lease
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.transitions import Machine
+from fcp_core.storage import reference
+from fcp_core.storage.integrity import kinds
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -91,3 +93,11 @@ def test_the_files_that_the_page_names_are_there() -> None:
     named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", PAGE))
     assert named
     assert {name for name in named if not any((f / name).exists() for f in folders)} == set()
+
+
+def test_the_data_model_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "data-model.md").read_text(encoding="utf-8")
+    assert page == reference.render(), "run 'make docs'"
+    drawn = re.findall(r"^### (\w+)\n\n[^\n]+\n\n```mermaid\nstateDiagram", page, re.M)
+    assert set(drawn) == {machine.__name__ for machine in MACHINES.values()}
+    assert set(re.findall(r"^### ([a-z_]+)$", page, re.M)) == set(kinds())

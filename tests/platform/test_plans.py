@@ -166,3 +166,40 @@ def test_select_on_the_wire() -> None:
     assert open_checkpoint(prepared.checkpoint)["client/0"].item() == name.encode()
     values = {key: dict(open_checkpoint(data)) for key, data in slices.items()}
     assert values == {0: {"slice": 0.0}, 1: {"slice": 2.5}, 2: {"slice": 5.0}}
+
+
+def test_what_is_aggregated_securely_can_be_routed_to_secure_aggregation() -> None:
+    """It is not in the checkpoint then, and the router has the names of the configuration."""
+
+    @tff.tensorflow.computation(STRINGS)
+    def count(data: Any) -> Any:
+        number = data.reduce(np.int64(0), lambda n, _: n + 1)
+        return collections.OrderedDict(hidden=tf.stack([number, number]), seen=number)
+
+    @tff.federated_computation(STATE, tff.FederatedType(STRINGS, tff.CLIENTS))
+    def comp(state: Any, data: Any) -> Any:
+        found = tff.federated_map(count, data)
+        hidden = tff.federated_secure_sum_bitwidth(found["hidden"], 8)
+        return state, (hidden, tff.federated_sum(found["seen"]))
+
+    lowered = lower(comp)
+    (config,) = (
+        c
+        for c in lowered.aggregations.configs
+        if c.intrinsic_uri == "federated_secure_sum_bitwidth"
+    )
+    hidden = config.intrinsic_args[0].input_tensor.name
+    plain = plans.build_plan(lowered, [plan_pb2.ExampleSelector()])
+    assert not plain.phase.federated_compute.aggregations
+    plan = plans.build_plan(lowered, [plan_pb2.ExampleSelector()], routed=True)
+    router = plan.phase.federated_compute
+    assert list(router.aggregations) == [hidden]
+    assert router.aggregations[hidden].HasField("secure_aggregation")
+    (given,) = plan.phase.tensorflow_spec.output_tensor_specs
+    spec = tensorflow_struct_pb2.TensorSpecProto.FromString(given)
+    assert (spec.name, spec.dtype) == (hidden, tf.int64.as_datatype_enum)
+    assert [dim.size for dim in spec.shape.dim] == [2]
+    nodes = {node.name: node for node in tf.compat.v1.GraphDef.FromString(plan.graph).node}
+    assert hidden in nodes
+    saved = next(node for name, node in nodes.items() if "tensor_names" in name).attr["value"]
+    assert hidden.encode() not in list(saved.tensor.string_val)

@@ -122,7 +122,7 @@ def test_the_model_gives_what_the_graph_gives(tmp_path: Path) -> None:
     run_graph(
         with_examples(tf.compat.v1.GraphDef.FromString(plan.graph), examples()), feeds("graph")
     )
-    plain = plans.client_graph(lowered, lowered.plain_client, [SELECTOR])
+    plain, _ = plans.client_graph(lowered, lowered.plain_client, [SELECTOR])
     model = tflite.convert(with_examples(plain, examples()), list(feeds("")), [SAVE])
     run_model(model, feeds("model"))
     wanted = open_checkpoint((tmp_path / "graph").read_bytes())
@@ -140,6 +140,28 @@ def test_the_model_gives_what_the_graph_gives(tmp_path: Path) -> None:
     assert SELECTOR.collection_uri.encode() in plan.tflite_graph
     # A program that is started again makes the same bytes.
     assert plans.build_plan(lowered, [SELECTOR], tflite=True) == plan
+
+
+def test_what_is_routed_is_given_back() -> None:
+    @tff.tensorflow.computation(STRINGS)
+    def work(examples: Any) -> Any:
+        seen = examples.reduce(np.int32(0), lambda n, _: n + 1)
+        return collections.OrderedDict(seen=seen, square=tf.stack([seen, seen * seen]))
+
+    @tff.federated_computation(STATE, tff.FederatedType(STRINGS, tff.CLIENTS))
+    def comp(state: Any, data: Any) -> Any:
+        update = tff.federated_map(work, data)
+        return state, (
+            tff.federated_sum(update["seen"]),
+            tff.federated_secure_sum_bitwidth(update["square"], 8),
+        )
+
+    lowered = FederatedComputation(comp, name="a").lowered
+    plan = plans.build_plan(lowered, [SELECTOR], routed=True, tflite=True)
+    (name,) = plan.phase.federated_compute.aggregations
+    interpreter = tf.lite.Interpreter(model_content=plan.tflite_graph)
+    assert [item["name"] for item in interpreter.get_output_details()] == [name]
+    assert b"FlexSaveSlices" in plan.tflite_graph
 
 
 def test_slices_are_selected_in_the_model_too() -> None:

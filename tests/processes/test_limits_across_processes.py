@@ -9,6 +9,7 @@ import pytest
 
 from fcp_core.protocol import routes
 from fcp_core.server.processes.remote_services import RemoteServices
+from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
 
@@ -51,7 +52,7 @@ def test_a_cap_and_a_certificate(serve, kit, certificates, connect):
 
 
 def test_the_address_of_a_device_goes_with_its_call():
-    """What one address holds is counted where it is decided, and not by the worker's."""
+    """What one address holds, and how it reached the server, is looked at where it is decided."""
     sent = []
 
     class Recording:
@@ -65,7 +66,8 @@ def test_the_address_of_a_device_goes_with_its_call():
             "RequestEligibilityEvalTask",
         )
         ADDRESS.set("203.0.113.9")
+        HOST.set(("fcp.example", "https"))
         await RemoteServices(Recording(), None).method(route)(route.request_class(), "sender")
 
     asyncio.run(main())
-    assert [call[-2:] for call in sent] == [("sender", "203.0.113.9")]
+    assert [call[-3:] for call in sent] == [("sender", "203.0.113.9", ("fcp.example", "https"))]

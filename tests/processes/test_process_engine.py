@@ -56,7 +56,10 @@ class SeveralProcesses(Engine):
         self.factories = factories
         self.workers = []
 
-    def run(self, work):
+    def run(self, function, arguments):
+        return self.engine.run(function, arguments)
+
+    def wait_for(self, work):
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(WAIT)
 
     def start(self):
@@ -70,7 +73,7 @@ class SeveralProcesses(Engine):
             for worker in self.workers:
                 await worker.start()
 
-        self.run(begin())
+        self.wait_for(begin())
 
     def stop(self):
         async def end():
@@ -80,7 +83,7 @@ class SeveralProcesses(Engine):
             await asyncio.sleep(0)
 
         if not self.loop.is_closed():
-            self.run(end())
+            self.wait_for(end())
             self.loop.call_soon_threadsafe(self.loop.stop)
             self.thread.join(WAIT)
             self.loop.close()
@@ -179,7 +182,7 @@ def test_one_contribution_counts_once_wherever_it_comes(processes):
     assert code_of(fold.add_held("b", first.body(b"nonsense"))) is Code.INVALID_ARGUMENT
     assert code_of(fold.add_held("b", second.body(blob(1)))) is Code.OK
     assert total(fold.report()) == [11, 2]
-    processes.run(first.remote.call("drop_fold", 0))
+    processes.wait_for(first.remote.call("drop_fold", 0))
     assert [worker.folds.held for worker in processes.workers] == [0, 0]
 
 
@@ -191,8 +194,8 @@ def test_a_fold_that_lost_something_says_so_once(processes):
     first, second = processes.workers
     assert code_of(fold.add_held("a", first.body(blob(0)))) is Code.OK
     lost = first.body(blob(1))
-    processes.run(second.stop())  # it has nothing of this fold
-    processes.run(first.stop())
+    processes.wait_for(second.stop())  # it has nothing of this fold
+    processes.wait_for(first.stop())
     assert heard.wait(WAIT)
     assert told == ["a process of the server ended that had folded 1 of them"]
     assert code_of(fold.add_held("b", lost)) is Code.ABORTED
@@ -207,7 +210,7 @@ def test_a_process_that_had_nothing_is_no_loss(processes):
     assert code_of(fold.add("a", blob(0))) is Code.OK
     assert code_of(fold.add_held("b", first.body(b"nonsense"))) is Code.INVALID_ARGUMENT
     lost = first.body(blob(1))
-    processes.run(first.stop())
+    processes.wait_for(first.stop())
     assert code_of(fold.add_held("b", lost)) is Code.UNAVAILABLE
     assert code_of(fold.add("b", blob(2))) is Code.OK
     assert total(fold.report()) == [101, 2]
@@ -222,7 +225,7 @@ def test_a_fold_that_was_aborted_is_dropped_everywhere(processes):
     fold.abort()
     late = fold.add_held("b", first.body(blob(1)))
     assert code_of(late) is Code.ABORTED
-    processes.run(first.remote.call("drop_body", 0))  # after the calls before it
+    processes.wait_for(first.remote.call("drop_body", 0))  # after the calls before it
     assert first.folds._folds == {}
     assert first.folds.held == 0
 
@@ -235,9 +238,9 @@ def test_processes_share_what_may_be_kept(processes):
         engine.start()
         return engine.open(dataclasses.replace(JOB, goal_count=goal))._job.max_kept_bytes
 
-    assert processes.run(kept()) == JOB.max_kept_bytes // 4
+    assert processes.wait_for(kept()) == JOB.max_kept_bytes // 4
     # A goal that may be kept as a whole may come to one process.
-    assert processes.run(kept(goal=3)) == JOB.max_kept_bytes
+    assert processes.wait_for(kept(goal=3)) == JOB.max_kept_bytes
 
 
 def test_other_engines_fold_what_is_here_only():

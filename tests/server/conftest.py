@@ -137,6 +137,10 @@ class Services:
         service = getattr(self, method_name(route.service.rpartition(".")[2]), None)
         return getattr(service, method_name(route.method), None)
 
+    async def problem(self):
+        """Nothing is wrong."""
+        return ""
+
     def turn_away(self, route, variables):
         """Turn nobody away: an error is answered as it is."""
         return None

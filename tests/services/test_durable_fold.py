@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -36,6 +37,8 @@ SPEC = Intrinsic(
 JOB = FoldJob(configuration_to_proto([SPEC]).SerializeToString())
 RECORD = TaskRecord("t", "p", "task", "open", "a", b"", 0.0)
 
+FAULTS = st.lists(st.sampled_from(["before", "after", "late"]), max_size=3)
+
 
 def blob(number):
     return write_checkpoint({"x": np.array([1 << number, 1], np.int64)}, "tf_v1")
@@ -49,6 +52,8 @@ class Faulty(MemoryStorage):
     def __init__(self):
         super().__init__()
         self.faults = []
+        #: For the merges of shards, which are rarer.
+        self.merge_faults = []
         self.late = []
 
     async def transact(self, body):
@@ -68,6 +73,14 @@ class Faulty(MemoryStorage):
         for body in late:
             with suppress(StatusError):
                 await super().transact(body)
+
+
+class _Store(TaskStore):
+    async def merge_shards(self, work):
+        faults = self._storage.merge_faults
+        if faults:
+            self._storage.faults.insert(0, faults.pop(0))
+        return await super().merge_shards(work)
 
 
 class Machine(RuleBasedStateMachine):
@@ -92,7 +105,7 @@ class Machine(RuleBasedStateMachine):
     async def start(self):
         self.engine = LocalEngine(AGGREGATORS, workers=0)
         self.engine.start()
-        self.store = TaskStore(self.storage)
+        self.store = _Store(self.storage)
         stored = await self.store.shards("t")
         self.fold = DurableFold("t", "task", self.open, self.store, stored)
         return stored
@@ -117,9 +130,13 @@ class Machine(RuleBasedStateMachine):
 
         self.run(add())
 
-    @rule(faults=st.lists(st.sampled_from(["before", "after", "late"]), max_size=3))
+    @rule(faults=FAULTS)
     def fail(self, faults):
         self.storage.faults += faults
+
+    @rule(faults=FAULTS)
+    def fail_to_merge(self, faults):
+        self.storage.merge_faults += faults
 
     @rule(steps=st.integers(0, 30))
     def wait(self, steps):
@@ -144,7 +161,7 @@ class Machine(RuleBasedStateMachine):
             self.engine.stop()
             self.waiting = {}
             await asyncio.sleep(0)
-            self.storage.faults = []
+            self.storage.faults, self.storage.merge_faults = [], []
             await self.storage.happen()
             stored = {int(number) for number in (await self.start()).contributions}
             assert self.answered <= stored, "what was answered is lost"
@@ -158,7 +175,7 @@ class Machine(RuleBasedStateMachine):
         """What is stored is each contribution that was answered, and none twice."""
 
         async def check():
-            self.storage.faults = []
+            self.storage.faults, self.storage.merge_faults = [], []
             await asyncio.wait_for(self.fold._written(), 30)
             self.look()
             assert not self.waiting
@@ -199,8 +216,49 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_whatever_the_storage_does_each_answer_is_kept_once(monkeypatch):
-    monkeypatch.setattr(durable_fold, "FAN_IN", 3)
+    monkeypatch.setattr(durable_fold, "FAN_IN", 2)
     monkeypatch.setattr(writes, "_FIRST_PAUSE", 0.0)
     run_state_machine_as_test(
         Machine, settings=settings(max_examples=120, stateful_step_count=30, deadline=None)
     )
+
+
+@pytest.mark.parametrize("when", ["at once", "after the next merge"])
+def test_a_merge_that_was_given_up_for_lost_happens_all_the_same(monkeypatch, when):
+    monkeypatch.setattr(durable_fold, "FAN_IN", 2)
+
+    async def main():
+        storage = Faulty()
+        await storage.transact(lambda tx: tx.put(RECORD))
+        engine, store = LocalEngine(AGGREGATORS, workers=0), _Store(storage)
+        engine.start()
+
+        def begin(partials):
+            return engine.open(JOB, partials)
+
+        async def contribute(*numbers):
+            for number in numbers:
+                await asyncio.wrap_future(fold.add(str(number), blob(number)))
+            await fold._written()
+
+        async def check(count):
+            stored = await store.shards("t")
+            assert sorted(stored.contributions) == sorted(map(str, range(count)))
+            report = begin(stored.partials).report().result()
+            assert open_checkpoint(report).get_tensor("sum").tolist() == [(1 << count) - 1, count]
+
+        fold = DurableFold("t", "task", begin, store, await store.shards("t"))
+        storage.merge_faults = ["late"]
+        await contribute(0, 1)
+        if when == "at once":
+            await storage.happen()
+        await contribute(2, 3)
+        await storage.happen()
+        await check(4)
+        await contribute(4, 5)
+        await check(6)
+        assert len((await store.shards("t")).unmerged) < 2, "nothing is merged any more"
+        fold.abort()
+        engine.stop()
+
+    asyncio.run(main())

@@ -69,23 +69,55 @@ def test_a_task_that_names_another_is_refused_in_words(kit, case, scope):
     asyncio.run(main())
 
 
-def test_without_the_options_a_task_chooses(kit):
+def test_where_the_operator_says_no_a_task_chooses_and_the_log_says_so(kit, caplog):
     async def main():
-        async with kit.world(**OPERATORS) as world:
+        async with kit.world(require_aggregators="no", **OPERATORS) as world:
             for wanted in (CASES["aggregators"][0], CASES["aggregators, by an option"][0]):
                 task = await world.submit(**wanted)
                 assert await world.device().run()
                 await world.result(task)
 
     asyncio.run(main())
+    (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert "the aggregator of federated_sum is 'noisy' here and not" in record.getMessage()
 
 
-def test_a_task_of_an_earlier_run_is_checked_again(kit, tmp_path):
+def test_by_default_a_task_undoes_nothing_that_is_configured(kit):
+    """What the operator has not set, a task may."""
+
+    async def main():
+        async with kit.world(aggregator__noisy__noise="2.0", **OPERATORS) as world:
+            for wanted, message in (
+                (CASES["aggregators"][0], "'noisy' here and not 'federated_sum'"),
+                (CASES["aggregators, by an option"][0], "noise of 'noisy' is 2.0 here"),
+            ):
+                with pytest.raises(StatusError) as caught:
+                    await world.submit(**wanted)
+                assert caught.value.code is Code.INVALID_ARGUMENT
+                assert message in caught.value.message
+                assert "require_aggregators = no" in caught.value.message
+            task = await world.submit(
+                aggregators={"federated_sum": "noisy"}, options={"noisy": {"noise": 2.0}}
+            )
+            assert await world.device().run()
+            await world.result(task)
+        async with kit.world(**OPERATORS) as world:
+            await world.submit(options={"noisy": {"noise": 0.5}})
+        async with kit.world(extra=OPERATORS["extra"]) as world:
+            await world.submit(aggregators={"federated_sum": "noisy"})
+
+    asyncio.run(main())
+
+
+def test_a_task_of_an_earlier_run_is_checked_again(kit, tmp_path, caplog):
     stored = {"storage": "sqlite", "storage__sqlite__path": str(tmp_path / "fcp.sqlite")}
 
     async def main():
-        async with kit.world(**stored, **OPERATORS) as world:
+        async with kit.world(**stored, extra=OPERATORS["extra"]) as world:
             await world.submit(**CASES["aggregators"][0])
+        # Only what is said in so many words keeps an old task from going on.
+        async with kit.world(**stored, **OPERATORS):
+            assert "undoes what the configuration says" in caplog.text
         with pytest.raises(UsageError, match=r"cannot go on: .*'noisy' here.*require_aggregators"):
             async with kit.world(require_aggregators="yes", **stored, **OPERATORS):
                 pass

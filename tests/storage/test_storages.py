@@ -39,7 +39,7 @@ def locked(path):
 
 
 class TestSqlite(StorageConformance):
-    durable = shared = can_fail = True
+    durable = shared = can_fail = has_upkeep = True
     child_factory = "fcp_plugins.storage_sqlite:SqliteStorage"
 
     def make_storage(self, path):

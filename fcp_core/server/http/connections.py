@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import sys
+import types
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from tornado.http1connection import HTTP1Connection
@@ -272,3 +274,56 @@ def check_headers_of(stream: IOStream) -> None:
         return data
 
     stream.read_until_regex = read_header  # type: ignore[method-assign]
+
+
+if sys.version_info >= (3, 12):
+
+    def run_now(work: Coroutine[Any, Any, None]) -> Awaitable[None] | None:
+        """Run *work* until it waits; return what is left of it, or None if it has ended.
+
+        Most calls need not wait, and a task of their own would cost them two turns of the loop.
+
+        :raises BaseException: whatever *work* raises.
+        """
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+        return task.result() if task.done() else task
+
+else:
+
+    def run_now(work: Coroutine[Any, Any, None]) -> Awaitable[None] | None:
+        """Run *work* until it waits; return what is left of it, or None if it has ended.
+
+        Until then it has no task: ``asyncio.current_task`` returns None.
+
+        :raises BaseException: whatever *work* raises.
+        """
+        task = asyncio.current_task()
+        if task is not None:
+            loop = task.get_loop()
+            asyncio.tasks._leave_task(loop, task)
+        try:
+            waited = work.send(None)
+        except StopIteration:
+            return None
+        finally:
+            if task is not None:
+                asyncio.tasks._enter_task(loop, task)
+        return _rest(work, waited)
+
+
+@types.coroutine
+def _rest(work: Coroutine[Any, Any, None], waited: Any) -> Generator[Any, Any, None]:
+    """Go on with what was begun and waits."""
+    try:
+        while True:
+            try:
+                result = yield waited
+            except GeneratorExit:
+                work.close()
+                raise
+            except BaseException as error:
+                waited = work.throw(error)
+            else:
+                waited = work.send(result)
+    except StopIteration:
+        return

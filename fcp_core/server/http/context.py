@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
@@ -17,6 +17,7 @@ from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import FREE_OF_CALL, Limits
 from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
 from fcp_core.server.services.routing import Routes
@@ -91,9 +92,17 @@ class Context:
         self.busy: set[object] = set()
         self.awaited: set[object] = set()
         self._settled = asyncio.Event()
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls: set[asyncio.Future[Any]] = set()
         #: What serves the calls, by the names of their routes.
         self.methods: dict[str, Method] = {}
+
+    def is_elsewhere(self, method: str, path: str) -> bool:
+        """Whether a call is about a population of another member, or of none at the moment."""
+        if self.members is None:
+            return False
+        mark, _ = mark_of_call(method, path)
+        owner = None if mark is None else self.members.table.owner(mark, self.members.clock)
+        return mark in self.members.table.known and (owner is None or bool(owner.url))
 
     def leave(self, request: object) -> None:
         """Stop waiting for a request. May be repeated."""
@@ -103,14 +112,14 @@ class Context:
             if not self.awaited:
                 self._settled.set()
 
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn(self, work: Awaitable[Any]) -> asyncio.Future[Any]:
         """Run *work* in a task of its own; the server waits for it before it stops."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.ensure_future(work)
         self.busy.add(task)
         task.add_done_callback(self.leave)
         return task
 
-    def serve(self, work: Coroutine[Any, Any, Any]) -> None:
+    def serve(self, work: Awaitable[Any]) -> None:
         """Run what serves a request, as :meth:`spawn` does, until :meth:`cancel_calls`."""
         task = self.spawn(work)
         self._calls.add(task)

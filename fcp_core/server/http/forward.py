@@ -36,6 +36,8 @@ from fcp_core.server.http.peers import Exchange
 SMALL = 1 << 20
 #: For how many lease times a call waits for an owner.
 PATIENCE = 3.0
+#: Calls that begin so can be turned away at no cost, and wait for so many seconds at most.
+CHECK_IN, CHECK_IN_PATIENCE = "/v1/eligibilityevaltasks/", 1.0
 #: The pause after a call that an owner did not take, in seconds.
 PAUSE = 0.05
 #: What concerns one connection only, or is written anew.
@@ -114,7 +116,10 @@ class ForwardHandler(Handler):
         self._kept: bytearray | None = bytearray()
         self._exchange: Exchange | None = None
         self._failed: str | None = None
-        self._end = asyncio.get_running_loop().time() + PATIENCE * self._members.seconds
+        patience = PATIENCE * self._members.seconds
+        if self.path.startswith(CHECK_IN):
+            patience = min(patience, CHECK_IN_PATIENCE)
+        self._end = asyncio.get_running_loop().time() + patience
 
     # The header.
 
@@ -360,8 +365,11 @@ class ForwardHandler(Handler):
             self._exchange.close()
 
     def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
-        """Return what an error is answered with: never 503."""
-        return refusals.never_503(*super().reply_to(error))
+        """Return what an error is answered with: what the owner would say."""
+        if error.http == MOVED:
+            return super().reply_to(error)
+        handler = self._make(self.connection, self.method, self.uri, self.headers)
+        return handler.reply_to(error)
 
 
 def _no_owner() -> StatusError:

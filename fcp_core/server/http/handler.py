@@ -20,8 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import types
-from collections.abc import Awaitable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache, partial
 from http.client import responses
@@ -33,7 +32,7 @@ from tornado.iostream import StreamClosedError
 from fcp_core.protocol.status import StatusError
 from fcp_core.server.http import refusals
 from fcp_core.server.http.body import BodyReader, InFlight
-from fcp_core.server.http.connections import Connection
+from fcp_core.server.http.connections import Connection, run_now
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import address_key
@@ -346,43 +345,3 @@ class Handler:
             context.metrics.request(self.label, status, seconds, received)
         if logger.isEnabledFor(logging.DEBUG):
             refusals.log(self, status)
-
-
-def run_now(work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None] | None:
-    """Run *work* until it waits; return what is left of it, or None if it has ended.
-
-    Most calls need not wait, and a task of their own would cost them two turns of the loop. What
-    runs here has no task: ``asyncio.current_task`` returns None.
-
-    :raises BaseException: whatever *work* raises.
-    """
-    task = asyncio.current_task()
-    if task is not None:
-        loop = task.get_loop()
-        asyncio.tasks._leave_task(loop, task)
-    try:
-        waited = work.send(None)
-    except StopIteration:
-        return None
-    finally:
-        if task is not None:
-            asyncio.tasks._enter_task(loop, task)
-    return _rest(work, waited)
-
-
-@types.coroutine
-def _rest(work: Coroutine[Any, Any, None], waited: Any) -> Generator[Any, Any, None]:
-    """Go on with what was begun and waits."""
-    try:
-        while True:
-            try:
-                result = yield waited
-            except GeneratorExit:
-                work.close()
-                raise
-            except BaseException as error:
-                waited = work.throw(error)
-            else:
-                waited = work.send(result)
-    except StopIteration:
-        return

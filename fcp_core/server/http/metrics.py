@@ -158,8 +158,10 @@ class ServerMetrics:
             ("sessions", "Device sessions that are kept, late ones among them."),
             ("waiting", "Devices that wait for a task."),
             ("at_work", "Devices whose task is in progress."),
+            ("populations", "Populations that this server owns."),
+            ("heartbeat_age", "Seconds since a shared storage answered last."),
         ):
-            read = lambda name=name: counts()[name]  # noqa: E731
+            read = lambda name=name: counts().get(name, 0)  # noqa: E731
             yield Gauge(f"fcp_{name}", help, read=read)
 
     def event(self, event: Event) -> None:

@@ -8,17 +8,22 @@ from fcp_core.server.http.prometheus import CONTENT_TYPE
 
 
 class HealthHandler(Handler):
-    """``/healthz``: the process answers. ``/readyz``: it takes requests."""
+    """``/healthz``: the process answers. ``/readyz``: it takes devices."""
 
     label = "health"
     throttled = False
 
     async def serve(self) -> None:
-        """Answer 200, or 503 once a stop was requested."""
-        ready = self.path != "/readyz" or not self.context.stopping
+        """Answer 200; 503 with the reason if the server stops, or can store nothing."""
+        problem = ""
+        if self.path == "/readyz":
+            if self.context.stopping:
+                problem = "stopping"
+            else:
+                problem = await self.context.services.problem()
         self.answer(
-            b"ok\n" if ready else b"stopping\n",
-            200 if ready else 503,
+            f"{problem or 'ok'}\n".encode(),
+            503 if problem else 200,
             {"Content-Type": "text/plain; charset=utf-8"},
         )
 

@@ -31,7 +31,11 @@ from fcp_core.server.http.tls import server_context
 from fcp_core.server.logs import configure_logging
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.remote_services import RemoteServices, WorkerMetrics
+from fcp_core.server.processes.remote_services import (
+    RemoteMembers,
+    RemoteServices,
+    WorkerMetrics,
+)
 from fcp_core.server.processes.workers import WorkerSettings
 from fcp_core.server.services import Services
 
@@ -103,6 +107,7 @@ class Worker:
             family=socket.AddressFamily(settings.family),
             reuse_port=True,
         )
+        members = await self._join(settings.lease_seconds)
         self._frontend = Frontend(
             cast(Services, RemoteServices(self.link, folds)),
             plugins.authenticate if plugins.authenticates else None,
@@ -113,6 +118,7 @@ class Worker:
             metrics_apart=settings.metrics_apart,
             admin_check=AdminCheck.from_config(config),
             threads=settings.threads,
+            members=members,
         )
         self._frontend.start()
         self.serves = True
@@ -120,6 +126,15 @@ class Worker:
         gc.collect()
         gc.freeze()
         logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
+
+    async def _join(self, lease_seconds: float | None) -> RemoteMembers | None:
+        """Learn which populations are other members', if there are some."""
+        if lease_seconds is None:
+            return None
+        members = RemoteMembers(self.link, SystemClock(), lease_seconds)
+        self.link.serve(use_table=members.use)
+        await members.look()
+        return members
 
     async def _drain(self) -> None:
         """Stop accepting, and wait for the requests in progress."""

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,11 +23,14 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
+from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:
+    from fcp_core.rounds.clock import Clock
     from fcp_core.server.http.metrics import ServerMetrics
     from fcp_core.server.services import Services
+    from fcp_core.server.services.routing import RoutingTable
 
 logger = logging.getLogger("fcp.server")
 
@@ -60,6 +64,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     :param metrics_apart: whether ``/metrics`` is served elsewhere.
     :param threads: how many decompress at a time.
     :param processors: those that it may use; none: any.
+    :param lease_seconds: how long leases last; None: the server shares its storage with no other.
     :param log_levels: by logger's name.
     """
 
@@ -73,6 +78,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     metrics_apart: bool
     threads: int | None
     processors: list[int]
+    lease_seconds: float | None
     log_levels: dict[str, int]
 
 
@@ -103,6 +109,8 @@ class WorkerProcess:
                 "abandon_upload": self._abandon_upload,
                 "download": self._download,
                 "expose": self._exposed,
+                "look": self._look,
+                "problem": services.problem,
             },
             self._ended,
             prompt=("rpc", "begin_upload", "finish_upload", "abandon_upload"),
@@ -160,9 +168,16 @@ class WorkerProcess:
     # What it calls.
 
     async def _rpc(
-        self, service: str, method: str, data: bytes, principal: str | None, address: str
+        self,
+        service: str,
+        method: str,
+        data: bytes,
+        principal: str | None,
+        address: str,
+        host: Sequence[str],
     ) -> bytes:
         ADDRESS.set(address)
+        HOST.set((host[0], host[1]))
         route = routes.route(service, method)
         function = self._services.method(route)
         if function is None:
@@ -208,6 +223,12 @@ class WorkerProcess:
     async def _exposed(self) -> bytes:
         assert self._metrics is not None  # a worker measures only if this process does
         return await self._metrics.expose()
+
+    async def _look(self) -> Any:
+        members = self._services.members
+        assert members is not None  # a worker asks only if there are some
+        await members.look()
+        return members.table.dump(members.clock.now())
 
     def _ended(self) -> None:
         self._on_end(self)
@@ -257,6 +278,8 @@ class Workers:
         :raises UsageError: if one does not; none is left then.
         """
         self._make = lambda: WorkerProcess(services, self._metrics, self._ended)
+        if services.members is not None:
+            services.members.on_change.append(partial(self._tell_table, services.members.clock))
         started = await asyncio.gather(
             *(self._start_one(number) for number in self._failures), return_exceptions=True
         )
@@ -264,6 +287,13 @@ class Workers:
         if failures:
             await self.stop()
             raise failures[0]
+
+    def _tell_table(self, clock: Clock, table: RoutingTable) -> None:
+        """Tell all where populations are owned."""
+        if self._workers:
+            dump = table.dump(clock.now())
+            for worker in self._workers:
+                worker.tell("use_table", dump)
 
     async def drain(self) -> None:
         """Have all stop accepting, and wait for their requests in progress. None is replaced."""

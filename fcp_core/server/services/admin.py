@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fcp_core.admin import openapi
@@ -14,6 +14,7 @@ from fcp_core.admin.messages import (
     EligibilitySettings,
     EligibilitySummary,
     ListQuery,
+    MemberList,
     Population,
     PopulationList,
     ResultTable,
@@ -26,11 +27,13 @@ from fcp_core.admin.messages import (
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import POPULATION_PATTERN
 from fcp_core.server.services.load import Load
+from fcp_core.server.services.routing import alone
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
     from fcp_core.rounds.clock import Clock
     from fcp_core.server.services.eligibility_tasks import EligibilityTasks
+    from fcp_core.server.services.members import Members
     from fcp_core.server.services.population import Population as DevicePopulation
     from fcp_core.server.services.population import Populations
     from fcp_core.server.services.tasks import Tasks
@@ -41,7 +44,7 @@ class Admin:
 
     :param url: returns where devices reach the server.
     :param storage: the name of the storage in use.
-    :param claim: makes a population this server's, or raises a StatusError; None: all are.
+    :param members: None: this server shares its storage with no other.
     """
 
     def __init__(
@@ -53,9 +56,10 @@ class Admin:
         clock: Clock,
         url: Callable[[], str],
         storage: str,
-        claim: Callable[[str], Awaitable[None]] | None = None,
+        members: Members | None = None,
     ) -> None:
-        self._claim = claim
+        self._claim = None if members is None else members.claim
+        self._read_members = None if members is None else members.read
         self._tasks = tasks
         self._eligibility_tasks = eligibility_tasks
         self._populations = populations
@@ -211,6 +215,16 @@ class Admin:
         """
         found = await self._eligibility_tasks.remove(population)
         return EligibilitySummary.of(found.population, found.task, found.created)
+
+    async def members(self) -> MemberList:
+        """Return the members of the server and who owns which population.
+
+        :raises StatusError: UNAVAILABLE if the storage does not answer.
+        """
+        if self._read_members is not None:
+            return await self._read_members()
+        names = [population.name for population in self._populations]
+        return alone(self._url(), self._started, names)
 
     async def status(self) -> ServerStatus:
         """Return the version, the address and the number of tasks by state."""

@@ -12,11 +12,11 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.events import Rejected
 from fcp_core.rounds.pacing import duration
-from fcp_core.rounds.policies import Candidate
+from fcp_core.rounds.policies import Candidate, CheckIn
 from fcp_core.rounds.session import DeviceSession, SessionState, assignment_id
 from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import AssignmentMode
-from fcp_core.rounds.tokens import Kind
+from fcp_core.rounds.tokens import Kind, Token, principal_of, scope_of
 from fcp_core.server.services.common import Common
 from fcp_core.server.services.device_tokens import (
     RETENTION,
@@ -109,9 +109,13 @@ class TaskAssignments:
         now = self._clock.now()
         population = self._populations.get(request.population_name)
         session = self._session(population, request.session_id, now, sender)
+        if session.state is SessionState.REJECTED and not session.offered:
+            return pb.PerformMultipleTaskAssignmentsResponse()  # it was lost
         session.check()
         names = [name for name in dict.fromkeys(request.task_names) if name in session.offered]
         new = [name for name in names if name not in session.asked]
+        if new:
+            self._common.check_pressure()
         refused = bool(new) and (
             self._distrusts(population, session, now)
             or self._refuses(session, request.attestation_measurement.value, now)
@@ -201,17 +205,36 @@ class TaskAssignments:
     def _session(
         self, population: Population, session_id: str, now: float, sender: str | None
     ) -> DeviceSession:
-        read_session(self._tokens, population.name, session_id, now, sender)
+        token = read_session(self._tokens, population.name, session_id, now, sender)
         session = population.sessions.get(session_id)
-        if session is None:
-            raise StatusError(
-                Code.ABORTED, "the server was restarted and this session is lost; check in again"
-            )
+        return session or self._lost(population, session_id, token, now, sender)
+
+    def _lost(
+        self, population: Population, session_id: str, token: Token, now: float, sender: str | None
+    ) -> DeviceSession:
+        """Return a session that is not known any more, as one that was rejected.
+
+        The server was restarted, or the population is a new owner's: no fault of the device, which
+        comes back in the window of its check-in.
+
+        :raises StatusError: ABORTED if it has expired besides.
+        """
+        if token.expires <= now:
+            raise StatusError(Code.ABORTED, "this session has expired; check in again")
+        check_in = CheckIn(population.name, "", "", False, False, principal=principal_of(sender))
+        session = DeviceSession(
+            session_id, token.subject, check_in, expires=token.expires, sender=sender
+        )
+        session.wait("")
+        session.move(SessionState.REJECTED)
+        population.sessions.open(session)
+        who = (population.name, label(session_id))
+        self._common.notify(Rejected(now, *who, "restarted"))
         return session
 
     def _find(self, text: str, now: float, sender: str | None) -> tuple[Population, DeviceSession]:
         try:
-            read_token(self._tokens, text, Kind.SESSION, now, sender, late=True)
+            token = read_token(self._tokens, text, Kind.SESSION, now, sender, late=True)
         except StatusError as error:
             if error.code is not Code.UNAUTHENTICATED:
                 raise
@@ -223,9 +246,9 @@ class TaskAssignments:
             session = population.sessions.get(text)
             if session is not None and session.state not in _WITHOUT_OPERATION:
                 return population, session
-        raise StatusError(
-            Code.ABORTED, "this operation has expired or was lost at a restart; check in again"
-        )
+            if session is None and token.scope == scope_of(population.name):
+                return population, self._lost(population, text, token, now, sender)
+        raise StatusError(Code.ABORTED, "this operation has expired; check in again")
 
     def _refuses(self, session: DeviceSession, measurement: str, now: float) -> bool:
         """Whether a plugin refuses what a device attests over its session's id."""
@@ -249,6 +272,8 @@ class TaskAssignments:
         return True
 
     def _check_room(self) -> None:
+        if self._common.writes.going or self._common.memory.crowded:
+            self._common.check_pressure()
         if self._max_waiting is not None:
             waiting = sum(population.waiting for population in self._populations)
             if waiting >= self._max_waiting:

@@ -9,6 +9,8 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.tokens import Tokens, TokenSource
+from fcp_core.server.services.task_engine import UploadMemory
+from fcp_core.server.services.writes import Writes
 
 #: What a device may receive as it is; anything else stays in the server.
 _PUBLIC = (
@@ -31,6 +33,8 @@ class Common:
     :param base_url: returns where devices reach the server, with a slash at the end.
     :param data_url: returns what stands in front of ``data/`` in the addresses of downloads.
     :param notify: called with each event.
+    :param writes: what is being stored.
+    :param memory: what is held of uploads.
     """
 
     clock: Clock
@@ -39,6 +43,17 @@ class Common:
     base_url: Callable[[], str]
     data_url: Callable[[], str]
     notify: Callable[[Event], None]
+    writes: Writes
+    memory: UploadMemory
+
+    def check_pressure(self) -> None:
+        """Check that what devices bring is stored and accumulated as fast as it comes.
+
+        :raises StatusError: UNAVAILABLE if not, which turns a device away with a retry window.
+        """
+        problem = self.writes.trouble() or self.memory.pressure()
+        if problem:
+            raise StatusError(Code.UNAVAILABLE, f"{problem}; check in again later")
 
 
 def device_status(code: Code, message: str) -> StatusError:

@@ -75,10 +75,12 @@ class EligibilityEvalTasks:
         The latter if there is no task for it that could take one more device now: one that comes
         back later costs less than one that evaluates its eligibility and asks in vain.
 
-        :raises StatusError: NOT_FOUND for an unknown population.
+        :raises StatusError: NOT_FOUND for an unknown population; UNAVAILABLE if we are behind.
         """
-        now, origin = self._clock.now(), origin_of(sender)
+        now, origin, common = self._clock.now(), origin_of(sender), self._common
         population = self._populations.get(request.population_name)
+        if common.writes.going or common.memory.crowded:
+            common.check_pressure()
         pace = population.pace
         pace.later.append((now, None))
         if len(pace.later) >= _SETTLE:
@@ -202,17 +204,15 @@ class EligibilityEvalTasks:
     ) -> eets.ReportEligibilityEvalTaskResultResponse:
         """Take the outcome of a device's evaluation; a failure ends its session.
 
-        :raises StatusError: NOT_FOUND for an unknown population or session, ABORTED for one that
-            was lost at a restart, PERMISSION_DENIED for somebody else's.
+        :raises StatusError: NOT_FOUND for an unknown population or session, PERMISSION_DENIED for
+            somebody else's.
         """
         population = self._populations.get(request.population_name)
         now = self._clock.now()
         read_session(self._tokens, population.name, request.session_id, now, sender)
         session = population.sessions.get(request.session_id)
-        if session is None:
-            raise StatusError(
-                Code.ABORTED, "the server was restarted and this session is lost; check in again"
-            )
+        if session is None:  # it was lost at a restart, or is another member's
+            return eets.ReportEligibilityEvalTaskResultResponse()
         code = code_of(request.status_code)
         first = session.eligibility is None
         session.report_eligibility(code)

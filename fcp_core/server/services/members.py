@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
+from fcp_core.admin.messages import MemberList
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
@@ -30,9 +31,9 @@ from fcp_core.rounds.membership import (
     Take,
 )
 from fcp_core.rounds.tokens import mark_of
-from fcp_core.server.services.routing import Owner, RoutingTable, agree
+from fcp_core.server.services.routing import Owner, RoutingTable, agree, listed
 from fcp_core.storage.contract import Storage, StorageError, Transaction
-from fcp_core.storage.leases import Beat, View, beat, check, leave
+from fcp_core.storage.leases import Beat, View, beat, check, leave, read
 from fcp_core.storage.records import MemberRecord
 
 logger = logging.getLogger("fcp.services")
@@ -114,7 +115,19 @@ class Members:
     @property
     def in_touch(self) -> bool:
         """Whether the storage answered lately."""
-        return self.clock.now() - self.seen < self.seconds
+        return self.behind < self.seconds
+
+    @property
+    def behind(self) -> float:
+        """How long ago the storage was asked that answered last, in seconds."""
+        return max(0.0, self.clock.now() - self.seen)
+
+    async def read(self) -> MemberList:
+        """Return who is there and who owns what, as the storage has it now.
+
+        :raises StorageError: if it does not answer.
+        """
+        return listed(await self._storage.transact(read))
 
     @property
     def owned(self) -> list[str]:

@@ -6,13 +6,16 @@ import hashlib
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from fcp_core.admin.messages import Lease, Member, MemberList
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.membership import preferred
+from fcp_core.storage.leases import View
 from fcp_core.storage.records import MemberRecord
 
 
@@ -47,6 +50,29 @@ class RoutingTable:
     known: Mapping[bytes, str] = field(default_factory=dict)
     members: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[bytes, ...] = ()
+
+    def dump(self, now: float) -> dict[str, Any]:
+        """Return the table as another process of this server reads it."""
+        return {
+            "me": self.me,
+            "owners": [
+                (mark, owner.population, owner.url, owner.until - now, owner.giving)
+                for mark, owner in self.owners.items()
+            ],
+            "known": list(self.known.items()),
+            "members": dict(self.members),
+            "secrets": list(self.secrets),
+        }
+
+    @classmethod
+    def load(cls, dump: Mapping[str, Any], now: float) -> RoutingTable:
+        """Return the table that another process dumped a moment ago."""
+        owners = {
+            mark: Owner(name, url, now + left, giving)
+            for mark, name, url, left, giving in dump["owners"]
+        }
+        secrets = tuple(dump["secrets"])
+        return cls(dump["me"], owners, dict(dump["known"]), dump["members"], secrets)
 
     def owner(self, mark: bytes, clock: Clock) -> Owner | None:
         """Return the owner of a population, or None if there is none at the moment."""
@@ -119,3 +145,58 @@ def this_member(url: str, member_url: str, keys: DeploymentKeys) -> MemberRecord
         heartbeat=0.0,
         keys=fingerprint(keys),
     )
+
+
+def listed(view: View) -> MemberList:
+    """Return what an operator is shown."""
+    owns = Counter(lease.holder for lease in view.leases.values())
+    members = [
+        Member(
+            member_id=member.member_id,
+            host=member.host,
+            pid=member.pid,
+            url=member.url,
+            member_url=member.member_url,
+            started=member.started,
+            behind=max(0.0, view.now - member.heartbeat),
+            draining=member.draining,
+            owns=owns[member.member_id],
+        )
+        for member in sorted(view.members.values(), key=lambda member: member.started)
+    ]
+    leases = []
+    for name, lease in sorted(view.leases.items()):
+        holder = view.members.get(lease.holder)
+        leases.append(
+            Lease(
+                population=name,
+                member_id=lease.holder,
+                host="" if holder is None else holder.host,
+                pid=0 if holder is None else holder.pid,
+                epoch=lease.epoch,
+                since=lease.since,
+                left=max(0.0, lease.expires - view.now),
+            )
+        )
+    return MemberList(members, leases)
+
+
+def alone(url: str, started: float, populations: Sequence[str]) -> MemberList:
+    """Return the same of a server that shares its storage with no other."""
+    host, pid = socket.gethostname(), os.getpid()
+    me = Member(
+        member_id="",
+        host=host,
+        pid=pid,
+        url=url,
+        member_url="",
+        started=started,
+        behind=0.0,
+        draining=False,
+        owns=len(populations),
+    )
+    leases = [
+        Lease(population=name, member_id="", host=host, pid=pid, epoch=0, since=started, left=0.0)
+        for name in sorted(populations)
+    ]
+    return MemberList([me], leases)

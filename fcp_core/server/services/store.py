@@ -51,10 +51,12 @@ class TaskStore:
     :ivar writes: those of open tasks, which are tried again until they are done.
     """
 
-    def __init__(self, storage: Storage, fence: Fence = unfenced) -> None:
+    def __init__(
+        self, storage: Storage, writes: Writes | None = None, fence: Fence = unfenced
+    ) -> None:
         self._storage = storage
         self._fence = fence
-        self.writes = Writes()
+        self.writes = Writes() if writes is None else writes
 
     @property
     def durable(self) -> bool:

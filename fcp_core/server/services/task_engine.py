@@ -8,13 +8,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fcp_core.aggregation.engine import CheckpointFormat, Engine, Fold, HeldBody
+from fcp_core.aggregation.engine import CheckpointFormat, Fold, HeldBody
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.effects import Group
 from fcp_core.rounds.protocols import Work
 from fcp_core.server.services.durable_fold import DurableFold
+
+if TYPE_CHECKING:
+    from fcp_core.server.services.task_parts import Surroundings
 
 logger = logging.getLogger("fcp.services")
 
@@ -27,11 +30,20 @@ class UploadMemory:
 
     :param limit: in bytes.
     :ivar held: in bytes.
+    :ivar crowded: whether that is more than half of the limit: no more devices should be given work
+        then, so that those who have it find room.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.held = 0
+        self.crowded = False
+
+    def pressure(self) -> str:
+        """Say that it is crowded; ``""`` if it is not."""
+        if not self.crowded:
+            return ""
+        return f"the server holds {self.held} bytes of uploads that wait to be aggregated"
 
     def check(self, size: int) -> None:
         """Check that there is room.
@@ -48,10 +60,12 @@ class UploadMemory:
     def hold(self, size: int) -> None:
         """Count bytes."""
         self.held += size
+        self.crowded = 2 * self.held > self._limit
 
     def release(self, size: int) -> None:
         """Uncount bytes."""
         self.held -= size
+        self.crowded = 2 * self.held > self._limit
 
 
 class TaskEngine:
@@ -65,9 +79,12 @@ class TaskEngine:
     """
 
     def __init__(
-        self, engine: Engine, on_loss: Callable[[str], None], on_failure: Callable[[], None]
+        self,
+        surroundings: Surroundings,
+        on_loss: Callable[[str], None],
+        on_failure: Callable[[], None],
     ) -> None:
-        self._engine = engine
+        self._engine, self._writes = surroundings.engine, surroundings.writes
         self._on_loss = on_loss
         self._on_failure = on_failure
         self._fold: Fold | None = None
@@ -141,7 +158,7 @@ class TaskEngine:
             if not isinstance(self._fold, DurableFold):
                 return
             ending = self._loop.create_task(self._fold.flush())
-        await asyncio.wait([ending], timeout=_PATIENCE)
+        await asyncio.wait([ending], timeout=1.0 if self._writes.trouble() else _PATIENCE)
         if not ending.done():
             ending.cancel()
             logger.warning(

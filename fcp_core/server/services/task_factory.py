@@ -26,6 +26,7 @@ from fcp_core.rounds.protocols import AggregationProtocol, ProtocolTask
 from fcp_core.rounds.specification import is_wordless
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.device_tokens import RETENTION
 from fcp_core.server.services.durable_fold import DurableFold
@@ -75,8 +76,12 @@ class TaskFactory:
         """
         chosen = self._plugins.for_task(spec)
         # A task of an earlier run was stored when the operator may have said something else.
-        if refusals := chosen.refusals():
+        if refusals := chosen.refusals(restored=True):
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(refusals)}")
+        for departure in chosen.departures():
+            logger.warning(
+                "task %s undoes what the configuration says: %s", spec.name, clean(departure)
+            )
         try:
             return Choices(
                 policy=chosen.make_selection_policy(),

@@ -75,7 +75,7 @@ class TaskRunner:
         self.messages: dict[tuple[str, bool, int | None], Any] = {}
         self.settings, self.accepts_late = settings, settings.accepts_late
         self._begun, self.routes = parts.begun, parts.routes
-        self._engine = TaskEngine(surroundings.engine, self._lost, self._failed)
+        self._engine = TaskEngine(surroundings, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
         #: When it is to be called next, as the ticker knows.
@@ -107,7 +107,7 @@ class TaskRunner:
         self._schedule()
 
     def restart(self, parts: TaskParts, now: float) -> None:
-        """Begin again with nothing, as after a restart of the server.
+        """Begin again with what is stored, as after a restart of the server.
 
         Those who are in progress are answered ABORTED; those who have contributed hear nothing.
         """

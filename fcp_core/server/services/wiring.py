@@ -17,7 +17,7 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.tokens import Tokens, TokenSource
+from fcp_core.rounds.tokens import Tokens, TokenSource, mark_of
 from fcp_core.server.file_lock import FileLock
 from fcp_core.server.keys import load_keys
 from fcp_core.server.services.admin import Admin
@@ -41,6 +41,7 @@ from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection
+from fcp_core.server.services.writes import Writes
 from fcp_core.storage.contract import Storage, check_contract
 from fcp_core.storage.shards import Fence, unfenced
 
@@ -60,7 +61,9 @@ class Services:
 
     :param populations: those that devices may check in to; None: those that tasks are submitted
         for.
-    :param base_url: where devices reach the server, with a slash at the end.
+    :param base_url: where devices reach the server, with a slash at the end; ``/`` is the host that
+        they use already.
+    :param data_url: the same for downloads, which need a whole address, if it is another.
     :param rng: the randomness of selection policies; secrets come from *secrets*.
     :param storage: instead of the configured one.
     :param engine: instead of the configured one.
@@ -75,6 +78,7 @@ class Services:
         *,
         populations: Iterable[str] | None,
         base_url: str | Callable[[], str],
+        data_url: Callable[[], str] | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
         secrets: TokenSource | None = None,
@@ -100,8 +104,10 @@ class Services:
             tokens=Tokens(keys.keyring, keys.deployment),
             secrets=TokenSource() if secrets is None else secrets,
             base_url=url,
-            data_url=partial(str, prefix) if prefix else url,
+            data_url=partial(str, prefix) if prefix else data_url or url,
             notify=notify,
+            writes=Writes(),
+            memory=UploadMemory(settings.max_in_flight),
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
@@ -116,23 +122,15 @@ class Services:
         self._wire_devices(plugins, settings, common)
         if self.members is not None:
             self._own_nothing(self.members, served or ())
-        self.admin = Admin(
-            tasks=self.tasks,
-            eligibility_tasks=self.eligibility_tasks,
-            populations=self._populations,
-            clock=clock,
-            url=common.base_url,
-            storage=settings.storage,
-            claim=None if self.members is None else self.members.claim,
-        )
-        #: What answers for all members.
-        self.shared_admin: Any = self.admin
+        self._wire_admin(settings)
 
     def _population_maker(
         self, plugins: Plugins, rng: random.Random
     ) -> Callable[[str], Population]:
+        self._settings_of = partial(PopulationSettings.of, plugins.config)
+
         def make(name: str) -> Population:
-            of = PopulationSettings.of(plugins.config, name)
+            of = self._settings_of(name)
             notify, states = self._notify, self._states
             return Population(name, rng, self.ticker, settings=of, notify=notify, states=states)
 
@@ -166,9 +164,9 @@ class Services:
         )
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
-        self._store = TaskStore(self._storage, self._fence)
+        self._store = TaskStore(self._storage, common.writes, self._fence)
         self._downloads = Downloads(settings.resource_cache)
-        self._memory = UploadMemory(settings.max_in_flight)
+        self._memory = common.memory
         self.tasks = Tasks(
             plugins=plugins,
             secrets=common.secrets,
@@ -228,6 +226,19 @@ class Services:
             "google.longrunning.Operations": self.operations,
         }
 
+    def _wire_admin(self, settings: ServerSettings) -> None:
+        self.admin = Admin(
+            tasks=self.tasks,
+            eligibility_tasks=self.eligibility_tasks,
+            populations=self._populations,
+            clock=self._clock,
+            url=self.url,
+            storage=settings.storage,
+            members=self.members,
+        )
+        #: What answers for all members.
+        self.shared_admin: Any = self.admin
+
     def method(self, route: Route) -> Callable[[Any, str | None], Awaitable[Any]] | None:
         """Return what serves a call: of a request and its sender to the response; None: nothing.
 
@@ -246,17 +257,28 @@ class Services:
         :param variables: those of the call's path.
         """
         now = self._clock.now()
+        name = variables.get("population_name", "")
         try:
-            population = self._populations.get(variables.get("population_name", ""))
+            population = self._populations.get(name)
         except StatusError:
-            return None
-        window = population.rejection_window(population.settings.retry, now)
+            if self.members is None or mark_of(name) not in self.members.table.known:
+                return None
+            # It is another member's, or nobody's for a moment.
+            window = self._settings_of(name).retry
+        else:
+            window = population.rejection_window(population.settings.retry, now)
         session_id = variables.get("session_id", "")
         found = rejection(route, session_id, window)
         if found is not None:
             session = label(session_id) if session_id else ""
-            self._notify(Rejected(now, population.name, session, "busy"))
+            self._notify(Rejected(now, name, session, "busy"))
         return found
+
+    async def problem(self) -> str:
+        """Say why the server takes no new devices at the moment; ``""`` if it does."""
+        if self.members is not None and not self.members.in_touch:
+            return "the storage does not answer"
+        return self._store.writes.trouble()
 
     def add_population(self, name: str) -> None:
         """Let devices check in to a population from now on."""
@@ -270,6 +292,8 @@ class Services:
             "sessions": self._populations.sessions,
             "waiting": sum(population.waiting for population in self._populations),
             "at_work": sum(population.at_work for population in self._populations),
+            "populations": sum(1 for _ in self._populations),
+            "heartbeat_age": 0 if self.members is None else round(self.members.behind),
         }
 
     async def start(self) -> None:

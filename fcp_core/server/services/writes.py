@@ -29,11 +29,13 @@ class _Write:
 
 
 class Writes:
-    """The writes that are in progress."""
+    """The writes that are in progress.
+
+    :ivar going: the same, in the order in which they began.
+    """
 
     def __init__(self) -> None:
-        # In the order in which they began.
-        self._going: dict[_Write, None] = {}
+        self.going: dict[_Write, None] = {}
 
     async def until_done(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return what *attempt* returns, which is tried again until it does.
@@ -43,7 +45,7 @@ class Writes:
         :raises StatusError: what *attempt* raises, unless that is UNAVAILABLE.
         """
         write = _Write(what)
-        self._going[write] = None
+        self.going[write] = None
         pause = _FIRST_PAUSE
         try:
             while True:
@@ -61,17 +63,17 @@ class Writes:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
         finally:
-            del self._going[write]
+            del self.going[write]
         if write.error:
             logger.warning("%s is stored at last", what)
         return result
 
     def trouble(self) -> str:
         """Say what keeps the storage from taking what is written; ``""`` if nothing does."""
-        for write in self._going:
+        for write in self.going:
             if write.error:
                 return f"{write.what} cannot be stored: {write.error}"
-        oldest = next(iter(self._going), None)
+        oldest = next(iter(self.going), None)
         seconds = 0.0 if oldest is None else time.monotonic() - oldest.began
         if oldest is None or seconds < SLOW:
             return ""

@@ -30,6 +30,18 @@ import click
     help="An aggregator plugin to use for what it serves, such as 'median'; see 'fcp plugins'.",
 )
 @click.option(
+    "--protocol",
+    metavar="NAME",
+    help="An aggregation protocol to use, such as 'secagg'; the updates are summed under it.",
+)
+@click.option(
+    "--drop",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 0.5),
+    help="The fraction of the devices that vanish while they contribute.",
+)
+@click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo-out"),
@@ -52,6 +64,8 @@ def demo(
     processes: int | None,
     seed: int,
     aggregator: str | None,
+    protocol: str | None,
+    drop: float,
     folder: Path,
     resume: bool,
     port: int,
@@ -79,6 +93,8 @@ def demo(
         processes=processes or min(os.cpu_count() or 1, devices),
         seed=seed,
         aggregator=aggregator,
+        protocol=protocol,
+        drop=drop,
         resume=resume,
         port=port,
         round_deadline=round_deadline,

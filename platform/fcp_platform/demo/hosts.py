@@ -20,14 +20,16 @@ class Hosts:
     """The processes that host the devices.
 
     :param folders: one for each device, dealt to the processes in turn.
+    :param drop: the fraction of the devices that vanish while they contribute.
     """
 
-    def __init__(self, folders: Sequence[Path], processes: int) -> None:
+    def __init__(self, folders: Sequence[Path], processes: int, drop: float = 0.0) -> None:
         # More plans at the same time than there are processors would only be slower.
         at_once = max(1, (os.cpu_count() or 1) // processes)
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "fcp_platform.demo.devices", POPULATION, str(at_once)]
+                [sys.executable, "-m", "fcp_platform.demo.devices"]
+                + [POPULATION, str(at_once), str(drop)]
                 + [str(folder) for folder in folders[number::processes]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -76,9 +78,11 @@ class Hosts:
 
 
 @contextmanager
-def hosted(folders: Sequence[Path], processes: int, results: dict[str, float]) -> Iterator[Hosts]:
+def hosted(
+    folders: Sequence[Path], processes: int, results: dict[str, float], drop: float = 0.0
+) -> Iterator[Hosts]:
     """Start client processes, and end them whatever happens; *results* gets what they did."""
-    hosts = Hosts(folders, processes)
+    hosts = Hosts(folders, processes, drop)
     try:
         yield hosts
     finally:

@@ -42,7 +42,9 @@ def run(settings: Settings, board: Board) -> DemoResult:
     folders = [settings.folder / "devices" / f"{n:02d}" for n in range(settings.devices)]
     with ExitStack() as stack:
         board.status = "starting the client processes, loading TensorFlow Federated"
-        hosts = stack.enter_context(hosted(folders, settings.processes, result.devices))
+        hosts = stack.enter_context(
+            hosted(folders, settings.processes, result.devices, settings.drop)
+        )
         training, held_out = data.load(settings.seed, HELD_OUT)
         for folder, hand in zip(
             folders, data.deal(training, settings.devices, settings.seed), strict=True

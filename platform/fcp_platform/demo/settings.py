@@ -19,6 +19,9 @@ class Settings:
     :param contributions: how many contributions complete a round.
     :param processes: how many processes host the devices.
     :param aggregator: an aggregator plugin in place of the default; None keeps it.
+    :param protocol: an aggregation protocol in place of the default; None keeps it. With one, the
+        updates are aggregated by ``tff.learning.secure_aggregator``.
+    :param drop: the fraction of the devices that vanish while they contribute.
     :param resume: whether to go on after the last round that *folder* has the state of.
     :param round_deadline: seconds after which a round fails.
     """
@@ -30,6 +33,8 @@ class Settings:
     processes: int = 2
     seed: int = 0
     aggregator: str | None = None
+    protocol: str | None = None
+    drop: float = 0.0
     resume: bool = False
     port: int = 0
     round_deadline: float = 120.0

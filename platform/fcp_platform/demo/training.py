@@ -14,6 +14,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import plan_pb2
 from fcp_platform import FederatedComputation, FederatedContext, FederatedDataSource, LocalServer
 from fcp_platform.demo import data
@@ -43,8 +44,11 @@ def network(seed: int) -> tf.keras.Model:
     )
 
 
-def learning_process(seed: int) -> Any:
-    """Return weighted federated averaging of the network, as a ``LearningProcess``."""
+def learning_process(seed: int, *, secure: bool = False) -> Any:
+    """Return weighted federated averaging of the network, as a ``LearningProcess``.
+
+    :param secure: whether updates are summed as secure aggregation takes them.
+    """
     element_spec = (
         tf.TensorSpec([None, data.PIXELS], tf.float32),
         tf.TensorSpec([None, 1], tf.int64),
@@ -62,6 +66,7 @@ def learning_process(seed: int) -> Any:
         model,
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(_LEARNING_RATE),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
+        model_aggregator=tff.learning.secure_aggregator(weighted=True) if secure else None,
     )
 
 
@@ -116,7 +121,8 @@ class Training:
             tff.framework.set_default_context(context)
             self._board.status = "building the learning process and its first state"
             with self._timed("TFF: process and initial state"):
-                process = learning_process(settings.seed)
+                secure = settings.protocol not in (None, "simple")
+                process = learning_process(settings.seed, secure=secure)
                 state, first = await self._beginning(process.initialize())
             self._board.status = "lowering the computation to a plan"
             with self._timed("TFF: lowering to a plan"):
@@ -181,6 +187,15 @@ class Training:
         config: dict[str, Any] = {"retry_min": 0, "retry_max": 0, "check_in_hold": 30}
         if self._settings.aggregator is not None:
             config["aggregator"] = [self._settings.aggregator]
+        drop, protocol = self._settings.drop, self._settings.protocol
+        # Some more than are needed begin, since some will vanish.
+        config["over_selection"] = 1 + 2.5 * drop
+        if protocol is not None:
+            config["protocol"] = protocol
+            known = {value.option.key for value in Plugins.load().config.options()}
+            wanted = {"join_timeout": 10, "phase_timeout": 2, "dropout_rate": min(0.4, 2 * drop)}
+            own = {f"protocol.{protocol}.{name}": value for name, value in wanted.items()}
+            config |= {name: value for name, value in own.items() if name in known}
         return config
 
     async def _beginning(self, initial: Any) -> tuple[Any, int]:

@@ -74,6 +74,19 @@ def test_a_url_that_is_none_is_refused_and_not_shown(url):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("password", ["se/cret", "se#cret", "se?cret"])
+def test_a_password_that_ends_too_early_is_not_shown(password):
+    with pytest.raises(UsageError, match="write %2F for /") as caught:
+        Place(f"postgresql://me:{password}@host/data")
+    assert "cret" not in str(caught.value)
+    assert "se" not in str(caught.value).split()
+
+
+def test_the_address_is_not_in_what_is_printed():
+    storage = PostgresStorage("postgresql://me:secret@host/data")
+    assert "secret" not in f"{storage!r} {storage._settings!r} {storage._settings.place.name}"
+
+
 def test_a_name_for_messages_has_no_password():
     place = Place("postgresql://me:se%40cret@a:1,b:2/data?password=other")
     assert place.name == "PostgreSQL at a:1,b:2, database 'data'"

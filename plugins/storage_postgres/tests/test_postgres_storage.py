@@ -22,7 +22,7 @@ def storage_of(path):
 
 
 class TestPostgres(StorageConformance):
-    durable = shared = shared_by_hosts = can_fail = can_lose_answers = True
+    durable = shared = shared_by_hosts = can_fail = can_lose_answers = has_upkeep = True
     child_factory = "test_postgres_storage:storage_of"
     settings = hypothesis_settings(max_examples=6, stateful_step_count=25, deadline=None)
 

@@ -36,6 +36,8 @@ class SecureAggregationDevice(DeviceProtocol):
     :param random: returns bytes that nobody can predict.
     """
 
+    comes_back = (Code.ABORTED, Code.DEADLINE_EXCEEDED)
+
     def __init__(self, random: Secrets = secrets.token_bytes) -> None:
         self._secrets = random
 

@@ -62,12 +62,15 @@ class MaskSum:
         :param key: 32 bytes.
         :param sign: 1 or -1.
         """
-        spec = self._spec
-        seed = mask_seed(key, self._session, spec.bits, spec.length, spec.name)
-        encryptor = Cipher(algorithms.AES(seed), modes.CTR(bytes(_BLOCK))).encryptor()
-        if spec.is_power:
-            self._add_plain(encryptor, sign)
-        else:
+        self.add_all([(key, sign)])
+
+    def add_all(self, keys: Sequence[tuple[bytes, int]]) -> None:
+        """Add the masks of several keys, piece by piece, so that the sum's piece stays in cache."""
+        streams = [(self._encryptor(key), sign) for key, sign in keys]
+        if self._spec.is_power:
+            self._add_plain(streams)
+            return
+        for encryptor, sign in streams:
             self._add_sampled(encryptor, sign)
 
     def value(self) -> Vector:
@@ -77,19 +80,26 @@ class MaskSum:
             total &= np.uint64(self._spec.modulus - 1)
         return total
 
-    def _add_plain(self, encryptor: Any, sign: int) -> None:
-        width, stream = self._width, self._stream
-        body = stream.data[8:]
+    def _encryptor(self, key: bytes) -> Any:
+        spec = self._spec
+        seed = mask_seed(key, self._session, spec.bits, spec.length, spec.name)
+        return Cipher(algorithms.AES(seed), modes.CTR(bytes(_BLOCK))).encryptor()
+
+    def _add_plain(self, streams: Sequence[tuple[Any, int]]) -> None:
+        width = self._width
+        body = self._stream.data[8:]
         step = _CHUNK // width
         for start in range(0, self._spec.length, step):
             total = self._total[start : start + step]
             size = len(total) * width
-            encryptor.update_into(memoryview(_ZEROS)[:size], body[: size + _BLOCK])
-            if self._loops is not None:
-                self._loops.add(total, stream[8 : 8 + size], width, sign)
-            else:
-                samples = self._samples(len(total))
-                (np.add if sign > 0 else np.subtract)(total, samples, out=total)
+            zeros, stream = _ZEROS[:size], self._stream[8 : 8 + size]
+            samples = self._samples(len(total))
+            for encryptor, sign in streams:
+                encryptor.update_into(zeros, body)
+                if self._loops is not None:
+                    self._loops.add(total, stream, width, sign)
+                else:
+                    (np.add if sign > 0 else np.subtract)(total, samples, out=total)
 
     def _add_sampled(self, encryptor: Any, sign: int) -> None:
         spec, width = self._spec, self._width
@@ -133,8 +143,7 @@ def masks(
     found = {}
     for spec in specs:
         total = MaskSum(spec, session)
-        for key, sign in given:
-            total.add(key, sign)
+        total.add_all(given)
         found[spec.name] = total.value()
     return found
 

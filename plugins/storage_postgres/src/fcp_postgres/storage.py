@@ -17,6 +17,7 @@ import asyncpg
 
 from fcp_core.errors import UsageError
 from fcp_core.storage.contract import Record, Storage, T, Transaction
+from fcp_core.storage.upkeep import Upkeep
 from fcp_postgres import faults
 from fcp_postgres.jobs import Job, Jobs
 from fcp_postgres.kinds import prepare_kind
@@ -91,6 +92,12 @@ class PostgresStorage(Storage):
         self._jobs.close()
         for thread in threads:
             await asyncio.to_thread(thread.join)
+
+    def upkeep(self) -> Upkeep:
+        """Return what looks after the tables."""
+        from fcp_postgres.upkeep import PostgresUpkeep
+
+        return PostgresUpkeep(self._settings)
 
     async def transact(self, body: Callable[[Transaction], T]) -> T:
         """Run *body* on one of the threads; returns when its writes are on the server's disk.

@@ -75,6 +75,12 @@ class Table:
         return f"SELECT data FROM {self.path} WHERE key = $1"
 
     @property
+    def everything(self) -> str:
+        """SQL: all records, with their indexed values."""
+        columns = ["key", "shape", "data", *(quoted(f"i_{field}") for field in self.fields)]
+        return f"SELECT {', '.join(columns)} FROM {self.path}"
+
+    @property
     def delete(self) -> str:
         """SQL: delete the records of keys."""
         return f"DELETE FROM {self.path} WHERE key = ANY($1::bytea[])"

@@ -1,0 +1,223 @@
+"""Federated programs under secure aggregation, with devices that talk HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow_federated")
+
+import tensorflow as tf
+import tensorflow_federated as tff
+import tensorflow_privacy as tfp
+from google._upb import _message
+
+import fcp_platform
+from fcp_core.client import CallableStore, Client
+from fcp_core.plugins import hookimpl
+from fcp_core.protocol.protos import plan_pb2
+from fcp_secagg import plugin
+from fcp_secagg.device import SecureAggregationDevice
+
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
+
+POPULATION = "test/population"
+SELECTOR = plan_pb2.ExampleSelector(collection_uri="app:/numbers")
+CONFIG = {
+    "retry_min": "50ms",
+    "retry_max": "100ms",
+    "polling_interval": "20ms",
+    "protocol.secagg.minimum": 3,
+    "protocol.secagg.dropout_rate": 0.0,
+    "protocol.secagg.adversary": "curious_server",
+    "protocol.secagg.polling_interval": "20ms",
+    "protocol.secagg.join_timeout": "60s",
+}
+#: In one line: the population's tasks, or those of the program.
+WAYS = [pytest.param({"protocol": "secagg"}, {}, id="configured")]
+WAYS.append(pytest.param({}, {"protocol": "secagg"}, id="routed"))
+NUMBERS = (1, 4, 6)
+
+
+@tff.tensorflow.computation(tff.SequenceType(np.str_))
+def total(examples: Any) -> Any:
+    return examples.reduce(np.int32(0), lambda sum_, x: sum_ + tf.strings.to_number(x, tf.int32))
+
+
+@tff.tensorflow.computation(np.int32)
+def as_floats(number: Any) -> Any:
+    value = tf.cast(number, tf.float32)
+    return tf.stack([value / 10, -value / 10, 0.25])
+
+
+class Sums:
+    """Remembers what was accumulated."""
+
+    def __init__(self) -> None:
+        self.contributed = 0
+
+    @hookimpl
+    def fcp_event(self, event: Any) -> None:
+        self.contributed += type(event).__name__ == "Contributed"
+
+
+def run(comp: Any, config: Any, fields: Any, state: Any = 0) -> Any:
+    """Run one round of three devices; return the metrics."""
+    events = Sums()
+    server = fcp_platform.LocalServer(config={**CONFIG, **config}, plugins=[plugin, events])
+    context = fcp_platform.FederatedContext(
+        POPULATION, server, plan_cache=None, deadline=120.0, **fields
+    )
+    done = threading.Event()
+
+    def live(client: Client) -> None:
+        while not done.is_set():
+            done.wait(min(client.run_once().retry_after, 0.1))
+
+    async def program() -> Any:
+        source = fcp_platform.FederatedDataSource(POPULATION, SELECTOR)
+        computation = fcp_platform.FederatedComputation(comp, name="secure")
+        _, metrics = computation(state, source.iterator().select(3))
+        return await tff.program.materialize_value(metrics)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(context)
+        previous = tff.framework.get_context_stack().current
+        tff.framework.set_default_context(context)
+        stack.callback(tff.framework.set_default_context, previous)
+        clients = [
+            stack.enter_context(
+                Client(
+                    context.server_url,
+                    POPULATION,
+                    stores=CallableStore(lambda _, n=n: [str(n).encode()]),
+                    protocols=[SecureAggregationDevice()],
+                )
+            )
+            for n in NUMBERS
+        ]
+        threads = [threading.Thread(target=live, args=(client,)) for client in clients]
+        for thread in threads:
+            thread.start()
+        try:
+            result = asyncio.run(program())
+        finally:
+            done.set()
+            for client in clients:
+                client.interrupt()
+            for thread in threads:
+                thread.join()
+    assert events.contributed == 3
+    return result
+
+
+DATA = tff.FederatedType(tff.SequenceType(np.str_), tff.CLIENTS)
+STATE = tff.FederatedType(np.int32, tff.SERVER)
+
+
+@pytest.fixture
+def deep_messages() -> Any:
+    """Let protobuf nest as deep as the computations of distributed privacy do."""
+    _message.SetAllowOversizeProtos(True)
+    yield
+    _message.SetAllowOversizeProtos(False)
+
+
+@pytest.mark.parametrize(("config", "fields"), WAYS)
+def test_the_secure_sums_of_tff_and_what_goes_in_the_clear_beside_them(
+    config: Any, fields: Any
+) -> None:
+    @tff.federated_computation(STATE, DATA)
+    def comp(state: Any, data: Any) -> Any:
+        n = tff.federated_map(total, data)
+        return state, collections.OrderedDict(
+            bounded=tff.federated_secure_sum(tff.federated_zip((n, n)), (100, 30)),
+            bits=tff.federated_secure_sum_bitwidth(n, 8),
+            modular=tff.backends.mapreduce.federated_secure_modular_sum(n, 7),
+            plain=tff.federated_sum(n),
+            mean=tff.federated_mean(tff.federated_map(as_floats, n)),
+        )
+
+    found = run(comp, config, fields)
+    assert [int(value) for value in found["bounded"]] == [11, 11]
+    assert int(found["bits"]) == 11
+    assert int(found["modular"]) == 11 % 7
+    assert int(found["plain"]) == 11
+    assert np.allclose(found["mean"], [11 / 30, -11 / 30, 0.25])
+
+
+def aggregated(factory: Any, kind: Any, convert: Any = None) -> Any:
+    """Return a computation that aggregates a number of each device by a TFF aggregator."""
+    process = factory.create(kind)
+
+    @tff.federated_computation(process.initialize.type_signature.result, DATA)
+    def comp(state: Any, data: Any) -> Any:
+        value = tff.federated_map(total, data)
+        if convert is not None:
+            value = tff.federated_map(convert, value)
+        output = process.next(state, value)
+        return output.state, output.result
+
+    return comp, process.initialize
+
+
+VECTOR = tff.TensorType(np.float32, [3])
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "convert", "wanted", "tolerance"),
+    [
+        # Clipped: 6 counts as 5.
+        (lambda: tff.aggregators.SecureSumFactory(5, 0), tff.TensorType(np.int32), None, 10, 0),
+        (
+            lambda: tff.aggregators.SecureSumFactory(1.0, -1.0),
+            VECTOR,
+            as_floats,
+            [1.1, -1.1, 0.75],
+            1e-3,
+        ),
+        (
+            lambda: tff.aggregators.SecureModularSumFactory(16),
+            tff.TensorType(np.int32),
+            None,
+            11,
+            0,
+        ),
+        (
+            lambda: tff.aggregators.DifferentiallyPrivateFactory(
+                tfp.NormalizedQuery(tfp.GaussianSumQuery(10.0, 1e-3), 3.0),
+                tff.aggregators.SecureSumFactory(1.0, -1.0),
+            ),
+            VECTOR,
+            as_floats,
+            [1.1 / 3, -1.1 / 3, 0.25],
+            0.05,
+        ),
+        (
+            lambda: tff.learning.ddp_secure_aggregator(1e-3, 3),
+            VECTOR,
+            as_floats,
+            None,
+            0,
+        ),
+    ],
+    ids=["clipped", "float", "modular", "dp", "ddp"],
+)
+def test_the_secure_aggregators_of_tff(
+    deep_messages: None, make: Any, kind: Any, convert: Any, wanted: Any, tolerance: float
+) -> None:
+    comp, initialize = aggregated(make(), kind, convert)
+    state = tff.backends.native.create_sync_local_cpp_execution_context().invoke(initialize, None)
+    found = run(comp, {}, {"protocol": "secagg"}, state)
+    if wanted is None:
+        # Distributed noise on clipped values: what matters is that it came back, decoded.
+        assert np.asarray(found).shape == (3,)
+        assert np.isfinite(found).all()
+    else:
+        assert np.allclose(found, wanted, atol=tolerance)

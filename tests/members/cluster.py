@@ -1,0 +1,297 @@
+"""Servers as processes that share a PostgreSQL database, what is in front of them, and devices.
+
+Nothing here is a test: ``test_cluster`` and longer runs use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fcp_core.admin import AdminClient
+from fcp_core.client import Outcome, RetryPolicy
+from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.testing.servers import make_device
+from tests.members.shared import sum_task, until
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "a-token-of-the-cluster"
+
+
+class Member:
+    """``fcp serve`` as a process.
+
+    :param command: what runs in front of it, such as ``ip netns exec NAME``.
+    """
+
+    def __init__(
+        self, cluster: Cluster, *options: str, command: Sequence[str] = (), name: str = ""
+    ) -> None:
+        number = len(cluster.members)
+        self.name = name or f"member-{number}"
+        self.log_file = cluster.folder / f"{self.name}.log"
+        self._cluster = cluster
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *command,
+                    *(sys.executable, "-m", "fcp_core", *cluster.settings, *options),
+                    *("serve", "--port", "0", "--storage", "postgres"),
+                ],
+                cwd=cluster.folder,
+                env=cluster.environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def log(self) -> str:
+        """What it has logged."""
+        return self.log_file.read_text(errors="replace")
+
+    def ready(self) -> Member:
+        """Wait until it accepts requests."""
+        until(lambda: self._port() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log
+        return self
+
+    @property
+    def port(self) -> int:
+        """What it listens on."""
+        return int(self._port()[1])
+
+    @property
+    def url(self) -> str:
+        """Where it is reached itself."""
+        return f"http://localhost:{self.port}/"
+
+    def _port(self):
+        return re.search(r"listening on port (\d+)", self.log)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, timeout: float = 120.0) -> int:
+        """Stop it, and wait."""
+        self.process.terminate()
+        return self.process.wait(timeout)
+
+    def admin(self) -> AdminClient:
+        """Return a client of its admin API."""
+        return AdminClient(self.url, TOKEN)
+
+
+class Balancer:
+    """Passes connections on to the members that take them, by turns: one address for all."""
+
+    def __init__(self) -> None:
+        #: The ports of the members that get connections.
+        self.ports: list[int] = []
+        self._turn = 0
+        self._open: dict[int, list[asyncio.Task[None]]] = {}
+        self._loop = asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(
+            asyncio.start_server(self._connect, "localhost", 0, family=socket.AF_INET)
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://localhost:{self.port}/"
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def cut(self, port: int) -> None:
+        """Give a member no connections any more, and break those that it has."""
+        self.ports.remove(port)
+        for way in self._open.pop(port, ()):
+            self._loop.call_soon_threadsafe(way.cancel)
+
+    def close(self) -> None:
+        """Accept nothing any more, and close all connections."""
+
+        async def close() -> None:
+            self._server.close()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(0.05)
+
+        asyncio.run_coroutine_threadsafe(close(), self._loop).result(30)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                ports = list(self.ports)
+                self._turn += 1
+                try:
+                    port = ports[self._turn % len(ports)]
+                    there = await asyncio.open_connection("localhost", port)
+                    break
+                except (OSError, ZeroDivisionError):
+                    await asyncio.sleep(0.02)
+            # Either end's close is the other one's: what was on its way is lost.
+            ways = [
+                asyncio.create_task(_pump(*way)) for way in ((reader, there[1]), (there[0], writer))
+            ]
+            self._open.setdefault(port, []).extend(ways)
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                there[1].close()
+        except asyncio.CancelledError:
+            pass
+        finally:
+            writer.close()
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await source.read(1 << 16):
+            target.write(data)
+            await target.drain()
+
+
+class Cluster:
+    """Members of one server, and a balancer in front of them."""
+
+    def __init__(self, folder: Path, url: str, schema: str, *, lease: float = 2.0) -> None:
+        self.folder = folder
+        self.lease = lease
+        self.members: list[Member] = []
+        self.balancer = Balancer()
+        self.settings = [
+            "-s", "plugins=fcp_postgres.plugin",
+            "-s", f"storage.postgres.schema={schema}",
+            "-s", f"lease_seconds={lease}s",
+            "-s", "retry_min=10ms", "-s", "retry_max=50ms", "-s", "polling_interval=20ms",
+        ]  # fmt: skip
+        keys = f"deployment {secrets.token_hex(16)},01 {secrets.token_hex(32)}"
+        source = str(ROOT / "plugins" / "storage_postgres" / "src")
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join((source, str(ROOT))),
+            "FCP_STORAGE_POSTGRES__URL": url,
+            "FCP_TOKEN_KEYS": keys,
+            "FCP_ADMIN__TOKEN": TOKEN,
+            "FCP_SERVER__EXTERNAL_URL": self.balancer.url,
+        }
+
+    def start(self, *options: str) -> Member:
+        """Start a member, and have the balancer know it once it is ready."""
+        member = Member(self, *options)
+        self.members.append(member)
+        member.ready()
+        self.balancer.ports.append(member.port)
+        return member
+
+    def owner(self, population: str) -> Member:
+        """Wait until a population has an owner that lives; return it."""
+
+        def find() -> Member | None:
+            for member in self.members:
+                if member.process.poll() is None:
+                    with member.admin() as admin:
+                        found = {lease.population: lease for lease in admin.members().leases}
+                    lease = found.get(population)
+                    pids = {each.process.pid: each for each in self.members}
+                    return None if lease is None or not lease.pid else pids.get(lease.pid)
+            return None
+
+        return until(find)
+
+    def close(self) -> None:
+        """End everything."""
+        self.balancer.close()
+        for member in self.members:
+            if member.process.poll() is None:
+                member.signal(signal.SIGCONT)
+                member.kill()
+
+
+class Fleet:
+    """Devices, each with its own power of two: a sum tells who is in it, and how often.
+
+    :ivar accepted: the numbers of those that were told OK.
+    :ivar failed: of those that heard of a failure; they may be counted or not.
+    """
+
+    def __init__(self, url: str, population: str = "people", *, threads: int = 6) -> None:
+        self._url = url
+        self._population = population
+        self._lock = threading.Lock()
+        self._next = 0
+        self._stopped = threading.Event()
+        self.accepted: list[int] = []
+        self.failed: list[tuple[int, object]] = []
+        self._pool = ThreadPoolExecutor(threads)
+        self._work = [self._pool.submit(self._run) for _ in range(threads)]
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            with self._lock:
+                number, self._next = self._next, self._next + 1
+            assert number < 62, "more devices than an int64 has room for"
+            self._contribute(number)
+
+    def _contribute(self, number: int) -> None:
+        with make_device(
+            self._url,
+            {"v": np.array([1 << number], np.int64)},
+            population=self._population,
+            retry=RetryPolicy(attempts=6, delay=0.05),
+        ) as device:
+            while not self._stopped.is_set():
+                result = device.run_once()
+                if result.outcome is Outcome.CONTRIBUTED:
+                    with self._lock:
+                        self.accepted.append(number)
+                    return
+                if result.outcome is Outcome.FAILED:
+                    with self._lock:
+                        self.failed.append((number, result))
+                    return
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End all devices, and wait for them."""
+        self._stopped.set()
+        self._pool.shutdown()
+        for work in self._work:
+            work.result()
+
+    def check(self, result: bytes, contributed: int, surplus: int = 0) -> None:
+        """Check an aggregate: nobody twice, and nobody missing who was told that it counts."""
+        total = int(open_checkpoint(result)["total"][0])
+        counted = {number for number in range(63) if total >> number & 1}
+        assert len(counted) == contributed, (counted, contributed)
+        missing = set(self.accepted) - counted
+        # Who comes when nothing is needed any more is told OK, and counted as surplus.
+        assert len(missing) <= surplus, (missing, surplus)
+        assert counted <= set(self.accepted) | {number for number, _ in self.failed}
+
+
+__all__ = ["Balancer", "Cluster", "Fleet", "Member", "sum_task"]

@@ -1,0 +1,143 @@
+"""Real processes that share a PostgreSQL database: what happens when one of them goes."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.members.cluster import Cluster, Fleet, Member
+from tests.members.shared import sum_task, until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(fcp_postgres_server, fcp_postgres_schema, tmp_path):
+    made = Cluster(tmp_path, fcp_postgres_server.url, fcp_postgres_schema())
+    yield made
+    made.close()
+
+
+def run_task(cluster, fault, *, goal=24, after=6):
+    """Let devices contribute to a task; *fault* happens to the owner in the middle of it."""
+    with cluster.members[0].admin() as admin:
+        task = admin.submit(sum_task(goal)).task_id
+    owner = cluster.owner("people")
+    fleet = Fleet(cluster.balancer.url)
+    try:
+        until(lambda: len(fleet.accepted) >= after)
+        fault(owner)
+        survivor = next(each for each in cluster.members if each is not owner)
+        with survivor.admin() as admin:
+            until(lambda: admin.get(task).is_final)
+    finally:
+        fleet.stop()
+    with survivor.admin() as admin:
+        ended = admin.get(task)
+        assert ended.state == "completed", ended
+        fleet.check(admin.result(task), ended.contributed, ended.surplus)
+    return owner, survivor
+
+
+def test_the_owner_is_killed_and_nothing_is_lost(cluster):
+    for _ in range(2):
+        cluster.start()
+    killed = []
+
+    def kill(owner):
+        survivor = next(each for each in cluster.members if each is not owner)
+        with survivor.admin() as admin:
+            killed.append(admin.members().leases[0])
+        owner.kill()
+        cluster.balancer.cut(owner.port)
+
+    _, survivor = run_task(cluster, kill)
+    with survivor.admin() as admin:
+        members = admin.members()
+    (before,), (lease,) = killed, members.leases
+    assert lease.pid == survivor.process.pid
+    assert lease.epoch == before.epoch + 1
+    # Not before its lease had run out, and not long after.
+    assert lease.since >= before.since
+    assert f"epoch {lease.epoch}" in survivor.log
+    assert "Traceback" not in survivor.log
+
+
+def test_an_owner_that_slept_cannot_write_and_says_so(cluster):
+    for _ in range(2):
+        cluster.start()
+
+    def sleep(owner):
+        owner.signal(signal.SIGSTOP)
+        cluster.balancer.cut(owner.port)
+
+    owner, survivor = run_task(cluster, sleep)
+    owner.signal(signal.SIGCONT)
+    until(lambda: "taken over by another member" in owner.log)
+    # It is a member again, without that population, and answers for it at any time.
+    with owner.admin() as admin, survivor.admin() as other:
+        assert [task.state for task in admin.list()] == ["completed"]
+        assert admin.list() == other.list()
+        until(lambda: {each.owns for each in other.members().members} == {0, 1})
+        assert all(each.behind < 30 for each in other.members().members)
+    assert "Traceback" not in owner.log
+
+
+def test_a_member_with_other_keys_is_refused(cluster):
+    cluster.start()
+    cluster.environment["FCP_TOKEN_KEYS"] = f"deployment {'1' * 32},01 {'2' * 64}"
+    second = Member(cluster)
+    cluster.members.append(second)
+    assert second.process.wait(120) == 2
+    assert "signs tokens with other keys" in second.log
+    assert "Traceback" not in second.log
+
+
+def test_a_rolling_restart_fails_no_device_request(cluster):
+    for _ in range(2):
+        cluster.start()
+    with cluster.members[0].admin() as admin:
+        task = admin.submit(sum_task(40)).task_id
+    fleet = Fleet(cluster.balancer.url)
+    try:
+        for number, old in enumerate(list(cluster.members)):
+            until(lambda wanted=8 * (number + 1): len(fleet.accepted) >= wanted)
+            # As a load balancer does that asks /readyz: no new connections.
+            cluster.balancer.ports.remove(old.port)
+            assert old.terminate() == 0
+            assert "Traceback" not in old.log
+            cluster.start()
+        new = cluster.members[-1]
+        with new.admin() as admin:
+            until(lambda: admin.get(task).is_final)
+    finally:
+        fleet.stop()
+    assert fleet.failed == []
+    with new.admin() as admin:
+        ended = admin.get(task)
+        fleet.check(admin.result(task), ended.contributed, ended.surplus)
+
+
+def test_members_of_several_processes_find_each_other(cluster):
+    """Each process of a member knows whose population is whose."""
+    for _ in range(2):
+        cluster.start("-s", "server.processes=2")
+    populations = [f"p{number}" for number in range(6)]
+    with cluster.members[0].admin() as admin:
+        tasks = {name: admin.submit(sum_task(3, name)).task_id for name in populations}
+        assert {each.owns for each in admin.members().members} != {0, 6}
+        fleets = {name: Fleet(cluster.balancer.url, name, threads=1) for name in populations}
+        try:
+            for task in tasks.values():
+                until(lambda task=task: admin.get(task).is_final)
+        finally:
+            for fleet in fleets.values():
+                fleet.stop()
+        for name, task in tasks.items():
+            ended = admin.get(task)
+            assert fleets[name].failed == []
+            fleets[name].check(admin.result(task), ended.contributed, ended.surplus)
+    for member in cluster.members:
+        assert member.terminate() == 0
+        assert "Traceback" not in member.log
