@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from fcp_core.admin.messages import Lease, Member, MemberList
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.membership import preferred
+from fcp_core.rounds.tokens import TokenSource
 from fcp_core.storage.leases import View
 from fcp_core.storage.records import MemberRecord
 
@@ -136,10 +136,12 @@ def agree(one: str, other: str) -> bool:
     return bool({*one.split()} & {*other.split()})
 
 
-def this_member(url: str, member_url: str, keys: DeploymentKeys) -> MemberRecord:
-    """Return the record of a member that begins."""
+def this_member(
+    url: str, member_url: str, keys: DeploymentKeys, source: TokenSource
+) -> MemberRecord:
+    """Return the record of a member that begins; its id comes from *source*."""
     return MemberRecord(
-        member_id=secrets.token_hex(8),
+        member_id=source.bytes(8).hex(),
         url=url,
         member_url=member_url,
         host=socket.gethostname(),
