@@ -99,10 +99,11 @@ class Services:
         keys = load_keys(plugins.config, self._storage)
         self.url = url = partial(str, base_url) if isinstance(base_url, str) else base_url
         prefix = settings.download_prefix
+        source = TokenSource() if secrets is None else secrets
         common = Common(
             clock=clock,
             tokens=Tokens(keys.keyring, keys.deployment),
-            secrets=TokenSource() if secrets is None else secrets,
+            secrets=source,
             base_url=url,
             data_url=partial(str, prefix) if prefix else data_url or url,
             notify=notify,
@@ -113,7 +114,7 @@ class Services:
         self.ticker = Ticker(clock)
         self._drain_timeout: float = plugins.config.get("drain_timeout")
         served = None if populations is None else tuple(populations)
-        self._join(member_url, keys, settings, served or ())
+        self._join(member_url, keys, settings, served or (), source)
         self._states = PolicyStates(self._storage, clock, self._fence)
         self._warn_of_unserved(plugins, served)
 
@@ -137,7 +138,12 @@ class Services:
         return make
 
     def _join(
-        self, url: str, keys: DeploymentKeys, settings: ServerSettings, served: Sequence[str]
+        self,
+        url: str,
+        keys: DeploymentKeys,
+        settings: ServerSettings,
+        served: Sequence[str],
+        source: TokenSource,
     ) -> None:
         """Be a member, if the storage can have several."""
         #: The other servers that share the storage; None: there can be none.
@@ -147,7 +153,7 @@ class Services:
         if self._storage.shared:
             self.members = Members(
                 self._storage,
-                this_member(self.url(), url, keys),
+                this_member(self.url(), url, keys, source),
                 seconds=settings.lease_seconds,
                 offered=served,
                 secrets=secrets_of(keys),
