@@ -22,10 +22,12 @@ from bench_ingest import ELEMENTS, in_turns, noise, sessions, show, uploads
 from goals import Goal
 from http_load import Device, Server, running
 
+from fcp_core.rounds.specification import Durability
+
 CONNECTIONS = 16
 
 
-def serve(elements: int, durability: str, folder: Path) -> None:
+def serve(elements: int, durability: Durability, folder: Path) -> None:
     """Serve a task that sums *elements* floats."""
     import asyncio
 
