@@ -15,7 +15,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,15 @@ class _SqliteTransaction(Transaction):
         self._db.execute("DELETE FROM entries WHERE kind = ? AND key = ?", (kind.KIND, key))
 
     def select(self, kind: type[R], **equals: Any) -> Iterator[R]:
+        # Fetched at once, so that the caller may write while it goes over them.
+        return (decode(kind, row[0]) for row in self._select("data", kind, equals))
+
+    def keys(self, kind: type[Record], **equals: Any) -> list[str]:
+        return [row[0] for row in self._select("key", kind, equals)]
+
+    def _select(self, column: str, kind: type[Record], equals: Mapping[str, Any]) -> list[Any]:
         self._check_indexes(kind)
-        query = "SELECT data FROM records WHERE kind = ?"
+        query = f"SELECT {column} FROM records WHERE kind = ?"
         values: list[Any] = [kind.KIND]
         for name, value in equals.items():
             if name not in kind.INDEXES:
@@ -90,9 +97,7 @@ class _SqliteTransaction(Transaction):
                 " AND key IN (SELECT key FROM entries WHERE kind = ? AND field = ? AND value = ?)"
             )
             values += [kind.KIND, name, index_value(value)]
-        # Fetched at once, so that the caller may write while it goes over them.
-        rows = self._db.execute(f"{query} ORDER BY key", values).fetchall()
-        return (decode(kind, row[0]) for row in rows)
+        return self._db.execute(f"{query} ORDER BY key", values).fetchall()
 
     def _index(self, record: Record) -> None:
         self._db.executemany(

@@ -376,6 +376,44 @@ def test_waiting_transactions_share_a_commit(tmp_path):
     assert asyncio.run(main()) < 250
 
 
+def test_a_copy_is_of_one_moment_whatever_is_written_meanwhile(tmp_path):
+    """Each transaction writes a pair; no copy has half of one, and none holds the writers up."""
+
+    async def main():
+        storage = SqliteStorage(tmp_path / "store.db")
+        await storage.start()
+        going, written = True, 0
+
+        async def writer(name):
+            nonlocal written
+            while going:
+                written += 1
+                pair = Item(f"{name}{written}", "one"), Item(f"{written}{name}", "two")
+                await storage.transact(lambda tx, pair=pair: [tx.put(item) for item in pair])
+
+        writers = [asyncio.create_task(writer(name)) for name in "abcd"]
+        sizes = []
+        for number in range(4):
+            before = written
+            await storage.upkeep().backup(tmp_path / f"copy{number}")
+            copy = SqliteStorage(tmp_path / f"copy{number}")
+            await copy.start()
+            ones, twos = await copy.transact(
+                lambda tx: (tx.keys(Item, group="one"), tx.keys(Item, group="two"))
+            )
+            await copy.stop()
+            assert len(ones) == len(twos) >= before - 4
+            sizes.append(len(ones))
+        going = False
+        await asyncio.gather(*writers)
+        await storage.stop()
+        return sizes
+
+    sizes = asyncio.run(main())
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > sizes[0]
+
+
 def test_use_outside_of_start_and_stop_is_an_error_of_the_program(tmp_path):
     async def main():
         storage = SqliteStorage(tmp_path / "store.db")
