@@ -27,9 +27,8 @@ from own_server import own_server
 from fcp_core.bench.load import drive
 from fcp_core.bench.settings import Load
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1] / "plugins" / "storage_postgres" / "src")
-)
+SOURCE = str(Path(__file__).resolve().parents[1] / "plugins" / "storage_postgres" / "src")
+sys.path.insert(0, SOURCE)
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 DAY = 86400.0
@@ -101,6 +100,7 @@ def contribution_costs(quick: bool) -> dict[str, Cost]:
 
     found = {}
     with PostgresServer({"fsync": "on"}) as database:
+        os.environ["PYTHONPATH"] = SOURCE
         os.environ["FCP_TOKEN_KEYS"] = f"deployment {'1' * 32},01 {secrets.token_hex(32)}"
         os.environ["FCP_STORAGE_POSTGRES__URL"] = database.url
         settings = {"storage": "postgres", "plugins": "fcp_postgres.plugin", "lease_seconds": "60s"}
