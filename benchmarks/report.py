@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 MODULES = (
     "fold",
     "ingest",
+    "durability",
     "memory",
     "cores",
     "loop",

@@ -50,7 +50,7 @@ def test_the_owner_is_killed_and_nothing_is_lost(cluster):
         with survivor.admin() as admin:
             killed.append(admin.members().leases[0])
         owner.kill()
-        cluster.balancer.cut(owner.port)
+        cluster.balancer.cut(owner)
 
     _, survivor = run_task(cluster, kill)
     with survivor.admin() as admin:
@@ -70,7 +70,7 @@ def test_an_owner_that_slept_cannot_write_and_says_so(cluster):
 
     def sleep(owner):
         owner.signal(signal.SIGSTOP)
-        cluster.balancer.cut(owner.port)
+        cluster.balancer.cut(owner)
 
     owner, survivor = run_task(cluster, sleep)
     owner.signal(signal.SIGCONT)
@@ -104,7 +104,7 @@ def test_a_rolling_restart_fails_no_device_request(cluster):
         for number, old in enumerate(list(cluster.members)):
             until(lambda wanted=8 * (number + 1): len(fleet.accepted) >= wanted)
             # As a load balancer does that asks /readyz: no new connections.
-            cluster.balancer.ports.remove(old.port)
+            cluster.balancer.ports.remove(old.address)
             assert old.terminate() == 0
             assert "Traceback" not in old.log
             cluster.start()

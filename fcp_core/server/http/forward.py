@@ -116,6 +116,7 @@ class ForwardHandler(Handler):
         self._kept: bytearray | None = bytearray()
         self._exchange: Exchange | None = None
         self._failed: str | None = None
+        self._tries = -1
         patience = PATIENCE * self._members.seconds
         if self.path.startswith(CHECK_IN):
             patience = min(patience, CHECK_IN_PATIENCE)
@@ -275,11 +276,15 @@ class ForwardHandler(Handler):
         while True:
             owner = members.table.owner(self._mark, members.clock)
             if owner is None:
-                chosen = members.table.next_owner(self._mark)
-                if chosen is None and looked:
+                urls = members.table.candidates(self._mark)
+                if urls is None and looked:
                     return ""  # there is no such population: the handler says so
-                if chosen and self._passes and chosen != self._failed and looked:
-                    return chosen  # which takes it when it is asked
+                # The first one takes it when it is asked. Who is cut off from the storage does not
+                # know the owner, and asks one after another.
+                if urls and looked and self._passes:
+                    self._tries += 1
+                    if urls[self._tries % len(urls)]:
+                        return urls[self._tries % len(urls)]
             elif not owner.url:
                 if not (owner.giving and self._begins):
                     return ""

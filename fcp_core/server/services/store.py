@@ -254,7 +254,7 @@ def _load(tx: Transaction, population: str | None) -> Loaded:
 
 
 def _blob_names(tx: Transaction, task_id: str) -> list[str]:
-    return [blob.name for blob in tx.select(BlobRecord, task_id=task_id)]
+    return tx.keys(BlobRecord, task_id=task_id)
 
 
 def _blobs(tx: Transaction, task_id: str) -> dict[str, bytes]:

@@ -132,6 +132,36 @@ def test_a_server_that_starts_is_waited_for(fcp_postgres_server, fcp_postgres_sc
         raise
 
 
+def test_a_server_without_a_connection_left_is_waited_for():
+    """Many start at the same moment; those that find no connection get one a little later."""
+    with PostgresServer({"max_connections": "6"}) as server:
+
+        async def too_many():
+            storages = [PostgresStorage(server.url, connections=1, patience=0) for _ in range(9)]
+            try:
+                for storage in storages:
+                    await storage.start()
+                    await storage.transact(lambda tx: tx.put(Item("a")))
+            finally:
+                for storage in storages:
+                    await storage.stop()
+
+        async def storm():
+            storages = [PostgresStorage(server.url, connections=1, patience=120) for _ in range(12)]
+
+            async def use(number, storage):
+                await storage.start()
+                await storage.transact(lambda tx: tx.put(Item(str(number))))
+                await storage.stop()
+
+            await asyncio.gather(*(use(*pair) for pair in enumerate(storages)))
+
+        with pytest.raises(UsageError, match="no connection left: raise max_connections there"):
+            asyncio.run(too_many())
+        asyncio.run(storm())
+        assert server.sql("SELECT count(*) FROM fcp.r_kit_item WHERE key <> 'a'") == "12"
+
+
 def test_the_configuration_names_it(fcp_postgres_server, fcp_postgres_schema, tmp_path):
     (tmp_path / "setup.cfg").write_text(
         f"[fcp]\nstorage = postgres\n[fcp:storage.postgres]\nschema = {fcp_postgres_schema()}\n"
