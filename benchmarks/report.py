@@ -40,6 +40,7 @@ MODULES = (
     "dask",
     "digits",
     "fedavg",
+    "members",
     "demo",
 )
 #: How long one may take, in seconds.
