@@ -39,6 +39,7 @@ MODULES = (
     "dask",
     "digits",
     "fedavg",
+    "secagg",
     "demo",
 )
 #: How long one may take, in seconds.
