@@ -241,7 +241,7 @@ def compare(quick: bool) -> list[Goal]:
                     )
                     show("sessions", number, found, "bare Tornado")
                     what = f"sessions, 4 B updates, {where}, vs bare Tornado's empty POSTs"
-                    goals.append(Goal("ingest", what, found.ratio, 0.5, at_most=False))
+                    goals.append(Goal("ingest", what, found.ratio, 0.75, at_most=False))
                 else:
                     found = in_turns(
                         uploads(fcp, devices, body),

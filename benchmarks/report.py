@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 MODULES = (
     "fold",
     "ingest",
+    "durability",
     "memory",
     "cores",
     "loop",
@@ -40,6 +41,7 @@ MODULES = (
     "digits",
     "fedavg",
     "secagg",
+    "members",
     "demo",
 )
 #: How long one may take, in seconds.

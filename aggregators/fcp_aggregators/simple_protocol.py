@@ -133,7 +133,8 @@ class SimpleProtocol(AggregationProtocol):
                 "nothing has been uploaded; upload the checkpoint, then submit again",
             )
         device.move(DeviceState.SUBMITTED)
-        self._latency.add(now - device.since)
+        if self._outliers is not None:
+            self._latency.add(now - device.since)
         return [Accumulate((call.assignment,), slot=_SLOT)]
 
     def uploaded(self, upload: Upload, now: float) -> Sequence[Effect]:

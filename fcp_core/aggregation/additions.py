@@ -72,7 +72,8 @@ class Additions:
         self._pack()
         #: For the arrays that must stay finite and in range: whether they will.
         self._rooms = {place: Room(array) for place, array in self._arrays.items() if not place[1]}
-        self._pending = 0
+        #: How many contributions were added and the accumulators do not know of.
+        self.pending = 0
 
     def plan(self, layout: Layout) -> Plan | None:
         """Prepare to add checkpoints of one layout; None if they do not fit the accumulators."""
@@ -83,10 +84,6 @@ class Additions:
                     return None
         return Plan(self, layout)
 
-    def count(self) -> None:
-        """Note that one contribution was added."""
-        self._pending += 1
-
     def changed(self) -> None:
         """Note that the accumulators themselves changed the totals."""
         for room in self._rooms.values():
@@ -94,7 +91,7 @@ class Additions:
 
     def settle(self) -> None:
         """Let the accumulators know how many contributions were added."""
-        count, self._pending = self._pending, 0
+        count, self.pending = self.pending, 0
         if count:
             for accumulator in self.accumulators:
                 accumulator.added(count)
@@ -250,7 +247,7 @@ class Plan:
             step.add(data, weights)
         for place, peak in peaks.items():
             self._additions._rooms[place].take(peak)
-        self._additions.count()
+        self._additions.pending += 1
 
     def _step(
         self,

@@ -92,6 +92,8 @@ class CheckpointAggregator:
         self._specs = [tuple(flat_inputs(item.intrinsic)) for item in bound]
         self._members = list(map(_Member, self._bound, self._specs, accumulators))
         self._finished = False
+        #: Whether an aggregator keeps its inputs.
+        self._keeps = any(item.factory.needs_all_inputs for item in self._bound)
         #: Why it cannot be used any more: an aggregator failed, and left what nobody knows.
         self._broken: StatusError | None = None
         self._kernels = kernels or default_kernels()
@@ -188,7 +190,7 @@ class CheckpointAggregator:
                 raise
             except Exception as error:
                 raise member.bound.fault("validate", error) from None
-        if self._budget is not None:
+        if self._budget is not None and self._keeps:
             kept = (
                 tensor_nbytes(tensor)
                 for member, tensors in zip(members, inputs, strict=True)

@@ -82,7 +82,7 @@ class Route:
         return self.operation_response_class is not None
 
     @cached_property
-    def _pattern(self) -> re.Pattern[str]:
+    def pattern(self) -> re.Pattern[str]:
         """A pattern of raw paths with a group for each variable."""
         pattern = ""
         at = 0
@@ -105,13 +105,8 @@ class Route:
         :param raw_path: the path as it was sent, without the query.
         :raises StatusError: INVALID_ARGUMENT if an escape in it is malformed or is not UTF-8.
         """
-        found = self._pattern.fullmatch(raw_path)
-        if found is None:
-            return None
-        variables: dict[str, str] = found.groupdict()
-        if "%" in raw_path:
-            variables = {name: _unescape(name, value) for name, value in variables.items()}
-        return variables
+        found = self.pattern.fullmatch(raw_path)
+        return None if found is None else _variables(found)
 
     def url(self, variables: Mapping[str, str]) -> str:
         """Return the path that a client sends, without the query.
@@ -137,6 +132,10 @@ class Route:
             return quote(value, safe="/" if shape.endswith("**") else "")
 
         return _VARIABLE.sub(fill, self.template)
+
+
+def _variables(found: re.Match[str]) -> dict[str, str]:
+    return {name: _unescape(name, value) for name, value in found.groupdict().items()}
 
 
 def _unescape(name: str, value: str) -> str:
@@ -307,9 +306,9 @@ def match(verb: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
     """
     for ending in (raw_path.rpartition(":")[2], None):
         for candidate in _BY_ENDING.get((verb, ending), ()):
-            variables = candidate.match(raw_path)
-            if variables is not None:
-                return candidate, variables
+            found = candidate.pattern.fullmatch(raw_path)
+            if found is not None:
+                return candidate, _variables(found) if "%" in raw_path else found.groupdict()
     return None
 
 

@@ -61,7 +61,8 @@ class Lease(Machine[Holding]):
 
     def acts(self, now: float) -> bool:
         """Whether the member may assign, accumulate and answer for the population."""
-        return self.state in (Holding.HELD, Holding.GIVING) and now < self.until
+        acting = self.state in (Holding.HELD, Holding.GIVING) and not self.released
+        return acting and now < self.until
 
     def __repr__(self) -> str:
         return f"Lease({self.population!r}, epoch {self.epoch})"

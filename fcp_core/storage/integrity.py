@@ -207,7 +207,7 @@ def _forget(tx: Transaction, record: TaskRecord) -> bool:
     if tx.get(TaskRecord, record.task_id) != record:
         return False
     for kind in (BlobRecord, ShardRecord):
-        for part in list(tx.select(kind, task_id=record.task_id)):
-            tx.delete(kind, part.key)
+        for key in tx.keys(kind, task_id=record.task_id):
+            tx.delete(kind, key)
     tx.delete(TaskRecord, record.task_id)
     return True

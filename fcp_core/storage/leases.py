@@ -99,8 +99,12 @@ def beat(tx: Transaction, work: Beat) -> View:
             continue
         if now - member.heartbeat > FORGOTTEN * work.seconds:
             tx.delete(MemberRecord, member.member_id)
-        else:
-            members[member.member_id] = member
+            continue
+        if member.heartbeat > now:
+            # The storage's clock was set back: what is in the future counts from now on.
+            member = replace(member, heartbeat=now)
+            tx.put(member)
+        members[member.member_id] = member
     living = [
         member.member_id
         for member in members.values()
@@ -109,6 +113,11 @@ def beat(tx: Transaction, work: Beat) -> View:
     leases = {lease.population: lease for lease in tx.select(LeaseRecord)}
     for population in {**leases, **dict.fromkeys((*work.wanted, *work.offered))}:
         lease = leases.get(population)
+        if lease is not None and lease.expires > now + work.seconds:
+            # So is this one: a holder that lives renews it long before.
+            lease = replace(lease, expires=now + work.seconds)
+            tx.put(lease)
+            leases[population] = lease
         changed = _next(population, lease, work, living, now)
         if changed is not None:
             tx.put(changed)

@@ -122,6 +122,7 @@ class StorageConformance(SharingLaws, ABC):
             tx.put(Item("a", group="h"))
             assert list(tx.select(Item, group="g")) == []
             assert [item.name for item in tx.select(Item, group="h")] == ["a", "b"]
+            assert (tx.keys(Item, group="g"), tx.keys(Item, group="h")) == ([], ["a", "b"])
             tx.delete(Item, "a")
             assert tx.get(Item, "a") is None
             assert [item.name for item in tx.select(Item)] == ["b"]
@@ -192,6 +193,8 @@ class StorageConformance(SharingLaws, ABC):
                 await storage.transact(lambda tx: list(tx.select(Item, data=b"x")))
             with pytest.raises(ValueError, match="nothing"):
                 await storage.transact(lambda tx: list(tx.select(Item, group="g", nothing=1)))
+            with pytest.raises(ValueError, match="nothing"):
+                await storage.transact(lambda tx: tx.keys(Item, nothing=1))
 
         self.run(tmp_path / "store", use)
 
@@ -289,6 +292,8 @@ class StorageConformance(SharingLaws, ABC):
         async def read(storage: Storage) -> None:
             await storage.transact(lambda tx: tx.put(LaterItem("c", "h", colour="red")))
             found = await storage.transact(lambda tx: list(tx.select(LaterItem, colour="red")))
+            keys = await storage.transact(lambda tx: tx.keys(LaterItem, colour="red"))
+            assert keys == [item.key for item in found]
             assert found == [
                 LaterItem("a", "g", 3),
                 LaterItem("b", "g", 3),

@@ -126,10 +126,14 @@ class _Model(RuleBasedStateMachine):
             queries.append((kind, {}))
             queries += [(kind, {"group": group}) for group in GROUPS]
             queries += [(kind, {"size": size}) for size in SIZES]
-        answers = self.transact(
-            lambda tx: [list(tx.select(kind, **equals)) for kind, equals in queries]
+        answers, keys = self.transact(
+            lambda tx: (
+                [list(tx.select(kind, **equals)) for kind, equals in queries],
+                [tx.keys(kind, **equals) for kind, equals in queries],
+            )
         )
         assert answers == [self.expected(kind, **equals) for kind, equals in queries]
+        assert keys == [[item.key for item in items] for items in answers]
 
     def expected(self, kind: type[Item], **equals: Any) -> list[Item]:
         return [

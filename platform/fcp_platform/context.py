@@ -65,6 +65,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     :param minimum_fraction: of a round's contributions, the part that is enough at its deadline.
     :param plan_cache: the folder that keeps lowered computations for the next run of the program;
         empty: ``fcp/plans`` in the user's cache folder; None: they are not kept.
+    :param tflite: whether plans have a TFLite model beside the graph, where TensorFlow can make
+        one: published clients prefer it.
     :param task: fields of a :class:`~fcp_core.rounds.tasks.TaskSpec` that hold for every round,
         such as ``deadline`` in seconds, ``over_selection``, ``max_at_work``, ``resources`` or
         ``selection``; what a round makes itself is not among them. With a ``protocol`` other than
@@ -83,6 +85,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         base_context: Any = None,
         minimum_fraction: float = 1.0,
         plan_cache: str | os.PathLike[str] | None = "",
+        tflite: bool = True,
         **task: Any,
     ) -> None:
         check_name("population_name", population_name)
@@ -102,6 +105,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._base_context = base_context
         self._minimum_fraction = minimum_fraction
         self._plan_cache = None if plan_cache is None else PlanCache(plan_cache or default_folder())
+        self._tflite = tflite
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
         self._runner: TaskRunner = chosen.runner(population_name)
 
@@ -197,7 +201,10 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         if key not in self._plans:
             self.lower(comp)
             plan: plan_pb2.ClientOnlyPlan = plans.build_plan(
-                comp.lowered, selectors, routed=self._template.protocol not in (None, "simple")
+                comp.lowered,
+                selectors,
+                routed=self._template.protocol not in (None, "simple"),
+                tflite=self._tflite,
             )
             # A program that is started again must make the same bytes.
             self._plans[key] = plan.SerializeToString(deterministic=True)

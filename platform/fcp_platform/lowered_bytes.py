@@ -22,7 +22,7 @@ from fcp_platform.naming import Constant, Leaf
 from fcp_platform.select import Select
 
 #: To be changed with anything here, and with what lowering makes of a computation.
-FORMAT = 2
+FORMAT = 3
 
 
 class _Source(msgspec.Struct, array_like=True):
@@ -78,6 +78,7 @@ class _Lowered(msgspec.Struct, array_like=True):
     client: _Graph
     aggregations: _Aggregations
     result: _Graph
+    plain_client: _Graph
 
 
 def dumps(lowered: Lowered) -> bytes:
@@ -105,6 +106,7 @@ def dumps(lowered: Lowered) -> bytes:
                 _encodings(found.outputs),
             ),
             _graph(lowered.result),
+            _graph(lowered.plain_client),
         )
     )
 
@@ -143,6 +145,7 @@ def _lowered(given: _Lowered) -> Lowered:
             _read_encodings(found.outputs),
         ),
         _read_graph(given.result),
+        _read_graph(given.plain_client),
     )
 
 

@@ -59,6 +59,7 @@ class Lowered:
     :param client: the data's sequences and ``client/...`` to ``update/...``.
     :param result: ``intermediate_state/...`` and ``intermediate_update/0/...`` to ``server/...``
         and ``metrics/...``.
+    :param plain_client: as *client*, as it was before Grappler, whose control flow TFLite lacks.
     """
 
     prepare: LocalGraph
@@ -67,6 +68,7 @@ class Lowered:
     client: LocalGraph
     aggregations: Aggregations
     result: LocalGraph
+    plain_client: LocalGraph
 
 
 def distribute_aggregate_form(comp: Any) -> tuple[Any, intrinsics.Functions]:
@@ -110,8 +112,11 @@ def lower(form: Any, functions: intrinsics.Functions, config: Any = None) -> Low
         (PREPARED, naming.INTERMEDIATE_STATE),
         config,
     )
-    client = _local(
-        form.client_work, "what clients do", ("data", naming.BROADCAST), naming.UPDATE, config
+    plain = tf.compat.v1.ConfigProto()
+    plain.graph_options.rewrite_options.disable_meta_optimizer = True
+    client, plain_client = (
+        _local(form.client_work, "what clients do", ("data", naming.BROADCAST), naming.UPDATE, way)
+        for way in (config, plain)
     )
     result = _local(
         form.server_result,
@@ -132,7 +137,7 @@ def lower(form: Any, functions: intrinsics.Functions, config: Any = None) -> Low
         raise ValueError(
             "the computation aggregates nothing: devices would have nothing to contribute"
         )
-    return Lowered(prepare, broadcast, selects, client, aggregations, result)
+    return Lowered(prepare, broadcast, selects, client, aggregations, result, plain_client)
 
 
 def _local(

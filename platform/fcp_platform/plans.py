@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from fcp_core.protocol.protos import plan_pb2, tensorflow_struct_pb2
 from fcp_platform import encoding, intrinsics
-from fcp_platform.graphs import ancestors, only
+from fcp_platform.graphs import LocalGraph, ancestors, only
 from fcp_platform.lowering import Lowered
 from fcp_platform.select import put_device_ops
+from fcp_platform.tflite import convert
 
 _INPUT = "input_filepath"
 _OUTPUT = "output_filepath"
@@ -25,7 +26,11 @@ _NODE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")
 
 
 def build_plan(
-    lowered: Lowered, selectors: list[plan_pb2.ExampleSelector], *, routed: bool = False
+    lowered: Lowered,
+    selectors: list[plan_pb2.ExampleSelector],
+    *,
+    routed: bool = False,
+    tflite: bool = False,
 ) -> plan_pb2.ClientOnlyPlan:
     """Build the plan of a lowered computation.
 
@@ -33,6 +38,7 @@ def build_plan(
     :param routed: whether what is aggregated securely is kept out of the checkpoint, and routed to
         secure aggregation as the published client wants it; its devices contribute nothing then to
         a task that has no such protocol.
+    :param tflite: whether it has a TFLite model beside the graph, if TensorFlow can make one.
     :raises ValueError: if there are more or fewer selectors than leaves.
     :raises TypeError: if a tensor that is routed has a name that TensorFlow cannot give to a node.
     """
@@ -43,25 +49,7 @@ def build_plan(
             f"the computation reads {len(data)} sequences of client data, the data source selects "
             f"{len(selectors)}"
         )
-    graph = tf.Graph()
-    with graph.as_default():
-        token = tf.compat.v1.placeholder(tf.string, (), TOKEN)
-        inputs = _restore(lowered) if lowered.broadcast else {}
-        for index, port in enumerate(data):
-            inputs[port.tensor_name] = tf.compat.v1.placeholder(tf.variant, (), f"data_{index}")
-        if lowered.client.token:
-            inputs[lowered.client.token] = token
-        outputs = lowered.client.add_to_graph(inputs, "work")
-        saves = _save(lowered, outputs, secure)
-    graph_def = graph.as_graph_def()
-    ends = [TOKEN, *sorted(secure), *(f"data_{index}" for index in range(len(data)))]
-    ends += [_SAVE] if saves else []
-    if lowered.broadcast:
-        ends.append(_INPUT)  # it is fed even if nothing reads it
-    graph_def = only(graph_def, ancestors(graph_def, ends))
-    add_datasets(graph_def, selectors)
-    put_device_ops(graph_def, TOKEN)
-
+    graph_def, saves = client_graph(lowered, lowered.client, selectors, secure)
     plan = plan_pb2.ClientOnlyPlan(graph=graph_def.SerializeToString(deterministic=True))
     spec = plan.phase.tensorflow_spec
     spec.dataset_token_tensor_name = f"{TOKEN}:0"
@@ -74,7 +62,45 @@ def build_plan(
         router.output_filepath_tensor_name = f"{_OUTPUT}:0"
         spec.input_tensor_specs.append(string_spec(_OUTPUT))
     _route(lowered, secure, spec, router)
+    if tflite:
+        # The data token comes first, as in the reference's models.
+        fed = [TOKEN, *([_INPUT] if lowered.broadcast else []), *([_OUTPUT] if saves else [])]
+        plain, _ = client_graph(lowered, lowered.plain_client, selectors, secure)
+        plan.tflite_graph = convert(plain, fed, [_SAVE] if saves else [], list(router.aggregations))
     return plan
+
+
+def client_graph(
+    lowered: Lowered,
+    client: LocalGraph,
+    selectors: list[plan_pb2.ExampleSelector],
+    secure: Collection[str] = (),
+) -> tuple[Any, bool]:
+    """Return the graph that a device runs, and whether it saves anything.
+
+    :param client: what it works by, optimised or not.
+    :param secure: the names of the tensors that are routed.
+    """
+    data = [port for port in client.inputs if port.leaf.is_sequence]
+    graph = tf.Graph()
+    with graph.as_default():
+        token = tf.compat.v1.placeholder(tf.string, (), TOKEN)
+        inputs = _restore(lowered, client) if lowered.broadcast else {}
+        for index, port in enumerate(data):
+            inputs[port.tensor_name] = tf.compat.v1.placeholder(tf.variant, (), f"data_{index}")
+        if client.token:
+            inputs[client.token] = token
+        outputs = client.add_to_graph(inputs, "work")
+        saves = _save(lowered, client, outputs, secure)
+    graph_def = graph.as_graph_def()
+    ends = [TOKEN, *sorted(secure), *(f"data_{index}" for index in range(len(data)))]
+    ends += [_SAVE] if saves else []
+    if lowered.broadcast:
+        ends.append(_INPUT)  # it is fed even if nothing reads it
+    graph_def = only(graph_def, ancestors(graph_def, ends))
+    add_datasets(graph_def, selectors)
+    put_device_ops(graph_def, TOKEN)
+    return graph_def, saves
 
 
 def _secure_names(lowered: Lowered) -> frozenset[str]:
@@ -107,7 +133,7 @@ def _route(lowered: Lowered, secure: Collection[str], spec: Any, router: Any) ->
         router.aggregations[name].secure_aggregation.SetInParent()
 
 
-def _restore(lowered: Lowered) -> dict[str, Any]:
+def _restore(lowered: Lowered, client: LocalGraph) -> dict[str, Any]:
     """Add the restoring of what is broadcast; return the tensors by the name they stand for."""
     path = tf.compat.v1.placeholder(tf.string, (), _INPUT)
     forms = {leaf: encoding.stored(leaf.name, leaf.type.dtype) for leaf in lowered.broadcast}
@@ -125,16 +151,18 @@ def _restore(lowered: Lowered) -> dict[str, Any]:
         tensors[leaf.name] = value
     return {
         port.tensor_name: tensors[port.leaf.name]
-        for port in lowered.client.inputs
+        for port in client.inputs
         if not port.leaf.is_sequence
     }
 
 
-def _save(lowered: Lowered, outputs: list[Any], secure: Collection[str]) -> bool:
+def _save(
+    lowered: Lowered, client: LocalGraph, outputs: list[Any], secure: Collection[str]
+) -> bool:
     """Add the saving of an update, but for what is routed; return whether anything is saved."""
     tensors: dict[str, Any] = {
         port.leaf.name: lowered.aggregations.updates[port.leaf.name].encode(tensor)
-        for port, tensor in zip(lowered.client.outputs, outputs, strict=True)
+        for port, tensor in zip(client.outputs, outputs, strict=True)
         if port.leaf.name in lowered.aggregations.updates
     }
     for name in secure:

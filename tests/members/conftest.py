@@ -17,7 +17,7 @@ fcp_postgres_schema = postgres.fcp_postgres_schema
 def member(fcp_server, tmp_path):
     """Start a member; all that a test starts share a storage."""
 
-    def start(*, lease="1s", **options):
+    def start(*, lease="6s", **options):
         overrides = {
             "storage": "shared",
             "lease_seconds": lease,

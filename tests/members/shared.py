@@ -45,12 +45,12 @@ def until(condition, *, limit=WAIT):
     return found
 
 
-def sum_task(goal, population="people", **fields):
+def sum_task(goal, population="people", size=1, **fields):
     """Make a task whose devices contribute an int64 each."""
     intrinsic = Intrinsic(
         "federated_sum",
-        (TensorSpec("v", DataType.INT64, (1,)),),
-        (TensorSpec("total", DataType.INT64, (1,)),),
+        (TensorSpec("v", DataType.INT64, (size,)),),
+        (TensorSpec("total", DataType.INT64, (size,)),),
     )
     return query_task(intrinsic, population=population, goal_count=goal, **fields)
 

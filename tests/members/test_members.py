@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+
+import numpy as np
+import pytest
+import urllib3
+
 from fcp_core.admin import AdminClient
 from fcp_core.client import Outcome
+from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.tokens import mark_of
+from fcp_core.server.http.passing import HEADER, Passed, sign
+from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from tests.members.shared import owned, sum_task, until
 
 POPULATIONS = [f"p{number}" for number in range(8)]
@@ -11,6 +22,11 @@ POPULATIONS = [f"p{number}" for number in range(8)]
 
 def admin(server):
     return AdminClient(server.url, "a-secret-of-members")
+
+
+def contribute(device):
+    """Contribute, on a machine that may be so busy that a lease runs out meanwhile."""
+    until(lambda: device.run_once().outcome is Outcome.CONTRIBUTED)
 
 
 def device(fcp_client, server, value, population):
@@ -27,8 +43,7 @@ def test_a_task_is_submitted_and_served_at_any_member(member, fcp_client):
         assert owned(two)
         for name, task in tasks.items():
             for number, server in enumerate((one, two)):
-                outcome = device(fcp_client, server, 2**number, name).run_once()
-                assert outcome.outcome is Outcome.CONTRIBUTED, outcome
+                contribute(device(fcp_client, server, 2**number, name))
             for client in (first, second):
                 assert client.wait(task).state == "completed"
                 assert client.get(task).contributed == 2
@@ -39,3 +54,116 @@ def test_a_task_is_submitted_and_served_at_any_member(member, fcp_client):
             assert client.result(tasks["p0"]) == first.result(tasks["p0"])
         second.forget(tasks["p0"])
         assert len(first.list()) == 7
+
+
+def other_population(one, two):
+    """Return a population that the second member is to own."""
+    table = until(lambda: one.server.services.members.table.members and one)
+    table = table.server.services.members.table
+    return next(name for name in POPULATIONS if table.chosen(name))
+
+
+def write(server, *records):
+    """Write records into the storage that a member uses."""
+
+    async def work():
+        def body(tx):
+            for record in records:
+                tx.put(record(tx.now()) if callable(record) else record)
+
+        await server.server.services._storage.transact(body)
+
+    server._run(work())
+
+
+def test_an_upload_goes_through_the_wrong_member_as_it_comes(member, fcp_client):
+    one = member()
+    # All that devices are told is the first member's address.
+    two = member(external_url=one.url)
+    name = other_population(one, two)
+    values = np.arange(600_000)  # 4.8 MB, incompressible enough
+    with admin(one) as client:
+        task = client.submit(sum_task(2, name, size=len(values))).task_id
+        assert owned(two) == [name]
+        for compress in (True, False):
+            with fcp_client(one, {"v": values}, population=name, compress=compress) as device:
+                contribute(device)
+        assert client.wait(task).state == "completed"
+        total = open_checkpoint(client.result(task))["total"]
+        assert np.array_equal(total, 2 * values)
+    # Nothing of the bodies was kept on the way.
+    assert one.server._frontend.in_flight == 0
+
+
+def test_a_dead_owner_costs_a_check_in_a_window_and_a_later_call_some_patience(member, fcp_client):
+    lease = 2.0
+    one = member(lease=f"{lease}s")
+    name = "p0"
+    with admin(one) as client:
+        client.submit(sum_task(1, name))
+    two = member(lease=f"{lease}s")
+    chosen = [s for s in (one, two) if name in owned(s)]
+    assert chosen == [one]
+
+    # Somebody else owns another population, and is dead: nobody listens where it was.
+    ghost = "ghost"
+    with socket.create_server(("localhost", 0)) as closed:
+        url = f"http://localhost:{closed.getsockname()[1]}/"
+    write(
+        one,
+        lambda now: MemberRecord(ghost, url, url, "elsewhere", 1, now, now),
+        lambda now: LeaseRecord("haunted", ghost, 7, now + 3 * lease, now),
+    )
+    until(lambda: mark_of("haunted") in two.server.services.members.table.known)
+    with fcp_client(two, {"v": [1]}, population="haunted") as device:
+        result = device.run_once()
+    assert result.outcome is Outcome.REJECTED, result
+    # Once the lease is over it is taken, with the next epoch; not before.
+    with admin(two) as client:
+        found = until(lambda: [x for x in client.members().leases if x.epoch == 8])
+        assert found[0].population == "haunted"
+        assert found[0].member_id != ghost
+        task = client.submit(sum_task(1, "haunted")).task_id
+        with fcp_client(one, {"v": [5]}, population="haunted") as device:
+            contribute(device)
+        assert client.wait(task).state == "completed"
+
+
+def test_calls_for_members_are_signed_and_passed_on_once(member):
+    one, two = member(), member()
+    name = other_population(one, two)
+    with admin(one) as client:
+        task = client.submit(sum_task(1, name)).task_id
+    uri = f"/admin/v1/tasks/{task}"
+    http = urllib3.PoolManager()
+    first, second = (s.server.services.members for s in (one, two))
+    header = sign(first.table.secrets, "GET", uri, Passed("", by_member=True))
+    there = second._me.member_url.rstrip("/")
+    assert http.request("GET", there + uri, headers={HEADER: header}).status == 200
+    for wrong in ("", "x.00", header[:-2] + "00", f"{header}0"):
+        assert http.request("GET", there + uri, headers={HEADER: wrong}).status == 404
+    assert http.request("GET", there + uri + "x", headers={HEADER: header}).status == 404
+    # The other one does not own it, and does not pass it on again.
+    here = first._me.member_url.rstrip("/")
+    answer = http.request("GET", here + uri, headers={HEADER: header}, timeout=30)
+    assert answer.status == 421
+    # Devices have no use for the header.
+    answer = http.request("GET", one.url + uri[1:], headers={HEADER: header})
+    assert answer.status == 401
+
+
+def test_a_member_that_lost_a_population_writes_nothing(member):
+    one = member(lease="1s")
+    with AdminClient(one.url, "a-secret-of-members", patience=0) as client:
+        task = client.submit(sum_task(1)).task_id
+        # Somebody took it over, and this one has not looked since.
+        write(one, lambda now: LeaseRecord("people", "thief", 9, now + 60, now))
+        with pytest.raises(StatusError) as refusal:
+            client.cancel(task)
+        assert refusal.value.code is Code.UNAVAILABLE
+
+    async def stored():
+        return await one.server.services._storage.transact(lambda tx: tx.get(TaskRecord, task))
+
+    assert one._run(stored()).state == "open"
+    until(lambda: owned(one) == [])

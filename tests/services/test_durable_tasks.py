@@ -13,7 +13,7 @@ from fcp_core.rounds.tasks import TaskState
 from fcp_core.server.services import writes
 from fcp_core.server.services.durable_fold import FAN_IN
 from fcp_core.storage.contract import StorageError, StorageFactory
-from fcp_core.storage.records import BlobRecord, ShardRecord
+from fcp_core.storage.records import BlobRecord, ShardRecord, TaskRecord
 from fcp_plugins.storage_memory import MemoryStorage
 
 
@@ -97,6 +97,42 @@ def test_a_goal_that_was_reached_before_the_restart_ends_the_task(kit, sqlite, m
         async with sqlite() as world:
             assert await world.result(task) == [0b11, 2]
             assert (await world.status(task)).state is TaskState.COMPLETED
+
+    asyncio.run(main())
+
+
+def test_a_result_is_made_however_long_the_server_was_down(kit, sqlite):
+    """What it may take after the deadline counts from the start of the server."""
+
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=4, minimum_count=1, deadline=60)
+            await world.device().run()
+            late = ManualClock(world.clock.now() + 86400)
+        async with sqlite(clock=late) as world:
+            for _ in range(2):
+                world.services.ticker.run_due()
+            assert await world.result(task) == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_does_not_cost_a_task_its_result(kit, troubled):
+    """The engine has its time after the deadline again, once something can be stored."""
+    storage, world_of = troubled
+
+    async def main():
+        async with world_of() as world:
+            task = await world.submit(goal=2, minimum_count=1, deadline=60)
+            storage.fault = "before"
+            contributing = asyncio.create_task(world.device().run())
+            await until(lambda: world.services._store.writes.trouble())
+            for _ in range(3):
+                world.advance(1000)
+                assert (await world.status(task)).state is TaskState.CLOSING
+            storage.fault = ""
+            assert await contributing
+            assert await world.result(task) == [1, 1]
 
     asyncio.run(main())
 
@@ -224,6 +260,40 @@ def test_an_operator_may_require_a_durability(kit, sqlite):
             with pytest.raises(StatusError, match=r"durability is 'contribution' here.*'round'"):
                 await world.submit(durability="round")
             await world.submit(durability="contribution")
+
+    asyncio.run(main())
+
+
+def test_a_submission_whose_answer_was_lost_is_one_task(kit, sqlite):
+    """Seen in the simulation: the storage wrote it and failed, and the key was given twice."""
+
+    async def main():
+        async with sqlite() as world:
+            storage = world.services._storage
+            transact, failing = storage.transact, [True]
+
+            async def fail_after(body):
+                result = await transact(body)
+                if failing and failing.pop():
+                    raise StorageError("the answer was lost")
+                return result
+
+            storage.transact = fail_after
+            spec = world.spec(goal=2)
+            with pytest.raises(StorageError):
+                await world.services.tasks.submit(spec, key="k")
+            (record,) = await stored(world, TaskRecord)
+            task = await world.services.tasks.submit(spec, key="k")
+            assert task == record.task_id
+            assert await world.device().run()
+            # What comes late of the first attempt undoes nothing.
+            await world.services.tasks._store.add(record, spec)
+            assert await world.device().run()
+            assert await world.result(task) == [0b11, 2]
+            await world.services.tasks._store.add(record, spec)
+        async with sqlite() as world:
+            assert [record.task_id for record in await stored(world, TaskRecord)] == [task]
+            assert (await world.status(task)).state is TaskState.COMPLETED
 
     asyncio.run(main())
 

@@ -101,6 +101,21 @@ class Lazy(MemoryStorage):
         return result
 
 
+class _StoredKeys(_MemoryTransaction):
+    def keys(self, kind, **equals):
+        return sorted(self._tables[kind.KIND].find(equals))
+
+
+class StoredKeys(MemoryStorage):
+    """Returns the keys of what is stored, without what the transaction has written."""
+
+    async def transact(self, body):
+        transaction = _StoredKeys(self._tables)
+        result = body(transaction)
+        transaction.commit()
+        return result
+
+
 class Forgetful(MemoryStorage):
     """Says that it is durable, and is not."""
 

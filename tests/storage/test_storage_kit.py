@@ -61,6 +61,8 @@ def kit_for(make, **flags):
         ("NoRollback", "test_concurrent_transactions_take_turns"),
         ("LostUpdates", "test_concurrent_transactions_take_turns"),
         ("BlindToItself", "test_a_transaction_reads_its_own_writes"),
+        ("StoredKeys", "test_a_transaction_reads_its_own_writes"),
+        ("StoredKeys", "test_refuses_an_unknown_index"),
         ("Unordered", "test_behaves_like_a_dictionary"),
         ("Lenient", "test_refuses_an_unknown_index"),
         ("Lazy", "test_writes_while_it_iterates"),

@@ -22,7 +22,7 @@ from fcp_core.storage import contract
 from fcp_core.storage.contract import StorageError, check_contract
 from fcp_core.testing.storage import Item, StorageConformance
 from fcp_plugins.storage_memory import MemoryStorage
-from fcp_plugins.storage_sqlite import SCHEMA_VERSION, SqliteStorage
+from fcp_plugins.storage_sqlite import APPLICATION_ID, SCHEMA_VERSION, SqliteStorage
 
 
 class TestMemory(StorageConformance):
@@ -203,7 +203,7 @@ def test_a_full_disk_is_an_error_of_one_transaction_only(tmp_path):
 
         def fill(tx):
             tx._db.execute("PRAGMA max_page_count = 20")
-            tx.put(Item("big", data=bytes(1 << 20)))
+            tx.put(Item("big", data=bytes(4 << 20)))
 
         calls = [
             storage.transact(lambda tx: tx.put(Item("a"))),
@@ -352,6 +352,18 @@ def test_a_lock_that_another_process_keeps_is_reported_as_unavailable(tmp_path):
     assert asyncio.run(locked_later()) == (Code.UNAVAILABLE, ["a", "c"])
 
 
+def test_a_new_file_has_large_pages_and_an_old_one_goes_on_with_its_own(tmp_path):
+    old = sqlite3.connect(tmp_path / "old.db")
+    old.execute("PRAGMA page_size = 4096")
+    old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    old.close()
+    for name, size in (("new.db", 1 << 16), ("old.db", 4096)):
+        put(tmp_path / name, "a")
+        db = sqlite3.connect(tmp_path / name)
+        assert db.execute("PRAGMA page_size").fetchone() == (size,)
+        db.close()
+
+
 def test_waiting_transactions_share_a_commit(tmp_path):
     """What makes a durable answer affordable: far fewer commits than transactions."""
     path = tmp_path / "store.db"
@@ -374,6 +386,44 @@ def test_waiting_transactions_share_a_commit(tmp_path):
         return count
 
     assert asyncio.run(main()) < 250
+
+
+def test_a_copy_is_of_one_moment_whatever_is_written_meanwhile(tmp_path):
+    """Each transaction writes a pair; no copy has half of one, and none holds the writers up."""
+
+    async def main():
+        storage = SqliteStorage(tmp_path / "store.db")
+        await storage.start()
+        going, written = True, 0
+
+        async def writer(name):
+            nonlocal written
+            while going:
+                written += 1
+                pair = Item(f"{name}{written}", "one"), Item(f"{written}{name}", "two")
+                await storage.transact(lambda tx, pair=pair: [tx.put(item) for item in pair])
+
+        writers = [asyncio.create_task(writer(name)) for name in "abcd"]
+        sizes = []
+        for number in range(4):
+            before = written
+            await storage.upkeep().backup(tmp_path / f"copy{number}")
+            copy = SqliteStorage(tmp_path / f"copy{number}")
+            await copy.start()
+            ones, twos = await copy.transact(
+                lambda tx: (tx.keys(Item, group="one"), tx.keys(Item, group="two"))
+            )
+            await copy.stop()
+            assert len(ones) == len(twos) >= before - 4
+            sizes.append(len(ones))
+        going = False
+        await asyncio.gather(*writers)
+        await storage.stop()
+        return sizes
+
+    sizes = asyncio.run(main())
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > sizes[0]
 
 
 def test_use_outside_of_start_and_stop_is_an_error_of_the_program(tmp_path):

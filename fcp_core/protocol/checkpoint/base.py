@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +81,7 @@ class Entry(ABC):
         """
 
 
+@dataclass(eq=False, repr=False)
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of one checkpoint by name, decoded when they are asked for.
 
@@ -88,23 +90,20 @@ class Checkpoint(Mapping[str, Tensor]):
     kept: each access decodes again.
     """
 
-    def __init__(
-        self, format: str, data: memoryview, entries: Mapping[str, Entry], blocks: Sequence[Span]
-    ) -> None:
-        #: ``tf_v1`` or ``federated_compute``.
-        self.format = format
-        #: The bytes that were opened.
-        self.data = data
-        #: What is where.
-        self.entries = entries
-        #: What is covered by a checksum, which takes the four bytes after each span.
-        self.blocks = blocks
-        #: What other checkpoints of the same structure have in common with this one (see
-        #: :class:`fcp_core.protocol.checkpoint.CheckpointReader`); None if that is not known.
-        self.layout: Layout | None = None
-        #: The largest magnitudes of its tensors of floats, float64[m], NaN unless all elements are
-        #: finite, in the order of the layout's ``peaks``; None if nobody has looked yet.
-        self.peaks: NDArray[np.float64] | None = None
+    #: ``tf_v1`` or ``federated_compute``.
+    format: str
+    #: The bytes that were opened.
+    data: memoryview
+    #: What is where.
+    entries: Mapping[str, Entry]
+    #: What is covered by a checksum, which takes the four bytes after each span.
+    blocks: Sequence[Span]
+    #: What other checkpoints of the same structure have in common with this one (see
+    #: :class:`fcp_core.protocol.checkpoint.CheckpointReader`); None if that is not known.
+    layout: Layout | None = None
+    #: The largest magnitudes of its tensors of floats, float64[m], NaN unless all elements are
+    #: finite, in the order of the layout's ``peaks``; None if nobody has looked yet.
+    peaks: NDArray[np.float64] | None = None
 
     def names(self) -> tuple[str, ...]:
         """Return the names in the order of the file."""

@@ -1,4 +1,4 @@
-"""The structure that checkpoints of one task have in common.
+"""Reading many checkpoints of a kind, by the structure that those of one task have in common.
 
 The contributions to a task hold the same tensors in the same places; only the numbers differ. What
 opening a checkpoint looks at is therefore, byte for byte, what it was in the one before: everything
@@ -8,17 +8,26 @@ but the values and the checksums. Comparing those bytes decides what parsing the
 from __future__ import annotations
 
 import itertools
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from fcp_core.protocol.checkpoint.base import Checkpoint, Span
-from fcp_core.protocol.kernels import Kernels
+from fcp_core.protocol.checkpoint.reader import open_checkpoint
+from fcp_core.protocol.kernels import Kernels, default_kernels
 
 #: The most bytes of structure that are worth remembering.
 _MOST_BYTES = 1 << 22
 
 _CHECKSUM_BYTES = 4
+
+T = TypeVar("T")
+
+#: How many sizes of checkpoints a reader remembers.
+_SIZES = 16
 
 
 class Layout:
@@ -77,10 +86,7 @@ class Layout:
             intact, peaks = self._verify(data)
             if not intact:
                 return None
-        checkpoint = Checkpoint(self.format, data, self.entries, self.blocks)
-        checkpoint.layout = self
-        checkpoint.peaks = peaks
-        return checkpoint
+        return Checkpoint(self.format, data, self.entries, self.blocks, self, peaks)
 
     def _floats(self) -> Iterator[tuple[int, int, int, str]]:
         """Yield start, end, bytes of an element and name of what floats lie as in memory."""
@@ -107,3 +113,59 @@ def _gaps(spans: Sequence[Span], size: int) -> Iterator[Span]:
         at = max(at, end)
     if at < size:
         yield at, size
+
+
+class CheckpointReader:
+    """Opens checkpoints as :func:`open_checkpoint` does, faster where they are alike. Thread-safe.
+
+    It remembers the structure of the last checkpoints. One of the same structure is not parsed
+    again: its bytes are compared, its checksums computed, and its ``layout`` is that of the others.
+
+    :param verify: check the checksums that a TF V1 checkpoint has; the structure is always checked.
+    :param kernels: what compares bytes and computes checksums; None: the fastest installed.
+    """
+
+    def __init__(self, *, verify: bool = True, kernels: Kernels | None = None) -> None:
+        self._verify = verify
+        #: What compares bytes and computes checksums.
+        self.kernels = kernels or default_kernels()
+        self._lock = threading.Lock()
+        # The last layout of each size of file. A size is worth a layout once it comes again: with
+        # strings or packed integers in it, nearly every file has another one.
+        self._layouts: OrderedDict[int, Layout] = OrderedDict()
+        self._sizes: OrderedDict[int, None] = OrderedDict()
+
+    def open(self, data: bytes | bytearray | memoryview) -> Checkpoint:
+        """Open a checkpoint without copying it.
+
+        :param data: the whole file; it must not change while the checkpoint or its arrays are in
+            use.
+        :raises StatusError: INVALID_ARGUMENT if *data* is empty, of neither format, truncated or
+            corrupt.
+        """
+        view = memoryview(data).toreadonly().cast("B")
+        size = len(view)
+        layout = self._layouts.get(size)
+        if layout is not None:
+            checkpoint = layout.open(view, verify=self._verify)
+            if checkpoint is not None:
+                return checkpoint
+        checkpoint = open_checkpoint(view, verify=self._verify)
+        with self._lock:
+            again = size in self._sizes
+            _remember(self._sizes, size, None)
+        if again:
+            try:
+                checkpoint.layout = Layout(checkpoint, self.kernels)
+            except ValueError:
+                return checkpoint
+            with self._lock:
+                _remember(self._layouts, size, checkpoint.layout)
+        return checkpoint
+
+
+def _remember(memory: OrderedDict[int, T], size: int, value: T) -> None:
+    memory[size] = value
+    memory.move_to_end(size)
+    if len(memory) > _SIZES:
+        memory.popitem(last=False)

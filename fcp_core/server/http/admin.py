@@ -111,7 +111,14 @@ class AdminHandler(Handler):
         del body  # it may be large, and what it says has been read
         name = _VARIANTS.get((self._endpoint.method, self._kind), self._endpoint.method)
         method: Callable[..., Awaitable[Any]] = getattr(self._admin, name)
-        answer = await method(*arguments)
+        try:
+            answer = await method(*arguments)
+        except StatusError as error:
+            if error.code is Code.NOT_FOUND and self.context.is_elsewhere(self.method, self.path):
+                raise StatusError(
+                    Code.UNAVAILABLE, "the population has another owner by now; ask again"
+                ) from None
+            raise
         if self._kind == api.JSON:
             answer = msgspec.json.encode(answer)
         elif isinstance(answer, str):

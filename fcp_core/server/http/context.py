@@ -17,6 +17,7 @@ from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import FREE_OF_CALL, Limits
 from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
 from fcp_core.server.services.routing import Routes
@@ -94,6 +95,14 @@ class Context:
         self._calls: set[asyncio.Future[Any]] = set()
         #: What serves the calls, by the names of their routes.
         self.methods: dict[str, Method] = {}
+
+    def is_elsewhere(self, method: str, path: str) -> bool:
+        """Whether a call is about a population of another member, or of none at the moment."""
+        if self.members is None:
+            return False
+        mark, _ = mark_of_call(method, path)
+        owner = None if mark is None else self.members.table.owner(mark, self.members.clock)
+        return mark in self.members.table.known and (owner is None or bool(owner.url))
 
     def leave(self, request: object) -> None:
         """Stop waiting for a request. May be repeated."""

@@ -18,6 +18,7 @@ from fcp_core.rounds.tokens import sender_of
 from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import limits_of_call
+from fcp_core.server.http.passing import UPLOAD
 from fcp_core.server.reached import HOST
 from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.eligibility import ADDRESS
@@ -29,8 +30,6 @@ KEY_HEADER = "x-goog-api-key"
 COMPRESS = 2 << 10
 #: Answers from this size on are compressed in another thread.
 COMPRESS_APART = 64 << 10
-
-UPLOAD = "/upload/v1/media/"
 
 #: The queries that devices send.
 _QUERIES = frozenset({"", "%24alt=proto", "$alt=proto", "alt=proto"})

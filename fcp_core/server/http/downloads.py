@@ -10,11 +10,11 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import http_error
+from fcp_core.server.http.passing import DOWNLOAD
 
 _RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})", re.IGNORECASE)
 _TAG = re.compile(r'\*|(?:W/)?"[^"]*"')
 
-DOWNLOAD = "/data/"
 #: Bytes that are written before others have their turn.
 PART = 1 << 20
 

@@ -36,6 +36,8 @@ from fcp_core.server.http.peers import Exchange
 SMALL = 1 << 20
 #: For how many lease times a call waits for an owner.
 PATIENCE = 3.0
+#: Calls that begin so can be turned away at no cost, and wait for so many seconds at most.
+CHECK_IN, CHECK_IN_PATIENCE = "/v1/eligibilityevaltasks/", 1.0
 #: The pause after a call that an owner did not take, in seconds.
 PAUSE = 0.05
 #: What concerns one connection only, or is written anew.
@@ -113,8 +115,13 @@ class ForwardHandler(Handler):
         self._here: Handler | None = None
         self._kept: bytearray | None = bytearray()
         self._exchange: Exchange | None = None
+        self._url = ""
         self._failed: str | None = None
-        self._end = asyncio.get_running_loop().time() + PATIENCE * self._members.seconds
+        self._tries = -1
+        patience = PATIENCE * self._members.seconds
+        if self.path.startswith(CHECK_IN):
+            patience = min(patience, CHECK_IN_PATIENCE)
+        self._end = asyncio.get_running_loop().time() + patience
 
     # The header.
 
@@ -161,7 +168,7 @@ class ForwardHandler(Handler):
                 exchange = await self._open(url, {"Expect": "100-continue"})
                 await self._unless_moved(exchange, exchange.goes_on, url)
                 if not exchange.head.done() or (await exchange.head)[0] != MOVED:
-                    self._exchange = exchange
+                    self._exchange, self._url = exchange, url
                     return
                 exchange.close()
             except OSError:
@@ -191,8 +198,9 @@ class ForwardHandler(Handler):
 
     async def _pass(self, exchange: Exchange, chunk: bytes) -> None:
         # If it does not take more, its answer says why.
-        with contextlib.suppress(StreamClosedError):
-            await exchange.write(chunk)
+        writing = asyncio.ensure_future(exchange.write(chunk))
+        with contextlib.suppress(OSError):
+            await self._unless_moved(exchange, writing, self._url)
 
     def finish(self) -> None:
         """Wait for the answer, now that the body is complete."""
@@ -209,7 +217,7 @@ class ForwardHandler(Handler):
         if self._exchange is not None:
             self._exchange.end_body()
             try:
-                head = await self._exchange.head
+                head = await self._unless_moved(self._exchange, self._exchange.head, self._url)
             except OSError:
                 raise _no_owner() from None
             await self._answer(self._exchange, *head)
@@ -270,11 +278,15 @@ class ForwardHandler(Handler):
         while True:
             owner = members.table.owner(self._mark, members.clock)
             if owner is None:
-                chosen = members.table.next_owner(self._mark)
-                if chosen is None and looked:
+                urls = members.table.candidates(self._mark)
+                if urls is None and looked:
                     return ""  # there is no such population: the handler says so
-                if chosen and self._passes and chosen != self._failed and looked:
-                    return chosen  # which takes it when it is asked
+                # The first one takes it when it is asked. Who is cut off from the storage does not
+                # know the owner, and asks one after another.
+                if urls and looked and self._passes:
+                    self._tries += 1
+                    if urls[self._tries % len(urls)]:
+                        return urls[self._tries % len(urls)]
             elif not owner.url:
                 if not (owner.giving and self._begins):
                     return ""
@@ -360,8 +372,11 @@ class ForwardHandler(Handler):
             self._exchange.close()
 
     def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
-        """Return what an error is answered with: never 503."""
-        return refusals.never_503(*super().reply_to(error))
+        """Return what an error is answered with: what the owner would say."""
+        if error.http == MOVED:
+            return super().reply_to(error)
+        handler = self._make(self.connection, self.method, self.uri, self.headers)
+        return handler.reply_to(error)
 
 
 def _no_owner() -> StatusError:

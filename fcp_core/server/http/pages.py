@@ -17,11 +17,8 @@ class HealthHandler(Handler):
         """Answer 200; 503 with the reason if the server stops, or can store nothing."""
         problem = ""
         if self.path == "/readyz":
-            members = self.context.members
             if self.context.stopping:
                 problem = "stopping"
-            elif members is not None and not members.in_touch:
-                problem = "the storage does not answer"
             else:
                 problem = await self.context.services.problem()
         self.answer(

@@ -19,10 +19,10 @@ from fcp_core.admin import api
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.tokens import MARK_BYTES, mark_in, mark_of, uuid_bytes
-from fcp_core.server.http.devices import UPLOAD
-from fcp_core.server.http.downloads import DOWNLOAD
 from fcp_core.server.services.device_tokens import operation_token
 
+#: How what devices send and fetch begins.
+UPLOAD, DOWNLOAD = "/upload/v1/media/", "/data/"
 #: The header of calls that are passed on.
 HEADER = "X-Fcp-Member"
 #: What a member answers that does not own the population any more.

@@ -35,6 +35,7 @@ class ProcessGroup:
         #: How many threads decompress at a time in each process; None: the usual number.
         self.threads: int | None = None
         self._processes = processes
+        self._lease: float = plugins.config.get("lease_seconds")
         self._shares: Sequence[frozenset[int]] = ()
         if processes > 1:
             self._recipe = plugins.recipe()
@@ -77,6 +78,7 @@ class ProcessGroup:
                 metrics_apart=bool(listeners.metrics_sockets),
                 threads=self.threads,
                 processors=sorted(self.share(number)),
+                lease_seconds=self._lease if listeners.member_sockets else None,
                 log_levels=log_levels(),
             )
 

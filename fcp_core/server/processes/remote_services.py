@@ -20,6 +20,7 @@ from fcp_core.server.reached import HOST
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.eligibility import ADDRESS
 from fcp_core.server.services.published import Download
+from fcp_core.server.services.routing import RoutingTable
 from fcp_core.server.services.turned_away import rejection
 
 #: How many bytes of plans, checkpoints and slices a worker keeps.
@@ -58,6 +59,27 @@ class RemoteServices:
     def turn_away(self, route: Route, variables: Mapping[str, str]) -> Message | None:
         """Return what a call is answered with that cannot be served now, as ``Services``."""
         return rejection(route, variables.get("session_id", ""), BUSY)
+
+
+class RemoteMembers:
+    """Knows where populations are owned, as the process that decides knows it.
+
+    :param seconds: how long a lease lasts.
+    """
+
+    def __init__(self, link: Link, clock: Clock, seconds: float) -> None:
+        self._link = link
+        self.clock = clock
+        self.seconds = seconds
+        self.table = RoutingTable()
+
+    async def use(self, table: Any) -> None:
+        """Use another table."""
+        self.table = RoutingTable.load(table, self.clock.now())
+
+    async def look(self) -> None:
+        """Have the storage asked who owns what, and wait for the answer."""
+        await self.use(await self._link.call("look"))
 
 
 class Answer:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,8 +27,10 @@ from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:
+    from fcp_core.rounds.clock import Clock
     from fcp_core.server.http.metrics import ServerMetrics
     from fcp_core.server.services import Services
+    from fcp_core.server.services.routing import RoutingTable
 
 logger = logging.getLogger("fcp.server")
 
@@ -61,6 +64,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     :param metrics_apart: whether ``/metrics`` is served elsewhere.
     :param threads: how many decompress at a time.
     :param processors: those that it may use; none: any.
+    :param lease_seconds: how long leases last; None: the server shares its storage with no other.
     :param log_levels: by logger's name.
     """
 
@@ -74,6 +78,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     metrics_apart: bool
     threads: int | None
     processors: list[int]
+    lease_seconds: float | None
     log_levels: dict[str, int]
 
 
@@ -104,6 +109,7 @@ class WorkerProcess:
                 "abandon_upload": self._abandon_upload,
                 "download": self._download,
                 "expose": self._exposed,
+                "look": self._look,
                 "problem": services.problem,
             },
             self._ended,
@@ -218,6 +224,12 @@ class WorkerProcess:
         assert self._metrics is not None  # a worker measures only if this process does
         return await self._metrics.expose()
 
+    async def _look(self) -> Any:
+        members = self._services.members
+        assert members is not None  # a worker asks only if there are some
+        await members.look()
+        return members.table.dump(members.clock.now())
+
     def _ended(self) -> None:
         self._on_end(self)
 
@@ -266,6 +278,8 @@ class Workers:
         :raises UsageError: if one does not; none is left then.
         """
         self._make = lambda: WorkerProcess(services, self._metrics, self._ended)
+        if services.members is not None:
+            services.members.on_change.append(partial(self._tell_table, services.members.clock))
         started = await asyncio.gather(
             *(self._start_one(number) for number in self._failures), return_exceptions=True
         )
@@ -273,6 +287,18 @@ class Workers:
         if failures:
             await self.stop()
             raise failures[0]
+
+    def _tell_table(self, clock: Clock, table: RoutingTable) -> None:
+        """Tell all where populations are owned."""
+        if self._workers:
+            dump = table.dump(clock.now())
+            for worker in self._workers:
+                worker.tell("use_table", dump)
+
+    def reload(self) -> None:
+        """Have all read their certificate again."""
+        for worker in self._workers:
+            worker.tell("reload")
 
     async def drain(self) -> None:
         """Have all stop accepting, and wait for their requests in progress. None is replaced."""

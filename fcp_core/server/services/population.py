@@ -353,6 +353,8 @@ class Populations:
         #: Whether a task may bring a population of its own.
         self.open_ended = names is None
         self._populations = {name: make(name) for name in names or ()}
+        #: Those that were ours.
+        self._elsewhere: set[str] = set()
 
     def add(self, name: str) -> Population:
         """Return the population of that name, which exists from now on."""
@@ -364,14 +366,18 @@ class Populations:
         """Forget a population, with its sessions: another member of the server owns it."""
         population = self._populations.pop(name, None)
         if population is not None:
+            self._elsewhere.add(name)
             population.forget()
 
     def get(self, name: str) -> Population:
         """Return a population.
 
-        :raises StatusError: NOT_FOUND if there is none of that name.
+        :raises StatusError: NOT_FOUND if there is none of that name; UNAVAILABLE if it was this
+            server's until the call was under way.
         """
         population = self._populations.get(name)
+        if population is None and name in self._elsewhere:
+            raise StatusError(Code.UNAVAILABLE, f"another member owns the population {name!r} now")
         if population is None:
             raise StatusError(Code.NOT_FOUND, f"there is no population {name!r} here")
         return population

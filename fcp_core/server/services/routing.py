@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fcp_core.admin.messages import Lease, Member, MemberList
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.membership import preferred
+from fcp_core.rounds.tokens import TokenSource
 from fcp_core.storage.leases import View
 from fcp_core.storage.records import MemberRecord
 
@@ -51,6 +51,29 @@ class RoutingTable:
     members: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[bytes, ...] = ()
 
+    def dump(self, now: float) -> dict[str, Any]:
+        """Return the table as another process of this server reads it."""
+        return {
+            "me": self.me,
+            "owners": [
+                (mark, owner.population, owner.url, owner.until - now, owner.giving)
+                for mark, owner in self.owners.items()
+            ],
+            "known": list(self.known.items()),
+            "members": dict(self.members),
+            "secrets": list(self.secrets),
+        }
+
+    @classmethod
+    def load(cls, dump: Mapping[str, Any], now: float) -> RoutingTable:
+        """Return the table that another process dumped a moment ago."""
+        owners = {
+            mark: Owner(name, url, now + left, giving)
+            for mark, name, url, left, giving in dump["owners"]
+        }
+        secrets = tuple(dump["secrets"])
+        return cls(dump["me"], owners, dict(dump["known"]), dump["members"], secrets)
+
     def owner(self, mark: bytes, clock: Clock) -> Owner | None:
         """Return the owner of a population, or None if there is none at the moment."""
         owner = self.owners.get(mark)
@@ -66,13 +89,16 @@ class RoutingTable:
         urls.update(dict.fromkeys(owner.url for owner in self.owners.values() if owner.url))
         return list(urls)
 
-    def next_owner(self, mark: bytes) -> str | None:
-        """Return where the member is called that is to take a population that nobody owns.
+    def candidates(self, mark: bytes) -> list[str] | None:
+        """Return where the members are called that may own a population that nobody seems to own.
 
-        :returns: ``""`` for this server; None: nobody knows the population.
+        :returns: who is to take it comes first, and ``""`` is this server; None: nobody knows the
+            population.
         """
         population = self.known.get(mark)
-        return None if population is None else self.chosen(population)
+        if population is None:
+            return None
+        return list(dict.fromkeys((self.chosen(population), *self.members.values())))
 
 
 class Routes(Protocol):
@@ -85,11 +111,6 @@ class Routes(Protocol):
     table: RoutingTable
     seconds: float
     clock: Clock
-
-    @property
-    def in_touch(self) -> bool:
-        """Whether the storage answered lately."""
-        ...
 
     async def look(self) -> None:
         """Have the storage asked who owns what, and wait for the answer."""
@@ -115,10 +136,12 @@ def agree(one: str, other: str) -> bool:
     return bool({*one.split()} & {*other.split()})
 
 
-def this_member(url: str, member_url: str, keys: DeploymentKeys) -> MemberRecord:
-    """Return the record of a member that begins."""
+def this_member(
+    url: str, member_url: str, keys: DeploymentKeys, source: TokenSource
+) -> MemberRecord:
+    """Return the record of a member that begins; its id comes from *source*."""
     return MemberRecord(
-        member_id=secrets.token_hex(8),
+        member_id=source.bytes(8).hex(),
         url=url,
         member_url=member_url,
         host=socket.gethostname(),

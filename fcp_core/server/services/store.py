@@ -10,6 +10,7 @@ from functools import partial
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.specification import TaskSpec
 from fcp_core.rounds.tasks import TaskState, TaskStatus
+from fcp_core.rounds.tokens import TokenSource, mark_of
 from fcp_core.server.services.published import PLAN_FILES
 from fcp_core.server.services.writes import Writes
 from fcp_core.storage import shards
@@ -64,7 +65,7 @@ class TaskStore:
         return self._storage.durable
 
     async def add(self, record: TaskRecord, spec: TaskSpec) -> None:
-        """Write a new task with its plan, checkpoint and slices."""
+        """Write a new task with its plan, checkpoint and slices, unless it is there already."""
         blobs = [
             BlobRecord(f"{record.task_id}/plan", record.task_id, spec.plan),
             BlobRecord(f"{record.task_id}/checkpoint", record.task_id, spec.checkpoint),
@@ -77,6 +78,8 @@ class TaskStore:
 
         def body(tx: Transaction) -> None:
             self._fence(tx, record.population)
+            if tx.get(TaskRecord, record.task_id) is not None:
+                return  # an earlier attempt, whose answer was lost; it may have gone on since
             tx.put(record)
             for blob in blobs:
                 tx.put(blob)
@@ -198,6 +201,21 @@ def status_of(record: TaskRecord) -> TaskStatus:
     )
 
 
+def new_record(spec: TaskSpec, source: TokenSource, created: float, key: str | None) -> TaskRecord:
+    """Return the record of a task that begins; *key* is what its submitter finds it again by."""
+    mark = mark_of(spec.population)
+    return TaskRecord(
+        task_id=source.uuid(mark),
+        population=spec.population,
+        name=spec.name,
+        state=TaskState.OPEN.value,
+        aggregation_id=source.uuid(mark),
+        spec=spec.to_bytes(),
+        created=created,
+        submission_key=key,
+    )
+
+
 def ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
     """Return the record of a task that ended, given the one that it had."""
     code, message = status.error or (Code.OK, "")
@@ -236,7 +254,7 @@ def _load(tx: Transaction, population: str | None) -> Loaded:
 
 
 def _blob_names(tx: Transaction, task_id: str) -> list[str]:
-    return [blob.name for blob in tx.select(BlobRecord, task_id=task_id)]
+    return tx.keys(BlobRecord, task_id=task_id)
 
 
 def _blobs(tx: Transaction, task_id: str) -> dict[str, bytes]:

@@ -15,11 +15,18 @@ from fcp_core.plugins.settings import retention_of
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
-from fcp_core.rounds.tokens import TokenSource, mark_of
+from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published
-from fcp_core.server.services.store import LoadedTask, TaskStore, ended_record, slim, status_of
+from fcp_core.server.services.store import (
+    LoadedTask,
+    TaskStore,
+    ended_record,
+    new_record,
+    slim,
+    status_of,
+)
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts
 from fcp_core.server.services.task_runner import TaskRunner
@@ -63,6 +70,8 @@ class Tasks:
         self._records: dict[str, TaskRecord] = {}
         #: By the key that it was submitted with.
         self._by_key: dict[str, str] = {}
+        #: By key, population and name: those that may be stored, although the storage said no.
+        self._uncertain: dict[tuple[str | None, str, str], TaskRecord] = {}
         #: The tasks that have not ended.
         self._running: dict[str, TaskRunner] = {}
         #: By aggregation id; those that have ended stay for a while.
@@ -113,18 +122,9 @@ class Tasks:
         problems = self._plugins.check_task(spec)
         if problems:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(problems)}")
-        mark = mark_of(spec.population)
-        task_id = self._secrets.uuid(mark)
-        record = TaskRecord(
-            task_id=task_id,
-            population=spec.population,
-            name=spec.name,
-            state=TaskState.OPEN.value,
-            aggregation_id=self._secrets.uuid(mark),
-            spec=spec.to_bytes(),
-            created=self._creation_time(),
-            submission_key=key,
-        )
+        which = (key, spec.population, spec.name)
+        created = self._creation_time()
+        record = self._uncertain.get(which) or new_record(spec, self._secrets, created, key)
         choices = self._factory.choose(spec)
         parts = self._factory.parts(record, spec, choices, self._clock.now())
         record = dataclasses.replace(record, durability=parts.machine.durability)
@@ -133,9 +133,12 @@ class Tasks:
             await self._store.add(record, spec)
         except BaseException:
             parts.fold.abort()
+            if key is not None:  # the next attempt is to be the same task
+                self._uncertain[which] = record
             raise
+        self._uncertain.pop(which, None)
         self._open(record, spec, choices, parts, published)
-        return task_id
+        return record.task_id
 
     async def status(self, task_id: str) -> TaskStatus:
         """Return a task's status.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.tokens import Tokens, TokenSource
+from fcp_core.rounds.tokens import Tokens, TokenSource, mark_of
 from fcp_core.server.file_lock import FileLock
-from fcp_core.server.keys import load_keys
+from fcp_core.server.keys import keys_path, load_keys, read_file
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.assignments import TaskAssignments
 from fcp_core.server.services.common import Common
@@ -92,17 +93,19 @@ class Services:
         settings = ServerSettings.from_config(plugins.config)
 
         notify = plugins.notify if observe is None else _both(observe, plugins.notify)
-        self._clock, self._notify = clock, notify
+        self._clock, self._notify, self._config = clock, notify, plugins.config
         self._storage = plugins.make_storage() if storage is None else storage
         self._lock = _lock_of(self._storage)
         self._engine = plugins.make_engine() if engine is None else engine
         keys = load_keys(plugins.config, self._storage)
         self.url = url = partial(str, base_url) if isinstance(base_url, str) else base_url
         prefix = settings.download_prefix
+        source = TokenSource() if secrets is None else secrets
+        self._tokens = Tokens(keys.keyring, keys.deployment)
         common = Common(
             clock=clock,
-            tokens=Tokens(keys.keyring, keys.deployment),
-            secrets=TokenSource() if secrets is None else secrets,
+            tokens=self._tokens,
+            secrets=source,
             base_url=url,
             data_url=partial(str, prefix) if prefix else data_url or url,
             notify=notify,
@@ -113,7 +116,7 @@ class Services:
         self.ticker = Ticker(clock)
         self._drain_timeout: float = plugins.config.get("drain_timeout")
         served = None if populations is None else tuple(populations)
-        self._join(member_url, keys, settings, served or ())
+        self._join(member_url, keys, settings, served or (), source)
         self._states = PolicyStates(self._storage, clock, self._fence)
         self._warn_of_unserved(plugins, served)
 
@@ -127,15 +130,22 @@ class Services:
     def _population_maker(
         self, plugins: Plugins, rng: random.Random
     ) -> Callable[[str], Population]:
+        self._settings_of = partial(PopulationSettings.of, plugins.config)
+
         def make(name: str) -> Population:
-            of = PopulationSettings.of(plugins.config, name)
+            of = self._settings_of(name)
             notify, states = self._notify, self._states
             return Population(name, rng, self.ticker, settings=of, notify=notify, states=states)
 
         return make
 
     def _join(
-        self, url: str, keys: DeploymentKeys, settings: ServerSettings, served: Sequence[str]
+        self,
+        url: str,
+        keys: DeploymentKeys,
+        settings: ServerSettings,
+        served: Sequence[str],
+        source: TokenSource,
     ) -> None:
         """Be a member, if the storage can have several."""
         #: The other servers that share the storage; None: there can be none.
@@ -145,7 +155,7 @@ class Services:
         if self._storage.shared:
             self.members = Members(
                 self._storage,
-                this_member(self.url(), url, keys),
+                this_member(self.url(), url, keys, source),
                 seconds=settings.lease_seconds,
                 offered=served,
                 secrets=secrets_of(keys),
@@ -255,21 +265,42 @@ class Services:
         :param variables: those of the call's path.
         """
         now = self._clock.now()
+        name = variables.get("population_name", "")
         try:
-            population = self._populations.get(variables.get("population_name", ""))
+            population = self._populations.get(name)
         except StatusError:
-            return None
-        window = population.rejection_window(population.settings.retry, now)
+            if self.members is None or mark_of(name) not in self.members.table.known:
+                return None
+            # It is another member's, or nobody's for a moment.
+            window = self._settings_of(name).retry
+        else:
+            window = population.rejection_window(population.settings.retry, now)
         session_id = variables.get("session_id", "")
         found = rejection(route, session_id, window)
         if found is not None:
             session = label(session_id) if session_id else ""
-            self._notify(Rejected(now, population.name, session, "busy"))
+            self._notify(Rejected(now, name, session, "busy"))
         return found
 
     async def problem(self) -> str:
         """Say why the server takes no new devices at the moment; ``""`` if it does."""
+        if self.members is not None and not self.members.in_touch:
+            return "the storage does not answer"
         return self._store.writes.trouble()
+
+    def reload_keys(self) -> None:
+        """Read the file with the keys that sign tokens again, if there is one.
+
+        :raises UsageError: if it cannot be used; nothing is changed then.
+        """
+        path = keys_path(self._config, self._storage)
+        if self._config.get("token_keys") is None and path is not None:
+            keys = read_file(path)
+            self._tokens.use(keys.keyring)
+            if self.members is not None:
+                self.members.table = replace(self.members.table, secrets=tuple(secrets_of(keys)))
+                for callback in self.members.on_change:
+                    callback(self.members.table)
 
     def add_population(self, name: str) -> None:
         """Let devices check in to a population from now on."""

@@ -197,6 +197,37 @@ def test_a_full_disk_fails_what_does_not_fit_and_nothing_else(small_server):
     run(use, f"{small_server.url}&default_tablespace=small")
 
 
+def test_those_who_wait_for_a_lost_database_wait_together(fcp_postgres_server, fcp_postgres_schema):
+    """A batch that is run one by one, when the database goes, fails as a whole."""
+    with CuttingProxy(fcp_postgres_server) as proxy:
+
+        async def use(storage):
+            await storage.transact(count("a"))
+
+            attempts = itertools.count()
+
+            def wrong(tx):
+                if next(attempts):  # It is alone now, and from here on nobody is there.
+                    proxy.is_open = False
+                    proxy._loop.call_soon_threadsafe(proxy.cut)
+                tx._query("SELECT 1 / 0")
+
+            began = time.monotonic()
+            calls = [
+                storage.transact(wrong),
+                *(storage.transact(count("a")) for _ in range(99)),
+            ]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            took = time.monotonic() - began
+            assert all(isinstance(answer, StorageError) for answer in answers)
+            proxy.is_open = True
+            assert await sizes(storage) == {"a": 1}
+            return took
+
+        # A second each would be a hundred.
+        assert run(use, proxy.url, fcp_postgres_schema(), patience=1, connections=1) < 60
+
+
 def test_the_network_is_gone_for_a_while(fcp_postgres_server, fcp_postgres_schema):
     with CuttingProxy(fcp_postgres_server) as proxy:
 

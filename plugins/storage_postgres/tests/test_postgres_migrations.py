@@ -122,12 +122,15 @@ def test_releases_with_other_indexes_run_side_by_side(make):
             await new.transact(lambda tx: [i.name for i in tx.select(LaterItem, colour="blue")]),
             await old.transact(lambda tx: [i.name for i in tx.select(Item, size=2)]),
             await old.transact(lambda tx: [i.name for i in tx.select(Item, group="h", size=2)]),
+            await new.transact(lambda tx: tx.keys(LaterItem, colour="red")),
+            await old.transact(lambda tx: tx.keys(Item, group="h", size=2)),
         ]
         await old.stop()
         await new.stop()
         return found
 
-    assert asyncio.run(main()) == [["a", "b", "c"], ["d"], ["b", "c", "d"], ["b", "c", "d"]]
+    by_old, by_new = ["b", "c", "d"], ["a", "b", "c"]
+    assert asyncio.run(main()) == [by_new, ["d"], by_old, by_old, by_new, by_old]
 
 
 def test_a_user_with_few_rights_serves_what_another_migrated(

@@ -74,6 +74,19 @@ def test_a_url_that_is_none_is_refused_and_not_shown(url):
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("password", ["se/cret", "se#cret", "se?cret"])
+def test_a_password_that_ends_too_early_is_not_shown(password):
+    with pytest.raises(UsageError, match="write %2F for /") as caught:
+        Place(f"postgresql://me:{password}@host/data")
+    assert "cret" not in str(caught.value)
+    assert "se" not in str(caught.value).split()
+
+
+def test_the_address_is_not_in_what_is_printed():
+    storage = PostgresStorage("postgresql://me:secret@host/data")
+    assert "secret" not in f"{storage!r} {storage._settings!r} {storage._settings.place.name}"
+
+
 def test_a_name_for_messages_has_no_password():
     place = Place("postgresql://me:se%40cret@a:1,b:2/data?password=other")
     assert place.name == "PostgreSQL at a:1,b:2, database 'data'"
@@ -117,6 +130,36 @@ def test_a_server_that_starts_is_waited_for(fcp_postgres_server, fcp_postgres_sc
     except BaseException:
         fcp_postgres_server.start()
         raise
+
+
+def test_a_server_without_a_connection_left_is_waited_for():
+    """Many start at the same moment; those that find no connection get one a little later."""
+    with PostgresServer({"max_connections": "6"}) as server:
+
+        async def too_many():
+            storages = [PostgresStorage(server.url, connections=1, patience=0) for _ in range(9)]
+            try:
+                for storage in storages:
+                    await storage.start()
+                    await storage.transact(lambda tx: tx.put(Item("a")))
+            finally:
+                for storage in storages:
+                    await storage.stop()
+
+        async def storm():
+            storages = [PostgresStorage(server.url, connections=1, patience=120) for _ in range(12)]
+
+            async def use(number, storage):
+                await storage.start()
+                await storage.transact(lambda tx: tx.put(Item(str(number))))
+                await storage.stop()
+
+            await asyncio.gather(*(use(*pair) for pair in enumerate(storages)))
+
+        with pytest.raises(UsageError, match="no connection left: raise max_connections there"):
+            asyncio.run(too_many())
+        asyncio.run(storm())
+        assert server.sql("SELECT count(*) FROM fcp.r_kit_item WHERE key <> 'a'") == "12"
 
 
 def test_the_configuration_names_it(fcp_postgres_server, fcp_postgres_schema, tmp_path):

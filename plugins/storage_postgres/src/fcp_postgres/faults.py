@@ -71,6 +71,13 @@ class Place:
                 "the url of the storage postgres is not of the form "
                 "postgresql://USER@HOST:PORT/DATABASE."
             )
+        if "@" not in parts.netloc and "@" in parts.path + parts.query.partition("=")[0] + (
+            parts.fragment
+        ):
+            raise UsageError(
+                "the url of the storage postgres has a character in its user or password that ends "
+                "them: write %2F for /, %3F for ? and %23 for #."
+            )
         hosts = unquote(parts.netloc.rpartition("@")[2]) or ",".join(query.get("host", []))
         user = unquote(parts.netloc.rpartition("@")[0].partition(":")[0])
         self.user = user or "".join(query.get("user", [])) or "(the system's)"

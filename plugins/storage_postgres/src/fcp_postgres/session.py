@@ -59,7 +59,7 @@ class Settings:
     :param timeout: how long one answer may take, in seconds.
     """
 
-    url: str
+    url: str = field(repr=False)
     schema: str
     place: Place
     patience: float
@@ -84,19 +84,32 @@ class _Commit:
     process: int
 
 
+class _Patience:
+    """How long something is tried again: from the first trouble on, until something works."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end: float | None = None
+
+    def is_over(self) -> bool:
+        """Return whether it has run out since this was first asked."""
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + self._seconds
+        return now >= self._end
+
+    def renew(self) -> None:
+        """Begin anew with the next trouble."""
+        self._end = None
+
+
 @dataclass
 class _Attempt:
     """What the attempts at a batch have come to."""
 
+    patience: _Patience
     conflicts: int = 0
     losses: int = 0
-    give_up: float = field(default=0.0)
-
-    def is_over(self, patience: float) -> bool:
-        """Return whether patience has run out since this was first asked."""
-        now = time.monotonic()
-        self.give_up = self.give_up or now + patience
-        return now >= self.give_up
 
 
 class Session:
@@ -132,11 +145,16 @@ class Session:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run transactions together and commit; each job then has its result or its error."""
-        attempt = _Attempt()
-        while jobs:
+        if jobs:
+            self._run(jobs, _Patience(self._settings.patience))
+
+    def _run(self, jobs: Sequence[Job], patience: _Patience) -> None:
+        attempt = _Attempt(patience)
+        while True:
             try:
                 try:
                     self._try(jobs, locked=attempt.conflicts >= _LOCK_AFTER)
+                    patience.renew()
                     return
                 except BaseException:
                     self._roll_back()
@@ -160,7 +178,7 @@ class Session:
             return False
         if faults.is_gone(error):
             self._drop()
-            over = attempt.is_over(self._settings.patience)
+            over = attempt.patience.is_over()
             # The first loss may be that of a connection that had long been dead.
             if not over or not attempt.losses:
                 attempt.losses += 1
@@ -169,20 +187,23 @@ class Session:
         elif faults.is_conflict(error):
             attempt.conflicts += 1
             if len(jobs) > 1 and attempt.conflicts > _SPLIT_AFTER:
-                for job in jobs:
-                    self.run([job])
+                self._run_apart(jobs, attempt.patience)
                 return False
-            if not attempt.is_over(self._settings.patience):
+            if not attempt.patience.is_over():
                 self._pause(attempt.conflicts)
                 return True
         elif len(jobs) > 1:
             # Nothing was written; one that cannot be must not fail the others.
-            for job in jobs:
-                self.run([job])
+            self._run_apart(jobs, attempt.patience)
             return False
         for job in jobs:
             job.error = self._settings.place.storage_error(error)
         return False
+
+    def _run_apart(self, jobs: Sequence[Job], patience: _Patience) -> None:
+        # They share their patience: if the database goes, not each of them has to wait for it.
+        for job in jobs:
+            self._run([job], patience)
 
     def _try(self, jobs: Sequence[Job], *, locked: bool) -> None:
         self._wait(self._connected())
@@ -241,7 +262,7 @@ class Session:
                 raise
 
     def _was_committed(self, commit: _Commit, error: Exception) -> bool:
-        attempt = _Attempt()
+        attempt = _Attempt(_Patience(self._settings.patience))
         while True:
             try:
                 status = self._wait(self._status(commit))
@@ -250,7 +271,7 @@ class Session:
             except (*faults.LOST, asyncpg.PostgresError) as again:
                 self._drop()
                 error = again
-            if attempt.is_over(self._settings.patience):
+            if attempt.patience.is_over():
                 reason = self._settings.place.explain(error)
                 raise Fault(StorageError(f"{reason}; whether the write was kept is not known"))
             attempt.losses += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,17 +110,23 @@ class Table:
         values = (column_value(getattr(record, field)) for field in self.fields)
         return (key_bytes(record.key), data, *values)
 
-    def select(self, fields: Iterable[str]) -> str:
-        """Return SQL: the bytes of the records with these values, ordered by key.
+    def select(self, fields: Collection[str], *, keys_only: bool = False) -> str:
+        """Return SQL: the keys and the bytes of the records with these values, ordered by key.
 
         It also finds records whose writer had no index of a field: who asks looks at the values.
+
+        :param keys_only: the bytes of those only.
         """
         conditions = [
             f"({quoted(f'i_{field}')} = ${number} OR {_unknown(field)})"
             for number, field in enumerate(fields, 1)
         ]
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        return f"SELECT key, data FROM {self.path}{where} ORDER BY key"
+        data = "data"
+        if keys_only:
+            unknown = " OR ".join(map(_unknown, fields)) or "false"
+            data = f"CASE WHEN {unknown} THEN data END"
+        return f"SELECT key, {data} FROM {self.path}{where} ORDER BY key"
 
     def create(self) -> list[str]:
         """Return the SQL that makes it."""

@@ -79,19 +79,39 @@ class BufferedTransaction(Transaction):
 
     def select(self, kind: type[R], **equals: Any) -> Iterator[R]:
         """Iterate, ordered by key, over the records whose indexed fields have these values."""
+        found = self._find(kind, equals, keys_only=False)
+        records = (decode(kind, found[key] or b"") for key in sorted(found))
+        return iter([record for record in records if agrees(record, equals)])
+
+    def keys(self, kind: type[Record], **equals: Any) -> list[str]:
+        """Return the keys of what :meth:`select` iterates over, in order."""
+        found = self._find(kind, equals, keys_only=True)
+        return [
+            key.decode()
+            for key, data in sorted(found.items())
+            if data is None or agrees(decode(kind, data), equals)
+        ]
+
+    def _find(
+        self, kind: type[Record], equals: Mapping[str, Any], *, keys_only: bool
+    ) -> dict[bytes, bytes | None]:
+        """Return the bytes of what has these values, and of some that may not have them.
+
+        :param keys_only: None instead of the bytes of those that certainly have them.
+        """
         for name in equals:
             if name not in kind.INDEXES:
                 raise ValueError(f"{kind.KIND} is not indexed by {name}, only by {kind.INDEXES}")
         table = self._table(kind)
-        rows = self._query(table.select(equals), *map(column_value, equals.values()))
+        query = table.select(equals, keys_only=keys_only)
+        rows = self._query(query, *map(column_value, equals.values()))
         found = {row[0]: row[1] for row in rows}
         for writes in self._layers(kind):
             for key, written in writes.items():
                 found.pop(key, None)
                 if written is not None:
                     found[key] = written.row[1]
-        records = (decode(kind, found[key]) for key in sorted(found))
-        return iter([record for record in records if agrees(record, equals)])
+        return found
 
     def _layers(self, kind: type[Record]) -> list[Mapping[bytes, Written | None]]:
         layers = (self._before, self.writes)

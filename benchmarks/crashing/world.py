@@ -1,0 +1,325 @@
+"""The servers of a run: the product's own services, killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any, TypeVar
+
+from benchmarks.crashing.disk import Disk, Handle
+from benchmarks.crashing.faults import Fault, Plan
+from benchmarks.crashing.virtual import MEMBER, VirtualLoop
+from fcp_core.aggregation.local import LocalEngine
+from fcp_core.client.steps import Reply, Request
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol import routes
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.clock import SystemClock
+from fcp_core.rounds.keys import DeploymentKeys, format_keys
+from fcp_core.rounds.tokens import TokenSource, mark_of
+from fcp_core.server.http.passing import mark_of_call
+from fcp_core.server.services import Services
+from fcp_core.storage.contract import StorageError
+
+T = TypeVar("T")
+
+POPULATIONS = ("phones", "tablets")
+#: How long a lease lasts, in virtual seconds.
+LEASE = 10.0
+#: For how long a call waits for an owner, in virtual seconds.
+PATIENCE = 30.0
+PAUSE = 0.5
+
+_plugins: dict[bool, Plugins] = {}
+
+
+class LostError(Exception):
+    """No answer came."""
+
+
+class Member:
+    """One server process: its services, from a start to a kill."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.number = number
+        self.url = f"http://localhost:{1000 + number}/"
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.dead = world.loop.create_future()
+        self.ready = False
+        self.handle = Handle(
+            world.disk, shared=world.plan.members > 1, die=lambda: world.kill(number, 3.0)
+        )
+        self.offset = 0.0
+        self._world = world
+        #: What its tasks run in.
+        self.context = copy_context()
+        self.context.run(MEMBER.set, self)
+        self.services: Services
+
+    async def start(self) -> None:
+        """Start; try again until the storage lets it."""
+        while True:
+            self.services = self._make()
+            try:
+                await self.services.start()
+            except StorageError:
+                await asyncio.sleep(1.0)
+                self.tasks = [task for task in self.tasks if not task.done()]
+            else:
+                break
+        self.ready = True
+
+    def _make(self) -> Services:
+        world = self._world
+        clock = SystemClock(
+            lambda: 1_800_000_000.0 + world.loop.time() + self.offset, world.loop.time
+        )
+        plugins = plugins_of(world.plan.late)
+        made = Services(
+            plugins,
+            populations=POPULATIONS,
+            base_url=self.url,
+            member_url=self.url,
+            clock=clock,
+            rng=random.Random(world.rng.random()),
+            secrets=TokenSource(world.rng.randbytes),
+            storage=self.handle,
+            engine=LocalEngine(plugins.aggregators, workers=0),
+        )
+        return made
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run something as this process would."""
+        return self._world.loop.create_task(work, context=self.context.copy())
+
+    async def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Have this process do something, and wait for the answer.
+
+        :raises LostError: if it dies before.
+        """
+        if self.dead.done():
+            raise LostError
+        task = self.spawn(work())
+        # Whoever gives it up hears nothing of it.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.wait((task, self.dead), return_when=asyncio.FIRST_COMPLETED)
+        if self.dead.done():
+            task.cancel()
+            raise LostError
+        if task.cancelled():
+            # Whoever stops a population lets go of what it does for it.
+            raise LostError
+        return task.result()
+
+
+class World:
+    """All members, their storage, and what is wrong with what lies between."""
+
+    def __init__(self, plan: Plan, loop: VirtualLoop) -> None:
+        self.plan, self.loop = plan, loop
+        self.rng = random.Random(plan.seed)
+        self.disk = Disk(loop, random.Random(plan.seed + 1))
+        self.members: list[Member | None] = [None] * plan.members
+        self.offsets = [0.0] * plan.members
+        #: What becomes of the next calls.
+        self.calls: deque[str] = deque()
+        self.effects: Counter[str] = self.disk.effects
+        self.restarting: set[asyncio.Task[None]] = set()
+        #: Of faults of the product, which nothing explains.
+        self.broken: list[str] = []
+        loop.spawned = self._spawned
+
+    @staticmethod
+    def _spawned(task: asyncio.Task[Any], member: Member | None) -> None:
+        if member is not None:
+            if len(member.tasks) > 1000:
+                member.tasks = [task for task in member.tasks if not task.done()]
+            member.tasks.append(task)
+            if member.dead.done():
+                task.cancel()
+
+    # Life and death.
+
+    def start(self, number: int) -> None:
+        """Start a member."""
+        member = self.members[number] = Member(self, number)
+        member.offset = self.offsets[number]
+        member.spawn(member.start())
+
+    def kill(self, number: int, seconds: float) -> None:
+        """Kill a member without another word, and start it again later."""
+        member = self.members[number]
+        if member is None:
+            return
+        self.members[number] = None
+        self.effects["kill"] += 1
+        member.handle.dead = True
+        member.dead.set_result(None)
+        if hasattr(member, "services"):
+            member.services.ticker.stop()
+        for task in member.tasks:
+            task.cancel()
+
+        async def again() -> None:
+            await asyncio.sleep(seconds)
+            self.start(number)
+
+        task = self.loop.create_task(again(), context=Context())
+        self.restarting.add(task)
+        task.add_done_callback(self.restarting.discard)
+
+    def inflict(self, fault: Fault) -> None:
+        """Have something go wrong now."""
+        details = fault.details
+        if fault.kind == "kill":
+            self.kill(details["member"], details["seconds"])
+        elif fault.kind == "call":
+            self.calls.extend([details["fate"]] * details["count"])
+        elif fault.kind == "disk full":
+            self.disk.full_until = self.loop.time() + details["seconds"]
+        elif fault.kind == "clock" and details["member"] < 0:
+            self.effects["clock step of the storage"] += 1
+            self.disk.offset += details["by"]
+        elif fault.kind == "clock":
+            self.effects["clock step"] += 1
+            self.offsets[details["member"]] += details["by"]
+            member = self.members[details["member"]]
+            if member is not None:
+                member.offset = self.offsets[details["member"]]
+        else:
+            member = self.members[details["member"]]
+            if member is None:
+                return
+            if fault.kind == "transaction":
+                member.handle.fates.extend([details["fate"]] * details["count"])
+            else:
+                member.handle.cut_until = self.loop.time() + details["seconds"]
+
+    # Calls.
+
+    async def deliver(self, request: Request) -> Reply:
+        """Carry a device's call to a member, as often as the network does.
+
+        :raises LostError: if there is no answer.
+        :raises StatusError: as the server answers.
+        """
+        fate = self.calls.popleft() if self.calls else ""
+        if fate:
+            self.effects[f"call: {fate}"] += 1
+        await asyncio.sleep(self.rng.uniform(0.001, 0.05))
+        if fate == "lost":
+            raise LostError
+        path = request.url.partition("//")[2].partition("/")[2]
+        mark, begins = mark_of_call(request.method, "/" + path.partition("?")[0])
+        if fate == "twice":
+            work = self._at_owner(mark, begins, lambda one: _serve(one, request))
+            twin = self.loop.create_task(work, context=Context())
+            twin.add_done_callback(lambda done: done.cancelled() or done.exception())
+        answer = await self._at_owner(mark, begins, lambda one: _serve(one, request))
+        await asyncio.sleep(self.rng.uniform(0.001, 0.05))
+        if fate == "answer lost":
+            raise LostError
+        return answer
+
+    async def at_owner(self, population: str, work: Callable[[Services], Any]) -> Any:
+        """Have the owner of a population do something for a program.
+
+        :raises LostError: if there is no answer.
+        """
+        await asyncio.sleep(self.rng.uniform(0.001, 0.05))
+        return await self._at_owner(mark_of(population), True, work)
+
+    async def _at_owner(
+        self, mark: bytes | None, begins: bool, work: Callable[[Services], Any]
+    ) -> Any:
+        """Pass on what comes to any member, as the HTTP server does."""
+        living = [each for each in self.members if each is not None and each.ready]
+        if not living:
+            raise LostError
+        entry = self.rng.choice(living)
+        if entry.services.members is None or mark is None:
+            return await entry.call(lambda: work(entry.services))
+        end = self.loop.time() + PATIENCE
+        while self.loop.time() < end and not entry.dead.done():
+            member = self._owner(entry, mark, begins)
+            if member is not None and member is not entry:
+                member = self._owner(member, mark, begins, passed=True)
+            if member is not None:
+                return await member.call(partial(work, member.services))
+            await entry.call(lambda: _look(entry.services))
+            await asyncio.sleep(PAUSE)
+        raise StatusError(Code.UNAVAILABLE, "no member of the server owns this population now")
+
+    def _owner(
+        self, entry: Member, mark: bytes, begins: bool, *, passed: bool = False
+    ) -> Member | None:
+        members = entry.services.members
+        assert members is not None  # there are several
+        owner = members.table.owner(mark, members.clock)
+        if owner is None:
+            return None
+        if not owner.url:
+            return None if owner.giving and begins else entry
+        found = (each for each in self.members if each is not None and each.url == owner.url)
+        return None if passed else next((each for each in found if each.ready), None)
+
+
+async def _look(services: Services) -> None:
+    assert services.members is not None  # there are several
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(services.members.look(), 3.0)
+
+
+async def _serve(services: Services, request: Request) -> Reply:
+    """Answer a device's call, as a handler does."""
+    if request.name == "upload":
+        name = request.message.resource_name
+        if await services.media.begin_upload(name, None):
+            await asyncio.sleep(0.01)
+            await services.media.finish_upload(name, request.data, None)
+        return Reply(b"")
+    if request.message is None:
+        found = await services.media.download(request.url.partition("/data/")[2])
+        return Reply(bytes(found.data), found.content_type)
+    serve = services.method(routes.named(request.name))
+    assert serve is not None  # a device calls what the server told it of
+    return Reply((await serve(request.message, None)).SerializeToString())
+
+
+def plugins_of(late: bool) -> Plugins:
+    """Return the configuration; it is read once."""
+    if late not in _plugins:
+        keys = DeploymentKeys.create(random.Random(0).randbytes)
+        _plugins[late] = Plugins.load(
+            environ={"FCP_TOKEN_KEYS": format_keys(keys)},
+            working_folder="/",
+            overrides={
+                "lease_seconds": LEASE,
+                "late_contributions": "accept" if late else "refuse",
+                "over_selection": 2,
+                "assignment_timeout": "60s",
+                "retry_min": "1s",
+                "retry_max": "5s",
+            },
+        )
+    return _plugins[late]
+
+
+class FaultLog(logging.Handler):
+    """Keeps the errors of a run that no fault of ours explains."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._found = found
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record with an exception that is nobody's answer."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, StatusError | asyncio.CancelledError):
+            self._found.append(f"{record.getMessage()}: {type(error).__name__}: {error}")
