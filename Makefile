@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 LINT := .venv-lint
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint test-light protos docs requirements bench fuzz clean
+.PHONY: help demo test check lint test-light protos docs requirements bench fuzz crash clean
 
 help:
 	@head -2 Makefile | cut -c3-
@@ -67,6 +67,12 @@ docs: $(READY)
 # All goals in one table, for docs/performance.md: make bench. Smaller inputs: make bench QUICK=1
 bench: $(READY)
 	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick,--write docs/performance.md)
+
+# Kills, failing storage, lost answers: at least so many simulated faults, and so many real kills.
+CRASH_FAULTS ?= 10000
+CRASH_KILLS ?= 500
+crash: $(READY)
+	$(BIN)/python benchmarks/crash.py --faults $(CRASH_FAULTS) --kills $(CRASH_KILLS)
 
 FUZZ_INPUTS ?= 1000000
 fuzz: $(READY)

@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 MODULES = (
     "fold",
     "ingest",
+    "durability",
     "memory",
     "cores",
     "loop",
@@ -39,6 +40,7 @@ MODULES = (
     "dask",
     "digits",
     "fedavg",
+    "members",
     "demo",
 )
 #: How long one may take, in seconds.

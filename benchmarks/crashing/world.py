@@ -106,6 +106,8 @@ class Member:
         if self.dead.done():
             raise LostError
         task = self.spawn(work())
+        # Whoever gives it up hears nothing of it.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.wait((task, self.dead), return_when=asyncio.FIRST_COMPLETED)
         if self.dead.done():
             task.cancel()

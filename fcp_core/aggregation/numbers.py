@@ -57,7 +57,7 @@ def check_sum(
     for start in range(0, flat.size, _CHUNK):
         old, part = flat[start : start + _CHUNK], values[start : start + _CHUNK]
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            added = part.astype(total.dtype) if weight is None else part * weight
+            added = part.astype(total.dtype, copy=False) if weight is None else part * weight
             new = old + added
         if total.dtype.kind == "f":
             good = np.isfinite(new)

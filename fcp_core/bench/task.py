@@ -64,6 +64,8 @@ class BenchTask:
             plan=plan.SerializeToString(),
             aggregation=configuration_to_proto([intrinsic]).SerializeToString(),
             goal_count=goal,
+            # As many devices are at work as the load has, and none is lost on purpose.
+            over_selection=1.0,
             checkpoint=write_checkpoint(model, self.checkpoint_format) if self.broadcast else b"",
             deadline=deadline,
             result_format="federated_compute",

@@ -109,7 +109,10 @@ class TaskOpened:
 
 @dataclass(frozen=True)
 class TaskClosed:
-    """A task ended; *code* is OK if it has a result."""
+    """A task ended; *code* is OK if it has a result.
+
+    :param message: why it has none, or what came of each device that was assigned, in counts.
+    """
 
     at: float
     population: str

@@ -56,7 +56,8 @@ def test_the_default_run_reaches_its_accuracy(tmp_path: Path) -> None:
     assert len(result["accuracy"]) == 10
     assert result["accuracy"][-1] >= 0.90
     assert f"{result['accuracy'][-1]:.3f} after 10 rounds" in done.stdout
-    assert result["devices"]["contributed"] == 100
+    # More devices work than are needed, and who comes too late is told OK as well.
+    assert 100 <= result["devices"]["contributed"] <= 200
     assert "Traceback" not in done.stderr
     # The devices ended while the server was there.
     assert "refused" not in done.stderr

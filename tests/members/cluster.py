@@ -19,6 +19,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,10 +40,15 @@ class Member:
     """
 
     def __init__(
-        self, cluster: Cluster, *options: str, command: Sequence[str] = (), name: str = ""
+        self,
+        cluster: Cluster,
+        *options: str,
+        command: Sequence[str] = (),
+        host: str = "localhost",
     ) -> None:
-        number = len(cluster.members)
-        self.name = name or f"member-{number}"
+        self.host = host
+        self._front: Balancer | None = None
+        self.name = f"member-{len(cluster.members)}"
         self.log_file = cluster.folder / f"{self.name}.log"
         self._cluster = cluster
         with self.log_file.open("wb") as log:
@@ -67,7 +73,19 @@ class Member:
         """Wait until it accepts requests."""
         until(lambda: self._port() or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
+        if self.host != "localhost":
+            # What carries a token in plain HTTP must be this host.
+            self._front = Balancer()
+            self._front.ports = [self.address]
         return self
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.kill()
+        if self._front is not None:
+            self._front.close()
 
     @property
     def port(self) -> int:
@@ -77,7 +95,12 @@ class Member:
     @property
     def url(self) -> str:
         """Where it is reached itself."""
-        return f"http://localhost:{self.port}/"
+        return f"http://localhost:{self.port}/" if self._front is None else self._front.url
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        return self.host, self.port
 
     def _port(self):
         return re.search(r"listening on port (\d+)", self.log)
@@ -105,10 +128,10 @@ class Balancer:
     """Passes connections on to the members that take them, by turns: one address for all."""
 
     def __init__(self) -> None:
-        #: The ports of the members that get connections.
-        self.ports: list[int] = []
+        #: Where the members listen that get connections.
+        self.ports: list[tuple[str, int]] = []
         self._turn = 0
-        self._open: dict[int, list[asyncio.Task[None]]] = {}
+        self._open: dict[tuple[str, int], list[asyncio.Task[None]]] = {}
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(
             asyncio.start_server(self._connect, "localhost", 0, family=socket.AF_INET)
@@ -118,10 +141,10 @@ class Balancer:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def cut(self, port: int) -> None:
+    def cut(self, member: Member) -> None:
         """Give a member no connections any more, and break those that it has."""
-        self.ports.remove(port)
-        for way in self._open.pop(port, ()):
+        self.ports.remove(member.address)
+        for way in self._open.pop(member.address, ()):
             self._loop.call_soon_threadsafe(way.cancel)
 
     def close(self) -> None:
@@ -147,8 +170,10 @@ class Balancer:
                 self._turn += 1
                 try:
                     port = ports[self._turn % len(ports)]
-                    there = await asyncio.open_connection("localhost", port)
-                    break
+                    there = await asyncio.open_connection(*port)
+                    if port in self.ports:
+                        break
+                    there[1].close()  # it was cut off meanwhile
                 except (OSError, ZeroDivisionError):
                     await asyncio.sleep(0.02)
             # Either end's close is the other one's: what was on its way is lost.
@@ -200,12 +225,12 @@ class Cluster:
             "FCP_SERVER__EXTERNAL_URL": self.balancer.url,
         }
 
-    def start(self, *options: str) -> Member:
+    def start(self, *options: str, **where: Any) -> Member:
         """Start a member, and have the balancer know it once it is ready."""
-        member = Member(self, *options)
+        member = Member(self, *options, **where)
         self.members.append(member)
         member.ready()
-        self.balancer.ports.append(member.port)
+        self.balancer.ports.append(member.address)
         return member
 
     def owner(self, population: str) -> Member:
@@ -227,9 +252,7 @@ class Cluster:
         """End everything."""
         self.balancer.close()
         for member in self.members:
-            if member.process.poll() is None:
-                member.signal(signal.SIGCONT)
-                member.kill()
+            member.close()
 
 
 class Fleet:

@@ -67,4 +67,5 @@ def test_a_server_that_ends_while_its_disk_is_full_has_what_it_answered(
         until(lambda: host.ready()[0] == 200, "the server")
         assert admin.get(task).contributed == 1
         until(lambda: host.device("after") == "CONTRIBUTED", "a place")
+        assert admin.wait(task).state == "completed"
         assert rows(admin.result(task)) == {"before": 1, "after": 1}

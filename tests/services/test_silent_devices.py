@@ -261,7 +261,7 @@ def test_devices_that_announce_an_upload_and_send_nothing_hold_no_room(kit):
     asyncio.run(main())
 
 
-def test_a_computation_that_fails_everywhere_ends_its_task(kit):
+def test_a_computation_that_fails_everywhere_ends_its_task(kit, caplog):
     async def main():
         async with kit.world() as world:
             task = await world.submit(goal=20)
@@ -276,6 +276,8 @@ def test_a_computation_that_fails_everywhere_ends_its_task(kit):
                 await world.result(task)
             assert caught.value.code is Code.INTERNAL
             assert "10 x computation INTERNAL" in caught.value.message
+            (logged,) = [each for each in caplog.records if each.levelname == "WARNING"]
+            assert "its first 10 devices all failed alike" in logged.getMessage()
 
             # Nobody alone can do that, and an operator may not want it.
             attacked = await world.submit(goal=20)

@@ -22,7 +22,7 @@ from fcp_core.storage import contract
 from fcp_core.storage.contract import StorageError, check_contract
 from fcp_core.testing.storage import Item, StorageConformance
 from fcp_plugins.storage_memory import MemoryStorage
-from fcp_plugins.storage_sqlite import SCHEMA_VERSION, SqliteStorage
+from fcp_plugins.storage_sqlite import APPLICATION_ID, SCHEMA_VERSION, SqliteStorage
 
 
 class TestMemory(StorageConformance):
@@ -203,7 +203,7 @@ def test_a_full_disk_is_an_error_of_one_transaction_only(tmp_path):
 
         def fill(tx):
             tx._db.execute("PRAGMA max_page_count = 20")
-            tx.put(Item("big", data=bytes(1 << 20)))
+            tx.put(Item("big", data=bytes(4 << 20)))
 
         calls = [
             storage.transact(lambda tx: tx.put(Item("a"))),
@@ -350,6 +350,18 @@ def test_a_lock_that_another_process_keeps_is_reported_as_unavailable(tmp_path):
         return caught.value.code, names
 
     assert asyncio.run(locked_later()) == (Code.UNAVAILABLE, ["a", "c"])
+
+
+def test_a_new_file_has_large_pages_and_an_old_one_goes_on_with_its_own(tmp_path):
+    old = sqlite3.connect(tmp_path / "old.db")
+    old.execute("PRAGMA page_size = 4096")
+    old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    old.close()
+    for name, size in (("new.db", 1 << 16), ("old.db", 4096)):
+        put(tmp_path / name, "a")
+        db = sqlite3.connect(tmp_path / name)
+        assert db.execute("PRAGMA page_size").fetchone() == (size,)
+        db.close()
 
 
 def test_waiting_transactions_share_a_commit(tmp_path):

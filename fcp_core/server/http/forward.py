@@ -115,7 +115,9 @@ class ForwardHandler(Handler):
         self._here: Handler | None = None
         self._kept: bytearray | None = bytearray()
         self._exchange: Exchange | None = None
+        self._url = ""
         self._failed: str | None = None
+        self._tries = -1
         patience = PATIENCE * self._members.seconds
         if self.path.startswith(CHECK_IN):
             patience = min(patience, CHECK_IN_PATIENCE)
@@ -166,7 +168,7 @@ class ForwardHandler(Handler):
                 exchange = await self._open(url, {"Expect": "100-continue"})
                 await self._unless_moved(exchange, exchange.goes_on, url)
                 if not exchange.head.done() or (await exchange.head)[0] != MOVED:
-                    self._exchange = exchange
+                    self._exchange, self._url = exchange, url
                     return
                 exchange.close()
             except OSError:
@@ -196,8 +198,9 @@ class ForwardHandler(Handler):
 
     async def _pass(self, exchange: Exchange, chunk: bytes) -> None:
         # If it does not take more, its answer says why.
-        with contextlib.suppress(StreamClosedError):
-            await exchange.write(chunk)
+        writing = asyncio.ensure_future(exchange.write(chunk))
+        with contextlib.suppress(OSError):
+            await self._unless_moved(exchange, writing, self._url)
 
     def finish(self) -> None:
         """Wait for the answer, now that the body is complete."""
@@ -214,7 +217,7 @@ class ForwardHandler(Handler):
         if self._exchange is not None:
             self._exchange.end_body()
             try:
-                head = await self._exchange.head
+                head = await self._unless_moved(self._exchange, self._exchange.head, self._url)
             except OSError:
                 raise _no_owner() from None
             await self._answer(self._exchange, *head)
@@ -275,11 +278,15 @@ class ForwardHandler(Handler):
         while True:
             owner = members.table.owner(self._mark, members.clock)
             if owner is None:
-                chosen = members.table.next_owner(self._mark)
-                if chosen is None and looked:
+                urls = members.table.candidates(self._mark)
+                if urls is None and looked:
                     return ""  # there is no such population: the handler says so
-                if chosen and self._passes and chosen != self._failed and looked:
-                    return chosen  # which takes it when it is asked
+                # The first one takes it when it is asked. Who is cut off from the storage does not
+                # know the owner, and asks one after another.
+                if urls and looked and self._passes:
+                    self._tries += 1
+                    if urls[self._tries % len(urls)]:
+                        return urls[self._tries % len(urls)]
             elif not owner.url:
                 if not (owner.giving and self._begins):
                     return ""

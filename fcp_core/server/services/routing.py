@@ -89,13 +89,16 @@ class RoutingTable:
         urls.update(dict.fromkeys(owner.url for owner in self.owners.values() if owner.url))
         return list(urls)
 
-    def next_owner(self, mark: bytes) -> str | None:
-        """Return where the member is called that is to take a population that nobody owns.
+    def candidates(self, mark: bytes) -> list[str] | None:
+        """Return where the members are called that may own a population that nobody seems to own.
 
-        :returns: ``""`` for this server; None: nobody knows the population.
+        :returns: who is to take it comes first, and ``""`` is this server; None: nobody knows the
+            population.
         """
         population = self.known.get(mark)
-        return None if population is None else self.chosen(population)
+        if population is None:
+            return None
+        return list(dict.fromkeys((self.chosen(population), *self.members.values())))
 
 
 class Routes(Protocol):
