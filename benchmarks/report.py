@@ -41,6 +41,7 @@ MODULES = (
     "dask",
     "digits",
     "fedavg",
+    "secagg",
     "members",
     "demo",
 )
