@@ -40,6 +40,7 @@ MODULES = (
     "dask",
     "digits",
     "fedavg",
+    "secagg",
     "members",
     "demo",
 )
