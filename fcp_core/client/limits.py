@@ -53,8 +53,8 @@ def limit_memory(limit: int) -> None:
         return
     kept, most = resource.getrlimit(resource.RLIMIT_DATA)
     bounds = [bound for bound in (limit, kept, most) if bound != resource.RLIM_INFINITY]
-    # Some systems know the limit and cannot set it.
-    with contextlib.suppress(ValueError, OSError):
+    # Some systems know the limit and cannot set it; what is no number of theirs limits nothing.
+    with contextlib.suppress(ValueError, OSError, OverflowError):
         resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), most))
 
 

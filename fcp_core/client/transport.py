@@ -15,6 +15,8 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from fcp_core.client.addresses import Endpoint, check_uri
 from fcp_core.client.calls import unpack
 from fcp_core.client.connections import (
@@ -31,6 +33,7 @@ from fcp_core.client.limits import Limits, gunzip, too_large
 from fcp_core.client.origins import split_url
 from fcp_core.client.steps import Reply, Request
 from fcp_core.protocol.compression import LOOKED_AT
+from fcp_core.protocol.protos import google_rpc_status_pb2
 from fcp_core.protocol.status import Code, StatusError, code_from_http
 
 __all__ = ["Endpoint", "RetryPolicy", "Transport"]
@@ -42,6 +45,9 @@ _CONNECT_SECONDS = 30.0
 FAREWELL_SECONDS = 10.0
 #: Requests that are sent before the first of their answers is read.
 _AT_ONCE = 8
+#: An error's body that is longer is not looked at, and only the beginning of its message is shown.
+_LONGEST_ERROR = 4096
+_LONGEST_WORDS = 300
 
 
 @dataclass(frozen=True)
@@ -279,11 +285,24 @@ class Transport:
             self._pool.drop(sent.connection)
 
 
+def _words(answer: Answer) -> str:
+    """Return what the body of an error says, as a clause: printable, and no longer than a line."""
+    kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-protobuf" or len(answer.body) > _LONGEST_ERROR:
+        return ""
+    try:
+        said = google_rpc_status_pb2.Status.FromString(answer.body).message
+    except DecodeError:
+        return ""
+    shown = "".join(c if c.isprintable() else "?" for c in said[:_LONGEST_WORDS])
+    return f": {shown}" if shown else ""
+
+
 def _reply(answer: Answer, url: str, limit: int) -> Reply:
     code = code_from_http(answer.status)
     if code is not Code.OK:
-        # The body of an error is not read: the status alone counts.
-        raise StatusError(code, f"{url} answered HTTP {answer.status}")
+        # The status alone counts; the body is words for whoever reads the log.
+        raise StatusError(code, f"{url} answered HTTP {answer.status}{_words(answer)}")
     encoding = answer.headers.get("content-encoding", "").lower()
     if encoding not in ("", "identity", "gzip"):
         raise StatusError(

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: In seconds: a year.
+_LONGEST_SLEEP = 366 * 86400.0
+
 
 def _option(name: str, **settings: Any) -> Callable[[F], F]:
     """Declare an option that is also understood with underscores, as the reference spells it."""
@@ -118,6 +121,10 @@ def client(
 
     store = _store(example_data_path, num_empty_examples, tfrecord)
     sleep = None if sleep_after_round_secs < 0 else sleep_after_round_secs
+    if sleep is not None and not sleep <= _LONGEST_SLEEP:
+        raise UsageError(
+            f"--sleep-after-round-secs takes at most {_LONGEST_SLEEP:.0f} seconds, not {sleep}."
+        )
     succeeded = False
     with ExitStack() as cleanup:
         contributions = History(history) if history else None
@@ -249,7 +256,10 @@ def _ended_by_signals(device: Client) -> Iterator[None]:
             device.interrupt()
 
     watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    try:
+        watcher.start()
+    except RuntimeError as error:  # there is no memory for a thread's stack
+        raise UsageError(f"{error}: --max-memory-mb may be too little.") from error
     previous = {
         number: signal.signal(number, lambda number, frame: None)
         for number in (signal.SIGINT, signal.SIGTERM)

@@ -48,7 +48,7 @@ def _wire_graph(function: LocalGraph) -> Any:
     with graph.as_default():
         inputs = {}
         for index, port in enumerate(function.inputs):
-            form = encoding.aggregated(port.leaf.name, AGGREGATE_URI, port.leaf.type.dtype)
+            form = encoding.aggregated(port.leaf.name, AGGREGATE_URI, port.leaf.dtype)
             shape = port.leaf.type.shape
             placeholder = tf.compat.v1.placeholder(
                 form.wire, None if shape is None else (*shape, *form.suffix), f"input_{index}"
@@ -56,7 +56,7 @@ def _wire_graph(function: LocalGraph) -> Any:
             inputs[port.tensor_name] = form.decode(placeholder)
         outputs = function.add_to_graph(inputs, "function")
         for index, (port, tensor) in enumerate(zip(function.outputs, outputs, strict=True)):
-            form = encoding.aggregated(port.leaf.name, AGGREGATE_URI, port.leaf.type.dtype)
+            form = encoding.aggregated(port.leaf.name, AGGREGATE_URI, port.leaf.dtype)
             tf.identity(form.encode(tensor), f"output_{index}")
     graph_def = graph.as_graph_def()
     kept = ancestors(graph_def, (f"output_{index}" for index in range(len(outputs))))

@@ -97,7 +97,7 @@ class LocalGraph:
     def _ready(self) -> _Ready:
         with tf.Graph().as_default() as graph:
             inputs = [
-                tf.compat.v1.placeholder(port.leaf.type.dtype, port.leaf.type.shape)
+                tf.compat.v1.placeholder(port.leaf.dtype, port.leaf.type.shape)
                 for port in self.inputs
             ]
             names = [port.tensor_name for port in self.inputs]

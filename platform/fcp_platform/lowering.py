@@ -126,7 +126,7 @@ def lower(form: Any, functions: intrinsics.Functions, config: Any = None) -> Low
         config,
     )
     for port in (*prepare.inputs, *prepare.outputs, *result.inputs, *result.outputs):
-        _refuse_sequence(port.leaf)
+        _ = port.leaf.dtype  # a sequence is refused
     broadcast, selects = _broadcast(
         form.server_to_client_broadcast.to_building_block(), functions.selects, config
     )
@@ -156,14 +156,6 @@ def _brief(error: Exception) -> str:
     return line if len(line) <= _BRIEF else f"{line[:_BRIEF]}..."
 
 
-def _refuse_sequence(leaf: Leaf) -> None:
-    if leaf.is_sequence:
-        raise TypeError(
-            f"{leaf.name!r} has the type {leaf.type}: a sequence cannot travel between server "
-            "and clients, or be part of state or metrics; make it tensors"
-        )
-
-
 def _broadcast(
     block: Any, functions: Sequence[Any], config: Any
 ) -> tuple[dict[Leaf, str | Constant], tuple[Select, ...]]:
@@ -178,8 +170,7 @@ def _broadcast(
             continue
         given = _argument_leaves(call.argument, (PREPARED,))
         for target, source in zip(targets, given, strict=True):
-            _refuse_sequence(target)
-            encoding.stored(target.name, target.type.dtype)
+            encoding.stored(target.name, target.dtype)
             sources[target] = _source(source)
     return sources, tuple(selects)
 
@@ -269,8 +260,7 @@ def _add_argument(
         spec = _spec(Leaf(constant_name, tensor_type), leaf_encoding)
         argument.state_tensor.CopyFrom(spec)
         return
-    _refuse_sequence(leaf)
-    leaf_encoding = encoding.aggregated(leaf.name, uri, leaf.type.dtype)
+    leaf_encoding = encoding.aggregated(leaf.name, uri, leaf.dtype)
     if leaf.name.startswith(f"{naming.UPDATE}/"):
         _check_shape(leaf, uri)
         found.updates[leaf.name] = leaf_encoding
@@ -283,8 +273,7 @@ def _add_argument(
 def _add_output(
     found: Aggregations, aggregation: plan_pb2.ServerAggregationConfig, uri: str, leaf: Leaf
 ) -> None:
-    _refuse_sequence(leaf)
-    found.outputs[leaf.name] = encoding.aggregated(leaf.name, uri, leaf.type.dtype)
+    found.outputs[leaf.name] = encoding.aggregated(leaf.name, uri, leaf.dtype)
     aggregation.output_tensors.append(_spec(leaf, found.outputs[leaf.name]))
 
 

@@ -37,6 +37,19 @@ class Leaf:
     type: Any
 
     @property
+    def dtype(self) -> Any:
+        """The ``tf.DType`` or NumPy dtype of a tensor.
+
+        :raises TypeError: for a sequence, which only devices may hold.
+        """
+        if self.is_sequence:
+            raise TypeError(
+                f"{self.name!r} has the type {self.type}: a sequence cannot travel between server "
+                "and clients, or be part of state or metrics; make it tensors"
+            )
+        return self.type.dtype
+
+    @property
     def is_sequence(self) -> bool:
         """Whether it is a sequence rather than a tensor."""
         return isinstance(self.type, tff.SequenceType)

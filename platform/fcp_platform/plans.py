@@ -136,7 +136,7 @@ def _route(lowered: Lowered, secure: Collection[str], spec: Any, router: Any) ->
 def _restore(lowered: Lowered, client: LocalGraph) -> dict[str, Any]:
     """Add the restoring of what is broadcast; return the tensors by the name they stand for."""
     path = tf.compat.v1.placeholder(tf.string, (), _INPUT)
-    forms = {leaf: encoding.stored(leaf.name, leaf.type.dtype) for leaf in lowered.broadcast}
+    forms = {leaf: encoding.stored(leaf.name, leaf.dtype) for leaf in lowered.broadcast}
     restored = tf.raw_ops.RestoreV2(
         prefix=path,
         tensor_names=[leaf.name for leaf in forms],

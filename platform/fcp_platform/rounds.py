@@ -46,7 +46,7 @@ def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prep
     broadcast = {}
     for leaf, source in lowered.broadcast.items():
         value = source.value if isinstance(source, Constant) else values[source]
-        broadcast[leaf.name] = encoding.stored(leaf.name, leaf.type.dtype).encode_array(value)
+        broadcast[leaf.name] = encoding.stored(leaf.name, leaf.dtype).encode_array(value)
     parameters = dict(lowered.aggregations.constants)
     for name, form in lowered.aggregations.parameters.items():
         parameters[name] = form.encode_array(values[name])

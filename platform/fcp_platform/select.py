@@ -8,6 +8,7 @@ dataset of files, one for each key that the client asks for, is read as a sequen
 from __future__ import annotations
 
 import collections
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_platform import encoding, naming
 from fcp_platform.graphs import LocalGraph, local_graph
 from fcp_platform.naming import Constant, Leaf
+
+logger = logging.getLogger(__name__)
 
 #: The prefixes of the names of the select function's parameters and result.
 PARAMETERS = ("value", "key")
@@ -52,24 +55,43 @@ class Select:
     def slices(self, prepared: Mapping[str, np.ndarray[Any, Any]]) -> dict[int, bytes]:
         """Compute the slices of all keys.
 
+        The greatest key is a bound: TFF runs the function for the keys that devices ask for, and no
+        others. So a key for which it fails is one that is not served.
+
         :param prepared: what the server prepared, by name.
+        :raises tensorflow.errors.OpError: if the function fails for every key.
         """
         sources = [_resolve(source, prepared) for source in self.value]
         names = [port.leaf.name for port in self.function.inputs]
-        keys = range(int(_resolve(self.max_key, prepared)) + 1)
-        runs = self.function.run_each(
-            dict(zip(names, [*sources, np.int32(key)], strict=True)) for key in keys
-        )
+        end = int(_resolve(self.max_key, prepared)) + 1
         forms = {
-            port.leaf.name: encoding.stored(port.leaf.name, port.leaf.type.dtype)
+            port.leaf.name: encoding.stored(port.leaf.name, port.leaf.dtype)
             for port in self.function.outputs
         }
-        return {
-            key: write_checkpoint(
-                {name: forms[name].encode_array(value) for name, value in values.items()}, "tf_v1"
+        found: dict[int, bytes] = {}
+        failed, first = 0, None
+        while (start := len(found) + failed) < end:
+            keys = range(start, end)
+            runs = self.function.run_each(
+                dict(zip(names, [*sources, np.int32(key)], strict=True)) for key in keys
             )
-            for key, values in zip(keys, runs, strict=True)
-        }
+            try:
+                for key, values in zip(keys, runs, strict=True):
+                    arrays = {
+                        name: forms[name].encode_array(value) for name, value in values.items()
+                    }
+                    found[key] = write_checkpoint(arrays, "tf_v1")
+            except tf.errors.OpError as error:
+                failed, first = failed + 1, first or error
+        if first is not None:
+            if not found:
+                raise first
+            logger.warning(
+                "the select function of a federated_select fails for %d of %d keys, which are not "
+                "served: %s",
+                *(failed, end, first.message.splitlines()[0]),
+            )
+        return found
 
 
 def fetching(keys_type: Any, slice_type: Any) -> Any:
@@ -83,7 +105,7 @@ def fetching(keys_type: Any, slice_type: Any) -> Any:
     for leaf in leaves:
         if leaf.is_sequence:
             raise TypeError(f"federated_select: the select function gives a sequence, {leaf.type}")
-    forms = [encoding.stored(leaf.name, leaf.type.dtype) for leaf in leaves]
+    forms = [encoding.stored(leaf.name, leaf.dtype) for leaf in leaves]
 
     def read(path: Any) -> Any:
         tensors = tf.raw_ops.RestoreV2(

@@ -132,13 +132,13 @@ def _listed(leaf: Leaf, value: Any) -> np.ndarray[Any, Any]:
     one = f"{_place(leaf.name)} must be one value of type {leaf.type}, not a structure"
     if not isinstance(value, list | tuple) or not _all_values(value):
         raise ValueError(one)
-    is_text = leaf.type.dtype.type is np.str_
+    is_text = leaf.dtype.type is np.str_
     try:
         array = np.array(value, dtype=object if is_text else None)
     except ValueError as error:
         raise ValueError(f"{one}; its lists are of different lengths") from error
     # An empty list has no dtype of its own.
-    return array if array.size or is_text else array.astype(leaf.type.dtype)
+    return array if array.size or is_text else array.astype(leaf.dtype)
 
 
 def _all_values(value: Any) -> bool:
@@ -149,7 +149,7 @@ def _all_values(value: Any) -> bool:
 
 def _converted(leaf: Leaf, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Convert to the leaf's dtype if no value changes its kind (7 to 7.0, but not 7.5 to 7)."""
-    wanted = leaf.type.dtype
+    wanted = leaf.dtype
     if not np.can_cast(array.dtype, wanted, "same_kind"):
         raise ValueError(f"{_place(leaf.name)} must be of dtype {wanted}, found {array.dtype}")
     converted = array.astype(wanted)

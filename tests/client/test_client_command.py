@@ -271,3 +271,22 @@ def test_memory_is_limited():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout == "refused\n"
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e300"])
+def test_a_sleep_that_never_ends_is_refused(seconds):
+    with pytest.raises(UsageError, match="--sleep-after-round-secs takes at most"):
+        run("--server=http://localhost:1", "--population=p", f"--sleep-after-round-secs={seconds}")
+
+
+@pytest.mark.parametrize("mebibytes", ["1", str(2**70)])
+def test_a_limit_of_memory_that_cannot_be_kept_makes_no_traceback(mebibytes):
+    done = subprocess.run(
+        [*FCP_CLIENT, "--server=http://localhost:1", "--population=p", "--num-rounds=1"]
+        + [f"--max-memory-mb={mebibytes}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if mebibytes == "1" else 0), done.stderr

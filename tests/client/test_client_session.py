@@ -18,7 +18,7 @@ from fcp_core.protocol.protos import (
     task_assignments_pb2,
     tensorflow_struct_pb2,
 )
-from fcp_core.protocol.status import Code
+from fcp_core.protocol.status import Code, StatusError
 
 PERMANENT = (4 * 3600 * 0.8, 4 * 3600 * 1.2)
 ACCEPTED = (100, 200)
@@ -488,3 +488,31 @@ def test_run_goes_on_after_failures(server, query_plan, make_client):
         Outcome.CONTRIBUTED,
         Outcome.CONTRIBUTED,
     ]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (
+            StatusError(Code.NOT_FOUND, "no \x1b[31mred\nend").to_proto(),
+            "application/x-protobuf",
+            ": no ?[31mred?end",
+        ),
+        (
+            StatusError(Code.NOT_FOUND, "x" * 2000).to_proto(),
+            "application/x-protobuf",
+            ": " + "x" * 300,
+        ),
+        (StatusError(Code.NOT_FOUND, "x" * 5000).to_proto(), "application/x-protobuf", ""),
+        (b"\xff" * 9, "application/x-protobuf", ""),
+        (b"<html>", "text/html", ""),
+    ],
+)
+def test_the_words_of_a_refusal_are_shown(server, make_client, body, kind, words):
+    data = body if isinstance(body, bytes) else body.SerializeToString()
+    server.script[server.eligibility] = server.Answer(
+        data, status=404, headers={"Content-Type": kind}
+    )
+    error = make_client().run_once().error
+    assert error.code is Code.NOT_FOUND
+    assert error.message.endswith(f" answered HTTP 404{words}")

@@ -519,3 +519,8 @@ for name in fcp_platform.__all__:
 """
     folder = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, cwd=folder)
+
+
+def test_a_state_that_is_a_sequence_is_refused_in_words() -> None:
+    with pytest.raises(TypeError, match=r"'server' has the type str\*: .* make it tensors"):
+        values.flatten(["a"], tff.SequenceType(np.str_), "server")
