@@ -32,6 +32,7 @@ MODULES = (
     "fold",
     "ingest",
     "durability",
+    "postgres",
     "memory",
     "cores",
     "loop",
