@@ -71,7 +71,7 @@ def serve(storage: str, token: str) -> None:
     from fcp_core.plugins.manager import Plugins
     from fcp_core.server import Server
 
-    settings = {"storage.sqlite.path": storage, "admin.token": token}
+    settings = {"storage.sqlite.path": storage, "storage": "sqlite", "admin.token": token}
 
     async def main() -> None:
         server = Server(Plugins.load(environ={}, overrides=settings))

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -52,6 +53,8 @@ def main() -> int:
         # Or sets would have another order in each process, and no failure could be repeated.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    # What devices go through here is not worth a line each.
+    logging.getLogger("fcp_core.client").setLevel(logging.CRITICAL)
     if given.replay is not None:
         plan = Plan.from_json(json.loads(given.replay.read_text(encoding="utf-8")))
         return _say(plan, simulate(plan))

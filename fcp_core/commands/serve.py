@@ -38,7 +38,7 @@ def serve(
     storage: str | None,
     **given: Any,
 ) -> None:
-    """Serve devices and the admin API until SIGTERM or SIGINT.
+    """Serve devices and the admin API until SIGTERM or SIGINT; SIGHUP reads certificates again.
 
     The options are those of [fcp:server] and win over it. Tasks and results are kept in an SQLite
     file unless another storage is chosen: a server that is started again goes on with them.
@@ -83,10 +83,15 @@ async def _serve(server: Server) -> None:
         for other in signals:
             loop.remove_signal_handler(other)
 
+    def on_hangup() -> None:
+        logger.info("SIGHUP: reading certificates and keys again")
+        server.reload()
+
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
         loop.add_signal_handler(number, on_signal, number)
     await server.start()
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     # Most of what there is by now stays: from here on no collection looks at it, which would stop
     # the event loop for a while each time.
     gc.collect()

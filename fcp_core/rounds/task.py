@@ -203,9 +203,16 @@ class TaskMachine(TaskFacts):
         effects: list[TaskEffect] = [self._drop(record, phase, code, message, late=late)]
         return effects + (self._hopeless(now) or [])
 
-    def tick(self, now: float) -> list[TaskEffect]:
-        """Let time pass: assignments that took too long, the deadline."""
+    def tick(self, now: float, *, stuck: bool = False) -> list[TaskEffect]:
+        """Let time pass: assignments that took too long, the deadline.
+
+        :param stuck: whether nothing can be stored at the moment: that is not the engine's fault,
+            and the time that it has begins again.
+        """
         if self._state is TaskState.CLOSING and self._latest <= now:
+            if stuck:
+                self._closing_from = now
+                return []
             awaited = "the result" if self._completing else "contributions in progress"
             message = (
                 f"task {self.name} waited for {awaited} of {self._folded_by} until "
@@ -292,7 +299,7 @@ class TaskMachine(TaskFacts):
     @property
     def _latest(self) -> float:
         """When it ends in any case."""
-        return self.deadline + self._closing_timeout
+        return self._closing_from + self._closing_timeout
 
     def _fill(self) -> list[TaskEffect]:
         """Have as many contributions accumulated as are missing."""
@@ -309,6 +316,8 @@ class TaskMachine(TaskFacts):
         """Take nothing more; once nothing is accumulating, decide how the task ends."""
         if self._state is TaskState.OPEN:
             self.move(TaskState.CLOSING)
+            # The server may not have been running when the deadline came.
+            self._closing_from = max(self.deadline, now)
         effects = self._drop_all(
             f"task {self.name} is over", [a for a in self.live() if a.stoppable]
         )

@@ -95,6 +95,7 @@ class TaskFacts(Machine[TaskState]):
         self._assignment_timeout = assignment_timeout
         self._known_for = assignment_timeout + retention
         self._closing_timeout = closing_timeout
+        self._closing_from = deadline
         self._folded_by = folded_by
         self.durability = durability
         #: How long devices may be silent at first, and whether some always are.

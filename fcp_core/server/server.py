@@ -7,7 +7,6 @@ import logging
 import os
 import random
 import socket
-import ssl
 from collections.abc import Collection
 from contextlib import AsyncExitStack
 from typing import Any
@@ -23,7 +22,7 @@ from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import Listeners
 from fcp_core.server.http.metrics import ServerMetrics
-from fcp_core.server.http.tls import server_context
+from fcp_core.server.http.tls import ServerTLS
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.reached import Reached
@@ -86,7 +85,7 @@ class Server:
         rng: random.Random | None = None,
     ) -> None:
         settings = ServerSettings.from_config(plugins.config)
-        tls = _tls(plugins.config, settings, certfile, keyfile)
+        self._tls = tls = _tls(plugins.config, settings, certfile, keyfile)
         limits = Limits.from_config(plugins.config)
         admin_check = AdminCheck.from_config(plugins.config)
         url = None if external_url is None else checked_url(external_url)
@@ -129,7 +128,7 @@ class Server:
         self,
         listeners: Listeners,
         limits: Limits,
-        tls: ssl.SSLContext | None,
+        tls: ServerTLS | None,
         metrics: ServerMetrics | None,
         admin_check: AdminCheck | None,
     ) -> Frontend:
@@ -139,7 +138,7 @@ class Server:
             plugins.authenticate if plugins.authenticates else None,
             limits,
             listeners.sockets,
-            tls,
+            None if tls is None else tls.context,
             metrics=metrics,
             metrics_sockets=listeners.metrics_sockets,
             admin_check=admin_check,
@@ -209,6 +208,24 @@ class Server:
             else:
                 await asyncio.gather(self._workers.drain(), self._frontend.stop())
 
+    def reload(self) -> None:
+        """Read certificates, their keys and the keys of tokens again, for what comes from now on.
+
+        What cannot be used is logged, and what there was stays.
+        """
+        if self._workers is not None:
+            self._workers.reload()
+        for what, load in (
+            ("the certificate", None if self._tls is None else self._tls.reload),
+            ("the keys that sign tokens", self.services.reload_keys),
+        ):
+            try:
+                if load is not None:
+                    load()
+                    logger.info("%s: read again", what)
+            except UsageError as error:
+                logger.error("%s: not read again, the old one stays: %s", what, error)
+
     @property
     def worker_pids(self) -> list[int]:
         """The ids of the other processes that serve at the moment."""
@@ -220,10 +237,10 @@ def _tls(
     settings: ServerSettings,
     certfile: str | os.PathLike[str] | None,
     keyfile: str | os.PathLike[str] | None,
-) -> ssl.SSLContext | None:
+) -> ServerTLS | None:
     """Return what HTTPS is served with, or None for plain HTTP."""
     if certfile is not None:
-        return server_context(
+        return ServerTLS(
             certfile, keyfile, settings.client_ca, required=settings.certificate_required
         )
     if keyfile is not None:

@@ -171,7 +171,9 @@ class Balancer:
                 try:
                     port = ports[self._turn % len(ports)]
                     there = await asyncio.open_connection(*port)
-                    break
+                    if port in self.ports:
+                        break
+                    there[1].close()  # it was cut off meanwhile
                 except (OSError, ZeroDivisionError):
                     await asyncio.sleep(0.02)
             # Either end's close is the other one's: what was on its way is lost.

@@ -9,11 +9,13 @@ import logging
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import ManualClock
+from fcp_core.server.http.body import PART
 from fcp_core.server.http.metrics import ServerMetrics
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
@@ -244,6 +246,47 @@ def test_an_upload_waits_for_room(make_front, http, services, media):
         first.send(b"x")
         for connection in (first, second, third):
             assert connection.reply().status == 200
+    assert front.frontend.in_flight == 0
+
+
+def test_large_uploads_that_come_at_once_take_turns_and_none_is_refused(
+    make_front, http, services, media
+):
+    """Together they are more than may be held; each alone is not."""
+    size = 10 * PART
+    media.names |= {"second", "third"}
+    front = make_front(services, max_in_flight=size, max_body=size, max_decompressed=size)
+    paths = [UPLOAD, *(UPLOAD.replace("known/upload", name) for name in ("second", "third"))]
+    with front.connect() as first, front.connect() as second, front.connect() as third:
+        connections = (first, second, third)
+        for connection, path in zip(connections, paths, strict=True):
+            # All are admitted: what is announced does not count.
+            connection.send(http.head(path, Content_Length=size))
+            assert media.started.acquire(timeout=http.WAIT)
+        most = [0]
+        with ThreadPoolExecutor(3) as pool:
+            sent = [pool.submit(connection.send, bytes(size)) for connection in connections]
+            while not all(future.done() for future in sent):
+                most.append(front.frontend.in_flight)
+                time.sleep(0.001)
+        for connection in connections:
+            assert connection.reply().status == 200
+    # One part for each that comes may be there before it is counted.
+    assert max(most) <= size + 3 * PART
+    assert front.frontend.in_flight == 0
+
+
+def test_one_that_stalls_keeps_nobody_out(make_front, http, services, media):
+    size = 10 * PART
+    media.names |= {"second"}
+    front = make_front(services, max_in_flight=size, max_body=size, max_decompressed=size)
+    with front.connect() as first, front.connect() as second:
+        first.send(http.head(UPLOAD, Content_Length=size), bytes(100))
+        assert media.started.acquire(timeout=http.WAIT)
+        path = UPLOAD.replace("known/upload", "second")
+        body = bytes(size - 2 * PART)
+        assert second.send(http.head(path, Content_Length=len(body)), body).reply().status == 200
+        assert first.send(bytes(size - 100)).reply().status == 200
     assert front.frontend.in_flight == 0
 
 

@@ -101,6 +101,42 @@ def test_a_goal_that_was_reached_before_the_restart_ends_the_task(kit, sqlite, m
     asyncio.run(main())
 
 
+def test_a_result_is_made_however_long_the_server_was_down(kit, sqlite):
+    """What it may take after the deadline counts from the start of the server."""
+
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=4, minimum_count=1, deadline=60)
+            await world.device().run()
+            late = ManualClock(world.clock.now() + 86400)
+        async with sqlite(clock=late) as world:
+            for _ in range(2):
+                world.services.ticker.run_due()
+            assert await world.result(task) == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_does_not_cost_a_task_its_result(kit, troubled):
+    """The engine has its time after the deadline again, once something can be stored."""
+    storage, world_of = troubled
+
+    async def main():
+        async with world_of() as world:
+            task = await world.submit(goal=2, minimum_count=1, deadline=60)
+            storage.fault = "before"
+            contributing = asyncio.create_task(world.device().run())
+            await until(lambda: world.services._store.writes.trouble())
+            for _ in range(3):
+                world.advance(1000)
+                assert (await world.status(task)).state is TaskState.CLOSING
+            storage.fault = ""
+            assert await contributing
+            assert await world.result(task) == [1, 1]
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("minimum", [2, 3])
 def test_a_deadline_that_passed_meanwhile_is_judged_by_what_is_there(kit, sqlite, minimum):
     async def main():

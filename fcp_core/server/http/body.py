@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.buffers import Buffers
@@ -61,6 +61,27 @@ class InFlight:
         self._waiting = waiting
         #: Those who wait for room, in order.
         self._waiting_for_room: deque[object] = deque()
+        #: How much is missing of the bodies that come and are waited for.
+        self._missing: dict[object, int] = {}
+
+    def goes_on(self, body: object, missing: int) -> bool:
+        """Whether more of a body is to be read now; if not, it is asked again later.
+
+        What the body that lacks the least still lacks is left free by all others, so that one after
+        the other becomes complete; what is merely announced takes nothing from anybody.
+
+        :param missing: how much is still to come of it; 0: it is over.
+        """
+        if not missing:
+            self._missing.pop(body, None)
+            return True
+        self._missing[body] = missing
+        first = min(self._missing, key=lambda other: self._missing[other])
+        size, room = min(PART, missing), self.room()
+        if body is first:
+            # The others may have a part each that was not counted when they asked.
+            return size <= room + PART * (len(self._missing) - 1)
+        return size + self._missing[first] <= room
 
     def take(self, size: int) -> None:
         """Count *size* bytes more.
@@ -182,15 +203,25 @@ class BodyReader:
         try:
             begun = time.perf_counter()
             while self.received < self._length:
+                await self._wait_for_room(stream)
                 piece = whole[self.received : self.received + PART]
                 self.received += await stream.read_into(piece, partial=True)  # type: ignore[arg-type]
-                self._count(self.received)
+                self._count(self.received, anyway=True)
                 if time.perf_counter() - begun >= TURN / self._in_flight.readers:
                     await asyncio.sleep(0)
                     begun = time.perf_counter()
         finally:
             self._in_flight.readers -= 1
+            self._in_flight.goes_on(self, 0)
         self._whole = whole
+
+    async def _wait_for_room(self, stream: IOStream) -> None:
+        """Read no more while there is no room: the device is slowed down, not turned away."""
+        assert self._length is not None  # as in receive_from
+        while not self._in_flight.goes_on(self, self._length - self.received):
+            if stream.closed():
+                raise StreamClosedError
+            await asyncio.sleep(PAUSE)
 
     async def _inflate_from(self, stream: IOStream, length: int) -> None:
         """Take a compressed body: more of it comes while what has come is decompressed."""
@@ -319,10 +350,17 @@ class BodyReader:
             413, f"the body has at least {size} bytes; this server takes {self._limits.max_body}"
         )
 
-    def _count(self, size: int) -> None:
+    def _count(self, size: int, *, anyway: bool = False) -> None:
+        """Count what is there.
+
+        :param anyway: even if that is over the limit, by no more than one part.
+        """
         size -= self._in_flight.free
         if size > self._counted and not self.closed:
-            self._in_flight.take(size - self._counted)
+            if anyway:
+                self._in_flight.give_back(self._counted - size)
+            else:
+                self._in_flight.take(size - self._counted)
             self._counted = size
 
 

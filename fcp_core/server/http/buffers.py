@@ -123,6 +123,7 @@ class Buffers:
                 beyond.append(block)
             else:
                 self._free.append((when, block))
+            del block  # or it would go back here, when the thread has let go of it
         free = sum(len(block) for _, block in self._free)
         while free > self._bound:
             beyond.append(self._free.pop(0)[1])

@@ -115,6 +115,7 @@ class ForwardHandler(Handler):
         self._here: Handler | None = None
         self._kept: bytearray | None = bytearray()
         self._exchange: Exchange | None = None
+        self._url = ""
         self._failed: str | None = None
         self._tries = -1
         patience = PATIENCE * self._members.seconds
@@ -167,7 +168,7 @@ class ForwardHandler(Handler):
                 exchange = await self._open(url, {"Expect": "100-continue"})
                 await self._unless_moved(exchange, exchange.goes_on, url)
                 if not exchange.head.done() or (await exchange.head)[0] != MOVED:
-                    self._exchange = exchange
+                    self._exchange, self._url = exchange, url
                     return
                 exchange.close()
             except OSError:
@@ -180,6 +181,14 @@ class ForwardHandler(Handler):
                 return
 
     # The body.
+
+    async def pass_on(self, body: bytes) -> None:
+        """Pass on a call whose body is here already.
+
+        :raises StatusError: UNAVAILABLE if no owner has an answer.
+        """
+        self._kept = bytearray(body)
+        await self.serve()
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece, or pass it on."""
@@ -197,8 +206,9 @@ class ForwardHandler(Handler):
 
     async def _pass(self, exchange: Exchange, chunk: bytes) -> None:
         # If it does not take more, its answer says why.
-        with contextlib.suppress(StreamClosedError):
-            await exchange.write(chunk)
+        writing = asyncio.ensure_future(exchange.write(chunk))
+        with contextlib.suppress(OSError):
+            await self._unless_moved(exchange, writing, self._url)
 
     def finish(self) -> None:
         """Wait for the answer, now that the body is complete."""
@@ -215,7 +225,7 @@ class ForwardHandler(Handler):
         if self._exchange is not None:
             self._exchange.end_body()
             try:
-                head = await self._exchange.head
+                head = await self._unless_moved(self._exchange, self._exchange.head, self._url)
             except OSError:
                 raise _no_owner() from None
             await self._answer(self._exchange, *head)

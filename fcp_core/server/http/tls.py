@@ -14,6 +14,42 @@ logger = logging.getLogger("fcp.server")
 _UNTIMELY = (9, 10)
 
 
+class ServerTLS:
+    """What HTTPS is served with; :meth:`reload` reads the same files again.
+
+    The parameters are those of :func:`server_context`.
+
+    :ivar context: for the sockets; it stays the same.
+    :raises UsageError: as :func:`server_context`.
+    """
+
+    def __init__(
+        self,
+        certfile: str | os.PathLike[str],
+        keyfile: str | os.PathLike[str] | None = None,
+        client_ca: str | os.PathLike[str] | None = None,
+        *,
+        required: bool = True,
+    ) -> None:
+        self._files = (certfile, keyfile, client_ca)
+        self._required = required
+        self.context = server_context(*self._files, required=required)
+
+    def reload(self) -> None:
+        """Serve new connections with what is in the files now.
+
+        A certificate that signed those of clients, and is gone from its file, is trusted until the
+        server is started again.
+
+        :raises UsageError: if that cannot be used; nothing is changed then.
+        """
+        server_context(*self._files, required=self._required)
+        certfile, keyfile, client_ca = self._files
+        self.context.load_cert_chain(certfile, keyfile)
+        if client_ca is not None:
+            self.context.load_verify_locations(client_ca)
+
+
 def server_context(
     certfile: str | os.PathLike[str],
     keyfile: str | os.PathLike[str] | None = None,

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -27,7 +28,7 @@ from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import bind
-from fcp_core.server.http.tls import server_context
+from fcp_core.server.http.tls import ServerTLS
 from fcp_core.server.logs import configure_logging
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
@@ -58,6 +59,7 @@ class Worker:
         self._plugins: Plugins | None = None
         self._engine: Engine | None = None
         self._metrics: WorkerMetrics | None = None
+        self._tls: ServerTLS | None = None
 
     async def _start(self, settings: Any) -> None:
         """Listen.
@@ -78,9 +80,8 @@ class Worker:
         configure_logging(settings.log_levels.pop(""), server_settings.log_format)
         for name, level in settings.log_levels.items():
             logging.getLogger(name).setLevel(level)
-        tls = None
         if settings.certfile is not None:
-            tls = server_context(
+            self._tls = ServerTLS(
                 settings.certfile,
                 settings.keyfile,
                 server_settings.client_ca,
@@ -96,6 +97,7 @@ class Worker:
             read_body=folds.read_body,
             partial=folds.partial,
             piece=folds.piece,
+            reload=self._reload,
         )
         if server_settings.metrics:
             self._metrics = WorkerMetrics(SystemClock(), self.link)
@@ -113,7 +115,7 @@ class Worker:
             plugins.authenticate if plugins.authenticates else None,
             Limits.from_config(config),
             sockets,
-            tls,
+            None if self._tls is None else self._tls.context,
             metrics=self._metrics,
             metrics_apart=settings.metrics_apart,
             admin_check=AdminCheck.from_config(config),
@@ -135,6 +137,12 @@ class Worker:
         self.link.serve(use_table=members.use)
         await members.look()
         return members
+
+    async def _reload(self) -> None:
+        """Read the certificate again; the process that decides says if it cannot be used."""
+        with suppress(UsageError):
+            if self._tls is not None:
+                self._tls.reload()
 
     async def _drain(self) -> None:
         """Stop accepting, and wait for the requests in progress."""
@@ -162,7 +170,7 @@ def main(descriptor: int) -> None:
 
     :param descriptor: of the socket to it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     asyncio.run(_run(socket.socket(fileno=descriptor)))
 

@@ -295,6 +295,11 @@ class Workers:
             for worker in self._workers:
                 worker.tell("use_table", dump)
 
+    def reload(self) -> None:
+        """Have all read their certificate again."""
+        for worker in self._workers:
+            worker.tell("reload")
+
     async def drain(self) -> None:
         """Have all stop accepting, and wait for their requests in progress. None is replaced."""
         self._stopping = True

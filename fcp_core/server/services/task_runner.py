@@ -260,8 +260,8 @@ class TaskRunner:
 
     def tick(self, now: float) -> None:
         """Let time pass."""
-        self._next_tick = math.inf
-        self._perform([*self.machine.tick(now), *self.protocol.tick(now)], now)
+        self._next_tick, stuck = math.inf, bool(self._with.writes.trouble())
+        self._perform([*self.machine.tick(now, stuck=stuck), *self.protocol.tick(now)], now)
         self._schedule()
 
     # Inside.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.tokens import Tokens, TokenSource, mark_of
 from fcp_core.server.file_lock import FileLock
-from fcp_core.server.keys import load_keys
+from fcp_core.server.keys import keys_path, load_keys, read_file
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.assignments import TaskAssignments
 from fcp_core.server.services.common import Common
@@ -92,7 +93,7 @@ class Services:
         settings = ServerSettings.from_config(plugins.config)
 
         notify = plugins.notify if observe is None else _both(observe, plugins.notify)
-        self._clock, self._notify = clock, notify
+        self._clock, self._notify, self._config = clock, notify, plugins.config
         self._storage = plugins.make_storage() if storage is None else storage
         self._lock = _lock_of(self._storage)
         self._engine = plugins.make_engine() if engine is None else engine
@@ -100,9 +101,10 @@ class Services:
         self.url = url = partial(str, base_url) if isinstance(base_url, str) else base_url
         prefix = settings.download_prefix
         source = TokenSource() if secrets is None else secrets
+        self._tokens = Tokens(keys.keyring, keys.deployment)
         common = Common(
             clock=clock,
-            tokens=Tokens(keys.keyring, keys.deployment),
+            tokens=self._tokens,
             secrets=source,
             base_url=url,
             data_url=partial(str, prefix) if prefix else data_url or url,
@@ -285,6 +287,20 @@ class Services:
         if self.members is not None and not self.members.in_touch:
             return "the storage does not answer"
         return self._store.writes.trouble()
+
+    def reload_keys(self) -> None:
+        """Read the file with the keys that sign tokens again, if there is one.
+
+        :raises UsageError: if it cannot be used; nothing is changed then.
+        """
+        path = keys_path(self._config, self._storage)
+        if self._config.get("token_keys") is None and path is not None:
+            keys = read_file(path)
+            self._tokens.use(keys.keyring)
+            if self.members is not None:
+                self.members.table = replace(self.members.table, secrets=tuple(secrets_of(keys)))
+                for callback in self.members.on_change:
+                    callback(self.members.table)
 
     def add_population(self, name: str) -> None:
         """Let devices check in to a population from now on."""
