@@ -147,7 +147,7 @@ class Program(threading.Thread):
     """Has one task after another until it is told to stop, and keeps the results."""
 
     def __init__(self, urls: list[str]) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.results: dict[str, bytes] = {}
         self.stopping = False
         self.error: BaseException | None = None
