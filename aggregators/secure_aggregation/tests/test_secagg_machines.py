@@ -339,6 +339,19 @@ def test_unmasking_shares_that_do_not_fit_cost_their_sender_and_its_input_stays(
     session.check([0, 1, 2, 3])
 
 
+def test_a_wrong_share_of_a_private_key_is_noticed():
+    """It spoils the sum, which nobody is shown."""
+    session = Session(full(5, 3), 3)
+    session.round()
+    session.round()
+    session.round(gone=[4])
+    session.outbox[0].noise_or_prf_key_shares[4].noise_sk_share = bytes(36)
+    session.round()
+    with pytest.raises(ValueError, match="wrong share"):
+        session.server.unmask()
+    assert session.server.outcome is Outcome.UNHANDLED_ERROR
+
+
 def test_messages_out_of_turn_cost_their_sender():
     session = Session(full(4, 3), 3)
     session.send(0)

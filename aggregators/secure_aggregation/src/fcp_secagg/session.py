@@ -84,6 +84,8 @@ class SessionFacts(Machine[ServerState]):
         super().__init__(ServerState.R0_ADVERTISE_KEYS)
         self._graph, self.specs, self.minimum = graph, tuple(specs), minimum
         self._clients = [Client() for _ in range(graph.size)]
+        #: All public keys that clients brought.
+        self._keys: set[bytes] = set()
         self._inputs: list[list[bytes]] = []
         self.session_id = b""
         #: How it ended.
@@ -160,6 +162,7 @@ class SessionFacts(Machine[ServerState]):
             [unmasking.Shares(index, self._clients[index].shares) for index in included],
             [unmasking.Shares(index, self._clients[index].shares) for index in gone],
             pairs,
+            {index: self._clients[index].noise for index in gone},
         )
 
     # Messages.
@@ -195,10 +198,11 @@ class SessionFacts(Machine[ServerState]):
                     DropReason.INVALID_PUBLIC_KEY,
                     f"a public key is no compressed point of P-256 ({PUBLIC_KEY_BYTES} bytes)",
                 ) from None
-            if any(key in (other.noise, other.enc) for other in self._clients):
+            if key in self._keys:
                 # Its owner would take it for a lie of the server.
                 raise Dropping(DropReason.INVALID_PUBLIC_KEY, "a public key is another client's")
         record.noise, record.enc = pair.noise_pk, pair.enc_pk
+        self._keys |= {record.noise, record.enc}
         record.move(ClientStatus.ADVERTISE_KEYS_RECEIVED)
 
     def _take_shares(self, client: int, record: Client, message: pb.ShareKeysResponse) -> None:
