@@ -27,6 +27,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -57,6 +58,8 @@ def main() -> int:
         # Or sets would have another order in each process, and no failure could be repeated.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    # Servers of real kills must not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # What devices go through here is not worth a line each.
     logging.getLogger("fcp_core.client").setLevel(logging.CRITICAL)
     if given.replay is not None:
