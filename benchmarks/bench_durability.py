@@ -4,30 +4,40 @@ Two servers with an SQLite file each, in processes of their own, measured in tur
 ``durability = contribution`` and one with ``round``. Both files lie in the working folder or in
 ``--folder``, which should be on a local disk.
 
+Then the first one is given five times as many devices as it needs to be busy, and a memory for
+uploads that they overflow. It turns devices away at check-in; none may get an error, it must go on
+at its pace, and its memory must stay flat.
+
     python benchmarks/bench_durability.py [--quick] [--folder DIR]
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from bench_ingest import ELEMENTS, in_turns, noise, sessions, show, uploads
 from goals import Goal
-from http_load import Device, Server, running
+from http_load import Device, Rate, Server, measure, running
 
 from fcp_core.rounds.specification import Durability
 
 CONNECTIONS = 16
+#: How many times as many devices as it needs to be busy.
+OVERLOAD = 5
+#: For uploads, in the overload: fewer than so many devices bring.
+MAX_IN_FLIGHT = 128 << 20
 
 
-def serve(elements: int, durability: Durability, folder: Path) -> None:
+def serve(elements: int, durability: Durability, folder: Path, max_in_flight: int) -> None:
     """Serve a task that sums *elements* floats."""
     import asyncio
 
@@ -43,7 +53,13 @@ def serve(elements: int, durability: Durability, folder: Path) -> None:
         outputs=(TensorSpec("total", DataType.FLOAT, (elements,)),),
     )
     configuration = configuration_to_proto([intrinsic]).SerializeToString()
-    overrides = {"storage": "sqlite", "storage.sqlite.path": str(folder / f"{durability}.sqlite")}
+    overrides: dict[str, object] = {
+        "storage": "sqlite",
+        "max_in_flight": max_in_flight,
+        "max_body": 8 << 20,
+        "max_decompressed": 8 << 20,
+        "storage.sqlite.path": str(folder / f"{durability}.sqlite"),
+    }
 
     async def main() -> None:
         server = FCPServer(Plugins.load(environ={}, overrides=overrides))
@@ -103,6 +119,56 @@ def compare(folder: Path, quick: bool) -> list[Goal]:
     return goals
 
 
+def overload(folder: Path, quick: bool) -> list[Goal]:
+    """Compare a server with five times the devices with itself."""
+    body, _ = noise(ELEMENTS)
+    with ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
+        start = [__file__, "--elements", str(ELEMENTS), "--folder", place]
+        start += ["--max-in-flight", str(MAX_IN_FLIGHT), "--serve"]
+        server = stack.enter_context(running(*start, "contribution"))
+        devices = [Device(server.url) for _ in range(OVERLOAD * CONNECTIONS)]
+        turned_away: Counter[str] = Counter()
+
+        def session(device: Device) -> None:
+            while not (checked_in := device.check_in()).session_id:
+                turned_away["check-in"] += 1
+                time.sleep(random.uniform(0.05, 0.1))
+            answer = device.start(checked_in.session_id)
+            if not answer.HasField("task_assignment"):
+                turned_away["start"] += 1
+                return session(device)
+            # Whatever is not answered 200 from here on ends the benchmark.
+            return device.contribute(answer.task_assignment, body)
+
+        def steps(count: int) -> Callable[[int], Rate]:
+            each = [lambda device=device: session(device) for device in devices[:count]]
+            return lambda pieces: measure(server, each, pieces)
+
+        size = 160 if quick else 320
+        usual, many = steps(CONNECTIONS), steps(OVERLOAD * CONNECTIONS)
+        usual(size)
+        before = _peak(server)
+        found = in_turns(many, usual, size, 3 if quick else 7)
+        more = _peak(server) - before
+        show("overload", OVERLOAD * CONNECTIONS, found, f"{CONNECTIONS} connections")
+        print(f"turned away: {dict(turned_away)}; memory {before:.0f} MB, {more:.0f} MB more")
+        _close([devices])
+    what = f"contributions with {OVERLOAD} times the devices vs {CONNECTIONS} connections"
+    return [
+        Goal("overload", what, found.ratio, 0.9, at_most=False),
+        Goal("overload", "memory that they cost", more, 1.5 * MAX_IN_FLIGHT / 2**20, "MB"),
+    ]
+
+
+def _peak(server: Server) -> float:
+    """Return the most memory that a server had, in MB."""
+    for line in Path(f"/proc/{server.pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("the system does not say how much memory a process had")
+
+
 def _close(devices: Sequence[Sequence[Device]]) -> None:
     for each in devices:
         for device in each:
@@ -115,7 +181,7 @@ def goals(quick: bool, folder: Path = Path()) -> list[Goal]:
     :param quick: fewer turns.
     :param folder: where the files are put.
     """
-    return compare(folder, quick)
+    return [*compare(folder, quick), *overload(folder, quick)]
 
 
 def main() -> None:
@@ -125,9 +191,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path())
     parser.add_argument("--serve", choices=("contribution", "round"), help=argparse.SUPPRESS)
     parser.add_argument("--elements", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--max-in-flight", type=int, default=1 << 30, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        serve(arguments.elements, arguments.serve, arguments.folder)
+        serve(arguments.elements, arguments.serve, arguments.folder, arguments.max_in_flight)
         return
     for goal in goals(arguments.quick, arguments.folder):
         print("  ".join(goal.row()))

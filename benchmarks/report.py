@@ -32,6 +32,7 @@ MODULES = (
     "fold",
     "ingest",
     "durability",
+    "postgres",
     "memory",
     "cores",
     "loop",
@@ -40,6 +41,7 @@ MODULES = (
     "dask",
     "digits",
     "fedavg",
+    "secagg",
     "members",
     "demo",
 )

@@ -10,7 +10,15 @@ from typing import Any
 from benchmarks.crashing.disk import FATES
 
 #: The kinds of fault, and how likely each is.
-KINDS = {"kill": 3, "transaction": 6, "call": 5, "disk full": 1, "clock": 1, "cut off": 2}
+KINDS = {
+    "kill": 3,
+    "stop": 1,
+    "transaction": 6,
+    "call": 5,
+    "disk full": 1,
+    "clock": 1,
+    "cut off": 2,
+}
 #: What may become of a device's call: it does not arrive, its answer does not, it comes twice.
 CALLS = ("lost", "answer lost", "twice")
 #: For how long things go wrong, in virtual seconds; then all must come to an end.
@@ -72,7 +80,7 @@ def draw(seed: int, count: int) -> Plan:
 def _fault(rng: random.Random, kind: str, members: int) -> Fault:
     at = round(rng.uniform(0.0, SPAN), 3)
     member = rng.randrange(members)
-    if kind == "kill":
+    if kind in ("kill", "stop"):
         return Fault(at, kind, {"member": member, "seconds": round(rng.uniform(0.1, 20.0), 3)})
     if kind == "transaction":
         fate = rng.choice(FATES)

@@ -35,6 +35,8 @@ LEASE = 10.0
 #: For how long a call waits for an owner, in virtual seconds.
 PATIENCE = 30.0
 PAUSE = 0.5
+#: How long a member may take to stop, in virtual seconds, before whoever runs it kills it.
+STOP = 90.0
 
 _plugins: dict[bool, Plugins] = {}
 
@@ -152,13 +154,13 @@ class World:
         member.offset = self.offsets[number]
         member.spawn(member.start())
 
-    def kill(self, number: int, seconds: float) -> None:
+    def kill(self, number: int, seconds: float, *, counts: bool = True) -> None:
         """Kill a member without another word, and start it again later."""
         member = self.members[number]
         if member is None:
             return
         self.members[number] = None
-        self.effects["kill"] += 1
+        self.effects["kill"] += counts
         member.handle.dead = True
         member.dead.set_result(None)
         if hasattr(member, "services"):
@@ -170,15 +172,40 @@ class World:
             await asyncio.sleep(seconds)
             self.start(number)
 
-        task = self.loop.create_task(again(), context=Context())
+        self._later(again())
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what no member does."""
+        task = self.loop.create_task(work, context=Context())
         self.restarting.add(task)
         task.add_done_callback(self.restarting.discard)
+
+    def stop(self, number: int, seconds: float) -> None:
+        """Stop a member as SIGTERM does; kill it if it has not stopped in time."""
+        member = self.members[number]
+        if member is None or not member.ready:
+            return
+        self.effects["stop"] += 1
+        stopping = member.spawn(_stop(member.services))
+
+        async def end() -> None:
+            await asyncio.wait((stopping, member.dead), timeout=STOP)
+            if not stopping.done():
+                self.effects["stop: killed at last"] += 1
+            elif not (stopping.cancelled() or stopping.exception() is None):
+                self.broken.append(f"a stop failed: {stopping.exception()!r}")
+            if self.members[number] is member:
+                self.kill(number, seconds, counts=False)
+
+        self._later(end())
 
     def inflict(self, fault: Fault) -> None:
         """Have something go wrong now."""
         details = fault.details
         if fault.kind == "kill":
             self.kill(details["member"], details["seconds"])
+        elif fault.kind == "stop":
+            self.stop(details["member"], details["seconds"])
         elif fault.kind == "call":
             self.calls.extend([details["fate"]] * details["count"])
         elif fault.kind == "disk full":
@@ -268,6 +295,11 @@ class World:
             return None if owner.giving and begins else entry
         found = (each for each in self.members if each is not None and each.url == owner.url)
         return None if passed else next((each for each in found if each.ready), None)
+
+
+async def _stop(services: Services) -> None:
+    await services.give_back()
+    await services.stop()
 
 
 async def _look(services: Services) -> None:

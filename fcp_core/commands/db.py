@@ -95,7 +95,7 @@ def info(invocation: Any) -> None:
     click.echo(f"schema version {found.version}{_version_words(found)}, {_bytes(found.size)}")
     if (holder := database.holder()) is not None:
         click.echo(f"in use by {holder}")
-    for member in _run(_members(database.upkeep)):
+    for member in _run(_members(database.upkeep)) if found.version >= found.newest else ():
         age = max(0.0, found.now - member.heartbeat)
         click.echo(
             f"member {member.member_id}: process {member.pid} on {member.host}, {member.url}, "

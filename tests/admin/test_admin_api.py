@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -465,6 +466,23 @@ def test_the_client_refuses_to_send_the_token_in_the_clear():
         AdminClient("http://fcp.example.org/", "token")
     with pytest.raises(UsageError, match="must be like"):
         AdminClient("fcp.example.org", "token")
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"deadline": math.inf}, "deadline"),
+        ({"options": {"federated_sum": {"max_norm": math.nan}}}, "options.federated_sum.max_norm"),
+        ({"options": {"x": {"y": [1.0, -math.inf]}}}, "options.x.y.1"),
+    ],
+)
+def test_the_client_sends_no_number_that_json_lacks(fields, name):
+    spec = TaskSpec(population="p", name="n", plan=b"", aggregation=b"", goal_count=1, **fields)
+    with (
+        AdminClient("http://localhost:1/", None, patience=0) as client,
+        pytest.raises(StatusError, match=f"^{name}: .* is not a finite number"),
+    ):
+        client.submit(spec)
 
 
 def test_the_client_says_when_nobody_is_there(make_server):

@@ -22,6 +22,8 @@ from fcp_core.server.services.tasks import Tasks
 from fcp_core.storage import shards
 from fcp_core.storage.records import ShardRecord
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -123,7 +125,6 @@ PLANTED = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("plant", "expected"), PLANTED, ids=[p.__name__ for p, _ in PLANTED])
 def test_a_planted_fault_is_seen(plant, expected, monkeypatch):
     plant(monkeypatch)

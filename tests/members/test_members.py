@@ -9,12 +9,13 @@ import pytest
 import urllib3
 
 from fcp_core.admin import AdminClient
-from fcp_core.client import Outcome
+from fcp_core.client import CallableStore, Outcome, make_query_result
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import mark_of
 from fcp_core.server.http.passing import HEADER, Passed, sign
 from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
+from fcp_core.testing.servers import COLLECTION
 from tests.members.shared import owned, sum_task, until
 
 POPULATIONS = [f"p{number}" for number in range(8)]
@@ -58,8 +59,7 @@ def test_a_task_is_submitted_and_served_at_any_member(member, fcp_client):
 
 def other_population(one, two):
     """Return a population that the second member is to own."""
-    table = until(lambda: one.server.services.members.table.members and one)
-    table = table.server.services.members.table
+    table = one_table(one)
     return next(name for name in POPULATIONS if table.chosen(name))
 
 
@@ -167,3 +167,51 @@ def test_a_member_that_lost_a_population_writes_nothing(member):
 
     assert one._run(stored()).state == "open"
     until(lambda: owned(one) == [])
+
+
+def test_a_new_member_is_given_its_share(member, fcp_client):
+    one = member()
+    with admin(one) as client:
+        tasks = {name: client.submit(sum_task(1, name)).task_id for name in POPULATIONS}
+        assert sorted(owned(one)) == POPULATIONS
+        two = member()
+        wanted = [name for name in POPULATIONS if one_table(one).chosen(name)]
+        until(lambda: sorted(owned(two)) == sorted(wanted))
+        assert wanted
+        for name, task in tasks.items():
+            contribute(device(fcp_client, one, 3, name))
+            assert client.wait(task).state == "completed"
+
+
+def one_table(server):
+    """Return the table of a member that knows of another one."""
+    members = server.server.services.members
+    until(lambda: members.table.members)
+    return members.table
+
+
+def test_a_submission_is_answered_by_the_next_owner_if_the_population_went(member, fcp_client):
+    one = member()
+    two = member()
+    name = next(name for name in POPULATIONS if one_table(one).chosen(name))
+    with admin(one) as client:
+        task = client.submit(sum_task(1, name)).task_id
+    assert owned(two) == [name]
+    stolen = []
+
+    def data(selector):
+        # The owner is to find this out by itself when it writes.
+        if not stolen:
+            stolen.append(name)
+            write(two, lambda now: LeaseRecord(name, "", 50, now, now))
+        return [make_query_result({"v": np.array([9], np.int64)}).SerializeToString()]
+
+    with fcp_client(two, population=name, stores={COLLECTION: CallableStore(data)}) as client:
+        result = client.run_once()
+        assert result.outcome is Outcome.CONTRIBUTED, result
+        # It was lost: another one makes up for it.
+        contribute(client)
+    with admin(one) as client:
+        ended = client.wait(task)
+        assert (ended.state, ended.contributed) == ("completed", 1)
+        assert [x.epoch for x in client.members().leases if x.population == name] > [50]

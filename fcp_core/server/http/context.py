@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -103,6 +104,16 @@ class Context:
         mark, _ = mark_of_call(method, path)
         owner = None if mark is None else self.members.table.owner(mark, self.members.clock)
         return mark in self.members.table.known and (owner is None or bool(owner.url))
+
+    async def went(self, error: StatusError, method: str, path: str) -> bool:
+        """Whether a call failed since its population is another member's by now."""
+        if self.members is None:
+            return False
+        if error.code is Code.ABORTED and not self.is_elsewhere(method, path):
+            # What was to be written was refused, and nobody has looked since.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.members.look(), self.members.seconds)
+        return self.is_elsewhere(method, path)
 
     def leave(self, request: object) -> None:
         """Stop waiting for a request. May be repeated."""

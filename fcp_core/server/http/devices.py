@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import hashlib
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,9 +17,10 @@ from fcp_core.protocol.compression import is_worth_compressing
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import sender_of
 from fcp_core.server.http import refusals
+from fcp_core.server.http.forward import ForwardHandler
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import limits_of_call
-from fcp_core.server.http.passing import UPLOAD
+from fcp_core.server.http.passing import UPLOAD, mark_of_call
 from fcp_core.server.reached import HOST
 from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.eligibility import ADDRESS
@@ -133,10 +135,16 @@ class RPCHandler(Handler):
             ) from None
         for name, value in self._variables.items():
             setattr(request, name, value)
-        ADDRESS.set(self.connection.origin)
+        ADDRESS.set(self.connection.origin if self.passed is None else self.passed.peer)
         given = self.headers.get
         HOST.set((given("Host", ""), given("X-Forwarded-Proto", "")))
-        response = await self._method(request, self._caller)
+        try:
+            response = await self._method(request, self._caller)
+        except StatusError as error:
+            if self.passed is None and await self.context.went(error, self.method, self.path):
+                await self._pass_on(request)
+                return
+            raise
         answer = response.SerializeToString()
         accepted = self.headers.get("Accept-Encoding", "")
         if (
@@ -149,6 +157,18 @@ class RPCHandler(Handler):
             self.answer(await self._compress(answer), headers=headers)
         else:
             self.answer(answer)
+
+    async def _pass_on(self, request: Message) -> None:
+        """Have another member answer: it owns the population since the call came."""
+        mark, _ = mark_of_call(self.method, self.path)
+        self.headers.pop("Content-Encoding", None)
+        make = partial(RPCHandler, self.context)
+        given = (self.connection, self.method, self.uri, self.headers)
+        handler = ForwardHandler(self.context, mark or b"", make, True, False, *given)
+        await handler.pass_on(request.SerializeToString())
+        # It is answered, or will be, and is counted there.
+        self.over = True
+        self.context.leave(self)
 
     async def _compress(self, data: bytes) -> bytes:
         if len(data) < COMPRESS_APART:

@@ -182,6 +182,14 @@ class ForwardHandler(Handler):
 
     # The body.
 
+    async def pass_on(self, body: bytes) -> None:
+        """Pass on a call whose body is here already.
+
+        :raises StatusError: UNAVAILABLE if no owner has an answer.
+        """
+        self._kept = bytearray(body)
+        await self.serve()
+
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Keep a piece, or pass it on."""
         if self._here is not None:

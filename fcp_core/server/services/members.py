@@ -31,7 +31,7 @@ from fcp_core.rounds.membership import (
     Take,
 )
 from fcp_core.rounds.tokens import mark_of
-from fcp_core.server.services.routing import Owner, RoutingTable, agree, listed
+from fcp_core.server.services.routing import RoutingTable, agree, listed, lives
 from fcp_core.storage.contract import Storage, StorageError, Transaction
 from fcp_core.storage.leases import Beat, View, beat, check, leave, read
 from fcp_core.storage.records import MemberRecord
@@ -40,6 +40,8 @@ logger = logging.getLogger("fcp.services")
 
 #: The shortest pause between two looks at the storage, in seconds.
 PAUSE = 0.05
+#: For how many lease times a population is held on to whose contributions are on their way.
+SETTLING = 5.0
 #: How often, in a lease's time, a storage is asked again that did not answer.
 RETRIES = 12.0
 
@@ -150,7 +152,7 @@ class Members:
         await self._beat()
         assert self.view is not None  # it was read, or an error was raised
         for member in self.view.members.values():
-            if not agree(member.keys, self._me.keys) and self._lives(member, self.view):
+            if not agree(member.keys, self._me.keys) and lives(member, self.view, self.seconds):
                 await self._storage.transact(partial(leave, member_id=self.member_id, given={}))
                 raise UsageError(
                     f"the server on {member.host} (process {member.pid}), which shares this "
@@ -296,6 +298,7 @@ class Members:
         }
         self._change(self._leases.found(asked, mine))
         self._publish()
+        self._share()
 
     def _change(self, changes: list[Take | Drop | Suspend | Resume]) -> None:
         for change in changes:
@@ -365,31 +368,23 @@ class Members:
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
-    def _lives(self, member: MemberRecord, view: View) -> bool:
-        return view.now - member.heartbeat < self.seconds
-
     def _publish(self) -> None:
         """Make the table anew of what is known."""
         if self.view is None:
             return
-        owners: dict[bytes, Owner] = {}
-        known = {mark_of(name): name for name in (*self._offered, *self.view.leases)}
-        for name, lease in self.view.leases.items():
-            holder = self.view.members.get(lease.holder)
-            if holder is not None and lease.holder != self.member_id:
-                until = self.seen + (lease.expires - self.view.now)
-                owners[mark_of(name)] = Owner(name, holder.member_url, until)
-        for mine in self._leases:
-            if mine.state in (Holding.HELD, Holding.GIVING) and not mine.released:
-                giving = mine.state is Holding.GIVING
-                owners[mark_of(mine.population)] = Owner(mine.population, "", mine.until, giving)
-        others = {
-            member.member_id: member.member_url
-            for member in self.view.members.values()
-            if member.member_id != self.member_id
-            and not member.draining
-            and self._lives(member, self.view)
-        }
-        self.table = replace(self.table, owners=owners, known=known, members=others)
+        self.table = self.table.made_of(
+            self.view, self.seen, self.seconds, self._offered, self._leases
+        )
         for callback in self.on_change:
             callback(self.table)
+
+    def _share(self) -> None:
+        """Give a population to a member that came since, if all agree that it is to own it."""
+        if self._me.draining or any(lease.state is not Holding.HELD for lease in self._leases):
+            return  # one after another
+        for lease in self._leases:
+            if self.table.chosen(lease.population):
+                self._leases.give(lease)
+                self._publish()
+                self._spawn(self._give(lease, SETTLING * self.seconds))
+                return

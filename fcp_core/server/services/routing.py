@@ -6,15 +6,16 @@ import hashlib
 import os
 import socket
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from fcp_core.admin.messages import Lease, Member, MemberList
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.membership import preferred
-from fcp_core.rounds.tokens import TokenSource
+from fcp_core.rounds.membership import Holding, preferred
+from fcp_core.rounds.membership import Lease as Holder
+from fcp_core.rounds.tokens import TokenSource, mark_of
 from fcp_core.storage.leases import View
 from fcp_core.storage.records import MemberRecord
 
@@ -50,6 +51,40 @@ class RoutingTable:
     known: Mapping[bytes, str] = field(default_factory=dict)
     members: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[bytes, ...] = ()
+
+    def made_of(
+        self,
+        view: View,
+        seen: float,
+        seconds: float,
+        offered: Iterable[str],
+        leases: Iterable[Holder],
+    ) -> RoutingTable:
+        """Return the table anew.
+
+        :param view: what the storage had.
+        :param seen: when that was, by the clock of this host.
+        :param seconds: how long a lease lasts.
+        :param offered: populations that exist though nobody has a task for them yet.
+        :param leases: this server's own.
+        """
+        owners: dict[bytes, Owner] = {}
+        for name, lease in view.leases.items():
+            holder = view.members.get(lease.holder)
+            if holder is not None and lease.holder != self.me:
+                until = seen + (lease.expires - view.now)
+                owners[mark_of(name)] = Owner(name, holder.member_url, until)
+        for mine in leases:
+            if mine.state in (Holding.HELD, Holding.GIVING) and not mine.released:
+                giving = mine.state is Holding.GIVING
+                owners[mark_of(mine.population)] = Owner(mine.population, "", mine.until, giving)
+        members = {
+            member.member_id: member.member_url
+            for member in view.members.values()
+            if member.member_id != self.me and not member.draining and lives(member, view, seconds)
+        }
+        known = {mark_of(name): name for name in (*offered, *view.leases)}
+        return replace(self, owners=owners, known=known, members=members)
 
     def dump(self, now: float) -> dict[str, Any]:
         """Return the table as another process of this server reads it."""
@@ -115,6 +150,11 @@ class Routes(Protocol):
     async def look(self) -> None:
         """Have the storage asked who owns what, and wait for the answer."""
         ...
+
+
+def lives(member: MemberRecord, view: View, seconds: float) -> bool:
+    """Whether a member has shown that it lives within the time of a lease."""
+    return view.now - member.heartbeat < seconds
 
 
 def secrets_of(keys: DeploymentKeys) -> list[bytes]:

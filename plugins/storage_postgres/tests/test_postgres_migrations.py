@@ -1,11 +1,13 @@
 """Tables are brought up to date once, and a release says which tables it works with."""
 
 import asyncio
+import dataclasses
+from pathlib import Path
 
 import pytest
 
 from fcp_core.errors import UsageError
-from fcp_core.testing.storage import Item, LaterItem
+from fcp_core.testing.storage import Item, LaterItem, OtherItem
 from fcp_postgres import migrations
 from fcp_postgres.migrations import MIGRATIONS, Migration
 from fcp_postgres.storage import PostgresStorage
@@ -47,6 +49,56 @@ def as_release(monkeypatch, *more):
 def test_they_are_numbered_without_gaps_and_work_with_themselves():
     assert [migration.version for migration in MIGRATIONS] == list(range(1, LAST + 1))
     assert all(migration.works_with <= migration.version for migration in MIGRATIONS)
+
+
+def test_tables_of_version_1_are_taken_over(make, fcp_postgres_server):
+    """What the first release wrote is read, found and replaced, also what is large."""
+    schema = make()._settings.schema
+    written = (Path(__file__).parent / "data" / "schema-1.sql").read_text()
+    fcp_postgres_server.sql(written.replace("first", schema))
+    large = Item("large", "g", size=2, data=b"x" * 40_000)
+
+    def look(tx):
+        return list(tx.select(Item, group="g")), tx.keys(Item, size=2), tx.get(OtherItem, "o")
+
+    first = Item("a", "g", size=1)
+    found = ([first, large], ["large"], OtherItem("o", note="n"))
+    upkeep = make().upkeep()
+    with pytest.raises(UsageError, match="has tables of version 1, and this release needs"):
+        asyncio.run(upkeep.check())
+    assert asyncio.run(upkeep.info()).version == 1
+    assert asyncio.run(upkeep.migrate()) == 1
+    assert asyncio.run(upkeep.check()) == []
+    longer = dataclasses.replace(large, data=b"y" * 100_000)
+    again, _, now, _, gone = use(
+        make(),
+        look,
+        lambda tx: tx.put(longer),
+        look,
+        lambda tx: tx.delete(Item, "large"),
+        look,
+    )
+    assert (again, now[0], gone[0]) == (found, [first, longer], [first])
+    assert fcp_postgres_server.sql(f"SELECT count(*) FROM {schema}.parts") == "0"
+
+
+def test_parts_go_with_their_record(make, fcp_postgres_server):
+    """Replaced, deleted, or by hand: no bytes stay that no record has."""
+    parts = f"SELECT count(DISTINCT id) FROM {make()._settings.schema}.parts"
+    large = [Item(name, data=bytes(50_000)) for name in "abc"]
+    use(make(), lambda tx: [tx.put(item) for item in large])
+    assert fcp_postgres_server.sql(parts) == "3"
+    use(
+        make(),
+        lambda tx: tx.put(dataclasses.replace(large[0], data=bytes(70_000))),
+        lambda tx: tx.put(dataclasses.replace(large[1], data=b"small")),
+    )
+    assert fcp_postgres_server.sql(parts) == "2"
+    fcp_postgres_server.sql(f"DELETE FROM {make()._settings.schema}.r_kit_item WHERE key = 'c'")
+    assert fcp_postgres_server.sql(parts) == "1"
+    items, _ = use(make(), lambda tx: list(tx.select(Item)), lambda tx: tx.delete(Item, "a"))
+    assert [(item.name, len(item.data)) for item in items] == [("a", 70_000), ("b", 5)]
+    assert fcp_postgres_server.sql(parts) == "0"
 
 
 def test_a_newer_release_brings_tables_up_to_date_and_the_older_goes_on(make, monkeypatch):

@@ -7,8 +7,10 @@ from click.testing import CliRunner
 
 from fcp_core.commands.main import cli
 from fcp_core.storage.records import BlobRecord, TaskRecord
+from fcp_postgres.migrations import MIGRATIONS
 from fcp_postgres.storage import PostgresStorage
 
+LAST = MIGRATIONS[-1].version
 TASK = TaskRecord("t1", "people", "train", "open", "a1", b"spec", created=2e9)
 HEALTHY = (TASK, *(BlobRecord(f"t1/{name}", "t1", b"x") for name in ("plan", "checkpoint")))
 
@@ -43,17 +45,17 @@ def database(fcp_postgres_server, fcp_postgres_schema, tmp_path, monkeypatch):
 
 def test_its_life(database):
     schema, db, _, put = database
-    assert "schema version 0 (this release makes it 1: fcp db migrate)" in db("info")
-    assert "has no tables: run 'fcp db migrate'" in db("check", status=1)
-    assert db("migrate") == "It is made, with schema version 1.\n"
-    assert db("migrate") == "It is up to date: schema version 1.\n"
+    assert f"schema version 0 (this release makes it {LAST}: fcp db migrate)" in db("info")
+    assert "has no tables, and this release needs" in db("check", status=2)
+    assert db("migrate") == f"It is made, with schema version {LAST}.\n"
+    assert db("migrate") == f"It is up to date: schema version {LAST}.\n"
     assert "lease" in db("info")  # All tables are there, for a user who may make none.
     put(*HEALTHY)
     assert db("check") == "Nothing is damaged.\n"
     put(BlobRecord("t9/plan", "t9", b""))
     assert "1 not needed" in db("check")
     assert "Removed 1." in db("gc")
-    assert f"schema '{schema}'\nschema version 1, " in db("info")
+    assert f"schema '{schema}'\nschema version {LAST}, " in db("info")
 
 
 def test_a_copy_is_made_by_its_own_program(database):
@@ -76,3 +78,14 @@ def test_a_record_that_cannot_be_read_is_damage(database):
     output = db("check", status=1)
     assert "blob 't1/plan' cannot be read" in output
     assert "has no plan" in output
+
+
+def test_parts_that_do_not_belong_together_are_damage(database):
+    _, db, sql, put = database
+    put(*HEALTHY, BlobRecord("t1/slice/1/a", "t1", bytes(100_000)))
+    assert db("check") == "Nothing is damaged.\n"
+    sql("UPDATE {}.parts SET id = -id")
+    output = db("check", status=1)
+    assert "1 records of kind 'blob' have lost their bytes" in output
+    assert "the parts of 1 records belong to no record" in output
+    assert "blob 't1/slice/1/a' cannot be read" in output

@@ -7,6 +7,7 @@
 #include <Python.h>
 
 #include <stdint.h>
+#include <string.h>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 /* The same loop for processors that can shuffle bytes 32 at a time, chosen when it is loaded. */
@@ -15,33 +16,90 @@
 #define FAST
 #endif
 
-#define SAMPLE(TYPE, WIDTH)                                                                        \
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define SWAPPED(BITS, word) __builtin_bswap##BITS(word)
+#else
+#define SWAPPED(BITS, word) (word)
+#endif
+
+/* The sample that begins at an address, in the form that compilers make vectors of. Those of 5 to 7
+ * bytes are read with what follows them. */
+static inline uint32_t sample_1(const uint8_t *bytes) { return bytes[0]; }
+
+static inline uint32_t sample_3(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] << 16 | (uint32_t)bytes[1] << 8 | bytes[2];
+}
+
+#define SAMPLE(TYPE, BITS, WIDTH)                                                                  \
     static inline TYPE sample_##WIDTH(const uint8_t *bytes)                                        \
     {                                                                                              \
-        TYPE value = 0;                                                                            \
-        for (int place = 0; place < (WIDTH); place++)                                              \
-            value = (TYPE)(value << 8 | bytes[place]);                                             \
-        return value;                                                                              \
+        uint##BITS##_t word;                                                                       \
+        memcpy(&word, bytes, sizeof word);                                                         \
+        return SWAPPED(BITS, word) >> (BITS - 8 * (WIDTH));                                        \
+    }
+
+SAMPLE(uint32_t, 16, 2)
+SAMPLE(uint32_t, 32, 4)
+SAMPLE(uint64_t, 64, 5)
+SAMPLE(uint64_t, 64, 6)
+SAMPLE(uint64_t, 64, 7)
+SAMPLE(uint64_t, 64, 8)
+
+/* The last samples are read byte by byte: there is nothing to read behind them. */
+#define LOOP(NAME, TYPE, WIDTH, OPERATOR)                                                          \
+    FAST static void NAME##_##WIDTH(TYPE *restrict total, const uint8_t *restrict stream,          \
+                                    Py_ssize_t count)                                              \
+    {                                                                                              \
+        Py_ssize_t whole = count - (Py_ssize_t)sizeof(TYPE), i = 0;                                \
+        for (; i < whole; i++)                                                                     \
+            total[i] OPERATOR sample_##WIDTH(stream + (WIDTH) * i);                                \
+        for (; i < count; i++) {                                                                   \
+            TYPE value = 0;                                                                        \
+            for (int place = 0; place < (WIDTH); place++)                                          \
+                value = (TYPE)(value << 8 | stream[(WIDTH) * i + place]);                          \
+            total[i] OPERATOR value;                                                               \
+        }                                                                                          \
     }
 
 #define LOOPS(TYPE, WIDTH)                                                                         \
-    SAMPLE(TYPE, WIDTH)                                                                            \
-    FAST static void add_##WIDTH(TYPE *restrict total, const uint8_t *restrict stream,             \
-                                 Py_ssize_t count)                                                 \
-    {                                                                                              \
-        for (Py_ssize_t i = 0; i < count; i++)                                                     \
-            total[i] += sample_##WIDTH(stream + (WIDTH) * i);                                      \
-    }                                                                                              \
-    FAST static void subtract_##WIDTH(TYPE *restrict total, const uint8_t *restrict stream,        \
-                                      Py_ssize_t count)                                            \
-    {                                                                                              \
-        for (Py_ssize_t i = 0; i < count; i++)                                                     \
-            total[i] -= sample_##WIDTH(stream + (WIDTH) * i);                                      \
-    }
+    LOOP(add, TYPE, WIDTH, +=)                                                                     \
+    LOOP(subtract, TYPE, WIDTH, -=)
 
 LOOPS(uint32_t, 1)
 LOOPS(uint32_t, 2)
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__BYTE_ORDER__) &&                         \
+    __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+/* Four samples of 3 bytes at a time: one shuffle spreads and swaps them. */
+typedef uint8_t bytes_t __attribute__((vector_size(16)));
+typedef uint32_t words_t __attribute__((vector_size(16)));
+
+#define SPREAD(NAME, OPERATOR)                                                                     \
+    FAST static void NAME##_3(uint32_t *restrict total, const uint8_t *restrict stream,            \
+                              Py_ssize_t count)                                                    \
+    {                                                                                              \
+        const bytes_t none = {0};                                                                  \
+        const bytes_t places = {2, 1, 0, 16, 5, 4, 3, 16, 8, 7, 6, 16, 11, 10, 9, 16};             \
+        Py_ssize_t i = 0;                                                                          \
+        for (; 3 * i + 16 <= 3 * count; i += 4) {                                                  \
+            bytes_t read;                                                                          \
+            words_t sum;                                                                           \
+            memcpy(&read, stream + 3 * i, sizeof read);                                            \
+            memcpy(&sum, total + i, sizeof sum);                                                   \
+            sum OPERATOR (words_t)__builtin_shuffle(read, none, places);                           \
+            memcpy(total + i, &sum, sizeof sum);                                                   \
+        }                                                                                          \
+        for (; i < count; i++)                                                                     \
+            total[i] OPERATOR sample_3(stream + 3 * i);                                            \
+    }
+
+SPREAD(add, +=)
+SPREAD(subtract, -=)
+#else
 LOOPS(uint32_t, 3)
+#endif
+
 LOOPS(uint32_t, 4)
 LOOPS(uint64_t, 5)
 LOOPS(uint64_t, 6)

@@ -15,6 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+#: A public key that was read.
+Point = ec.EllipticCurvePublicKey
+
 #: Returns that many bytes which nobody can predict.
 Secrets = Callable[[int], bytes]
 
@@ -59,14 +62,16 @@ class KeyPair:
             if 0 < int.from_bytes(candidate, "big") < _ORDER:
                 return cls(candidate)
 
-    def agree(self, public: bytes) -> bytes:
+    def agree(self, public: bytes | Point) -> bytes:
         """Return the secret shared with the owner of a public key: 32 bytes.
 
+        :param public: as bytes, or what :func:`point` read.
         :raises ValueError: if that is no point of the curve, or the pair was forgotten.
         """
         if self._key is None:
             raise ValueError("this pair of keys was forgotten")
-        return self._key.exchange(ec.ECDH(), _point(public))
+        other = public if isinstance(public, ec.EllipticCurvePublicKey) else point(public)
+        return self._key.exchange(ec.ECDH(), other)
 
     def forget(self) -> None:
         """Overwrite the private key as far as Python can: OpenSSL frees its own copy."""
@@ -81,10 +86,14 @@ def check_public_key(public: bytes) -> None:
     """
     if len(public) != PUBLIC_KEY_BYTES:
         raise ValueError(f"a public key has {PUBLIC_KEY_BYTES} bytes, not {len(public)}")
-    _point(public)
+    point(public)
 
 
-def _point(public: bytes) -> ec.EllipticCurvePublicKey:
+def point(public: bytes) -> Point:
+    """Read a public key.
+
+    :raises ValueError: if it is no point of the curve.
+    """
     return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, bytes(public))
 
 

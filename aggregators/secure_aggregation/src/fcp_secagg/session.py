@@ -84,6 +84,8 @@ class SessionFacts(Machine[ServerState]):
         super().__init__(ServerState.R0_ADVERTISE_KEYS)
         self._graph, self.specs, self.minimum = graph, tuple(specs), minimum
         self._clients = [Client() for _ in range(graph.size)]
+        #: All public keys that clients brought.
+        self._keys: set[bytes] = set()
         self._inputs: list[list[bytes]] = []
         self.session_id = b""
         #: How it ended.
@@ -160,6 +162,7 @@ class SessionFacts(Machine[ServerState]):
             [unmasking.Shares(index, self._clients[index].shares) for index in included],
             [unmasking.Shares(index, self._clients[index].shares) for index in gone],
             pairs,
+            {index: self._clients[index].noise for index in gone},
         )
 
     # Messages.
@@ -195,10 +198,11 @@ class SessionFacts(Machine[ServerState]):
                     DropReason.INVALID_PUBLIC_KEY,
                     f"a public key is no compressed point of P-256 ({PUBLIC_KEY_BYTES} bytes)",
                 ) from None
-            if any(key in (other.noise, other.enc) for other in self._clients):
+            if key in self._keys:
                 # Its owner would take it for a lie of the server.
                 raise Dropping(DropReason.INVALID_PUBLIC_KEY, "a public key is another client's")
         record.noise, record.enc = pair.noise_pk, pair.enc_pk
+        self._keys |= {record.noise, record.enc}
         record.move(ClientStatus.ADVERTISE_KEYS_RECEIVED)
 
     def _take_shares(self, client: int, record: Client, message: pb.ShareKeysResponse) -> None:
@@ -208,15 +212,19 @@ class SessionFacts(Machine[ServerState]):
         sealed = message.encrypted_key_shares
         if len(sealed) != len(neighbours):
             raise Dropping(
-                DropReason.WRONG_NUMBER_OF_KEY_SHARES,
+                DropReason.INVALID_SHARE_KEYS_RESPONSE,
                 f"there are {len(sealed)} encrypted shares, not {len(neighbours)}",
             )
         for other, data in zip(neighbours, sealed, strict=True):
             never = self._clients[other].state is ClientStatus.DEAD_BEFORE_SENDING_ANYTHING
             if data and (other == client or never):
-                raise Dropping(DropReason.EXTRA_KEY_SHARE, "there is a share for nobody")
+                raise Dropping(
+                    DropReason.INVALID_SHARE_KEYS_RESPONSE, "there is a share for nobody"
+                )
             if not data and not (other == client or never):
-                raise Dropping(DropReason.MISSING_KEY_SHARE, "a neighbour's share is missing")
+                raise Dropping(
+                    DropReason.INVALID_SHARE_KEYS_RESPONSE, "a neighbour's share is missing"
+                )
         for other, data in zip(neighbours, sealed, strict=True):
             if data:
                 self._clients[other].sealed[self._place(other, client)] = data

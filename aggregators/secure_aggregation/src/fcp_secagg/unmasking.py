@@ -14,7 +14,7 @@ import numpy as np
 
 from fcp_secagg import masks
 from fcp_secagg.packing import Vector, VectorSpec, unpack
-from fcp_secagg.primitives import KEY_BYTES, KeyPair
+from fcp_secagg.primitives import KEY_BYTES, KeyPair, point
 from fcp_secagg.shamir import Reconstructions
 
 #: How an engine finds the functions.
@@ -66,12 +66,14 @@ class Keys(msgspec.Struct, array_like=True):
     :param included: of each client whose input is in the sum, the shares of its own mask's key.
     :param gone: of each that shared its keys and no input, the shares of its private key.
     :param pairs: (who is gone, the other's public key, the sign with which its mask is added).
+    :param publics: the public keys of those who are gone.
     """
 
     threshold: int
     included: list[Shares]
     gone: list[Shares]
     pairs: list[tuple[int, bytes, int]]
+    publics: dict[int, bytes]
 
 
 class Expansion(msgspec.Struct, array_like=True):
@@ -108,24 +110,41 @@ def add_inputs(arguments: bytes) -> bytes:
 
 
 def find_keys(arguments: bytes) -> bytes:
-    """Put the keys of :class:`Keys` together; return those whose masks are to be added.
+    """Put the keys of :class:`Keys` together; return those whose masks are to be added, or why not.
 
-    :raises ValueError: if there are too few shares of one of them, or they do not fit.
+    There may be too few shares of one of them, or wrong ones: of private keys that is noticed.
     """
     given = msgspec.msgpack.decode(arguments, type=Keys)
+    try:
+        return msgspec.msgpack.encode(_found(given))
+    except ValueError as error:
+        return msgspec.msgpack.encode(str(error))
+
+
+def _found(given: Keys) -> list[tuple[bytes, int]]:
     known = Reconstructions(given.threshold)
     found = [(known.secret(item.shares, KEY_BYTES), -1) for item in given.included]
     gone = {item.client: KeyPair(known.secret(item.shares, KEY_BYTES)) for item in given.gone}
+    for client, pair in gone.items():
+        if pair.public != given.publics[client]:
+            raise ValueError("a device told a wrong share of a key")
+    points = {public: point(public) for _, public, _ in given.pairs}
     for client, public, sign in given.pairs:
-        found.append((gone[client].agree(public), sign))
+        found.append((gone[client].agree(points[public]), sign))
     for pair in gone.values():
         pair.forget()
-    return msgspec.msgpack.encode(found)
+    return found
 
 
 def read_keys(data: bytes) -> list[tuple[bytes, int]]:
-    """Return the keys that :func:`find_keys` found, with their signs."""
-    return msgspec.msgpack.decode(data, type=list[tuple[bytes, int]])
+    """Return the keys that :func:`find_keys` found, with their signs.
+
+    :raises ValueError: if it could not.
+    """
+    found = msgspec.msgpack.decode(data, type=list[tuple[bytes, int]] | str)
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
 
 
 def expand(arguments: bytes) -> bytes:

@@ -20,7 +20,7 @@ from fcp_core.storage.contract import Record, StorageError
 from fcp_postgres import faults
 from fcp_postgres.faults import Fault, Place
 from fcp_postgres.jobs import Job
-from fcp_postgres.tables import Table
+from fcp_postgres.tables import LARGE, Table, parts_of
 from fcp_postgres.transaction import BufferedTransaction, Writes
 
 T = TypeVar("T")
@@ -243,9 +243,36 @@ class Session:
             for table, values in rows.items():
                 size = sum(len(row[1]) for row in values)
                 patience = self._settings.timeout + size / _BYTES_PER_SECOND
-                self._wait(self._use().executemany(table.upsert, values, timeout=patience))
+                self._wait(self._upsert(table, values, patience))
         row = self._query("SELECT pg_current_xact_id()::text, pg_backend_pid()")[0]
         return _Commit(row[0], row[1])
+
+    async def _upsert(
+        self, table: Table, rows: Sequence[tuple[bytes, ...]], patience: float
+    ) -> None:
+        """Write records of one table; the bytes of large ones in parts."""
+        connection = self._use()
+        numbers: list[int | None] = [None] * len(rows)
+        large = [place for place, row in enumerate(rows) if len(row[1]) > LARGE]
+        if large:
+            query = "SELECT nextval($1::text::regclass) FROM generate_series(1, $2)"
+            found = await connection.fetch(query, table.part_ids, len(large), timeout=patience)
+            parts: list[tuple[int, int, memoryview]] = []
+            for place, (number,) in zip(large, found, strict=True):
+                numbers[place] = number
+                parts += parts_of(number, rows[place][1])
+            await connection.copy_records_to_table(
+                "parts",
+                schema_name=table.schema,
+                columns=("id", "n", "data"),
+                records=parts,
+                timeout=patience,
+            )
+        values = [
+            (key, data if number is None else b"", number, *rest)
+            for number, (key, data, *rest) in zip(numbers, rows, strict=True)
+        ]
+        await connection.executemany(table.upsert, values, timeout=patience)
 
     def _commit(self, commit: _Commit) -> None:
         """Commit, and if the answer is lost find out whether it happened.

@@ -3,13 +3,14 @@
 A table has the record's key, its bytes, and a column ``i_<field>`` for each indexed field.
 ``shape`` lists the fields that whoever wrote the row had an index for: another release, which may
 run at the same time, can have more or fewer, and says nothing about columns it does not know.
+The bytes of a large record are in parts, and ``parts`` says in which.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ _LONGEST_VALUE = 200
 LONGEST_KEY = 2000
 #: PostgreSQL takes no values of a gibibyte, and no messages.
 LARGEST_RECORD = 1_000_000_000
+#: Larger records are stored in parts.
+LARGE = 1 << 15
+#: As much as has room in a page beside what PostgreSQL keeps of a row.
+_PART = 8100
 #: No value of MessagePack begins with it.
 _DIGEST = b"\xc1"
 
@@ -71,14 +76,39 @@ class Table:
 
     @property
     def get(self) -> str:
-        """SQL: the bytes of the record of a key."""
-        return f"SELECT data FROM {self.path} WHERE key = $1"
+        """SQL: a record by its key: the key, bytes and parts."""
+        return f"SELECT key, data, parts FROM {self.path} WHERE key = $1"
+
+    @property
+    def get_parts(self) -> str:
+        """SQL: the parts of these numbers, in order; to join them there takes twice as long."""
+        return f"SELECT id, data FROM {self.parts} WHERE id = ANY($1::bigint[]) ORDER BY id, n"
 
     @property
     def everything(self) -> str:
         """SQL: all records, with their indexed values."""
-        columns = ["key", "shape", "data", *(quoted(f"i_{field}") for field in self.fields)]
-        return f"SELECT {', '.join(columns)} FROM {self.path}"
+        columns = ["key", "shape", *(quoted(f"i_{field}") for field in self.fields)]
+        return f"SELECT {', '.join(columns)}, {self._bytes} AS data FROM {self.path}"
+
+    @property
+    def parts(self) -> str:
+        """The table that has the parts of large records, for SQL."""
+        return f"{quoted(self.schema)}.parts"
+
+    @property
+    def part_ids(self) -> str:
+        """The sequence that numbers them, for SQL."""
+        return f"{quoted(self.schema)}.part_ids"
+
+    @property
+    def _bytes(self) -> str:
+        """SQL: the bytes of a record, which may be in parts."""
+        joined = (
+            f"SELECT string_agg(p.data, ''::bytea ORDER BY p.n) FROM {self.parts} p"
+            f" WHERE p.id = {self.path}.parts"
+        )
+        # Without its parts it cannot be read, and is named.
+        return f"CASE WHEN parts IS NULL THEN data ELSE coalesce(({joined}), '') END"
 
     @property
     def delete(self) -> str:
@@ -87,8 +117,8 @@ class Table:
 
     @property
     def upsert(self) -> str:
-        """SQL: write a record; its arguments are the key, the bytes and the indexed values."""
-        columns = ["key", "data", *(quoted(f"i_{field}") for field in self.fields)]
+        """SQL: write a record; its arguments are the key, bytes, parts and indexed values."""
+        columns = ["key", "data", "parts", *(quoted(f"i_{field}") for field in self.fields)]
         values = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
         changes = ", ".join(f"{name} = excluded.{name}" for name in [*columns[1:], "shape"])
         return (
@@ -97,7 +127,7 @@ class Table:
         )
 
     def row(self, record: Record, data: bytes) -> tuple[bytes, ...]:
-        """Return the arguments of :attr:`upsert`.
+        """Return a record's key, bytes and indexed values.
 
         :raises StatusError: RESOURCE_EXHAUSTED if the record is too large.
         """
@@ -111,7 +141,7 @@ class Table:
         return (key_bytes(record.key), data, *values)
 
     def select(self, fields: Collection[str], *, keys_only: bool = False) -> str:
-        """Return SQL: the keys and the bytes of the records with these values, ordered by key.
+        """Return SQL: the records with these values, by key: the keys, bytes and parts.
 
         It also finds records whose writer had no index of a field: who asks looks at the values.
 
@@ -122,10 +152,10 @@ class Table:
             for number, field in enumerate(fields, 1)
         ]
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        data = "data"
+        data = "data, parts"
         if keys_only:
             unknown = " OR ".join(map(_unknown, fields)) or "false"
-            data = f"CASE WHEN {unknown} THEN data END"
+            data = f"CASE WHEN {unknown} THEN data END, CASE WHEN {unknown} THEN parts END"
         return f"SELECT key, {data} FROM {self.path}{where} ORDER BY key"
 
     def create(self) -> list[str]:
@@ -133,10 +163,12 @@ class Table:
         return [
             # The free room lets a row be replaced in its page, without new entries in the indexes.
             f"CREATE TABLE {self.path} (key bytea PRIMARY KEY, shape text[] NOT NULL,"
-            " data bytea NOT NULL) WITH (fillfactor = 80,"
+            " data bytea NOT NULL, parts bigint) WITH (fillfactor = 80,"
             " autovacuum_vacuum_scale_factor = 0.02, toast.autovacuum_vacuum_scale_factor = 0.02)",
             # No attempt to compress floats.
             f"ALTER TABLE {self.path} ALTER COLUMN data SET STORAGE EXTERNAL",
+            f"CREATE TRIGGER drop_parts AFTER UPDATE OR DELETE ON {self.path} FOR EACH ROW"
+            f" WHEN (OLD.parts IS NOT NULL) EXECUTE FUNCTION {quoted(self.schema)}.drop_parts()",
         ]
 
     def add(self, fields: Iterable[str]) -> list[str]:
@@ -156,7 +188,8 @@ class Table:
     def stale(self) -> str:
         """SQL: the next records after a key whose writer did not know all of the fields."""
         return (
-            f"SELECT key, data FROM {self.path} WHERE NOT shape @> {_array(self.fields)}"
+            f"SELECT key, {self._bytes} AS data FROM {self.path}"
+            f" WHERE NOT shape @> {_array(self.fields)}"
             " AND key > $1 ORDER BY key LIMIT 20"
         )
 
@@ -165,7 +198,14 @@ class Table:
         """SQL: set the indexed values of a record, if it still is what it was."""
         changes = [f"{quoted(f'i_{field}')} = ${n}" for n, field in enumerate(self.fields, 3)]
         changes.append(f"shape = {_array(self.fields)}")
-        return f"UPDATE {self.path} SET {', '.join(changes)} WHERE key = $1 AND data = $2"
+        return f"UPDATE {self.path} SET {', '.join(changes)} WHERE key = $1 AND {self._bytes} = $2"
+
+
+def parts_of(number: int, data: bytes) -> Iterator[tuple[int, int, memoryview]]:
+    """Yield the rows of the parts of a record."""
+    view = memoryview(data)
+    for n, start in enumerate(range(0, len(view), _PART)):
+        yield number, n, view[start : start + _PART]
 
 
 def table_of(schema: str, kind: type[Record], name: str | None = None) -> Table:

@@ -62,8 +62,8 @@ class BufferedTransaction(Transaction):
         found, written = self._written(kind, name)
         if found:
             return None if written is None else decode(kind, written.row[1])
-        rows = self._query(table.get, name)
-        return decode(kind, rows[0][0]) if rows else None
+        data = self._bytes(table, self._query(table.get, name)).get(name)
+        return None if data is None else decode(kind, data)
 
     def put(self, record: Record) -> None:
         """Insert or replace a record."""
@@ -105,13 +105,27 @@ class BufferedTransaction(Transaction):
         table = self._table(kind)
         query = table.select(equals, keys_only=keys_only)
         rows = self._query(query, *map(column_value, equals.values()))
-        found = {row[0]: row[1] for row in rows}
+        found = self._bytes(table, rows)
         for writes in self._layers(kind):
             for key, written in writes.items():
                 found.pop(key, None)
                 if written is not None:
                     found[key] = written.row[1]
         return found
+
+    def _bytes(self, table: Table, rows: list[Any]) -> dict[bytes, bytes | None]:
+        """Return the bytes of records by their keys, joined if they are in parts.
+
+        :param rows: the keys, bytes and parts.
+        """
+        numbers = [row[2] for row in rows if row[2] is not None]
+        joined: dict[int, list[bytes]] = {number: [] for number in numbers}
+        for number, data in self._query(table.get_parts, numbers) if numbers else ():
+            joined[number].append(data)
+        return {
+            key: data if number is None else b"".join(joined.pop(number))
+            for key, data, number in rows
+        }
 
     def _layers(self, kind: type[Record]) -> list[Mapping[bytes, Written | None]]:
         layers = (self._before, self.writes)

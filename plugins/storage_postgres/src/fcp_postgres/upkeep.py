@@ -17,7 +17,7 @@ from fcp_core.storage.integrity import kinds
 from fcp_core.storage.upkeep import KindSize, StorageInfo, Upkeep
 from fcp_postgres import faults
 from fcp_postgres.kinds import prepare_kind
-from fcp_postgres.migrations import MIGRATIONS, migrate, version_of
+from fcp_postgres.migrations import MIGRATIONS, check_version, migrate, version_of
 from fcp_postgres.session import Settings
 from fcp_postgres.tables import Table, quoted
 
@@ -39,8 +39,14 @@ class PostgresUpkeep(Upkeep):
             sizes = []
             for kind in await self._kinds(connection) if version else ():
                 path = Table(self._schema, kind["name"], ()).path
+                parts = f"(SELECT count(*) FROM {quoted(self._schema)}.parts p, {path} t"
+                parts += " WHERE p.id = t.parts) * 8192"
+                if version == 1:  # It had none.
+                    parts = "0"
                 row = await connection.fetchrow(
-                    f"SELECT count(*), pg_total_relation_size($1::text::regclass) FROM {path}", path
+                    f"SELECT count(*), pg_total_relation_size($1::text::regclass) + {parts}"
+                    f" FROM {path}",
+                    path,
                 )
                 sizes.append(KindSize(kind["kind"], row[0], row[1]))
             size = await connection.fetchval(
@@ -58,8 +64,7 @@ class PostgresUpkeep(Upkeep):
             self._connected() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            if not (await version_of(connection, self._schema))[0]:
-                return
+            await check_version(connection, self._schema)
             for kind in await self._kinds(connection):
                 if only in (None, kind["kind"]):
                     table = Table(self._schema, kind["name"], ())
@@ -68,14 +73,13 @@ class PostgresUpkeep(Upkeep):
 
     async def check(self) -> list[str]:
         """Check that the columns of the indexes have what is in the records."""
-        problems = []
+        problems: list[str] = []
         known = kinds()
         async with (
             self._connected() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            if not (await version_of(connection, self._schema))[0]:
-                return [f"the schema {self._schema!r} has no tables: run 'fcp db migrate'"]
+            await check_version(connection, self._schema)
             for row in await self._kinds(connection):
                 if row["kind"] in known:
                     kind = known[row["kind"]]
@@ -86,6 +90,28 @@ class PostgresUpkeep(Upkeep):
                         # What cannot be read is found out elsewhere.
                         with contextlib.suppress(CodecError):
                             problems += _disagreements(kind, table, found)
+            problems += await self._stray_parts(connection)
+        return problems
+
+    async def _stray_parts(self, connection: asyncpg.Connection[Any]) -> list[str]:
+        """Look for parts of no record, and records without all of their parts."""
+        schema, problems = quoted(self._schema), []
+        used = "SELECT NULL::bigint"
+        for kind in await self._kinds(connection):
+            path = Table(self._schema, kind["name"], ()).path
+            used += f" UNION ALL SELECT parts FROM {path} WHERE parts IS NOT NULL"
+            lost = await connection.fetchval(
+                f"SELECT count(*) FROM {path} t WHERE parts IS NOT NULL AND NOT EXISTS"
+                f" (SELECT 1 FROM {schema}.parts p WHERE p.id = t.parts)"
+            )
+            if lost:
+                problems.append(f"{lost} records of kind {kind['kind']!r} have lost their bytes")
+        strays = await connection.fetchval(
+            f"SELECT count(DISTINCT p.id) FROM {schema}.parts p LEFT JOIN ({used}) u (id)"
+            " ON u.id = p.id WHERE u.id IS NULL"
+        )
+        if strays:
+            problems.append(f"the parts of {strays} records belong to no record")
         return problems
 
     async def migrate(self) -> int:
