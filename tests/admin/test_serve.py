@@ -49,6 +49,25 @@ def test_a_killed_server_goes_on_where_it_was(
 
 
 @pytest.mark.slow
+def test_a_second_server_on_the_same_file_is_refused(serve, port_of_its_own, make_server):
+    first = serve(port_of_its_own)
+    url = f"http://localhost:{port_of_its_own}/"
+    with AdminClient(url, make_server.token) as client:
+        assert client.list() == []
+        second = serve(0)
+        assert second.process.wait(60) == 2
+        log = second.log.read_text()
+        assert f"in use by another server: process {first.process.pid} on " in log
+        assert "Traceback" not in log
+        assert client.list() == []
+        # Nothing has to be cleaned up after a crash.
+        first.kill()
+        third = serve(port_of_its_own)
+        assert client.list() == []
+    assert third.terminate() == 0
+
+
+@pytest.mark.slow
 def test_waiting_calls_end_when_the_server_stops(serve, port_of_its_own, make_server, make_spec):
     port = port_of_its_own
     server = serve(port)

@@ -89,6 +89,20 @@ def test_populations_are_shown(fcp, task_file):
     assert shown.output.split()[-7:] == ["phones/all", "1", "2", "0", "0", "0", "0.0"]
 
 
+def test_a_server_alone_is_its_own_member(fcp, task_file):
+    fcp("submit", str(task_file))
+    shown = CliRunner().invoke(cli, ["members"])
+    assert shown.exit_code == 0
+    assert str(os.getpid()) in shown.output
+    assert "serves" in shown.output
+    assert "phones/all" in shown.output
+    shown = CliRunner().invoke(cli, ["members", "--json"])
+    found = json.loads(shown.output)
+    assert [member["owns"] for member in found["members"]] == [1]
+    (lease,) = found["leases"]
+    assert (lease["population"], lease["epoch"]) == ("phones/all", 0)
+
+
 def test_a_watcher_sees_whose_clients_are_silent(fcp, task_file):
     task_id = fcp("submit", str(task_file)).output.strip()
     fcp("cancel", task_id)
