@@ -59,7 +59,9 @@ async def main(context):
     return await state.get_value()
 
 with fcp_platform.FederatedContext(
-    population, fcp_platform.RemoteServer(url, token={TOKEN!r}, program="program " + name)
+    population,
+    fcp_platform.RemoteServer(url, token={TOKEN!r}, program="program " + name),
+    over_selection=1.0,  # each device is there for one contribution
 ) as context:
     print("sum", asyncio.run(main(context)))
 """
