@@ -137,18 +137,19 @@ class AdminHandler(Handler):
             raise _bad(f"query: {error}") from None
 
     async def _parse_body(self, body: bytearray | memoryview) -> Any:
-        if not body and not self._endpoint.body_required:
-            body = bytearray(b"{}")
         kind = self._endpoint.body
+        packed = self.headers.get("Content-Type", "") == api.MSGPACK
+        if not body and not self._endpoint.body_required:
+            body, packed = bytearray(b"{}"), False
         if len(body) < PARSE_APART:
-            return _decode(body, kind)
+            return _decode(body, kind, packed)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.context.executor, _decode, body, kind)
+        return await loop.run_in_executor(self.context.executor, _decode, body, kind, packed)
 
 
-def _decode(body: bytearray | memoryview, kind: Any) -> Any:
+def _decode(body: bytearray | memoryview, kind: Any, packed: bool) -> Any:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return (msgspec.msgpack if packed else msgspec.json).decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(kind.__struct_fields__)
         hint = f" (fields: {fields})" if "unknown field" in str(error) else ""
