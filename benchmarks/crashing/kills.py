@@ -93,7 +93,13 @@ class Server:
             self._process.wait()
 
     def listens(self) -> bool:
-        """Whether it accepts connections."""
+        """Whether it accepts connections; one that has ended by itself is started again.
+
+        While it is down, another program of this machine may have its port for a moment.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            time.sleep(0.5)
+            self.start()
         try:
             with socket.create_connection(("localhost", self.port), 5):
                 return True
@@ -221,6 +227,7 @@ def _one_set(
     program = Program(urls)
     program.start()
     crowd = Crowd(urls, 4)
+    problems: list[str] = []
     try:
         for _ in range(kills):
             server = rng.choice(servers)
@@ -230,9 +237,11 @@ def _one_set(
             server.start()
         program.stopping = True
         program.join(2 * WAIT)
+    except TimeoutError as error:
+        problems.append(f"{error}: {server.log.read_text(errors='replace')[-500:]}")
+        program.stopping = True
     finally:
         crowd.stop()
-    problems = []
     if program.is_alive():
         problems.append("the last task does not end")
     if program.error is not None:
@@ -292,5 +301,5 @@ def _until(true: Callable[[], bool]) -> None:
     end = time.monotonic() + WAIT
     while not true():
         if time.monotonic() > end:
-            raise RuntimeError("a server does not listen")
+            raise TimeoutError("a server does not listen")
         time.sleep(0.02)

@@ -7,7 +7,7 @@ import os
 import ssl
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -29,6 +29,7 @@ from fcp_core.admin.messages import (
     Submission,
     Task,
     TaskList,
+    check_finite,
 )
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError, code_from_http
@@ -269,7 +270,7 @@ class AdminClient:
     ) -> bytes:
         given = {name: value for name, value in (query or {}).items() if value is not None}
         url = self.url.rstrip("/") + PREFIX + path + (f"?{urlencode(given)}" if given else "")
-        _check_finite(body)
+        check_finite(body)
         encode = msgspec.msgpack.encode if kind == MSGPACK else msgspec.json.encode
         data = None if body is None else encode(body)
         headers = {**self._http.headers, "Accept": accept, "Content-Type": kind}
@@ -298,25 +299,6 @@ class AdminClient:
                 raise StatusError(Code.CANCELLED, "the client was closed")
             waited += pause
             pause = min(2 * pause, _PAUSES[1])
-
-
-def _check_finite(value: Any, where: str = "") -> None:
-    """Refuse numbers that JSON does not have: they would arrive as if nothing had been said."""
-    if isinstance(value, msgspec.Struct):
-        value = {name: getattr(value, name) for name in value.__struct_fields__}
-    if isinstance(value, float) and not math.isfinite(value):
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
-            f"{where}: {value} is not a finite number, and a server is sent no others",
-        )
-    if isinstance(value, Mapping):
-        items = ((str(name), inner) for name, inner in value.items())
-    elif isinstance(value, (list, tuple)):
-        items = ((str(place), inner) for place, inner in enumerate(value))
-    else:
-        return
-    for name, inner in items:
-        _check_finite(inner, f"{where}.{name}" if where else name)
 
 
 def _path(task_id: str) -> str:

@@ -177,6 +177,20 @@ def test_a_malformed_body_of_the_other_form_is_refused_in_words(api, body, words
     assert words in reply.json()["message"]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_what_json_cannot_say_comes_in_no_other_form(api, make_spec, number):
+    spec = make_spec().replace(options={"federated_sum": {"max_norm": number}})
+    reply = api.pool.request(
+        "POST",
+        api.url + "/admin/v1/tasks",
+        body=msgspec.msgpack.encode(Submission.of(spec)),
+        headers={"Authorization": f"Bearer {api.token}", "Content-Type": "application/msgpack"},
+    )
+    assert reply.status == 400
+    assert "options.federated_sum.max_norm" in reply.json()["message"]
+    assert api("GET", "/tasks").json()["tasks"] == []
+
+
 def test_a_cancelled_task_says_why(api, make_spec):
     path = "/tasks/" + api("POST", "/tasks", wire(make_spec())).json()["task_id"]
     error = api("POST", f"{path}:cancel", {"reason": "no need"}).json()["error"]

@@ -11,7 +11,7 @@ import msgspec
 from tornado.httputil import HTTPHeaders
 
 from fcp_core.admin import api
-from fcp_core.admin.messages import Error
+from fcp_core.admin.messages import Error, check_finite
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Handler
@@ -149,11 +149,14 @@ class AdminHandler(Handler):
 
 def _decode(body: bytearray | memoryview, kind: Any, packed: bool) -> Any:
     try:
-        return (msgspec.msgpack if packed else msgspec.json).decode(body, type=kind)
+        found = (msgspec.msgpack if packed else msgspec.json).decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(kind.__struct_fields__)
         hint = f" (fields: {fields})" if "unknown field" in str(error) else ""
         raise _bad(f"body: {error}{hint}") from None
+    if packed:
+        check_finite(found)  # which JSON cannot but be
+    return found
 
 
 def _bad(message: str) -> StatusError:
