@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+#: What code of plugins and applications may raise without more than its call failing: ``sys.exit``
+#: in it, or in a library that it calls, must not end a server or a device.
+PLUGIN_ERRORS = (Exception, SystemExit)
+
+
+def describe(error: BaseException | None) -> str:
+    """Return the name and the message of an error that a plugin raised, whatever it may be."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except PLUGIN_ERRORS:
+        return f"{type(error).__name__}, which has no message that can be read"
+
 
 class FcpError(Exception):
     """Base of this project's own errors."""

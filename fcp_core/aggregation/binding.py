@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from fcp_core.aggregation.aggregator import JOINT_URI, Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.spec import Intrinsic
+from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.protocol.status import Code, StatusError
 
 logger = logging.getLogger(__name__)
@@ -33,19 +34,17 @@ class BoundIntrinsic:
             return self.factory.load(self.intrinsic, self.options, state)
         except StatusError:
             raise
-        except Exception as error:
+        except PLUGIN_ERRORS as error:
             raise self.fault("make" if state is None else "load", error) from error
 
-    def fault(self, what: str, error: Exception, code: Code = Code.INTERNAL) -> StatusError:
+    def fault(self, what: str, error: BaseException, code: Code = Code.INTERNAL) -> StatusError:
         """Log that the aggregator failed; return it as an error that names it.
 
         :param what: the method.
         """
         name = self.factory.name
         logger.error("the aggregator %s failed (%s)", name, what, exc_info=error)
-        return StatusError(
-            code, f"the aggregator {name!r} failed ({what}): {type(error).__name__}: {error}"
-        )
+        return StatusError(code, f"the aggregator {name!r} failed ({what}): {describe(error)}")
 
 
 def bind(

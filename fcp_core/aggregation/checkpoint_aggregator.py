@@ -18,6 +18,7 @@ from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_nbytes
+from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
 from fcp_core.protocol.kernels import Kernels, default_kernels
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
@@ -188,7 +189,7 @@ class CheckpointAggregator:
                 member.accumulator.validate(tensors)
             except StatusError:
                 raise
-            except Exception as error:
+            except PLUGIN_ERRORS as error:
                 raise member.bound.fault("validate", error) from None
         if self._budget is not None and self._keeps:
             kept = (
@@ -205,7 +206,7 @@ class CheckpointAggregator:
         for member, tensors in zip(members, inputs, strict=True):
             try:
                 member.accumulator.accumulate(tensors)
-            except Exception as error:
+            except PLUGIN_ERRORS as error:
                 self._broken = member.bound.fault("accumulate", error, Code.DATA_LOSS)
                 self._check_not_finished()
 
@@ -232,7 +233,7 @@ class CheckpointAggregator:
                 mine.accumulator.merge(theirs.accumulator)
             except StatusError:
                 raise
-            except Exception as error:
+            except PLUGIN_ERRORS as error:
                 self._broken = mine.bound.fault("merge", error, Code.DATA_LOSS)
                 self._check_not_finished()
 
@@ -252,7 +253,7 @@ class CheckpointAggregator:
                 tensors = [np.asarray(tensor) for tensor in member.accumulator.report()]
             except StatusError:
                 raise
-            except Exception as error:
+            except PLUGIN_ERRORS as error:
                 raise item.fault("report", error) from None
             if len(tensors) != len(specs):
                 raise StatusError(
@@ -289,7 +290,7 @@ class CheckpointAggregator:
                 state.aggregators.append(member.accumulator.dump())
             except StatusError:
                 raise
-            except Exception as error:
+            except PLUGIN_ERRORS as error:
                 raise member.bound.fault("dump", error) from None
         return state.SerializeToString()
 

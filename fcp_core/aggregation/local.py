@@ -28,7 +28,7 @@ from fcp_core.aggregation.engine import (
     call_by_name,
 )
 from fcp_core.aggregation.fold import bind_job, check_disjoint, duplicate, shards_of, whole_of
-from fcp_core.errors import UsageError
+from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.kernels import NumpyKernels, default_kernels
 from fcp_core.protocol.status import Code, StatusError
@@ -117,7 +117,7 @@ class LocalEngine(Engine):
         future: Future[bytes] = Future()
         try:
             future.set_result(call_by_name(function, arguments))
-        except Exception as error:
+        except PLUGIN_ERRORS as error:
             future.set_exception(error)
         return future
 

@@ -14,6 +14,7 @@ from fcp_core.client.plain import PlainUpload
 from fcp_core.client.protocols import CallStep, DeviceProtocol, Step, Together, UploadStep
 from fcp_core.client.results import TaskOutcome, TaskResult
 from fcp_core.client.steps import Compute, Computed, Concurrently, Forget, Remember, Steps
+from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.protocol.protos import task_assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.protocol.wkt import Duration
@@ -182,10 +183,10 @@ class _Contribution:
             ending = None
         except StatusError as failure:
             ending = failure
-        except Exception as fault:
+        except PLUGIN_ERRORS as fault:
             # Protocols are anybody's code; a fault in one must not take down the device.
             _LOG.exception("task %r: its protocol failed", task.assignment.task_name)
-            ending = StatusError(Code.INTERNAL, f"{type(fault).__name__}: {fault}")
+            ending = StatusError(Code.INTERNAL, describe(fault))
             ending.__cause__ = fault
         finally:
             protocol.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pluggy
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.plugins import discovery
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.discovery import PluginSource, explain, place_of
@@ -74,11 +74,11 @@ def collect_calls(
 def run_all(calls: Sequence[Call], function: Callable[[Call], None]) -> None:
     """Run a stage for every plugin, and raise all problems together."""
     problems = []
-    first: Exception | None = None
+    first: BaseException | None = None
     for call in calls:
         try:
             function(call)
-        except Exception as error:
+        except PLUGIN_ERRORS as error:
             first = first or error
             where = f"{call.source}: {place_of(call.function)}"
             problems.append(f"{where}: {call.hook} failed: {explain(error)}.")
@@ -117,7 +117,7 @@ class HookCaller:
         for source, observe in self._observers:
             try:
                 observe(event)
-            except Exception:
+            except PLUGIN_ERRORS:
                 logger.exception("%s failed on %s", source, type(event).__name__)
 
     def admit(self, check_in: CheckIn, now: float) -> Refusal | None:
@@ -167,7 +167,7 @@ class HookCaller:
                 raise TypeError(f"expected a str or None, not a {type(principal).__name__}")
         except StatusError:
             raise
-        except Exception:
+        except PLUGIN_ERRORS:
             # Nothing is said of the request: its path may hold a token.
             logger.exception("%s failed to authenticate a request", " or ".join(map(str, asked)))
             raise StatusError(
@@ -193,7 +193,7 @@ class HookCaller:
                 window = choose(population, accepted, load, now, pacing)
                 if window is not None:
                     return checked_window(window)
-            except Exception:
+            except PLUGIN_ERRORS:
                 logger.exception("%s failed to choose a retry window", source)
                 return default
         return default
@@ -206,7 +206,7 @@ class HookCaller:
                 "fcp_retry_window", dict(zip(_PACE, values, strict=True)), asked
             )
             return default if window is None else checked_window(window)
-        except Exception:
+        except PLUGIN_ERRORS:
             logger.exception("%s failed to choose a retry window", " or ".join(map(str, asked)))
             return default
 
@@ -247,7 +247,7 @@ class HookCaller:
             try:
                 answer = call(task=task)
                 problems += [answer] if isinstance(answer, str) else list(answer or ())
-            except Exception as error:
+            except PLUGIN_ERRORS as error:
                 logger.exception("%s failed to check the task %s", call.source, task.name)
                 problems.append(f"{call.source} could not check the task: {explain(error)}")
         return problems
@@ -260,7 +260,7 @@ class HookCaller:
         for call in self._calls["fcp_startup"]:
             try:
                 await _settle(call(config=self.config.visible_to(str(call.source))))
-            except Exception as error:
+            except PLUGIN_ERRORS as error:
                 await self._shutdown(
                     [c for c in self._calls["fcp_shutdown"] if c.order[1] < call.order[1]]
                 )
@@ -274,7 +274,7 @@ class HookCaller:
         for call in reversed(calls):
             try:
                 await _settle(call())
-            except Exception:
+            except PLUGIN_ERRORS:
                 logger.exception("%s failed to shut down", call.source)
 
 
@@ -288,7 +288,7 @@ def _verdict(who: str, ask: Callable[[], Refusal | None]) -> Refusal | None:
                 raise TypeError(f"the reason of a Refusal is {answer.reason!r:.200}, no str")
             if answer.retry is not None:
                 checked_window(answer.retry)
-    except Exception:
+    except PLUGIN_ERRORS:
         logger.exception("%s failed to judge a check-in; the device is refused", who)
         return Refusal(f"{who} failed to judge the check-in")
     return answer

@@ -19,7 +19,7 @@ from typing import Any
 
 import pluggy
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
 from fcp_core.plugins import hookspecs
 from fcp_core.plugins.config import did_you_mean
 
@@ -189,7 +189,7 @@ def import_plugins(sources: Sequence[PluginSource]) -> list[tuple[PluginSource, 
             if inspect.isclass(plugin):
                 plugin = plugin()
         # SystemExit too: a module that is a script ends the server without a word otherwise.
-        except (Exception, SystemExit) as error:
+        except PLUGIN_ERRORS as error:
             problems.append(
                 f"{source} cannot be imported: {explain(error)}. Mend or remove it, or leave it "
                 f"out with [fcp] disable_plugins = {source.name}."
@@ -321,7 +321,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         error = RuntimeError(f"it ends the program, with status {error.code!r}")
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{describe(error)}{place}"
 
 
 def place_of(function: object) -> str:

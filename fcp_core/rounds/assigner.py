@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
+from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.rounds.policies import (
     Candidate,
     OpenTask,
@@ -302,8 +303,8 @@ class Assigner(Generic[D]):
         )
         try:
             selection = _select(group, view, limit)
-        except Exception as error:  # A plugin may raise anything.
-            fault = f"selection policy {group.name} raised {type(error).__name__}: {error}"
+        except PLUGIN_ERRORS as error:  # A plugin may raise anything.
+            fault = f"selection policy {group.name} raised {describe(error)}"
             outcome.problems.append(fault)
             outcome.blame(tasks, fault)
             group.tick = now + _ASK_AGAIN
@@ -345,7 +346,7 @@ def _select(group: _Group, view: SelectionView, limit: int | None) -> Selection:
     """Ask a policy."""
     try:
         return choose_at_most(limit, group.policy, view)
-    except Exception:
+    except PLUGIN_ERRORS:
         if not group.restored:
             raise
         # A newer version may keep something else: it begins with nothing.

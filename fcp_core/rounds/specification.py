@@ -9,6 +9,7 @@ those two places lists fields.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -254,8 +255,10 @@ class TaskSpec(Specification, frozen=True):
                 f"minimum_count must be between 1 and goal_count ({self.goal_count}), "
                 f"not {self.minimum_count}"
             )
-        if self.over_selection is not None and not self.over_selection >= 1:
-            raise self._bad(f"over_selection must be at least 1, not {self.over_selection}")
+        if self.over_selection is not None and not 1 <= self.over_selection < math.inf:
+            raise self._bad(
+                f"over_selection must be at least 1 and finite, not {self.over_selection}"
+            )
         if self.max_at_work is not None and self.max_at_work < 1:
             raise self._bad(f"max_at_work must be at least 1, not {self.max_at_work}")
         if self.resources not in (None, *get_args(ResourceForm)):

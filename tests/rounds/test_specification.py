@@ -168,6 +168,13 @@ def test_a_wrong_value_is_named_with_its_line(line, problem):
         taskfile.parse_task(f"[task]\n{line}\n{fields}{QUERY}")
 
 
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_an_over_selection_that_is_no_number_is_refused(value):
+    fields = 'population = "p"\nname = "n"\ngoal_count = 1\n'
+    with pytest.raises(StatusError, match="over_selection must be at least 1 and finite"):
+        taskfile.parse_task(f"[task]\nover_selection = {value}\n{fields}{QUERY}").to_spec()
+
+
 def test_every_field_of_an_eligibility_task_passes(tmp_path):
     task = EligibilityTask(**full(EligibilityTask, plan=ROUTER.SerializeToString()))
     stored = task.to_bytes()

@@ -5,6 +5,7 @@ The error of the task says which plugin it was and what it did.
 
 import asyncio
 import math
+import sys
 from concurrent.futures import Future
 
 import pytest
@@ -53,6 +54,19 @@ def raises(*_):
     raise RuntimeError("planted")
 
 
+def exits(*_):
+    sys.exit("planted")
+
+
+class Unreadable(Exception):
+    def __str__(self):
+        return self.args[7]
+
+
+def raises_unreadable(*_):
+    raise Unreadable
+
+
 async def failed(world, task, code, *parts):
     """Check how a task has failed, and that nothing is left of it."""
     with pytest.raises(StatusError) as caught:
@@ -83,6 +97,8 @@ def decisions(make):
 
 SELECTIONS = {
     "raises": (raises, "RuntimeError: planted"),
+    "ends the program": (exits, "SystemExit: planted"),
+    "raises what cannot be read": (raises_unreadable, "raised Unreadable, which has no message"),
     "nothing": (lambda view: None, "returned None, not a Selection"),
     "a list": (lambda view: [], "returned [], not a Selection"),
     "no sequence": (lambda view: Selection(7), "the decisions are 7"),
@@ -199,9 +215,12 @@ class Judging(EligibilityPolicy):
 
 ELIGIBILITY = {
     "raises when asked": (Asking(raises), "RuntimeError: planted"),
+    "ends the program": (Asking(exits), "SystemExit: planted"),
+    "raises what cannot be read": (Asking(raises_unreadable), "Unreadable, which has no message"),
     "asks nothing there is": (Asking(lambda task: None), "TypeError"),
     "asks garbage": (Asking(lambda task: ["x"]), "'x' is no EligibilityPolicyEvalSpec"),
     "raises when it judges": (Judging(raises), "Judging failed to judge"),
+    "ends the program when it judges": (Judging(exits), "Judging failed to judge"),
     "judges with garbage": (Judging(lambda check_in: "no"), "Judging failed to judge"),
     "a reason that is no text": (Judging(lambda check_in: Refusal(7)), "Judging failed to judge"),
     "a window that is none": (
@@ -298,12 +317,20 @@ def test_an_aggregator_that_cannot_be_made_is_named_at_submission(kit):
     asyncio.run(main())
 
 
-def test_an_aggregator_that_fails_to_accumulate_ends_the_task_at_once(kit):
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        (raises, "RuntimeError: planted"),
+        (exits, "SystemExit: planted"),
+        (raises_unreadable, "Unreadable, which has no message that can be read"),
+    ],
+)
+def test_an_aggregator_that_fails_to_accumulate_ends_the_task_at_once(kit, wrong, fault):
     async def main():
-        async with kit.world(extra=[aggregating(accumulate=raises)], aggregator="bad") as world:
+        async with kit.world(extra=[aggregating(accumulate=wrong)], aggregator="bad") as world:
             task = await world.submit(goal=3)
             assert await kit.code_of(world.device().run()) is Code.INTERNAL
-            name = "the aggregator 'bad' failed (accumulate): RuntimeError: planted"
+            name = f"the aggregator 'bad' failed (accumulate): {fault}"
             await failed(world, task, Code.INTERNAL, name)
 
     asyncio.run(main())

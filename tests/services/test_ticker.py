@@ -1,6 +1,9 @@
 """The one timer of the services."""
 
 import asyncio
+import sys
+
+import pytest
 
 from fcp_core.rounds.clock import ManualClock, SystemClock
 from fcp_core.server.services.ticker import Ticker
@@ -21,10 +24,11 @@ def test_it_calls_back_in_order_what_is_due_and_nothing_else():
     assert [key for key, _ in calls] == ["a", "b", "moved"]
 
 
-def test_a_failing_callback_stops_no_other(caplog):
+@pytest.mark.parametrize("fault", [lambda now: 1 / 0, sys.exit])
+def test_a_failing_callback_stops_no_other(caplog, fault):
     clock, calls = ManualClock(0.0), []
     ticker = Ticker(clock)
-    ticker.at("bad:1", 1.0, lambda now: 1 / 0)
+    ticker.at("bad:1", 1.0, fault)
     ticker.at("good", 1.0, calls.append)
     clock.advance(1.0)
     ticker.run_due()

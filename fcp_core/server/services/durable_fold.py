@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from fcp_core.aggregation.engine import CheckpointFormat, Fold, HeldBody, Partial
 from fcp_core.aggregation.fold import duplicate
+from fcp_core.errors import describe
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.contract import StorageError
 from fcp_core.storage.records import ShardRecord
@@ -210,10 +211,10 @@ class DurableFold(Fold):
     def _stopped_writing(self, writer: asyncio.Task[None]) -> None:
         if not writer.cancelled() and (error := writer.exception()) is not None:
             logger.error("task %s: its aggregate is lost", self._name, exc_info=error)
-            self._close(f"the aggregate is lost: {type(error).__name__}: {error}")
+            self._close(f"the aggregate is lost: {describe(error)}")
             callback, self._on_loss = self._on_loss, None
             if callback is not None:
-                callback(f"{type(error).__name__}: {error}")
+                callback(describe(error))
 
     async def _written(self) -> None:
         """Wait until nothing waits to be stored."""

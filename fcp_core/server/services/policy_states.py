@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.rounds.clock import Clock
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.leases import LeaseLostError
@@ -64,7 +65,7 @@ class PolicyStates:
         """Write a state soon."""
         try:
             data = msgspec.json.encode(state)
-        except Exception as error:  # A policy may keep anything.
+        except PLUGIN_ERRORS as error:  # A policy may keep anything.
             logger.error(
                 "population %s: what a selection policy keeps is no JSON: %s", population, error
             )

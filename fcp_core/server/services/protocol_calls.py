@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from google.protobuf.message import Message
 
 from fcp_core.aggregation.engine import HeldBody
+from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
@@ -264,7 +265,7 @@ class ProtocolCalls:
                 raise TypeError(f"expected a {empty.DESCRIPTOR.full_name}, not {response!r}")
         except StatusError:
             raise
-        except Exception:
+        except PLUGIN_ERRORS:
             logger.exception("the aggregation protocol %s failed on a late call", factory.name)
             response = None
         if response is None and task is not None and task.protocol.concludes(route.method):

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
 
+from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, CallState, ProtocolCall, Stage
 from fcp_core.rounds.effects import DroppedEffect, Group, TaskEffect
@@ -90,7 +91,7 @@ class ProtocolHost:
         """Have the protocol fill in its part of an assignment's message."""
         try:
             self._protocol.describe(message)
-        except Exception:
+        except PLUGIN_ERRORS:
             self._log("describe")
 
     def start(self, task: ProtocolTask, now: float) -> list[ShellEffect]:
@@ -100,11 +101,10 @@ class ProtocolHost:
         """
         try:
             effects = self._protocol.start(task, now)
-        except Exception as error:
+        except PLUGIN_ERRORS as error:
             raise StatusError(
                 Code.INVALID_ARGUMENT,
-                f"the aggregation protocol {self._name!r} cannot start the task: "
-                f"{type(error).__name__}: {error}",
+                f"the aggregation protocol {self._name!r} cannot start the task: {describe(error)}",
             ) from error
         self._machine.together = max(1, int(self._protocol.together))
         self._machine.notes = self._notes
@@ -113,7 +113,7 @@ class ProtocolHost:
     def _notes(self) -> tuple[str, ...]:
         try:
             return tuple(map(str, self._protocol.notes()))
-        except Exception:
+        except PLUGIN_ERRORS:
             self._log("notes")
             return ()
 
@@ -153,7 +153,7 @@ class ProtocolHost:
                 return call, self._carry_out([Answer(assignment.id, method, error)], now)
             del assignment.calls[method]
             raise
-        except Exception:
+        except PLUGIN_ERRORS:
             self._log(method)
             return call, self._give_up([assignment], now)
         return call, self._carry_out(effects, now, [assignment])
@@ -219,7 +219,7 @@ class ProtocolHost:
         try:
             when = self._protocol.next_tick()
             return None if when is None else max(self._quiet_until, float(when))
-        except Exception:
+        except PLUGIN_ERRORS:
             self._log("next_tick")
             return None
 
@@ -245,7 +245,7 @@ class ProtocolHost:
     ) -> list[ShellEffect]:
         try:
             effects = ask()
-        except Exception:
+        except PLUGIN_ERRORS:
             self._log(what)
             return self._give_up(about, now)
         return self._carry_out(effects, now, about)
@@ -276,7 +276,7 @@ class ProtocolHost:
                     )
                 else:
                     found += self._answer(effect, now)
-        except Exception:
+        except PLUGIN_ERRORS:
             # A protocol may return anything.
             self._log("an effect")
             found += self._give_up(about, now)
@@ -373,7 +373,7 @@ class ProtocolHost:
         """Log the exception that is being handled, and tell who watches the task."""
         error = sys.exc_info()[1]
         self._machine.reasons.note(
-            f"aggregation protocol {self._name} failed ({what}): {type(error).__name__}: {error}"
+            f"aggregation protocol {self._name} failed ({what}): {describe(error)}"
         )
         logger.exception(
             "the aggregation protocol %s of task %s failed (%s)",

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fcp_core.aggregation.engine import CheckpointFormat, Fold, HeldBody
+from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.effects import Group
 from fcp_core.rounds.protocols import Work
@@ -192,7 +193,7 @@ class TaskEngine:
                 return
             try:
                 then(done)
-            except Exception:
+            except PLUGIN_ERRORS:
                 logger.exception("the outcome of a task's work could not be taken")
                 self._on_failure()
 
@@ -220,7 +221,7 @@ def _begun(begin: Callable[..., Future[Any]], *arguments: Any) -> Future[Any]:
         future = begin(*arguments)
         if not isinstance(future, Future):
             raise TypeError(f"expected a Future, not {future!r:.200}")
-    except Exception as error:
+    except PLUGIN_ERRORS as error:
         future = Future()
         future.set_exception(error)
     return future
@@ -236,4 +237,4 @@ def outcome_of(future: Future[Any]) -> tuple[Code, str]:
     if isinstance(error, StatusError):
         return error.code, error.message
     logger.error("the aggregation engine failed", exc_info=error)
-    return Code.INTERNAL, f"the aggregation engine failed: {type(error).__name__}: {error}"
+    return Code.INTERNAL, f"the aggregation engine failed: {describe(error)}"

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from fcp_core.aggregation.engine import Engine, Fold, FoldJob, Partial
 from fcp_core.aggregation.fold import bind_job
-from fcp_core.errors import UsageError
+from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
 from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos.aggregation_configuration_pb2 import Configuration
@@ -246,9 +246,9 @@ def _opened(open_fold: Callable[[], Fold], folded_by: str, spec: TaskSpec) -> Fo
         if error.code is not Code.INTERNAL:
             raise
         message = error.message
-    except Exception as error:
+    except PLUGIN_ERRORS as error:
         logger.exception("the engine cannot take the task %s", spec.name)
-        message = f"{folded_by}: {type(error).__name__}: {error}"
+        message = f"{folded_by}: {describe(error)}"
     raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {message}")
 
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.rounds.clock import Clock
 
 logger = logging.getLogger("fcp.services")
@@ -97,7 +98,7 @@ class Ticker:
         for when, key, callback in due:
             try:
                 callback(now)
-            except Exception:
+            except PLUGIN_ERRORS:
                 logger.exception("what was due at %.3f (%s) failed", when, key.partition(":")[0])
         self._set_timer()
 
