@@ -114,7 +114,7 @@ class AdminHandler(Handler):
         try:
             answer = await method(*arguments)
         except StatusError as error:
-            if error.code is Code.NOT_FOUND and self.context.is_elsewhere(self.method, self.path):
+            if error.code is Code.NOT_FOUND and self.context.is_elsewhere(self):
                 raise StatusError(
                     Code.UNAVAILABLE, "the population has another owner by now; ask again"
                 ) from None
