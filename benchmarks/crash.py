@@ -1,6 +1,6 @@
 """Kill a server very often, and hold it to what it promised.
 
-    python benchmarks/crash.py [--faults 10000] [--kills 500] [--seed 1] [--minutes 60]
+    python benchmarks/crash.py [--faults 10000] [--kills 500] [--secure 1000] [--seed 1]
     python benchmarks/crash.py --replay FILE
 
 First a simulation: the server's own services and machines, one to three members, in one process and
@@ -9,6 +9,9 @@ their tasks. Members are killed, the storage fails before or after it has writte
 full or cut off, clocks are set an hour forth or back, calls and answers are lost or come twice, and
 devices send with tokens that were used. A run follows from its seed; one that fails is made small
 and written to a file, which ``--replay`` runs again.
+
+With ``--secure`` so many histories of secure aggregation, in virtual time too: devices vanish at
+any step, sums are refused, and whoever counts is in the sum.
 
 Then real kills: server processes with SQLite, and members with PostgreSQL if it is installed, are
 killed with SIGKILL while devices contribute.
@@ -24,6 +27,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -44,6 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=10_000, help="simulated ones, at least")
     parser.add_argument("--kills", type=int, default=0, help="real ones")
+    parser.add_argument("--secure", type=int, default=0, help="histories of secure aggregation")
     parser.add_argument("--seed", type=int, default=1, help="of the first run")
     parser.add_argument("--minutes", type=float, default=60.0, help="no run begins after that")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run this plan and no other")
@@ -53,6 +58,8 @@ def main() -> int:
         # Or sets would have another order in each process, and no failure could be repeated.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    # Servers of real kills must not outlive this.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # What devices go through here is not worth a line each.
     logging.getLogger("fcp_core.client").setLevel(logging.CRITICAL)
     if given.replay is not None:
@@ -60,6 +67,10 @@ def main() -> int:
         return _say(plan, simulate(plan))
     end = time.monotonic() + given.minutes * 60
     wrong = _simulated(given.faults, given.seed, end, given.folder)
+    if given.secure:
+        from benchmarks.crashing.secure import simulate as simulate_secure
+
+        wrong += simulate_secure(given.secure, given.seed)
     if given.kills:
         from benchmarks.crashing.kills import kill_often
 

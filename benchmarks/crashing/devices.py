@@ -25,6 +25,7 @@ from fcp_core.client.steps import Compute, Computed, Evaluate, Reply, Request, S
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
+from fcp_core.server.services.durable_fold import FAN_IN
 
 #: How many contributions a run may have: each has a place of its own in the sum.
 PLACES = 1024
@@ -203,7 +204,8 @@ class Program:
             wanted = spec(
                 self._population,
                 f"task_{number}",
-                self._rng.randint(1, 20),
+                # Some have more than one total's worth of shards.
+                self._rng.randint(*self._rng.choice(((1, 20), (FAN_IN + 1, 3 * FAN_IN)))),
                 self._rng.choice((60.0, 600.0)),
             )
             key = f"{self._population}/{number}"

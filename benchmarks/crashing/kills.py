@@ -35,6 +35,8 @@ GOAL = 40
 WITH_MEMBERS = 3
 #: How long anything may take on a busy machine, in seconds.
 WAIT = 180.0
+#: How long the program waits for one task while servers are killed.
+LONGEST = 1800.0
 #: Each contribution brings a key of its own, so the results say which are in them, how often.
 TASK = f"""
 [task]
@@ -91,7 +93,13 @@ class Server:
             self._process.wait()
 
     def listens(self) -> bool:
-        """Whether it accepts connections."""
+        """Whether it accepts connections; one that has ended by itself is started again.
+
+        While it is down, another program of this machine may have its port for a moment.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            time.sleep(0.5)
+            self.start()
         try:
             with socket.create_connection(("localhost", self.port), 5):
                 return True
@@ -145,7 +153,7 @@ class Program(threading.Thread):
     """Has one task after another until it is told to stop, and keeps the results."""
 
     def __init__(self, urls: list[str]) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.results: dict[str, bytes] = {}
         self.stopping = False
         self.error: BaseException | None = None
@@ -169,11 +177,11 @@ class Program(threading.Thread):
             self.error = error
 
     def _ask(self, work: Callable[[AdminClient], Any]) -> Any:
-        """Ask any server, until one answers."""
-        end = time.monotonic() + WAIT
+        """Ask any server, until one answers: they are killed all the time, and no task is hasty."""
+        end = time.monotonic() + LONGEST
         for url in itertools.cycle(self._urls):
             try:
-                with AdminClient(url, TOKEN, patience=WAIT / len(self._urls)) as admin:
+                with AdminClient(url, TOKEN, patience=10.0) as admin:
                     return work(admin)
             except Exception:
                 if time.monotonic() > end:
@@ -219,6 +227,7 @@ def _one_set(
     program = Program(urls)
     program.start()
     crowd = Crowd(urls, 4)
+    problems: list[str] = []
     try:
         for _ in range(kills):
             server = rng.choice(servers)
@@ -228,9 +237,11 @@ def _one_set(
             server.start()
         program.stopping = True
         program.join(2 * WAIT)
+    except TimeoutError as error:
+        problems.append(f"{error}: {server.log.read_text(errors='replace')[-500:]}")
+        program.stopping = True
     finally:
         crowd.stop()
-    problems = []
     if program.is_alive():
         problems.append("the last task does not end")
     if program.error is not None:
@@ -290,5 +301,5 @@ def _until(true: Callable[[], bool]) -> None:
     end = time.monotonic() + WAIT
     while not true():
         if time.monotonic() > end:
-            raise RuntimeError("a server does not listen")
+            raise TimeoutError("a server does not listen")
         time.sleep(0.02)

@@ -57,9 +57,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self,
         loop: asyncio.AbstractEventLoop,
         coro: Coroutine[Any, Any, Any],
-        context: Context | None = None,
+        **options: Any,
     ) -> asyncio.Task[Any]:
-        task = asyncio.Task(coro, loop=loop, context=context)
+        task = asyncio.Task(coro, loop=loop, **options)
+        context: Context | None = options.get("context")
         member = MEMBER.get() if context is None else context.get(MEMBER)
         self.spawned(task, member)
         return task

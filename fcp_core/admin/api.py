@@ -29,6 +29,8 @@ PREFIX = "/admin/v1"
 
 JSON = "application/json"
 BINARY = "application/octet-stream"
+#: What a body may be as well: the same messages, in which bytes are not a third longer.
+MSGPACK = "application/msgpack"
 CSV = "text/csv"
 
 

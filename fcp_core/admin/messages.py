@@ -319,3 +319,26 @@ def __getattr__(name: str) -> Any:
         stacklevel=2,
     )
     return PolicyChoice
+
+
+def check_finite(value: Any, where: str = "") -> None:
+    """Refuse numbers that JSON does not have: they would arrive as if nothing had been said.
+
+    :param where: what the value is a part of, for the message.
+    :raises StatusError: INVALID_ARGUMENT, naming the first.
+    """
+    if isinstance(value, msgspec.Struct):
+        value = {name: getattr(value, name) for name in value.__struct_fields__}
+    if isinstance(value, float) and not math.isfinite(value):
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"{where}: {value} is not a finite number, and a server is sent no others",
+        )
+    if isinstance(value, Mapping):
+        items = ((str(name), inner) for name, inner in value.items())
+    elif isinstance(value, (list, tuple)):
+        items = ((str(place), inner) for place, inner in enumerate(value))
+    else:
+        return
+    for name, inner in items:
+        check_finite(inner, f"{where}.{name}" if where else name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from fcp_core.admin.api import ENDPOINTS, PREFIX, Endpoint
+from fcp_core.admin.api import ENDPOINTS, JSON, MSGPACK, PREFIX, Endpoint
 from fcp_core.admin.messages import Error
 from fcp_core.protocol.status import http_status
 
@@ -116,6 +116,6 @@ def _operation(
     if endpoint.body is not None:
         operation["requestBody"] = {
             "required": endpoint.body_required,
-            "content": {"application/json": {"schema": by_type[endpoint.body]}},
+            "content": {kind: {"schema": by_type[endpoint.body]} for kind in (JSON, MSGPACK)},
         }
     return operation

@@ -155,6 +155,8 @@ class AggregatorFactory:
         and not at each tensor alone. All intrinsics of a task that it serves then share one
         accumulator: it is made for an intrinsic with the URI :data:`JOINT_URI` and nothing of its
         own, which nests them in their order, also if there is one only.
+    :param protocol: the only aggregation protocol under which a task may choose it, since it takes
+        what that has summed; None: any.
     """
 
     name: str
@@ -165,3 +167,4 @@ class AggregatorFactory:
     needs_all_inputs: bool = False
     nested_only: bool = False
     joint: bool = False
+    protocol: str | None = None

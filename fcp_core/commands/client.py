@@ -120,11 +120,7 @@ def client(
     from fcp_core.protocol.status import Code, StatusError
 
     store = _store(example_data_path, num_empty_examples, tfrecord)
-    sleep = None if sleep_after_round_secs < 0 else sleep_after_round_secs
-    if sleep is not None and not sleep <= _LONGEST_SLEEP:
-        raise UsageError(
-            f"--sleep-after-round-secs takes at most {_LONGEST_SLEEP:.0f} seconds, not {sleep}."
-        )
+    sleep = _sleep(sleep_after_round_secs)
     succeeded = False
     with ExitStack() as cleanup:
         contributions = History(history) if history else None
@@ -156,6 +152,17 @@ def client(
             if result.error is None or result.error.code is not Code.CANCELLED:
                 succeeded = True
     sys.exit(0 if succeeded else 1)
+
+
+def _sleep(seconds: float) -> float | None:
+    """Return the seconds between sessions; None: as the server asks."""
+    if seconds < 0:
+        return None
+    if not seconds <= _LONGEST_SLEEP:
+        raise UsageError(
+            f"--sleep-after-round-secs takes at most {_LONGEST_SLEEP:.0f} seconds, not {seconds}."
+        )
+    return seconds
 
 
 def _safety(

@@ -68,11 +68,11 @@ class TaskChoices(Choices):
             elif uri not in self.aggregators[name].uris:
                 serves = ", ".join(sorted(self.aggregators[name].uris))
                 problems.append(f"the aggregator {name!r} serves {serves}, not {uri}.")
-            owners = [p.name for p in self.protocols.values() if name in p.aggregators.values()]
-            if owners and self.protocol not in owners:
+            elif self.aggregators[name].protocol not in (None, self.protocol):
                 problems.append(
-                    f"the aggregator {name!r} takes what {' and '.join(owners)} has summed; under "
-                    f"the protocol {self.protocol!r} it would get the contributions themselves."
+                    f"the aggregator {name!r} takes what {self.aggregators[name].protocol} has "
+                    f"summed; under the protocol {self.protocol!r} it would get the contributions "
+                    "themselves."
                 )
         sections |= {name: f"aggregator.{name}" for name in self.aggregators}
         problems += [

@@ -39,10 +39,11 @@ class Lease(Machine[Holding]):
     """One population in the hands of one member, from the taking to the end.
 
     :param until: when it may not act any more, by the clock of the host.
+    :ivar closed: whether nothing is answered for it any more, since it is about to be given back.
     :ivar released: whether nothing of it is in progress, so that it can be given back.
     """
 
-    __slots__ = ("epoch", "population", "released", "until")
+    __slots__ = ("closed", "epoch", "population", "released", "until")
 
     MOVES: ClassVar[Mapping[Holding, Sequence[Holding]]] = {
         Holding.TAKING: (Holding.HELD, Holding.ENDED),
@@ -57,12 +58,12 @@ class Lease(Machine[Holding]):
         self.population = population
         self.epoch = epoch
         self.until = until
-        self.released = False
+        self.closed = self.released = False
 
     def acts(self, now: float) -> bool:
         """Whether the member may assign, accumulate and answer for the population."""
-        acting = self.state in (Holding.HELD, Holding.GIVING) and not self.released
-        return acting and now < self.until
+        open_ = not (self.closed or self.released)
+        return open_ and self.state in (Holding.HELD, Holding.GIVING) and now < self.until
 
     def __repr__(self) -> str:
         return f"Lease({self.population!r}, epoch {self.epoch})"

@@ -109,8 +109,16 @@ class _Model(RuleBasedStateMachine):
     @rule(group=groups, size=sizes, other=st.booleans())
     def select_by_two(self, group: str, size: int, other: bool) -> None:
         kind = OtherItem if other else Item
-        stored = self.transact(lambda tx: list(tx.select(kind, group=group, size=size)))
+        stored, keys, every = self.transact(
+            lambda tx: (
+                list(tx.select(kind, group=group, size=size)),
+                tx.keys(kind, group=group, size=size),
+                tx.keys(kind),
+            )
+        )
         assert stored == self.expected(kind, group=group, size=size)
+        assert keys == [item.key for item in stored]
+        assert every == [item.key for item in self.expected(kind)]
 
     @precondition(lambda self: self.kit.durable)
     @rule()
@@ -126,14 +134,10 @@ class _Model(RuleBasedStateMachine):
             queries.append((kind, {}))
             queries += [(kind, {"group": group}) for group in GROUPS]
             queries += [(kind, {"size": size}) for size in SIZES]
-        answers, keys = self.transact(
-            lambda tx: (
-                [list(tx.select(kind, **equals)) for kind, equals in queries],
-                [tx.keys(kind, **equals) for kind, equals in queries],
-            )
+        answers = self.transact(
+            lambda tx: [list(tx.select(kind, **equals)) for kind, equals in queries]
         )
         assert answers == [self.expected(kind, **equals) for kind, equals in queries]
-        assert keys == [[item.key for item in items] for items in answers]
 
     def expected(self, kind: type[Item], **equals: Any) -> list[Item]:
         return [

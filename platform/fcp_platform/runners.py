@@ -247,9 +247,11 @@ class RemoteRunner(TaskRunner):
 def _plan_text(data: bytes) -> str:
     """Return a plan as text that is the same whenever the program makes the plan.
 
-    TensorFlow numbers functions in the order in which a process happens to trace them.
+    TensorFlow numbers functions in the order in which a process happens to trace them. A TFLite
+    model has those numbers too, and is made of the graph alone.
     """
     plan = plan_pb2.ClientOnlyPlan.FromString(data)
     graph = str(tf.compat.v1.GraphDef.FromString(plan.graph))
     plan.ClearField("graph")
+    plan.ClearField("tflite_graph")
     return re.sub(r'(__\w+?)_\d+(?=")', r"\1", graph) + str(plan)

@@ -56,6 +56,15 @@ _CHECKPOINT = 16 << 20
 _MAX_BATCH = 256
 
 
+#: Writes a record; does nothing without data.
+_PUT = (
+    "INSERT INTO records SELECT ?1, ?2, ?3 WHERE ?3 IS NOT NULL"
+    " ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data"
+)
+#: Bytes of a record from which on its memory matters.
+_LARGE = 1 << 20
+
+
 class _SqliteTransaction(Transaction):
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -73,11 +82,12 @@ class _SqliteTransaction(Transaction):
     def put(self, record: Record) -> None:
         kind, key = type(record), record.key
         self._check_indexes(kind)
-        self._db.execute(
-            "INSERT INTO records VALUES (?, ?, ?)"
-            " ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data",
-            (kind.KIND, key, encode(record)),
-        )
+        data = encode(record)
+        self._db.execute(_PUT, (kind.KIND, key, data))
+        if len(data) > _LARGE:
+            # A statement keeps a copy of what it was given last, and this one is given nothing.
+            self._db.execute(_PUT, (kind.KIND, key, None))
+        del data
         self._db.execute("DELETE FROM entries WHERE kind = ? AND key = ?", (kind.KIND, key))
         self._index(record)
 
@@ -219,7 +229,7 @@ class SqliteStorage(Storage):
         going = True
         while going:
             batch = []
-            job = self._jobs.get()
+            job: _Job | None = self._jobs.get()
             while job is not None:
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
@@ -232,8 +242,9 @@ class SqliteStorage(Storage):
             going = job is not None
             if batch:
                 self._run_batch(connection, batch)
-            for job in batch:
-                job.settle()
+            while batch:
+                batch.pop(0).settle()
+            job = None  # or what it wrote would be kept until the next one comes
         connection.close()
 
     def _run_batch(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:

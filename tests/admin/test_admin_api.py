@@ -133,6 +133,64 @@ def test_the_life_of_a_task(api, thread, make_spec, contribute):
     assert api("GET", "/openapi.json").json() == DOCUMENT
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_large_submission_is_sent_as_it_is(thread, make_server, make_spec, monkeypatch, old):
+    if old:  # knows one form only
+        monkeypatch.setattr("fcp_core.server.http.admin.api.MSGPACK", "nothing/known")
+    kinds = []
+    model = bytes(range(256)) * 8192
+    with AdminClient(thread.server.url, make_server.token) as client:
+        request = client._http.request
+        monkeypatch.setattr(
+            client._http,
+            "request",
+            lambda *given, **more: (
+                kinds.append((more["headers"]["Content-Type"], len(more["body"] or b"")))
+                or request(*given, **more)
+            ),
+        )
+        task = client.submit(make_spec().replace(checkpoint=model))
+        client.submit(make_spec())
+    sent = ["application/msgpack", *(["application/json"] if old else []), "application/json"]
+    assert [kind for kind, _ in kinds] == sent
+    assert kinds[0][1] < len(model) + 10_000
+    published = thread.run(_checkpoint(thread.server, task.task_id)).result(WAIT)
+    assert published == model
+
+
+async def _checkpoint(server, task_id):
+    return await server.services.tasks._store.file(task_id, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [(b"\xc1", "malformed"), (b"\x81\xa1x\x01", "unknown field"), (b"\x81", "")],
+)
+def test_a_malformed_body_of_the_other_form_is_refused_in_words(api, body, words):
+    reply = api.pool.request(
+        "POST",
+        api.url + "/admin/v1/tasks",
+        body=body,
+        headers={"Authorization": f"Bearer {api.token}", "Content-Type": "application/msgpack"},
+    )
+    assert reply.status == 400
+    assert words in reply.json()["message"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_what_json_cannot_say_comes_in_no_other_form(api, make_spec, number):
+    spec = make_spec().replace(options={"federated_sum": {"max_norm": number}})
+    reply = api.pool.request(
+        "POST",
+        api.url + "/admin/v1/tasks",
+        body=msgspec.msgpack.encode(Submission.of(spec)),
+        headers={"Authorization": f"Bearer {api.token}", "Content-Type": "application/msgpack"},
+    )
+    assert reply.status == 400
+    assert "options.federated_sum.max_norm" in reply.json()["message"]
+    assert api("GET", "/tasks").json()["tasks"] == []
+
+
 def test_a_cancelled_task_says_why(api, make_spec):
     path = "/tasks/" + api("POST", "/tasks", wire(make_spec())).json()["task_id"]
     error = api("POST", f"{path}:cancel", {"reason": "no need"}).json()["error"]

@@ -258,11 +258,15 @@ class Cluster:
 class Fleet:
     """Devices, each with its own power of two: a sum tells who is in it, and how often.
 
+    :param attempts: how often they send a request that finds nobody, or is answered 429 or 503.
     :ivar accepted: the numbers of those that were told OK.
     :ivar failed: of those that heard of a failure; they may be counted or not.
     """
 
-    def __init__(self, url: str, population: str = "people", *, threads: int = 6) -> None:
+    def __init__(
+        self, url: str, population: str = "people", *, threads: int = 6, attempts: int = 6
+    ) -> None:
+        self._attempts = attempts
         self._url = url
         self._population = population
         self._lock = threading.Lock()
@@ -285,7 +289,7 @@ class Fleet:
             self._url,
             {"v": np.array([1 << number], np.int64)},
             population=self._population,
-            retry=RetryPolicy(attempts=6, delay=0.05),
+            retry=RetryPolicy(attempts=self._attempts, delay=0.05),
         ) as device:
             while not self._stopped.is_set():
                 result = device.run_once()

@@ -73,7 +73,8 @@ def admin(server):
 
 def context(server, **options):
     remote = fcp_platform.RemoteServer(server.url, token=TOKEN, **options)
-    return fcp_platform.FederatedContext(POPULATION, remote)
+    # Each device is there for one contribution, and none is to spare.
+    return fcp_platform.FederatedContext(POPULATION, remote, over_selection=1.0)
 
 
 def invoke(running, comp, state, count=2):

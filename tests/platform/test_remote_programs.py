@@ -59,7 +59,9 @@ async def main(context):
     return await state.get_value()
 
 with fcp_platform.FederatedContext(
-    population, fcp_platform.RemoteServer(url, token={TOKEN!r}, program="program " + name)
+    population,
+    fcp_platform.RemoteServer(url, token={TOKEN!r}, program="program " + name),
+    over_selection=1.0,  # each device is there for one contribution
 ) as context:
     print("sum", asyncio.run(main(context)))
 """
@@ -110,12 +112,14 @@ def test_programs_share_a_server_and_one_that_is_killed_finds_its_round(
     start, tmp_path, port_of_its_own
 ):
     url = f"http://localhost:{port_of_its_own}/"
-    options = ("retry_min=20ms", "retry_max=60ms", "polling_interval=20ms")
+    # There are as many devices as contributions: none may be told OK as one too many.
+    options = ("retry_min=20ms", "retry_max=60ms", "polling_interval=20ms", "over_selection=1")
     overrides = [word for option in options for word in ("--set", option)]
-    server = start(
+    serve = (
         "-m", "fcp_core", *overrides, "serve", "--port", str(port_of_its_own),
         "--population", "test/shared", "--population", "test/own",
     )  # fmt: skip
+    server = start(*serve)
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     wanted = {"one": "test/shared", "two": "test/shared", "three": "test/own"}
@@ -129,6 +133,12 @@ def test_programs_share_a_server_and_one_that_is_killed_finds_its_round(
         programs["one"].wait()
         # Its round goes on without it.
         contribute(url, "test/shared", 1)
+        # Nor do the others notice that the server is killed while they wait for their values.
+        server.kill()
+        server.wait()
+        server = start(*serve)
+        # A device that finds nobody stays away for a quarter of an hour; the admin client waits.
+        admin.list()
         programs["one"] = start(str(program), "one", "test/shared", url)
         devices = [
             threads.submit(contribute, url, population, 1 << bit)

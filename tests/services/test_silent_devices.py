@@ -136,7 +136,7 @@ def test_who_takes_all_places_and_does_nothing_has_them_once(kit, mode):
 
 def test_a_fleet_behind_one_address_is_not_shut_out(kit):
     async def main():
-        async with kit.world() as world:
+        async with kit.world(max_silent_per_sender="3") as world:
             with at("203.0.113.9"):
                 for _ in range(4):
                     world.devices = 0  # numbers of 64 bits do not go further

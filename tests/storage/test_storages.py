@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -465,3 +466,37 @@ def test_the_file_can_be_renamed_between_runs(tmp_path):
     Path(tmp_path / "one.db").rename(tmp_path / "two.db")
     put(tmp_path / "two.db", "b")
     assert not (tmp_path / "two.db-wal").exists()
+
+
+def _resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_large_record_is_not_kept_in_memory_until_the_next_one(tmp_path):
+    """Neither by the thread that wrote it, nor by the statement."""
+    size = 64 << 20
+
+    def put(item):
+        return lambda tx: tx.put(item)
+
+    async def main():
+        storage = SqliteStorage(tmp_path / "large.sqlite")
+        await storage.start()
+        await storage.transact(put(Item("small", "a", 1, b"x")))
+        before = _resident()
+        item = Item("large", "a", 1, b"x" * size)
+        await storage.transact(put(item))
+        ref = weakref.ref(item)
+        del item
+        for _ in range(3000):
+            if ref() is None:
+                break
+            await asyncio.sleep(0.001)
+        assert ref() is None
+        assert _resident() - before < size // 2
+        found = await storage.transact(lambda tx: tx.get(Item, "large"))
+        assert found.data == b"x" * size
+        await storage.stop()
+
+    asyncio.run(main())

@@ -107,17 +107,20 @@ def test_a_hostile_nan_is_refused_and_leaves_the_others(load):
 
 
 def test_a_task_that_could_end_with_too_few_is_refused(load):
-    plugins = load(
-        **{
-            "population:phones.aggregator": "krum",
-            "population:phones.aggregator.krum.byzantine": 2,
-        }
-    )
+    configured = {
+        "population:phones.aggregator": "krum",
+        "population:phones.aggregator.krum.byzantine": 2,
+    }
+    plugins = load(**configured)
     assert plugins.check_task(task(goal=7)) == []
     assert plugins.check_task(task(goal=7, minimum_count=6)) == [
         "krum with byzantine = 2 needs 7 contributions; the task may end with 6."
     ]
-    assert plugins.check_task(task(goal=5, options={"krum": {"byzantine": 1}})) == []
+    lower = task(goal=5, options={"krum": {"byzantine": 1}})
+    (problem,) = plugins.check_task(lower)
+    assert "byzantine of 'krum' is 2 here" in problem
+    plugins = load(**configured, require_aggregators=False)
+    assert plugins.check_task(lower) == []
     (problem,) = load().check_task(task(goal=4, aggregators={"federated_mean": "multi_krum"}))
     assert "multi_krum with byzantine = 1 needs 5" in problem
 

@@ -25,7 +25,7 @@ SUM = Intrinsic(
     "federated_secure_sum",
     (VALUE,),
     (TensorSpec("total", DataType.INT64, (3,)),),
-    (Parameter("", np.array(10**6, np.int64)),),
+    (Parameter("", np.array(10**7, np.int64)),),
 )
 
 OPTIONS = {
@@ -203,6 +203,15 @@ def test_the_protocols_aggregator_is_no_way_around_it(house):
     """Under another protocol it would be given what devices contribute."""
     with pytest.raises(StatusError, match="would get the contributions themselves"):
         house().submit(8, protocol="simple", aggregators={SUM.uri: "secagg_sum"})
+
+
+def test_a_cohort_that_is_poisoned_does_not_reach_the_median_of_the_cohorts(house):
+    own = house(cohort=3, dropout_rate=0.0)
+    task = own.submit(9, aggregators={SUM.uri: "secagg_median"})
+    for poison in (0, 10**6, 0):
+        devices = [own.device([100 + n + poison, 1, 0]) for n in range(3)]
+        assert told(devices) == ["CONTRIBUTED"] * 3
+    assert own.total(task) == [3 * 303, 9, 0]
 
 
 def test_it_works_on_a_server_of_several_processes(house):

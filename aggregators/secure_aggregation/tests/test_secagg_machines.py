@@ -269,19 +269,12 @@ def one_missing(message):
     message.encrypted_key_shares[0] = b""
 
 
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (one_more, DropReason.WRONG_NUMBER_OF_KEY_SHARES),
-        (own_share, DropReason.EXTRA_KEY_SHARE),
-        (one_missing, DropReason.MISSING_KEY_SHARE),
-    ],
-)
-def test_shares_that_do_not_fit_cost_their_sender(change, reason):
+@pytest.mark.parametrize("change", [one_more, own_share, one_missing])
+def test_shares_that_do_not_fit_cost_their_sender(change):
     session = Session(full(4, 3), 3)
     session.round()
     sent_by_a_liar(session, 1, change)
-    assert session.server.reason(1) is reason
+    assert session.server.reason(1) is DropReason.INVALID_SHARE_KEYS_RESPONSE
     for _ in range(3):
         session.round()
     session.check([0, 2, 3])

@@ -74,3 +74,18 @@ class TestSecureAggregation(AggregationProtocolConformance):
             sums["wheel"] = np.mod(sums["wheel"], 1000)
         for name, value in wanted.items():
             assert np.array_equal(value, total[name]), name
+
+    def test_a_device_that_vanishes_while_it_waits_for_the_end_counts_and_is_answered(self):
+        core = self.core()
+        devices = [core.assign(self.results(number)) for number in range(4)]
+        while core.step(devices[0]) or "Unmask" not in devices[0].calls:
+            for device in devices[1:]:
+                core.step(device)
+            while core.outcomes:
+                core.finish(0)
+        assert devices[0].state == "kept"
+        core.vanish(devices[0])
+        core.run(self.patience)
+        assert [device.state for device in devices] == ["counted"] * 4
+        assert devices[0].calls["Unmask"].answer is not None
+        self._check_end(core)

@@ -11,7 +11,7 @@ import msgspec
 from tornado.httputil import HTTPHeaders
 
 from fcp_core.admin import api
-from fcp_core.admin.messages import Error
+from fcp_core.admin.messages import Error, check_finite
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Handler
@@ -114,7 +114,7 @@ class AdminHandler(Handler):
         try:
             answer = await method(*arguments)
         except StatusError as error:
-            if error.code is Code.NOT_FOUND and self.context.is_elsewhere(self.method, self.path):
+            if error.code is Code.NOT_FOUND and self.context.is_elsewhere(self):
                 raise StatusError(
                     Code.UNAVAILABLE, "the population has another owner by now; ask again"
                 ) from None
@@ -137,22 +137,26 @@ class AdminHandler(Handler):
             raise _bad(f"query: {error}") from None
 
     async def _parse_body(self, body: bytearray | memoryview) -> Any:
-        if not body and not self._endpoint.body_required:
-            body = bytearray(b"{}")
         kind = self._endpoint.body
+        packed = self.headers.get("Content-Type", "") == api.MSGPACK
+        if not body and not self._endpoint.body_required:
+            body, packed = bytearray(b"{}"), False
         if len(body) < PARSE_APART:
-            return _decode(body, kind)
+            return _decode(body, kind, packed)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.context.executor, _decode, body, kind)
+        return await loop.run_in_executor(self.context.executor, _decode, body, kind, packed)
 
 
-def _decode(body: bytearray | memoryview, kind: Any) -> Any:
+def _decode(body: bytearray | memoryview, kind: Any, packed: bool) -> Any:
     try:
-        return msgspec.json.decode(body, type=kind)
+        found = (msgspec.msgpack if packed else msgspec.json).decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(kind.__struct_fields__)
         hint = f" (fields: {fields})" if "unknown field" in str(error) else ""
         raise _bad(f"body: {error}{hint}") from None
+    if packed:
+        check_finite(found)  # which JSON cannot but be
+    return found
 
 
 def _bad(message: str) -> StatusError:

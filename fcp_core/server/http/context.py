@@ -24,6 +24,7 @@ from fcp_core.server.http.rates import RateLimit
 from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
+    from fcp_core.server.http.handler import Handler
     from fcp_core.server.services import Services
 
 T = TypeVar("T")
@@ -97,23 +98,23 @@ class Context:
         #: What serves the calls, by the names of their routes.
         self.methods: dict[str, Method] = {}
 
-    def is_elsewhere(self, method: str, path: str) -> bool:
+    def is_elsewhere(self, call: Handler) -> bool:
         """Whether a call is about a population of another member, or of none at the moment."""
         if self.members is None:
             return False
-        mark, _ = mark_of_call(method, path)
+        mark, _ = mark_of_call(call.method, call.path)
         owner = None if mark is None else self.members.table.owner(mark, self.members.clock)
         return mark in self.members.table.known and (owner is None or bool(owner.url))
 
-    async def went(self, error: StatusError, method: str, path: str) -> bool:
+    async def went(self, call: Handler, error: StatusError) -> bool:
         """Whether a call failed since its population is another member's by now."""
         if self.members is None:
             return False
-        if error.code is Code.ABORTED and not self.is_elsewhere(method, path):
+        if error.code is Code.ABORTED and not self.is_elsewhere(call):
             # What was to be written was refused, and nobody has looked since.
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.members.look(), self.members.seconds)
-        return self.is_elsewhere(method, path)
+        return self.is_elsewhere(call)
 
     def leave(self, request: object) -> None:
         """Stop waiting for a request. May be repeated."""

@@ -17,10 +17,10 @@ from fcp_core.protocol.compression import is_worth_compressing
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import sender_of
 from fcp_core.server.http import refusals
-from fcp_core.server.http.forward import ForwardHandler
+from fcp_core.server.http.forward import pass_on
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import limits_of_call
-from fcp_core.server.http.passing import UPLOAD, mark_of_call
+from fcp_core.server.http.passing import UPLOAD
 from fcp_core.server.reached import HOST
 from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.eligibility import ADDRESS
@@ -138,13 +138,19 @@ class RPCHandler(Handler):
         ADDRESS.set(self.connection.origin if self.passed is None else self.passed.peer)
         given = self.headers.get
         HOST.set((given("Host", ""), given("X-Forwarded-Proto", "")))
+        elsewhere = self.context.members is not None and self.context.is_elsewhere(self)
         try:
-            response = await self._method(request, self._caller)
+            response = None if elsewhere else await self._method(request, self._caller)
         except StatusError as error:
-            if self.passed is None and await self.context.went(error, self.method, self.path):
-                await self._pass_on(request)
-                return
-            raise
+            if not await self.context.went(self, error):
+                raise
+            response = None
+        if response is None:
+            # Another member has the population since the call came.
+            self.headers.pop("Content-Encoding", None)
+            make = partial(RPCHandler, self.context)
+            await pass_on(self, make, request.SerializeToString())
+            return
         answer = response.SerializeToString()
         accepted = self.headers.get("Accept-Encoding", "")
         if (
@@ -157,18 +163,6 @@ class RPCHandler(Handler):
             self.answer(await self._compress(answer), headers=headers)
         else:
             self.answer(answer)
-
-    async def _pass_on(self, request: Message) -> None:
-        """Have another member answer: it owns the population since the call came."""
-        mark, _ = mark_of_call(self.method, self.path)
-        self.headers.pop("Content-Encoding", None)
-        make = partial(RPCHandler, self.context)
-        given = (self.connection, self.method, self.uri, self.headers)
-        handler = ForwardHandler(self.context, mark or b"", make, True, False, *given)
-        await handler.pass_on(request.SerializeToString())
-        # It is answered, or will be, and is counted there.
-        self.over = True
-        self.context.leave(self)
 
     async def _compress(self, data: bytes) -> bytes:
         if len(data) < COMPRESS_APART:

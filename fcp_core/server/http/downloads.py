@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
 from urllib.parse import unquote
 
 from fcp_core.protocol.status import StatusError
 from fcp_core.server.http import refusals
+from fcp_core.server.http.forward import pass_on
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import http_error
 from fcp_core.server.http.passing import DOWNLOAD
@@ -31,7 +33,13 @@ class DownloadHandler(Handler):
     async def serve(self) -> None:
         """Send it, or say that the client's copy is still good."""
         name = unquote(self.path[len(DOWNLOAD) :])
-        found = await self.context.services.media.download(name)
+        try:
+            found = await self.context.services.media.download(name)
+        except StatusError as failure:
+            if not await self.context.went(self, failure):
+                raise
+            await pass_on(self, partial(DownloadHandler, self.context))
+            return
         age = int(found.max_age)
         headers = {
             "ETag": f'"{found.etag}"',

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from tornado.httputil import HTTPHeaders
@@ -17,18 +17,16 @@ from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
-from fcp_core.server.http.connections import Connection, MakeHandler
+from fcp_core.server.http.connections import MakeHandler
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import http_error
-from fcp_core.server.http.pages import NothingHandler
 from fcp_core.server.http.passing import (
     HEADER,
     MOVED,
     Passed,
     mark_of_call,
     sign,
-    verify,
 )
 from fcp_core.server.http.peers import Exchange
 
@@ -44,45 +42,22 @@ PAUSE = 0.05
 _OF_CONNECTION = ("Connection", "Keep-Alive", "Transfer-Encoding", "Date", "Content-Length")
 
 
-def routed(context: Context, make: MakeHandler, *, passes: bool = True) -> MakeHandler:
-    """Return what makes the handler of a request: *make*, if the population is this server's.
+async def pass_on(handler: Handler, make: MakeHandler, body: bytes = b"") -> None:
+    """Have the owner answer a call whose population went to another member since it came.
 
-    :param passes: whether calls are passed on; if not, they are answered that it moved.
+    :param make: makes what answers it if the population comes back.
+    :raises StatusError: 421 if the call was passed on already; UNAVAILABLE if there is no owner.
     """
-    members = context.members
-    assert members is not None  # there is nothing to route otherwise
-
-    def choose(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
-        mark, begins = mark_of_call(method, uri.partition("?")[0])
-        if mark is not None:
-            owner = members.table.owner(mark, members.clock)
-            if owner is None or owner.url or (owner.giving and begins):
-                request = (connection, method, uri, headers)
-                return ForwardHandler(context, mark, make, passes, begins, *request)
-        return make(connection, method, uri, headers)
-
-    return choose
-
-
-def from_members(context: Context, makers: Mapping[str, MakeHandler]) -> MakeHandler:
-    """Return what makes the handlers of calls that other members passed on.
-
-    :param makers: what makes those of devices' calls, by how what is asked for begins.
-    """
-    members = context.members
-    assert members is not None  # only members listen for others
-    routes = [(begins, routed(context, make, passes=False)) for begins, make in makers.items()]
-
-    def choose(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
-        passed = verify(members.table.secrets, method, uri, headers.get(HEADER, ""))
-        if passed is None:
-            return NothingHandler(context, connection, method, uri, headers)
-        make = next(make for begins, make in routes if uri.startswith(begins))
-        handler = make(connection, method, uri, headers)
-        handler.passed = passed
-        return handler
-
-    return choose
+    if handler.passed is not None:
+        raise http_error(MOVED, "the population is another member's")
+    mark, begins = mark_of_call(handler.method, handler.path)
+    assert mark is not None  # or it could not be another member's
+    given = (handler.connection, handler.method, handler.uri, handler.headers)
+    forward = ForwardHandler(handler.context, mark, make, True, begins, *given)
+    await forward.pass_on(body)
+    # It is answered, or will be, and is counted there.
+    handler.over = True
+    handler.context.leave(handler)
 
 
 class ForwardHandler(Handler):
@@ -271,8 +246,11 @@ class ForwardHandler(Handler):
             self.http.close()
         self.end_answer()
 
-    def _piece(self, chunk: bytes) -> Awaitable[None] | None:
-        return None if self.over else self.http.write(chunk)
+    async def _piece(self, chunk: bytes) -> None:
+        # A device may have gone; the rest of its answer is read all the same.
+        with contextlib.suppress(StreamClosedError):
+            if not self.over:
+                await self.http.write(chunk)
 
     # Owners.
 

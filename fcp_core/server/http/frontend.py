@@ -25,12 +25,12 @@ from fcp_core.server.http.connections import (
 from fcp_core.server.http.context import Authenticate, Context
 from fcp_core.server.http.devices import RPCHandler, UploadHandler
 from fcp_core.server.http.downloads import DownloadHandler
-from fcp_core.server.http.forward import from_members, routed
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.pages import HealthHandler, MetricsHandler, NothingHandler
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
+from fcp_core.server.http.routed import from_members, routed
 from fcp_core.server.http.shared_admin import SharedAdmin
 from fcp_core.server.logs import hide_addresses
 from fcp_core.server.services.members import Members

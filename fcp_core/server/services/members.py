@@ -357,7 +357,10 @@ class Members:
 
     async def _give(self, lease: Lease, timeout: float) -> None:
         await self.keeper.settled(lease.population, timeout)
-        await self._leave(lease, saved=self._leases.acts(lease.population, self.clock.now()))
+        saved = lease.acts(self.clock.now())
+        lease.closed = True
+        self._publish()
+        await self._leave(lease, saved=saved)
         lease.released = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.look(), self.seconds)

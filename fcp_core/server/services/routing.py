@@ -75,7 +75,7 @@ class RoutingTable:
                 until = seen + (lease.expires - view.now)
                 owners[mark_of(name)] = Owner(name, holder.member_url, until)
         for mine in leases:
-            if mine.state in (Holding.HELD, Holding.GIVING) and not mine.released:
+            if mine.state in (Holding.HELD, Holding.GIVING) and not mine.closed:
                 giving = mine.state is Holding.GIVING
                 owners[mark_of(mine.population)] = Owner(mine.population, "", mine.until, giving)
         members = {

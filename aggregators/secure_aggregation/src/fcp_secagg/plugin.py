@@ -54,5 +54,5 @@ def fcp_register_aggregation_protocols() -> list[AggregationProtocolFactory]:
 
 @hookimpl
 def fcp_register_aggregators() -> list[AggregatorFactory]:
-    """Return what adds the sums of cohorts."""
-    return [sums.FACTORY]
+    """Return what takes the sums of cohorts."""
+    return [sums.FACTORY, sums.MEDIAN_FACTORY]

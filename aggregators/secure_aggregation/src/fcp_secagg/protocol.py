@@ -154,7 +154,6 @@ class SecureAggregation(AggregationProtocol):
         if not device.present:
             return ()
         cohort.leave(device)
-        cohort.unmasks.discard(assignment)
         if not device.kept:
             del self._found[assignment]
         return self._advance(cohort, now)

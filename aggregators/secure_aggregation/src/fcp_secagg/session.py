@@ -212,15 +212,19 @@ class SessionFacts(Machine[ServerState]):
         sealed = message.encrypted_key_shares
         if len(sealed) != len(neighbours):
             raise Dropping(
-                DropReason.WRONG_NUMBER_OF_KEY_SHARES,
+                DropReason.INVALID_SHARE_KEYS_RESPONSE,
                 f"there are {len(sealed)} encrypted shares, not {len(neighbours)}",
             )
         for other, data in zip(neighbours, sealed, strict=True):
             never = self._clients[other].state is ClientStatus.DEAD_BEFORE_SENDING_ANYTHING
             if data and (other == client or never):
-                raise Dropping(DropReason.EXTRA_KEY_SHARE, "there is a share for nobody")
+                raise Dropping(
+                    DropReason.INVALID_SHARE_KEYS_RESPONSE, "there is a share for nobody"
+                )
             if not data and not (other == client or never):
-                raise Dropping(DropReason.MISSING_KEY_SHARE, "a neighbour's share is missing")
+                raise Dropping(
+                    DropReason.INVALID_SHARE_KEYS_RESPONSE, "a neighbour's share is missing"
+                )
         for other, data in zip(neighbours, sealed, strict=True):
             if data:
                 self._clients[other].sealed[self._place(other, client)] = data

@@ -78,7 +78,7 @@ STATUS_MOVES: Mapping[ClientStatus, Sequence[ClientStatus]] = {
 
 
 class DropReason(IntEnum):
-    """Why a client was dropped."""
+    """Why a client was dropped; 7 to 9 have given way to INVALID_SHARE_KEYS_RESPONSE."""
 
     SENT_ABORT_MESSAGE = 0
     UNEXPECTED_MESSAGE_TYPE = 1

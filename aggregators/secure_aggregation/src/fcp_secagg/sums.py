@@ -11,9 +11,9 @@ from typing_extensions import Self
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
-from fcp_secagg.aggregands import URIS, aggregand_of
+from fcp_secagg.aggregands import BITWIDTH_URI, SUM_URI, URIS, aggregand_of
 
-NAME = "secagg_sum"
+NAME, MEDIAN = "secagg_sum", "secagg_median"
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -102,6 +102,72 @@ class CohortSum(Accumulator):
         self._total = (both % np.uint64(modulus)).astype(self._total.dtype)
 
 
+class CohortMedian(CohortSum):
+    """The median of the cohorts' sums, element by element, times the number of cohorts.
+
+    Cohorts have about the same size, so that it stands for the sum; but devices that poison theirs
+    reach it only if they are in half of the cohorts.
+
+    :raises StatusError: INVALID_ARGUMENT for a modular sum, of which there is no median.
+    """
+
+    def __init__(self, intrinsic: Intrinsic) -> None:
+        super().__init__(intrinsic)
+        if self._aggregand.modulus is not None:
+            raise StatusError(
+                Code.INVALID_ARGUMENT, f"{MEDIAN} cannot serve {intrinsic.uri}: sums go round there"
+            )
+        self._kept: list[Tensor] = []
+
+    @classmethod
+    def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
+        """Rebuild it from :meth:`dump`."""
+        self = cls(intrinsic)
+        try:
+            state = msgspec.msgpack.decode(data, type=_State)
+            loaded = np.frombuffer(state.data, self._total.dtype)
+            kept = loaded.reshape(state.num_inputs, *self._total.shape)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise StatusError(Code.INVALID_ARGUMENT, f"not the state of sums: {error}") from None
+        for value in kept:
+            self.accumulate([value])
+        return self
+
+    def accumulate(self, inputs: Sequence[Tensor]) -> None:
+        """Keep a cohort's sum."""
+        super().accumulate(inputs)
+        self._kept.append(inputs[0].copy())
+
+    def merge(self, other: Self) -> None:
+        """Keep what another one does."""
+        super().merge(other)
+        self._kept += other._kept
+
+    def report(self) -> list[Tensor]:
+        """Return the median of the sums, times their number; zeros if there is none."""
+        if not self._kept:
+            return [self._total]
+        # It lies between sums whose total was checked, and is halved first: nothing overflows.
+        middle = np.sort(np.stack(self._kept), axis=0)
+        low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
+        count = self._total.dtype.type(len(middle))
+        half = np.asarray((high - low) * (count // 2) if count % 2 == 0 else 0)
+        return [np.asarray(low * count + half, self._total.dtype)]
+
+    def dump(self) -> bytes:
+        """Return the state as msgpack."""
+        data = b"".join(value.tobytes() for value in self._kept)
+        return msgspec.msgpack.encode(_State(self._num_inputs, data))
+
+
+def _make_median(intrinsic: Intrinsic, options: Options) -> CohortMedian:
+    return CohortMedian(intrinsic)
+
+
+def _load_median(intrinsic: Intrinsic, options: Options, data: bytes) -> CohortMedian:
+    return CohortMedian.load(intrinsic, data)
+
+
 def _make(intrinsic: Intrinsic, options: Options) -> CohortSum:
     return CohortSum(intrinsic)
 
@@ -111,5 +177,19 @@ def _load(intrinsic: Intrinsic, options: Options, data: bytes) -> CohortSum:
 
 
 FACTORY = AggregatorFactory(
-    NAME, frozenset(URIS), "adds the sums of cohorts, for the protocol secagg", _make, _load
+    NAME,
+    frozenset(URIS),
+    "adds the sums of cohorts, for the protocol secagg",
+    _make,
+    _load,
+    protocol="secagg",
+)
+MEDIAN_FACTORY = AggregatorFactory(
+    MEDIAN,
+    frozenset({SUM_URI, BITWIDTH_URI}),
+    "the median of the sums of cohorts times their number, for the protocol secagg",
+    _make_median,
+    _load_median,
+    needs_all_inputs=True,
+    protocol="secagg",
 )

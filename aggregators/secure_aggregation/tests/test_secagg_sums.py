@@ -1,0 +1,69 @@
+"""What takes the sums of cohorts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
+from fcp_core.protocol.status import Code, StatusError
+from fcp_secagg.aggregands import MODULAR_URI, SUM_URI
+from fcp_secagg.sums import FACTORY, MEDIAN_FACTORY
+
+
+def intrinsic(uri, parameter):
+    spec = TensorSpec("v", DataType.INT64, (2,))
+    output = TensorSpec("total", DataType.INT64, (2,))
+    return Intrinsic(uri, (spec,), (output,), (Parameter("", np.array(parameter)),))
+
+
+def filled(factory, of, values):
+    made = factory.make(of, {})
+    for value in values:
+        inputs = [np.array([value, 2 * value], np.int64)]
+        made.validate(inputs)
+        made.accumulate(inputs)
+    return made
+
+
+SUMS = st.lists(st.integers(0, 10**15), max_size=7)
+
+
+@given(SUMS, SUMS)
+@pytest.mark.parametrize(
+    ("factory", "of", "wanted"),
+    [
+        (FACTORY, intrinsic(SUM_URI, 10**16), sum),
+        (FACTORY, intrinsic(MODULAR_URI, 97), lambda values: sum(values) % 97),
+        (
+            MEDIAN_FACTORY,
+            intrinsic(SUM_URI, 10**16),
+            lambda v: (
+                (sorted(v)[(len(v) - 1) // 2] + sorted(v)[len(v) // 2]) * len(v) // 2 if v else 0
+            ),
+        ),
+    ],
+    ids=["sum", "modular", "median"],
+)
+def test_parts_that_are_dumped_and_merged_are_the_whole(factory, of, wanted, left, right):
+    whole = filled(factory, of, left)
+    whole = factory.load(of, {}, whole.dump())
+    other = filled(factory, of, right)
+    whole.validate_merge(other)
+    whole.merge(other)
+    assert whole.num_inputs == len(left + right)
+    (total,) = whole.report()
+    assert total[0] == wanted(left + right)
+
+
+def test_what_does_not_fit_is_refused():
+    made = filled(FACTORY, intrinsic(SUM_URI, 10), [2**62 - 1])
+    for wrong, code in (([2**62 + 1, 0], Code.OUT_OF_RANGE), ([-1, 0], Code.INVALID_ARGUMENT)):
+        with pytest.raises(StatusError) as caught:
+            made.validate([np.array(wrong, np.int64)])
+        assert caught.value.code is code
+    with pytest.raises(StatusError, match="go round"):
+        MEDIAN_FACTORY.make(intrinsic(MODULAR_URI, 97), {})
+    for factory in (FACTORY, MEDIAN_FACTORY):
+        with pytest.raises(StatusError, match="not the state"):
+            factory.load(intrinsic(SUM_URI, 10), {}, b"garbage")

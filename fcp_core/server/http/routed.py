@@ -1,0 +1,55 @@
+"""Chooses what handles a request in a server with several members: here, or by passing it on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tornado.httputil import HTTPHeaders
+
+from fcp_core.server.http.connections import Connection, MakeHandler
+from fcp_core.server.http.context import Context
+from fcp_core.server.http.forward import ForwardHandler
+from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.pages import NothingHandler
+from fcp_core.server.http.passing import HEADER, mark_of_call, verify
+
+
+def routed(context: Context, make: MakeHandler, *, passes: bool = True) -> MakeHandler:
+    """Return what makes the handler of a request: *make*, if the population is this server's.
+
+    :param passes: whether calls are passed on; if not, they are answered that it moved.
+    """
+    members = context.members
+    assert members is not None  # there is nothing to route otherwise
+
+    def choose(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+        mark, begins = mark_of_call(method, uri.partition("?")[0])
+        if mark is not None:
+            owner = members.table.owner(mark, members.clock)
+            if owner is None or owner.url or (owner.giving and begins):
+                request = (connection, method, uri, headers)
+                return ForwardHandler(context, mark, make, passes, begins, *request)
+        return make(connection, method, uri, headers)
+
+    return choose
+
+
+def from_members(context: Context, makers: Mapping[str, MakeHandler]) -> MakeHandler:
+    """Return what makes the handlers of calls that other members passed on.
+
+    :param makers: what makes those of devices' calls, by how what is asked for begins.
+    """
+    members = context.members
+    assert members is not None  # only members listen for others
+    routes = [(begins, routed(context, make, passes=False)) for begins, make in makers.items()]
+
+    def choose(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+        passed = verify(members.table.secrets, method, uri, headers.get(HEADER, ""))
+        if passed is None:
+            return NothingHandler(context, connection, method, uri, headers)
+        make = next(make for begins, make in routes if uri.startswith(begins))
+        handler = make(connection, method, uri, headers)
+        handler.passed = passed
+        return handler
+
+    return choose
