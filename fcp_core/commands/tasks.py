@@ -126,10 +126,13 @@ def submit(connect: Any, file: Path, key: str | None, watched: bool) -> None:
     from fcp_core.protocol.status import StatusError
     from fcp_core.tasks.taskfile import read_task_file
 
+    read = read_task_file(file)
     try:
-        spec = read_task_file(file).to_spec()
+        spec = read.to_spec()
     except StatusError as error:
         raise UsageError(f"{file}: {error.message}.") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
     with connected(connect) as client:
         task = client.submit(spec, key=key)
         click.echo(task.task_id)

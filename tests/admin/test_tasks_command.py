@@ -118,6 +118,22 @@ def test_a_watcher_sees_whose_clients_are_silent(fcp, task_file):
     ]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("[query.vectors]", "[query.vectors]\nspare = 'int64'", "vector 'spare' is neither"),
+        ("goal_count = ", "max_at_work = 0\ngoal_count = ", "max_at_work must be at least 1"),
+    ],
+)
+def test_what_a_task_may_not_be_is_told_with_its_file(fcp, task_file, old, new, problem):
+    task_file.write_text(task_file.read_text().replace(old, new))
+    wrong = fcp("submit", str(task_file))
+    shown = str(wrong.exception) + wrong.output
+    assert wrong.exit_code == 2
+    assert f"{task_file}: " in shown
+    assert problem in shown
+
+
 def test_mistakes_are_told(fcp, task_file, monkeypatch):
     task_file.write_text(task_file.read_text().replace("goal_count", "goal_cuont"))
     wrong = fcp("submit", str(task_file))
