@@ -357,9 +357,14 @@ class EligibilityTask(Specification, frozen=True):
 
 
 def _freeze(target: msgspec.Struct, *names: str) -> None:
-    """Replace sequences in fields by tuples."""
+    """Replace sequences in fields by tuples.
+
+    :raises TypeError: for a text, which is a sequence of letters.
+    """
     for name in names:
         value = getattr(target, name)
+        if isinstance(value, (str, bytes)):
+            raise TypeError(f"{name} must be a list, not the text {value!r}")
         if value is not None and type(value) is not tuple:
             msgspec.structs.force_setattr(target, name, tuple(value))
 

@@ -23,7 +23,9 @@ class FileLock:
 
     def __init__(self, storage: Path) -> None:
         self._storage = storage
-        self.path = storage.with_name(f"{storage.name}.lock")
+        # Whoever reaches the same file by a link has to find the same lock.
+        real = storage.resolve()
+        self.path = real.with_name(f"{real.name}.lock")
         self._file: IO[str] | None = None
 
     def take(self) -> None:

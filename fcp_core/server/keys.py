@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fcp_core.plugins.config import Config
     from fcp_core.storage.contract import Storage
 
+logger = logging.getLogger(__name__)
+
 #: What a key file may not allow: anything to others, and writing to its group.
 _FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP
 
@@ -46,6 +48,12 @@ def load_keys(config: Config, storage: Storage) -> DeploymentKeys:
             )
         return DeploymentKeys.create(secrets.token_bytes)
     if config.get("token_keys_file") is None and not path.exists():
+        if storage.path is not None and storage.path.exists():
+            logger.warning(
+                "%s has no key file %s beside it: new keys are made, and what devices were given "
+                "before is refused. If there is an old file, stop, put it there and start again",
+                *(storage.path, path),
+            )
         return create_file(path)
     return read_file(path)
 

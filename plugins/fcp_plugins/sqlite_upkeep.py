@@ -51,7 +51,7 @@ class SqliteUpkeep(Upkeep):
 
     async def migrate(self) -> int:
         """Bring the schema up to date, or make the file."""
-        version = (await self.info()).version if self._path.exists() else 0
+        version = await asyncio.to_thread(self._version) if self._path.exists() else 0
         await self._migrate()
         return version
 
@@ -95,7 +95,10 @@ class SqliteUpkeep(Upkeep):
                 draft.unlink()
                 raise FileExistsError(0, "it exists already")
         except OSError as error:
-            raise UsageError(f"the copy {target} cannot be made: {error.strerror}.") from None
+            why = error.strerror
+            if error.filename is not None and isinstance(error, FileExistsError):
+                why = f"a backup writes {draft}, or was killed; if there is none, remove it"
+            raise UsageError(f"the copy {target} cannot be made: {why}.") from None
         try:
             with self._opened() as db, contextlib.closing(sqlite3.connect(draft)) as copy:
                 # All pages at once: a copy in parts begins anew with each write of a server. In WAL
@@ -113,10 +116,16 @@ class SqliteUpkeep(Upkeep):
         finally:
             draft.unlink()
 
+    def _version(self) -> int:
+        with self._opened(unmade=True) as db:
+            return int(db.execute("PRAGMA user_version").fetchone()[0])
+
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[sqlite3.Connection]:
+    def _opened(self, *, unmade: bool = False) -> Iterator[sqlite3.Connection]:
         """Open the file for reading.
 
+        :param unmade: whether a file to which nothing was written will do, as a server takes it
+            and leaves it if it is killed in its first moment.
         :raises UsageError: if there is none, or it is no store of ours.
         """
         if not self._path.exists():
@@ -128,10 +137,19 @@ class SqliteUpkeep(Upkeep):
             with contextlib.closing(
                 sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
             ) as db:
-                if db.execute("PRAGMA application_id").fetchone()[0] != self._application:
-                    raise UsageError(
-                        f"the storage file {self._path} is a database of another program."
-                    )
+                self._check_maker(db, unmade)
                 yield db
         except sqlite3.Error as error:
             raise UsageError(f"the storage file {self._path} cannot be read: {error}.") from None
+
+    def _check_maker(self, db: sqlite3.Connection, unmade: bool) -> None:
+        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        application = db.execute("PRAGMA application_id").fetchone()[0]
+        if application == self._application or (unmade and not application and not tables):
+            return
+        if application or tables:
+            raise UsageError(f"the storage file {self._path} is a database of another program.")
+        raise UsageError(
+            f"the storage file {self._path} is empty; a server, or 'fcp db migrate', makes its "
+            "tables."
+        )

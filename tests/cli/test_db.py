@@ -125,6 +125,15 @@ def test_a_copy_replaces_nothing(db, tmp_path):
     assert {path.name for path in tmp_path.glob("c*")} == {"copy"}
 
 
+def test_what_a_backup_that_was_killed_left_is_named(db, tmp_path):
+    database(tmp_path / "fcp.sqlite", 2)
+    (tmp_path / "copy.part").touch()
+    told = db("backup", "copy", status=2)
+    assert "copy cannot be made: a backup writes copy.part, or was killed; if there is" in told
+    (tmp_path / "copy.part").unlink()
+    assert "copy: " in db("backup", "copy")
+
+
 def test_damage_and_waste_are_told_apart(db, tmp_path):
     path = database(tmp_path / "fcp.sqlite", 2)
     keep = ["task_retention=100000d"]
@@ -169,6 +178,19 @@ def test_what_is_not_there_or_not_ours_is_left_alone(db, tmp_path):
     for command in ("info", "check", "migrate"):
         assert "another program" in db(command, status=2)
     assert "It is made" in db("migrate", settings=["storage.sqlite.path=new.db"])
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_a_file_that_nobody_has_written_to_is_no_other_programs(db, tmp_path, journal):
+    """A server that is killed in its first moment leaves one, and the next takes it."""
+    path = tmp_path / "fcp.sqlite"
+    path.touch()
+    with contextlib.closing(sqlite3.connect(path)) as made:
+        made.execute(f"PRAGMA journal_mode = {journal}")
+    for command in (["info"], ["check"], ["gc"], ["backup", "copy"]):
+        assert "is empty; a server, or 'fcp db migrate', makes" in db(*command, status=2)
+    assert db("migrate") == f"It is made, with schema version {SCHEMA_VERSION}.\n"
+    assert f"schema version {SCHEMA_VERSION}" in db("info")
 
 
 def test_a_storage_without_upkeep_says_so(db):

@@ -175,6 +175,15 @@ def test_an_over_selection_that_is_no_number_is_refused(value):
         taskfile.parse_task(f"[task]\nover_selection = {value}\n{fields}{QUERY}").to_spec()
 
 
+@pytest.mark.parametrize(
+    ("struct", "name"),
+    [(TaskSpec, "eligibility"), (EligibilityTask, "task_names"), (EligibilityTask, "covers")],
+)
+def test_a_text_is_no_list_of_its_letters(struct, name):
+    with pytest.raises(TypeError, match=f"{name} must be a list, not the text 'fifo'"):
+        struct(**{**full(struct), name: "fifo"})
+
+
 def test_every_field_of_an_eligibility_task_passes(tmp_path):
     task = EligibilityTask(**full(EligibilityTask, plan=ROUTER.SerializeToString()))
     stored = task.to_bytes()

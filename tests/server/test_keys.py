@@ -60,6 +60,17 @@ def test_the_first_start_makes_a_file_beside_the_storage(plugins, tmp_path):
     assert second.deployment == first.deployment
 
 
+def test_a_storage_without_its_keys_is_told(plugins, tmp_path, caplog):
+    loaded(plugins())
+    assert not caplog.records
+    (tmp_path / "fcp.sqlite").touch()
+    loaded(plugins())
+    assert not caplog.records
+    (tmp_path / "fcp.sqlite.keys").unlink()
+    loaded(plugins())
+    assert "what devices were given before is refused" in caplog.text
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o777])
 def test_the_umask_does_not_matter(tmp_path, umask):
     old = os.umask(umask)

@@ -68,6 +68,19 @@ def test_the_lock_of_a_process_that_was_killed_is_free_at_once(tmp_path):
     other.free()
 
 
+def test_a_link_to_the_file_is_the_same_storage(tmp_path):
+    path = tmp_path / "fcp.sqlite"
+    link = tmp_path / "elsewhere" / "current.sqlite"
+    link.parent.mkdir()
+    link.symlink_to(path)  # It may be made before the file is.
+    lock = FileLock(path)
+    lock.take()
+    with pytest.raises(UsageError, match=r"current\.sqlite is in use by another server: process"):
+        FileLock(link).take()
+    assert FileLock(link).holder() == FileLock(path).holder() is not None
+    lock.free()
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"nowhere.*cannot be opened: No such file"):
         FileLock(tmp_path / "nowhere" / "fcp.sqlite").take()

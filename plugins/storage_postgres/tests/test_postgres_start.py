@@ -61,7 +61,7 @@ def test_who_may_not_is_told_why(guarded, user, database, words):
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UsageError, match="nobody listens there: is the server running"):
+    with pytest.raises(UsageError, match="nobody listens there; see whether the server is running"):
         start_and_stop(f"postgresql://fcp@/fcp?host={tmp_path}")
     with pytest.raises(UsageError, match=r"nobody\.invalid.*host is not known"):
         start_and_stop("postgresql://fcp:secret@nobody.invalid/fcp")
@@ -72,6 +72,20 @@ def test_a_url_that_is_none_is_refused_and_not_shown(url):
     with pytest.raises(UsageError, match="not of the form") as caught:
         Place(url)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place", ["host:99999/d", "a:1,host:0/d", "[::1]:secret/d", "host/d?port=-1", "/d?port=1,x"]
+)
+def test_a_port_that_is_none_is_refused(place):
+    with pytest.raises(UsageError, match="a port that is no number from 1 to 65535") as caught:
+        start_and_stop(f"postgresql://me@{place}")
+    assert "secret" not in str(caught.value)
+
+
+def test_ports_that_are_some_are_taken():
+    for place in ("[::1]:5432,[::2]/d", "a,b:65535/d", "/d?host=/run/pg&port=1,2", "%2Frun%2Fpg/d"):
+        assert Place(f"postgresql://me@{place}").database == "d"
 
 
 @pytest.mark.parametrize("password", ["se/cret", "se#cret", "se?cret"])

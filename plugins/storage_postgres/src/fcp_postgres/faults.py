@@ -79,6 +79,13 @@ class Place:
                 "them: write %2F for /, %3F for ? and %23 for #."
             )
         hosts = unquote(parts.netloc.rpartition("@")[2]) or ",".join(query.get("host", []))
+        ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+        for port in filter(None, ports + ",".join(query.get("port", [])).split(",")):
+            if not (port.isdecimal() and 0 < int(port) < 1 << 16):
+                # It may be the end of a password.
+                raise UsageError(
+                    "the url of the storage postgres has a port that is no number from 1 to 65535."
+                )
         user = unquote(parts.netloc.rpartition("@")[0].partition(":")[0])
         self.user = user or "".join(query.get("user", [])) or "(the system's)"
         self.database = unquote(parts.path.strip("/")) or "".join(query.get("dbname", []))
@@ -100,7 +107,7 @@ class Place:
         if isinstance(error, asyncio.TimeoutError):
             return "no answer came in time"
         if isinstance(error, ConnectionRefusedError | FileNotFoundError):
-            return "nobody listens there: is the server running?"
+            return "nobody listens there; see whether the server is running"
         if isinstance(error, OSError):
             return error.strerror or str(error)
         if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
