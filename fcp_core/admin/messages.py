@@ -251,7 +251,8 @@ class Member(msgspec.Struct, kw_only=True):
     """A process of the server that shares its storage with others.
 
     ``behind`` is how long ago it last showed that it lives, in seconds; ``owns`` counts its
-    populations; a member that is ``draining`` gives them to others.
+    populations; a member that is ``draining`` gives them to others. One that does not live gave no
+    sign for the time of a lease: it was killed, paused or cut off.
     """
 
     member_id: str
@@ -262,6 +263,7 @@ class Member(msgspec.Struct, kw_only=True):
     started: float
     behind: float
     draining: bool
+    lives: bool = True
     owns: int
 
 

@@ -28,6 +28,15 @@ def keys(context: click.Context, path: Path | None) -> None:
 
 @keys.command()
 @click.pass_obj
+def create(path: Path) -> None:
+    """Make the key file, unless it is there; copy it to each server that shares the storage."""
+    from fcp_core.server.keys import create_file
+
+    _show(path, create_file(path))
+
+
+@keys.command()
+@click.pass_obj
 def rotate(path: Path) -> None:
     """Sign with a new key from the next start on; what today's key signed stays valid.
 

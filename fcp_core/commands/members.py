@@ -40,7 +40,7 @@ def show(connect: Any, /, _result: Any, *, as_json: bool, **_options: Any) -> No
             _time(each.started),
             f"{each.behind:.1f} s",
             str(each.owns),
-            "gives back" if each.draining else "serves",
+            "gone" if not each.lives else "gives back" if each.draining else "serves",
         )
     leases = make_table("population", "owner", "host", "process", "epoch", "since", "left")
     for lease in found.leases:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 #: What a key file may not allow: anything to others, and writing to its group.
 _FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP
 
+_log = logging.getLogger("fcp.server")
+
 
 def load_keys(config: Config, storage: Storage) -> DeploymentKeys:
     """Return the keys that the configuration names, making a file beside the storage if need be.
@@ -38,6 +40,12 @@ def load_keys(config: Config, storage: Storage) -> DeploymentKeys:
         return parse_keys(text.replace(",", "\n"), config.origin("", "token_keys"))
     path = keys_path(config, storage)
     if path is None:
+        if storage.durable:
+            _log.warning(
+                "the keys that sign tokens end with this server: after a restart the devices in a "
+                "session are refused. Make a file with 'fcp keys --file FILE create', and name it "
+                "with token_keys_file."
+            )
         return DeploymentKeys.create(secrets.token_bytes)
     if config.get("token_keys_file") is None and not path.exists():
         if storage.path is not None and storage.path.exists():
@@ -77,7 +85,9 @@ def read_file(path: Path) -> DeploymentKeys:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not ASCII text"
-        raise UsageError(f"the key file {path} cannot be read: {reason}.") from None
+        missing = isinstance(error, FileNotFoundError)
+        hint = f" 'fcp keys --file {path} create' makes one." if missing else ""
+        raise UsageError(f"the key file {path} cannot be read: {reason}.{hint}") from None
     return parse_keys(text, f"the key file {path}")
 
 

@@ -58,6 +58,8 @@ def test_the_owner_is_killed_and_nothing_is_lost(cluster):
         members = admin.members()
     (before,), (lease,) = killed, members.leases
     assert lease.pid == survivor.process.pid
+    assert [each.pid for each in members.members if each.lives] == [survivor.process.pid]
+    assert len(members.members) == 2
     assert lease.epoch == before.epoch + 1
     # Not before its lease had run out, and not long after.
     assert lease.since >= before.since

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -85,6 +86,17 @@ def test_a_storage_that_does_not_last_has_keys_that_do_not(plugins, tmp_path):
     first, second = (loaded(plugins(storage="memory")) for _ in range(2))
     assert secrets_of(first) != secrets_of(second)
     assert first.deployment != second.deployment
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("durable", "warnings"), [(True, 1), (False, 0)])
+def test_a_storage_that_lasts_without_a_file_for_keys_is_warned_of(
+    plugins, tmp_path, caplog, durable, warnings
+):
+    shared = SimpleNamespace(durable=durable, path=None)
+    first, second = (load_keys(plugins().config, shared) for _ in range(2))
+    assert secrets_of(first) != secrets_of(second)
+    assert caplog.text.count("fcp keys --file FILE create") == 2 * warnings
     assert list(tmp_path.iterdir()) == []
 
 
@@ -228,6 +240,15 @@ def test_the_command_takes_a_file(tmp_path, plugins):
     result = run("keys", "--file", "other", "rotate")
     assert result.exit_code == 2
     assert "other cannot be read: No such file" in result.output
+    assert "fcp keys --file other create" in result.output
+
+
+def test_the_command_makes_a_file_once(tmp_path, plugins):
+    arguments = ("keys", "--file", "mine", "create")
+    assert run(*arguments).output.splitlines() == ["mine", "01 current"]
+    made = secrets_of(read_file(tmp_path / "mine"))
+    assert run(*arguments).exit_code == 0
+    assert secrets_of(loaded(plugins(token_keys_file=str(tmp_path / "mine")))) == made
 
 
 @pytest.mark.parametrize(

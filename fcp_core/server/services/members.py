@@ -129,7 +129,7 @@ class Members:
 
         :raises StorageError: if it does not answer.
         """
-        return listed(await self._storage.transact(read))
+        return listed(await self._storage.transact(read), self.seconds)
 
     @property
     def owned(self) -> list[str]:

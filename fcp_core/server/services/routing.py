@@ -192,8 +192,8 @@ def this_member(
     )
 
 
-def listed(view: View) -> MemberList:
-    """Return what an operator is shown."""
+def listed(view: View, seconds: float) -> MemberList:
+    """Return what an operator is shown, with leases of so many seconds."""
     owns = Counter(lease.holder for lease in view.leases.values())
     members = [
         Member(
@@ -205,6 +205,7 @@ def listed(view: View) -> MemberList:
             started=member.started,
             behind=max(0.0, view.now - member.heartbeat),
             draining=member.draining,
+            lives=lives(member, view, seconds),
             owns=owns[member.member_id],
         )
         for member in sorted(view.members.values(), key=lambda member: member.started)
@@ -238,6 +239,7 @@ def alone(url: str, started: float, populations: Sequence[str]) -> MemberList:
         started=started,
         behind=0.0,
         draining=False,
+        lives=True,
         owns=len(populations),
     )
     leases = [
