@@ -2,12 +2,16 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from fcp_aggregators.plugin import fcp_register_aggregators
 from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.aggregation.configuration import configuration_to_proto
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.plugins import hookimpl
+from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 
 (SUM,) = (f for f in fcp_register_aggregators() if f.name == "federated_sum")
@@ -118,8 +122,34 @@ def test_a_task_of_an_earlier_run_is_checked_again(kit, tmp_path, caplog):
         # Only what is said in so many words keeps an old task from going on.
         async with kit.world(**stored, **OPERATORS):
             assert "undoes what the configuration says" in caplog.text
-        with pytest.raises(UsageError, match=r"cannot go on: .*'noisy' here.*require_aggregators"):
+        words = r"cannot go on: .*'noisy' here.*require_aggregators[^.]*\)\. Mend [^.]*\.$"
+        with pytest.raises(UsageError, match=words):
             async with kit.world(require_aggregators="yes", **stored, **OPERATORS):
                 pass
+
+    asyncio.run(main())
+
+
+def test_what_was_accumulated_is_not_read_by_another_aggregator(kit, tmp_path):
+    stored = {"storage": "sqlite", "storage__sqlite__path": str(tmp_path / "fcp.sqlite")}
+    value, mean = (TensorSpec(name, DataType.DOUBLE, (2,)) for name in (kit.input, kit.output))
+    job = configuration_to_proto([Intrinsic("federated_mean", (value,), (mean,))])
+
+    async def contribute(world, number):
+        device = world.device()
+        body = write_checkpoint({kit.input: np.array([number, 1.0])}, "tf_v1")
+        await device.contribute(await device.assignment(), body)
+
+    async def main():
+        async with kit.world(**stored) as world:
+            task = await world.submit(goal=2, aggregation=job.SerializeToString())
+            await contribute(world, 1.0)
+        with pytest.raises(UsageError, match="what has contributions keeps its aggregators"):
+            async with kit.world(**stored, aggregator="median"):
+                pass
+        # Nothing of it is lost.
+        async with kit.world(**stored) as world:
+            await contribute(world, 4.0)
+            assert await world.result(task) == [2.5, 1.0]
 
     asyncio.run(main())

@@ -230,13 +230,14 @@ class Tasks:
                     self._populations.add(record.population)
                 continue
             try:
-                choices = self._factory.choose(spec)
-                now = self._clock.now()
+                choices, now = self._factory.choose(spec), self._clock.now()
                 parts = self._factory.parts(record, spec, choices, now, loaded.shards)
             except StatusError as error:
                 raise UsageError(
-                    f"task {record.name} of an earlier run cannot go on: {error.message}. Mend the "
-                    "configuration, or use another storage."
+                    f"task {record.name} of an earlier run cannot go on: "
+                    f"{error.message.rstrip('.')}. "
+                    "Mend the configuration (what has contributions keeps its aggregators), or use "
+                    "another storage."
                 ) from error
             self._populations.add(record.population)
             published = await self._factory.publish(record, spec, choices.settings)
