@@ -91,13 +91,13 @@ def beat(tx: Transaction, work: Beat) -> View:
     now = tx.now()
     known = tx.get(MemberRecord, work.member.member_id)
     started = now if known is None else known.started
-    me = replace(work.member, started=started, heartbeat=now)
+    me = replace(work.member, started=started, heartbeat=now, lease_seconds=work.seconds)
     tx.put(me)
     members = {me.member_id: me}
     for member in list(tx.select(MemberRecord)):
         if member.member_id == me.member_id:
             continue
-        if now - member.heartbeat > FORGOTTEN * work.seconds:
+        if now - member.heartbeat > FORGOTTEN * patience(member, work.seconds):
             tx.delete(MemberRecord, member.member_id)
             continue
         if member.heartbeat > now:
@@ -108,14 +108,16 @@ def beat(tx: Transaction, work: Beat) -> View:
     living = [
         member.member_id
         for member in members.values()
-        if not member.draining and now - member.heartbeat < work.seconds
+        if not member.draining and now - member.heartbeat < patience(member, work.seconds)
     ]
     leases = {lease.population: lease for lease in tx.select(LeaseRecord)}
     for population in {**leases, **dict.fromkeys((*work.wanted, *work.offered))}:
         lease = leases.get(population)
-        if lease is not None and lease.expires > now + work.seconds:
+        holder = None if lease is None else members.get(lease.holder)
+        longest = now + (work.seconds if holder is None else patience(holder, work.seconds))
+        if lease is not None and lease.expires > longest:
             # So is this one: a holder that lives renews it long before.
-            lease = replace(lease, expires=now + work.seconds)
+            lease = replace(lease, expires=longest)
             tx.put(lease)
             leases[population] = lease
         changed = _next(population, lease, work, living, now)
@@ -123,6 +125,15 @@ def beat(tx: Transaction, work: Beat) -> View:
             tx.put(changed)
             leases[population] = changed
     return View(now, members, leases)
+
+
+def patience(member: MemberRecord, seconds: float) -> float:
+    """Return how long a member may give no sign of life, in seconds.
+
+    :param seconds: how long a lease lasts for the one who asks. While ``lease_seconds`` is changed,
+        one member after another, it is less than what another one still keeps to.
+    """
+    return max(seconds, member.lease_seconds)
 
 
 def leave(tx: Transaction, member_id: str, given: Mapping[str, int]) -> None:

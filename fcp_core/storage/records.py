@@ -128,6 +128,7 @@ class MemberRecord(Record):
     :param heartbeat: when it last showed that it lives.
     :param draining: whether it stops, and takes nothing any more.
     :param keys: a fingerprint of the keys that sign tokens: all members have the same.
+    :param lease_seconds: how long its leases last; 0 in records of earlier releases.
     """
 
     KIND: ClassVar[str] = "member"
@@ -142,6 +143,7 @@ class MemberRecord(Record):
     heartbeat: float
     draining: bool = False
     keys: str = ""
+    lease_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fcp_core.rounds.membership import (
     Take,
     preferred,
 )
+from fcp_core.server.services.routing import lives
 from fcp_core.storage.leases import Beat, LeaseLostError, beat, check
 from fcp_core.storage.records import LeaseRecord, MemberRecord
 
@@ -249,6 +250,29 @@ def test_a_storage_whose_clock_was_set_back_does_not_keep_a_dead_owner():
         tables.time += SECONDS / 3 + 0.01
     two.beat()
     assert two.epochs == {"red": 2, "green": 2}
+
+
+def test_a_member_with_shorter_leases_leaves_the_others_theirs():
+    """As while lease_seconds is changed, one member after another."""
+    tables = Tables()
+    record = MemberRecord("long", "", "", "", 0, 0.0, 0.0)
+    held = {}
+    for _ in range(5):
+        # The first sign of life of the two, and one every third of its lease from then on.
+        view = beat(tables, Beat(record, SECONDS, held, NAMES))
+        held = {name: lease.epoch for name, lease in view.leases.items()}
+        assert held == {"red": 1, "green": 1}
+        for _ in range(4):
+            tables.time += SECONDS / 12
+            quick = MemberRecord("quick", "", "", "", 0, 0.0, 0.0)
+            seen = beat(tables, Beat(quick, SECONDS / 6, {}, NAMES))
+            assert {lease.holder for lease in seen.leases.values()} == {"long"}
+            assert lives(seen.members["long"], seen, SECONDS / 6)
+    # It is not waited for any longer than its own lease.
+    tables.time += SECONDS
+    seen = beat(tables, Beat(quick, SECONDS / 6, {}, NAMES))
+    assert {lease.holder for lease in seen.leases.values()} == {"quick"}
+    assert not lives(seen.members["long"], seen, SECONDS / 6)
 
 
 def test_what_is_given_back_is_taken_at_once():

@@ -16,7 +16,7 @@ from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.membership import Holding, preferred
 from fcp_core.rounds.membership import Lease as Holder
 from fcp_core.rounds.tokens import TokenSource, mark_of
-from fcp_core.storage.leases import View
+from fcp_core.storage.leases import View, patience
 from fcp_core.storage.records import MemberRecord
 
 
@@ -154,7 +154,7 @@ class Routes(Protocol):
 
 def lives(member: MemberRecord, view: View, seconds: float) -> bool:
     """Whether a member has shown that it lives within the time of a lease."""
-    return view.now - member.heartbeat < seconds
+    return view.now - member.heartbeat < patience(member, seconds)
 
 
 def secrets_of(keys: DeploymentKeys) -> list[bytes]:
