@@ -201,7 +201,7 @@ class Sources:
                 warn_if_removed(*removed[name], f"environment {name}")
             else:
                 hint = did_you_mean(name, known)
-                problems.append(f"environment {name}: there is no such option.{hint}")
+                problems.append(f"environment {name}: no active plugin has this option.{hint}")
         return problems
 
 

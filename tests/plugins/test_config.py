@@ -204,7 +204,7 @@ def test_all_mistakes_are_told_together_with_their_origins(registry, tmp_path):
         "the program's overrides: storage.demo.nothing: there is no such option. "
         "Options of [fcp:storage.demo]: mode, password, path, workers.",
         "the program's overrides: other.option: no active plugin has such options.",
-        "environment FCP_ENGIEN: there is no such option. Did you mean FCP_ENGINE?",
+        "environment FCP_ENGIEN: no active plugin has this option. Did you mean FCP_ENGINE?",
         "environment FCP_MAX_BODY: '64 MiX' is not a size such as 64MiB, 1GB or a number of bytes.",
         "setup.cfg [fcp] retry_min: 'soon' is not a duration such as 500ms, 30s, 5m, 1h30m or a "
         "number of seconds.",

@@ -233,11 +233,10 @@ class Tasks:
                 choices, now = self._factory.choose(spec), self._clock.now()
                 parts = self._factory.parts(record, spec, choices, now, loaded.shards)
             except StatusError as error:
+                why = error.message.rstrip(".")
                 raise UsageError(
-                    f"task {record.name} of an earlier run cannot go on: "
-                    f"{error.message.rstrip('.')}. "
-                    "Mend the configuration (what has contributions keeps its aggregators), or use "
-                    "another storage."
+                    f"task {record.name} of an earlier run cannot go on: {why}. Mend the "
+                    "configuration (what has contributions keeps its aggregators) or the storage."
                 ) from error
             self._populations.add(record.population)
             published = await self._factory.publish(record, spec, choices.settings)
