@@ -71,8 +71,9 @@ def run(comp: Any, config: Any, fields: Any, state: Any = 0) -> Any:
     """Run one round of three devices; return the metrics."""
     events = Sums()
     server = fcp_platform.LocalServer(config={**CONFIG, **config}, plugins=[plugin, events])
+    # A cohort is as large as the task over-selects, and there are three devices.
     context = fcp_platform.FederatedContext(
-        POPULATION, server, plan_cache=None, deadline=120.0, **fields
+        POPULATION, server, plan_cache=None, deadline=120.0, over_selection=1.0, **fields
     )
     done = threading.Event()
 
