@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pytest
 from typing_extensions import Self
@@ -137,9 +136,10 @@ class PostgresServer:
         """
         command = [str(self._bin / "postgres"), "-D", str(self.data), "-k", str(self.folder)]
         command += [f"-c{name}={value}" for name, value in self._settings.items()]
-        user: dict[str, Any] = self._as_other_user()
         if self._small_disk:
-            command, user = self._with_small_disk(command), {}
+            command = self._with_small_disk(command)
+        else:
+            command = [*self._as_other_user(), *command]
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -148,7 +148,6 @@ class PostgresServer:
                 stderr=log,
                 cwd=self.folder,
                 start_new_session=True,
-                **user,
             )
         give_up = time.monotonic() + _PATIENCE
         while not self._is_ready():
@@ -199,20 +198,25 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> str:
         done: subprocess.CompletedProcess[str] = subprocess.run(
-            [str(self._bin / program), *arguments],
+            [*self._as_other_user(), str(self._bin / program), *arguments],
             check=True,
             capture_output=True,
             text=True,
             cwd=self.folder,
             timeout=_PATIENCE,
-            **self._as_other_user(),
         )
         return done.stdout
 
-    def _as_other_user(self) -> dict[str, Any]:
+    def _as_other_user(self) -> list[str]:
+        """Return what stands before a command that another user runs.
+
+        Python would fork for that, and in a process with gRPC's threads, as TensorFlow Federated
+        has, the fork may crash before it becomes the command.
+        """
         if self._user is None:
-            return {}
-        return {"user": self._user, "group": _group_of(self._user), "extra_groups": []}
+            return []
+        ids = [f"--reuid={self._user}", f"--regid={_group_of(self._user)}"]
+        return ["setpriv", *ids, "--clear-groups", "--"]
 
     def _with_small_disk(self, command: list[str]) -> list[str]:
         """Return a command that runs another one where a file system of its own is mounted."""
@@ -225,8 +229,7 @@ class PostgresServer:
         if self._user is None:
             namespace += ["--user", "--map-current-user", "--keep-caps"]
         else:
-            ids = [f"--reuid={self._user}", f"--regid={_group_of(self._user)}"]
-            command = ["setpriv", *ids, "--clear-groups", *command]
+            command = [*self._as_other_user(), *command]
         return [*namespace, "sh", "-c", f'{mount} && exec "$@"', "sh", *command]
 
     def _own(self, path: Path) -> None:
@@ -235,9 +238,8 @@ class PostgresServer:
 
     def _use_reachable_binaries(self) -> None:
         """Copy the binaries if they lie where the other user may not go, such as root's home."""
-        try:
-            self._run("postgres", "--version")
-        except PermissionError:
+        reachable = [*self._as_other_user(), "test", "-x", str(self._bin / "postgres")]
+        if subprocess.run(reachable, check=False).returncode:
             shutil.copytree(self._bin.parent, self.folder / "install", symlinks=True)
             self._bin = self.folder / "install" / "bin"
 
