@@ -193,7 +193,11 @@ def test_any_history_ends_with_the_plain_sum_or_with_an_abort(data):
         session.proceed()
         if server.state is ServerState.ABORTED:
             return
-    kept = [list(graph.neighbours(index)) for index in server.included]
+    gone = [
+        i for i in range(size) if server.status(i) is ClientStatus.DEAD_AFTER_SHARE_KEYS_RECEIVED
+    ]
+    # A key is put together of each: of the mask of its own, or of those that it has with others.
+    kept = [list(graph.neighbours(index)) for index in (*server.included, *gone)]
     heard = (ClientStatus.UNMASKING_RESPONSE_RECEIVED,)
     heard += (ClientStatus.DEAD_AFTER_UNMASKING_RESPONSE_RECEIVED,)
     enough = all(
