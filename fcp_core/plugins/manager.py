@@ -23,6 +23,7 @@ from fcp_core.plugins.choices import Choices, Offered
 from fcp_core.plugins.config import Config, OptionRegistry, Sources, load_config
 from fcp_core.plugins.discovery import PluginSource
 from fcp_core.plugins.options import add_core_options, check_core_options
+from fcp_core.plugins.pages import PagesFactory
 from fcp_core.plugins.task_choices import TaskChoices
 from fcp_core.plugins.tracing import TraceSink, log_trace, trace_hooks
 from fcp_core.protocol import routes
@@ -41,6 +42,7 @@ _KINDS: tuple[tuple[str, str, type], ...] = (
     ("eligibility", "fcp_register_eligibility_policies", EligibilityPolicyFactory),
     ("storage", "fcp_register_storages", StorageFactory),
     ("engine", "fcp_register_engines", EngineFactory),
+    ("pages", "fcp_register_pages", PagesFactory),
     ("command", "fcp_register_commands", click.Command),
 )
 
@@ -59,7 +61,7 @@ _NEEDED_EVERYWHERE = frozenset(
 class Offer:
     """One thing that a plugin offers.
 
-    :param kind: aggregator, protocol, selection, eligibility, storage, engine or command.
+    :param kind: aggregator, protocol, selection, eligibility, storage, engine, pages or command.
     :param active: whether the configuration chooses it.
     """
 

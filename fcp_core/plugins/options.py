@@ -56,6 +56,8 @@ def _add_choices(add: Callable[..., None]) -> None:
     text = "how long a member owns a population without a sign of life: a takeover takes no longer"
     add("lease_seconds", "duration", "6s", text, minimum=0.2)
     add("engine", "str", "local", "where accumulators run")
+    text = "pages that are served where the admin API is, to those who have its token"
+    add("pages", "list", (), text)
 
 
 def _add_check_in_options(add: Callable[..., None]) -> None:
