@@ -125,7 +125,8 @@ class Server:
         self._frontend = self._make_frontend(listeners, limits, tls, metrics, admin_check)
         self.services.shared_admin = self._frontend.shared_admin or self.services.admin
         if admin_check is not None:
-            self.services.pages = PluginPages(self._make_pages(admin_check, metrics))
+            with listeners.closed_on_error():
+                self.services.pages = PluginPages(self._make_pages(admin_check, metrics))
         self._state = "new"
         self._cleanup = AsyncExitStack()
 
