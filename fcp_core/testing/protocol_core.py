@@ -1,7 +1,7 @@
 """The core as an aggregation protocol sees it, in virtual time, with devices to drive.
 
-It carries out a machine's effects, and raises :class:`LawBrokenError` for what the contract does not
-allow (``fcp_core.rounds.protocols``), where a server would log it and drop the device.
+It carries out a machine's effects, and raises :class:`LawBrokenError` for what the contract
+(``fcp_core.rounds.protocols``) does not allow, where a server would log it and drop the device.
 """
 
 from __future__ import annotations

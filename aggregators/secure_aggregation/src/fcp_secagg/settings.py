@@ -15,7 +15,6 @@ from fcp_secagg.parameters import (
     UnmetRequirementsError,
     choose,
 )
-
 from fcp_secagg.sums import TRIMMED
 
 if TYPE_CHECKING:
