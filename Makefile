@@ -9,7 +9,7 @@ LINT := .venv-lint
 DIST := .venv-dist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint test-light protos docs dist version requirements bench fuzz crash clean
+.PHONY: help demo test check lint test-light protos docs dist version requirements bench fuzz crash clean debian
 
 help:
 	@head -2 Makefile | cut -c3-
@@ -44,10 +44,19 @@ lint: $(READY) $(LINT)/.ready
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/mypy --python-executable $(BIN)/python
 
-check: $(READY) lint
+# Programs of Debian's that some tests run for real: a proxy before the server, a browser on its pages.
+APT := nginx-light chromium chromium-driver
+debian:
+	@PATH="$$PATH:/usr/sbin"; which nginx chromium chromedriver >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -qq -y \
+	    --no-install-recommends $(APT) >/dev/null; } || \
+	  echo "make: tests will miss some of these programs; install $(APT)" >&2
+
+check: $(READY) lint debian
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test: $(READY) lint
+test: $(READY) lint debian
 	$(BIN)/python -m pytest -q -n 2
 
 # The light core's tests with another Python: make test-light LIGHT_PYTHON=python3.13
