@@ -131,8 +131,7 @@ class Plugins(HookCaller, Choices):
         :param environ: the environment; ``os.environ`` by default.
         :param overrides: configuration values that win, by dotted name.
         :param defaults: defaults in place of the declared ones, by dotted name.
-        :param extra: plugin objects of the program itself, such as an observer; one whose class or
-            module is installed as a plugin takes its place.
+        :param extra: the program's own plugin objects; each replaces an installed one of its class.
         :param working_folder: where configuration files are looked for; by default the current one.
         :param entry_points: instead of the installed ones.
         :param modules: modules or files to load as if ``[fcp] plugins`` named them too.
