@@ -7,13 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.specification import (
-    NAME_PATTERN,
-    POPULATION_PATTERN,
-    AssignmentMode,
-    ResourceForm,
-    TaskSpec,
-)
+from fcp_core.rounds.specification import AssignmentMode, ResourceForm, TaskSpec
+from fcp_core.rounds.text import NAME_PATTERN, POPULATION_PATTERN
 
 __all__ = [
     "NAME_PATTERN",
