@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LINT := .venv-lint
+DIST := .venv-dist
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint test-light protos docs requirements bench fuzz crash clean debian
+.PHONY: help demo test check lint test-light protos docs dist version requirements bench fuzz crash clean debian
 
 help:
 	@head -2 Makefile | cut -c3-
@@ -91,6 +92,21 @@ FUZZ_INPUTS ?= 1000000
 fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --inputs $(FUZZ_INPUTS)
 
+$(DIST)/.ready: requirements/dist.txt
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dist.txt
+	@touch $@
+
+# Sdists and wheels of all distributions, the same bytes for the same commit, checked by twine.
+dist: $(DIST)/.ready
+	rm -rf dist
+	$(DIST)/bin/python tools/release.py build dist
+	$(DIST)/bin/python -m twine check --strict dist/*
+
+# make version VERSION=1.2.3 sets it everywhere
+version:
+	$(PYTHON) tools/release.py version $(VERSION)
+
 pin = { echo "\# Pinned for Python 3.11 from '$(2)' by 'make requirements'."; \
 	  uv pip compile $(2) --override requirements/overrides.txt --quiet \
 	    --python-version 3.11 --no-annotate --no-header; } > requirements/$(1).new && \
@@ -104,6 +120,7 @@ requirements:
 	{ echo "# Pinned for Python 3.13 from 'requirements/image.in' by 'make requirements'."; \
 	  uv pip compile requirements/image.in --quiet --python-version 3.13 --no-annotate --no-header \
 	    | grep -v '^[./]'; } > requirements/image.new && mv requirements/image.new requirements/image.txt
+	$(call pin,dist,requirements/dist.in)
 
 clean:
-	rm -rf $(VENV) $(LINT) .venv-light build dist *.egg-info demo-out
+	rm -rf $(VENV) $(LINT) $(DIST) .venv-light build dist *.egg-info demo-out
