@@ -120,6 +120,7 @@ requirements:
 	{ echo "# Pinned for Python 3.13 from 'requirements/image.in' by 'make requirements'."; \
 	  uv pip compile requirements/image.in --quiet --python-version 3.13 --no-annotate --no-header \
 	    | grep -v '^[./]'; } > requirements/image.new && mv requirements/image.new requirements/image.txt
+	@rm -rf plugins/*/src/*.egg-info aggregators/[!f]*/src/*.egg-info  # they look installed
 	$(call pin,dist,requirements/dist.in)
 
 clean:
