@@ -185,12 +185,24 @@ class Connection(HTTPMessageDelegate):
 MakeHandler = Callable[[Connection, str, str, HTTPHeaders], "Handler"]
 
 
+def without(prefix: str, makers: Sequence[tuple[str, MakeHandler]]) -> MakeHandler:
+    """Return what makes the handlers of requests that begin with a prefix, as if they did not."""
+
+    def make(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+        uri = uri[len(prefix) :]
+        maker = next(maker for begins, maker in makers if uri.startswith(begins))
+        return maker(connection, method, uri, headers)
+
+    return make
+
+
 class Router(HTTPServerConnectionDelegate):
     """Knows the connections of a server.
 
     :param make: makes the handlers of requests.
     :param hot: makes those of requests that begin so, in its place.
     :param idle_timeout: how long a connection may take to send the next request's header.
+    :param prefix: a path that devices put before all others, and a proxy may leave on or take off.
     """
 
     def __init__(
@@ -198,8 +210,12 @@ class Router(HTTPServerConnectionDelegate):
         make: MakeHandler,
         idle_timeout: float,
         hot: Mapping[str, MakeHandler] | None = None,
+        prefix: str = "",
     ) -> None:
-        self._makers = (*(hot or {}).items(), ("", make))
+        makers = (*(hot or {}).items(), ("", make))
+        if prefix:
+            makers = (*makers[:-1], (f"{prefix}/", without(prefix, makers)), makers[-1])
+        self._makers = makers
         self._idle_timeout = idle_timeout
         self._connections: dict[object, Connection] = {}
 
