@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -340,5 +339,3 @@ class Fleet:
         # Who comes when nothing is needed any more is told OK, and counted as surplus.
         assert len(missing) <= surplus, (missing, surplus)
         assert counted <= set(self.accepted) | {number for number, _ in self.failed}
-
-
