@@ -43,6 +43,10 @@ lint: $(READY) $(LINT)/.ready
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/mypy --python-executable $(BIN)/python
+	$(LINT)/bin/hadolint deploy/Dockerfile
+	$(LINT)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(LINT)/bin/kubernetes-validate --quiet --strict \
+	  $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
 # Programs of Debian's that some tests run for real: a proxy before the server, a browser on its pages.
 APT := nginx-light chromium chromium-driver
@@ -113,6 +117,10 @@ requirements:
 	$(call pin,tff,setup.cfg --extra tff)
 	$(call pin,dev,setup.cfg --extra tff --extra dev)
 	$(call pin,lint,requirements/lint.in)
+	{ echo "# Pinned for Python 3.13 from 'requirements/image.in' by 'make requirements'."; \
+	  uv pip compile requirements/image.in --quiet --python-version 3.13 --no-annotate --no-header \
+	    | grep -v '^[./]'; } > requirements/image.new && mv requirements/image.new requirements/image.txt
+	@rm -rf plugins/*/src/*.egg-info aggregators/[!f]*/src/*.egg-info  # they look installed
 	$(call pin,dist,requirements/dist.in)
 
 clean:
