@@ -77,11 +77,11 @@ class Faulty(MemoryStorage):
 
 
 class _Store(TaskStore):
-    async def merge_shards(self, work):
+    async def add_shard(self, shard, pieces, name, total=None):
         faults = self._storage.merge_faults
-        if faults:
+        if faults and total is not None:
             self._storage.faults.insert(0, faults.pop(0))
-        return await super().merge_shards(work)
+        return await super().add_shard(shard, pieces, name, total)
 
 
 class Machine(RuleBasedStateMachine):
