@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 #: With so many deltas, a total is written in their place.
 FAN_IN = 16
+#: What a merge fails with if the two do not fit together.
+_REFUSALS = (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED)
 
 
 class ShardStore(Protocol):
@@ -251,9 +253,9 @@ class DurableFold(Fold):
         try:
             await _outcome(self._whole.absorb(part))
         except StatusError as error:
-            if error.code not in (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT):
+            if error.code not in _REFUSALS:
                 raise
-            # A sum would leave its dtype. Nothing was changed.
+            # A sum would leave its dtype, or there is no room. Nothing was changed.
             self._refuse(delta, error)
             return
         if sorted(part.contributions) != sorted(i for ids, _ in delta.ready for i in ids):
