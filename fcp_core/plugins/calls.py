@@ -56,7 +56,7 @@ class HookCaller:
             self._chain = self._bound("fcp_retry_window", *_PACE)
 
     def _bound(self, hook: str, *names: str) -> list[tuple[PluginSource, Callable[..., Any]]]:
-        return [(call.source, _bound(call, *names)) for call in self._calls[hook]]
+        return [(call.source, _taking(call, names)) for call in self._calls[hook]]
 
     def notify(self, event: Event) -> None:
         """Notify the observers; a failing one is logged and changes nothing."""
@@ -226,6 +226,14 @@ class HookCaller:
 
 def _bound(call: Call, *names: str) -> Callable[..., Any]:
     """Return what calls an implementation with these arguments of the hook, in this order."""
+    if call.arguments == names:
+        return call.function
+    places = [names.index(name) for name in call.arguments]
+    return lambda *values: call.function(*[values[place] for place in places])
+
+
+def _taking(call: Call, names: tuple[str, ...]) -> Callable[..., Any]:
+    """Return what calls a plugin with these arguments of the hook, in this order."""
     if call.arguments == names:
         return call.function
     places = [names.index(name) for name in call.arguments]
