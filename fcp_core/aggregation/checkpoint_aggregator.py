@@ -16,6 +16,7 @@ from fcp_core.aggregation.additions import Additions, Plan
 from fcp_core.aggregation.aggregator import Accumulator
 from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
+from fcp_core.aggregation.release import Randomised, Release, ReleaseContext, Released
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_nbytes
 from fcp_core.errors import PLUGIN_ERRORS
@@ -243,18 +244,42 @@ class CheckpointAggregator:
         :raises StatusError: ABORTED once finished; INTERNAL if an aggregator reports something that
             is not what its intrinsic promises.
         """
+        if drawn := [item.factory.name for item in self._bound if item.factory.randomised]:
+            raise StatusError(Code.INTERNAL, f"the result of {drawn[0]!r} is drawn, not reported")
+        return self._finish({}, {})
+
+    def release(self, contexts: Sequence[ReleaseContext | None]) -> Released:
+        """Finish and draw the outputs; those of aggregators without noise are as they are.
+
+        :param contexts: one for each intrinsic; None if its aggregator draws no noise.
+        :raises StatusError: as :meth:`report`.
+        """
+        releases: dict[int, Release] = {}
+        wanted = {i: context for i, context in enumerate(contexts) if context is not None}
+        return Released(self._finish(releases, wanted), releases)
+
+    def _finish(
+        self, releases: dict[int, Release], contexts: Mapping[int, ReleaseContext]
+    ) -> dict[str, Tensor]:
         self._check_not_finished()
         self._settle()
         self._finished = True
         result: dict[str, Tensor] = {}
-        for member in self._members:
+        for place, member in enumerate(self._members):
             item, specs = member.bound, tuple(flat_outputs(member.bound.intrinsic))
+            what = "release" if place in contexts else "report"
             try:
-                tensors = [np.asarray(tensor) for tensor in member.accumulator.report()]
+                if place in contexts:
+                    assert isinstance(member.accumulator, Randomised)  # as its factory says
+                    releases[place] = member.accumulator.release(contexts[place])
+                    found = releases[place].tensors
+                else:
+                    found = member.accumulator.report()
+                tensors = [np.asarray(tensor) for tensor in found]
             except StatusError:
                 raise
             except PLUGIN_ERRORS as error:
-                raise item.fault("report", error) from None
+                raise item.fault(what, error) from None
             if len(tensors) != len(specs):
                 raise StatusError(
                     Code.INTERNAL,

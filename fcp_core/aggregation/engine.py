@@ -116,6 +116,13 @@ class Fold(ABC):
     def partial(self) -> Future[Partial]:
         """Return what has been accumulated so far; the fold may go on."""
 
+    def finish(self) -> Future[Partial]:
+        """Return everything that was added; nothing is added afterwards, and the fold is aborted.
+
+        It takes the place of :meth:`report` where noise is drawn: that is done by who asks.
+        """
+        return self.partial()
+
     @abstractmethod
     def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:
         """Finish and return the aggregate as a checkpoint.

@@ -144,6 +144,18 @@ class DurableFold(Fold):
 
         return self._run(report())
 
+    def finish(self) -> Future[Partial]:
+        """Return everything, once it is stored; nothing is added afterwards."""
+        if self._closed is not None:
+            return _failed(self._closed)
+        self._closed = "the aggregation has finished"
+
+        async def finish() -> Partial:
+            await self._written()
+            return await asyncio.wrap_future(self._whole.finish())
+
+        return self._run(finish())
+
     def abort(self) -> None:
         """Finish and drop everything in memory; what is stored stays."""
         self._close("the aggregation was aborted")
