@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fcp_aggregators import group_by, mean, median, secure_sum, simple_protocol, vector
+from fcp_aggregators import (
+    group_by,
+    group_columns,
+    mean,
+    median,
+    secure_sum,
+    simple_protocol,
+    vector,
+)
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import EngineFactory
 from fcp_core.aggregation.local import make_local_engine
@@ -25,7 +33,7 @@ ALLOWING = (
     *MEANS,
     *(factory.name for factory in median.FACTORIES),
     group_by.GROUP_BY_URI,
-    group_by.SUM_URI,
+    group_columns.SUM_URI,
 )
 
 
@@ -57,6 +65,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
         help="refuse a device with a larger weight; 0: none is, so that one device can be the mean",
         minimum=0,
     )
+    _add_bounds_of_groups(options)
     for factory in secure_sum.FACTORIES:
         options.add(
             f"aggregator.{factory.name}",
@@ -87,6 +96,25 @@ def fcp_add_options(options: OptionRegistry) -> None:
         default=-1,
         help="threads that fold; -1: one a processor, 0: fold where the contribution arrives",
         minimum=-1,
+    )
+
+
+def _add_bounds_of_groups(options: OptionRegistry) -> None:
+    options.add(
+        f"aggregator.{group_by.GROUP_BY_URI}",
+        group_by.MAX_GROUPS,
+        type="int",
+        default=group_by.DEFAULT_MAX_GROUPS,
+        help="how many groups there may be: the task ends with what it has; 0: as many as come",
+        minimum=0,
+    )
+    options.add(
+        f"aggregator.{group_by.GROUP_BY_URI}",
+        group_by.MAX_BYTES,
+        type="bytes",
+        default="1GiB",
+        help="how much memory the groups may take, estimated; 0: as much as they take",
+        minimum=0,
     )
 
 

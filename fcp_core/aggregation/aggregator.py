@@ -138,6 +138,13 @@ class Accumulator(ABC):
     def dump(self) -> bytes:
         """Return the state as bytes (the aggregation core's state messages where it has one)."""
 
+    def pieces(self) -> Sequence[bytes | memoryview]:
+        """Return :meth:`dump` in pieces, which may be views on the state; optional.
+
+        They are not used any more once the state has changed.
+        """
+        return (self.dump(),)
+
 
 @dataclass(frozen=True)
 class AggregatorFactory:

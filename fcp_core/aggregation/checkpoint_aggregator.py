@@ -18,13 +18,15 @@ from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
 from fcp_core.aggregation.release import Randomised, Release, ReleaseContext, Released
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
-from fcp_core.aggregation.tensors import tensor_nbytes
+from fcp_core.aggregation.tensors import bytes_field, tensor_nbytes
 from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
 from fcp_core.protocol.kernels import Kernels, default_kernels
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 
+#: The field of a ``CheckpointAggregatorState`` that has them.
+_AGGREGATORS = state_pb2.CheckpointAggregatorState.AGGREGATORS_FIELD_NUMBER
 #: How many layouts of checkpoints an aggregator remembers.
 _MAX_PLANS = 16
 
@@ -254,9 +256,9 @@ class CheckpointAggregator:
         :param contexts: one for each intrinsic; None if its aggregator draws no noise.
         :raises StatusError: as :meth:`report`.
         """
-        releases: dict[int, Release] = {}
+        drawn: dict[int, Release] = {}
         wanted = {i: context for i, context in enumerate(contexts) if context is not None}
-        return Released(self._finish(releases, wanted), releases)
+        return Released(self._finish(drawn, wanted), drawn)
 
     def _finish(
         self, releases: dict[int, Release], contexts: Mapping[int, ReleaseContext]
@@ -267,10 +269,9 @@ class CheckpointAggregator:
         result: dict[str, Tensor] = {}
         for place, member in enumerate(self._members):
             item, specs = member.bound, tuple(flat_outputs(member.bound.intrinsic))
-            what = "release" if place in contexts else "report"
+            found: Sequence[Tensor]
             try:
-                if place in contexts:
-                    assert isinstance(member.accumulator, Randomised)  # as its factory says
+                if isinstance(member.accumulator, Randomised):
                     releases[place] = member.accumulator.release(contexts[place])
                     found = releases[place].tensors
                 else:
@@ -279,7 +280,7 @@ class CheckpointAggregator:
             except StatusError:
                 raise
             except PLUGIN_ERRORS as error:
-                raise item.fault(what, error) from None
+                raise item.fault("report", error) from None
             if len(tensors) != len(specs):
                 raise StatusError(
                     Code.INTERNAL,
@@ -307,17 +308,24 @@ class CheckpointAggregator:
 
         :raises StatusError: ABORTED once finished.
         """
+        return b"".join(self.pieces())
+
+    def pieces(self) -> list[bytes | memoryview]:
+        """Return :meth:`dump` in pieces, which may be views on what is accumulated.
+
+        :raises StatusError: ABORTED once finished.
+        """
         self._check_not_finished()
         self._settle()
-        state = state_pb2.CheckpointAggregatorState()
+        pieces: list[bytes | memoryview] = []
         for member in self._members:
             try:
-                state.aggregators.append(member.accumulator.dump())
+                pieces += bytes_field(_AGGREGATORS, member.accumulator.pieces())
             except StatusError:
                 raise
             except PLUGIN_ERRORS as error:
                 raise member.bound.fault("dump", error) from None
-        return state.SerializeToString()
+        return pieces
 
     def _prepare(self, checkpoint: Mapping[str, Tensor]) -> Callable[[], None] | None:
         """Return what adds the checkpoint; None if each member has to look at it."""

@@ -47,13 +47,6 @@ class Call:
         """Call it with those of the hook's arguments that it asks for."""
         return self.function(*(values[name] for name in self.arguments))
 
-    def bound(self, *names: str) -> Callable[..., Any]:
-        """Return what calls it with these arguments of the hook, in this order."""
-        if self.arguments == names:
-            return self.function
-        places = [names.index(name) for name in self.arguments]
-        return lambda *values: self.function(*[values[place] for place in places])
-
 
 def collect_calls(
     manager: pluggy.PluginManager, loaded: Sequence[tuple[PluginSource, object]]
@@ -110,7 +103,7 @@ class HookCaller:
             self._chain = self._bound("fcp_retry_window", *_PACE)
 
     def _bound(self, hook: str, *names: str) -> list[tuple[PluginSource, Callable[..., Any]]]:
-        return [(call.source, call.bound(*names)) for call in self._calls[hook]]
+        return [(call.source, _taking(call, names)) for call in self._calls[hook]]
 
     def notify(self, event: Event) -> None:
         """Notify the observers; a failing one is logged and changes nothing."""
@@ -276,6 +269,14 @@ class HookCaller:
                 await _settle(call())
             except PLUGIN_ERRORS:
                 logger.exception("%s failed to shut down", call.source)
+
+
+def _taking(call: Call, names: tuple[str, ...]) -> Callable[..., Any]:
+    """Return what calls a plugin with these arguments of the hook, in this order."""
+    if call.arguments == names:
+        return call.function
+    places = [names.index(name) for name in call.arguments]
+    return lambda *values: call.function(*[values[place] for place in places])
 
 
 def _verdict(who: str, ask: Callable[[], Refusal | None]) -> Refusal | None:

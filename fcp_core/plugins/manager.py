@@ -133,7 +133,7 @@ class Plugins(HookCaller, Choices):
         :param environ: the environment; ``os.environ`` by default.
         :param overrides: configuration values that win, by dotted name.
         :param defaults: defaults in place of the declared ones, by dotted name.
-        :param extra: plugin objects of the program itself, such as an observer.
+        :param extra: the program's own plugin objects; each replaces an installed one of its class.
         :param working_folder: where configuration files are looked for; by default the current one.
         :param entry_points: instead of the installed ones.
         :param modules: modules or files to load as if ``[fcp] plugins`` named them too.
@@ -339,6 +339,10 @@ def _find(
         source = discovery.configured_source(item, "the command line", sources.folder)
         if not known & ({source.target, source.path} - {""}):
             found.append(source)
+    extra = list(extra)
+    # An object of the program takes the place of what is installed: it was made with a purpose.
+    given = {target for plugin in extra for target in discovery.targets_of(plugin)}
+    found = [source for source in found if source.target not in given]
     for plugin in extra:
         found.append(discovery.given_source(plugin, [source.name for source in found]))
     active = discovery.select_sources(found, *early("disable_plugins"))

@@ -108,7 +108,7 @@ class Server:
             storage = plugins.make_storage()
             if storage.shared:
                 listeners.listen_for_members(member_address)
-            self._workers = group.make_workers(listeners, certfile, keyfile, metrics)
+            self._workers = group.make_workers(listeners, certfile, keyfile, metrics, self.url)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
                 plugins,
@@ -147,6 +147,7 @@ class Server:
             threads=self._group.threads,
             members=self.services.members,
             member_sockets=listeners.member_sockets,
+            url=self.url,
         )
 
     @classmethod

@@ -18,7 +18,7 @@ import msgspec
 
 from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator
-from fcp_core.aggregation.engine import CheckpointFormat, Fold, Partial
+from fcp_core.aggregation.engine import CheckpointFormat, Finished, Fold
 from fcp_core.aggregation.release import (
     Promise,
     Randomised,
@@ -152,13 +152,13 @@ class TaskRelease:
 
         :raises StatusError: why there is none.
         """
-        partial = await asyncio.wrap_future(fold.finish())
+        finished = await asyncio.wrap_future(fold.finish())
         name = self.planned.spec.name
         accounts = await self._store.writes.until_done(
             f"what the series of task {name} keeps",
             lambda: self._store.accounts(self._series.values()),
         )
-        self.drawn = await asyncio.to_thread(self._draw, partial, accounts, result_format)
+        self.drawn = await asyncio.to_thread(self._draw, finished, accounts, result_format)
         fold.abort()
         return self.drawn.result
 
@@ -204,9 +204,9 @@ class TaskRelease:
         return ReleaseContext(self._goal_count, state, self._entropy)
 
     def _draw(
-        self, partial: Partial, accounts: Mapping[str, Account], result_format: CheckpointFormat
+        self, finished: Finished, accounts: Mapping[str, Account], result_format: CheckpointFormat
     ) -> Drawn:
-        aggregator = CheckpointAggregator.load(self.bound, partial.data)
+        aggregator = CheckpointAggregator.load(self.bound, b"".join(finished.pieces))
         released: Released = aggregator.release(
             [
                 self._context(place, accounts) if item.factory.randomised else None

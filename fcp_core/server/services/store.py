@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -148,31 +148,28 @@ class TaskStore:
             f"the end of task {record.name}", partial(self._storage.transact, body)
         )
 
-    async def add_shard(self, shard: ShardRecord, data: bytes, name: str) -> None:
+    async def add_shard(
+        self,
+        shard: ShardRecord,
+        pieces: Sequence[bytes | memoryview],
+        name: str,
+        total: Merge | None = None,
+    ) -> bool:
         """Write a shard of an open task, unless it is there already; returns when it is.
 
+        :param pieces: its bytes.
         :param name: the task's.
+        :param total: takes the place of the bytes if all that it holds is there.
+        :returns: whether it did.
         :raises StatusError: if it never will be: the task is not open, or not ours.
         """
 
-        async def attempt() -> None:
-            await self._storage.transact(lambda tx: shards.add(tx, shard, data, self._fence))
+        async def attempt() -> bool:
+            return await self._storage.transact(
+                lambda tx: shards.add(tx, shard, pieces, self._fence, total)
+            )
 
-        await self.writes.until_done(f"contributions to task {name}", attempt)
-
-    async def merge_shards(self, work: Merge) -> bool:
-        """Write a total; return whether it was.
-
-        :raises StorageError: if it may have been.
-        """
-        return await self._storage.transact(lambda tx: shards.merge(tx, work, self._fence))
-
-    async def is_merged(self, work: Merge) -> bool:
-        """Return whether a total was written.
-
-        :raises StorageError: if that cannot be read now.
-        """
-        return await self._storage.transact(lambda tx: shards.is_merged(tx, work))
+        return await self.writes.until_done(f"contributions to task {name}", attempt)
 
     async def shards(self, task_id: str) -> StoredShards:
         """Read what is stored of an open task's aggregate.

@@ -55,4 +55,4 @@ def fcp_register_aggregation_protocols() -> list[AggregationProtocolFactory]:
 @hookimpl
 def fcp_register_aggregators() -> list[AggregatorFactory]:
     """Return what takes the sums of cohorts."""
-    return [sums.FACTORY, sums.MEDIAN_FACTORY]
+    return [sums.FACTORY, sums.MEDIAN_FACTORY, sums.TRIMMED_FACTORY]

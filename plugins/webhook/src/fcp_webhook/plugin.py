@@ -156,7 +156,7 @@ class WebhookPlugin:
             )
         if url is None:
             return
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        if not _is_address(url):
             raise UsageError(
                 f"{config.origin('webhook', 'url')}: {url!r} is no http:// or https:// URL."
             )
@@ -179,3 +179,11 @@ class WebhookPlugin:
         if self._sender is not None:
             sender, self._sender = self._sender, None
             await asyncio.get_running_loop().run_in_executor(None, sender.stop, self._drain)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or an IPv6 address
+        return False
