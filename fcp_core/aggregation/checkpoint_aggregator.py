@@ -248,20 +248,19 @@ class CheckpointAggregator:
         """
         if drawn := [item.factory.name for item in self._bound if item.factory.randomised]:
             raise StatusError(Code.INTERNAL, f"the result of {drawn[0]!r} is drawn, not reported")
-        return self._finish({}, {})
+        return self._finish({}, ())
 
-    def release(self, contexts: Sequence[ReleaseContext | None]) -> Released:
+    def release(self, contexts: Sequence[ReleaseContext]) -> Released:
         """Finish and draw the outputs; those of aggregators without noise are as they are.
 
-        :param contexts: one for each intrinsic; None if its aggregator draws no noise.
+        :param contexts: one for each intrinsic.
         :raises StatusError: as :meth:`report`.
         """
         drawn: dict[int, Release] = {}
-        wanted = {i: context for i, context in enumerate(contexts) if context is not None}
-        return Released(self._finish(drawn, wanted), drawn)
+        return Released(self._finish(drawn, contexts), drawn)
 
     def _finish(
-        self, releases: dict[int, Release], contexts: Mapping[int, ReleaseContext]
+        self, releases: dict[int, Release], contexts: Sequence[ReleaseContext]
     ) -> dict[str, Tensor]:
         self._check_not_finished()
         self._settle()

@@ -48,8 +48,7 @@ def _use(bound: BoundIntrinsic) -> None:
     for aggregator in (first, other):
         aggregator.accumulate(checkpoint)
     first.merge(CheckpointAggregator.load([bound], other.dump()))
-    drawn = ReleaseContext(goal_count=2) if bound.factory.randomised else None
-    first.release([drawn])
+    first.release([ReleaseContext(goal_count=2)])
 
 
 def _ones(spec: TensorSpec) -> Tensor:

@@ -208,10 +208,7 @@ class TaskRelease:
     ) -> Drawn:
         aggregator = CheckpointAggregator.load(self.bound, b"".join(finished.pieces))
         released: Released = aggregator.release(
-            [
-                self._context(place, accounts) if item.factory.randomised else None
-                for place, item in enumerate(self.bound)
-            ]
+            [self._context(place, accounts) for place in range(len(self.bound))]
         )
         releases: Mapping[int, Release] = released.releases
         series = {}
