@@ -162,6 +162,22 @@ def moves(diagram: str) -> str:
     return "\n".join([*lines, *(f"| `{one}` | {', '.join(to)} |" for one, to in after.items())])
 
 
+def named(nav: Any) -> Iterator[str]:
+    """Yield the pages that a navigation names."""
+    for entry in nav:
+        value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from [value] if isinstance(value, str) else named(value)
+
+
+def on_config(config: Any) -> Any:
+    """Put pages that nobody has put into the navigation at its end."""
+    pages = [path.name for path in sorted(DOCS.glob("*.md"))]
+    rest = [name for name in [*pages, *homes().values()] if name not in set(named(config.nav))]
+    if rest:
+        config.nav.append({"More": list(dict.fromkeys(rest))})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add pages."""
     config.site = Site(config)

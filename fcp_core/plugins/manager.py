@@ -26,6 +26,7 @@ from fcp_core.plugins.options import add_core_options, check_core_options
 from fcp_core.plugins.task_choices import TaskChoices
 from fcp_core.plugins.tracing import TraceSink
 from fcp_core.protocol import routes
+from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
 from fcp_core.rounds.protocols import AggregationProtocolFactory
 from fcp_core.rounds.tasks import TaskSpec
@@ -41,6 +42,7 @@ _KINDS: tuple[tuple[str, str, type], ...] = (
     ("eligibility", "fcp_register_eligibility_policies", EligibilityPolicyFactory),
     ("storage", "fcp_register_storages", StorageFactory),
     ("engine", "fcp_register_engines", EngineFactory),
+    ("ledger", "fcp_register_ledgers", Ledger),
     ("command", "fcp_register_commands", click.Command),
 )
 
@@ -59,7 +61,7 @@ _NEEDED_EVERYWHERE = frozenset(
 class Offer:
     """One thing that a plugin offers.
 
-    :param kind: aggregator, protocol, selection, eligibility, storage, engine or command.
+    :param kind: aggregator, protocol, selection, eligibility, storage, engine, ledger or command.
     :param active: whether the configuration chooses it.
     """
 
@@ -231,7 +233,9 @@ class Plugins(HookCaller, Choices):
                 if kind == "command":
                     summary, active = factory.get_short_help_str(80), True
                 else:
-                    summary, active = factory.summary, (kind, name) in chosen
+                    # All ledgers are asked; whatever else there is, is chosen.
+                    summary = factory.summary
+                    active = kind == "ledger" or (kind, name) in chosen
                 if kind == "aggregator":
                     # The reference implementation of a URI carries its name.
                     active = active or (name in factory.uris and name not in replaced)
