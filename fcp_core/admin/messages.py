@@ -68,7 +68,8 @@ class Task(msgspec.Struct, kw_only=True):
     ``reasons`` counts why devices did not contribute, the most frequent first. ``notes`` is what
     the aggregation protocol says of the task's course, a line each. ``durability`` is
     ``contribution`` if devices are answered OK once what they sent is stored, and ``round`` if not.
-    ``problem`` says what keeps the task from going on at the moment, such as a full disk.
+    ``problem`` says what keeps the task from going on at the moment, such as a full disk. ``query``
+    is the question that the task answers, as its submission has it.
     """
 
     task_id: str
@@ -89,6 +90,7 @@ class Task(msgspec.Struct, kw_only=True):
     notes: list[str] = []
     durability: str = ""
     problem: str = ""
+    query: str = ""
 
     @classmethod
     def of(cls, status: TaskStatus) -> Task:
@@ -112,6 +114,7 @@ class Task(msgspec.Struct, kw_only=True):
             notes=list(status.notes),
             durability=status.durability,
             problem=status.problem,
+            query=status.query,
         )
 
     @property

@@ -61,6 +61,7 @@ class TaskStatus:
     :param notes: what its aggregation protocol says of its course, a line each.
     :param silent: of how many devices there is no sign since they were assigned, by the version of
         their client; ``pending`` or, later, ``dropped`` counts them too.
+    :param query: the question that it answers, as its specification has it.
     """
 
     task_id: str
@@ -81,3 +82,4 @@ class TaskStatus:
     reasons: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     silent: Mapping[str, int] = field(default_factory=dict)
+    query: str = ""
