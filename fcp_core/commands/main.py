@@ -78,15 +78,16 @@ class _Root(click.Group):
 def _plugin_commands(root: click.Group, ctx: click.Context) -> Mapping[str, click.Command]:
     if ctx.obj is None:
         ctx.obj = _invocation(ctx)
-    commands: Mapping[str, click.Command] = ctx.obj.plugins.commands
-    clashes = sorted(set(commands) & set(root.commands))
+    found = ctx.obj.plugin_commands
+    clashes = sorted(set(found.commands) & set(root.commands))
     if clashes:
-        owners = {o.name: o.plugin for o in ctx.obj.plugins.offers() if o.kind == "command"}
         raise UsageError(
             "\n".join(
-                f"{owners[name]} brings a command {name!r}, which fcp has." for name in clashes
+                f"{found.owners[name]} brings a command {name!r}, which fcp has."
+                for name in clashes
             )
         )
+    commands: Mapping[str, click.Command] = found.commands
     return commands
 
 

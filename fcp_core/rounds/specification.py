@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args, get_type_hints
@@ -23,12 +22,7 @@ from typing_extensions import Self
 from fcp_core.aggregation.engine import CheckpointFormat
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
-
-#: Population and task names (the reference platform's rule).
-NAME_PATTERN = re.compile(r"\w+(/\w+)*")
-
-#: Population names are ASCII besides: a device has them in addresses, and sends no others.
-POPULATION_PATTERN = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
+from fcp_core.rounds.text import NAME_PATTERN, POPULATION_PATTERN
 
 #: The name of the policy that a population's plan evaluates, unless it is given another.
 PLAN_POLICY = "eligibility_task"

@@ -87,7 +87,7 @@ class Analytics:
     :param counts: the same for counts: sums of an integer vector in which the device counts, with
         a 1 in each row to count rows.
     :param aggregates: columns that aggregators with URIs of their own compute.
-    :param minimum_group_size: only groups of at least so many rows are in the result.
+    :param minimum_group_size: only groups of at least so many devices are in the result.
     :param eligibility: the options of eligibility policies, by the policies' names, that come on
         top of those that the server's configuration chooses.
     :param more: further fields of the :class:`TaskSpec`, such as ``deadline``.

@@ -551,3 +551,12 @@ def test_a_certificate_that_cannot_be_shown_is_told_at_once(tmp_path):
     (tmp_path / "text.pem").write_text("hello")
     with pytest.raises(UsageError, match=r"text\.pem cannot be used"):
         AdminClient("https://localhost:1/", None, certfile=tmp_path / "text.pem")
+
+
+def test_https_to_a_server_of_plain_http_says_so(make_server):
+    url = make_server().server.url.replace("http://", "https://")
+    with (
+        AdminClient(url, "a-token-of-enough-characters") as client,
+        pytest.raises(StatusError, match="plain http"),
+    ):
+        client.list()

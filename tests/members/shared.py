@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins import hookimpl
-from fcp_core.storage.contract import StorageFactory
+from fcp_core.storage.contract import StorageError, StorageFactory
 from fcp_core.testing.servers import query_task
 from fcp_plugins.storage_sqlite import SqliteStorage
 
 #: How long anything may take before a test fails, in seconds.
-WAIT = 60.0
+WAIT = 180.0
 
 
 class SharedSqlite(SqliteStorage):
-    """Members take turns on one file, as they do in a database: quick to make."""
+    """Members take turns on one file, as they do in a database: quick to make.
+
+    :ivar fault: what happens instead of a transaction: ``"error"``, or ``"silence"``.
+    """
 
     shared = True
+    fault = ""
+
+    async def transact(self, body):
+        """Run a transaction, unless there is a fault."""
+        while self.fault:
+            if self.fault == "error":
+                raise StorageError("the test has it fail")
+            await asyncio.sleep(0.02)
+        return await super().transact(body)
 
 
 class SharedStorage:

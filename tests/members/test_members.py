@@ -129,6 +129,22 @@ def test_a_dead_owner_costs_a_check_in_a_window_and_a_later_call_some_patience(m
         assert client.wait(task).state == "completed"
 
 
+@pytest.mark.parametrize("fault", ["error", "silence"])
+def test_only_the_storage_says_that_there_is_no_population(member, fcp_client, fault):
+    server = member(lease="1s")
+    storage = server.server.services._storage
+    storage.fault = fault
+    with fcp_client(server, {"v": [1]}) as device:
+        result = device.run_once()
+        assert result.outcome is Outcome.REJECTED, result
+        start = f"{server.url}v1/populations/people/taskassignments/x:start?%24alt=proto"
+        assert urllib3.request("POST", start, timeout=60, retries=False).status == 200
+        storage.fault = ""
+        until(lambda: server.server.services.members.in_touch)
+        result = device.run_once()
+    assert (result.outcome, result.error.http) == (Outcome.FAILED, 404)
+
+
 def test_calls_for_members_are_signed_and_passed_on_once(member):
     one, two = member(), member()
     name = other_population(one, two)
