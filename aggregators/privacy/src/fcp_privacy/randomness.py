@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -19,10 +20,16 @@ class Randomness:
 
     :param unsafe_seed: for tests only: the same seed gives the same bits, and whoever knows it can
         take the noise off.
+    :param entropy: returns so many secret random bytes, of which the key is made.
     """
 
-    def __init__(self, unsafe_seed: int | None = None) -> None:
-        key = os.urandom(32) if unsafe_seed is None else unsafe_seed.to_bytes(32, "big")
+    def __init__(
+        self,
+        unsafe_seed: int | None = None,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        key = entropy(32) if unsafe_seed is None else unsafe_seed.to_bytes(32, "big")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> Words:
