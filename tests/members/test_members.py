@@ -19,6 +19,7 @@ from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from fcp_core.testing.servers import COLLECTION
 from tests.members.shared import owned, spread, sum_task, until
 
+
 def admin(server):
     return AdminClient(server.url, "a-secret-of-members")
 
