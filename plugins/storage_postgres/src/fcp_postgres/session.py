@@ -19,7 +19,7 @@ import asyncpg
 
 from fcp_core.storage.contract import Record, StorageError
 from fcp_postgres import faults
-from fcp_postgres.faults import Fault, Place
+from fcp_postgres.faults import Fault, Patience, Place
 from fcp_postgres.jobs import Job
 from fcp_postgres.tables import LARGE, Table, parts_of, quoted
 from fcp_postgres.transaction import BufferedTransaction, Writes
@@ -91,30 +91,11 @@ class _Commit:
     number: int
 
 
-class _Patience:
-    """How long something is tried again: from the first trouble on, until something works."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._end: float | None = None
-
-    def is_over(self) -> bool:
-        """Return whether it has run out since this was first asked."""
-        now = time.monotonic()
-        if self._end is None:
-            self._end = now + self._seconds
-        return now >= self._end
-
-    def renew(self) -> None:
-        """Begin anew with the next trouble."""
-        self._end = None
-
-
 @dataclass
 class _Attempt:
     """What the attempts at a batch have come to."""
 
-    patience: _Patience
+    patience: Patience
     conflicts: int = 0
     losses: int = 0
 
@@ -157,9 +138,9 @@ class Session:
     def run(self, jobs: Sequence[Job]) -> None:
         """Run transactions together and commit; each job then has its result or its error."""
         if jobs:
-            self._run(jobs, _Patience(self._settings.patience))
+            self._run(jobs, Patience(self._settings.patience))
 
-    def _run(self, jobs: Sequence[Job], patience: _Patience) -> None:
+    def _run(self, jobs: Sequence[Job], patience: Patience) -> None:
         attempt = _Attempt(patience)
         while True:
             try:
@@ -211,7 +192,7 @@ class Session:
             job.error = self._settings.place.storage_error(error)
         return False
 
-    def _run_apart(self, jobs: Sequence[Job], patience: _Patience) -> None:
+    def _run_apart(self, jobs: Sequence[Job], patience: Patience) -> None:
         # They share their patience: if the database goes, not each of them has to wait for it.
         for job in jobs:
             self._run([job], patience)
@@ -307,7 +288,7 @@ class Session:
                 raise
 
     def _was_committed(self, commit: _Commit, error: Exception) -> bool:
-        attempt = _Attempt(_Patience(self._settings.patience))
+        attempt = _Attempt(Patience(self._settings.patience))
         while True:
             try:
                 status = self._wait(self._status(commit))
