@@ -187,8 +187,9 @@ def fcp_register_ledgers(config: Config) -> Iterable[Ledger]:  # type: ignore[em
 def fcp_register_commands(config: Config) -> Iterable[click.Command]:  # type: ignore[empty-body]
     """Return subcommands of ``fcp``.
 
-    Registration; once for each ``Plugins.load``, so also whenever the command line starts: import
-    late what is heavy. A command finds the command line's own options in ``ctx.obj``, a
+    Registration; once for each ``Plugins.load``, and whenever the command line lists its commands:
+    import late what is heavy. It is asked before there is a configuration, unless it wants to see
+    that. A command finds the command line's own options in ``ctx.obj``, a
     ``fcp_core.commands.main.Invocation``.
 
     :param config: as for aggregators.
