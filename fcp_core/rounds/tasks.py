@@ -57,6 +57,7 @@ class TaskStatus:
     :param notes: what its aggregation protocol says of its course, a line each.
     :param silent: of how many devices there is no sign since they were assigned, by the version of
         their client; ``pending`` or, later, ``dropped`` counts them too.
+    :param query: the question that it answers, as its specification has it.
     :param release: ``costs`` and ``noise`` of a result that was drawn, as it is booked.
     """
 
@@ -78,4 +79,5 @@ class TaskStatus:
     reasons: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     silent: Mapping[str, int] = field(default_factory=dict)
+    query: str = ""
     release: Mapping[str, Any] | None = None
