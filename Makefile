@@ -6,9 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LINT := .venv-lint
+DIST := .venv-dist
+SITE := .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint test-light protos docs requirements bench fuzz crash clean debian
+.PHONY: help docs-site demo test check lint test-light protos docs dist version requirements bench fuzz crash clean debian
 
 help:
 	@head -2 Makefile | cut -c3-
@@ -42,6 +44,10 @@ lint: $(READY) $(LINT)/.ready
 	$(LINT)/bin/ruff format --check .
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/mypy --python-executable $(BIN)/python
+	$(LINT)/bin/hadolint deploy/Dockerfile
+	$(LINT)/bin/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
+	$(LINT)/bin/kubernetes-validate --quiet --strict \
+	  $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
 # Programs of Debian's that some tests run for real: a proxy before the server, a browser on its pages.
 APT := nginx-light chromium chromium-driver
@@ -55,7 +61,7 @@ debian:
 check: $(READY) lint debian
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test: $(READY) lint debian
+test: $(READY) lint debian docs-site
 	$(BIN)/python -m pytest -q -n 2
 
 # The light core's tests with another Python: make test-light LIGHT_PYTHON=python3.13
@@ -73,6 +79,15 @@ docs: $(READY)
 	$(BIN)/python -m fcp_core.plugins.reference docs
 	$(BIN)/python -m fcp_core.storage.reference docs
 
+$(SITE)/.ready: requirements/docs.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
+	@touch $@
+
+# The documentation as a site, in build/site/VERSION; a warning or a broken link is an error.
+docs-site: $(SITE)/.ready
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet -d build/site/$$(sed -n 's/^version = //p' setup.cfg)
+
 # All goals in one table, for docs/performance.md: make bench. Smaller inputs: make bench QUICK=1
 bench: $(READY)
 	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick,--write docs/performance.md)
@@ -87,6 +102,21 @@ FUZZ_INPUTS ?= 1000000
 fuzz: $(READY)
 	$(BIN)/python benchmarks/fuzz.py --inputs $(FUZZ_INPUTS)
 
+$(DIST)/.ready: requirements/dist.txt
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dist.txt
+	@touch $@
+
+# Sdists and wheels of all distributions, the same bytes for the same commit, checked by twine.
+dist: $(DIST)/.ready
+	rm -rf dist
+	$(DIST)/bin/python tools/release.py build dist
+	$(DIST)/bin/python -m twine check --strict dist/*
+
+# make version VERSION=1.2.3 sets it everywhere
+version:
+	$(PYTHON) tools/release.py version $(VERSION)
+
 pin = { echo "\# Pinned for Python 3.11 from '$(2)' by 'make requirements'."; \
 	  uv pip compile $(2) --override requirements/overrides.txt --quiet \
 	    --python-version 3.11 --no-annotate --no-header; } > requirements/$(1).new && \
@@ -97,6 +127,12 @@ requirements:
 	$(call pin,tff,setup.cfg --extra tff)
 	$(call pin,dev,setup.cfg --extra tff --extra dev)
 	$(call pin,lint,requirements/lint.in)
+	$(call pin,docs,requirements/docs.in)
+	{ echo "# Pinned for Python 3.13 from 'requirements/image.in' by 'make requirements'."; \
+	  uv pip compile requirements/image.in --quiet --python-version 3.13 --no-annotate --no-header \
+	    | grep -v '^[./]'; } > requirements/image.new && mv requirements/image.new requirements/image.txt
+	@rm -rf plugins/*/src/*.egg-info aggregators/[!f]*/src/*.egg-info  # they look installed
+	$(call pin,dist,requirements/dist.in)
 
 clean:
-	rm -rf $(VENV) $(LINT) .venv-light build dist *.egg-info demo-out
+	rm -rf $(VENV) $(LINT) $(DIST) $(SITE) .venv-light build dist *.egg-info demo-out

@@ -50,7 +50,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     folder = tmp_path_factory.mktemp("certificates")
-    here = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]
+    addresses = [ipaddress.ip_address(text) for text in ("127.0.0.1", "::1")]
+    here = [x509.DNSName("localhost"), *map(x509.IPAddress, addresses)]
     now = datetime.datetime.now(datetime.timezone.utc)
     day = datetime.timedelta(days=1)
 

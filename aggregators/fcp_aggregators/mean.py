@@ -35,6 +35,7 @@ from fcp_core.aggregation.numbers import (
     check_weight,
 )
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
+from fcp_core.aggregation.tensors import bytes_field, bytes_of
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code
 
@@ -192,11 +193,17 @@ class MeanAccumulator(Accumulator):
 
     def dump(self) -> bytes:
         """Return the state as a ``FederatedMeanAggregatorState``."""
-        return state_pb2.FederatedMeanAggregatorState(
-            num_inputs=self._num_inputs,
-            weights_sum=self._weights.tobytes(),
-            weighted_values_sum=self._sum.tobytes(),
-        ).SerializeToString()
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Sequence[bytes | memoryview]:
+        """Return the state with a view on the sum."""
+        if type(self).dump is not MeanAccumulator.dump:
+            return super().pieces()
+        head = state_pb2.FederatedMeanAggregatorState(
+            num_inputs=self._num_inputs, weights_sum=self._weights.tobytes()
+        )
+        number = head.WEIGHTED_VALUES_SUM_FIELD_NUMBER
+        return [head.SerializeToString(), *bytes_field(number, [bytes_of(self._sum)])]
 
 
 def _add_product(total: Tensor, value: Tensor, weight: Any) -> None:

@@ -33,6 +33,7 @@ from fcp_core.aggregation.aggregator import (
 )
 from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite, check_norm, check_sum
 from fcp_core.aggregation.spec import Intrinsic, Tensor
+from fcp_core.aggregation.tensors import bytes_field, bytes_of
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code
 
@@ -104,9 +105,15 @@ class VectorAccumulator(Accumulator):
 
     def dump(self) -> bytes:
         """Return the state as an ``AggVectorAggregatorState``."""
-        return state_pb2.AggVectorAggregatorState(
-            num_inputs=self._num_inputs, vector_data=self._vector.tobytes()
-        ).SerializeToString()
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Sequence[bytes | memoryview]:
+        """Return the state with a view on the vector."""
+        if type(self).dump is not VectorAccumulator.dump:
+            return super().pieces()
+        head = state_pb2.AggVectorAggregatorState(num_inputs=self._num_inputs)
+        number = head.VECTOR_DATA_FIELD_NUMBER
+        return [head.SerializeToString(), *bytes_field(number, [bytes_of(self._vector)])]
 
     @abstractmethod
     def identity(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import msgspec
 import urllib3
@@ -33,6 +33,7 @@ from fcp_core.admin.messages import (
 )
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError, code_from_http
+from fcp_core.protocol.urls import split_address
 from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import TaskSpec
 
@@ -76,12 +77,15 @@ class AdminClient:
         keyfile: str | os.PathLike[str] | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        parts = urlsplit(url)
-        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-        if parts.scheme not in ("https", "http") or not parts.hostname or parts.query:
+        try:
+            parts = split_address(url)
+            if parts.query or parts.fragment:
+                raise ValueError("it has a query")
+        except ValueError as error:
             raise UsageError(
-                f"the server's URL must be like https://fcp.example.org/, not {url!r}."
-            )
+                f"the server's URL must be like https://fcp.example.org/, not {url!r}: {error}."
+            ) from None
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
         if parts.scheme == "http" and not local:
             raise UsageError(
                 f"{url}: over plain HTTP the token would be for all to read; use HTTPS."
@@ -286,7 +290,8 @@ class AdminClient:
                     timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_ANSWER_TIMEOUT),
                 )
             except urllib3.exceptions.SSLError as error:
-                raise StatusError(Code.UNAVAILABLE, f"{self.url}: {error}") from None
+                hint = "; is it a server that speaks plain http?" * ("WRONG_VERS" in str(error))
+                raise StatusError(Code.UNAVAILABLE, f"{self.url}: {error}{hint}") from None
             except urllib3.exceptions.HTTPError as error:
                 problem = StatusError(Code.UNAVAILABLE, f"{self.url} cannot be reached: {error}")
             else:

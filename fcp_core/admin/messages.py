@@ -71,6 +71,9 @@ class Task(msgspec.Struct, kw_only=True):
     ``contribution`` if devices are answered OK once what they sent is stored, and ``round`` if not.
     ``problem`` says what keeps the task from going on at the moment, such as a full disk, and
     ``waits_for`` what it waits for. ``begun`` counts devices at work that have shown themselves.
+    ``query`` is the question that the task answers, as its submission has it.
+    ``release`` has the ``costs`` and the ``noise`` of a result that has noise: of each output its
+    name, the mechanism and the standard deviation.
     """
 
     task_id: str
@@ -94,6 +97,8 @@ class Task(msgspec.Struct, kw_only=True):
     waits_for: str = ""
     deadline: float | None = None
     begun: int = 0
+    query: str = ""
+    release: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, status: TaskStatus) -> Task:
@@ -120,6 +125,8 @@ class Task(msgspec.Struct, kw_only=True):
             waits_for=status.waits_for,
             deadline=status.deadline,
             begun=status.begun,
+            query=status.query,
+            release=None if status.release is None else dict(status.release),
         )
 
     @property

@@ -16,14 +16,17 @@ from fcp_core.aggregation.additions import Additions, Plan
 from fcp_core.aggregation.aggregator import Accumulator
 from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
+from fcp_core.aggregation.release import Randomised, Release, ReleaseContext, Released
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
-from fcp_core.aggregation.tensors import tensor_nbytes
+from fcp_core.aggregation.tensors import bytes_field, tensor_nbytes
 from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
 from fcp_core.protocol.kernels import Kernels, default_kernels
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 
+#: The field of a ``CheckpointAggregatorState`` that has them.
+_AGGREGATORS = state_pb2.CheckpointAggregatorState.AGGREGATORS_FIELD_NUMBER
 #: How many layouts of checkpoints an aggregator remembers.
 _MAX_PLANS = 16
 
@@ -243,14 +246,36 @@ class CheckpointAggregator:
         :raises StatusError: ABORTED once finished; INTERNAL if an aggregator reports something that
             is not what its intrinsic promises.
         """
+        if drawn := [item.factory.name for item in self._bound if item.factory.randomised]:
+            raise StatusError(Code.INTERNAL, f"the result of {drawn[0]!r} is drawn, not reported")
+        return self._finish({}, ())
+
+    def release(self, contexts: Sequence[ReleaseContext]) -> Released:
+        """Finish and draw the outputs; those of aggregators without noise are as they are.
+
+        :param contexts: one for each intrinsic.
+        :raises StatusError: as :meth:`report`.
+        """
+        drawn: dict[int, Release] = {}
+        return Released(self._finish(drawn, contexts), drawn)
+
+    def _finish(
+        self, releases: dict[int, Release], contexts: Sequence[ReleaseContext]
+    ) -> dict[str, Tensor]:
         self._check_not_finished()
         self._settle()
         self._finished = True
         result: dict[str, Tensor] = {}
-        for member in self._members:
+        for place, member in enumerate(self._members):
             item, specs = member.bound, tuple(flat_outputs(member.bound.intrinsic))
+            found: Sequence[Tensor]
             try:
-                tensors = [np.asarray(tensor) for tensor in member.accumulator.report()]
+                if isinstance(member.accumulator, Randomised):
+                    releases[place] = member.accumulator.release(contexts[place])
+                    found = releases[place].tensors
+                else:
+                    found = member.accumulator.report()
+                tensors = [np.asarray(tensor) for tensor in found]
             except StatusError:
                 raise
             except PLUGIN_ERRORS as error:
@@ -282,17 +307,24 @@ class CheckpointAggregator:
 
         :raises StatusError: ABORTED once finished.
         """
+        return b"".join(self.pieces())
+
+    def pieces(self) -> list[bytes | memoryview]:
+        """Return :meth:`dump` in pieces, which may be views on what is accumulated.
+
+        :raises StatusError: ABORTED once finished.
+        """
         self._check_not_finished()
         self._settle()
-        state = state_pb2.CheckpointAggregatorState()
+        pieces: list[bytes | memoryview] = []
         for member in self._members:
             try:
-                state.aggregators.append(member.accumulator.dump())
+                pieces += bytes_field(_AGGREGATORS, member.accumulator.pieces())
             except StatusError:
                 raise
             except PLUGIN_ERRORS as error:
                 raise member.bound.fault("dump", error) from None
-        return state.SerializeToString()
+        return pieces
 
     def _prepare(self, checkpoint: Mapping[str, Tensor]) -> Callable[[], None] | None:
         """Return what adds the checkpoint; None if each member has to look at it."""

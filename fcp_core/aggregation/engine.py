@@ -51,6 +51,25 @@ class Partial:
     contributions: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What a fold holds that takes no more.
+
+    :param contributions: ids of the contributions in it, each exactly once.
+    :param pieces: a serialized ``CheckpointAggregatorState``, in pieces that nobody changes.
+    :param aggregate: the same, for the engine that made it; None: there is nothing but the pieces.
+    """
+
+    contributions: tuple[str, ...]
+    pieces: Sequence[bytes | memoryview]
+    aggregate: Any = None
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the pieces together, in bytes."""
+        return sum(map(len, self.pieces))
+
+
 class HeldBody(ABC):
     """A checkpoint in the memory of another process of this server, which accumulates it there."""
 
@@ -112,9 +131,31 @@ class Fold(ABC):
     def merge(self, partial: Partial) -> Future[None]:
         """Add a partial aggregate, for instance one from storage after a restart."""
 
+    def absorb(self, finished: Finished) -> Future[None]:
+        """Add what another fold of the same job and engine held."""
+        return self.merge(Partial(b"".join(finished.pieces), finished.contributions))
+
     @abstractmethod
     def partial(self) -> Future[Partial]:
         """Return what has been accumulated so far; the fold may go on."""
+
+    def finish(self) -> Future[Finished]:
+        """Return what has been accumulated, and take no more.
+
+        Nothing may be accumulating. The fold must be aborted afterwards.
+        """
+        future: Future[Finished] = Future()
+
+        def done(inner: Future[Partial]) -> None:
+            try:
+                partial = inner.result()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(Finished(partial.contributions, (partial.data,)))
+
+        self.partial().add_done_callback(done)
+        return future
 
     @abstractmethod
     def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.binding import BoundIntrinsic, bind
@@ -147,6 +149,14 @@ def duplicate(contributions: Sequence[str]) -> StatusError:
     """Return the error for contributions that are in the aggregate already."""
     names = ", ".join(map(repr, contributions[:4]))
     return StatusError(Code.ALREADY_EXISTS, f"already in the aggregate: contribution {names}")
+
+
+def failed(reason: str | StatusError) -> Future[Any]:
+    """Return a future that has failed; a mere reason is ABORTED."""
+    error = StatusError(Code.ABORTED, reason) if isinstance(reason, str) else reason
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
 
 
 def shards_of(bound: Sequence[BoundIntrinsic], most: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,20 @@ def tensor_to_proto(tensor: Tensor, name: str = "") -> tensor_pb2.TensorProto:
     else:
         proto.content = tensor.tobytes()
     return proto
+
+
+def bytes_field(number: int, pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Return a protobuf field of bytes in pieces, without a copy of what is in it.
+
+    :param number: the field's, below 16.
+    :param pieces: what it holds; a view has items of one byte.
+    """
+    return [bytes([number << 3 | 2]) + _varint(sum(map(len, pieces))), *pieces]
+
+
+def bytes_of(array: Tensor) -> memoryview:
+    """Return a view on the bytes of an array of numbers that is in one piece."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _from_values(

@@ -15,6 +15,7 @@ from fcp_core.plugins.config import Config, did_you_mean
 from fcp_core.plugins.discovery import explain
 from fcp_core.plugins.pages import PagesFactory
 from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.policies import (
     BoundPolicy,
     EligibilityPolicy,
@@ -39,6 +40,7 @@ class Offered:
     storages: dict[str, StorageFactory] = field(default_factory=dict)
     engines: dict[str, EngineFactory] = field(default_factory=dict)
     pages: dict[str, PagesFactory] = field(default_factory=dict)
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
     commands: dict[str, click.Command] = field(default_factory=dict)
 
     def table(self, kind: str) -> dict[str, Any]:
@@ -51,6 +53,7 @@ class Offered:
             "storage": self.storages,
             "engine": self.engines,
             "pages": self.pages,
+            "ledger": self.ledgers,
             "command": self.commands,
         }
         return tables[kind]
@@ -109,6 +112,11 @@ class Choices:
     def pages(self) -> dict[str, PagesFactory]:
         """The pages by name."""
         return self.offered.pages
+
+    @property
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """The ledgers: all that there are."""
+        return tuple(self.offered.ledgers.values())
 
     @property
     def commands(self) -> dict[str, click.Command]:

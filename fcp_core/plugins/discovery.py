@@ -118,10 +118,20 @@ def given_source(plugin: object, taken: Sequence[str]) -> PluginSource:
     return PluginSource(name, lambda: plugin, "the program")
 
 
+def targets_of(plugin: object) -> set[str]:
+    """Return what entry points of a plugin object's module or class say."""
+    if isinstance(plugin, ModuleType):
+        return {plugin.__name__}
+    return {f"{type(plugin).__module__}:{type(plugin).__qualname__}"}
+
+
 def select_sources(
     found: Sequence[PluginSource], disabled: Sequence[str], disabled_origin: str
 ) -> list[PluginSource]:
     """Leave out the disabled plugins and refuse two of one name.
+
+    A module that the configuration names and that a distribution announces, too, is one plugin: the
+    same configuration serves before and after it is installed.
 
     :raises UsageError: naming both distributions, or a disabled plugin that does not exist.
     """
@@ -143,6 +153,8 @@ def select_sources(
                 f"two plugins are called {source.name!r}: from {other.source} and from "
                 f"{source.source}; uninstall one."
             )
+        elif twin is not source and twin.distribution and not source.distribution:
+            del active[source.name]
         elif twin is not source:
             problems.append(f"{source} is the same module as {twin}; drop one.")
     if problems:

@@ -58,6 +58,9 @@ def _add_choices(add: Callable[..., None]) -> None:
     add("engine", "str", "local", "where accumulators run")
     text = "pages that are served where the admin API is, to those who have its token"
     add("pages", "list", (), text)
+    text = "for tests: noise is drawn from this seed, so that whoever knows it can take it off"
+    text += "; refused where others than this machine's devices are served"
+    add("unsafe_noise_seed", "int", None, text, minimum=0)
 
 
 def _add_check_in_options(add: Callable[..., None]) -> None:

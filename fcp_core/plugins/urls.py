@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from urllib.parse import urlsplit
 
 from fcp_core.errors import UsageError
+from fcp_core.protocol.urls import split_address
 
 logger = logging.getLogger("fcp.server")
 
@@ -16,12 +16,15 @@ def checked_url(url: str, what: str = "external URL") -> str:
     :param what: what the message calls it.
     :raises UsageError: if it cannot be one.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+    try:
+        parts = split_address(url)
+        if parts.query or parts.fragment:
+            raise ValueError("it has a query")
+    except ValueError as error:
         raise UsageError(
             f"the {what} {url!r} must be like https://fcp.example.org/ or "
-            "http://localhost:8080/, without a query."
-        )
+            f"http://localhost:8080/: {error}."
+        ) from None
     if parts.scheme == "http" and parts.hostname != "localhost":
         logger.warning(
             "devices refuse %s: the published client takes https:// and http://localhost: only", url

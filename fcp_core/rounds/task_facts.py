@@ -60,6 +60,8 @@ class TaskFacts(Machine[TaskState]):
     assigned = contributed = dropped = surplus = _accumulating = 0
     #: How many ended without a sign, which ``dropped`` counts too.
     silent = 0
+    #: The question that the task answers, for those who watch it.
+    query = ""
 
     def __init__(
         self,
@@ -215,6 +217,7 @@ class TaskFacts(Machine[TaskState]):
             silent=dict(self.awaited.silences.items()),
             deadline=None if self._state in FINAL else self.deadline,
             begun=self.awaited.begun,
+            query=self.query,
         )
 
     def story(self) -> str:

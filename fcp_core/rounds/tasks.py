@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.specification import (
-    NAME_PATTERN,
-    POPULATION_PATTERN,
-    AssignmentMode,
-    ResourceForm,
-    TaskSpec,
-)
+from fcp_core.rounds.specification import AssignmentMode, ResourceForm, TaskSpec
+from fcp_core.rounds.text import NAME_PATTERN, POPULATION_PATTERN
 
 __all__ = [
     "NAME_PATTERN",
@@ -64,6 +60,8 @@ class TaskStatus:
     :param deadline: when it ends by itself, in seconds since the epoch; None: not known any more.
     :param begun: how many of the pending devices have shown themselves and are not overdue.
     :param waits_for: what it waits for at the moment, a sentence; ``""`` if it has ended.
+    :param query: the question that it answers, as its specification has it.
+    :param release: ``costs`` and ``noise`` of a result that was drawn, as it is booked.
     """
 
     task_id: str
@@ -87,3 +85,5 @@ class TaskStatus:
     deadline: float | None = None
     begun: int = 0
     waits_for: str = ""
+    query: str = ""
+    release: Mapping[str, Any] | None = None

@@ -340,22 +340,19 @@ class TokenSource:
     """Makes session ids and secrets.
 
     :param random_bytes: returns that many bytes nobody can predict; a test may pass its own.
+    :ivar bytes: the same.
     """
 
     def __init__(self, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
-        self._random_bytes = random_bytes
+        self.bytes = random_bytes
 
     def uuid(self, mark: bytes = b"") -> str:
         """Return a random UUID.
 
         :param mark: what it begins with: at most 6 bytes.
         """
-        return _random_uuid_text(mark + self._random_bytes(16)[len(mark) :])
-
-    def bytes(self, size: int) -> bytes:
-        """Return so many random bytes."""
-        return self._random_bytes(size)
+        return _random_uuid_text(mark + self.bytes(16)[len(mark) :])
 
     def secret(self) -> str:
         """Return 256 random bits as hexadecimal digits, which every URL takes literally."""
-        return self._random_bytes(32).hex()
+        return self.bytes(32).hex()

@@ -106,10 +106,12 @@ class Server:
         clock = SystemClock() if clock is None else clock
         metrics = ServerMetrics(clock, lambda: self.services.counts()) if settings.metrics else None
         with listeners.closed_on_error():
+            if plugins.config.get("unsafe_noise_seed") is not None:
+                listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
             storage = plugins.make_storage()
             if storage.shared:
                 listeners.listen_for_members(member_address)
-            self._workers = group.make_workers(listeners, certfile, keyfile, metrics)
+            self._workers = group.make_workers(listeners, certfile, keyfile, metrics, self.url)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
                 plugins,
@@ -152,6 +154,7 @@ class Server:
             members=self.services.members,
             member_sockets=listeners.member_sockets,
             pages=plugins.config.get("pages"),
+            url=self.url,
         )
 
     def _make_pages(self, check: AdminCheck, metrics: ServerMetrics | None) -> dict[str, Pages]:

@@ -57,59 +57,60 @@ def shard_id(task_id: str, contributions: Sequence[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def add(tx: Transaction, shard: ShardRecord, data: bytes, fence: Fence) -> None:
-    """Write a shard, unless it is there already. May run twice.
-
-    :raises TaskOverError: as :func:`open_task`.
-    """
-    open_task(tx, shard.task_id, fence)
-    if tx.get(ShardRecord, shard.shard_id) is None:
-        tx.put(BlobRecord(_blob(shard.task_id, shard.shard_id), shard.task_id, data))
-        tx.put(shard)
-
-
 @dataclass(frozen=True)
 class Merge:
-    """Puts a total in the place of shards and of an earlier total.
+    """Puts a total in the place of the bytes of a new shard, of others and of an earlier total.
 
-    :param shards: the ids of those whose bytes are in it and were in no total before.
+    :param shards: the ids of the others: their bytes are in it and were in no total before.
     :param replaced: the name of the earlier total; ``""``: there is none.
     :param name: of the total.
     :param data: everything that all of them hold.
     """
 
-    task_id: str
     shards: Sequence[str]
     replaced: str
     name: str
     data: bytes
 
 
-def merge(tx: Transaction, work: Merge, fence: Fence) -> bool:
-    """Write a total; return whether it was: nothing is changed unless all that it holds is there.
+def add(
+    tx: Transaction,
+    shard: ShardRecord,
+    pieces: Sequence[bytes | memoryview],
+    fence: Fence,
+    total: Merge | None = None,
+) -> bool:
+    """Write a shard, unless it is there already. May run twice.
 
+    :param pieces: its bytes.
+    :param total: takes their place if all that it holds is there.
+    :returns: whether it did.
     :raises TaskOverError: as :func:`open_task`.
     """
-    open_task(tx, work.task_id, fence)
+    task_id = shard.task_id
+    open_task(tx, task_id, fence)
+    known = tx.get(ShardRecord, shard.shard_id)
+    if known is not None:
+        return known.merged
+    merged = total is not None and _merge(tx, task_id, total)
+    if not merged:
+        tx.put(BlobRecord(_blob(task_id, shard.shard_id), task_id, b"".join(pieces)))
+    tx.put(replace(shard, merged=merged))
+    return merged
+
+
+def _merge(tx: Transaction, task_id: str, work: Merge) -> bool:
     shards = [tx.get(ShardRecord, key) for key in work.shards]
     if any(shard is None or shard.merged for shard in shards):
         return False
     for shard in shards:
         assert shard is not None
         tx.put(replace(shard, merged=True))
-        tx.delete(BlobRecord, _blob(work.task_id, shard.shard_id))
+        tx.delete(BlobRecord, _blob(task_id, shard.shard_id))
     if work.replaced:
-        tx.delete(BlobRecord, _blob(work.task_id, work.replaced))
-    tx.put(BlobRecord(_blob(work.task_id, work.name), work.task_id, work.data))
+        tx.delete(BlobRecord, _blob(task_id, work.replaced))
+    tx.put(BlobRecord(_blob(task_id, work.name), task_id, work.data))
     return True
-
-
-def is_merged(tx: Transaction, work: Merge) -> bool:
-    """Whether a total was written after all."""
-    return any(
-        shard is not None and shard.merged
-        for shard in (tx.get(ShardRecord, key) for key in work.shards)
-    )
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,7 @@ class AggregatorConformance(AggregatorSubject):
         def law(before: list[Contribution], after: list[Contribution]) -> None:
             accumulator = self.fold(before)
             dumped = accumulator.dump()
+            assert b"".join(accumulator.pieces()) == dumped, "the pieces are the dump"
             loaded = self.factory.load(self.intrinsic, self.options, dumped)
             for contribution in after:
                 self.accumulate(accumulator, contribution)

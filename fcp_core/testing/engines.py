@@ -157,6 +157,27 @@ class EngineConformance(JobLaws):
 
             self.check(law, st.lists(st.integers(0, 2), max_size=10), st.booleans())
 
+    def test_what_finished_folds_hold_is_absorbed(self) -> None:
+        """Contributions split over folds that finish, each absorbed by another one, equal one."""
+        with self.engine() as engine:
+
+            def law(shares: list[int]) -> None:
+                whole = engine.open(JOB)
+                for share in range(3):
+                    folding = engine.open(JOB)
+                    for number in (n for n, at in enumerate(shares) if at == share):
+                        self._wait(folding.add(str(number), blob(number)))
+                    finished = self._wait(folding.finish())
+                    before = b"".join(finished.pieces)
+                    self._wait(whole.absorb(finished))
+                    if finished.contributions:
+                        assert self._code(whole.absorb(finished)) is Code.ALREADY_EXISTS
+                    folding.abort()
+                    assert b"".join(finished.pieces) == before, "nobody changes the pieces"
+                assert self._numbers(whole.report()) == _total(range(len(shares)))
+
+            self.check(law, st.lists(st.integers(0, 2), max_size=10))
+
     def test_a_partial_goes_on_elsewhere(self) -> None:
         """It holds what was answered by then, each once, and folding goes on after it."""
         with self.engine() as first, self.engine() as second:

@@ -1,7 +1,7 @@
 """The core as an aggregation protocol sees it, in virtual time, with devices to drive.
 
-It carries out the effects of a protocol's machine, and raises :class:`LawBrokenError` for what the
-contract (``fcp_core.rounds.protocols``) does not allow. A server would log it and drop the device.
+It carries out a machine's effects, and raises :class:`LawBrokenError` for what the contract
+(``fcp_core.rounds.protocols``) does not allow, where a server would log it and drop the device.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ class KitCore:
     ) -> None:
         self.now = BEGIN
         self.devices: list[KitDevice] = []
-        #: What the engine works on.
-        self.outcomes: list[Accumulate | Work] = []
+        self.outcomes: list[Accumulate | Work] = []  # what the engine works on
         #: The checkpoints that were accumulated, with whom they count for.
         self.accumulated: list[tuple[tuple[KitDevice, ...], bytes]] = []
         #: Everything that the machine asked for, as text.
@@ -89,6 +88,7 @@ class KitCore:
             deadline=BEGIN + DURATION,
             rng=random.Random(seed),
             secrets=random.Random(f"secrets {seed}").randbytes,
+            over_selection=spec.over_selection or 1.0,
         )
         self._ask("start", self.machine.start, task, self.now)
 

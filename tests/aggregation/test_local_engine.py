@@ -500,3 +500,29 @@ def test_parts_count_for_what_aggregators_keep(engine):
     group = [part(v=np.ones(2, "i8")), *(part(x=np.float32(x)) for x in range(4))]
     assert code_of(folding.add_group(["a"], *group)) is Code.RESOURCE_EXHAUSTED
     assert folding.add_group(["a"], *group[:2]).result(60) is None
+
+
+def test_what_only_adds_is_handed_over_as_it_lies(engine):
+    value = dataclasses.replace(VALUE, dtype=DataType.FLOAT)
+    total = dataclasses.replace(value, name="sum")
+    intrinsic = Intrinsic("federated_sum", (value,), (total,))
+    job = FoldJob(configuration_to_proto([intrinsic]).SerializeToString())
+    whole = engine.open(job)
+    for first in (0, 3):
+        delta = engine.open(job)
+        for number in range(first, first + 3):
+            tensors = {"v": np.array([2**number, 1], "f4")}
+            delta.add(str(number), write_checkpoint(tensors, "tf_v1")).result(timeout=60)
+        finished = delta.finish().result(timeout=60)
+        assert code_of(delta.add("late", b"")) is Code.ABORTED
+        delta.abort()
+        kept = b"".join(finished.pieces)
+        assert finished.aggregate is not None
+        assert finished.nbytes == len(kept)
+        whole.absorb(finished).result(timeout=60)
+    partial = whole.partial().result(timeout=60)
+    assert b"".join(finished.pieces) == kept, "it is not changed by what it was added to"
+    again = engine.open(job, [Partial(kept, finished.contributions)])
+    assert result(again.report().result(timeout=60))["sum"] == [8 + 16 + 32, 3]
+    assert sorted(partial.contributions) == [str(number) for number in range(6)]
+    assert result(whole.report().result(timeout=60))["sum"] == [63, 6]

@@ -140,7 +140,7 @@ def test_a_session_that_failed_was_still_gone_through(server, query_plan):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--server=http://127.0.0.1:8080", "--population=p"],
+        ["--server=http://127.0.0.2:8080", "--population=p"],
         ["--server=https://x", "--population=é"],
         ["--server=https://x", "--population=p", "--num-rounds=0"],
     ],

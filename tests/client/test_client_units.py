@@ -55,7 +55,11 @@ def selector(uri="app:/x"):
         ("http://localhost", False, True),
         ("http://localhost/x", False, True),
         ("http://localhost.example.org:80/", False, False),
-        ("http://127.0.0.1:8080/", False, False),
+        ("http://127.0.0.1:8080/", True, True),
+        ("http://[::1]:8080/x", True, True),
+        ("http://[::1]", False, True),
+        ("http://127.0.0.1.example.org:80/", False, False),
+        ("http://[::2]:80/", False, False),
         ("http://example.org/", False, False),
         ("ftp://localhost:1/", False, False),
         ("https://", False, False),
@@ -105,7 +109,13 @@ def test_relative_prefixes():
 
 
 @pytest.mark.parametrize(
-    ("server", "population"), [("http://127.0.0.1:1", "p"), ("https://x", "pöpulation")]
+    ("server", "population"),
+    [
+        ("http://10.0.0.1:1", "p"),
+        ("http://[::1", "p"),
+        ("https://h:99999", "p"),
+        ("https://x", "pöpulation"),
+    ],
 )
 def test_clients_that_cannot_be(server, population):
     with pytest.raises(StatusError) as caught:

@@ -35,7 +35,7 @@ def crash(*arguments, folder):
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         check=False,
     )
     return done.returncode, done.stdout
@@ -72,12 +72,13 @@ def test_a_failure_is_made_small():
 
 
 def answers_before_it_is_stored(patch):
-    async def add_shard(self, shard, data, name):
+    async def add_shard(self, shard, pieces, name, total=None):
         async def later():
             await asyncio.sleep(2.0)
-            await kept(self, shard, data, name)
+            await kept(self, shard, pieces, name, total)
 
         asyncio.get_running_loop().create_task(later())
+        return total is not None
 
     kept = TaskStore.add_shard
     patch.setattr(TaskStore, "add_shard", add_shard)
@@ -86,9 +87,9 @@ def answers_before_it_is_stored(patch):
 def writes_a_shard_under_a_new_name_each_time(patch):
     """What was written, and whose answer was lost, is written once more."""
 
-    def add(tx, shard, data, fence):
+    def add(tx, shard, pieces, fence, total=None):
         fresh = replace(shard, shard_id=f"{shard.shard_id}-{len(list(tx.select(ShardRecord)))}")
-        kept(tx, fresh, data, fence)
+        return kept(tx, fresh, pieces, fence, total)
 
     kept = shards.add
     patch.setattr(shards, "add", add)

@@ -64,6 +64,25 @@ def test_it_is_packaged_like_the_others(folder):
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
+def test_it_has_the_version_of_all_and_requires_it(folder):
+    """``make version VERSION=1.2.3`` writes it into each."""
+    version = metadata(".")["metadata"]["version"]
+    major, minor = map(int, version.split(".")[:2])
+    end = f"{major}.{minor + 1}" if major == 0 else major + 1
+    assert metadata(folder)["metadata"]["version"] == version
+    text = (ROOT / folder / "setup.cfg").read_text(encoding="utf-8")
+    ranges = set(re.findall(r"fcp-server[\w\[\]-]*([<>=].*)", text))
+    assert ranges == {f">={major}.{minor},<{end}"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_its_readme_says_how_to_install_it_in_a_checkout(folder):
+    """Together with the root, since no index may have its distribution."""
+    readme = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"pip install \. \./{folder}\b", readme)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_the_tools_of_the_repository_know_it(folder):
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(ROOT / "setup.cfg", encoding="utf-8")

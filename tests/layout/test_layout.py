@@ -5,7 +5,6 @@ import configparser
 import graphlib
 import inspect
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,57 +101,6 @@ def test_every_folder_with_code_is_a_package():
 def test_every_package_is_typed():
     for folder in package_folders().values():
         assert (folder / "py.typed").exists()
-
-
-@pytest.mark.slow
-def test_a_wheel_has_everything_and_runs(tmp_path):
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "fcp_core", *PLAIN],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if tracked.returncode:
-        pytest.skip("not a git checkout")
-    files = [Path(line) for line in tracked.stdout.splitlines() if (ROOT / line).exists()]
-    for file in files:
-        (source / file).parent.mkdir(parents=True, exist_ok=True)
-        (source / file).write_bytes((ROOT / file).read_bytes())
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    site = tmp_path / "site"
-    subprocess.run(
-        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)],
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("fcp_server-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
-    for package, folder in package_folders().items():
-        for file in files:
-            if (ROOT / file).is_relative_to(folder):
-                installed = site / package / (ROOT / file).relative_to(folder)
-                assert installed.exists(), f"the wheel lacks {file}"
-    # The wheel comes before the editable install on the path, and in its metadata.
-    code = (
-        "import fcp_core, fcp_platform; print(fcp_core.__file__, fcp_platform.__file__);"
-        "from fcp_core.commands.main import cli; cli(['plugins'])"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    paths = result.stdout.splitlines()[0].split()
-    assert all(Path(path).is_relative_to(site) for path in paths)
-    assert "builtin_policies" in result.stdout
-    assert "sqlite" in result.stdout
 
 
 # The sizes.

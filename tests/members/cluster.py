@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,13 +23,16 @@ from typing import Any
 import numpy as np
 
 from fcp_core.admin import AdminClient
-from fcp_core.client import Outcome, RetryPolicy
+from fcp_core.client import Outcome, RetryPolicy, SessionResult
 from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.testing.servers import make_device
-from tests.members.shared import sum_task, until
+from tests.members.shared import WAIT, sum_task, until
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-cluster"
+#: Devices of a fleet contribute so many int64 values, with as many devices in each.
+WORDS, BITS = 256, 62
 
 
 class Member:
@@ -114,7 +116,7 @@ class Member:
         self.process.kill()
         self.process.wait()
 
-    def terminate(self, timeout: float = 120.0) -> int:
+    def terminate(self, timeout: float = WAIT) -> int:
         """Stop it, and wait."""
         self.process.terminate()
         return self.process.wait(timeout)
@@ -255,12 +257,21 @@ class Cluster:
             member.close()
 
 
+def fleet_task(goal: int, population: str = "people") -> TaskSpec:
+    """Make a task for the devices of a fleet."""
+    return sum_task(goal, population, size=WORDS)
+
+
 class Fleet:
     """Devices, each with its own power of two: a sum tells who is in it, and how often.
 
+    A device whose session failed before it had a task comes again, a moment later; one that failed
+    with a task may be counted, so another one comes in its place. There are more than any test
+    needs: :func:`fleet_task` makes the task for them.
+
     :param attempts: how often they send a request that finds nobody, or is answered 429 or 503.
     :ivar accepted: the numbers of those that were told OK.
-    :ivar failed: of those that heard of a failure; they may be counted or not.
+    :ivar failed: of those whose session failed, with its result.
     """
 
     def __init__(
@@ -273,7 +284,7 @@ class Fleet:
         self._next = 0
         self._stopped = threading.Event()
         self.accepted: list[int] = []
-        self.failed: list[tuple[int, object]] = []
+        self.failed: list[tuple[int, SessionResult]] = []
         self._pool = ThreadPoolExecutor(threads)
         self._work = [self._pool.submit(self._run) for _ in range(threads)]
 
@@ -281,17 +292,19 @@ class Fleet:
         while not self._stopped.is_set():
             with self._lock:
                 number, self._next = self._next, self._next + 1
-            assert number < 62, "more devices than an int64 has room for"
             self._contribute(number)
 
     def _contribute(self, number: int) -> None:
+        value = np.zeros(WORDS, np.int64)
+        value[number // BITS] = 1 << number % BITS
         with make_device(
             self._url,
-            {"v": np.array([1 << number], np.int64)},
+            {"v": value},
             population=self._population,
             retry=RetryPolicy(attempts=self._attempts, delay=0.05),
         ) as device:
-            while not self._stopped.is_set():
+            pause = 0.02
+            while not self._stopped.wait(pause):
                 result = device.run_once()
                 if result.outcome is Outcome.CONTRIBUTED:
                     with self._lock:
@@ -300,8 +313,10 @@ class Fleet:
                 if result.outcome is Outcome.FAILED:
                     with self._lock:
                         self.failed.append((number, result))
-                    return
-                time.sleep(0.02)
+                    pause = min(2 * pause, 1.0)
+                    if result.tasks:  # it may be counted
+                        self._stopped.wait(pause)
+                        return
 
     def stop(self) -> None:
         """End all devices, and wait for them."""
@@ -312,13 +327,15 @@ class Fleet:
 
     def check(self, result: bytes, contributed: int, surplus: int = 0) -> None:
         """Check an aggregate: nobody twice, and nobody missing who was told that it counts."""
-        total = int(open_checkpoint(result)["total"][0])
-        counted = {number for number in range(63) if total >> number & 1}
+        total = open_checkpoint(result)["total"].tolist()
+        counted = {
+            BITS * word + bit
+            for word, value in enumerate(total)
+            for bit in range(64)
+            if value >> bit & 1
+        }
         assert len(counted) == contributed, (counted, contributed)
         missing = set(self.accepted) - counted
         # Who comes when nothing is needed any more is told OK, and counted as surplus.
         assert len(missing) <= surplus, (missing, surplus)
         assert counted <= set(self.accepted) | {number for number, _ in self.failed}
-
-
-__all__ = ["Balancer", "Cluster", "Fleet", "Member", "sum_task"]

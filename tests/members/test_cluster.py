@@ -7,8 +7,8 @@ import signal
 import pytest
 import urllib3
 
-from tests.members.cluster import Cluster, Fleet, Member
-from tests.members.shared import sum_task, until
+from tests.members.cluster import Cluster, Fleet, Member, fleet_task
+from tests.members.shared import WAIT, spread, until
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ def cluster(fcp_postgres_server, fcp_postgres_schema, tmp_path):
 def run_task(cluster, fault, *, goal=24, after=6):
     """Let devices contribute to a task; *fault* happens to the owner in the middle of it."""
     with cluster.members[0].admin() as admin:
-        task = admin.submit(sum_task(goal)).task_id
+        task = admin.submit(fleet_task(goal)).task_id
     owner = cluster.owner("people")
     fleet = Fleet(cluster.balancer.url)
     try:
@@ -92,7 +92,7 @@ def test_a_member_with_other_keys_is_refused(cluster):
     cluster.environment["FCP_TOKEN_KEYS"] = f"deployment {'1' * 32},01 {'2' * 64}"
     second = Member(cluster)
     cluster.members.append(second)
-    assert second.process.wait(120) == 2
+    assert second.process.wait(WAIT) == 2
     assert "signs tokens with other keys" in second.log
     assert "Traceback" not in second.log
 
@@ -101,7 +101,7 @@ def test_a_rolling_restart_fails_no_device_request(cluster):
     for _ in range(2):
         cluster.start()
     with cluster.members[0].admin() as admin:
-        task = admin.submit(sum_task(40)).task_id
+        task = admin.submit(fleet_task(40)).task_id
     # Each request is sent once: one that fails would end its device's session.
     fleet = Fleet(cluster.balancer.url, attempts=1)
     try:
@@ -127,10 +127,10 @@ def test_members_of_several_processes_find_each_other(cluster):
     """Each process of a member knows whose population is whose."""
     for _ in range(2):
         cluster.start("-s", "server.processes=2")
-    populations = [f"p{number}" for number in range(6)]
     with cluster.members[0].admin() as admin:
-        tasks = {name: admin.submit(sum_task(3, name)).task_id for name in populations}
-        assert {each.owns for each in admin.members().members} != {0, 6}
+        populations = spread([each.member_id for each in admin.members().members], 3)
+        tasks = {name: admin.submit(fleet_task(3, name)).task_id for name in populations}
+        assert {each.owns for each in admin.members().members} == {3}
         fleets = {name: Fleet(cluster.balancer.url, name, threads=1) for name in populations}
         try:
             for task in tasks.values():
@@ -157,7 +157,7 @@ def test_the_database_is_killed_and_its_owner_goes_on(cluster, fcp_postgres_serv
         until(lambda: ready(owner))
 
     with member.admin() as admin:
-        task = admin.submit(sum_task(24)).task_id
+        task = admin.submit(fleet_task(24)).task_id
         fleet = Fleet(cluster.balancer.url)
         try:
             until(lambda: len(fleet.accepted) >= 6)
@@ -175,5 +175,5 @@ def test_the_database_is_killed_and_its_owner_goes_on(cluster, fcp_postgres_serv
 
 def ready(member):
     """Whether a member says that it takes devices."""
-    answer = urllib3.request("GET", f"{member.url}readyz", timeout=30, retries=False)
+    answer = urllib3.request("GET", f"{member.url}readyz", timeout=WAIT, retries=False)
     return answer.status == 200

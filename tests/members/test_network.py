@@ -15,8 +15,8 @@ import threading
 import pytest
 import urllib3
 
-from tests.members.cluster import Cluster, Fleet, _pump
-from tests.members.shared import sum_task, until
+from tests.members.cluster import Cluster, Fleet, _pump, fleet_task
+from tests.members.shared import until
 
 pytestmark = pytest.mark.slow
 
@@ -28,16 +28,20 @@ def ip(*arguments):
 class Network:
     """A bridge of this host with namespaces on it; the database has an address of its own."""
 
-    _numbers = itertools.count()
-
     def __init__(self, socket_path):
-        # A network of its own, so that several runs can be on one machine.
-        number = (os.getpid() * 7 + next(self._numbers)) % 250
-        self._net = f"10.231.{number}"
-        self._tag = f"fcp{os.getpid() % 10000}{next(self._numbers) % 10}"
         self.names = []
         self._socket = socket_path
-        ip("link", "add", self._tag, "type", "bridge")
+        # One that nobody on this machine uses; its name is taken with it.
+        for number in itertools.chain(range(os.getpid() % 250, 250), range(250)):
+            self._net, self._tag = f"10.231.{number}", f"fcp231{number:03}"
+            # Without an address of its own it has that of one of its ends, and another one when one
+            # is added: whoever asked for it before is cut off then.
+            link = ("link", "add", self._tag, "address", "02:00:00:00:00:02", "type", "bridge")
+            with contextlib.suppress(subprocess.CalledProcessError):
+                ip(*link)
+                break
+        else:
+            ip(*link)
         # The first is where devices come from, the second the database's.
         for address in (f"{self._net}.1/24", f"{self._net}.2/24"):
             ip("addr", "add", address, "dev", self._tag)
@@ -54,7 +58,7 @@ class Network:
     def add(self):
         """Make a namespace; return its name and its address."""
         number = len(self.names)
-        name, inside, outside = (f"{self._tag}{kind}{number}" for kind in "nio")
+        name, inside, outside = (f"{self._tag}{kind}{number}" for kind in "xyz")
         address = f"{self._net}.{10 + number}"
         ip("netns", "add", name)
         self.names.append(name)
@@ -69,13 +73,13 @@ class Network:
 
     def cut(self, name):
         """Let what a namespace sends to the database get lost on the way, without a word."""
-        inside = name.replace("n", "i")
+        inside = name.replace("x", "y")
         nowhere = ("lladdr", "02:00:00:00:00:01", "dev", inside, "nud", "permanent")
         ip("-n", name, "neigh", "replace", f"{self._net}.2", *nowhere)
 
     def mend(self, name):
         """Let it come through again."""
-        inside = name.replace("n", "i")
+        inside = name.replace("x", "y")
         ip("-n", name, "neigh", "del", f"{self._net}.2", "dev", inside)
 
     async def _connect(self, reader, writer):
@@ -105,6 +109,7 @@ class Network:
         self._thread.join()
         self._loop.close()
         for name in self.names:
+            ip("link", "del", name.replace("x", "z"))  # the namespace would let go of it later
             ip("netns", "del", name)
         ip("link", "del", self._tag)
 
@@ -130,21 +135,21 @@ def is_ready(member):
     return False
 
 
-def test_a_member_that_is_cut_off_from_the_database_gives_way(cluster, network):
+def start(cluster, network, count):
+    """Start members, each in a namespace; return the names of those by member."""
     places = {}
-    for _ in range(3):
+    for _ in range(count):
         name, address = network.add()
-        member = cluster.start(
-            "-s",
-            f"server.host={address}",
-            "-s",
-            f"server.member_address={address}:0",
-            command=("ip", "netns", "exec", name),
-            host=address,
-        )
+        where = ("-s", f"server.host={address}", "-s", f"server.member_address={address}:0")
+        member = cluster.start(*where, command=("ip", "netns", "exec", name), host=address)
         places[member] = name
+    return places
+
+
+def test_a_member_that_is_cut_off_from_the_database_gives_way(cluster, network):
+    places = start(cluster, network, 3)
     with cluster.members[0].admin() as admin:
-        task = admin.submit(sum_task(30)).task_id
+        task = admin.submit(fleet_task(30)).task_id
     owner = cluster.owner("people")
     others = [member for member in cluster.members if member is not owner]
     fleet = Fleet(cluster.balancer.url)
@@ -173,3 +178,22 @@ def test_a_member_that_is_cut_off_from_the_database_gives_way(cluster, network):
         until(lambda: len({each.behind < 5 for each in admin.members().members}) == 1)
     for member in cluster.members:
         assert "Traceback" not in member.log
+
+
+def test_a_member_that_never_heard_of_a_population_asks_the_others(cluster, network):
+    places = start(cluster, network, 2)
+    there, cut = cluster.members
+    network.cut(places[cut])
+    until(lambda: "the storage does not answer" in cut.log)
+    with there.admin() as admin:
+        task = admin.submit(fleet_task(4)).task_id
+        fleet = Fleet(cut.url)
+        try:
+            until(lambda: admin.get(task).is_final)
+        finally:
+            fleet.stop()
+        assert fleet.failed == []
+        ended = admin.get(task)
+        fleet.check(admin.result(task), ended.contributed, ended.surplus)
+    with cut.admin() as admin:
+        assert admin.get(task) == ended

@@ -338,9 +338,36 @@ def test_plugins_of_one_name_name_both_distributions(load, modules):
     ]
 
 
-def test_a_module_that_is_installed_need_not_be_configured(load):
-    (line,) = mistakes(load, overrides={"plugins": "fcp_plugins.plugin"})
-    assert "is the same module as plugin 'builtin_policies' from fcp-server" in line
+def test_a_module_that_is_installed_may_be_configured_as_well(load):
+    """What is named for a source tree goes on working once the tree is installed."""
+    plugins = load(overrides={"plugins": "fcp_plugins.plugin"})
+    names = [item.source.name for item in plugins.plugins]
+    assert names == [item.source.name for item in load().plugins]
+    assert "builtin_policies" in names
+
+
+def test_an_object_takes_the_place_of_the_plugin_that_is_installed(load, modules):
+    modules.write(
+        "observing",
+        IMPORT + "class Observer:\n    @hookimpl\n    def fcp_add_options(self, options):\n"
+        "        options.add('observing', 'x', 'int', 1, 'a number')\n",
+    )
+    point = modules.point("observing", "observing:Observer")
+    plugin = point.load()()
+    plugins = load(point, extra=[plugin])
+    names = {item.source.name for item in plugins.plugins}
+    assert "Observer" in names
+    assert "observing" not in names
+
+
+def test_a_module_that_two_distributions_announce_is_refused(load, modules):
+    modules.write("one", "")
+    points = [modules.point("a", "one"), modules.point("b", "one", "other-dist", "3")]
+    (line,) = mistakes(load, *points)
+    assert line == (
+        "plugin 'b' from other-dist 3 is the same module as plugin 'a' from demo-dist 1.2; "
+        "drop one."
+    )
 
 
 def test_an_unknown_disabled_plugin_is_a_typo(load):

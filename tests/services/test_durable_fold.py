@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from fcp_aggregators.plugin import fcp_register_aggregators
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.engine import FoldJob
 from fcp_core.aggregation.local import LocalEngine
@@ -76,11 +77,11 @@ class Faulty(MemoryStorage):
 
 
 class _Store(TaskStore):
-    async def merge_shards(self, work):
+    async def add_shard(self, shard, pieces, name, total=None):
         faults = self._storage.merge_faults
-        if faults:
+        if faults and total is not None:
             self._storage.faults.insert(0, faults.pop(0))
-        return await super().merge_shards(work)
+        return await super().add_shard(shard, pieces, name, total)
 
 
 class Machine(RuleBasedStateMachine):
@@ -259,6 +260,40 @@ def test_a_merge_that_was_given_up_for_lost_happens_all_the_same(monkeypatch, wh
         await check(6)
         assert len((await store.shards("t")).unmerged) < 2, "nothing is merged any more"
         fold.abort()
+        engine.stop()
+
+    asyncio.run(main())
+
+
+def test_an_aggregate_that_is_full_takes_no_more_and_keeps_what_it_has():
+    """A group-by has as many groups as it may: those in deltas are found out when they merge."""
+    column = TensorSpec("k", DataType.INT64, (-1,))
+    spec = configuration_to_proto([Intrinsic("fedsql_group_by", (column,), (column,))])
+    options = {"fedsql_group_by": {"max_groups": 2}}
+    job = FoldJob(spec.SerializeToString(), options=options)
+    factories = {factory.name: factory for factory in fcp_register_aggregators()}
+
+    async def main():
+        storage = Faulty()
+        await storage.transact(lambda tx: tx.put(RECORD))
+        engine, store = LocalEngine(factories, workers=0), _Store(storage)
+        engine.start()
+
+        async def contribute(*keys):
+            blob = write_checkpoint({"k": np.array(keys)}, "tf_v1")
+            await asyncio.wrap_future(fold.add(str(keys), blob))
+
+        fold = DurableFold(
+            "t", "task", lambda parts: engine.open(job, parts), store, await store.shards("t")
+        )
+        await contribute(1, 2)
+        with pytest.raises(StatusError, match="there would be 3 groups") as caught:
+            await contribute(3)
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        await contribute(2)
+        report = await asyncio.wrap_future(fold.report())
+        assert open_checkpoint(report).get_tensor("k").tolist() == [1, 2]
+        assert sorted((await store.shards("t")).contributions) == ["(1, 2)", "(2,)"]
         engine.stop()
 
     asyncio.run(main())

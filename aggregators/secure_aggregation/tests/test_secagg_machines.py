@@ -349,6 +349,27 @@ def test_a_wrong_share_of_a_private_key_is_noticed():
     assert session.server.outcome is Outcome.UNHANDLED_ERROR
 
 
+def test_a_wrong_share_of_a_mask_is_left_out_where_there_are_enough_others():
+    session = Session(full(5, 3), 3)
+    for _ in range(3):
+        session.round()
+    for other in range(5):
+        entry = session.outbox[0].noise_or_prf_key_shares[other]
+        entry.prf_sk_share = bytes(36)
+    session.round()
+    session.check([0, 1, 2, 3, 4])
+
+
+def test_a_wrong_share_of_a_mask_is_noticed_where_one_is_left_over():
+    session = Session(full(5, 4), 4)
+    for _ in range(3):
+        session.round()
+    session.outbox[0].noise_or_prf_key_shares[3].prf_sk_share = bytes(36)
+    session.round()
+    with pytest.raises(ValueError, match="wrong share"):
+        session.server.unmask()
+
+
 def test_messages_out_of_turn_cost_their_sender():
     session = Session(full(4, 3), 3)
     session.send(0)

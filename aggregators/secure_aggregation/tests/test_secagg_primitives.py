@@ -198,6 +198,33 @@ def test_shares_that_do_not_fit_are_refused():
             shamir.split(bytes(32), threshold, count, random.Random(0).randbytes)
 
 
+@given(st.integers(2, 8), st.integers(0, 6), st.integers())
+def test_a_wrong_share_is_left_out_or_noticed(threshold, more, seed):
+    rng = random.Random(seed)
+    secret = rng.randbytes(32)
+    shares = dict(enumerate(shamir.split(secret, threshold, threshold + more, rng.randbytes)))
+    liar = rng.randrange(threshold + more)
+    told = bytearray(shares[liar])
+    told[rng.randrange(36)] ^= rng.randrange(1, 256)
+    shares[liar] = bytes(told)
+    known = shamir.Reconstructions(threshold)
+    if more >= 2:
+        assert known.secret(shares, 32) == secret
+    elif more == 1:
+        with pytest.raises(ValueError, match="wrong share"):
+            known.secret(shares, 32)
+    else:
+        assert known.secret(shares, 32) is not None  # nobody can tell
+
+
+def test_two_wrong_shares_are_noticed():
+    shares = dict(enumerate(shamir.split(bytes(range(32)), 3, 7, random.Random(1).randbytes)))
+    for liar in (2, 5):
+        shares[liar] = bytes(36)
+    with pytest.raises(ValueError, match="wrong share"):
+        shamir.Reconstructions(3).secret(shares, 32)
+
+
 def test_one_share_fewer_says_nothing():
     """For each secret there is one polynomial through what is known; all are equally likely."""
     shares = {value: set() for value in (0, 1)}

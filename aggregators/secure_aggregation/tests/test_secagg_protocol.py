@@ -9,6 +9,7 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.client.protocols import PlanResults
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.testing import AggregationProtocolConformance
+from fcp_core.testing.protocol_core import KitCore
 from fcp_secagg.aggregands import MODULAR_URI, SUM_URI
 from fcp_secagg.device import SecureAggregationDevice
 from fcp_secagg.plugin import FACTORY
@@ -88,4 +89,12 @@ class TestSecureAggregation(AggregationProtocolConformance):
         core.run(self.patience)
         assert [device.state for device in devices] == ["counted"] * 4
         assert devices[0].calls["Unmask"].answer is not None
+        self._check_end(core)
+
+    def test_a_cohort_does_not_wait_long_for_devices_that_only_stand_in_for_others(self):
+        spec = self.spec().replace(goal_count=3, over_selection=4 / 3)
+        core = KitCore(FACTORY, self.options, spec, self.device(), 0)
+        devices = [core.assign(self.results(number)) for number in range(3)]
+        core.run(OPTIONS["join_timeout"] / 10 + 1)
+        assert [device.state for device in devices] == ["counted"] * 3
         self._check_end(core)

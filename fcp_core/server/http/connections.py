@@ -45,6 +45,8 @@ _HEADER = re.compile(
 )
 #: What says how long the body is.
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):[\t ]*([^\r]*)", re.IGNORECASE)
+#: How a connection begins that is meant for HTTPS: there would be no end of a header to wait for.
+_TLS = rb"\A\x16\x03|"
 #: More bytes than these digits can say, no disk has.
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -185,12 +187,24 @@ class Connection(HTTPMessageDelegate):
 MakeHandler = Callable[[Connection, str, str, HTTPHeaders], "Handler"]
 
 
+def without(prefix: str, makers: Sequence[tuple[str, MakeHandler]]) -> MakeHandler:
+    """Return what makes the handlers of requests that begin with a prefix, as if they did not."""
+
+    def make(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+        uri = uri[len(prefix) :]
+        maker = next(maker for begins, maker in makers if uri.startswith(begins))
+        return maker(connection, method, uri, headers)
+
+    return make
+
+
 class Router(HTTPServerConnectionDelegate):
     """Knows the connections of a server.
 
     :param make: makes the handlers of requests.
     :param hot: makes those of requests that begin so, in its place.
     :param idle_timeout: how long a connection may take to send the next request's header.
+    :param prefix: a path that devices put before all others, and a proxy may leave on or take off.
     """
 
     def __init__(
@@ -198,8 +212,12 @@ class Router(HTTPServerConnectionDelegate):
         make: MakeHandler,
         idle_timeout: float,
         hot: Mapping[str, MakeHandler] | None = None,
+        prefix: str = "",
     ) -> None:
-        self._makers = (*(hot or {}).items(), ("", make))
+        makers = (*(hot or {}).items(), ("", make))
+        if prefix:
+            makers = (*makers[:-1], (f"{prefix}/", without(prefix, makers)), makers[-1])
+        self._makers = makers
         self._idle_timeout = idle_timeout
         self._connections: dict[object, Connection] = {}
 
@@ -269,7 +287,7 @@ def check_headers_of(stream: IOStream) -> None:
     read = stream.read_until_regex  # which Tornado's connections use for headers only
 
     async def read_header(regex: bytes, max_bytes: int | None = None) -> bytes:
-        data = await read(regex, max_bytes)
+        data = await read(_TLS + regex, max_bytes)
         check_header(data)
         return data
 

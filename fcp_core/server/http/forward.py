@@ -36,6 +36,8 @@ SMALL = 1 << 20
 PATIENCE = 3.0
 #: Calls that begin so can be turned away at no cost, and wait for so many seconds at most.
 CHECK_IN, CHECK_IN_PATIENCE = "/v1/eligibilityevaltasks/", 1.0
+#: How long the storage may take to say who owns what until the other members are asked, in seconds.
+LOOK = 1.0
 #: The pause after a call that an owner did not take, in seconds.
 PAUSE = 0.05
 #: What concerns one connection only, or is written anew.
@@ -54,7 +56,14 @@ async def pass_on(handler: Handler, make: MakeHandler, body: bytes = b"") -> Non
     assert mark is not None  # or it could not be another member's
     given = (handler.connection, handler.method, handler.uri, handler.headers)
     forward = ForwardHandler(handler.context, mark, make, True, begins, *given)
-    await forward.pass_on(body)
+    forward.over = handler.over  # the device may have gone
+    if not forward.over:
+        handler.http.set_close_callback(forward.on_connection_close)
+    try:
+        await forward.pass_on(body)
+    except StatusError:
+        handler.over = forward.over
+        raise
     # It is answered, or will be, and is counted there.
     handler.over = True
     handler.context.leave(handler)
@@ -93,6 +102,8 @@ class ForwardHandler(Handler):
         self._url = ""
         self._failed: str | None = None
         self._tries = -1
+        self._looked = False
+        self._came = self._members.clock.now()
         patience = PATIENCE * self._members.seconds
         if self.path.startswith(CHECK_IN):
             patience = min(patience, CHECK_IN_PATIENCE)
@@ -121,6 +132,8 @@ class ForwardHandler(Handler):
 
     async def _begin_here(self, error: StatusError | None = None) -> None:
         """Have it answered here; with an error as the handler of such calls does."""
+        if self.over:
+            return  # nobody waits for it any more
         self._here = here = self._make(self.connection, self.method, self.uri, self.headers)
         here.passed = self.passed
         self.context.leave(self)
@@ -230,7 +243,8 @@ class ForwardHandler(Handler):
         """Answer a call here whose body was read already."""
         await self._begin_here()
         here = self._here
-        assert here is not None  # just made
+        if here is None:
+            return
         if body and not here.answered:
             rest = here.data_received(body)
             if rest is not None:
@@ -260,15 +274,16 @@ class ForwardHandler(Handler):
         :raises StatusError: UNAVAILABLE if there is none for too long; 421 if it is another member
             and the call was passed on already.
         """
-        members, looked = self._members, False
+        members = self._members
         while True:
+            looked = self._looked
             owner = members.table.owner(self._mark, members.clock)
             if owner is None:
-                urls = members.table.candidates(self._mark)
-                if urls is None and looked:
+                if not members.table.exists(self._mark, self._came):
                     return ""  # there is no such population: the handler says so
+                urls = members.table.candidates(self._mark)
                 # The first one takes it when it is asked. Who is cut off from the storage does not
-                # know the owner, and asks one after another.
+                # know the owner, or the population, and asks one after another.
                 if urls and looked and self._passes:
                     self._tries += 1
                     if urls[self._tries % len(urls)]:
@@ -286,10 +301,11 @@ class ForwardHandler(Handler):
             if looked:
                 await asyncio.sleep(PAUSE)
             await self._look()
-            looked, self._failed = True, None
+            self._failed = None
 
     async def _look(self) -> None:
-        left = self._end - asyncio.get_running_loop().time()
+        left = min(LOOK, self._end - asyncio.get_running_loop().time())
+        self._looked = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._members.look(), max(PAUSE, left))
 

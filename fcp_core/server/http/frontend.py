@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPHeaders
 
@@ -61,6 +62,7 @@ class Frontend:
     :param members: know which populations are another member's; None: none is.
     :param member_sockets: where other members pass calls on.
     :param pages: the names of the pages of plugins that are served, if there is an admin API.
+    :param url: where devices reach the server; the path in it may stand before all others.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Frontend:
         members: Routes | None = None,
         member_sockets: Sequence[socket.socket] = (),
         pages: Sequence[str] = (),
+        url: str = "/",
     ) -> None:
+        self._prefix = urlsplit(url).path.rstrip("/")
         self._sockets = list(sockets)
         self._member_sockets = list(member_sockets)
         self._tls = tls
@@ -134,7 +138,7 @@ class Frontend:
             hot = {begins: routed(self._context, maker) for begins, maker in hot.items()}
             make = routed(self._context, make)
         self._http = BoundedHTTPServer(
-            Router(make, self._limits.idle_timeout, hot),
+            Router(make, self._limits.idle_timeout, hot, self._prefix),
             limits=self._limits,
             ssl_options=self._tls,
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.

@@ -58,10 +58,12 @@ class ProcessGroup:
         certfile: str | os.PathLike[str] | None,
         keyfile: str | os.PathLike[str] | None,
         metrics: ServerMetrics | None,
+        url: str,
     ) -> Workers | None:
         """Make the workers, which start later; None if there are none.
 
         :param listeners: of this process; workers listen on the same port.
+        :param url: where devices reach the server.
         """
         if self.engine is None:
             return None
@@ -79,6 +81,7 @@ class ProcessGroup:
                 threads=self.threads,
                 processors=sorted(self.share(number)),
                 lease_seconds=self._lease if listeners.member_sockets else None,
+                url=url,
                 log_levels=log_levels(),
             )
 

@@ -122,6 +122,7 @@ class Worker:
             threads=settings.threads,
             members=members,
             pages=config.get("pages"),
+            url=settings.url,
         )
         self._frontend.start()
         self.serves = True

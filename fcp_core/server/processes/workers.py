@@ -66,6 +66,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     :param threads: how many decompress at a time.
     :param processors: those that it may use; none: any.
     :param lease_seconds: how long leases last; None: the server shares its storage with no other.
+    :param url: where devices reach the server.
     :param log_levels: by logger's name.
     """
 
@@ -80,6 +81,7 @@ class WorkerSettings(msgspec.Struct, frozen=True):
     threads: int | None
     processors: list[int]
     lease_seconds: float | None
+    url: str
     log_levels: dict[str, int]
 
 

@@ -17,11 +17,10 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from fcp_core.aggregation.engine import CheckpointFormat, Fold, HeldBody, Partial
-from fcp_core.aggregation.fold import duplicate
+from fcp_core.aggregation.engine import CheckpointFormat, Finished, Fold, HeldBody, Partial
+from fcp_core.aggregation.fold import duplicate, failed
 from fcp_core.errors import describe
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.storage.contract import StorageError
 from fcp_core.storage.records import ShardRecord
 from fcp_core.storage.shards import Merge, StoredShards, shard_id
 
@@ -29,32 +28,29 @@ logger = logging.getLogger("fcp.services")
 
 T = TypeVar("T")
 
-#: How many deltas are merged into a total at a time.
+#: With so many deltas, a total is written in their place.
 FAN_IN = 16
+#: What a merge fails with if the two do not fit together.
+_REFUSALS = (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED)
 
 
 class ShardStore(Protocol):
     """Where a task's shards are kept."""
 
-    async def add_shard(self, shard: ShardRecord, data: bytes, name: str) -> None:
+    async def add_shard(
+        self,
+        shard: ShardRecord,
+        pieces: Sequence[bytes | memoryview],
+        name: str,
+        total: Merge | None = None,
+    ) -> bool:
         """Write a shard, unless it is there already; returns when it is, however long that takes.
 
+        :param pieces: its bytes.
         :param name: the task's.
+        :param total: takes the place of the bytes if all that it holds is there.
+        :returns: whether it did.
         :raises StatusError: if it never will be: the task is over.
-        """
-        ...
-
-    async def merge_shards(self, work: Merge) -> bool:
-        """Write a total; return whether it was.
-
-        :raises StorageError: if it may have been.
-        """
-        ...
-
-    async def is_merged(self, work: Merge) -> bool:
-        """Return whether a total was written.
-
-        :raises StorageError: if that cannot be read now.
         """
         ...
 
@@ -95,8 +91,6 @@ class DurableFold(Fold):
         self._whole = begin(stored.partials)
         self._ids = set(stored.contributions)
         self._unmerged, self._total = list(stored.unmerged), stored.total
-        #: A merge that may have been written or not.
-        self._uncertain: Merge | None = None
         self._delta: _Delta | None = None
         self._closed: str | None = None
         self._on_loss: Callable[[str], None] | None = None
@@ -130,12 +124,12 @@ class DurableFold(Fold):
 
     def partial(self) -> Future[Partial]:
         """Return what is stored."""
-        return _failed(self._closed) if self._closed is not None else self._whole.partial()
+        return failed(self._closed) if self._closed is not None else self._whole.partial()
 
     def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:
         """Finish, once everything that was added is stored."""
         if self._closed is not None:
-            return _failed(self._closed)
+            return failed(self._closed)
         self._closed = "the aggregation has reported"
 
         async def report() -> bytes:
@@ -143,6 +137,18 @@ class DurableFold(Fold):
             return await asyncio.wrap_future(self._whole.report(checkpoint_format))
 
         return self._run(report())
+
+    def finish(self) -> Future[Finished]:
+        """Return everything, once it is stored; nothing is added afterwards."""
+        if self._closed is not None:
+            return failed(self._closed)
+        self._closed = "the aggregation has finished"
+
+        async def finish() -> Finished:
+            await self._written()
+            return await _outcome(self._whole.finish())
+
+        return self._run(finish())
 
     def abort(self) -> None:
         """Finish and drop everything in memory; what is stored stays."""
@@ -163,10 +169,10 @@ class DurableFold(Fold):
     ) -> Future[None]:
         """Have *work* done in the current delta; its future is done once that is stored."""
         if self._closed is not None:
-            return _failed(self._closed)
+            return failed(self._closed)
         twice = [item for item in contributions if item in self._ids]
         if twice or len(set(contributions)) < len(contributions):
-            return _failed(duplicate(twice or contributions))
+            return failed(duplicate(twice or contributions))
         if self._delta is None:
             self._delta = _Delta(self._begin_fold(()))
         delta = self._delta
@@ -247,23 +253,21 @@ class DurableFold(Fold):
                 raise
             finally:
                 delta.fold.abort()
-            if len(self._unmerged) >= FAN_IN:
-                await self._compact()
 
     async def _commit(self, delta: _Delta) -> None:
         await delta.idle.wait()
         try:
-            part = await asyncio.wrap_future(delta.fold.partial())
+            part = await _outcome(delta.fold.finish())
         except Exception as error:
             # The engine has lost it, a process of its with it: nothing of it was stored.
             self._refuse(delta, error)
             return
         try:
-            await asyncio.wrap_future(self._whole.merge(part))
+            await _outcome(self._whole.absorb(part))
         except StatusError as error:
-            if error.code not in (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT):
+            if error.code not in _REFUSALS:
                 raise
-            # A sum would leave its dtype. Nothing was changed.
+            # A sum would leave its dtype, or there is no room. Nothing was changed.
             self._refuse(delta, error)
             return
         if sorted(part.contributions) != sorted(i for ids, _ in delta.ready for i in ids):
@@ -273,14 +277,18 @@ class DurableFold(Fold):
         shard = ShardRecord(
             name, self._task_id, part.contributions, dropped=dropped, surplus=surplus
         )
+        total = None if len(self._unmerged) + 1 < FAN_IN else await self._total_with(name)
         try:
-            await self._store.add_shard(shard, part.data, self._name)
+            merged = await self._store.add_shard(shard, part.pieces, self._name, total)
         except StatusError as error:
             # It never will be stored, so the whole is not what is stored.
             self._refuse(delta, error)
             self._close(error.message)
             return
-        self._unmerged.append(name)
+        if merged and total is not None:
+            self._unmerged, self._total = [], total.name
+        else:
+            self._unmerged.append(name)
         for _, future in delta.ready:
             future.set_result(None)
         delta.ready = []
@@ -292,28 +300,11 @@ class DurableFold(Fold):
             self._ids.difference_update(contributions)
             future.set_exception(error)
 
-    async def _compact(self) -> None:
-        """Merge the shards in storage, as they are merged in memory; a failure costs nothing."""
-        try:
-            if self._uncertain is not None:
-                if await self._store.is_merged(self._uncertain):
-                    self._merged(self._uncertain)
-                self._uncertain = None
-            part = await asyncio.wrap_future(self._whole.partial())
-            name = f"total-{shard_id(self._task_id, (self._total, *self._unmerged))}"
-            work = Merge(self._task_id, tuple(self._unmerged), self._total, name, part.data)
-            if not work.shards:
-                return
-            self._uncertain = work
-            if await self._store.merge_shards(work):
-                self._merged(work)
-                self._uncertain = None
-        except StorageError as error:
-            logger.warning("task %s: its shards are not merged yet: %s", self._name, error)
-
-    def _merged(self, work: Merge) -> None:
-        self._unmerged = [name for name in self._unmerged if name not in work.shards]
-        self._total = work.name
+    async def _total_with(self, new: str) -> Merge:
+        """Return what merges the shards in storage, a new one too, as they are in memory."""
+        whole = await _outcome(self._whole.partial())
+        name = f"total-{shard_id(self._task_id, (self._total, *self._unmerged, new))}"
+        return Merge(tuple(self._unmerged), self._total, name, whole.data)
 
     def _close(self, why: str) -> None:
         self._closed = self._closed or why
@@ -344,14 +335,14 @@ class DurableFold(Fold):
         return future
 
 
+async def _outcome(future: Future[T]) -> T:
+    """Return the result of a future, with no turn of the loop if it is there."""
+    if future.done() and not future.cancelled():
+        return future.result()
+    return await asyncio.wrap_future(future)
+
+
 def _error_of(future: Future[Any]) -> BaseException | None:
     if future.cancelled():
         return StatusError(Code.ABORTED, "the aggregation was aborted")
     return future.exception()
-
-
-def _failed(reason: str | StatusError) -> Future[Any]:
-    error = StatusError(Code.ABORTED, reason) if isinstance(reason, str) else reason
-    future: Future[Any] = Future()
-    future.set_exception(error)
-    return future

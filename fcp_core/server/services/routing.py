@@ -44,6 +44,8 @@ class RoutingTable:
     :param members: where the members that live are called, by id; this one is missing.
     :param secrets: what members sign the calls with that they pass on, the oldest first: that one
         signs, and any of them is good, so that keys can be rotated one member after another.
+    :param seen: when the storage was asked for all this, by the clock of this host: what came to
+        exist later is not in it.
     """
 
     me: str = ""
@@ -51,6 +53,7 @@ class RoutingTable:
     known: Mapping[bytes, str] = field(default_factory=dict)
     members: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[bytes, ...] = ()
+    seen: float = float("-inf")
 
     def made_of(
         self,
@@ -84,7 +87,7 @@ class RoutingTable:
             if member.member_id != self.me and not member.draining and lives(member, view, seconds)
         }
         known = {mark_of(name): name for name in (*offered, *view.leases)}
-        return replace(self, owners=owners, known=known, members=members)
+        return replace(self, owners=owners, known=known, members=members, seen=seen)
 
     def dump(self, now: float) -> dict[str, Any]:
         """Return the table as another process of this server reads it."""
@@ -97,6 +100,7 @@ class RoutingTable:
             "known": list(self.known.items()),
             "members": dict(self.members),
             "secrets": list(self.secrets),
+            "seen": self.seen - now,
         }
 
     @classmethod
@@ -106,8 +110,8 @@ class RoutingTable:
             mark: Owner(name, url, now + left, giving)
             for mark, name, url, left, giving in dump["owners"]
         }
-        secrets = tuple(dump["secrets"])
-        return cls(dump["me"], owners, dict(dump["known"]), dump["members"], secrets)
+        secrets, seen = tuple(dump["secrets"]), now + dump["seen"]
+        return cls(dump["me"], owners, dict(dump["known"]), dump["members"], secrets, seen)
 
     def owner(self, mark: bytes, clock: Clock) -> Owner | None:
         """Return the owner of a population, or None if there is none at the moment."""
@@ -124,16 +128,21 @@ class RoutingTable:
         urls.update(dict.fromkeys(owner.url for owner in self.owners.values() if owner.url))
         return list(urls)
 
-    def candidates(self, mark: bytes) -> list[str] | None:
+    def exists(self, mark: bytes, since: float) -> bool:
+        """Whether a population exists, or may: only the storage knows that it does not.
+
+        :param since: when somebody came and asked for it; what was read before does not tell.
+        """
+        return mark in self.known or self.seen < since
+
+    def candidates(self, mark: bytes) -> list[str]:
         """Return where the members are called that may own a population that nobody seems to own.
 
-        :returns: who is to take it comes first, and ``""`` is this server; None: nobody knows the
-            population.
+        :returns: who is to take it comes first, if that is known, and ``""`` is this server.
         """
         population = self.known.get(mark)
-        if population is None:
-            return None
-        return list(dict.fromkeys((self.chosen(population), *self.members.values())))
+        first = () if population is None else (self.chosen(population),)
+        return list(dict.fromkeys((*first, *self.members.values())))
 
 
 class Routes(Protocol):

@@ -267,20 +267,21 @@ class Services:
 
         :param variables: those of the call's path.
         """
-        now = self._clock.now()
+        now, known = self._clock.now(), True
         name = variables.get("population_name", "")
         try:
             population = self._populations.get(name)
         except StatusError:
-            if self.members is None or mark_of(name) not in self.members.table.known:
+            if self.members is None:
                 return None
-            # It is another member's, or nobody's for a moment.
+            # It is another member's, or nobody's for a moment, or the storage does not say.
             window = self._settings_of(name).retry
+            known = mark_of(name) in self.members.table.known
         else:
             window = population.rejection_window(population.settings.retry, now)
         session_id = variables.get("session_id", "")
         found = rejection(route, session_id, window)
-        if found is not None:
+        if found is not None and known:  # what anybody calls a population is not for observers
             session = label(session_id) if session_id else ""
             self._notify(Rejected(now, name, session, "busy"))
         return found
@@ -338,6 +339,7 @@ class Services:
                 await self.members.start()
                 return
             loaded = await self._store.load()
+            self.tasks.verify(loaded)
             self._states.load(loaded.policy_states)
             self.ticker.start()
             await self.eligibility_tasks.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ from fcp_dask.versions import mismatches
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 60.0
+LIMIT = 180.0
 JOBS = "fcp_core.testing.engine_jobs"
 INTRINSIC = Intrinsic(
     "kept_sum",
@@ -247,7 +248,8 @@ def test_workers_with_other_versions_are_refused(new_cluster, tmp_path):
     cluster.wait_for_workers(1)
     message = refusal(cluster.options())
     assert "need the same packages as the server" in message
-    assert "fcp-server: this server has 0.1.0, the worker tcp://127.0.0.1" in message
+    here = importlib.metadata.version("fcp-server")
+    assert f"fcp-server: this server has {here}, the worker tcp://127.0.0.1" in message
     assert message.endswith("has 9.9.")
 
 

@@ -59,6 +59,7 @@ class Cohort:
 
     :param number: the protocol's name for it.
     :param deadline: when its round ends, in seconds.
+    :ivar enough: how many devices it need not wait long for any more once they are there.
     :ivar server: the session.
     :ivar devices: who is behind each client, by its number.
     :ivar total: the sum of the masked inputs that were added; empty: none was.
@@ -79,6 +80,7 @@ class Cohort:
         self.number, self.parameters = number, parameters
         self.server = SecAggServer(parameters.graph(secrets), specs, parameters.minimum)
         self.deadline: float | None = deadline
+        self.enough = parameters.size
         self.devices: dict[int, Device] = {}
         self.dropped: Counter[str] = Counter()
         self.total = b""

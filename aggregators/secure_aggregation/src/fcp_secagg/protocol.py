@@ -36,10 +36,8 @@ from fcp_secagg.states import Outcome, ServerState
 if TYPE_CHECKING:
     from fcp_core.protocol.protos.task_assignments_pb2 import TaskAssignment
 
-SERVICE = "google.internal.federatedcompute.v1.SecureAggregations"
-
 START, ADVERTISE, SHARE = "StartSecureAggregation", "AdvertiseKeys", "ShareKeys"
-SUBMIT, UNMASK, ABORT = "SubmitSecureAggregationResult", "Unmask", "AbortSecureAggregation"
+SUBMIT, UNMASK = "SubmitSecureAggregationResult", "Unmask"
 MASKED, PLAIN = "masked", "plain"
 
 _METADATA = {
@@ -229,6 +227,7 @@ class SecureAggregation(AggregationProtocol):
         specs = [aggregand.vector(parameters.size) for aggregand in self._inputs.secure]
         number, self._count = self._count, self._count + 1
         cohort = Cohort(number, parameters, specs, task.secrets, now + settings.join_timeout)
+        cohort.enough = math.ceil(parameters.size / task.over_selection - 1e-9)
         self._cohorts[number] = cohort
         self._course.opened(cohort)
         return cohort
@@ -263,7 +262,11 @@ class SecureAggregation(AggregationProtocol):
         round_ = ROUNDS[server.state]
         if server.state not in _TURN.values():
             return []
-        full = not (server.state is ServerState.R0_ADVERTISE_KEYS and server.waits)
+        joining = server.state is ServerState.R0_ADVERTISE_KEYS
+        full = not (joining and server.waits)
+        if joining and cohort.deadline is not None and server.answered >= cohort.enough:
+            # All are there but those that stand in for drop-outs: perhaps there are no more.
+            cohort.deadline = min(cohort.deadline, now + self._settings.spare_timeout)
         effects: list[Effect] = []
         if late and not server.ready:
             server.abort("too few clients have answered", Outcome.NOT_ENOUGH_CLIENTS_REMAINING)

@@ -15,6 +15,7 @@ from fcp_secagg.parameters import (
     UnmetRequirementsError,
     choose,
 )
+from fcp_secagg.sums import TRIMMED
 
 if TYPE_CHECKING:
     from fcp_core.plugins.config import OptionRegistry
@@ -45,6 +46,8 @@ def add_options(options: OptionRegistry) -> None:
     add("phase_timeout", "duration", "1m", text, minimum=0.001)
     text = "how often a waiting device asks again"
     add("polling_interval", "duration", "1s", text, minimum=0.001)
+    text = "the part of the cohorts' sums that is left out at each end; below 0.5"
+    options.add(f"aggregator.{TRIMMED}", "fraction", "float", 0.1, text, minimum=0)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -81,6 +84,11 @@ class Settings:
             options.get("phase_timeout", 60.0),
             options.get("polling_interval", 1.0),
         )
+
+    @property
+    def spare_timeout(self) -> float:
+        """How long a cohort waits for devices beyond those that it needs, in seconds."""
+        return self.join_timeout / 10
 
     def parameters(self, size: int) -> Parameters:
         """Return the parameters of a cohort of a size.

@@ -77,27 +77,83 @@ class Reconstruction:
         return _join(pieces, size)
 
 
+class Agreement:
+    """Tells whether shares are all of one polynomial, if there are more than the threshold.
+
+    Values at n points are those of a polynomial of a degree below t if and only if their sum with
+    the weights w(x) * x**k is zero for each k below n - t, where 1 / w(x) is the product of x's
+    distances to the other points (the dual of a Reed-Solomon code).
+
+    :param indices: of the shares, distinct.
+    :param threshold: t.
+    """
+
+    def __init__(self, indices: Sequence[int], threshold: int) -> None:
+        points = [index + 1 for index in indices]
+        row = np.array([pow(_distances(x, points), -1, PRIME) for x in points], np.uint64)
+        bases = np.array(points, np.uint64)
+        self._rows = []
+        for _ in range(len(points) - threshold):
+            self._rows.append(row)
+            row = row * bases % np.uint64(PRIME)
+
+    def holds(self, shares: Sequence[bytes]) -> bool:
+        """Tell it of shares of one size, in the order of the indices."""
+        values = np.frombuffer(b"".join(shares), ">u4").astype(np.uint64)
+        values = values.reshape(len(shares), -1)
+        return not any(
+            np.any((values * row[:, None] % PRIME).sum(axis=0, dtype=np.uint64) % PRIME)
+            for row in self._rows
+        )
+
+
 class Reconstructions:
-    """Makes one :class:`Reconstruction` for each set of survivors, since many secrets share it.
+    """Puts secrets together; what follows from the indices of shares alone is done once.
 
     :param threshold: how many shares are needed.
     """
 
     def __init__(self, threshold: int) -> None:
         self._threshold = threshold
-        self._known: dict[tuple[int, ...], Reconstruction] = {}
+        self._known: dict[tuple[int, ...], tuple[Reconstruction, Agreement]] = {}
 
     def secret(self, shares: Mapping[int, bytes], size: int) -> bytes:
-        """Return a secret from the first shares in the order of their indices.
+        """Return a secret from its shares, by their indices.
 
-        :raises ValueError: if there are too few, or they do not fit.
+        One wrong share is left out if there are two more than are needed. With one more it is
+        noticed, and with just as many it is not.
+
+        :raises ValueError: if there are too few, they do not fit, or wrong ones remain.
         """
         if len(shares) < self._threshold:
             raise ValueError(f"{self._threshold} shares are needed, there are {len(shares)}")
-        indices = tuple(sorted(shares)[: self._threshold])
+        indices = tuple(sorted(shares))
+        choices = [indices]
+        if len(indices) > self._threshold + 1:
+            choices += [
+                indices[:place] + indices[place + 1 :] for place in reversed(range(len(indices)))
+            ]
+        for chosen in choices:
+            found = self._agreed(chosen, shares, size)
+            if found is not None:
+                return found
+        raise ValueError("a device told a wrong share of a key")
+
+    def _agreed(
+        self, indices: tuple[int, ...], shares: Mapping[int, bytes], size: int
+    ) -> bytes | None:
+        """Return the secret if all these shares are of one polynomial."""
         if indices not in self._known:
-            self._known[indices] = Reconstruction(indices)
-        return self._known[indices].secret([shares[index] for index in indices], size)
+            self._known[indices] = (
+                Reconstruction(indices[: self._threshold]),
+                Agreement(indices, self._threshold),
+            )
+        reconstruction, agreement = self._known[indices]
+        ordered = [shares[index] for index in indices]
+        found = reconstruction.secret(ordered[: self._threshold], size)
+        if any(len(share) != len(ordered[0]) for share in ordered):
+            raise ValueError("shares of one secret have one size")
+        return found if agreement.holds(ordered) else None
 
 
 def _cut(secret: bytes | bytearray) -> Elements:
@@ -134,15 +190,16 @@ def _weights(indices: Sequence[int]) -> Elements:
     if len(set(indices)) < len(indices):
         raise ValueError("an index comes twice")
     points = [index + 1 for index in indices]
-    numerators, denominators = [], []
+    numerators = []
     for point in points:
-        above = below = 1
+        above = 1
         for other in points:
             if other != point:
                 above = above * other % PRIME
-                below = below * (other - point) % PRIME
         numerators.append(above)
-        denominators.append(below)
+    # One factor (other - point) for each of the others: the sign follows from their number.
+    sign = -1 if len(points) % 2 == 0 else 1
+    denominators = [sign * _distances(point, points) for point in points]
     return np.array(
         [
             above * pow(below, -1, PRIME) % PRIME
@@ -150,3 +207,12 @@ def _weights(indices: Sequence[int]) -> Elements:
         ],
         np.uint64,
     )
+
+
+def _distances(point: int, points: Sequence[int]) -> int:
+    """Return the product of a point's distances to the others, in the field."""
+    product = 1
+    for other in points:
+        if other != point:
+            product = product * (point - other) % PRIME
+    return product

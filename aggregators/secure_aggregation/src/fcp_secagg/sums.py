@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -13,7 +14,7 @@ from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
 from fcp_secagg.aggregands import BITWIDTH_URI, SUM_URI, URIS, aggregand_of
 
-NAME, MEDIAN = "secagg_sum", "secagg_median"
+NAME, MEDIAN, TRIMMED = "secagg_sum", "secagg_median", "secagg_trimmed_mean"
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -102,27 +103,28 @@ class CohortSum(Accumulator):
         self._total = (both % np.uint64(modulus)).astype(self._total.dtype)
 
 
-class CohortMedian(CohortSum):
-    """The median of the cohorts' sums, element by element, times the number of cohorts.
+class RobustCohortSum(CohortSum):
+    """A rule over the cohorts' sums, element by element, times the number of cohorts.
 
     Cohorts have about the same size, so that it stands for the sum; but devices that poison theirs
-    reach it only if they are in half of the cohorts.
+    reach it only through the cohorts that they are in.
 
-    :raises StatusError: INVALID_ARGUMENT for a modular sum, of which there is no median.
+    :raises StatusError: INVALID_ARGUMENT for a modular sum, of which there is no order.
     """
 
     def __init__(self, intrinsic: Intrinsic) -> None:
         super().__init__(intrinsic)
         if self._aggregand.modulus is not None:
             raise StatusError(
-                Code.INVALID_ARGUMENT, f"{MEDIAN} cannot serve {intrinsic.uri}: sums go round there"
+                Code.INVALID_ARGUMENT,
+                f"a robust rule cannot serve {intrinsic.uri}: sums go round there",
             )
         self._kept: list[Tensor] = []
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
+    def load(cls, intrinsic: Intrinsic, data: bytes, *arguments: Any) -> Self:
         """Rebuild it from :meth:`dump`."""
-        self = cls(intrinsic)
+        self = cls(intrinsic, *arguments)
         try:
             state = msgspec.msgpack.decode(data, type=_State)
             loaded = np.frombuffer(state.data, self._total.dtype)
@@ -144,20 +146,66 @@ class CohortMedian(CohortSum):
         self._kept += other._kept
 
     def report(self) -> list[Tensor]:
-        """Return the median of the sums, times their number; zeros if there is none."""
+        """Return the rule's value, times the number of sums; zeros if there is none.
+
+        :raises StatusError: OUT_OF_RANGE if it is beyond the dtype.
+        """
         if not self._kept:
             return [self._total]
-        # It lies between sums whose total was checked, and is halved first: nothing overflows.
-        middle = np.sort(np.stack(self._kept), axis=0)
-        low, high = middle[(len(middle) - 1) // 2], middle[len(middle) // 2]
-        count = self._total.dtype.type(len(middle))
-        half = np.asarray((high - low) * (count // 2) if count % 2 == 0 else 0)
-        return [np.asarray(low * count + half, self._total.dtype)]
+        total, of = self._rule(np.sort(np.stack(self._kept), axis=0))
+        count = len(self._kept)
+        whole, rest = np.divmod(total, of)
+        # 2 * 2**62 is the most that a rule makes of sums whose total was checked.
+        if np.any(whole > (np.iinfo(self._total.dtype).max - count) // count):
+            raise StatusError(
+                Code.OUT_OF_RANGE,
+                f"what stands for the sum of tensor {self._aggregand.tensor.name!r} is beyond the "
+                f"range of {self._total.dtype}",
+            )
+        return [np.asarray(whole * count + rest * count // of, self._total.dtype)]
 
     def dump(self) -> bytes:
         """Return the state as msgpack."""
         data = b"".join(value.tobytes() for value in self._kept)
         return msgspec.msgpack.encode(_State(self._num_inputs, data))
+
+    def _rule(self, ordered: Tensor) -> tuple[Tensor, int]:
+        """Return the sum of the elements that count, and of how many it is.
+
+        :param ordered: the sums, in ascending order element by element.
+        """
+        raise NotImplementedError
+
+
+class CohortMedian(RobustCohortSum):
+    """The median of the cohorts' sums: hostile devices must be in half of the cohorts."""
+
+    def _rule(self, ordered: Tensor) -> tuple[Tensor, int]:
+        low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+        # With two in the middle both are below half of the total, which was checked.
+        return (low, 1) if len(ordered) % 2 else (low + high, 2)
+
+
+class CohortTrimmedMean(RobustCohortSum):
+    """The mean of the cohorts' sums without the smallest and the largest ones.
+
+    :param fraction: of the sums that is left out at each end, below 0.5.
+    """
+
+    def __init__(self, intrinsic: Intrinsic, fraction: float) -> None:
+        super().__init__(intrinsic)
+        self._fraction = fraction
+
+    def _rule(self, ordered: Tensor) -> tuple[Tensor, int]:
+        out = int(self._fraction * len(ordered) + 1e-9)
+        kept = ordered[out : len(ordered) - out]
+        return kept.sum(axis=0, dtype=self._total.dtype), len(kept)
+
+    def validate_merge(self, other: Self) -> None:
+        """Refuse a state of another configuration."""
+        super().validate_merge(other)
+        if other._fraction != self._fraction:
+            raise StatusError(Code.INVALID_ARGUMENT, "only sums of one configuration can be merged")
 
 
 def _make_median(intrinsic: Intrinsic, options: Options) -> CohortMedian:
@@ -166,6 +214,26 @@ def _make_median(intrinsic: Intrinsic, options: Options) -> CohortMedian:
 
 def _load_median(intrinsic: Intrinsic, options: Options, data: bytes) -> CohortMedian:
     return CohortMedian.load(intrinsic, data)
+
+
+def _make_trimmed(intrinsic: Intrinsic, options: Options) -> CohortTrimmedMean:
+    return CohortTrimmedMean(intrinsic, _fraction(options))
+
+
+def _load_trimmed(intrinsic: Intrinsic, options: Options, data: bytes) -> CohortTrimmedMean:
+    return CohortTrimmedMean.load(intrinsic, data, _fraction(options))
+
+
+def _fraction(options: Options) -> float:
+    fraction = options.get("fraction", 0.1)
+    assert isinstance(fraction, float)
+    if not 0 <= fraction < 0.5:
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"{TRIMMED}: fraction = {fraction:g} is not from 0 to below 0.5; that would leave "
+            "nothing to average",
+        )
+    return fraction
 
 
 def _make(intrinsic: Intrinsic, options: Options) -> CohortSum:
@@ -190,6 +258,15 @@ MEDIAN_FACTORY = AggregatorFactory(
     "the median of the sums of cohorts times their number, for the protocol secagg",
     _make_median,
     _load_median,
+    needs_all_inputs=True,
+    protocol="secagg",
+)
+TRIMMED_FACTORY = AggregatorFactory(
+    TRIMMED,
+    frozenset({SUM_URI, BITWIDTH_URI}),
+    "the trimmed mean of the sums of cohorts times their number, for the protocol secagg",
+    _make_trimmed,
+    _load_trimmed,
     needs_all_inputs=True,
     protocol="secagg",
 )
