@@ -14,7 +14,7 @@ from typing import Any
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
-from fcp_core.plugins.pages import Pages, Site
+from fcp_core.plugins.pages import Site
 from fcp_core.plugins.settings import ServerSettings
 from fcp_core.plugins.urls import checked_url
 from fcp_core.rounds.clock import Clock, SystemClock
@@ -125,10 +125,8 @@ class Server:
                 observe=None if metrics is None else metrics.event,
             )
         self._frontend = self._make_frontend(listeners, limits, tls, metrics, admin_check)
-        self.services.shared_admin = self._frontend.shared_admin or self.services.admin
-        if admin_check is not None:
-            with listeners.closed_on_error():
-                self.services.pages = PluginPages(self._make_pages(admin_check, metrics))
+        with listeners.closed_on_error():
+            self._wire_admin(admin_check, metrics)
         self._state = "new"
         self._cleanup = AsyncExitStack()
 
@@ -157,9 +155,12 @@ class Server:
             url=self.url,
         )
 
-    def _make_pages(self, check: AdminCheck, metrics: ServerMetrics | None) -> dict[str, Pages]:
-        """Make the pages of plugins that are served."""
+    def _wire_admin(self, check: AdminCheck | None, metrics: ServerMetrics | None) -> None:
+        """Have all members answer as one; make the pages of plugins that are served."""
         plugins, shared = self._plugins, self._frontend.shared_admin
+        self.services.shared_admin = shared or self.services.admin
+        if check is None:
+            return
 
         async def measures() -> Sequence[Dump]:
             if metrics is None:
@@ -180,7 +181,8 @@ class Server:
             others=others,
             metrics=measures,
         )
-        return {name: plugins.pages[name].make(site) for name in plugins.config.get("pages")}
+        pages = {name: plugins.pages[name].make(site) for name in plugins.config.get("pages")}
+        self.services.pages = PluginPages(pages)
 
     @classmethod
     def from_config(cls, plugins: Plugins) -> Server:
