@@ -202,7 +202,7 @@ def _of(event: Event, relation: Relation, delta: float) -> Spent:
     if isinstance(event, PoissonSampled):
         from fcp_privacy.sampled import sampled
 
-        return sampled(event, relation, delta)
+        return sampled([(event, 1)], relation, delta)
     once = _once(event)
     return once.twice() if event.relation == "zero_out" and relation == "replace_one" else once
 
