@@ -87,6 +87,8 @@ class Site:
             if path != ROOT / "README.md":
                 self.made[name] = text_of(path)
                 self.sources[name] = path
+        for path in sorted((ROOT / "build" / "reference").glob("*.md")):  # see the Makefile
+            self.made[f"reference/{path.name}"] = path.read_text(encoding="utf-8")
         for name, modules in MODULES.items():
             text = "".join(f"\n::: {module}\n" for module in modules)
             self.made[f"api/{name}.md"] = f"# `{modules[0].rpartition('.')[0]}`: {name}\n{text}"
