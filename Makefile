@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LINT := .venv-lint
 DIST := .venv-dist
+SITE := .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint test-light protos docs dist version requirements bench fuzz crash clean debian
+.PHONY: help docs-site demo test check lint test-light protos docs dist version requirements bench fuzz crash clean debian
 
 help:
 	@head -2 Makefile | cut -c3-
@@ -60,7 +61,7 @@ debian:
 check: $(READY) lint debian
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test: $(READY) lint debian
+test: $(READY) lint debian docs-site
 	$(BIN)/python -m pytest -q -n 2
 
 # The light core's tests with another Python: make test-light LIGHT_PYTHON=python3.13
@@ -77,6 +78,15 @@ protos: $(READY)
 docs: $(READY)
 	$(BIN)/python -m fcp_core.plugins.reference docs
 	$(BIN)/python -m fcp_core.storage.reference docs
+
+$(SITE)/.ready: requirements/docs.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
+	@touch $@
+
+# The documentation as a site, in build/site/VERSION; a warning or a broken link is an error.
+docs-site: $(SITE)/.ready
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet -d build/site/$$(sed -n 's/^version = //p' setup.cfg)
 
 # All goals in one table, for docs/performance.md: make bench. Smaller inputs: make bench QUICK=1
 bench: $(READY)
@@ -117,6 +127,7 @@ requirements:
 	$(call pin,tff,setup.cfg --extra tff)
 	$(call pin,dev,setup.cfg --extra tff --extra dev)
 	$(call pin,lint,requirements/lint.in)
+	$(call pin,docs,requirements/docs.in)
 	{ echo "# Pinned for Python 3.13 from 'requirements/image.in' by 'make requirements'."; \
 	  uv pip compile requirements/image.in --quiet --python-version 3.13 --no-annotate --no-header \
 	    | grep -v '^[./]'; } > requirements/image.new && mv requirements/image.new requirements/image.txt
@@ -124,4 +135,4 @@ requirements:
 	$(call pin,dist,requirements/dist.in)
 
 clean:
-	rm -rf $(VENV) $(LINT) $(DIST) .venv-light build dist *.egg-info demo-out
+	rm -rf $(VENV) $(LINT) $(DIST) $(SITE) .venv-light build dist *.egg-info demo-out

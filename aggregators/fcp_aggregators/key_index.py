@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcp_core.aggregation.spec import DataType, Tensor
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The ordinals of some rows in an index that does not know all of their keys yet.
+
+    :param ordinals: that of each row; new keys have those after the index's last one.
+    :param groups: how many keys there are with the new ones.
+    :param string_bytes: how many bytes the strings have that are new, each once.
+    """
+
+    ordinals: NDArray[np.int64]
+    groups: int
+    string_bytes: int = 0
 
 
 class KeyIndex:
@@ -26,6 +42,8 @@ class KeyIndex:
         self._strings: list[dict[bytes, int]] = [{} for _ in dtypes]
         self._ordinals: dict[Any, int] = {}
         self._columns: list[list[Tensor]] = [[] for _ in dtypes]
+        #: How many bytes its strings have, each once a column.
+        self.string_bytes = 0
 
     def __len__(self) -> int:
         """Return how many distinct keys there are."""
@@ -41,8 +59,7 @@ class KeyIndex:
         columns = [_canonical(column) for column in columns]
         codes = [self._codes(position, column) for position, column in enumerate(columns)]
         first, inverse = _distinct(codes)
-        parts = [code[first].tolist() for code in codes]
-        keys = parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+        keys = _keys(codes, first)
         ordinals = self._ordinals
         known = len(ordinals)
         numbers = np.fromiter(
@@ -53,6 +70,36 @@ class KeyIndex:
             for kept, column in zip(self._columns, columns, strict=True):
                 kept.append(column[fresh])
         return numbers[inverse]
+
+    def find(self, columns: Sequence[Tensor]) -> Numbering:
+        """Return what :meth:`add` would, without adding anything."""
+        if not columns[0].size:
+            return Numbering(np.zeros(0, np.int64), len(self))
+        columns = [_canonical(column) for column in columns]
+        codes, string_bytes = [], 0
+        for position, column in enumerate(columns):
+            if column.dtype != object:
+                codes.append(self._codes(position, column))
+                continue
+            strings = self._strings[position]
+            fresh: dict[bytes, int] = {}
+            code = [
+                strings[element]
+                if element in strings
+                else fresh.setdefault(element, len(strings) + len(fresh))
+                for element in column.tolist()
+            ]
+            codes.append(np.array(code, np.int64))
+            string_bytes += sum(map(len, fresh))
+        first, inverse = _distinct(codes)
+        groups = len(self)
+        numbers = np.empty(first.size, np.int64)
+        for place, key in enumerate(_keys(codes, first)):
+            ordinal = self._ordinals.get(key)
+            if ordinal is None:
+                ordinal, groups = groups, groups + 1
+            numbers[place] = ordinal
+        return Numbering(numbers[inverse], groups, string_bytes)
 
     def columns(self) -> list[Tensor]:
         """Return the key columns, one row for each ordinal."""
@@ -67,11 +114,22 @@ class KeyIndex:
         if self._dtypes[position] is not DataType.STRING:
             return np.ascontiguousarray(column).view(f"u{column.dtype.itemsize}")
         known = self._strings[position]
-        return np.fromiter(
+        before = len(known)
+        codes = np.fromiter(
             (known.setdefault(element, len(known)) for element in column.tolist()),
             np.int64,
             column.size,
         )
+        if len(known) > before:
+            self.string_bytes += sum(
+                map(len, itertools.islice(reversed(known), len(known) - before))
+            )
+        return codes
+
+
+def _keys(codes: Sequence[NDArray[Any]], rows: NDArray[np.int64]) -> list[Any]:
+    parts = [code[rows].tolist() for code in codes]
+    return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 
 
 def _canonical(column: Tensor) -> Tensor:

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fcp_aggregators import group_by, mean, median, secure_sum, simple_protocol, vector
-from fcp_core.aggregation.aggregator import AggregatorFactory
-from fcp_core.aggregation.engine import EngineFactory
-from fcp_core.aggregation.local import make_local_engine
-from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
 from fcp_core.plugins import hookimpl
-from fcp_core.rounds.protocols import AggregationProtocolFactory
 
+# What is registered is imported when it is asked for: the command line looks at every plugin, and
+# mostly for its commands only.
 if TYPE_CHECKING:
+    from fcp_core.aggregation.aggregator import AggregatorFactory
+    from fcp_core.aggregation.engine import EngineFactory
     from fcp_core.plugins.config import OptionRegistry
+    from fcp_core.rounds.protocols import AggregationProtocolFactory
 
 fcp_api_version = 1
-
-#: The means of :mod:`fcp_aggregators.mean`.
-MEANS = tuple(factory.name for factory in mean.FACTORIES)
-#: The aggregators in which infinities may mean something.
-ALLOWING = (
-    *(factory.name for factory in vector.FACTORIES),
-    *MEANS,
-    *(factory.name for factory in median.FACTORIES),
-    group_by.GROUP_BY_URI,
-    group_by.SUM_URI,
-)
 
 
 @hookimpl
 def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of the aggregators, the simple protocol and the local engine."""
-    for name in ALLOWING:
+    from fcp_aggregators import group_by, group_columns, mean, median, secure_sum, vector
+    from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
+
+    means = tuple(factory.name for factory in mean.FACTORIES)
+    # In these infinities may mean something.
+    allowing = (
+        *(factory.name for factory in vector.FACTORIES),
+        *means,
+        *(factory.name for factory in median.FACTORIES),
+        group_by.GROUP_BY_URI,
+        group_columns.SUM_URI,
+    )
+    for name in allowing:
         options.add(
             f"aggregator.{name}",
             ALLOW_NON_FINITE,
@@ -40,7 +40,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
             default=False,
             help="take NaN and infinities, and let sums overflow, instead of refusing a device",
         )
-    for name in ("federated_sum", *MEANS):
+    for name in ("federated_sum", *means):
         options.add(
             f"aggregator.{name}",
             "max_norm",
@@ -57,6 +57,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
         help="refuse a device with a larger weight; 0: none is, so that one device can be the mean",
         minimum=0,
     )
+    _add_bounds_of_groups(options)
     for factory in secure_sum.FACTORIES:
         options.add(
             f"aggregator.{factory.name}",
@@ -66,6 +67,42 @@ def fcp_add_options(options: OptionRegistry) -> None:
             help="sum in the clear what asks for secure aggregation; the server sees each value",
             operator_only=True,
         )
+    _add_other_options(options)
+
+
+@hookimpl
+def fcp_register_aggregators() -> list[AggregatorFactory]:
+    """Return the built-in aggregators."""
+    from fcp_aggregators import group_by, mean, median, secure_sum, vector
+
+    return [
+        *vector.FACTORIES,
+        *mean.FACTORIES,
+        *median.FACTORIES,
+        *secure_sum.FACTORIES,
+        *group_by.FACTORIES,
+    ]
+
+
+@hookimpl
+def fcp_register_aggregation_protocols() -> list[AggregationProtocolFactory]:
+    """Return the simple protocol."""
+    from fcp_aggregators import simple_protocol
+
+    return [simple_protocol.FACTORY]
+
+
+@hookimpl
+def fcp_register_engines() -> list[EngineFactory]:
+    """Return the local engine."""
+    from fcp_core.aggregation.engine import EngineFactory
+    from fcp_core.aggregation.local import make_local_engine
+
+    return [EngineFactory("local", "threads of the server's own process", make_local_engine)]
+
+
+def _add_other_options(options: OptionRegistry) -> None:
+    """Declare those of the simple protocol and the local engine."""
     options.add(
         "protocol.simple",
         "detection_interval",
@@ -90,25 +127,22 @@ def fcp_add_options(options: OptionRegistry) -> None:
     )
 
 
-@hookimpl
-def fcp_register_aggregators() -> list[AggregatorFactory]:
-    """Return the built-in aggregators."""
-    return [
-        *vector.FACTORIES,
-        *mean.FACTORIES,
-        *median.FACTORIES,
-        *secure_sum.FACTORIES,
-        *group_by.FACTORIES,
-    ]
+def _add_bounds_of_groups(options: OptionRegistry) -> None:
+    from fcp_aggregators import group_by
 
-
-@hookimpl
-def fcp_register_aggregation_protocols() -> list[AggregationProtocolFactory]:
-    """Return the simple protocol."""
-    return [simple_protocol.FACTORY]
-
-
-@hookimpl
-def fcp_register_engines() -> list[EngineFactory]:
-    """Return the local engine."""
-    return [EngineFactory("local", "threads of the server's own process", make_local_engine)]
+    options.add(
+        f"aggregator.{group_by.GROUP_BY_URI}",
+        group_by.MAX_GROUPS,
+        type="int",
+        default=group_by.DEFAULT_MAX_GROUPS,
+        help="how many groups there may be: the task ends with what it has; 0: as many as come",
+        minimum=0,
+    )
+    options.add(
+        f"aggregator.{group_by.GROUP_BY_URI}",
+        group_by.MAX_BYTES,
+        type="bytes",
+        default="1GiB",
+        help="how much memory the groups may take, estimated; 0: as much as they take",
+        minimum=0,
+    )

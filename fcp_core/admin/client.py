@@ -290,7 +290,8 @@ class AdminClient:
                     timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_ANSWER_TIMEOUT),
                 )
             except urllib3.exceptions.SSLError as error:
-                raise StatusError(Code.UNAVAILABLE, f"{self.url}: {error}") from None
+                hint = "; is it a server that speaks plain http?" * ("WRONG_VERS" in str(error))
+                raise StatusError(Code.UNAVAILABLE, f"{self.url}: {error}{hint}") from None
             except urllib3.exceptions.HTTPError as error:
                 problem = StatusError(Code.UNAVAILABLE, f"{self.url} cannot be reached: {error}")
             else:

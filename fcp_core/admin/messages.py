@@ -69,6 +69,9 @@ class Task(msgspec.Struct, kw_only=True):
     the aggregation protocol says of the task's course, a line each. ``durability`` is
     ``contribution`` if devices are answered OK once what they sent is stored, and ``round`` if not.
     ``problem`` says what keeps the task from going on at the moment, such as a full disk.
+    ``query`` is the question that the task answers, as its submission has it.
+    ``release`` has the ``costs`` and the ``noise`` of a result that has noise: of each output its
+    name, the mechanism and the standard deviation.
     """
 
     task_id: str
@@ -89,6 +92,8 @@ class Task(msgspec.Struct, kw_only=True):
     notes: list[str] = []
     durability: str = ""
     problem: str = ""
+    query: str = ""
+    release: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, status: TaskStatus) -> Task:
@@ -112,6 +117,8 @@ class Task(msgspec.Struct, kw_only=True):
             notes=list(status.notes),
             durability=status.durability,
             problem=status.problem,
+            query=status.query,
+            release=None if status.release is None else dict(status.release),
         )
 
     @property

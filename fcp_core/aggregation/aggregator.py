@@ -12,11 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from fcp_core.aggregation.spec import Intrinsic, Tensor
+
+if TYPE_CHECKING:
+    from fcp_core.aggregation.release import Resumed
 
 #: The URI of the intrinsic that a joint aggregator is made for; no task can ask for it.
 JOINT_URI = "fcp:joint"
@@ -164,6 +167,12 @@ class AggregatorFactory:
         own, which nests them in their order, also if there is one only.
     :param protocol: the only aggregation protocol under which a task may choose it, since it takes
         what that has summed; None: any.
+    :param randomised: its accumulators are :class:`fcp_core.aggregation.release.Randomised`: their
+        result is drawn, and nobody sees it without its noise.
+    :param resume: of a randomised aggregator that remembers something from round to round: returns
+        what a task begins with, given the options and what the last release of its series left
+        (None: it is the first). Such a task shares a series with those of its population that have
+        the same option ``series``, or its name; of a series one task is open at a time.
     """
 
     name: str
@@ -175,3 +184,5 @@ class AggregatorFactory:
     nested_only: bool = False
     joint: bool = False
     protocol: str | None = None
+    randomised: bool = False
+    resume: Callable[[Options, bytes | None], Resumed] | None = None

@@ -16,6 +16,7 @@ from fcp_core.aggregation.additions import Additions, Plan
 from fcp_core.aggregation.aggregator import Accumulator
 from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
+from fcp_core.aggregation.release import Randomised, Release, ReleaseContext, Released
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import bytes_field, tensor_nbytes
 from fcp_core.errors import PLUGIN_ERRORS
@@ -245,14 +246,36 @@ class CheckpointAggregator:
         :raises StatusError: ABORTED once finished; INTERNAL if an aggregator reports something that
             is not what its intrinsic promises.
         """
+        if drawn := [item.factory.name for item in self._bound if item.factory.randomised]:
+            raise StatusError(Code.INTERNAL, f"the result of {drawn[0]!r} is drawn, not reported")
+        return self._finish({}, ())
+
+    def release(self, contexts: Sequence[ReleaseContext]) -> Released:
+        """Finish and draw the outputs; those of aggregators without noise are as they are.
+
+        :param contexts: one for each intrinsic.
+        :raises StatusError: as :meth:`report`.
+        """
+        drawn: dict[int, Release] = {}
+        return Released(self._finish(drawn, contexts), drawn)
+
+    def _finish(
+        self, releases: dict[int, Release], contexts: Sequence[ReleaseContext]
+    ) -> dict[str, Tensor]:
         self._check_not_finished()
         self._settle()
         self._finished = True
         result: dict[str, Tensor] = {}
-        for member in self._members:
+        for place, member in enumerate(self._members):
             item, specs = member.bound, tuple(flat_outputs(member.bound.intrinsic))
+            found: Sequence[Tensor]
             try:
-                tensors = [np.asarray(tensor) for tensor in member.accumulator.report()]
+                if isinstance(member.accumulator, Randomised):
+                    releases[place] = member.accumulator.release(contexts[place])
+                    found = releases[place].tensors
+                else:
+                    found = member.accumulator.report()
+                tensors = [np.asarray(tensor) for tensor in found]
             except StatusError:
                 raise
             except PLUGIN_ERRORS as error:

@@ -10,6 +10,7 @@ from fcp_core.aggregation.aggregator import JOINT_URI, AggregatorFactory, Option
 from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator
 from fcp_core.aggregation.configuration import flat_inputs
+from fcp_core.aggregation.release import ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
 from fcp_core.protocol.status import Code, StatusError
 
@@ -47,7 +48,7 @@ def _use(bound: BoundIntrinsic) -> None:
     for aggregator in (first, other):
         aggregator.accumulate(checkpoint)
     first.merge(CheckpointAggregator.load([bound], other.dump()))
-    first.report()
+    first.release([ReleaseContext(goal_count=2)])
 
 
 def _ones(spec: TensorSpec) -> Tensor:

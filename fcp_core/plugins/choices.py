@@ -14,6 +14,7 @@ from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.plugins.config import Config, did_you_mean
 from fcp_core.plugins.discovery import explain
 from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.policies import (
     BoundPolicy,
     EligibilityPolicy,
@@ -37,6 +38,7 @@ class Offered:
     eligibility_policies: dict[str, EligibilityPolicyFactory] = field(default_factory=dict)
     storages: dict[str, StorageFactory] = field(default_factory=dict)
     engines: dict[str, EngineFactory] = field(default_factory=dict)
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
     commands: dict[str, click.Command] = field(default_factory=dict)
 
     def table(self, kind: str) -> dict[str, Any]:
@@ -48,6 +50,7 @@ class Offered:
             "eligibility": self.eligibility_policies,
             "storage": self.storages,
             "engine": self.engines,
+            "ledger": self.ledgers,
             "command": self.commands,
         }
         return tables[kind]
@@ -100,6 +103,11 @@ class Choices:
     def engines(self) -> dict[str, EngineFactory]:
         """The engines by name."""
         return self.offered.engines
+
+    @property
+    def ledgers(self) -> tuple[Ledger, ...]:
+        """The ledgers: all that there are."""
+        return tuple(self.offered.ledgers.values())
 
     @property
     def commands(self) -> dict[str, click.Command]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fcp_core.aggregation.engine import EngineFactory
     from fcp_core.plugins.config import Config, OptionRegistry
     from fcp_core.rounds.events import Event
+    from fcp_core.rounds.ledger import Ledger
     from fcp_core.rounds.policies import (
         CheckIn,
         EligibilityPolicyFactory,
@@ -166,11 +167,29 @@ def fcp_register_engines(config: Config) -> Iterable[EngineFactory]:  # type: ig
 
 
 @hookspec
+def fcp_register_ledgers(config: Config) -> Iterable[Ledger]:  # type: ignore[empty-body]
+    """Return the ledgers that guard what is released from the server.
+
+    Registration; once for each ``Plugins.load``. All ledgers are asked about every task: when it is
+    submitted, and in the transaction that ends it, if its result has noise.
+
+    :param config: as for aggregators.
+    :returns: a list of :class:`fcp_core.rounds.ledger.Ledger`.
+    :raises UsageError: as for aggregators.
+
+    .. versionadded:: 0.1
+
+    Example: ``fcp_privacy.plugin``
+    """
+
+
+@hookspec
 def fcp_register_commands(config: Config) -> Iterable[click.Command]:  # type: ignore[empty-body]
     """Return subcommands of ``fcp``.
 
-    Registration; once for each ``Plugins.load``, so also whenever the command line starts: import
-    late what is heavy. A command finds the command line's own options in ``ctx.obj``, a
+    Registration; once for each ``Plugins.load``, and whenever the command line lists its commands:
+    import late what is heavy. It is asked before there is a configuration, unless it wants to see
+    that. A command finds the command line's own options in ``ctx.obj``, a
     ``fcp_core.commands.main.Invocation``.
 
     :param config: as for aggregators.

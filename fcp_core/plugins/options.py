@@ -56,6 +56,9 @@ def _add_choices(add: Callable[..., None]) -> None:
     text = "how long a member owns a population without a sign of life: a takeover takes no longer"
     add("lease_seconds", "duration", "6s", text, minimum=0.2)
     add("engine", "str", "local", "where accumulators run")
+    text = "for tests: noise is drawn from this seed, so that whoever knows it can take it off"
+    text += "; refused where others than this machine's devices are served"
+    add("unsafe_noise_seed", "int", None, text, minimum=0)
 
 
 def _add_check_in_options(add: Callable[..., None]) -> None:

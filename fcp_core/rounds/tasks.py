@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.specification import (
-    NAME_PATTERN,
-    POPULATION_PATTERN,
-    AssignmentMode,
-    ResourceForm,
-    TaskSpec,
-)
+from fcp_core.rounds.specification import AssignmentMode, ResourceForm, TaskSpec
+from fcp_core.rounds.text import NAME_PATTERN, POPULATION_PATTERN
 
 __all__ = [
     "NAME_PATTERN",
@@ -61,6 +57,8 @@ class TaskStatus:
     :param notes: what its aggregation protocol says of its course, a line each.
     :param silent: of how many devices there is no sign since they were assigned, by the version of
         their client; ``pending`` or, later, ``dropped`` counts them too.
+    :param query: the question that it answers, as its specification has it.
+    :param release: ``costs`` and ``noise`` of a result that was drawn, as it is booked.
     """
 
     task_id: str
@@ -81,3 +79,5 @@ class TaskStatus:
     reasons: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     silent: Mapping[str, int] = field(default_factory=dict)
+    query: str = ""
+    release: Mapping[str, Any] | None = None

@@ -103,6 +103,8 @@ class Server:
         clock = SystemClock() if clock is None else clock
         metrics = ServerMetrics(clock, lambda: self.services.counts()) if settings.metrics else None
         with listeners.closed_on_error():
+            if plugins.config.get("unsafe_noise_seed") is not None:
+                listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
             storage = plugins.make_storage()
             if storage.shared:
                 listeners.listen_for_members(member_address)

@@ -17,6 +17,8 @@ class TaskRecord(Record):
     :param code: the canonical code it ended with; 0 unless it failed.
     :param submission_key: what the caller chose to find it again by.
     :param durability: ``contribution`` or ``round``; ``""`` in records of earlier releases.
+    :param release: what was booked for its result, as JSON; empty if no noise was drawn.
+    :param resumed: the options that its round of a series began with, by aggregator, as JSON.
     """
 
     KIND: ClassVar[str] = "task"
@@ -39,6 +41,8 @@ class TaskRecord(Record):
     message: str = ""
     submission_key: str | None = None
     durability: str = ""
+    release: bytes = b""
+    resumed: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,48 @@ class PolicyStateRecord(Record):
     population: str
     state: bytes
     saved: float
+
+
+@dataclass(frozen=True)
+class AccountRecord(Record):
+    """What changes with releases only, in the transaction that ends a task.
+
+    It is a ledger's, or ``series/...`` and then what an aggregator keeps from round to round. The
+    latter may hold what takes noise off again.
+
+    :param version: one more with each change.
+    """
+
+    KIND: ClassVar[str] = "account"
+    KEY: ClassVar[str] = "account"
+    INDEXES: ClassVar[tuple[str, ...]] = ("population",)
+
+    account: str
+    population: str
+    version: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class EntryRecord(Record):
+    """A release that was booked. It outlives its task and is never changed.
+
+    :param task_id: of the task whose result it is.
+    :param time: by the storage's clock.
+    :param accounts: the versions of the ledgers' accounts after it.
+    :param release: its costs and its noise, as JSON.
+    """
+
+    KIND: ClassVar[str] = "ledger_entry"
+    KEY: ClassVar[str] = "task_id"
+    INDEXES: ClassVar[tuple[str, ...]] = ("population",)
+
+    task_id: str
+    population: str
+    name: str
+    time: float
+    accounts: dict[str, int]
+    release: bytes
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def record_of(kind: type[Record], number: int) -> Any:
         "float | None": number + 0.25,
         "bool": bool(number),
         "tuple[str, ...]": ("a", str(number)),
+        "dict[str, int]": {"a": number},
     }
     return kind(
         **{

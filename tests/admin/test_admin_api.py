@@ -315,6 +315,7 @@ def test_submissions_are_specifications(make_spec):
         eligibility=["data_availability"],
         aggregators={"a": "b"},
         options={"fifo": {"x": 1}},
+        query='{"sql": "SELECT 1"}',
     )
     assert all(getattr(spec, f.name) != f.default for f in msgspec.structs.fields(TaskSpec))
     data = msgspec.json.encode(Submission.of(spec))
@@ -550,3 +551,12 @@ def test_a_certificate_that_cannot_be_shown_is_told_at_once(tmp_path):
     (tmp_path / "text.pem").write_text("hello")
     with pytest.raises(UsageError, match=r"text\.pem cannot be used"):
         AdminClient("https://localhost:1/", None, certfile=tmp_path / "text.pem")
+
+
+def test_https_to_a_server_of_plain_http_says_so(make_server):
+    url = make_server().server.url.replace("http://", "https://")
+    with (
+        AdminClient(url, "a-token-of-enough-characters") as client,
+        pytest.raises(StatusError, match="plain http"),
+    ):
+        client.list()

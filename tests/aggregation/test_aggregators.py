@@ -96,8 +96,8 @@ INT = spec(dtype=DataType.INT32)
         (
             "fedsql_group_by",
             (UNKNOWN,),
-            {"nested": (Intrinsic("GoogleSQL:max", (UNKNOWN,), (UNKNOWN,)),)},
-            "it nests 'GoogleSQL:max'; only 'GoogleSQL:sum' can be nested",
+            {"nested": (Intrinsic("GoogleSQL:avg", (UNKNOWN,), (UNKNOWN,)),)},
+            "it nests 'GoogleSQL:avg'; only 'GoogleSQL:sum', 'GoogleSQL:min'",
         ),
         ("GoogleSQL:sum", (spec(),), {}, "must be vectors"),
         (
@@ -446,11 +446,11 @@ def test_scalars_are_rows_too():
     assert "must be of one length" in message
 
 
-def test_small_groups_are_left_out_and_the_others_shuffled():
+def test_groups_of_few_devices_are_left_out_and_the_others_shuffled():
     groups = group_by(DataType.INT32, minimum=2)
     keys = np.arange(64, dtype="i4")
-    # A client with two rows of one key counts twice; keys 0 to 31 appear once only.
-    feed(groups, [np.repeat(keys[32:], 2), np.ones(64, "i8")], [keys[:32], np.ones(32, "i8")])
+    # Keys 0 to 31 are of one device only, which has two rows of each of them.
+    feed(groups, [keys[32:], np.ones(32, "i8")], [np.tile(keys, 2), np.ones(128, "i8")])
     reports = [groups.report()[0].tolist() for _ in range(3)]
     for report in reports:
         assert sorted(report) == list(range(32, 64))
@@ -462,10 +462,12 @@ def test_small_groups_are_left_out_and_the_others_shuffled():
     ] * 2
 
 
-def test_counters_are_capped_and_added_when_merged():
+def test_counters_count_devices_and_are_capped_and_added_when_merged():
     one, two = group_by(DataType.INT32, minimum=3), group_by(DataType.INT32, minimum=3)
-    feed(one, [np.array([1, 1, 1, 1, 2], "i4"), np.ones(5, "i8")])
-    feed(two, [np.array([2, 2, 3], "i4"), np.ones(3, "i8")])
+    for keys in ([1, 1, 2], [1], [1], [1]):
+        feed(one, [np.array(keys, "i4"), np.ones(len(keys), "i8")])
+    for keys in ([2, 2, 3, 3, 3, 3], [2]):
+        feed(two, [np.array(keys, "i4"), np.ones(len(keys), "i8")])
     one.merge(two)
     state = state_pb2.GroupByAggregatorState.FromString(one.dump())
     assert list(state.counter_of_contributors) == [3, 3, 1]

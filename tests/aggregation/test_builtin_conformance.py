@@ -272,9 +272,10 @@ class GroupByLaws(AggregatorConformance):
         keys = len(self.intrinsic.inputs)
         totals, counts = {}, Counter()
         for contribution in contributions:
-            for row in zip(*contribution, strict=True):
+            rows = list(zip(*contribution, strict=True))
+            counts.update({row[:keys] for row in rows})
+            for row in rows:
                 key = row[:keys]
-                counts[key] += 1
                 old = totals.get(key, (0,) * (len(row) - keys))
                 totals[key] = tuple(a + b for a, b in zip(old, row[keys:], strict=True))
         rows = [(*key, *totals[key]) for key in totals if counts[key] >= self.minimum]
@@ -312,7 +313,7 @@ class TestGroupByComposite(GroupByLaws):
         return st.integers(0, 5).flatmap(rows)
 
 
-class TestGroupByAtLeastThreeRows(TestGroupByComposite):
+class TestGroupByAtLeastThreeDevices(TestGroupByComposite):
     minimum = 3
     intrinsic = Intrinsic(
         "fedsql_group_by",

@@ -212,3 +212,14 @@ def test_long_headers_are_checked_in_one_pass():
     """256 KiB may come; a check that goes back would not end within this test's time."""
     check_header(b"GET / HTTP/1.1\r\nX:" + b" " * (256 << 10) + b"y\r\n\r\n")
     check_header(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (40 << 10) + b"\r\n")
+
+
+def test_a_connection_that_begins_with_tls_is_answered_and_closed_at_once(front):
+    """Its header has no end: whoever waits for one keeps the client waiting, without a word."""
+    client_hello = bytes.fromhex("16030100f1010000ed0303") + bytes(100)
+    statuses, _ = exchange(front, client_hello, end=False)
+    assert statuses == [400]
+    # The same bytes later in a header are no beginning of anything.
+    inside = b"GET /healthz HTTP/1.1\r\nHost: next\r\n\x16\x03: x\r\n\r\n"
+    assert exchange(front, inside)[0] == [400]
+    assert exchange(front, NEXT)[0] == [200]

@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from fcp_aggregators.plugin import fcp_register_aggregators
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.engine import FoldJob
 from fcp_core.aggregation.local import LocalEngine
@@ -259,6 +260,40 @@ def test_a_merge_that_was_given_up_for_lost_happens_all_the_same(monkeypatch, wh
         await check(6)
         assert len((await store.shards("t")).unmerged) < 2, "nothing is merged any more"
         fold.abort()
+        engine.stop()
+
+    asyncio.run(main())
+
+
+def test_an_aggregate_that_is_full_takes_no_more_and_keeps_what_it_has():
+    """A group-by has as many groups as it may: those in deltas are found out when they merge."""
+    column = TensorSpec("k", DataType.INT64, (-1,))
+    spec = configuration_to_proto([Intrinsic("fedsql_group_by", (column,), (column,))])
+    options = {"fedsql_group_by": {"max_groups": 2}}
+    job = FoldJob(spec.SerializeToString(), options=options)
+    factories = {factory.name: factory for factory in fcp_register_aggregators()}
+
+    async def main():
+        storage = Faulty()
+        await storage.transact(lambda tx: tx.put(RECORD))
+        engine, store = LocalEngine(factories, workers=0), _Store(storage)
+        engine.start()
+
+        async def contribute(*keys):
+            blob = write_checkpoint({"k": np.array(keys)}, "tf_v1")
+            await asyncio.wrap_future(fold.add(str(keys), blob))
+
+        fold = DurableFold(
+            "t", "task", lambda parts: engine.open(job, parts), store, await store.shards("t")
+        )
+        await contribute(1, 2)
+        with pytest.raises(StatusError, match="there would be 3 groups") as caught:
+            await contribute(3)
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        await contribute(2)
+        report = await asyncio.wrap_future(fold.report())
+        assert open_checkpoint(report).get_tensor("k").tolist() == [1, 2]
+        assert sorted((await store.shards("t")).contributions) == ["(1, 2)", "(2,)"]
         engine.stop()
 
     asyncio.run(main())

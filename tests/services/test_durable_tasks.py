@@ -89,7 +89,7 @@ def test_a_goal_that_was_reached_before_the_restart_ends_the_task(kit, sqlite, m
     async def main():
         with monkeypatch.context() as patch:
             # The server dies between the last contribution and the result.
-            patch.setattr(TaskEngine, "report", lambda self, form, then: None)
+            patch.setattr(TaskEngine, "report", lambda self, release, form, then: None)
             async with sqlite() as world:
                 task = await world.submit(goal=2)
                 assert await asyncio.gather(*(world.device().run() for _ in range(2))) == [True] * 2

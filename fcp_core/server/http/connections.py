@@ -45,6 +45,8 @@ _HEADER = re.compile(
 )
 #: What says how long the body is.
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):[\t ]*([^\r]*)", re.IGNORECASE)
+#: How a connection begins that is meant for HTTPS: there would be no end of a header to wait for.
+_TLS = rb"\A\x16\x03|"
 #: More bytes than these digits can say, no disk has.
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
@@ -285,7 +287,7 @@ def check_headers_of(stream: IOStream) -> None:
     read = stream.read_until_regex  # which Tornado's connections use for headers only
 
     async def read_header(regex: bytes, max_bytes: int | None = None) -> bytes:
-        data = await read(regex, max_bytes)
+        data = await read(_TLS + regex, max_bytes)
         check_header(data)
         return data
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from fcp_core.aggregation.engine import CheckpointFormat, Fold, HeldBody, Partial
+from fcp_core.aggregation.engine import CheckpointFormat, Finished, Fold, HeldBody, Partial
 from fcp_core.aggregation.fold import duplicate, failed
 from fcp_core.errors import describe
 from fcp_core.protocol.status import Code, StatusError
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 #: With so many deltas, a total is written in their place.
 FAN_IN = 16
+#: What a merge fails with if the two do not fit together.
+_REFUSALS = (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED)
 
 
 class ShardStore(Protocol):
@@ -135,6 +137,18 @@ class DurableFold(Fold):
             return await asyncio.wrap_future(self._whole.report(checkpoint_format))
 
         return self._run(report())
+
+    def finish(self) -> Future[Finished]:
+        """Return everything, once it is stored; nothing is added afterwards."""
+        if self._closed is not None:
+            return failed(self._closed)
+        self._closed = "the aggregation has finished"
+
+        async def finish() -> Finished:
+            await self._written()
+            return await _outcome(self._whole.finish())
+
+        return self._run(finish())
 
     def abort(self) -> None:
         """Finish and drop everything in memory; what is stored stays."""
@@ -251,9 +265,9 @@ class DurableFold(Fold):
         try:
             await _outcome(self._whole.absorb(part))
         except StatusError as error:
-            if error.code not in (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT):
+            if error.code not in _REFUSALS:
                 raise
-            # A sum would leave its dtype. Nothing was changed.
+            # A sum would leave its dtype, or there is no room. Nothing was changed.
             self._refuse(delta, error)
             return
         if sorted(part.contributions) != sorted(i for ids, _ in delta.ready for i in ids):

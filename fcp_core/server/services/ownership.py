@@ -39,9 +39,11 @@ class Ownership:
         """Read what the storage holds of a population, and act for it.
 
         :raises StorageError: if the storage does not answer.
-        :raises UsageError: if a task cannot go on as this server is configured.
+        :raises UsageError: if a task cannot go on as this server is configured, or a ledger is
+            older than the results.
         """
         loaded = await self._store.load(population)
+        self._tasks.verify(loaded)
         self._states.load(loaded.policy_states)
         self._populations.add(population)
         await self._eligibility_tasks.load(population)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from fcp_core.protocol.status import Code
+from fcp_core.rounds.ledger import Account
 from fcp_core.rounds.specification import TaskSpec
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.rounds.tokens import TokenSource, mark_of
 from fcp_core.server.services.published import PLAN_FILES
 from fcp_core.server.services.writes import Writes
-from fcp_core.storage import shards
+from fcp_core.storage import accounts, shards
+from fcp_core.storage.accounts import Booking
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import (
+    AccountRecord,
     BlobRecord,
+    EntryRecord,
     PolicyStateRecord,
     ShardRecord,
     TaskRecord,
@@ -43,6 +49,20 @@ class Loaded:
 
     tasks: list[LoadedTask]
     policy_states: list[PolicyStateRecord]
+    accounts: list[AccountRecord] = field(default_factory=list)
+    entries: list[EntryRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a task ended: what was written first counts.
+
+    :param accounts: those of the release that was booked with it.
+    """
+
+    record: TaskRecord
+    result: bytes | None
+    accounts: Mapping[str, Account] = field(default_factory=dict)
 
 
 class TaskStore:
@@ -86,25 +106,43 @@ class TaskStore:
 
         await self._storage.transact(body)
 
-    async def end(self, record: TaskRecord, result: bytes | None) -> TaskRecord:
+    async def accounts(self, names: Iterable[str]) -> dict[str, Account]:
+        """Read accounts; those that are not there are empty.
+
+        :raises StorageError: if they cannot be read now.
+        """
+        wanted = list(names)
+        if not wanted:
+            return {}
+        return await self._storage.transact(lambda tx: accounts.read(tx, wanted))
+
+    async def end(
+        self, record: TaskRecord, result: bytes | None, booking: Booking | None = None
+    ) -> Ended:
         """Write how a task ended, in the end; of its blobs only the result stays.
 
-        :returns: how it ended: that is what was written first.
-        :raises StatusError: if this cannot be written at any time.
+        :param booking: what is booked with the result, or nothing is written.
+        :raises StatusError: if this cannot be written at any time; ReleaseRefusedError if the
+            result may not be released.
         """
+        if booking is not None:
+            record = dataclasses.replace(record, release=booking.release)
 
-        def body(tx: Transaction) -> TaskRecord:
+        def body(tx: Transaction) -> Ended:
             stored = tx.get(TaskRecord, record.task_id)
             if stored is not None and TaskState(stored.state).is_final:
-                return stored
+                # Of two results that were drawn the one that is stored is the only one.
+                kept = tx.get(BlobRecord, _result(record.task_id))
+                return Ended(stored, None if kept is None else kept.data)
             shards.open_task(tx, record.task_id, self._fence)
+            booked = {} if booking is None else accounts.book(tx, record, booking)
             for blob in _blob_names(tx, record.task_id):
                 tx.delete(BlobRecord, blob)
             shards.delete(tx, record.task_id)
             if result is not None:
                 tx.put(BlobRecord(_result(record.task_id), record.task_id, result))
             tx.put(record)
-            return record
+            return Ended(record, result, booked)
 
         return await self.writes.until_done(
             f"the end of task {record.name}", partial(self._storage.transact, body)
@@ -181,12 +219,13 @@ def slim(spec: TaskSpec) -> TaskSpec:
 
 def status_of(record: TaskRecord) -> TaskStatus:
     """Return the status of a task that is known from its record only."""
+    spec = _decode_spec(record)
     return TaskStatus(
         task_id=record.task_id,
         population=record.population,
         name=record.name,
         state=TaskState(record.state),
-        goal_count=_decode_spec(record).goal_count,
+        goal_count=spec.goal_count,
         assigned=record.assigned,
         contributed=record.contributed,
         dropped=record.dropped,
@@ -195,6 +234,8 @@ def status_of(record: TaskRecord) -> TaskStatus:
         finished=record.finished,
         error=(Code(record.code), record.message) if record.code else None,
         durability=record.durability,
+        query=spec.query,
+        release=msgspec.json.decode(record.release) if record.release else None,
     )
 
 
@@ -247,6 +288,8 @@ def _load(tx: Transaction, population: str | None) -> Loaded:
     return Loaded(
         sorted(tasks, key=lambda task: task.record.created),
         [state for state in tx.select(PolicyStateRecord) if population in (None, state.population)],
+        list(tx.select(AccountRecord, **which)),
+        list(tx.select(EntryRecord, **which)),
     )
 
 

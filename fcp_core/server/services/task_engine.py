@@ -18,6 +18,7 @@ from fcp_core.rounds.protocols import Work
 from fcp_core.server.services.durable_fold import DurableFold
 
 if TYPE_CHECKING:
+    from fcp_core.server.services.releases import TaskRelease
     from fcp_core.server.services.task_parts import Surroundings
 
 logger = logging.getLogger("fcp.services")
@@ -127,10 +128,18 @@ class TaskEngine:
         self._when_done(future, partial(then, group))
 
     def report(
-        self, result_format: CheckpointFormat, then: Callable[[Future[bytes]], None]
+        self,
+        release: TaskRelease,
+        result_format: CheckpointFormat,
+        then: Callable[[Future[bytes]], None],
     ) -> None:
-        """Report the aggregate."""
-        self._when_done(_begun(self._current().report, result_format), then)
+        """Report the aggregate, or draw its result if it has noise."""
+        fold = self._current()
+        if release.has_noise:
+            drawing = release.draw(fold, result_format)
+            self._when_done(asyncio.run_coroutine_threadsafe(drawing, self._loop), then)
+        else:
+            self._when_done(_begun(fold.report, result_format), then)
 
     def run(self, work: Work, then: Callable[[Work, Future[bytes]], None]) -> None:
         """Do a protocol's heavy work."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
+from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.engine import Engine, Fold, FoldJob, Partial
 from fcp_core.aggregation.fold import bind_job
 from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
@@ -32,6 +33,7 @@ from fcp_core.server.services.device_tokens import RETENTION
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ProtocolHost
 from fcp_core.server.services.published import Published, group_of, publish
+from fcp_core.server.services.releases import TaskRelease, entropy_of, resume, resumed_options
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
@@ -68,6 +70,7 @@ class TaskFactory:
         self._engine = engine
         self._store = store
         self._secrets = secrets
+        self._entropy = entropy_of(plugins.config.get("unsafe_noise_seed"))
 
     def choose(self, spec: TaskSpec) -> Choices:
         """Make what the task names.
@@ -121,16 +124,11 @@ class TaskFactory:
         """
         chosen = self._plugins.for_task(spec)
         stored = StoredShards() if stored is None else stored
-        job = FoldJob(
-            configuration=spec.aggregation,
-            aggregators=chosen.aggregator_choices(),
-            options=chosen.aggregator_options(),
-            max_kept_bytes=choices.settings.max_kept_bytes,
-            goal_count=spec.goal_count,
-        )
+        job = self._job(record, spec, choices.settings)
         durable = bool(stored.contributions) or self._is_durable(spec, choices.settings, job)
         folded_by = _folded_by(chosen, spec)
         machine = _machine(record, spec, choices.settings, folded_by, durable=durable)
+        machine.query = spec.query
         try:
             protocol: AggregationProtocol = chosen.make_protocol()
         except UsageError as error:
@@ -144,6 +142,8 @@ class TaskFactory:
             return DurableFold(record.task_id, spec.name, open_fold, self._store, stored, counts)
 
         fold = _opened(open_durable if durable else open_fold, folded_by, spec)
+        bound, ledgers = self._bound(job), self._plugins.ledgers
+        release = TaskRelease(spec, record.created, bound, self._store, ledgers, self._entropy)
         factory = chosen.protocol_factory()
         found = [route for name in factory.services for route in routes.of_service(name)]
         host = ProtocolHost(
@@ -156,10 +156,37 @@ class TaskFactory:
                     stored.contributions, now, dropped=stored.dropped, surplus=stored.surplus
                 )
             table = {(route.service, route.method): route for route in found}
-            return TaskParts(machine, host, fold, table, begun)
+            return TaskParts(machine, host, fold, table, release, begun)
         except StatusError:
             fold.abort()
             raise
+
+    async def resume(
+        self, record: TaskRecord, spec: TaskSpec, choices: Choices
+    ) -> tuple[TaskRecord, TaskSpec]:
+        """Begin where the last round of the task's series ended, if it is of one.
+
+        :raises StatusError: INVALID_ARGUMENT if it cannot.
+        """
+        bound = self._bound(self._job(record, spec, choices.settings))
+        return await resume(record, spec, bound, self._store)
+
+    def _job(self, record: TaskRecord, spec: TaskSpec, settings: TaskSettings) -> FoldJob:
+        chosen = self._plugins.for_task(spec)
+        return FoldJob(
+            configuration=spec.aggregation,
+            aggregators=chosen.aggregator_choices(),
+            options=resumed_options(record, chosen.aggregator_options()),
+            max_kept_bytes=settings.max_kept_bytes,
+            goal_count=spec.goal_count,
+        )
+
+    def _bound(self, job: FoldJob) -> tuple[BoundIntrinsic, ...]:
+        """Return a job's aggregators; none if it cannot be done, of which the engine says why."""
+        try:
+            return bind_job(self._plugins.aggregators, job)
+        except StatusError:
+            return ()
 
     def _protocol_task(
         self, spec: TaskSpec, machine: TaskMachine, settings: TaskSettings
@@ -201,11 +228,7 @@ class TaskFactory:
 
     def _keeping(self, job: FoldJob) -> str:
         """Return the names of a job's aggregators that keep all contributions."""
-        try:
-            bound = bind_job(self._plugins.aggregators, job)
-        except StatusError:
-            # The engine says what is wrong with it.
-            return ""
+        bound = self._bound(job)
         names = {item.factory.name for item in bound if item.factory.needs_all_inputs}
         return ", ".join(sorted(names))
 

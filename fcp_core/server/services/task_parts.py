@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from fcp_core.aggregation.engine import Engine, Fold
 from fcp_core.protocol.routes import Route
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.task import TaskMachine
-from fcp_core.rounds.tasks import TaskStatus
+from fcp_core.rounds.tasks import TaskSpec, TaskStatus
 from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
+from fcp_core.server.services.releases import TaskRelease
 from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.writes import Writes
@@ -26,6 +28,7 @@ class TaskParts:
     """The machines of a task; a restart makes them again.
 
     :param routes: those of the protocol's calls, by service and method.
+    :param release: how the result is drawn and booked, if it has noise.
     :param begun: what the protocol wanted when it began, and the machine after an earlier run.
     """
 
@@ -33,6 +36,7 @@ class TaskParts:
     protocol: ProtocolHost
     fold: Fold
     routes: Mapping[tuple[str, str], Route]
+    release: TaskRelease
     begun: Sequence[ShellEffect] = ()
 
 
@@ -56,8 +60,10 @@ class Places(Protocol):
 class Keeper(Protocol):
     """What a task tells whoever keeps it."""
 
-    async def ended(self, task: TaskRunner, result: bytes | None) -> TaskStatus:
-        """Store how a task ended; return the status that counts."""
+    async def ended(
+        self, task: TaskRunner, result: bytes | None
+    ) -> tuple[TaskStatus, bytes | None]:
+        """Store how a task ended; return the status and the result that count."""
         ...
 
     def lost(self, task: TaskRunner, why: str) -> None:
@@ -78,3 +84,20 @@ class Surroundings:
     memory: UploadMemory
     writes: Writes
     notify: Callable[[Event], None]
+
+
+def check_modes(spec: TaskSpec, others: Iterable[TaskSpec]) -> None:
+    """Refuse a second mode for a name that is open: devices ask for a name in one way.
+
+    :param others: the tasks that are open.
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    for other in others:
+        if (other.population, other.name) == (spec.population, spec.name) and (
+            other.assignment_mode is not spec.assignment_mode
+        ):
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"task {spec.name} is open with assignment mode {other.assignment_mode.name}; "
+                f"another of that name cannot be {spec.assignment_mode.name}",
+            )

@@ -74,7 +74,7 @@ class TaskRunner:
         self.published = published
         self.messages: dict[tuple[str, bool, int | None], Any] = {}
         self.settings, self.accepts_late = settings, settings.accepts_late
-        self._begun, self.routes = parts.begun, parts.routes
+        self._begun, self.routes, self.release = parts.begun, parts.routes, parts.release
         self._engine = TaskEngine(surroundings, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
@@ -119,6 +119,7 @@ class TaskRunner:
         parts.machine.silence = self.machine.silence
         parts.machine.share(self.machine.experiences)
         self.machine, self.protocol = parts.machine, parts.protocol
+        self.release = parts.release
         self._engine.use(parts.fold)
         self._seen = (0, 0)
         self._perform(parts.begun, now)
@@ -306,7 +307,7 @@ class TaskRunner:
             elif isinstance(effect, KeptEffect):
                 self._with.memory.release(effect.assignment.release())
             elif isinstance(effect, CompleteEffect):
-                self._engine.report(self.spec.result_format, self._reported)
+                self._engine.report(self.release, self.spec.result_format, self._reported)
             elif isinstance(effect, Work):
                 self._engine.run(effect, self._worked)
             else:
@@ -389,9 +390,7 @@ class TaskRunner:
         self._finishing = asyncio.get_running_loop().create_task(self._finish())
 
     async def _finish(self) -> None:
-        status = await self._keeper.ended(self, self._result)
-        if status.error is not None:
-            self._result = None
+        status, self._result = await self._keeper.ended(self, self._result)
         self._ended = status
         self._done.set()
         code, message = status.error or (Code.OK, self.machine.story())

@@ -14,21 +14,24 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.settings import retention_of
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
-from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
+from fcp_core.rounds.ledger import Planned
+from fcp_core.rounds.tasks import TaskSpec, TaskStatus
 from fcp_core.rounds.tokens import TokenSource
 from fcp_core.server.services.downloads import Downloads
+from fcp_core.server.services.endings import store_end
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published
+from fcp_core.server.services.releases import verify
 from fcp_core.server.services.store import (
+    Loaded,
     LoadedTask,
     TaskStore,
-    ended_record,
     new_record,
     slim,
     status_of,
 )
 from fcp_core.server.services.task_factory import Choices, TaskFactory
-from fcp_core.server.services.task_parts import Surroundings, TaskParts
+from fcp_core.server.services.task_parts import Surroundings, TaskParts, check_modes
 from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import TaskRecord
@@ -116,7 +119,7 @@ class Tasks:
 
     async def _submit(self, spec: TaskSpec, key: str | None) -> str:
         spec.check()
-        self._check_modes(spec)
+        check_modes(spec, (task.spec for task in self._running.values()))
         if not self._populations.open_ended:
             self._populations.get(spec.population)
         problems = self._plugins.check_task(spec)
@@ -126,9 +129,11 @@ class Tasks:
         created = self._creation_time()
         record = self._uncertain.get(which) or new_record(spec, self._secrets, created, key)
         choices = self._factory.choose(spec)
+        record, spec = await self._factory.resume(record, spec, choices)
         parts = self._factory.parts(record, spec, choices, self._clock.now())
         record = dataclasses.replace(record, durability=parts.machine.durability)
         try:
+            await parts.release.check(self._planned(spec.population))
             published = await self._factory.publish(record, spec, choices.settings)
             await self._store.add(record, spec)
         except BaseException:
@@ -218,6 +223,10 @@ class Tasks:
         ticks = (self._kept.next_expiry(), self._ended.next_expiry())
         return min((tick for tick in ticks if tick is not None), default=None)
 
+    def verify(self, loaded: Loaded) -> None:
+        """Raise UsageError if what is stored of results and of ledgers does not fit together."""
+        verify(loaded, self._plugins.ledgers)
+
     async def restore(self, tasks: Sequence[LoadedTask]) -> None:
         """Take up the tasks of an earlier run; those that go on have what was stored of them."""
         for loaded in tasks:
@@ -232,6 +241,7 @@ class Tasks:
             try:
                 choices, now = self._factory.choose(spec), self._clock.now()
                 parts = self._factory.parts(record, spec, choices, now, loaded.shards)
+                await parts.release.plan()
             except StatusError as error:
                 why = error.message.rstrip(".")
                 raise UsageError(
@@ -293,23 +303,14 @@ class Tasks:
         except Exception:
             logger.exception("task %s could not be deleted", task_id)
 
+    def _planned(self, population: str) -> Sequence[Planned]:
+        tasks = self._running.values()
+        return [task.release.planned for task in tasks if task.spec.population == population]
+
     def _creation_time(self) -> float:
         """Return the time, but no time twice: the order of tasks must survive a restart."""
         self._last_created = max(self._clock.now(), self._last_created + 1e-6)
         return self._last_created
-
-    def _check_modes(self, spec: TaskSpec) -> None:
-        """Refuse a second mode for a name that is open: devices ask for a name in one way."""
-        for task in self._running.values():
-            other = task.spec
-            if (other.population, other.name) == (spec.population, spec.name) and (
-                other.assignment_mode is not spec.assignment_mode
-            ):
-                raise StatusError(
-                    Code.INVALID_ARGUMENT,
-                    f"task {spec.name} is open with assignment mode {other.assignment_mode.name}; "
-                    f"another of that name cannot be {spec.assignment_mode.name}",
-                )
 
     def _open(
         self,
@@ -369,31 +370,28 @@ class Tasks:
             return
         task.restart(parts, now)
 
-    async def ended(self, task: TaskRunner, result: bytes | None) -> TaskStatus:
+    async def ended(
+        self, task: TaskRunner, result: bytes | None
+    ) -> tuple[TaskStatus, bytes | None]:
         """Store how a task ended, however long that takes, and take it away."""
         status = task.machine.status()
         self._downloads.remove(task.published.group)
         self._populations.get(status.population).close(task, self._clock.now())
-        record = ended_record(self._records[status.task_id], status)
+        record = self._records[status.task_id]
+        storage = self._plugins.config.get("storage")
         try:
-            record = await self._store.end(record, result)
+            status, ended = await store_end(
+                self._store, record, status, result, task.release, storage
+            )
         except LeaseLostError:
             raise asyncio.CancelledError from None  # another member ends it
-        except StatusError as error:
-            logger.exception("the end of task %s cannot be stored as it is", status.name)
-            storage = self._plugins.config.get("storage")
-            message = f"the storage {storage} does not take the end of task {status.name}: {error}"
-            status = dataclasses.replace(
-                status, state=TaskState.FAILED, error=(Code.INTERNAL, message)
-            )
-            record = await self._store.end(ended_record(record, status), None)
-        self._records[status.task_id] = record
+        self._records[status.task_id] = record = ended.record
         self._keep(record)
         task.published = task.published.without_files()
         self._ended.put(record.aggregation_id, None, self._clock.now() + ANSWERS_KEPT)
         self._kept_changed()
         del self._running[status.task_id]
-        return status
+        return status, ended.result
 
 
 def _no_task(task_id: str) -> StatusError:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
+
+#: Bytes of a key.
+KEY_BYTES = 32
 
 
 class Randomness:
@@ -19,10 +23,16 @@ class Randomness:
 
     :param unsafe_seed: for tests only: the same seed gives the same bits, and whoever knows it can
         take the noise off.
+    :param entropy: returns so many secret random bytes, of which the key is made.
     """
 
-    def __init__(self, unsafe_seed: int | None = None) -> None:
-        key = os.urandom(32) if unsafe_seed is None else unsafe_seed.to_bytes(32, "big")
+    def __init__(
+        self,
+        unsafe_seed: int | None = None,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        key = entropy(KEY_BYTES) if unsafe_seed is None else unsafe_seed.to_bytes(KEY_BYTES, "big")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> Words:
