@@ -151,9 +151,10 @@ class _SqliteTransaction(Transaction):
 
 
 def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
-    for piece in map(memoryview, pieces):
-        for start in range(0, len(piece), _PART):
-            yield piece[start : start + _PART]
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), _PART):
+            yield view[start : start + _PART]
 
 
 def whole(db: sqlite3.Connection, kind: str, key: str, data: bytes) -> bytes:
