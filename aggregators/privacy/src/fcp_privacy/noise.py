@@ -9,7 +9,7 @@ and is kept with a probability ``exp(-gamma)``. A probability is compared with t
 uniform number, in double precision; where these bits do not decide, which is so about once in
 2 ** 30 times, more bits are drawn and the probability is computed to as many digits.
 
-The compiled loop ``fcp_privacy._loops``, where it is installed, decides the same for the same words.
+The compiled loop ``fcp_privacy._loops``, where it is installed, decides alike for the same words.
 """
 
 from __future__ import annotations
