@@ -21,6 +21,7 @@ from fcp_core.rounds.events import (
     Dropped,
     Event,
     Rejected,
+    Released,
     Surplus,
     TaskClosed,
     TaskOpened,
@@ -112,6 +113,14 @@ class ServerMetrics:
             "Tasks that ended, by status code; OK if there is a result.",
             [*_TASK, "code"],
         )
+        self.releases = Counter(
+            "fcp_releases_total", "Results with noise that were stored and booked.", _TASK
+        )
+        self.ledger = Gauge(
+            "fcp_ledger",
+            "What ledgers say of a population, as of the last release.",
+            ["population", "figure"],
+        )
         self.contribution_seconds = Histogram(
             "fcp_contribution_seconds",
             "Time from a device's assignment to its contribution in the aggregate.",
@@ -191,6 +200,10 @@ class ServerMetrics:
             self.surplus.add(where, event.task_name)
         elif isinstance(event, TaskOpened):
             self._open[where, event.task_name] += 1
+        elif isinstance(event, Released):
+            self.releases.add(where, event.task_name)
+            for name, value in event.figures.items():
+                self.ledger.set(where, _word(name), value=value)
         else:
             self._close(event)
 

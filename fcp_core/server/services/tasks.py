@@ -381,7 +381,7 @@ class Tasks:
         storage = self._plugins.config.get("storage")
         try:
             status, ended = await store_end(
-                self._store, record, status, result, task.release, storage
+                self._store, record, status, result, task.release, self._with, storage
             )
         except LeaseLostError:
             raise asyncio.CancelledError from None  # another member ends it
