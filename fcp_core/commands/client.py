@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fcp_core.client.client import Client
+    from fcp_core.client.privacy import PrivacyPolicy
     from fcp_core.client.protocols import DeviceProtocol
     from fcp_core.client.results import SessionResult
     from fcp_core.client.stores import ExampleStore
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: The options of the owner's privacy policy.
+_PRIVACY = ("privacy_policy", "never", "minimum_peers", "epsilon_per_week")
 
 #: In seconds: a year.
 _LONGEST_SLEEP = 366 * 86400.0
@@ -70,6 +74,19 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     help="A file whose tables queries in SQL may read, as a collection: SQLite, CSV, JSON lines or "
     "Parquet; may be repeated, also for one collection.",
 )
+@_option(
+    "privacy-policy",
+    type=click.Path(dir_okay=False),
+    help="A TOML file that says which tasks the device runs.",
+)
+@_option(
+    "never",
+    multiple=True,
+    metavar="COLLECTION_URI",
+    help="A collection of which nothing is given, * for any letters; may be repeated.",
+)
+@_option("minimum-peers", type=int, help="Run tasks only whose sums have so many devices.")
+@_option("epsilon-per-week", type=float, help="What the tasks of seven days may cost together.")
 @_option("history", default="", help="A file that remembers contributions (SQLite).")
 @_option(
     "allow-op",
@@ -127,6 +144,7 @@ def client(
     from fcp_core.protocol.status import Code, StatusError
 
     store = _store(example_data_path, num_empty_examples, tfrecord, safety.pop("sql"))
+    privacy = _privacy(*(safety.pop(name) for name in _PRIVACY))
     sleep = _sleep(sleep_after_round_secs)
     succeeded = False
     with ExitStack() as cleanup:
@@ -147,6 +165,7 @@ def client(
                 session=session,
                 history=contributions,
                 protocols=_protocols(),
+                privacy=privacy,
                 **_safety(**safety),
             )
         except StatusError as error:
@@ -170,6 +189,28 @@ def _sleep(seconds: float) -> float | None:
             f"--sleep-after-round-secs takes at most {_LONGEST_SLEEP:.0f} seconds, not {seconds}."
         )
     return seconds
+
+
+def _privacy(
+    path: str | None, never: tuple[str, ...], peers: int | None, epsilon: float | None
+) -> PrivacyPolicy | None:
+    """Return the owner's policy: that of the file and of the options together."""
+    if path is None and not never and peers is None and epsilon is None:
+        return None
+    from fcp_core.client.privacy import Acceptance, PrivacyPolicy
+
+    if (peers is not None and peers < 2) or (epsilon is not None and not epsilon > 0):
+        raise UsageError("--minimum-peers takes 2 or more, --epsilon-per-week more than 0.")
+    given = PrivacyPolicy() if path is None else PrivacyPolicy.read(path)
+    accept = given.accept
+    if peers is not None or epsilon is not None:
+        if accept:
+            raise UsageError(
+                "--minimum-peers and --epsilon-per-week do not go together with 'accept' in the "
+                "privacy policy: write it there."
+            )
+        accept = (Acceptance(minimum_peers=peers, epsilon_per_week=epsilon),)
+    return PrivacyPolicy((*given.never, *never), accept)
 
 
 def _safety(
