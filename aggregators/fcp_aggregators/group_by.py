@@ -82,7 +82,8 @@ class GroupByAccumulator(Accumulator):
     def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
         _check(intrinsic)
         self._intrinsic = intrinsic
-        self._max_groups = int(options.get(MAX_GROUPS, DEFAULT_MAX_GROUPS))
+        #: How many groups there may be; 0: as many as come.
+        self.max_groups = int(options.get(MAX_GROUPS, DEFAULT_MAX_GROUPS))
         self._max_bytes = int(options.get(MAX_BYTES, DEFAULT_MAX_BYTES))
         self._specs = tuple(flat_inputs(intrinsic))
         self._minimum = 0
@@ -259,13 +260,13 @@ class GroupByAccumulator(Accumulator):
 
         :param more_bytes: what the rows take at most beside their numbers.
         """
-        if not self._max_groups and not self._max_bytes:
+        if not self.max_groups and not self._max_bytes:
             return
         each = _GROUP_BYTES * (len(self._specs) + 1)
         held = self._cell_bytes + (self._index.string_bytes if self._index is not None else 0)
         groups = self._groups + rows
         room = self._max_bytes or (groups * each + held + more_bytes)
-        most = self._max_groups or groups
+        most = self.max_groups or groups
         if groups <= most and groups * each + held + more_bytes <= room:
             return
         numbered = number()
@@ -273,7 +274,7 @@ class GroupByAccumulator(Accumulator):
         if self._index is not None:
             more_bytes = min(more_bytes, numbered.string_bytes)
         if groups > most:
-            problem = f"there would be {groups} groups; {MAX_GROUPS} is {self._max_groups}"
+            problem = f"there would be {groups} groups; {MAX_GROUPS} is {self.max_groups}"
         elif (size := groups * each + held + more_bytes) > room:
             problem = f"its groups would take {size} bytes; {MAX_BYTES} is {self._max_bytes}"
         else:
