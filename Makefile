@@ -85,7 +85,8 @@ $(SITE)/.ready: requirements/docs.txt
 	@touch $@
 
 # The documentation as a site, in build/site/VERSION; a warning or a broken link is an error.
-docs-site: $(SITE)/.ready
+docs-site: $(READY) $(SITE)/.ready
+	@$(BIN)/python docs/site/reference.py build/reference
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet -d build/site/$$(sed -n 's/^version = //p' setup.cfg)
 
 # All goals in one table, for docs/performance.md: make bench. Smaller inputs: make bench QUICK=1

@@ -4,43 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fcp_aggregators import (
-    group_by,
-    group_columns,
-    mean,
-    median,
-    secure_sum,
-    simple_protocol,
-    vector,
-)
-from fcp_core.aggregation.aggregator import AggregatorFactory
-from fcp_core.aggregation.engine import EngineFactory
-from fcp_core.aggregation.local import make_local_engine
-from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
 from fcp_core.plugins import hookimpl
-from fcp_core.rounds.protocols import AggregationProtocolFactory
 
+# What is registered is imported when it is asked for: the command line looks at every plugin, and
+# mostly for its commands only.
 if TYPE_CHECKING:
+    from fcp_core.aggregation.aggregator import AggregatorFactory
+    from fcp_core.aggregation.engine import EngineFactory
     from fcp_core.plugins.config import OptionRegistry
+    from fcp_core.rounds.protocols import AggregationProtocolFactory
 
 fcp_api_version = 1
-
-#: The means of :mod:`fcp_aggregators.mean`.
-MEANS = tuple(factory.name for factory in mean.FACTORIES)
-#: The aggregators in which infinities may mean something.
-ALLOWING = (
-    *(factory.name for factory in vector.FACTORIES),
-    *MEANS,
-    *(factory.name for factory in median.FACTORIES),
-    group_by.GROUP_BY_URI,
-    group_columns.SUM_URI,
-)
 
 
 @hookimpl
 def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of the aggregators, the simple protocol and the local engine."""
-    for name in ALLOWING:
+    from fcp_aggregators import group_by, group_columns, mean, median, secure_sum, vector
+    from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
+
+    means = tuple(factory.name for factory in mean.FACTORIES)
+    # In these infinities may mean something.
+    allowing = (
+        *(factory.name for factory in vector.FACTORIES),
+        *means,
+        *(factory.name for factory in median.FACTORIES),
+        group_by.GROUP_BY_URI,
+        group_columns.SUM_URI,
+    )
+    for name in allowing:
         options.add(
             f"aggregator.{name}",
             ALLOW_NON_FINITE,
@@ -48,7 +40,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
             default=False,
             help="take NaN and infinities, and let sums overflow, instead of refusing a device",
         )
-    for name in ("federated_sum", *MEANS):
+    for name in ("federated_sum", *means):
         options.add(
             f"aggregator.{name}",
             "max_norm",
@@ -75,6 +67,42 @@ def fcp_add_options(options: OptionRegistry) -> None:
             help="sum in the clear what asks for secure aggregation; the server sees each value",
             operator_only=True,
         )
+    _add_other_options(options)
+
+
+@hookimpl
+def fcp_register_aggregators() -> list[AggregatorFactory]:
+    """Return the built-in aggregators."""
+    from fcp_aggregators import group_by, mean, median, secure_sum, vector
+
+    return [
+        *vector.FACTORIES,
+        *mean.FACTORIES,
+        *median.FACTORIES,
+        *secure_sum.FACTORIES,
+        *group_by.FACTORIES,
+    ]
+
+
+@hookimpl
+def fcp_register_aggregation_protocols() -> list[AggregationProtocolFactory]:
+    """Return the simple protocol."""
+    from fcp_aggregators import simple_protocol
+
+    return [simple_protocol.FACTORY]
+
+
+@hookimpl
+def fcp_register_engines() -> list[EngineFactory]:
+    """Return the local engine."""
+    from fcp_core.aggregation.engine import EngineFactory
+    from fcp_core.aggregation.local import make_local_engine
+
+    return [EngineFactory("local", "threads of the server's own process", make_local_engine)]
+
+
+def _add_other_options(options: OptionRegistry) -> None:
+    """Declare those of the simple protocol and the local engine."""
     options.add(
         "protocol.simple",
         "detection_interval",
@@ -100,6 +128,8 @@ def fcp_add_options(options: OptionRegistry) -> None:
 
 
 def _add_bounds_of_groups(options: OptionRegistry) -> None:
+    from fcp_aggregators import group_by
+
     options.add(
         f"aggregator.{group_by.GROUP_BY_URI}",
         group_by.MAX_GROUPS,
@@ -116,27 +146,3 @@ def _add_bounds_of_groups(options: OptionRegistry) -> None:
         help="how much memory the groups may take, estimated; 0: as much as they take",
         minimum=0,
     )
-
-
-@hookimpl
-def fcp_register_aggregators() -> list[AggregatorFactory]:
-    """Return the built-in aggregators."""
-    return [
-        *vector.FACTORIES,
-        *mean.FACTORIES,
-        *median.FACTORIES,
-        *secure_sum.FACTORIES,
-        *group_by.FACTORIES,
-    ]
-
-
-@hookimpl
-def fcp_register_aggregation_protocols() -> list[AggregationProtocolFactory]:
-    """Return the simple protocol."""
-    return [simple_protocol.FACTORY]
-
-
-@hookimpl
-def fcp_register_engines() -> list[EngineFactory]:
-    """Return the local engine."""
-    return [EngineFactory("local", "threads of the server's own process", make_local_engine)]

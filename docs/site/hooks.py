@@ -19,7 +19,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, InclusionLevel
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "notebooks"))
 from links import broken
+from run import cells
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -53,7 +55,19 @@ def homes() -> dict[Path, str]:
     for kind in ("aggregators", "plugins", "examples"):
         for path in sorted((ROOT / kind).glob("*/README.md")):
             found[path] = f"{kind}/{path.parent.name}.md"
+    for path in sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")):
+        found[path] = found[path.with_suffix(".py")] = f"examples/{path.stem}.md"
     return found
+
+
+def text_of(path: Path) -> str:
+    """Return the Markdown of a file that is a page; a notebook is made from its script."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    script = path.with_suffix(".py").read_text(encoding="utf-8")
+    return "\n\n".join(
+        text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells(script)
+    )
 
 
 class Site:
@@ -71,8 +85,10 @@ class Site:
         """Add the pages that MkDocs does not find."""
         for path, name in self.homes.items():
             if path != ROOT / "README.md":
-                self.made[name] = path.read_text(encoding="utf-8")
+                self.made[name] = text_of(path)
                 self.sources[name] = path
+        for path in sorted((ROOT / "build" / "reference").glob("*.md")):  # see the Makefile
+            self.made[f"reference/{path.name}"] = path.read_text(encoding="utf-8")
         for name, modules in MODULES.items():
             text = "".join(f"\n::: {module}\n" for module in modules)
             self.made[f"api/{name}.md"] = f"# `{modules[0].rpartition('.')[0]}`: {name}\n{text}"
@@ -160,6 +176,22 @@ def moves(diagram: str) -> str:
     lines = [f"Begins as {', '.join(begin)}.\n"] if begin else []
     lines += ["| state | goes on to |", "|---|---|"]
     return "\n".join([*lines, *(f"| `{one}` | {', '.join(to)} |" for one, to in after.items())])
+
+
+def named(nav: Any) -> Iterator[str]:
+    """Yield the pages that a navigation names."""
+    for entry in nav:
+        value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+        yield from [value] if isinstance(value, str) else named(value)
+
+
+def on_config(config: Any) -> Any:
+    """Put pages that nobody has put into the navigation at its end."""
+    pages = [path.name for path in sorted(DOCS.glob("*.md"))]
+    rest = [name for name in [*pages, *homes().values()] if name not in set(named(config.nav))]
+    if rest:
+        config.nav.append({"More": list(dict.fromkeys(rest))})
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:

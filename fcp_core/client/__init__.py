@@ -16,6 +16,8 @@ from fcp_core.client.limits import Limits
 from fcp_core.client.protocols import DeviceProtocol, PlanResults
 from fcp_core.client.python_tasks import PythonTaskExecutor, task
 from fcp_core.client.results import Outcome, SessionResult, TaskOutcome, TaskResult
+from fcp_core.client.sql_engine import SQLLimits
+from fcp_core.client.sql_store import SQLStore
 from fcp_core.client.stores import (
     CallableStore,
     CollectionStore,
@@ -48,6 +50,8 @@ __all__ = [
     "PythonTaskExecutor",
     "RetryPolicy",
     "RunRecord",
+    "SQLLimits",
+    "SQLStore",
     "SessionResult",
     "SliceSource",
     "SystemClock",

@@ -63,6 +63,13 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     metavar="COLLECTION_URI=PATH",
     help="A TFRecord file as a collection; may be repeated.",
 )
+@_option(
+    "sql",
+    multiple=True,
+    metavar="COLLECTION_URI=PATH",
+    help="A file whose tables queries in SQL may read, as a collection: SQLite, CSV, JSON lines or "
+    "Parquet; may be repeated, also for one collection.",
+)
 @_option("history", default="", help="A file that remembers contributions (SQLite).")
 @_option(
     "allow-op",
@@ -119,7 +126,7 @@ def client(
     from fcp_core.client.history import History
     from fcp_core.protocol.status import Code, StatusError
 
-    store = _store(example_data_path, num_empty_examples, tfrecord)
+    store = _store(example_data_path, num_empty_examples, tfrecord, safety.pop("sql"))
     sleep = _sleep(sleep_after_round_secs)
     succeeded = False
     with ExitStack() as cleanup:
@@ -204,14 +211,16 @@ def _protocols() -> list[DeviceProtocol]:
     return [make() for make in sides if make is not None]
 
 
-def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -> ExampleStore:
+def _store(
+    example_data_path: str, num_empty: int, tfrecords: tuple[str, ...], tables: tuple[str, ...]
+) -> ExampleStore:
     from fcp_core.client import stores
     from fcp_core.protocol.status import StatusError
 
-    if tfrecords and (example_data_path or num_empty):
+    if (tfrecords or tables) and (example_data_path or num_empty):
         raise UsageError(
-            "--tfrecord excludes --example-data-path and --num-empty-examples: give one kind of "
-            "examples."
+            "--tfrecord and --sql exclude --example-data-path and --num-empty-examples: give one "
+            "kind of examples."
         )
     # As in the published runner, a file of examples wins over a number of empty ones.
     if example_data_path:
@@ -219,16 +228,31 @@ def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -
             return stores.ExampleDataStore(example_data_path)
         except StatusError as error:
             raise UsageError(f"--example-data-path: {error.message}.") from error
-    if tfrecords:
-        collections = {}
-        for given in tfrecords:
-            uri, path = _collection_and_path(given)
-            collections[uri] = stores.TFRecordStore(path)
-        return stores.CollectionStore(collections)
-    return stores.EmptyExamplesStore(num_empty)
+    if not tfrecords and not tables:
+        return stores.EmptyExamplesStore(num_empty)
+    collections: dict[str, ExampleStore] = {}
+    for given in tfrecords:
+        uri, path = _collection_and_path(given)
+        collections[uri] = stores.TFRecordStore(path)
+    return stores.CollectionStore({**collections, **_sql_stores(tables)})
 
 
-def _collection_and_path(given: str) -> tuple[str, str]:
+def _sql_stores(given: tuple[str, ...]) -> dict[str, ExampleStore]:
+    """Return the stores that are asked in SQL, by the collections that they are."""
+    if not given:
+        return {}
+    from fcp_core.client.sql_store import SQLStore
+
+    paths: dict[str, list[str]] = {}
+    for each in given:
+        uri, path = _collection_and_path(each, "--sql")
+        if not os.path.exists(path):
+            raise UsageError(f"--sql {each}: there is no file {path}.")
+        paths.setdefault(uri, []).append(path)
+    return {uri: SQLStore(*files) for uri, files in paths.items()}
+
+
+def _collection_and_path(given: str, option: str = "--tfrecord") -> tuple[str, str]:
     """Split ``COLLECTION_URI=PATH``; either may have equals signs, so the file decides.
 
     :raises UsageError: if it has not both.
@@ -239,7 +263,7 @@ def _collection_and_path(given: str) -> tuple[str, str]:
         if sign == "=" and 0 < at < len(given) - 1
     ]
     if not pairs:
-        raise UsageError(f"--tfrecord takes COLLECTION_URI=PATH, not {given!r}.")
+        raise UsageError(f"{option} takes COLLECTION_URI=PATH, not {given!r}.")
     return next((pair for pair in pairs if os.path.exists(pair[1])), pairs[0])
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fcp_core.plugins.loading import Commands
     from fcp_core.plugins.manager import Plugins
     from fcp_core.plugins.tracing import TraceSink
 
@@ -22,6 +23,7 @@ class Invocation:
     config_file: str | None = None
     overrides: dict[str, str] = field(default_factory=dict)
     _plugins: Plugins | None = field(default=None, repr=False)
+    _commands: Commands | None = field(default=None, repr=False)
 
     def load_plugins(
         self,
@@ -59,3 +61,19 @@ class Invocation:
         if self._plugins is None:
             self._plugins = self.load_plugins()
         return self._plugins
+
+    @property
+    def plugin_commands(self) -> Commands:
+        """The commands of plugins; loaded once, and without what else the plugins offer.
+
+        :raises UsageError: if a plugin cannot be imported or its commands cannot be had.
+        """
+        if self._commands is None:
+            from fcp_core.plugins.loading import Commands, load_commands
+
+            self._commands = load_commands(config_file=self.config_file, overrides=self.overrides)
+            if self._commands is None:
+                offers = self.plugins.offers()
+                owners = {o.name: o.plugin for o in offers if o.kind == "command"}
+                self._commands = Commands(self.plugins.commands, owners)
+        return self._commands

@@ -21,6 +21,7 @@ from fcp_core.commands.output import make_table, print_tables
 from fcp_core.commands.plugin import plugin
 from fcp_core.commands.plugins import plugins
 from fcp_core.commands.populations import populations
+from fcp_core.commands.query import query
 from fcp_core.commands.serve import serve
 from fcp_core.commands.simulate import simulate
 from fcp_core.commands.tasks import openapi, tasks
@@ -77,15 +78,16 @@ class _Root(click.Group):
 def _plugin_commands(root: click.Group, ctx: click.Context) -> Mapping[str, click.Command]:
     if ctx.obj is None:
         ctx.obj = _invocation(ctx)
-    commands: Mapping[str, click.Command] = ctx.obj.plugins.commands
-    clashes = sorted(set(commands) & set(root.commands))
+    found = ctx.obj.plugin_commands
+    clashes = sorted(set(found.commands) & set(root.commands))
     if clashes:
-        owners = {o.name: o.plugin for o in ctx.obj.plugins.offers() if o.kind == "command"}
         raise UsageError(
             "\n".join(
-                f"{owners[name]} brings a command {name!r}, which fcp has." for name in clashes
+                f"{found.owners[name]} brings a command {name!r}, which fcp has."
+                for name in clashes
             )
         )
+    commands: Mapping[str, click.Command] = found.commands
     return commands
 
 
@@ -174,6 +176,7 @@ for _command in (
     openapi,
     plugin,
     plugins,
+    query,
     serve,
     simulate,
     tasks,

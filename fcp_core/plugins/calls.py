@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import pluggy
 
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
-from fcp_core.plugins import discovery
 from fcp_core.plugins.config import Config
-from fcp_core.plugins.discovery import PluginSource, explain, place_of
+from fcp_core.plugins.discovery import PluginSource, explain
+from fcp_core.plugins.implementations import Call
 from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.events import Event
@@ -31,52 +30,6 @@ logger = logging.getLogger(__name__)
 
 #: What pace steering is told, in order.
 _PACE = ("population", "accepted", "load", "now", "pacing")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One plugin's implementation of one hook."""
-
-    hook: str
-    source: PluginSource
-    order: tuple[int, int]
-    function: Callable[..., Any] = field(repr=False)
-    arguments: tuple[str, ...]
-
-    def __call__(self, **values: Any) -> Any:
-        """Call it with those of the hook's arguments that it asks for."""
-        return self.function(*(values[name] for name in self.arguments))
-
-
-def collect_calls(
-    manager: pluggy.PluginManager, loaded: Sequence[tuple[PluginSource, object]]
-) -> dict[str, list[Call]]:
-    """Return each hook's implementations: ``tryfirst``, then as they were loaded, ``trylast``."""
-    sources = {source.name: (index, source) for index, (source, _) in enumerate(loaded)}
-    calls: dict[str, list[Call]] = {}
-    for hook in discovery.hook_specs():
-        found = []
-        for impl in getattr(manager.hook, hook).get_hookimpls():
-            index, source = sources[impl.plugin_name]
-            rank = 0 if impl.tryfirst else 2 if impl.trylast else 1
-            found.append(Call(hook, source, (rank, index), impl.function, tuple(impl.argnames)))
-        calls[hook] = sorted(found, key=lambda call: call.order)
-    return calls
-
-
-def run_all(calls: Sequence[Call], function: Callable[[Call], None]) -> None:
-    """Run a stage for every plugin, and raise all problems together."""
-    problems = []
-    first: BaseException | None = None
-    for call in calls:
-        try:
-            function(call)
-        except PLUGIN_ERRORS as error:
-            first = first or error
-            where = f"{call.source}: {place_of(call.function)}"
-            problems.append(f"{where}: {call.hook} failed: {explain(error)}.")
-    if problems:
-        raise UsageError("\n".join(problems)) from first
 
 
 class HookCaller:
@@ -269,6 +222,14 @@ class HookCaller:
                 await _settle(call())
             except PLUGIN_ERRORS:
                 logger.exception("%s failed to shut down", call.source)
+
+
+def _bound(call: Call, *names: str) -> Callable[..., Any]:
+    """Return what calls an implementation with these arguments of the hook, in this order."""
+    if call.arguments == names:
+        return call.function
+    places = [names.index(name) for name in call.arguments]
+    return lambda *values: call.function(*[values[place] for place in places])
 
 
 def _taking(call: Call, names: tuple[str, ...]) -> Callable[..., Any]:

@@ -35,7 +35,7 @@ from fcp_core.plugins.registry import (
     variable,
 )
 from fcp_core.plugins.removed_options import REMOVED, warn_if_removed
-from fcp_core.rounds.tasks import NAME_PATTERN
+from fcp_core.rounds.text import NAME_PATTERN
 
 __all__ = [
     "Config",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,18 +12,20 @@ from typing import Any
 import click
 import pluggy
 
-from fcp_core.aggregation import protocol as old_contract
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import EngineFactory
 from fcp_core.errors import UsageError
 from fcp_core.plugins import discovery
-from fcp_core.plugins.calls import Call, HookCaller, collect_calls, run_all
+from fcp_core.plugins.calls import HookCaller
 from fcp_core.plugins.choices import Choices, Offered
 from fcp_core.plugins.config import Config, OptionRegistry, Sources, load_config
 from fcp_core.plugins.discovery import PluginSource
+from fcp_core.plugins.implementations import Call, collect_calls, run_all
+from fcp_core.plugins.loading import find, new_manager, take
 from fcp_core.plugins.options import add_core_options, check_core_options
+from fcp_core.plugins.pages import PagesFactory
 from fcp_core.plugins.task_choices import TaskChoices
-from fcp_core.plugins.tracing import TraceSink, log_trace, trace_hooks
+from fcp_core.plugins.tracing import TraceSink
 from fcp_core.protocol import routes
 from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
@@ -42,6 +43,7 @@ _KINDS: tuple[tuple[str, str, type], ...] = (
     ("eligibility", "fcp_register_eligibility_policies", EligibilityPolicyFactory),
     ("storage", "fcp_register_storages", StorageFactory),
     ("engine", "fcp_register_engines", EngineFactory),
+    ("pages", "fcp_register_pages", PagesFactory),
     ("ledger", "fcp_register_ledgers", Ledger),
     ("command", "fcp_register_commands", click.Command),
 )
@@ -61,7 +63,8 @@ _NEEDED_EVERYWHERE = frozenset(
 class Offer:
     """One thing that a plugin offers.
 
-    :param kind: aggregator, protocol, selection, eligibility, storage, engine, ledger or command.
+    :param kind: aggregator, protocol, selection, eligibility, storage, engine, pages, ledger or
+        command.
     :param active: whether the configuration chooses it.
     """
 
@@ -162,8 +165,8 @@ class Plugins(HookCaller, Choices):
             logger.warning("%s is ignored, since %s has the configuration", path, sources.file)
         registry = OptionRegistry(defaults)
         add_core_options(registry)
-        loaded = discovery.import_plugins(_find(registry, sources, modules, extra, entry_points))
-        manager = _new_manager(loaded, registry, sources, trace)
+        loaded = discovery.import_plugins(find(registry, sources, modules, extra, entry_points))
+        manager = new_manager(loaded, registry, sources, trace)
         calls = collect_calls(manager, loaded)
         run_all(calls["fcp_add_options"], lambda call: _declare(call, registry))
         config = load_config(registry, sources)
@@ -257,35 +260,12 @@ class Plugins(HookCaller, Choices):
 
     def _take(self, call: Call, kind: str, expected: type) -> None:
         answer = call(config=self.config.visible_to(str(call.source)))
-        if isinstance(answer, str | bytes | Mapping) or not isinstance(answer, Iterable):
-            mend = "put it in a list" if isinstance(answer, expected) else "return one"
-            raise UsageError(f"it returned {answer!r}, not a list of {expected.__name__}; {mend}")
-        for factory in answer:
-            if isinstance(factory, old_contract.AggregationProtocolFactory):
-                raise UsageError(
-                    f"the aggregation protocol {factory.name!r} is written for the contract of "
-                    "0.1, in which the core knew what a protocol sends: write it against "
-                    "fcp_core.rounds.protocols, with the services that it serves; "
-                    "docs/protocols.md says how"
-                )
-            if not isinstance(factory, expected):
-                raise UsageError(
-                    f"its list has {factory!r}, which is no {expected.__name__}; leave it out"
-                )
-            name = factory.name  # type: ignore[attr-defined]
-            if not isinstance(name, str) or not re.fullmatch(r"[^\s,\[\]]+", name):
-                raise UsageError(f"the name {name!r} of a {kind} must be one word")
-            owner = self._owners.setdefault((kind, name), call.source)
-            table = self.offered.table(kind)
-            if name in table:
-                raise UsageError(
-                    f"the {kind} {name!r} is offered already by {owner}; "
-                    f"disable one of them with [fcp] disable_plugins"
-                )
+        for factory in take(
+            answer, call.source, kind, expected, self.offered.table(kind), self._owners
+        ):
             if isinstance(factory, AggregationProtocolFactory):
                 for file in factory.files:
                     routes.add(file)
-            table[name] = factory
 
     def scopes(self) -> list[Choices]:
         """Return the choices for the server, and for each population and task with a section."""
@@ -297,57 +277,6 @@ class Plugins(HookCaller, Choices):
                 for name in self.config.scopes("task")
             ),
         ]
-
-
-def _new_manager(
-    loaded: Sequence[tuple[PluginSource, object]],
-    registry: OptionRegistry,
-    sources: Sources,
-    trace: TraceSink | None,
-) -> pluggy.PluginManager:
-    """Register the plugins, with a trace of their calls if one is asked for."""
-    manager = discovery.new_plugin_manager()
-    for source, plugin in reversed(loaded):  # pluggy asks the last one first
-        manager.register(plugin, name=source.name)
-    if trace is None and sources.value(registry.option("", "trace_hooks")).value:
-        logging.getLogger("fcp.hooks").setLevel(logging.INFO)
-        trace = log_trace
-    if trace is not None:
-        trace_hooks(manager, [source for source, _ in loaded], trace)
-    return manager
-
-
-def _find(
-    registry: OptionRegistry,
-    sources: Sources,
-    more: Sequence[str],
-    extra: Iterable[object],
-    entry_points: Iterable[importlib.metadata.EntryPoint] | None,
-) -> list[PluginSource]:
-    """Find the plugins, as the options say that are read before any is imported."""
-
-    def early(name: str) -> tuple[tuple[str, ...], str]:
-        value = sources.value(registry.option("", name))
-        return value.value, value.origin
-
-    found = discovery.installed_sources(entry_points)
-    modules, origin = early("plugins")
-    base = sources.base(registry.option("", "plugins"))
-    found += [discovery.configured_source(item, origin, base) for item in modules]
-    known = {place for s in found for place in (s.target, s.target.partition(":")[0], s.path)}
-    for item in more:
-        source = discovery.configured_source(item, "the command line", sources.folder)
-        if not known & ({source.target, source.path} - {""}):
-            found.append(source)
-    extra = list(extra)
-    # An object of the program takes the place of what is installed: it was made with a purpose.
-    given = {target for plugin in extra for target in discovery.targets_of(plugin)}
-    found = [source for source in found if source.target not in given]
-    for plugin in extra:
-        found.append(discovery.given_source(plugin, [source.name for source in found]))
-    active = discovery.select_sources(found, *early("disable_plugins"))
-    discovery.check_required(*early("required_plugins"), active)
-    return active
 
 
 def _declare(call: Call, registry: OptionRegistry) -> None:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable
+
+#: Population and task names (the reference platform's rule).
+NAME_PATTERN = re.compile(r"\w+(/\w+)*")
+
+#: Population names are ASCII besides: a device has them in addresses, and sends no others.
+POPULATION_PATTERN = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
 
 #: Categories of characters that begin a line, colour a terminal, turn the direction of writing, are
 #: not seen, or cannot be encoded.

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import TYPE_CHECKING
 
 from fcp_core.plugins import hookimpl
-from fcp_core.protocol.status import Code
-from fcp_core.rounds.events import Event, TaskClosed
+
+if TYPE_CHECKING:
+    from fcp_core.rounds.events import Event
 
 logger = logging.getLogger("fcp.events")
 
@@ -18,11 +20,11 @@ logger = logging.getLogger("fcp.events")
 @hookimpl
 def fcp_event(event: Event) -> None:
     """Write one line, if the log is set to INFO or it is the end of a task that failed."""
-    failed = isinstance(event, TaskClosed) and event.code not in (Code.OK, Code.CANCELLED)
+    kind = type(event).__name__
+    failed = kind == "TaskClosed" and event.code.name not in ("OK", "CANCELLED")  # type: ignore[union-attr]
     level = logging.WARNING if failed else logging.INFO
     if logger.isEnabledFor(level):
         values = dataclasses.asdict(event)
         del values["at"]
-        kind = type(event).__name__
         text = " ".join(f"{key}={value}" for key, value in values.items())
         logger.log(level, "%s %s", kind, text, extra={"fcp": {"event": kind, **values}})

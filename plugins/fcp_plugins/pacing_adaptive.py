@@ -11,23 +11,26 @@ to come at, and comes then at the rate that is wanted.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from fcp_core.plugins import hookimpl
-from fcp_core.plugins.config import OptionRegistry
-from fcp_core.rounds.pacing import HORIZON, SLOT, Pace
-from fcp_core.rounds.policies import RetryWindow
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fcp_core.plugins.config import OptionRegistry
+    from fcp_core.rounds.pacing import Pace
+    from fcp_core.rounds.policies import RetryWindow
 
 SECTION = "pacing.adaptive"
 
 #: The share of a far minute that is left free, and the seconds after which a minute is far.
 _RESERVE = 0.5
 _FAR = 3600.0
-_FILL = 1 - _RESERVE * (1 - np.exp(-np.arange(HORIZON) * SLOT / _FAR))
 
 #: The shortest time, in seconds, over which a small population comes.
 _SHORTEST_MEETING = 5.0
@@ -68,6 +71,12 @@ def choose_window(load: Mapping[str, Any], options: Mapping[str, Any], now: floa
         gets them.
     :param options: those of ``[fcp:pacing.adaptive]``.
     """
+    # Loaded here, since the command line looks at every plugin without choosing windows.
+    import numpy as np
+
+    from fcp_core.rounds.pacing import HORIZON, SLOT
+    from fcp_core.rounds.policies import RetryWindow
+
     pace: Pace = load["pace"]
     shortest = options["min_delay"]
     longest = min(max(options["max_delay"], 2 * shortest), HORIZON * SLOT)
@@ -82,7 +91,7 @@ def choose_window(load: Mapping[str, Any], options: Mapping[str, Any], now: floa
     if size < rate * period:
         meeting = math.ceil((now + soonest) / period) * period - now
         return RetryWindow(meeting, meeting + max(size / rate, _SHORTEST_MEETING))
-    free = rate * SLOT * _FILL - pace.forecast(rate, now)
+    free = rate * SLOT * _fill() - pace.forecast(rate, now)
     into = now % SLOT
     first = math.ceil((into + soonest) / SLOT)
     last = int(longest / SLOT)
@@ -90,3 +99,14 @@ def choose_window(load: Mapping[str, Any], options: Mapping[str, Any], now: floa
     if free[slot] <= 0:
         return RetryWindow(max(longest / 2, soonest), longest)
     return RetryWindow(slot * SLOT - into, (slot + 1) * SLOT - into)
+
+
+@functools.cache
+def _fill() -> NDArray[np.float64]:
+    """Return the share of each minute ahead that is filled."""
+    import numpy as np
+
+    from fcp_core.rounds.pacing import HORIZON, SLOT
+
+    ahead = np.arange(HORIZON, dtype=np.float64) * SLOT
+    return np.asarray(1 - _RESERVE * (1 - np.exp(-ahead / _FAR)))

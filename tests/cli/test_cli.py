@@ -207,7 +207,11 @@ def test_help_survives_a_broken_configuration(fcp, tmp_path):
     (tmp_path / "setup.cfg").write_text("[fcp]\nstorge = x\n")
     result = fcp("--help")
     assert result.returncode == 0
-    assert "commands of plugins cannot be listed" in result.stdout
+    assert "  demo " in result.stdout
+    (tmp_path / "setup.cfg").write_text("[fcp]\nplugins = nowhere\n")
+    result = fcp("--help")
+    assert result.returncode == 0
+    assert "commands of plugins cannot be listed: plugin 'nowhere'" in result.stdout
     assert "config" in result.stdout
 
 

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.plugins import hookimpl
-from fcp_core.rounds.protocols import AggregationProtocolFactory
-from fcp_secagg import settings, sums
+from fcp_core.rounds.protocols import AggregationProtocol, AggregationProtocolFactory
+from fcp_secagg import sums
 from fcp_secagg.aggregands import URIS, problems_of
-from fcp_secagg.device import SecureAggregationDevice
-from fcp_secagg.protocol import ABORT, SERVICE, SecureAggregation
+from fcp_secagg.states import ABORT, SERVICE
 
+# The cryptography, and the device, are imported when they are needed: the command line looks at
+# every plugin.
 if TYPE_CHECKING:
+    from fcp_core.client.protocols import DeviceProtocol
     from fcp_core.plugins.config import OptionRegistry
     from fcp_core.rounds.tasks import TaskSpec
 
@@ -22,27 +24,43 @@ fcp_api_version = 1
 
 def check(spec: TaskSpec, options: Mapping[str, Any]) -> list[str]:
     """Say why a task cannot be done with these options, a sentence each."""
-    chosen = settings.Settings.of(options)
+    from fcp_secagg.settings import Settings
+
+    chosen = Settings.of(options)
     problems = chosen.problems(spec.goal_count, spec.max_at_work)
     sizes = [] if problems else [chosen.cohort]
     return problems + problems_of(spec.aggregation, sizes)
 
 
+def _make(options: Mapping[str, Any]) -> AggregationProtocol:
+    from fcp_secagg.protocol import SecureAggregation
+
+    return SecureAggregation(options)
+
+
+def _device() -> DeviceProtocol:
+    from fcp_secagg.device import SecureAggregationDevice
+
+    return SecureAggregationDevice()
+
+
 FACTORY = AggregationProtocolFactory(
     "secagg",
     "secure aggregation: the server sees sums of cohorts, and nothing else of what they hold",
-    SecureAggregation,
+    _make,
     services=(SERVICE,),
     aborting=(ABORT,),
     check=check,
     aggregators=dict.fromkeys(URIS, sums.NAME),
-    device=SecureAggregationDevice,
+    device=_device,
 )
 
 
 @hookimpl
 def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the protocol's options."""
+    from fcp_secagg import settings
+
     settings.add_options(options)
 
 

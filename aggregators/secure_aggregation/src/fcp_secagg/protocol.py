@@ -36,10 +36,8 @@ from fcp_secagg.states import Outcome, ServerState
 if TYPE_CHECKING:
     from fcp_core.protocol.protos.task_assignments_pb2 import TaskAssignment
 
-SERVICE = "google.internal.federatedcompute.v1.SecureAggregations"
-
 START, ADVERTISE, SHARE = "StartSecureAggregation", "AdvertiseKeys", "ShareKeys"
-SUBMIT, UNMASK, ABORT = "SubmitSecureAggregationResult", "Unmask", "AbortSecureAggregation"
+SUBMIT, UNMASK = "SubmitSecureAggregationResult", "Unmask"
 MASKED, PLAIN = "masked", "plain"
 
 _METADATA = {

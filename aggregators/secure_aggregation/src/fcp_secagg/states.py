@@ -1,9 +1,13 @@
-"""The states of clients and servers, and why one is dropped; the numbers are the protocol's."""
+"""The states of clients and servers, and why one is dropped; the protocol's names and numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum, IntEnum
+
+SERVICE = "google.internal.federatedcompute.v1.SecureAggregations"
+#: The call with which a device gives up.
+ABORT = "AbortSecureAggregation"
 
 
 class ServerState(IntEnum):

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from fcp_core.aggregation.engine import EngineFactory
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.aggregation.engine import Engine, EngineFactory
 from fcp_core.plugins import hookimpl
-from fcp_core.plugins.config import OptionRegistry
-from fcp_dask.engine import make_engine
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.config import OptionRegistry
 
 fcp_api_version = 1
 
+
+def _make(factories: Mapping[str, AggregatorFactory], options: Mapping[str, Any]) -> Engine:
+    # Dask is not imported for commands that aggregate nothing.
+    from fcp_dask.engine import make_engine
+
+    return make_engine(factories, options)
+
+
 FACTORY = EngineFactory(
-    "dask", "the local engine, with jobs and large reports on a Dask cluster", make_engine
+    "dask", "the local engine, with jobs and large reports on a Dask cluster", _make
 )
 
 

@@ -6,7 +6,6 @@ if there is no room. An event that the receiver does not take is tried again a f
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import enum
 import hashlib
@@ -18,8 +17,6 @@ import threading
 import time
 from typing import get_args
 from urllib.parse import urlsplit
-
-import urllib3
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins import hookimpl
@@ -51,10 +48,14 @@ class Sender:
     def __init__(
         self, url: str, secret: str | None, size: int, patience: float, attempts: int
     ) -> None:
+        # Not loaded with the plugin: the command line looks at every one without posting anything.
+        import urllib3
+
         self._url = url
         self._secret = secret
         self._attempts = attempts
         self._queue: queue.Queue[bytes | None] = queue.Queue(size)
+        self._failures = urllib3.exceptions.HTTPError
         self._pool = urllib3.PoolManager(timeout=patience, retries=False)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fcp-webhook", daemon=True)
@@ -106,7 +107,7 @@ class Sender:
                 self._stopping.wait(min(2.0**attempt, 30.0))
             try:
                 status = self._pool.request("POST", self._url, body=body, headers=headers).status
-            except urllib3.exceptions.HTTPError as error:
+            except self._failures as error:
                 problem = str(error)
                 continue
             if status < 300:
@@ -176,6 +177,8 @@ class WebhookPlugin:
     @hookimpl
     async def fcp_shutdown(self) -> None:
         """Post what is left."""
+        import asyncio
+
         if self._sender is not None:
             sender, self._sender = self._sender, None
             await asyncio.get_running_loop().run_in_executor(None, sender.stop, self._drain)
