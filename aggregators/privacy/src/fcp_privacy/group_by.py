@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from fcp_aggregators.checks import bad, check_length, parse_state, same_configuration
-from fcp_aggregators.group_by import (
+from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
+from fcp_core.aggregation.checks import bad, check_length, parse_state, same_configuration
+from fcp_core.aggregation.configuration import DP_GROUP_BY_URI, GROUP_BY_URI
+from fcp_core.aggregation.group_by import (
     DEFAULT_MAX_GROUPS,
-    GROUP_BY_URI,
     MAX_BYTES,
     MAX_GROUPS,
     MIN_CONTRIBUTORS,
     GroupByAccumulator,
 )
-from fcp_aggregators.group_columns import COLUMN, SUM_URI
-from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
+from fcp_core.aggregation.group_columns import COLUMN, SUM_URI
 from fcp_core.aggregation.release import Noise, Promise, Randomised, Release, ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_from_proto
@@ -35,7 +35,6 @@ from fcp_privacy.group_by_device import DeviceBounds, sample_of
 from fcp_privacy.group_by_noise import add_noise
 from fcp_privacy.group_by_plan import (
     ALLOW_NO_NOISE,
-    DP_GROUP_BY_URI,
     Algorithm,
     GroupByPlan,
 )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_aggregators.key_index import KeyIndex
+from fcp_core.aggregation.key_index import KeyIndex
 from fcp_core.aggregation.spec import Tensor
 from fcp_core.protocol.status import Code, StatusError
 from fcp_privacy.group_by_noise import grid_of_sums

@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from fcp_aggregators.checks import bad, check_counts
-from fcp_aggregators.group_columns import COLUMN, check_columns
-from fcp_aggregators.key_index import KeyIndex
+from fcp_core.aggregation.checks import bad, check_counts
+from fcp_core.aggregation.group_columns import COLUMN, check_columns
+from fcp_core.aggregation.key_index import KeyIndex
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, Tensor
 from fcp_core.protocol.status import Code, StatusError
 from fcp_privacy.group_by_noise import Mechanism, choose_mechanism
 from fcp_privacy.partitions import PartitionSelection
 
-DP_GROUP_BY_URI = "fedsql_dp_group_by"
 DP_SUM_URI = "GoogleSQL:$differential_privacy_sum"
 
 #: From this epsilon on the aggregation core adds no noise.

@@ -10,8 +10,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_aggregators.checks import bad
-from fcp_aggregators.key_index import KeyIndex
+from fcp_core.aggregation.checks import bad
+from fcp_core.aggregation.key_index import KeyIndex
 from fcp_core.aggregation.spec import Tensor
 from fcp_privacy.group_by_plan import GroupByPlan
 from fcp_privacy.partitions import PartitionSelection
