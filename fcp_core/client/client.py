@@ -138,17 +138,8 @@ class Client:
             protocols=tuple(protocols),
             content_bytes=limits.content_bytes,
         )
-        device = _device(
-            population,
-            stores,
-            executors,
-            operations,
-            history=history,
-            name=session,
-            now=self._clock.now,
-            plan_seconds=limits.plan_seconds,
-            privacy=privacy,
-        )
+        more = {"history": history, "name": session, "now": self._clock.now, "privacy": privacy}
+        device = _device(population, stores, executors, operations, limits, **more)
         self._driver = BlockingDriver(device, self._transport)
 
     def _encode(self, body: bytes) -> bytes | None:
@@ -221,6 +212,7 @@ def _device(
     stores: ExampleStore | Mapping[str, ExampleStore],
     executors: Mapping[str, PlanExecutor] | None,
     operations: OperationRules | None,
+    limits: Limits,
     **more: Any,
 ) -> Device:
     """Return a device with one store for every collection and the built-in executors too."""
@@ -228,6 +220,7 @@ def _device(
         population=population,
         store=CollectionStore(stores) if isinstance(stores, Mapping) else stores,
         executors={**default_executors(operations), **(executors or {})},
+        plan_seconds=limits.plan_seconds,
         **more,
     )
 

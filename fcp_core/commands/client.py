@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The options of the owner's privacy policy.
-_PRIVACY = ("privacy_policy", "never", "minimum_peers", "epsilon_per_week")
-
 #: In seconds: a year.
 _LONGEST_SLEEP = 366 * 86400.0
 
@@ -144,7 +141,6 @@ def client(
     from fcp_core.protocol.status import Code, StatusError
 
     store = _store(example_data_path, num_empty_examples, tfrecord, safety.pop("sql"))
-    privacy = _privacy(*(safety.pop(name) for name in _PRIVACY))
     sleep = _sleep(sleep_after_round_secs)
     succeeded = False
     with ExitStack() as cleanup:
@@ -165,7 +161,6 @@ def client(
                 session=session,
                 history=contributions,
                 protocols=_protocols(),
-                privacy=privacy,
                 **_safety(**safety),
             )
         except StatusError as error:
@@ -192,9 +187,13 @@ def _sleep(seconds: float) -> float | None:
 
 
 def _privacy(
-    path: str | None, never: tuple[str, ...], peers: int | None, epsilon: float | None
+    privacy_policy: str | None,
+    never: tuple[str, ...],
+    minimum_peers: int | None,
+    epsilon_per_week: float | None,
 ) -> PrivacyPolicy | None:
     """Return the owner's policy: that of the file and of the options together."""
+    path, peers, epsilon = privacy_policy, minimum_peers, epsilon_per_week
     if path is None and not never and peers is None and epsilon is None:
         return None
     from fcp_core.client.privacy import Acceptance, PrivacyPolicy
@@ -221,14 +220,19 @@ def _safety(
     max_answer_secs: float,
     max_plan_secs: float,
     max_memory_mb: int,
+    **privacy: Any,
 ) -> dict[str, Any]:
-    """Limit the memory of this process; return the other limits as a client takes them."""
+    """Limit the memory of this process; return the other limits as a client takes them.
+
+    :param privacy: the options of the owner's policy.
+    """
     from fcp_core.client.graph_guard import OperationRules
     from fcp_core.client.limits import Limits, limit_memory
 
     if max_memory_mb:
         limit_memory(max_memory_mb << 20)
     return {
+        "privacy": _privacy(**privacy),
         "operations": OperationRules(frozenset(allow_op), allow_all_operations),
         "limits": Limits(
             answer_bytes=max_answer_mb << 20,
