@@ -15,10 +15,14 @@ from urllib.parse import quote
 
 from fcp_core.client.sql_files import DATABASES, SUFFIXES, read_table
 from fcp_core.errors import UsageError
+from fcp_core.protocol import sketches
 from fcp_core.protocol.status import Code, StatusError
 
-#: What a query may call; SQLite's functions that read files, load code or name its parts are not
-#: among them.
+#: The function that gives the code of a value for an approximate count of distinct values.
+DISTINCT_CODE = "fcp_distinct_code"
+
+#: What a query may call beside that; SQLite's functions that read files, load code or name its
+#: parts are not among them.
 FUNCTIONS = frozenset(
     [
         "->",
@@ -108,12 +112,13 @@ FUNCTIONS = frozenset(
 _TABLE_FUNCTIONS = frozenset({"json_each", "json_tree"})
 _STATEMENT = re.compile(r"\s*(SELECT|WITH)\b", re.IGNORECASE)
 #: Of SQLite's mathematical functions, which not every build has, those that queries are made of.
-_MATHEMATICS: dict[str, Callable[[Any], Any]] = {
+_MATHEMATICS: dict[str, Callable[..., Any]] = {
     "ln": lambda x: math.log(x) if x is not None and x > 0 else None,
     "exp": lambda x: None if x is None else math.exp(min(x, 709.0)),
     "sqrt": lambda x: math.sqrt(x) if x is not None and x >= 0 else None,
     "ceil": lambda x: None if x is None else math.ceil(x),
     "floor": lambda x: None if x is None else math.floor(x),
+    "power": lambda x, y: None if x is None or y is None else math.pow(x, y),
 }
 #: How many steps of SQLite's machine there are between two looks at the clock.
 _STEPS = 10_000
@@ -223,10 +228,12 @@ class SQLiteEngine:
                 Code.INVALID_ARGUMENT, f"{path.name} cannot be read as a database: {error}"
             ) from error
         for name, function in _MATHEMATICS.items():
+            arguments = 2 if name == "power" else 1
             try:
-                database.execute(f"SELECT {name}(1)")
+                database.execute(f"SELECT {name}({', '.join('1' * arguments)})")
             except sqlite3.OperationalError:
-                database.create_function(name, 1, function, deterministic=True)
+                database.create_function(name, arguments, function, deterministic=True)
+        database.create_function(DISTINCT_CODE, 1, _distinct_code, deterministic=True)
         if hasattr(database, "setlimit"):
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self._limits.value_bytes)
             database.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000)
@@ -290,7 +297,7 @@ class _Guard:
                 return _ALLOWED
             return self._refuse(f"the table {first!r} is not for it")
         if action == sqlite3.SQLITE_FUNCTION:
-            if (second or "").lower() in FUNCTIONS:
+            if (second or "").lower() in (DISTINCT_CODE, *FUNCTIONS):
                 return _ALLOWED
             return self._refuse(f"the function {second!r} is not for it")
         return self._refuse(_WHAT.get(action, "it does more than reading"))
@@ -298,6 +305,10 @@ class _Guard:
     def _refuse(self, why: str) -> int:
         self._refused = self._refused or why
         return _REFUSED
+
+
+def _distinct_code(value: Any) -> int:
+    return int(sketches.distinct_codes([value])[0])
 
 
 def _refused(why: str) -> StatusError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import msgspec
@@ -10,6 +11,12 @@ from fcp_core.storage.contract import R, Record
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
+
+
+#: Bytes up to this size are copied.
+_COPIED = 1 << 16
+#: How bytes begin in MessagePack: none, and those whose length takes four bytes.
+_NO_BYTES, _BYTES = b"\xc4\x00", b"\xc6"
 
 
 class CodecError(Exception):
@@ -22,6 +29,16 @@ def encode(record: Record) -> bytes:
     :raises TypeError: if a field holds something that records do not hold.
     """
     return _encoder.encode(record)
+
+
+def encode_pieces(record: Record) -> list[bytes | memoryview]:
+    """Return what :func:`encode` does in pieces, without a copy of bytes that come last."""
+    last = fields(record)[-1].name
+    data = getattr(record, last)
+    if not isinstance(data, bytes) or len(data) < _COPIED:
+        return [encode(record)]
+    head = encode(replace(record, **{last: b""})).removesuffix(_NO_BYTES)
+    return [head + _BYTES + len(data).to_bytes(4, "big"), memoryview(data)]
 
 
 def decode(kind: type[R], data: bytes) -> R:

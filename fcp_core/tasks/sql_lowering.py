@@ -12,7 +12,7 @@ import numpy as np
 from fcp_core.aggregation.configuration import GROUP_BY_URI
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.protocol.protos import data_type_pb2
-from fcp_core.tasks.sql_measures import Measure
+from fcp_core.tasks.sql_measures import DEVICES, Measure
 from fcp_core.tasks.sql_parsing import Parsed, parse
 
 if TYPE_CHECKING:
@@ -104,14 +104,8 @@ def lower(query: SqlQuery) -> Lowered:
             _add_distinct(parsed, parts, place, measure)
         else:
             _add(main, place, measure)
-    if not main.columns:
-        main.column("DEVICES()", "1", DataType.INT64)
-        main.nest(
-            -1,
-            "GoogleSQL:sum",
-            [main.column("DEVICES()", "1", DataType.INT64)],
-            TensorSpec("DEVICES()", DataType.INT64, _COLUMN),
-        )
+    if not main.columns:  # there is nothing but sketches, and no groups
+        _add(main, -1, DEVICES)
     grouped = _grouped(len(main.keys))
     main.sql = f"{parsed.with_sql}SELECT {', '.join(main.selected)} {parsed.from_sql}{grouped}"
     minimum = query.min_devices if parsed.min_devices is None else parsed.min_devices
@@ -143,10 +137,9 @@ def _add(part: Part, place: int, measure: Measure) -> None:
 def _add_quantile(parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure) -> None:
     """Add a quantile: devices round values to buckets, and count in them."""
     label = f"{measure.sql} within {measure.relative_error:g}: "
-    # The device's error and the server's multiply to a little less than what is asked for.
     if label not in parts:
         part = parts[label] = _begin(parsed, label)
-        value = rounded_sql(f"({measure.sql})", 0.45 * measure.relative_error)
+        value = rounded_sql(f"({measure.sql})", measure.relative_error)
         part.column("value", value, DataType.DOUBLE)
         part.column("rows", "COUNT(*)", DataType.INT64)
         inner = f"SELECT {', '.join(part.selected)} {parsed.from_sql}{_grouped(len(part.keys) + 1)}"
@@ -161,7 +154,7 @@ def _add_quantile(parsed: Parsed, parts: dict[str, Part], place: int, measure: M
             TensorSpec(f"{label}rows", DataType.INT64, _COLUMN),
         ],
         TensorSpec(measure.label, DataType.DOUBLE, _COLUMN),
-        {"quantile": measure.quantile, "relative_error": 0.5 * measure.relative_error},
+        {"quantile": measure.quantile, "relative_error": measure.relative_error},
     )
 
 
@@ -177,14 +170,17 @@ def _add_distinct(parsed: Parsed, parts: dict[str, Part], place: int, measure: M
 
 
 def rounded_sql(x: str, relative_error: float) -> str:
-    """Return an SQL expression that rounds a number to one that stands for a bucket.
+    """Return an SQL expression that rounds a number to one that stands for its bucket.
+
+    The buckets are those of ``fcp_core.protocol.sketches``, so that nothing is rounded twice.
 
     :param x: an SQL expression.
     :param relative_error: how far off the number may be, as a share of it.
     """
-    width = math.log((1 + relative_error) / (1 - relative_error))
-    middle = f"{1 - relative_error!r} * exp({width!r} * ceil(ln({{}}) / {width!r}))"
+    step = math.log((1 + relative_error) / (1 - relative_error))
+    size = f"MIN(MAX(ABS({x}), 1e-9), 1e21)"
+    value = f"{1e-9 * (1 - relative_error)!r} * EXP({step!r} * CEIL(LN({size} * 1e9) / {step!r}))"
     return (
-        f"CASE WHEN {x} > 0 THEN {middle.format(x)} WHEN {x} < 0 THEN "
-        f"-{middle.format(f'-{x}')} WHEN {x} = 0 THEN 0.0 END"
+        f"CASE WHEN ABS({x}) < 1e-9 THEN 0.0 WHEN {x} > 0 THEN {value} WHEN {x} < 0 THEN -{value} "
+        "END"
     )

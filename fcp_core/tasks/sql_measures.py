@@ -13,11 +13,12 @@ from typing import Literal, TypeAlias
 from sqlglot import exp
 
 from fcp_core.errors import UsageError
+from fcp_core.protocol import sketches
 
 Kind: TypeAlias = Literal["sum", "min", "max", "quantile", "distinct"]
 
 #: How far an approximate quantile may be off, as a share of its value, if nothing is said.
-RELATIVE_ERROR = 0.01
+RELATIVE_ERROR = sketches.RELATIVE_ERROR
 _INTEGER_TYPES = ("INT", "BIGINT", "SMALLINT", "TINYINT", "BOOLEAN")
 
 
@@ -43,8 +44,8 @@ class Measure:
     relative_error: float = RELATIVE_ERROR
 
 
-#: The number of devices of a group.
-DEVICES = Measure("sum", "DEVICES()", "1", is_integer=True)
+#: The number of devices that have rows of a group.
+DEVICES = Measure("sum", "DEVICES()", "COUNT(*) > 0", is_integer=True)
 
 
 class Measures:
@@ -206,8 +207,10 @@ def _quantile(aggregate: exp.ApproxQuantile, sql: str, shown: str) -> Measure:
     error = RELATIVE_ERROR if error is None else error
     if quantile is None or not 0 <= quantile <= 1:
         raise UsageError(f"{shown}: the quantile must be a number from 0 to 1.")
-    if not 1e-4 <= error <= 0.5:
-        raise UsageError(f"{shown}: the relative error must be a number from 0.0001 to 0.5.")
+    try:
+        sketches.check_relative_error(error)
+    except ValueError as problem:
+        raise UsageError(f"{shown}: {problem}.") from None
     return Measure("quantile", shown, sql, quantile=quantile, relative_error=error)
 
 

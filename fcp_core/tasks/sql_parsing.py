@@ -11,6 +11,7 @@ from sqlglot import errors, exp
 from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 
 from fcp_core.errors import UsageError
+from fcp_core.tasks.sql_functions import in_sqlite
 from fcp_core.tasks.sql_measures import DEVICES, Measure, Measures, is_aggregate
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class _Reader:
     def __init__(self, select: exp.Select, query: SqlQuery) -> None:
         self._names = [item.alias_or_name or item.sql("sqlite") for item in select.expressions]
         # SQLite does not tell upper case from lower case in names.
-        self._select = select = normalize_identifiers(select, dialect="sqlite")
+        self._select = select = normalize_identifiers(select, dialect="sqlite").transform(in_sqlite)
         self._measures = Measures(
             {name.lower(): kind.lower() for name, kind in query.types.items()}
         )

@@ -44,11 +44,14 @@ def _groups(part: Part, tensors: Mapping[str, list[Any]]) -> dict[_Row, dict[int
     """Return the measures of each group, by their places."""
     keys = [[_literal(value) for value in tensors[spec.name]] for spec in part.keys]
     columns = [tensors[name] for name in part.measures]
-    measures = [
-        dict(zip(part.measures.values(), row, strict=True)) for row in zip(*columns, strict=True)
-    ]
-    rows = zip(*keys, strict=True) if keys else [()] * len(measures)
-    return dict(zip(rows, measures, strict=True))
+    count = len((keys + columns)[0])
+    rows = zip(*keys, strict=True) if keys else [()] * count
+    found = zip(*columns, strict=True) if columns else [()] * count
+    places = part.measures.values()
+    return {
+        row: dict(zip(places, measures, strict=True))
+        for row, measures in zip(rows, found, strict=True)
+    }
 
 
 def _literal(text: bytes) -> Any:

@@ -136,6 +136,95 @@ def test_any_answer_is_that_of_one_database(tmp_path, tables, aggregates, keys):
     check(f"SELECT {shown} FROM t{grouped}", devices, tmp_path)
 
 
+@settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(TABLES, st.sampled_from(["", "a"]))
+def test_the_least_and_the_greatest_are_those_of_one_database(tmp_path, tables, keys):
+    shown = "MIN(x), MAX(x), MAX(x) - MIN(x), MIN(x) FILTER (WHERE x > 5)"
+    sql = f"SELECT {shown} FROM t" if not keys else f"SELECT {keys}, {shown} FROM t GROUP BY {keys}"
+    check(sql, [{"t": (("a", "b", "x"), rows)} for rows in tables], tmp_path)
+
+
+@settings(
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("ab"), NUMBERS), max_size=8), min_size=1, max_size=6
+    ),
+    st.sampled_from([0, 0.1, 0.5, 0.9, 1]),
+    st.sampled_from([0.002, 0.01, 0.1]),
+)
+def test_quantiles_are_within_their_error(tmp_path, tables, quantile, error):
+    devices = [{"t": (("a", "x"), rows)} for rows in tables]
+    sql = f"SELECT a, APPROX_QUANTILE(x, {quantile}, {error}) FROM t GROUP BY a"
+    found = dict(rows_of(answer(SqlQuery(sql), stores_of(tmp_path, devices))))
+    for key in {row[0] for rows in tables for row in rows}:
+        values = sorted(x for rows in tables for name, x in rows if name == key and x is not None)
+        if not values:
+            assert found[key] is None
+            continue
+        place = max(math.ceil(quantile * len(values) - 1e-9), 1) - 1
+        assert found[key] == pytest.approx(values[place], rel=error * 1.001, abs=1e-9)
+
+
+def test_distinct_values_are_counted_nearly(tmp_path):
+    devices = [
+        {"t": (("a", "x"), [(n % 2, x) for x in range(100 * n, 100 * n + 300)] + [(1, None)])}
+        for n in range(20)
+    ]
+    sql = "SELECT a, APPROX_DISTINCT(x), COUNT(x), APPROX_COUNT_DISTINCT(x % 10) FROM t GROUP BY a"
+    found = {
+        row[0]: row[1:] for row in rows_of(answer(SqlQuery(sql), stores_of(tmp_path, devices)))
+    }
+    exact = oracle(
+        sql.replace("APPROX_DISTINCT(", "COUNT(DISTINCT ").replace(
+            "APPROX_COUNT_DISTINCT(", "COUNT(DISTINCT "
+        ),
+        devices,
+    )
+    for key, distinct, count, few in exact:
+        assert found[key][0] == pytest.approx(distinct, rel=0.08)
+        assert found[key][1:] == (count, few)
+
+
+def test_devices_are_counted(tmp_path):
+    stores = stores_of(tmp_path, DEVICES)
+    for sql, expected in {
+        "SELECT DEVICES() FROM launches": [(3,)],
+        "SELECT DEVICES(), COUNT(*) FROM launches": [(3, 10)],
+        "SELECT version, DEVICES() FROM launches GROUP BY version ORDER BY 1": [(1, 3), (2, 3)],
+        "SELECT app, DEVICES() FROM launches GROUP BY 1 HAVING DEVICES() > 1 ORDER BY 1": [
+            ("mail", 2),
+            ("maps", 2),
+        ],
+        "SELECT DISTINCT app FROM launches ORDER BY 1": [
+            *[(app,) for app in (None, "1", "1", "it's", "mail", "maps")]
+        ],
+        "SELECT SUM(n) FROM (SELECT COUNT(*) AS n FROM launches)": [(10.0,)],
+    }.items():
+        assert rows_of(answer(SqlQuery(sql), stores)) == expected
+    only = SqlQuery("SELECT app FROM launches GROUP BY app ORDER BY app", min_devices=2)
+    assert rows_of(answer(only, stores)) == [("mail",), ("maps",)]
+
+
+def test_numbers_are_put_into_buckets(tmp_path):
+    numbers = [-1, 0, 4.9, 5, 9.99, 10, 1000, None, 0.3]
+    devices = [{"t": (("x",), [(number,)])} for number in numbers]
+    stores = stores_of(tmp_path, devices)
+    sql = "SELECT WIDTH_BUCKET(x, 0, 10, 2) AS b, COUNT(*) FROM t GROUP BY b ORDER BY b"
+    assert rows_of(answer(SqlQuery(sql), stores)) == [(None, 1), (0, 1), (1, 3), (2, 2), (3, 2)]
+    sql = "SELECT LOG_BUCKET(x, 10) AS least, COUNT(*) FROM t GROUP BY least ORDER BY least"
+    found = rows_of(answer(SqlQuery(sql), stores))
+    assert [count for _, count in found] == [1, 1, 1, 1, 3, 1, 1]
+    assert [least for least, _ in found] == [None, -1, 0, 0.1, 1, 10, 1000]
+
+
 def test_a_plan_is_one_that_published_clients_run():
     query = SqlQuery("SELECT app, COUNT(*) AS n FROM launches GROUP BY app")
     spec = query.to_spec(population="people", name="question", goal_count=5)
@@ -188,9 +277,13 @@ def test_nothing_but_what_is_aggregated_leaves_a_device(tmp_path):
         ("SELECT COUNT(* FROM t", "cannot be read as SQL"),
         ("", "here are 0 statements"),
         ("WITH RECURSIVE r AS (SELECT 1 UNION SELECT 2) SELECT COUNT(*) FROM r", "RECURSIVE"),
+        ("SELECT COUNT(*) FROM t GROUP BY WIDTH_BUCKET(x, 0, y, 5)", "takes a value, two bounds"),
+        ("SELECT COUNT(*) FROM t GROUP BY WIDTH_BUCKET(x, 5, 5, 5)", "takes a value, two bounds"),
+        ("SELECT COUNT(*) FROM t GROUP BY LOG_BUCKET(x, 1)", "takes a value and a base"),
+        ("SELECT COUNT(*) FROM t GROUP BY LOG_BUCKET(x)", "takes a value and a base"),
         ("SELECT APPROX_QUANTILE(x, 2) FROM t", "from 0 to 1"),
         ("SELECT APPROX_QUANTILE(x, y) FROM t", "must be written numbers"),
-        ("SELECT APPROX_QUANTILE(x, 0.5, 0.9) FROM t", "from 0.0001 to 0.5"),
+        ("SELECT APPROX_QUANTILE(x, 0.5, 0.9) FROM t", "from 0.002 to 0.5"),
     ],
 )
 def test_what_cannot_be_answered_is_named(sql, words):

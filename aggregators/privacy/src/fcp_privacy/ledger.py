@@ -46,7 +46,12 @@ class PrivacyLedger(Ledger):
         self, planned: Planned, accounts: Mapping[str, Account], others: Sequence[Planned]
     ) -> Iterable[str]:
         """Refuse what is not private enough, and what would be beyond the budget."""
-        policy = self.policy(planned.spec.population)
+        population = planned.spec.population
+        policy = self.policy(population)
+        # A storage that is empty has no populations that could be verified at the start.
+        names = self.accounts(planned)
+        if went_back := watermark.problem(policy.watermark, population, accounts, names):
+            yield went_back
         events = _events(planned)
         off = any(_is_off(event) for event in flat(events))
         if off or not events:
@@ -107,7 +112,8 @@ class PrivacyLedger(Ledger):
     def verify(self, population: str, accounts: Mapping[str, Account]) -> None:
         """Refuse a ledger that went back, or that is kept for another unit or relation."""
         policy = self.policy(population)
-        watermark.check(policy.watermark, population, accounts)
+        if went_back := watermark.problem(policy.watermark, population, accounts):
+            raise UsageError(went_back)
         for name, account in accounts.items():
             balance = Balance.read(account.data)
             kept = balance.relation
