@@ -216,6 +216,7 @@ def test_a_cohort_that_is_poisoned_does_not_reach_the_median_of_the_cohorts(hous
     assert own.total(task) == [3 * 303, 9, 0]
 
 
+@pytest.mark.slow
 def test_it_works_on_a_server_of_several_processes(house):
     own = house(processes=2)
     task = own.submit(6)
