@@ -64,6 +64,7 @@ class ServerMetrics:
         #: Returns the dumps of the server's other processes; None: there are none.
         self.others: Callable[[], Awaitable[Sequence[Dump]]] | None = None
         self._declare_task_metrics()
+        self._declare_release_metrics()
         self._declare_http_metrics()
         self._metrics: list[Metric] = [
             *(metric for metric in vars(self).values() if isinstance(metric, Metric)),
@@ -113,14 +114,6 @@ class ServerMetrics:
             "Tasks that ended, by status code; OK if there is a result.",
             [*_TASK, "code"],
         )
-        self.releases = Counter(
-            "fcp_releases_total", "Results with noise that were stored and booked.", _TASK
-        )
-        self.ledger = Gauge(
-            "fcp_ledger",
-            "What ledgers say of a population, as of the last release.",
-            ["population", "figure"],
-        )
         self.contribution_seconds = Histogram(
             "fcp_contribution_seconds",
             "Time from a device's assignment to its contribution in the aggregate.",
@@ -135,6 +128,16 @@ class ServerMetrics:
             "Time from a contribution's submission to the aggregate.",
             _TASK,
             buckets=_SECONDS,
+        )
+
+    def _declare_release_metrics(self) -> None:
+        self.releases = Counter(
+            "fcp_releases_total", "Results with noise that were stored and booked.", _TASK
+        )
+        self.ledger = Gauge(
+            "fcp_ledger",
+            "What ledgers say of a population, as of the last release.",
+            ["population", "figure"],
         )
 
     def _declare_http_metrics(self) -> None:
