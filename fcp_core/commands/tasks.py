@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -271,9 +272,14 @@ def show_course(client: AdminClient, task_id: str, *, err: bool = False) -> None
             for task in client.watch(task_id, 0.5):
                 live.update(_progress(task), refresh=True)
     else:
+        seen = ""
         for task in client.watch(task_id):
-            why = "; ".join([*task.notes, *_reasons(task)])
-            click.echo(f"{_line(task)}; {why}" if why else _line(task), err=err)
+            why = "; ".join([_line(task), *_waits(task), *task.notes, *_reasons(task)])
+            # How long nobody came is no news by itself.
+            news = why.replace(task.waits_for, re.sub(r"\d+", "", task.waits_for))
+            if news != seen:
+                click.echo(why, err=err)
+            seen = news
     task.check()
 
 
@@ -284,8 +290,14 @@ def _progress(task: Task) -> RenderableType:
 
     bar = ProgressBar(total=task.goal_count, completed=task.contributed, width=60)
     return Group(
-        Text(_line(task)), bar, *(Text(f"  {line}") for line in [*task.notes, *_reasons(task)])
+        Text(_line(task)),
+        bar,
+        *(Text(f"  {line}") for line in [*_waits(task), *task.notes, *_reasons(task)]),
     )
+
+
+def _waits(task: Task) -> list[str]:
+    return [task.waits_for] if task.waits_for else []
 
 
 def _reasons(task: Task) -> list[str]:

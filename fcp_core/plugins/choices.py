@@ -13,6 +13,7 @@ from fcp_core.aggregation.engine import Engine, EngineFactory
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.plugins.config import Config, did_you_mean
 from fcp_core.plugins.discovery import explain
+from fcp_core.plugins.pages import PagesFactory
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.policies import (
@@ -38,6 +39,7 @@ class Offered:
     eligibility_policies: dict[str, EligibilityPolicyFactory] = field(default_factory=dict)
     storages: dict[str, StorageFactory] = field(default_factory=dict)
     engines: dict[str, EngineFactory] = field(default_factory=dict)
+    pages: dict[str, PagesFactory] = field(default_factory=dict)
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     commands: dict[str, click.Command] = field(default_factory=dict)
 
@@ -50,6 +52,7 @@ class Offered:
             "eligibility": self.eligibility_policies,
             "storage": self.storages,
             "engine": self.engines,
+            "pages": self.pages,
             "ledger": self.ledgers,
             "command": self.commands,
         }
@@ -58,9 +61,10 @@ class Offered:
     def missing(self, kind: str, name: str) -> str:
         """Return the error message for a name that no plugin offers."""
         known = sorted(self.table(kind))
+        more = f" Is fcp-server-{name} installed?" if kind == "pages" else ""
         return (
             f"no active plugin offers the {kind} {name!r}.{did_you_mean(name, known, repr)} "
-            f"Installed: {', '.join(known) or 'none'}."
+            f"Installed: {', '.join(known) or 'none'}.{more}"
         )
 
 
@@ -103,6 +107,11 @@ class Choices:
     def engines(self) -> dict[str, EngineFactory]:
         """The engines by name."""
         return self.offered.engines
+
+    @property
+    def pages(self) -> dict[str, PagesFactory]:
+        """The pages by name."""
+        return self.offered.pages
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:
@@ -239,7 +248,7 @@ class Choices:
             (kind, self.config.get(kind), self.config.origin("", kind))
             for kind in ("storage", "engine", "protocol", "selection")
         ]
-        for kind in ("eligibility", "aggregator"):
+        for kind in ("eligibility", "aggregator", "pages"):
             origin = self.config.origin("", kind)
             chosen += [(kind, name, origin) for name in self.config.get(kind)]
         return chosen

@@ -215,6 +215,8 @@ class TaskFacts(Machine[TaskState]):
             reasons=dict(self.reasons.items()),
             notes=tuple(self.notes()),
             silent=dict(self.awaited.silences.items()),
+            deadline=None if self._state in FINAL else self.deadline,
+            begun=self.awaited.begun,
             query=self.query,
         )
 

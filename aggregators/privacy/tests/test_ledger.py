@@ -254,6 +254,15 @@ def test_a_restored_backup_is_noticed(book, tmp_path):
     with pytest.raises(UsageError, match="storage has 0"):
         it.of.verify(POPULATION, {})
     it.of.verify("phones/others", {})
+    it.accounts = backup
+    assert "taken back" in it.check(planned(ZCDP(0.1)))
+
+
+def test_a_new_day_is_no_ledger_that_went_back(book, tmp_path):
+    it = book(watermark=tmp_path / "ledger.mark", unit="device-day")
+    it.book(ZCDP(0.1))
+    it.of.booked(POPULATION, it.accounts)
+    assert it.check(planned(ZCDP(0.1), created=NOON + 86400)) == ""
 
 
 def test_a_ledger_keeps_its_relation(book):

@@ -12,6 +12,7 @@ from fcp_core.aggregation.release import ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.status import StatusError
 from fcp_core.testing.aggregators import AggregatorConformance
+from fcp_privacy.accounting import rho_epsilon
 from fcp_privacy.blt import fit
 from fcp_privacy.clipped import STEPS
 from fcp_privacy.correlated import Matrix, Tree
@@ -361,6 +362,10 @@ def test_the_sensitivities_that_were_computed_elsewhere():
     matrix = Matrix.make(SUM, {**OPTIONS, "separation": 256, "rounds": 2048, "buffers": 4})
     # That of the best matrix is 59.1681.
     assert matrix.sensitivity(2048) == pytest.approx(59.1681, rel=0.02)
+    # What docs/privacy.md says of it.
+    rho = matrix.sensitivity(2048) / (2 * 6**2)
+    assert rho == pytest.approx(0.81, abs=0.005)
+    assert rho_epsilon(rho, 1e-10) == pytest.approx(8.9, abs=0.05)
 
 
 def test_the_grid_is_finer_than_any_float_of_the_result():

@@ -29,6 +29,7 @@ from fcp_core.aggregation.release import (
 )
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.statement import add_statement
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.ledger import Account, Ledger, Planned, ReleaseRefusedError
 from fcp_core.rounds.specification import TaskSpec
@@ -145,6 +146,16 @@ class TaskRelease:
         if problems:
             name = self.planned.spec.name
             raise StatusError(Code.INVALID_ARGUMENT, f"task {name}: {' '.join(problems)}")
+
+    def stated(self, spec: TaskSpec) -> TaskSpec:
+        """Return the specification with what devices are told of the release in its plan."""
+        said: dict[str, Any] = {}
+        for ledger in self._ledgers:
+            try:
+                said.update(ledger.statement(self.planned))
+            except PLUGIN_ERRORS:
+                logger.exception("the ledger %s failed to state a task", ledger.name)
+        return spec.replace(plan=add_statement(spec.plan, said)) if said else spec
 
     async def draw(self, fold: Fold, result_format: CheckpointFormat) -> bytes:
         """Draw the result of what a fold holds; the fold is finished.

@@ -102,7 +102,7 @@ class TaskStore:
                 return  # an earlier attempt, whose answer was lost; it may have gone on since
             tx.put(record)
             for blob in blobs:
-                tx.put(blob)
+                tx.put_pieces(dataclasses.replace(blob, data=b""), [blob.data])
 
         await self._storage.transact(body)
 
@@ -140,7 +140,7 @@ class TaskStore:
                 tx.delete(BlobRecord, blob)
             shards.delete(tx, record.task_id)
             if result is not None:
-                tx.put(BlobRecord(_result(record.task_id), record.task_id, result))
+                tx.put_pieces(BlobRecord(_result(record.task_id), record.task_id, b""), [result])
             tx.put(record)
             return Ended(record, result, booked)
 

@@ -134,6 +134,7 @@ class Tasks:
         record = dataclasses.replace(record, durability=parts.machine.durability)
         try:
             await parts.release.check(self._planned(spec.population))
+            spec = parts.release.stated(spec)
             published = await self._factory.publish(record, spec, choices.settings)
             await self._store.add(record, spec)
         except BaseException:

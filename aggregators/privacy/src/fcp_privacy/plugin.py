@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import click
+
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.release import Resumed
 from fcp_core.aggregation.spec import Intrinsic
@@ -13,7 +15,7 @@ from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.tasks import TaskSpec
-from fcp_privacy import policy
+from fcp_privacy import commands, group_by, policy
 from fcp_privacy.clipped import ClippedSums
 from fcp_privacy.correlated import Matrix, Tree, resume_series
 from fcp_privacy.gaussian import AdaptiveClip, FixedClip, resume_clip
@@ -95,6 +97,7 @@ class PrivacyPlugin:
     def fcp_add_options(self, options: OptionRegistry) -> None:
         """Declare the options."""
         policy.add_options(options)
+        group_by.add_options(options)
         for factory in FACTORIES:
             _add_options(options, f"aggregator.{factory.name}", factory)
 
@@ -102,12 +105,17 @@ class PrivacyPlugin:
     def fcp_register_aggregators(self, config: Config) -> list[AggregatorFactory]:
         """Offer the aggregators."""
         self._config = config
-        return list(FACTORIES)
+        return [*FACTORIES, *group_by.FACTORIES]
 
     @hookimpl
     def fcp_register_ledgers(self, config: Config) -> list[Ledger]:
         """Offer the ledger."""
         return [PrivacyLedger(config)]
+
+    @hookimpl
+    def fcp_register_commands(self) -> list[click.Command]:
+        """Offer ``fcp privacy``."""
+        return [commands.privacy]
 
     @hookimpl
     def fcp_check_task(self, task: TaskSpec) -> list[str]:
