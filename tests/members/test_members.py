@@ -19,6 +19,8 @@ from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from fcp_core.testing.servers import COLLECTION
 from tests.members.shared import owned, spread, sum_task, until
 
+pytestmark = pytest.mark.slow
+
 
 def admin(server):
     return AdminClient(server.url, "a-secret-of-members")
