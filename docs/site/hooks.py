@@ -50,7 +50,7 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", 
 
 def homes() -> dict[Path, str]:
     """Return the pages of what lies outside of ``docs``, by file."""
-    found = {ROOT / "README.md": "index.md"}
+    found = {ROOT / "README.md": "about.md"}
     found |= {ROOT / f"{name}.md": f"{name.lower()}.md" for name in ("CHANGELOG", "CONTRIBUTING")}
     for kind in ("aggregators", "plugins", "examples"):
         for path in sorted((ROOT / kind).glob("*/README.md")):
@@ -84,9 +84,8 @@ class Site:
     def add(self, files: Any) -> None:
         """Add the pages that MkDocs does not find."""
         for path, name in self.homes.items():
-            if path != ROOT / "README.md":
-                self.made[name] = text_of(path)
-                self.sources[name] = path
+            self.made[name] = text_of(path)
+            self.sources[name] = path
         for path in sorted((ROOT / "build" / "reference").glob("*.md")):  # see the Makefile
             self.made[f"reference/{path.name}"] = path.read_text(encoding="utf-8")
         for name, modules in MODULES.items():

@@ -19,6 +19,8 @@ from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from fcp_core.testing.servers import COLLECTION
 from tests.members.shared import owned, spread, sum_task, until
 
+pytestmark = pytest.mark.slow
+
 
 def admin(server):
     return AdminClient(server.url, "a-secret-of-members")
@@ -150,12 +152,17 @@ def test_calls_for_members_are_signed_and_passed_on_once(member):
     uri = f"/admin/v1/tasks/{task}"
     http = urllib3.PoolManager()
     first, second = (s.server.services.members for s in (one, two))
-    header = sign(first.table.secrets, "GET", uri, Passed("", by_member=True))
+    header = sign(first.table.secrets, "GET", uri, Passed.of_member(b""))
     there = second._me.member_url.rstrip("/")
     assert http.request("GET", there + uri, headers={HEADER: header}).status == 200
     for wrong in ("", "x.00", header[:-1] + ("0" if header[-1] != "0" else "1"), f"{header}0"):
         assert http.request("GET", there + uri, headers={HEADER: wrong}).status == 404
     assert http.request("GET", there + uri + "x", headers={HEADER: header}).status == 404
+    # Whoever reads the members' network has the header, and can send nothing else with it.
+    signed = sign(first.table.secrets, "POST", "/admin/v1/tasks", Passed.of_member(b"{}"))
+    for body, status in ((b"{}", 400), (b'{"name": "x"}', 403)):
+        sent = http.request("POST", there + "/admin/v1/tasks", body, headers={HEADER: signed})
+        assert sent.status == status
     # The other one does not own it, and does not pass it on again.
     here = first._me.member_url.rstrip("/")
     answer = http.request("GET", here + uri, headers={HEADER: header}, timeout=30)

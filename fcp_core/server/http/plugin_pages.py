@@ -77,6 +77,8 @@ class PagesHandler(Handler):
         finally:
             self.body.close()
         by_member = self.passed is not None and self.passed.by_member
+        if self.passed is not None and by_member:
+            self.passed.check(body)
         answer = await self._pages.answer(
             self._name,
             PageRequest(

@@ -142,7 +142,7 @@ class SharedAdmin:
 
     async def _exchange(self, url: str, method: str, uri: str, body: bytes) -> tuple[int, bytes]:
         exchange = await self._peers.open(url)
-        passed = Passed("", by_member=True)
+        passed = Passed.of_member(body)
         headers = HTTPHeaders(
             {
                 "Host": "member",
