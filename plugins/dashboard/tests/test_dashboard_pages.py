@@ -215,7 +215,9 @@ def test_a_result_is_shown_and_downloaded(lively, browser):
 
 
 def test_a_result_that_is_no_table_is_shown_by_its_tensors():
-    data = write_checkpoint({"v": np.array([1, 2]), "w": np.array([[1.0, 3.0, 9.5]])})
+    data = write_checkpoint(
+        {"v": np.array([1, 2]), "w": np.array([[1.0, 3.0, 9.5]])}, "federated_compute"
+    )
     task = Task.of(TaskStatus("id", "people", "train", TaskState.COMPLETED, 2))
     (section,) = result_page(task, data).sections
     assert section.caption == "2 tensors; it is no table."
@@ -263,7 +265,7 @@ def test_a_task_file_is_submitted_by_those_who_may(lively, dashboard, browser):
     token = somebody.form_token("/submit")
     wrong = somebody.ask("/submit", form={"form_token": token, "text": "[task]\nname = 1\n"})
     assert wrong.status == 400
-    assert "the task: task.population: it is missing" in wrong.text
+    assert "the task: query: it is missing" in wrong.text
     assert "name = 1" in wrong.text  # what was typed is not lost
     form = {"form_token": token, "text": TASK_FILE.replace("\n", "\r\n")}
     answer = somebody.ask("/submit", form=form)

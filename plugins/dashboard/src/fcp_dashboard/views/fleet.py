@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from html import escape
+from types import SimpleNamespace
 
 from fcp_core.plugins.config import Config
 from fcp_dashboard import formats, marks
@@ -48,24 +49,6 @@ _POPULATIONS = [
 def populations(snapshot: Snapshot, config: Config) -> Plain:
     """Return the page of all populations."""
     rows = population_rows(snapshot, config)
-    away = []
-    for row in rows:
-        total = row.seen.total
-        for reason, count in row.seen.turned_away.items():
-            away.append(
-                [
-                    row.name,
-                    reason,
-                    _WHY.get(reason, ""),
-                    formats.number(count),
-                    formats.share(count, total),
-                ]
-            )
-    silent = [
-        [row.name, version, formats.number(count)]
-        for row in rows
-        for version, count in row.silent.items()
-    ]
     return Plain(
         "Populations",
         [
@@ -91,29 +74,54 @@ def populations(snapshot: Snapshot, config: Config) -> Plain:
                 ],
                 "No population yet: a task brings its population with it.",
             ),
-            Section(
-                "Turned away",
-                "Devices that got no task, by reason; the share is that of all check-ins.",
-                [
-                    ("Population", "name"),
-                    ("Reason", "mono"),
-                    ("What it says", "long"),
-                    ("Devices", "n"),
-                    ("Share", "n"),
-                ],
-                away,
-                "Nobody was turned away.",
-            ),
-            Section(
-                "Silent",
-                "Devices with a task of which there is no sign for too long.",
-                [("Population", "name"), ("Client version", "mono"), ("Devices", "n")],
-                silent,
-                "Of all devices with a task there is a sign of life, or it is early.",
-            ),
+            *_sent_away(rows),
         ],
         lead="When devices are asked back, and who was sent away.",
     )
+
+
+def _sent_away(rows: list[SimpleNamespace]) -> list[Section]:
+    """Return who got no task, and who fell silent with one."""
+    away = []
+    for row in rows:
+        total = row.seen.total
+        for reason, count in row.seen.turned_away.items():
+            away.append(
+                [
+                    row.name,
+                    reason,
+                    _WHY.get(reason, ""),
+                    formats.number(count),
+                    formats.share(count, total),
+                ]
+            )
+    silent = [
+        [row.name, version, formats.number(count)]
+        for row in rows
+        for version, count in row.silent.items()
+    ]
+    return [
+        Section(
+            "Turned away",
+            "Devices that got no task, by reason; the share is that of all check-ins.",
+            [
+                ("Population", "name"),
+                ("Reason", "mono"),
+                ("What it says", "long"),
+                ("Devices", "n"),
+                ("Share", "n"),
+            ],
+            away,
+            "Nobody was turned away.",
+        ),
+        Section(
+            "Silent",
+            "Devices with a task of which there is no sign for too long.",
+            [("Population", "name"), ("Client version", "mono"), ("Devices", "n")],
+            silent,
+            "Of all devices with a task there is a sign of life, or it is early.",
+        ),
+    ]
 
 
 def sessions(snapshot: Snapshot, query: Mapping[str, str]) -> Plain:

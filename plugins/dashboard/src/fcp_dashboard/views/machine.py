@@ -178,7 +178,7 @@ def _lag(buckets: list[tuple[float, float]], below: float) -> str:
     for bound, count in buckets:
         so_far += count
         if total and so_far >= below * total:
-            return f"\N{LESS-THAN OR EQUAL TO} {formats.seconds(bound)}"
+            return f"\N{LESS-THAN OR EQUAL TO} {formats.seconds(bound)}" if bound < 1e9 else "more"
     return formats.DASH
 
 

@@ -33,17 +33,19 @@ def result_page(task: Task, data: bytes) -> Plain:
 
     :param data: the checkpoint.
     """
+    downloads = [("The checkpoint", "result.ckpt", f"{task.task_id}.ckpt")]
     try:
         table = Table.of(data)
     except StatusError:
         sections = [_tensors(data)]
     else:
         sections = [_table(task, table)]
+        downloads.insert(0, ("The table as CSV", "result.csv", f"{task.task_id}.csv"))
     return Plain(
         f"Result of {task.name}",
         sections,
         crumbs=[("Back to the task", f"../{quote(task.task_id, safe='')}")],
-        downloads=[("The checkpoint", "result.ckpt", f"{task.task_id}.ckpt")],
+        downloads=downloads,
         cards=[
             ("Contributions", formats.number(task.contributed), ""),
             ("Size", formats.size(len(data)), ""),
@@ -243,7 +245,7 @@ def _course(rounds: list[Task]) -> str:
         return ""
     last = float(len(rounds))
     return page(
-        "Rounds",
+        "By round",
         [],
         [
             Lines("Time of a round", "round", "seconds", [("time", _floats(times))], last),
