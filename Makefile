@@ -15,7 +15,8 @@ SITE := .venv-docs
 help:
 	@head -2 Makefile | cut -c3-
 
-FAST := $(wildcard aggregators/fast/setup.* aggregators/fast/src/fcp_fast/*.[ch])
+FAST := $(wildcard aggregators/fast/setup.* aggregators/fast/src/fcp_fast/*.[ch] \
+  aggregators/privacy/setup.py aggregators/privacy/src/fcp_privacy/*.c)
 
 $(READY): requirements/dev.txt setup.cfg pyproject.toml $(FAST)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
@@ -29,6 +30,9 @@ $(READY): requirements/dev.txt setup.cfg pyproject.toml $(FAST)
 	@cd aggregators/secure_aggregation && $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace \
 	  >$(CURDIR)/$(VENV)/secagg.log 2>&1 || \
 	  echo "make: $(CC) could not compile the masks' loops, so NumPy adds ($(VENV)/secagg.log says why)" >&2
+	@cd aggregators/privacy && $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace \
+	  >$(CURDIR)/$(VENV)/privacy.log 2>&1 || \
+	  echo "make: $(CC) could not compile the noise's loop, so NumPy draws ($(VENV)/privacy.log says why)" >&2
 	@touch $@
 
 # mypy and ruff have an environment of their own: mypy wants newer packages than TensorFlow 2.14.
@@ -85,7 +89,8 @@ $(SITE)/.ready: requirements/docs.txt
 	@touch $@
 
 # The documentation as a site, in build/site/VERSION; a warning or a broken link is an error.
-docs-site: $(SITE)/.ready
+docs-site: $(READY) $(SITE)/.ready
+	@$(BIN)/python docs/site/reference.py build/reference
 	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet -d build/site/$$(sed -n 's/^version = //p' setup.cfg)
 
 # All goals in one table, for docs/performance.md: make bench. Smaller inputs: make bench QUICK=1

@@ -42,6 +42,7 @@ MODULES = (
     "digits",
     "fedavg",
     "secagg",
+    "privacy",
     "members",
     "demo",
 )

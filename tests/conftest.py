@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from fcp_core.testing.aggregators import AggregatorConformance
 from fcp_core.testing.kit import Conformance
+from fcp_core.testing.storage import StorageConformance
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the quick part of the suite try fewer examples of each law of the kits."""
     if config.getoption("markexpr") == "not slow":
-        AggregatorConformance.max_examples = 8
-        Conformance.max_examples = 8
+        AggregatorConformance.max_examples = 3
+        Conformance.max_examples = 3
+        quick = settings(StorageConformance.settings, max_examples=10)
+        StorageConformance.settings = quick  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from fcp_aggregators.checks import bad, check_length
-from fcp_aggregators.group_columns import (
+from fcp_core.aggregation.aggregator import Options
+from fcp_core.aggregation.checks import bad, check_length
+from fcp_core.aggregation.group_columns import (
     COLUMN,
     Column,
     Number,
@@ -23,8 +24,7 @@ from fcp_aggregators.group_columns import (
     longer,
     rows_with_values,
 )
-from fcp_aggregators.key_index import KeyIndex
-from fcp_core.aggregation.aggregator import Options
+from fcp_core.aggregation.key_index import KeyIndex
 from fcp_core.aggregation.numbers import check_finite
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol import sketches

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
-from fcp_aggregators.checks import (
-    bad,
-    check_counts,
-    check_length,
-    check_same,
-    parse_state,
-    same_configuration,
-)
 from fcp_core.aggregation.aggregator import (
     Accumulator,
     Addition,
     AggregatorFactory,
     Options,
     Total,
+)
+from fcp_core.aggregation.checks import (
+    bad,
+    check_counts,
+    check_length,
+    check_same,
+    parse_state,
+    same_configuration,
 )
 from fcp_core.aggregation.numbers import (
     ALLOW_NON_FINITE,

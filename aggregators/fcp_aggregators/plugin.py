@@ -20,7 +20,7 @@ fcp_api_version = 1
 @hookimpl
 def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of the aggregators, the simple protocol and the local engine."""
-    from fcp_aggregators import group_by, group_columns, mean, median, secure_sum, vector
+    from fcp_aggregators import group_by, mean, median, secure_sum, vector
     from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
 
     means = tuple(factory.name for factory in mean.FACTORIES)
@@ -29,8 +29,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
         *(factory.name for factory in vector.FACTORIES),
         *means,
         *(factory.name for factory in median.FACTORIES),
-        group_by.GROUP_BY_URI,
-        group_columns.SUM_URI,
+        *(factory.name for factory in group_by.FACTORIES[:2]),
     )
     for name in allowing:
         options.add(
@@ -128,19 +127,20 @@ def _add_other_options(options: OptionRegistry) -> None:
 
 
 def _add_bounds_of_groups(options: OptionRegistry) -> None:
-    from fcp_aggregators import group_by
+    from fcp_core.aggregation.configuration import GROUP_BY_URI
+    from fcp_core.aggregation.group_by import DEFAULT_MAX_GROUPS, MAX_BYTES, MAX_GROUPS
 
     options.add(
-        f"aggregator.{group_by.GROUP_BY_URI}",
-        group_by.MAX_GROUPS,
+        f"aggregator.{GROUP_BY_URI}",
+        MAX_GROUPS,
         type="int",
-        default=group_by.DEFAULT_MAX_GROUPS,
+        default=DEFAULT_MAX_GROUPS,
         help="how many groups there may be: the task ends with what it has; 0: as many as come",
         minimum=0,
     )
     options.add(
-        f"aggregator.{group_by.GROUP_BY_URI}",
-        group_by.MAX_BYTES,
+        f"aggregator.{GROUP_BY_URI}",
+        MAX_BYTES,
         type="bytes",
         default="1GiB",
         help="how much memory the groups may take, estimated; 0: as much as they take",

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from typing_extensions import Self
 
-from fcp_aggregators.checks import bad, check_counts, integer_parameter
 from fcp_aggregators.vector import SumAccumulator
 from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
+from fcp_core.aggregation.checks import bad, check_counts, integer_parameter
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
 

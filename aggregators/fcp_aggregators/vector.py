@@ -14,15 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 from typing_extensions import Self
 
-from fcp_aggregators.checks import (
-    bad,
-    check_counts,
-    check_length,
-    check_numeric,
-    check_same,
-    parse_state,
-    same_configuration,
-)
 from fcp_core.aggregation.aggregator import (
     NO_OPTIONS,
     Accumulator,
@@ -30,6 +21,15 @@ from fcp_core.aggregation.aggregator import (
     AggregatorFactory,
     Options,
     Total,
+)
+from fcp_core.aggregation.checks import (
+    bad,
+    check_counts,
+    check_length,
+    check_numeric,
+    check_same,
+    parse_state,
+    same_configuration,
 )
 from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite, check_norm, check_sum
 from fcp_core.aggregation.spec import Intrinsic, Tensor

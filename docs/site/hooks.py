@@ -19,7 +19,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, InclusionLevel
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "notebooks"))
 from links import broken
+from run import cells
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -48,12 +50,24 @@ LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", 
 
 def homes() -> dict[Path, str]:
     """Return the pages of what lies outside of ``docs``, by file."""
-    found = {ROOT / "README.md": "index.md"}
+    found = {ROOT / "README.md": "about.md"}
     found |= {ROOT / f"{name}.md": f"{name.lower()}.md" for name in ("CHANGELOG", "CONTRIBUTING")}
     for kind in ("aggregators", "plugins", "examples"):
         for path in sorted((ROOT / kind).glob("*/README.md")):
             found[path] = f"{kind}/{path.parent.name}.md"
+    for path in sorted((ROOT / "examples" / "notebooks").glob("*.ipynb")):
+        found[path] = found[path.with_suffix(".py")] = f"examples/{path.stem}.md"
     return found
+
+
+def text_of(path: Path) -> str:
+    """Return the Markdown of a file that is a page; a notebook is made from its script."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    script = path.with_suffix(".py").read_text(encoding="utf-8")
+    return "\n\n".join(
+        text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells(script)
+    )
 
 
 class Site:
@@ -70,9 +84,10 @@ class Site:
     def add(self, files: Any) -> None:
         """Add the pages that MkDocs does not find."""
         for path, name in self.homes.items():
-            if path != ROOT / "README.md":
-                self.made[name] = path.read_text(encoding="utf-8")
-                self.sources[name] = path
+            self.made[name] = text_of(path)
+            self.sources[name] = path
+        for path in sorted((ROOT / "build" / "reference").glob("*.md")):  # see the Makefile
+            self.made[f"reference/{path.name}"] = path.read_text(encoding="utf-8")
         for name, modules in MODULES.items():
             text = "".join(f"\n::: {module}\n" for module in modules)
             self.made[f"api/{name}.md"] = f"# `{modules[0].rpartition('.')[0]}`: {name}\n{text}"

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.experience import Lately
 from fcp_core.rounds.specification import EligibilityTask, PolicyChoice, TaskSpec
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.tasks.tables import Table
@@ -68,7 +69,9 @@ class Task(msgspec.Struct, kw_only=True):
     ``reasons`` counts why devices did not contribute, the most frequent first. ``notes`` is what
     the aggregation protocol says of the task's course, a line each. ``durability`` is
     ``contribution`` if devices are answered OK once what they sent is stored, and ``round`` if not.
-    ``problem`` says what keeps the task from going on at the moment, such as a full disk.
+    ``problem`` says what keeps the task from going on at the moment, such as a full disk, and
+    ``waits_for`` what it waits for. ``begun`` counts devices at work that have shown themselves.
+    ``query`` is the question that the task answers, as its submission has it.
     ``release`` has the ``costs`` and the ``noise`` of a result that has noise: of each output its
     name, the mechanism and the standard deviation.
     """
@@ -91,6 +94,10 @@ class Task(msgspec.Struct, kw_only=True):
     notes: list[str] = []
     durability: str = ""
     problem: str = ""
+    waits_for: str = ""
+    deadline: float | None = None
+    begun: int = 0
+    query: str = ""
     release: dict[str, Any] | None = None
 
     @classmethod
@@ -115,6 +122,10 @@ class Task(msgspec.Struct, kw_only=True):
             notes=list(status.notes),
             durability=status.durability,
             problem=status.problem,
+            waits_for=status.waits_for,
+            deadline=status.deadline,
+            begun=status.begun,
+            query=status.query,
             release=None if status.release is None else dict(status.release),
         )
 
@@ -163,7 +174,9 @@ class Population(msgspec.Struct, kw_only=True):
     ``missing`` counts the contributions that its open tasks still need, ``waiting`` the devices
     that wait for a task, ``at_work`` those that have one and are not done with it, ``silent`` those
     of which there is no sign for too long, by the version of their client, and ``check_in_rate``
-    the check-ins a second.
+    the check-ins a second. ``size`` estimates how many devices there are. ``last_check_in`` is when
+    one came, and the windows are when that one was asked back, with a task and without, from and to
+    so many seconds later; null and empty: none came since the server began.
     """
 
     name: str
@@ -173,13 +186,24 @@ class Population(msgspec.Struct, kw_only=True):
     at_work: int
     check_in_rate: float
     silent: dict[str, int] = {}
+    size: float = 0.0
+    last_check_in: float | None = None
+    window_if_accepted: list[float] = []
+    window_if_rejected: list[float] = []
 
     @classmethod
     def of(
-        cls, name: str, load: Mapping[str, Any], at_work: int, silent: Mapping[str, int]
+        cls,
+        name: str,
+        load: Mapping[str, Any],
+        at_work: int,
+        silent: Mapping[str, int],
+        lately: Lately,
     ) -> Population:
         """Return the message of a population's load."""
         rate = float(load["check_in_rate"])
+        windows = [[each.delay_min, each.delay_max] for each in lately.windows or ()]
+        accepted, rejected = windows or ([], [])
         return cls(
             name=name,
             open_tasks=load["open_tasks"],
@@ -188,6 +212,10 @@ class Population(msgspec.Struct, kw_only=True):
             at_work=at_work,
             silent=dict(silent),
             check_in_rate=rate if math.isfinite(rate) else 0.0,
+            size=float(load["population_size"]),
+            last_check_in=lately.came,
+            window_if_accepted=accepted,
+            window_if_rejected=rejected,
         )
 
 

@@ -87,11 +87,13 @@ class ReleaseContext:
     :param goal_count: how many contributions the task is to have. How many it has may depend on
         one device, so noise and divisors must not depend on that.
     :param state: what the last release of the series left; None: this is the first.
+    :param series: the name of the series, unlike that of any other.
     :param entropy: returns so many secret random bytes; the operating system's, but in tests.
     """
 
     goal_count: int
     state: bytes | None = None
+    series: str = ""
     entropy: Callable[[int], bytes] = os.urandom
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fcp_core.client.client import Client
+    from fcp_core.client.privacy import PrivacyPolicy
     from fcp_core.client.protocols import DeviceProtocol
     from fcp_core.client.results import SessionResult
     from fcp_core.client.stores import ExampleStore
@@ -63,6 +64,26 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     metavar="COLLECTION_URI=PATH",
     help="A TFRecord file as a collection; may be repeated.",
 )
+@_option(
+    "sql",
+    multiple=True,
+    metavar="COLLECTION_URI=PATH",
+    help="A file whose tables queries in SQL may read, as a collection: SQLite, CSV, JSON lines or "
+    "Parquet; may be repeated, also for one collection.",
+)
+@_option(
+    "privacy-policy",
+    type=click.Path(dir_okay=False),
+    help="A TOML file that says which tasks the device runs.",
+)
+@_option(
+    "never",
+    multiple=True,
+    metavar="COLLECTION_URI",
+    help="A collection of which nothing is given, * for any letters; may be repeated.",
+)
+@_option("minimum-peers", type=int, help="Run tasks only whose sums have so many devices.")
+@_option("epsilon-per-week", type=float, help="What the tasks of seven days may cost together.")
 @_option("history", default="", help="A file that remembers contributions (SQLite).")
 @_option(
     "allow-op",
@@ -119,7 +140,7 @@ def client(
     from fcp_core.client.history import History
     from fcp_core.protocol.status import Code, StatusError
 
-    store = _store(example_data_path, num_empty_examples, tfrecord)
+    store = _store(example_data_path, num_empty_examples, tfrecord, safety.pop("sql"))
     sleep = _sleep(sleep_after_round_secs)
     succeeded = False
     with ExitStack() as cleanup:
@@ -165,6 +186,32 @@ def _sleep(seconds: float) -> float | None:
     return seconds
 
 
+def _privacy(
+    privacy_policy: str | None,
+    never: tuple[str, ...],
+    minimum_peers: int | None,
+    epsilon_per_week: float | None,
+) -> PrivacyPolicy | None:
+    """Return the owner's policy: that of the file and of the options together."""
+    path, peers, epsilon = privacy_policy, minimum_peers, epsilon_per_week
+    if path is None and not never and peers is None and epsilon is None:
+        return None
+    from fcp_core.client.privacy import Acceptance, PrivacyPolicy
+
+    if (peers is not None and peers < 2) or (epsilon is not None and not epsilon > 0):
+        raise UsageError("--minimum-peers takes 2 or more, --epsilon-per-week more than 0.")
+    given = PrivacyPolicy() if path is None else PrivacyPolicy.read(path)
+    accept = given.accept
+    if peers is not None or epsilon is not None:
+        if accept:
+            raise UsageError(
+                "--minimum-peers and --epsilon-per-week do not go together with 'accept' in the "
+                "privacy policy: write it there."
+            )
+        accept = (Acceptance(minimum_peers=peers, epsilon_per_week=epsilon),)
+    return PrivacyPolicy((*given.never, *never), accept)
+
+
 def _safety(
     allow_op: tuple[str, ...],
     allow_all_operations: bool,
@@ -173,14 +220,19 @@ def _safety(
     max_answer_secs: float,
     max_plan_secs: float,
     max_memory_mb: int,
+    **privacy: Any,
 ) -> dict[str, Any]:
-    """Limit the memory of this process; return the other limits as a client takes them."""
+    """Limit the memory of this process; return the other limits as a client takes them.
+
+    :param privacy: the options of the owner's policy.
+    """
     from fcp_core.client.graph_guard import OperationRules
     from fcp_core.client.limits import Limits, limit_memory
 
     if max_memory_mb:
         limit_memory(max_memory_mb << 20)
     return {
+        "privacy": _privacy(**privacy),
         "operations": OperationRules(frozenset(allow_op), allow_all_operations),
         "limits": Limits(
             answer_bytes=max_answer_mb << 20,
@@ -204,14 +256,16 @@ def _protocols() -> list[DeviceProtocol]:
     return [make() for make in sides if make is not None]
 
 
-def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -> ExampleStore:
+def _store(
+    example_data_path: str, num_empty: int, tfrecords: tuple[str, ...], tables: tuple[str, ...]
+) -> ExampleStore:
     from fcp_core.client import stores
     from fcp_core.protocol.status import StatusError
 
-    if tfrecords and (example_data_path or num_empty):
+    if (tfrecords or tables) and (example_data_path or num_empty):
         raise UsageError(
-            "--tfrecord excludes --example-data-path and --num-empty-examples: give one kind of "
-            "examples."
+            "--tfrecord and --sql exclude --example-data-path and --num-empty-examples: give one "
+            "kind of examples."
         )
     # As in the published runner, a file of examples wins over a number of empty ones.
     if example_data_path:
@@ -219,16 +273,31 @@ def _store(example_data_path: str, num_empty: int, tfrecords: tuple[str, ...]) -
             return stores.ExampleDataStore(example_data_path)
         except StatusError as error:
             raise UsageError(f"--example-data-path: {error.message}.") from error
-    if tfrecords:
-        collections = {}
-        for given in tfrecords:
-            uri, path = _collection_and_path(given)
-            collections[uri] = stores.TFRecordStore(path)
-        return stores.CollectionStore(collections)
-    return stores.EmptyExamplesStore(num_empty)
+    if not tfrecords and not tables:
+        return stores.EmptyExamplesStore(num_empty)
+    collections: dict[str, ExampleStore] = {}
+    for given in tfrecords:
+        uri, path = _collection_and_path(given)
+        collections[uri] = stores.TFRecordStore(path)
+    return stores.CollectionStore({**collections, **_sql_stores(tables)})
 
 
-def _collection_and_path(given: str) -> tuple[str, str]:
+def _sql_stores(given: tuple[str, ...]) -> dict[str, ExampleStore]:
+    """Return the stores that are asked in SQL, by the collections that they are."""
+    if not given:
+        return {}
+    from fcp_core.client.sql_store import SQLStore
+
+    paths: dict[str, list[str]] = {}
+    for each in given:
+        uri, path = _collection_and_path(each, "--sql")
+        if not os.path.exists(path):
+            raise UsageError(f"--sql {each}: there is no file {path}.")
+        paths.setdefault(uri, []).append(path)
+    return {uri: SQLStore(*files) for uri, files in paths.items()}
+
+
+def _collection_and_path(given: str, option: str = "--tfrecord") -> tuple[str, str]:
     """Split ``COLLECTION_URI=PATH``; either may have equals signs, so the file decides.
 
     :raises UsageError: if it has not both.
@@ -239,7 +308,7 @@ def _collection_and_path(given: str) -> tuple[str, str]:
         if sign == "=" and 0 < at < len(given) - 1
     ]
     if not pairs:
-        raise UsageError(f"--tfrecord takes COLLECTION_URI=PATH, not {given!r}.")
+        raise UsageError(f"{option} takes COLLECTION_URI=PATH, not {given!r}.")
     return next((pair for pair in pairs if os.path.exists(pair[1])), pairs[0])
 
 

@@ -21,6 +21,7 @@ from fcp_core.commands.output import make_table, print_tables
 from fcp_core.commands.plugin import plugin
 from fcp_core.commands.plugins import plugins
 from fcp_core.commands.populations import populations
+from fcp_core.commands.query import query
 from fcp_core.commands.serve import serve
 from fcp_core.commands.simulate import simulate
 from fcp_core.commands.tasks import openapi, tasks
@@ -175,6 +176,7 @@ for _command in (
     openapi,
     plugin,
     plugins,
+    query,
     serve,
     simulate,
     tasks,

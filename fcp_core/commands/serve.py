@@ -28,6 +28,7 @@ logger = logging.getLogger("fcp.server")
     type=click.Path(dir_okay=False),
     help="A file with the token that the admin API asks for.",
 )
+@click.option("--dashboard", is_flag=True, help="Serve the pages of fcp-server-dashboard.")
 @click.option("--storage", help="Where tasks are kept [default: sqlite].")
 @click.pass_obj
 def serve(
@@ -36,6 +37,7 @@ def serve(
     populations: tuple[str, ...],
     admin_token_file: str | None,
     storage: str | None,
+    dashboard: bool,
     **given: Any,
 ) -> None:
     """Serve devices and the admin API until SIGTERM or SIGINT; SIGHUP reads certificates again.
@@ -50,6 +52,8 @@ def serve(
         overrides["admin.token_file"] = admin_token_file
     if storage is not None:
         overrides["storage"] = storage
+    if dashboard:
+        overrides["pages"] = ["dashboard"]
     plugins = invocation.load_plugins(overrides=overrides, defaults={"storage": "sqlite"})
 
     import asyncio

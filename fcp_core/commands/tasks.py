@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
     from fcp_core.admin.client import AdminClient
     from fcp_core.admin.messages import Task
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: The options that lead to a server.
+_TO_A_SERVER = ("server", "token_file", "ca_file", "client_certfile", "client_keyfile")
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -34,31 +40,36 @@ def admin_group(name: str, text: str) -> click.Group:
         help=f"{text}\n\nThe token comes from --token-file, or from [fcp:admin] token_file, or "
         "from the environment variable FCP_ADMIN__TOKEN.",
     )
-    @click.option("--server", help="The server's address [default: [fcp:admin] url].")
-    @click.option("--token-file", type=FILE, help="A file with its admin token.")
-    @click.option("--ca-file", type=FILE, help="PEM certificates to trust, not the system's.")
-    @click.option(
-        "--client-certfile",
-        type=FILE,
-        help="A PEM certificate to show [default: [fcp:admin] client_certfile].",
-    )
-    @click.option("--client-keyfile", type=FILE, help="Its key, if in a file of its own.")
+    @admin_options
     @click.pass_context
-    def group(
-        ctx: click.Context,
-        /,
-        server: str | None,
-        token_file: Path | None,
-        ca_file: Path | None,
-        client_certfile: Path | None,
-        client_keyfile: Path | None,
-        **_more: Any,
-    ) -> None:
+    def group(ctx: click.Context, /, **options: Any) -> None:
         invocation = ctx.obj
-        certificate = None if client_certfile is None else (client_certfile, client_keyfile)
-        ctx.obj = lambda: connect(invocation, server, token_file, ca_file, certificate)
+        # The others are the command's own.
+        given = {name: options[name] for name in _TO_A_SERVER}
+        ctx.obj = lambda: connect(invocation, **given)
 
     return group
+
+
+def admin_options(command: F) -> F:
+    """Give a command the options that lead to a server: the arguments of :func:`connect`."""
+    for option in reversed(
+        (
+            click.option("--server", help="The server's address [default: [fcp:admin] url]."),
+            click.option("--token-file", type=FILE, help="A file with its admin token."),
+            click.option(
+                "--ca-file", type=FILE, help="PEM certificates to trust, not the system's."
+            ),
+            click.option(
+                "--client-certfile",
+                type=FILE,
+                help="A PEM certificate to show [default: [fcp:admin] client_certfile].",
+            ),
+            click.option("--client-keyfile", type=FILE, help="Its key, if in a file of its own."),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 tasks = admin_group("tasks", "Submit, list, watch and cancel the tasks of a server.")
@@ -66,15 +77,17 @@ tasks = admin_group("tasks", "Submit, list, watch and cancel the tasks of a serv
 
 def connect(
     invocation: Any,
-    server: str | None,
-    token_file: Path | None,
-    ca_file: str | os.PathLike[str] | None,
-    certificate: tuple[Path, Path | None] | None = None,
+    server: str | None = None,
+    token_file: Path | None = None,
+    ca_file: str | os.PathLike[str] | None = None,
+    client_certfile: Path | None = None,
+    client_keyfile: Path | None = None,
 ) -> AdminClient:
     """Return a client of a server's admin API, as the options and the configuration say.
 
-    :param server: None: the configuration's.
-    :param certificate: a client certificate and its key to show; None: the configuration's.
+    What is None is as the configuration says.
+
+    :param client_certfile: a client certificate to show, with its key or without.
     :raises UsageError: if there is neither token nor certificate, or something cannot be read.
     """
     from fcp_core.admin.client import AdminClient
@@ -82,7 +95,9 @@ def connect(
     options = invocation.plugins.config.section("admin")
     path = token_file or (None if options["token"] is not None else options["token_file"])
     token = options["token"] if path is None else _read(path)
-    certfile, keyfile = certificate or (options["client_certfile"], options["client_keyfile"])
+    certfile, keyfile = options["client_certfile"], options["client_keyfile"]
+    if client_certfile is not None:
+        certfile, keyfile = client_certfile, client_keyfile
     if token is None and certfile is None:
         raise UsageError(
             "there is no admin token: give --token-file, [fcp:admin] token_file, or the "
@@ -137,7 +152,7 @@ def submit(connect: Any, file: Path, key: str | None, watched: bool) -> None:
         task = client.submit(spec, key=key)
         click.echo(task.task_id)
         if watched:
-            _watch(client, task.task_id)
+            show_course(client, task.task_id)
 
 
 @tasks.command("list")
@@ -169,7 +184,7 @@ def list_(connect: Any, population: str | None, state: str | None) -> None:
 def watch(connect: Any, task_id: str) -> None:
     """Show a task until it has ended; status 1 if it has no result."""
     with connected(connect) as client:
-        _watch(client, task_id)
+        show_course(client, task_id)
 
 
 @tasks.command()
@@ -207,7 +222,7 @@ def result(
 ) -> None:
     """Fetch a task's result as a table, a checkpoint or a bar chart."""
     from fcp_core.tasks.plots import bar_chart
-    from fcp_core.tasks.tables import Table
+    from fcp_core.tasks.sql_query import SqlQuery
 
     with connected(connect) as client:
         task = client.get(task_id)
@@ -216,7 +231,7 @@ def result(
             write_file(output, checkpoint)
             if plot is None:
                 return
-        table = Table.of(checkpoint)
+        table = SqlQuery.answer(task.query, checkpoint)
     if plot is not None:
         write_file(plot, bar_chart(table, task.name, column).encode())
     if output is None and plot is None:
@@ -242,22 +257,29 @@ def local_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
 
 
-def _watch(client: AdminClient, task_id: str) -> None:
+def show_course(client: AdminClient, task_id: str, *, err: bool = False) -> None:
     """Show a task until it has ended.
 
+    :param err: show it beside the output.
     :raises StatusError: if it ended without a result.
     """
     from rich.console import Console
     from rich.live import Live
 
-    if sys.stdout.isatty():
-        with Live(console=Console(highlight=False), auto_refresh=False) as live:
+    if (sys.stderr if err else sys.stdout).isatty():
+        console = Console(highlight=False, stderr=err)
+        with Live(console=console, auto_refresh=False) as live:
             for task in client.watch(task_id, 0.5):
                 live.update(_progress(task), refresh=True)
     else:
+        seen = ""
         for task in client.watch(task_id):
-            why = "; ".join([*task.notes, *_reasons(task)])
-            click.echo(f"{_line(task)}; {why}" if why else _line(task))
+            why = "; ".join([_line(task), *_waits(task), *task.notes, *_reasons(task)])
+            # How long nobody came is no news by itself.
+            news = why.replace(task.waits_for, re.sub(r"\d+", "", task.waits_for))
+            if news != seen:
+                click.echo(why, err=err)
+            seen = news
     task.check()
 
 
@@ -268,8 +290,14 @@ def _progress(task: Task) -> RenderableType:
 
     bar = ProgressBar(total=task.goal_count, completed=task.contributed, width=60)
     return Group(
-        Text(_line(task)), bar, *(Text(f"  {line}") for line in [*task.notes, *_reasons(task)])
+        Text(_line(task)),
+        bar,
+        *(Text(f"  {line}") for line in [*_waits(task), *task.notes, *_reasons(task)]),
     )
+
+
+def _waits(task: Task) -> list[str]:
+    return [task.waits_for] if task.waits_for else []
 
 
 def _reasons(task: Task) -> list[str]:

@@ -136,17 +136,20 @@ def page(title: str, legend: Sequence[str], panels: Sequence[Lines | Bars]) -> s
     return "\n".join([*parts, "</svg>", ""])
 
 
-def ranking(title: str, rows: Sequence[tuple[str, float]], limit: int) -> str:
+def ranking(
+    title: str, rows: Sequence[tuple[str, float]], limit: int, errors: Sequence[float] = ()
+) -> str:
     """Return an SVG document with a horizontal bar for each row, in the order given.
 
     :param rows: labels and values.
+    :param errors: how far off each value may be; a line at the end of its bar shows it.
     :param limit: how many are drawn; below them it says how many more there are.
     """
     shown = rows[:limit]
     more = len(rows) - len(shown)
-    scale = (_ROW_WIDTH - _ROW_LABELS - _ROW_NUMBERS) / (
-        max((abs(v) for _, v in shown), default=0) or 1
-    )
+    bounds = [*errors, *[0.0] * len(shown)]
+    reached = [abs(value) + off for (_, value), off in zip(shown, bounds)]  # noqa: B905
+    scale = (_ROW_WIDTH - _ROW_LABELS - _ROW_NUMBERS) / (max(reached, default=0) or 1)
     height = _ROW_TOP + len(shown) * (_ROW_BAR + _ROW_GAP) + (28 if more else 12)
     parts = [*_document(_ROW_WIDTH, height), _text(16, 26, title, "start", 'font-size="15"')]
     for number, (label, value) in enumerate(shown):
@@ -157,8 +160,15 @@ def ranking(title: str, rows: Sequence[tuple[str, float]], limit: int) -> str:
             _text(_ROW_LABELS - 8, y + _ROW_BAR - 5, label, "end"),
             f'<rect x="{_ROW_LABELS}" y="{y}" width="{width:.1f}" height="{_ROW_BAR}" '
             f'fill="{_colour(0 if value >= 0 else 1)}"/>',
-            _text(_ROW_LABELS + width + 6, y + _ROW_BAR - 5, f"{value:,.10g}", "start"),
         ]
+        end = width
+        if number < len(errors) and errors[number] > 0:
+            least, end = max(0.0, width - errors[number] * scale), width + errors[number] * scale
+            parts.append(
+                f'<path d="M{_ROW_LABELS + least:.1f} {y + _ROW_BAR / 2}H{_ROW_LABELS + end:.1f}" '
+                f'stroke="#333" stroke-width="1.6"/>'
+            )
+        parts.append(_text(_ROW_LABELS + end + 6, y + _ROW_BAR - 5, f"{value:,.10g}", "start"))
     if more:
         parts.append(_text(_ROW_LABELS, height - 10, f"and {more} more", "start", 'fill="#666"'))
     return "\n".join([*parts, "</svg>", ""])

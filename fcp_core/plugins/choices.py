@@ -13,6 +13,7 @@ from fcp_core.aggregation.engine import Engine, EngineFactory
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.plugins.config import Config, did_you_mean
 from fcp_core.plugins.discovery import explain
+from fcp_core.plugins.pages import PagesFactory
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.policies import (
@@ -54,6 +55,7 @@ class Offered:
     eligibility_policies: dict[str, EligibilityPolicyFactory] = field(default_factory=dict)
     storages: dict[str, StorageFactory] = field(default_factory=dict)
     engines: dict[str, EngineFactory] = field(default_factory=dict)
+    pages: dict[str, PagesFactory] = field(default_factory=dict)
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     commands: dict[str, click.Command] = field(default_factory=dict)
 
@@ -66,6 +68,7 @@ class Offered:
             "eligibility": self.eligibility_policies,
             "storage": self.storages,
             "engine": self.engines,
+            "pages": self.pages,
             "ledger": self.ledgers,
             "command": self.commands,
         }
@@ -80,9 +83,10 @@ class Offered:
             if source is not None
             else did_you_mean(name, known, repr)
         )
+        more = f" Is fcp-server-{name} installed?" if kind == "pages" and source is None else ""
         return (
             f"no active plugin offers the {kind} {name!r}.{hint} "
-            f"Installed: {', '.join(known) or 'none'}."
+            f"Installed: {', '.join(known) or 'none'}.{more}"
         )
 
 
@@ -125,6 +129,11 @@ class Choices:
     def engines(self) -> dict[str, EngineFactory]:
         """The engines by name."""
         return self.offered.engines
+
+    @property
+    def pages(self) -> dict[str, PagesFactory]:
+        """The pages by name."""
+        return self.offered.pages
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:
@@ -261,7 +270,7 @@ class Choices:
             (kind, self.config.get(kind), self.config.origin("", kind))
             for kind in ("storage", "engine", "protocol", "selection")
         ]
-        for kind in ("eligibility", "aggregator"):
+        for kind in ("eligibility", "aggregator", "pages"):
             origin = self.config.origin("", kind)
             chosen += [(kind, name, origin) for name in self.config.get(kind)]
         return chosen

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fcp_core.aggregation.aggregator import AggregatorFactory
     from fcp_core.aggregation.engine import EngineFactory
     from fcp_core.plugins.config import Config, OptionRegistry
+    from fcp_core.plugins.pages import PagesFactory
     from fcp_core.rounds.events import Event
     from fcp_core.rounds.ledger import Ledger
     from fcp_core.rounds.policies import (
@@ -199,6 +200,23 @@ def fcp_register_commands(config: Config) -> Iterable[click.Command]:  # type: i
     .. versionadded:: 0.1
 
     Example: ``fcp_platform.plugin``
+    """
+
+
+@hookspec
+def fcp_register_pages(config: Config) -> Iterable[PagesFactory]:  # type: ignore[empty-body]
+    """Return the pages that the plugin offers, for a browser or a program of an operator.
+
+    Registration; once for each ``Plugins.load``. ``[fcp] pages`` says which are served, where the
+    admin API is; without an admin token there are none.
+
+    :param config: as for aggregators.
+    :returns: a list of ``fcp_core.plugins.pages.PagesFactory``.
+    :raises UsageError: as for aggregators.
+
+    .. versionadded:: 0.2
+
+    Example: ``fcp_dashboard.plugin``
     """
 
 

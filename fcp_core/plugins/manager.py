@@ -23,6 +23,7 @@ from fcp_core.plugins.discovery import PluginSource
 from fcp_core.plugins.implementations import Call, collect_calls, run_all
 from fcp_core.plugins.loading import find, new_manager, take
 from fcp_core.plugins.options import add_core_options, check_core_options
+from fcp_core.plugins.pages import PagesFactory
 from fcp_core.plugins.task_choices import TaskChoices
 from fcp_core.plugins.tracing import TraceSink
 from fcp_core.protocol import routes
@@ -42,6 +43,7 @@ _KINDS: tuple[tuple[str, str, type], ...] = (
     ("eligibility", "fcp_register_eligibility_policies", EligibilityPolicyFactory),
     ("storage", "fcp_register_storages", StorageFactory),
     ("engine", "fcp_register_engines", EngineFactory),
+    ("pages", "fcp_register_pages", PagesFactory),
     ("ledger", "fcp_register_ledgers", Ledger),
     ("command", "fcp_register_commands", click.Command),
 )
@@ -61,7 +63,8 @@ _NEEDED_EVERYWHERE = frozenset(
 class Offer:
     """One thing that a plugin offers.
 
-    :param kind: aggregator, protocol, selection, eligibility, storage, engine, ledger or command.
+    :param kind: aggregator, protocol, selection, eligibility, storage, engine, pages, ledger or
+        command.
     :param active: whether the configuration chooses it.
     """
 

@@ -56,6 +56,8 @@ def _add_choices(add: Callable[..., None]) -> None:
     text = "how long a member owns a population without a sign of life: a takeover takes no longer"
     add("lease_seconds", "duration", "6s", text, minimum=0.2)
     add("engine", "str", "local", "where accumulators run")
+    text = "pages that are served where the admin API is, to those who have its token"
+    add("pages", "list", (), text)
     text = "for tests: noise is drawn from this seed, so that whoever knows it can take it off"
     text += "; refused where others than this machine's devices are served"
     add("unsafe_noise_seed", "int", None, text, minimum=0)

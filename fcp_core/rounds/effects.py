@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from fcp_core.protocol.status import Code
@@ -42,12 +42,14 @@ class DroppedEffect:
     """An assignment ended without a contribution; whoever waits for it is told so.
 
     :param phase: how far it came, a short word.
+    :param reached: the stage that it had, the value of one of ``assignment.Stage``.
     """
 
     assignment: Assignment
     phase: str
     code: Code
     message: str
+    reached: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,30 @@ from fcp_core.protocol.status import Code
 
 @dataclass(frozen=True)
 class CheckedIn:
-    """A device checked in; *offered* are the names of the tasks that it was offered."""
+    """A device checked in; *offered* are the names of the tasks that it was offered.
+
+    :param client_version: as the device says.
+    """
 
     at: float
     population: str
     session_id: str
     offered: tuple[str, ...] = ()
+    client_version: str = ""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A device was sent away; *reason* is a short word such as ``no_task``."""
+    """A device was sent away; *reason* is a short word such as ``no_task``.
+
+    :param client_version: as the device says, if it was sent away at its check-in.
+    """
 
     at: float
     population: str
     session_id: str
     reason: str
+    client_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,8 @@ class Dropped:
     """An assigned device will not contribute; *phase* says how far it came.
 
     :param client_version: as the device says; empty if it is not known.
+    :param reached: the stage of its assignment: assigned, started, uploading, uploaded, kept,
+        queued or accumulating.
     """
 
     at: float
@@ -79,6 +89,7 @@ class Dropped:
     code: Code
     message: str
     client_version: str = ""
+    reached: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class Surplus:
     """Nothing more is needed of an assigned device: it comes too late, through no fault of its own.
 
     :param message: why.
+    :param reached: as of :class:`Dropped`.
     """
 
     at: float
@@ -94,6 +106,7 @@ class Surplus:
     task_id: str
     task_name: str
     message: str
+    reached: str = ""
 
 
 @dataclass(frozen=True)

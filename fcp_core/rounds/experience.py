@@ -29,6 +29,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 
 from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.policies import RetryWindow
 from fcp_core.rounds.reasons import Reasons
 
 #: Standard deviations above the mean number of devices; chosen in the policy lab.
@@ -47,6 +48,8 @@ _PRIOR, _WEIGHT = 0.1, 10.0
 
 #: Of so many task names it is remembered how their devices did.
 _NAMES = 1_000
+#: Of so many different offers it is remembered when they were made last.
+OFFERS = 100
 #: How many senders are remembered; of those without a silent place, the longest unseen goes first.
 _REMEMBERED = 10_000
 #: The most contributions that are held to a sender's credit.
@@ -142,6 +145,26 @@ class Experiences:
         return found
 
 
+class Lately:
+    """When devices of one population checked in last, and what they were told.
+
+    :ivar came: when one did; None: never since the server began.
+    :ivar windows: when the last one is to come back: with a task, and without.
+    :ivar offers: when a device was offered the tasks of some names last, of :data:`OFFERS` at most.
+    """
+
+    __slots__ = ("came", "offers", "windows")
+
+    def __init__(self) -> None:
+        self.came: float | None = None
+        self.windows: tuple[RetryWindow, RetryWindow] | None = None
+        self.offers: dict[Collection[str], float] = {}
+
+    def last_offer(self, name: str) -> float | None:
+        """Return when a device was offered the tasks of a name last, if one was."""
+        return max((at for names, at in self.offers.items() if name in names), default=None)
+
+
 class Senders:
     """Counts the overdue places and the contributions of each sender, of one population.
 
@@ -215,6 +238,11 @@ class Awaited:
         self.due = math.inf
         self.overdue = self.ever_overdue = self.came_back = 0
         self.silences = Reasons()
+
+    @property
+    def begun(self) -> int:
+        """How many devices have shown themselves, have not contributed and are not overdue."""
+        return len(self._steps[1])
 
     def add(self, step: int, record: Assignment) -> None:
         """Await something of a device."""

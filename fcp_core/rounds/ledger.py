@@ -93,6 +93,14 @@ class Ledger(ABC):
         :raises ReleaseRefusedError: if it must not be released.
         """
 
+    def statement(self, planned: Planned) -> Mapping[str, Any]:
+        """Return what devices are told of a task, as JSON has it; nothing: they are told nothing.
+
+        Our client asks for ``epsilon`` and ``delta``, what the release costs a device at most, and
+        for ``series``, the name of the series of which that is the whole cost so far.
+        """
+        return {}
+
     def verify(self, population: str, accounts: Mapping[str, Account]) -> None:
         """Check the accounts of a population before it is served.
 

@@ -194,6 +194,8 @@ class TaskSpec(Specification, frozen=True):
         chooses.
     :param aggregators: which aggregator serves which intrinsic URI, by name, beyond the defaults.
     :param options: options for the policy, protocol and aggregators, by their names.
+    :param query: the question that the plan and the aggregation were made of, as JSON; the result
+        is shown as its answer.
     """
 
     KIND: ClassVar[str] = "task specification"
@@ -220,6 +222,7 @@ class TaskSpec(Specification, frozen=True):
     eligibility: Sequence[str] = ()
     aggregators: Mapping[str, str] = {}
     options: Mapping[str, Mapping[str, Any]] = {}
+    query: Annotated[str, Meta(max_length=100_000)] = ""
 
     def __post_init__(self) -> None:
         """Make equal what is given as lists and tuples, or as other mappings."""
@@ -255,16 +258,11 @@ class TaskSpec(Specification, frozen=True):
             )
         if self.max_at_work is not None and self.max_at_work < 1:
             raise self._bad(f"max_at_work must be at least 1, not {self.max_at_work}")
-        if self.resources not in (None, *get_args(ResourceForm)):
-            raise self._bad(f"resources must be 'inline' or 'uri', not {self.resources!r}")
-        if self.late_contributions not in (None, *get_args(LateContributions)):
-            raise self._bad(
-                f"late_contributions must be 'accept' or 'refuse', not {self.late_contributions!r}"
-            )
-        if self.durability not in (None, *get_args(Durability)):
-            raise self._bad(
-                f"durability must be 'contribution' or 'round', not {self.durability!r}"
-            )
+        forms = {"resources": ResourceForm, "late_contributions": LateContributions}
+        for label, form in {**forms, "durability": Durability}.items():
+            if getattr(self, label) not in (None, *get_args(form)):
+                known = " or ".join(map(repr, get_args(form)))
+                raise self._bad(f"{label} must be {known}, not {getattr(self, label)!r}")
         if self.deadline is not None and not self.deadline > 0:
             raise self._bad(f"deadline must be a positive number of seconds, not {self.deadline}")
         if _has_privacy_ids(self.plan):

@@ -223,16 +223,19 @@ class TaskMachine(TaskFacts):
             return []
         if self.deadline <= now:
             return self._close(now)
-        self.awaited.tick(now)
-        return [
+        message = f"nothing was submitted within {self._assignment_timeout:g} s"
+        effects: list[TaskEffect] = [
             self._drop(
                 self._assignments[assignment],
                 "assignment_timeout",
                 Code.DEADLINE_EXCEEDED,
-                f"nothing was submitted within {self._assignment_timeout:g} s",
+                message,
             )
             for assignment, _ in self._expiry.pop_due(now)
         ]
+        # Last: when fewer are silent, less patience is due to the others.
+        self.awaited.tick(now)
+        return effects
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
@@ -352,7 +355,7 @@ class TaskMachine(TaskFacts):
     def _drop(
         self, assignment: Assignment, phase: str, code: Code, message: str, *, late: bool = False
     ) -> DroppedEffect:
-        silent = assignment.state is Stage.ASSIGNED
+        silent, reached = assignment.state is Stage.ASSIGNED, assignment.state.value
         timed_out = silent and phase == "assignment_timeout"
         overdue = self.awaited.drop(assignment, silent=timed_out)
         assignment.move(Stage.DROPPED)
@@ -364,7 +367,7 @@ class TaskMachine(TaskFacts):
             phase = "silent"
         elif late:
             self.surplus += 1
-            return DroppedEffect(assignment, phase, code, message)
+            return DroppedEffect(assignment, phase, code, message, reached)
         else:
             if not overdue and phase != "round_over":  # the server began it again
                 self.awaited.experience.ended(lost=True)
@@ -375,4 +378,4 @@ class TaskMachine(TaskFacts):
         reason = "silent" if phase == "silent" else f"{phase} {code.name}{own}"
         self.reasons.note(reason)
         self.outcomes.note(reason)
-        return DroppedEffect(assignment, phase, code, message)
+        return DroppedEffect(assignment, phase, code, message, reached)

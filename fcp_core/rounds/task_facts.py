@@ -60,6 +60,8 @@ class TaskFacts(Machine[TaskState]):
     assigned = contributed = dropped = surplus = _accumulating = 0
     #: How many ended without a sign, which ``dropped`` counts too.
     silent = 0
+    #: The question that the task answers, for those who watch it.
+    query = ""
 
     def __init__(
         self,
@@ -213,6 +215,9 @@ class TaskFacts(Machine[TaskState]):
             reasons=dict(self.reasons.items()),
             notes=tuple(self.notes()),
             silent=dict(self.awaited.silences.items()),
+            deadline=None if self._state in FINAL else self.deadline,
+            begun=self.awaited.begun,
+            query=self.query,
         )
 
     def story(self) -> str:

@@ -57,6 +57,10 @@ class TaskStatus:
     :param notes: what its aggregation protocol says of its course, a line each.
     :param silent: of how many devices there is no sign since they were assigned, by the version of
         their client; ``pending`` or, later, ``dropped`` counts them too.
+    :param deadline: when it ends by itself, in seconds since the epoch; None: not known any more.
+    :param begun: how many of the pending devices have shown themselves and are not overdue.
+    :param waits_for: what it waits for at the moment, a sentence; ``""`` if it has ended.
+    :param query: the question that it answers, as its specification has it.
     :param release: ``costs`` and ``noise`` of a result that was drawn, as it is booked.
     """
 
@@ -78,4 +82,8 @@ class TaskStatus:
     reasons: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     silent: Mapping[str, int] = field(default_factory=dict)
+    deadline: float | None = None
+    begun: int = 0
+    waits_for: str = ""
+    query: str = ""
     release: Mapping[str, Any] | None = None

@@ -7,13 +7,14 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
+from fcp_core.plugins.pages import Site
 from fcp_core.plugins.settings import ServerSettings
 from fcp_core.plugins.urls import checked_url
 from fcp_core.rounds.clock import Clock, SystemClock
@@ -22,11 +23,13 @@ from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import Listeners
 from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.http.tls import ServerTLS
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.reached import Reached
 from fcp_core.server.services import Services
+from fcp_core.server.services.pages import PluginPages
 
 logger = logging.getLogger("fcp.server")
 
@@ -122,7 +125,8 @@ class Server:
                 observe=None if metrics is None else metrics.event,
             )
         self._frontend = self._make_frontend(listeners, limits, tls, metrics, admin_check)
-        self.services.shared_admin = self._frontend.shared_admin or self.services.admin
+        with listeners.closed_on_error():
+            self._wire_admin(admin_check, metrics)
         self._state = "new"
         self._cleanup = AsyncExitStack()
 
@@ -147,8 +151,38 @@ class Server:
             threads=self._group.threads,
             members=self.services.members,
             member_sockets=listeners.member_sockets,
+            pages=plugins.config.get("pages"),
             url=self.url,
         )
+
+    def _wire_admin(self, check: AdminCheck | None, metrics: ServerMetrics | None) -> None:
+        """Have all members answer as one; make the pages of plugins that are served."""
+        plugins, shared = self._plugins, self._frontend.shared_admin
+        self.services.shared_admin = shared or self.services.admin
+        if check is None:
+            return
+
+        async def measures() -> Sequence[Dump]:
+            if metrics is None:
+                return []
+            return [metrics.dump(), *([] if metrics.others is None else await metrics.others())]
+
+        async def others(uri: str) -> Sequence[bytes]:
+            return [] if shared is None else await shared.ask_pages(uri)
+
+        site = Site(
+            admin=self.services.shared_admin,
+            config=plugins.config,
+            plugins=plugins.plugins,
+            offers=plugins.offers,
+            url=self.services.url,
+            knows=check.knows,
+            key=check.key,
+            others=others,
+            metrics=measures,
+        )
+        pages = {name: plugins.pages[name].make(site) for name in plugins.config.get("pages")}
+        self.services.pages = PluginPages(pages)
 
     @classmethod
     def from_config(cls, plugins: Plugins) -> Server:

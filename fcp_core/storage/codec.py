@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,6 +11,10 @@ from fcp_core.storage.contract import R, Record
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
+
+
+#: How bytes begin in MessagePack: none, and those whose length takes four bytes.
+_NO_BYTES, _BYTES = b"\xc4\x00", b"\xc6"
 
 
 class CodecError(Exception):
@@ -22,6 +27,12 @@ def encode(record: Record) -> bytes:
     :raises TypeError: if a field holds something that records do not hold.
     """
     return _encoder.encode(record)
+
+
+def encode_pieces(record: Record, pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Return a record as bytes in pieces: what is in its last field is given, and not copied."""
+    head = encode(record).removesuffix(_NO_BYTES)
+    return [head + _BYTES + sum(map(len, pieces)).to_bytes(4, "big"), *pieces]
 
 
 def decode(kind: type[R], data: bytes) -> R:

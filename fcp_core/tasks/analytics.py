@@ -109,8 +109,6 @@ class Analytics:
         eligibility: Mapping[str, Mapping[str, Any]] | None = None,
         **more: Any,
     ) -> None:
-        chosen = eligibility or {}
-        options = {**more.pop("options", {}), **{n: o for n, o in chosen.items() if o}}
         #: The task, but for what the queries and the columns lead to: its plan and its aggregation.
         self.task = TaskSpec(
             population,
@@ -118,11 +116,9 @@ class Analytics:
             plan=b"",
             aggregation=b"",
             goal_count=goal_count,
-            eligibility=tuple(chosen),
-            options=options,
             # This format keeps the order of the columns.
             result_format="federated_compute",
-            **more,
+            **with_policies(eligibility or {}, more),
         )
         self.queries = queries
         self.group_by = group_by
@@ -277,6 +273,18 @@ class Analytics:
                 _column_sum(name, source, DTYPES[summed.dtype][1]) for name, source, summed in sums
             ),
         )
+
+
+def with_policies(
+    eligibility: Mapping[str, Mapping[str, Any]], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return fields of a :class:`TaskSpec` with eligibility policies, and their options, in them.
+
+    :param eligibility: the options of each policy, by its name.
+    """
+    options = {name: given for name, given in eligibility.items() if given}
+    more = {"eligibility": tuple(eligibility), "options": {**fields.get("options", {}), **options}}
+    return {**fields, **more}
 
 
 def _check_name(what: str, name: str) -> None:

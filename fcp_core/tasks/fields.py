@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import msgspec
 
-from fcp_core.rounds.specification import Seconds, Specification
+from fcp_core.rounds.specification import Seconds
 from fcp_core.tasks.tomlfile import TomlTable
 
 
 def read_fields(
-    table: TomlTable, struct: type[Specification], besides: Collection[str]
+    table: TomlTable, struct: type[msgspec.Struct], besides: Collection[str]
 ) -> dict[str, Any]:
-    """Return the fields of a specification that stand in a table, by name.
+    """Return the fields of a struct that stand in a table, by name.
 
     Times may be written like ``10m``, enums as their values.
 

@@ -11,6 +11,7 @@ that is ``ServerThread.complete``; elsewhere an ``AdminClient`` submits, waits a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -52,7 +53,7 @@ class Result:
     """The result of a round.
 
     :param arrays: by name, aggregated.
-    :param weight: the sum of the devices' weights.
+    :param weight: the sum of the devices' weights; NaN if it was not asked for.
     """
 
     arrays: Arrays
@@ -71,6 +72,8 @@ class PythonTask:
     :param outputs: the arrays that devices return, by name; None: as those that they get.
     :param aggregation: how they become one; for all, or by name with the others as weighted means.
     :param more: further fields of the :class:`TaskSpec`, such as ``deadline``.
+    :param sum_weights: whether the devices' weights are summed too. They have no bound, so a task
+        with differential privacy says no, and has no weighted mean.
     """
 
     population: str
@@ -82,6 +85,7 @@ class PythonTask:
     outputs: Mapping[str, ArraySpec] | None = None
     aggregation: Aggregation | Mapping[str, Aggregation] = "weighted_mean"
     more: Mapping[str, Any] = field(default_factory=dict)
+    sum_weights: bool = True
 
     def to_spec(self, arrays: Arrays) -> TaskSpec:
         """Return one round.
@@ -128,7 +132,7 @@ class PythonTask:
         names = [name for name in checkpoint.names() if name.startswith("result/")]
         return Result(
             arrays={name.partition("/")[2]: checkpoint.get_tensor(name) for name in names},
-            weight=float(checkpoint.get_tensor(_WEIGHT)),
+            weight=float(checkpoint.get_tensor(_WEIGHT)) if self.sum_weights else math.nan,
         )
 
     def _intrinsics(self, outputs: Mapping[str, ArraySpec]) -> list[Intrinsic]:
@@ -147,11 +151,13 @@ class PythonTask:
             )
         weight = TensorSpec(_WEIGHT, DataType.DOUBLE)
         # The sum of the weights tells how much the result rests on.
-        intrinsics = [Intrinsic("federated_sum", (weight,), (weight,))]
+        intrinsics = [Intrinsic("federated_sum", (weight,), (weight,))] if self.sum_weights else []
         for name, spec in outputs.items():
             how = by_name.get(name, "weighted_mean")
             if how not in _URIS:
                 raise UsageError(f"{name!r}: {how!r} is not one of {', '.join(_URIS)}.")
+            if how == "weighted_mean" and not self.sum_weights:
+                raise UsageError(f"{name!r}: a weighted mean needs sum_weights; say 'mean'.")
             value = TensorSpec(f"update/{name}", _data_type(name, spec, how), spec.shape)
             output = TensorSpec(f"result/{name}", value.dtype, spec.shape)
             inputs = (value, weight) if how == "weighted_mean" else (value,)

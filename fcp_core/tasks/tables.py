@@ -15,13 +15,16 @@ from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 
+#: What the name of a column ends with that has the standard deviations of another one's values.
+ERROR = " stddev"
+
 
 @dataclass(frozen=True)
 class Column:
     """A column.
 
     :param dtype: a NumPy name, or ``string``.
-    :param values: integers, floats, or strings.
+    :param values: integers, floats, or strings; None: there is none, as SQL's NULL.
     """
 
     name: str
@@ -94,17 +97,23 @@ class Table:
             ) from None
         return target.getvalue()
 
-    def write(self, path: Path) -> None:
+    def to_json(self) -> str:
+        """Return the table as one line of JSON."""
+        return f"{msgspec.json.encode(self).decode()}\n"
+
+    def write(self, path: Path, suffix: str | None = None) -> None:
         """Write a file: Parquet if its name ends in ``.parquet``, JSON in ``.json``, else CSV.
 
+        :param suffix: the suffix to go by; None: that of the name.
         :raises MissingExtraError: for Parquet without the package that writes it.
         :raises UsageError: if the file cannot be written, or that package does not work here.
         """
+        suffix = path.suffix if suffix is None else suffix
         try:
-            if path.suffix == ".parquet":
+            if suffix == ".parquet":
                 self._write_parquet(path)
-            elif path.suffix == ".json":
-                path.write_bytes(msgspec.json.encode(self) + b"\n")
+            elif suffix == ".json":
+                path.write_text(self.to_json(), encoding="utf-8")
             else:
                 path.write_text(self.to_csv(), encoding="utf-8")
         except OSError as error:

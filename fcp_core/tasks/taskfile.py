@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fcp_core.rounds.specification import PolicyChoice, TaskSpec
-from fcp_core.tasks.analytics import Aggregate, Analytics, Query, Vector
+from fcp_core.tasks.analytics import Aggregate, Analytics, Query, Vector, with_policies
 from fcp_core.tasks.fields import read_fields
+from fcp_core.tasks.sql_query import SqlQuery, SqlTask
 from fcp_core.tasks.tomlfile import TomlTable, parse_toml, read_text
 
 #: The fields of a specification that come of the other tables; ``[task]`` may have all others.
-MADE = frozenset({"plan", "aggregation", "checkpoint", "slices", "result_format", "eligibility"})
+MADE = frozenset(
+    {"plan", "aggregation", "checkpoint", "slices", "result_format", "eligibility", "query"}
+)
 
 
-def read_task_file(path: Path) -> Analytics:
+def read_task_file(path: Path) -> Analytics | SqlTask:
     """Read a task file.
 
     :raises UsageError: naming the file, the line and what is wrong.
@@ -23,7 +28,7 @@ def read_task_file(path: Path) -> Analytics:
     return parse_task(read_text(path, "task file"), str(path))
 
 
-def parse_task(text: str, shown: str = "task") -> Analytics:
+def parse_task(text: str, shown: str = "task") -> Analytics | SqlTask:
     """Read the text of a task file.
 
     :param shown: what errors call the file.
@@ -31,9 +36,11 @@ def parse_task(text: str, shown: str = "task") -> Analytics:
     """
     root = parse_toml(text, shown)
     task = root.table("task")
+    if isinstance(root.raw("query"), dict):
+        return _sql_task(root, task)
     queries = tuple(_query(table) for table in root.tables("query"))
     result = root.table("result")
-    eligibility = [read_policy(table) for table in root.tables("eligibility", ())]
+    eligibility = _policies(root)
     analytics = Analytics(
         queries=queries,
         group_by=tuple(result.strings("group_by")),
@@ -41,12 +48,28 @@ def parse_task(text: str, shown: str = "task") -> Analytics:
         counts=result.columns("count"),
         aggregates=_aggregates(result),
         minimum_group_size=result.get("minimum_group_size", int, None),
-        eligibility={choice.policy: choice.options for choice in eligibility},
+        eligibility=eligibility,
         **read_fields(task, TaskSpec, besides=MADE),
     )
     for table in (task, result, root):
         table.check_all_read()
     return analytics
+
+
+def _sql_task(root: TomlTable, task: TomlTable) -> SqlTask:
+    """Read a task with one query in SQL."""
+    query = root.table("query")
+    asked = SqlQuery(**read_fields(query, SqlQuery, besides=()))
+    fields = read_fields(task, TaskSpec, besides=MADE)
+    read = SqlTask(asked, with_policies(_policies(root), fields))
+    for table in (task, query, root):
+        table.check_all_read()
+    return read
+
+
+def _policies(root: TomlTable) -> dict[str, Mapping[str, Any]]:
+    choices = [read_policy(table) for table in root.tables("eligibility", ())]
+    return {choice.policy: choice.options for choice in choices}
 
 
 def read_policy(table: TomlTable) -> PolicyChoice:

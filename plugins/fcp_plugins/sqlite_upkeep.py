@@ -15,6 +15,14 @@ from fcp_core.storage.upkeep import KindSize, StorageInfo, Upkeep
 
 #: How many problems of the file are listed.
 _PROBLEMS = 100
+#: What stands for the bytes of records that are in parts.
+_SIZES = "SELECT kind, key, data FROM records WHERE length(data) = 9 AND substr(data, 1, 1) = x'c1'"
+
+
+def _parts(db: sqlite3.Connection) -> str:
+    """Return the table of parts, for a query; a file of an earlier release has none."""
+    known = db.execute("SELECT 1 FROM sqlite_master WHERE name = 'parts'").fetchone()
+    return "parts" if known else "(SELECT '' kind, '' key, 0 n, x'' data WHERE 0)"
 
 
 class SqliteUpkeep(Upkeep):
@@ -39,11 +47,14 @@ class SqliteUpkeep(Upkeep):
 
     async def scan(self, only: str | None = None) -> AsyncIterator[tuple[str, str, bytes]]:
         """Iterate over the records."""
-        # One statement sees the file as it was when it began, whatever is written meanwhile.
+        from fcp_plugins.storage_sqlite import whole
+
         with self._opened() as db:
+            # It sees the file as it is now, whatever is written meanwhile.
+            db.execute("BEGIN")
             where, values = ("", ()) if only is None else (" WHERE kind = ?", (only,))
             for row in db.execute(f"SELECT kind, key, data FROM records{where}", values):
-                yield row
+                yield (*row[:2], whole(db, *row))
 
     async def check(self) -> list[str]:
         """Check the file, and that the index has what is there and nothing else."""
@@ -65,7 +76,9 @@ class SqliteUpkeep(Upkeep):
             pages = db.execute("PRAGMA page_count").fetchone()[0]
             page = db.execute("PRAGMA page_size").fetchone()[0]
             rows = db.execute(
-                "SELECT kind, count(*), sum(length(data)) FROM records GROUP BY kind ORDER BY kind"
+                "SELECT kind, count(*), sum(length(data)) + coalesce((SELECT sum(length(data))"
+                f" FROM {_parts(db)} WHERE kind = records.kind), 0)"
+                " FROM records GROUP BY kind ORDER BY kind"
             )
             kinds = tuple(KindSize(*row) for row in rows)
         place = f"SQLite file {self._path}"
@@ -78,9 +91,18 @@ class SqliteUpkeep(Upkeep):
                 lost = db.execute(
                     "SELECT DISTINCT kind, key FROM entries EXCEPT SELECT kind, key FROM records"
                 ).fetchall()
+                sizes = {(kind, key): size for kind, key, size in db.execute(_SIZES)}
+                parts = db.execute(
+                    f"SELECT kind, key, sum(length(data)) FROM {_parts(db)} GROUP BY kind, key"
+                ).fetchall()
             except sqlite3.DatabaseError as error:
                 return [f"SQLite: {error}"]
         problems = [f"SQLite: {row[0]}" for row in rows if row[0] != "ok"]
+        for kind, key, size in parts:
+            data = sizes.pop((kind, key), b"")
+            if int.from_bytes(data[1:], "big") != size:
+                problems.append(f"the {size} bytes of parts of {kind} {key!r} are not its record's")
+        problems += [f"the parts of {kind} {key!r} are lost" for kind, key in sizes]
         return problems + [
             f"the index of {kind!r} has an entry for {key!r}, of which there is no record"
             for kind, key in lost

@@ -15,21 +15,21 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.storage.codec import decode, encode, index_value
+from fcp_core.storage.codec import decode, encode, encode_pieces, index_value
 from fcp_core.storage.contract import R, Record, Storage, StorageError, T, Transaction
 from fcp_core.storage.upkeep import Upkeep
 
 #: "fcps", in the header of our files.
 APPLICATION_ID = 0x66637073
 #: Raised when the tables change; an older file is then brought up to date when it is opened.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: Kinds of records that version 1 had, and that nothing reads any more.
 _DROPPED = ("device_session", "token", "partial")
 
@@ -40,6 +40,11 @@ _SCHEMA = (
     "CREATE TABLE entries (kind TEXT NOT NULL, field TEXT NOT NULL, value BLOB NOT NULL,"
     " key TEXT NOT NULL, PRIMARY KEY (kind, field, value, key)) WITHOUT ROWID",
     "CREATE INDEX entries_by_key ON entries (kind, key)",
+)
+#: Since version 3.
+_PARTS = (
+    "CREATE TABLE IF NOT EXISTS parts (kind TEXT NOT NULL, key TEXT NOT NULL, n INTEGER NOT NULL,"
+    " data BLOB NOT NULL, PRIMARY KEY (kind, key, n))"
 )
 
 #: After these the system may have dropped what it could not write, and would say that a second
@@ -56,13 +61,16 @@ _CHECKPOINT = 16 << 20
 _MAX_BATCH = 256
 
 
-#: Writes a record; does nothing without data.
+#: Writes a record.
 _PUT = (
-    "INSERT INTO records SELECT ?1, ?2, ?3 WHERE ?3 IS NOT NULL"
+    "INSERT INTO records VALUES (?, ?, ?)"
     " ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data"
 )
-#: Bytes of a record from which on its memory matters.
-_LARGE = 1 << 20
+_PUT_PART = "INSERT INTO parts VALUES (?, ?, ?, ?)"
+#: Larger records are in parts of so many bytes: SQLite copies what it is given.
+_PART = 1 << 20
+#: Stands, before their size, for the bytes of those; no value of MessagePack begins with it.
+_IN_PARTS = b"\xc1"
 
 
 class _SqliteTransaction(Transaction):
@@ -77,27 +85,35 @@ class _SqliteTransaction(Transaction):
         row = self._db.execute(
             "SELECT data FROM records WHERE kind = ? AND key = ?", (kind.KIND, key)
         ).fetchone()
-        return None if row is None else decode(kind, row[0])
+        return None if row is None else decode(kind, whole(self._db, kind.KIND, key, row[0]))
 
     def put(self, record: Record) -> None:
+        self._put(record, [encode(record)])
+
+    def put_pieces(self, record: Record, pieces: Sequence[bytes | memoryview]) -> None:
+        self._put(record, encode_pieces(record, pieces))
+
+    def _put(self, record: Record, pieces: Sequence[bytes | memoryview]) -> None:
         kind, key = type(record), record.key
         self._check_indexes(kind)
-        data = encode(record)
+        size = sum(map(len, pieces))
+        data = b"".join(pieces) if size <= _PART else _IN_PARTS + size.to_bytes(8, "big")
         self._db.execute(_PUT, (kind.KIND, key, data))
-        if len(data) > _LARGE:
-            # A statement keeps a copy of what it was given last, and this one is given nothing.
-            self._db.execute(_PUT, (kind.KIND, key, None))
-        del data
         self._db.execute("DELETE FROM entries WHERE kind = ? AND key = ?", (kind.KIND, key))
+        self._db.execute("DELETE FROM parts WHERE kind = ? AND key = ?", (kind.KIND, key))
+        if size > _PART:
+            parts = enumerate(_cut(pieces))
+            self._db.executemany(_PUT_PART, ((kind.KIND, key, n, part) for n, part in parts))
         self._index(record)
 
     def delete(self, kind: type[Record], key: str) -> None:
-        self._db.execute("DELETE FROM records WHERE kind = ? AND key = ?", (kind.KIND, key))
-        self._db.execute("DELETE FROM entries WHERE kind = ? AND key = ?", (kind.KIND, key))
+        for table in ("records", "entries", "parts"):
+            self._db.execute(f"DELETE FROM {table} WHERE kind = ? AND key = ?", (kind.KIND, key))
 
     def select(self, kind: type[R], **equals: Any) -> Iterator[R]:
         # Fetched at once, so that the caller may write while it goes over them.
-        return (decode(kind, row[0]) for row in self._select("data", kind, equals))
+        rows = self._select("key, data", kind, equals)
+        return iter([decode(kind, whole(self._db, kind.KIND, *row)) for row in rows])
 
     def keys(self, kind: type[Record], **equals: Any) -> list[str]:
         return [row[0] for row in self._select("key", kind, equals)]
@@ -135,8 +151,23 @@ class _SqliteTransaction(Transaction):
             return
         self._db.execute("INSERT OR REPLACE INTO kinds VALUES (?, ?)", (kind.KIND, wanted))
         self._db.execute("DELETE FROM entries WHERE kind = ?", (kind.KIND,))
-        for (data,) in self._db.execute("SELECT data FROM records WHERE kind = ?", (kind.KIND,)):
-            self._index(decode(kind, data))
+        for row in self._db.execute("SELECT key, data FROM records WHERE kind = ?", (kind.KIND,)):
+            self._index(decode(kind, whole(self._db, kind.KIND, *row)))
+
+
+def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), _PART):
+            yield view[start : start + _PART]
+
+
+def whole(db: sqlite3.Connection, kind: str, key: str, data: bytes) -> bytes:
+    """Return the bytes of a record, of which *data* is what the record's row has."""
+    if not data.startswith(_IN_PARTS):
+        return data
+    query = "SELECT data FROM parts WHERE kind = ? AND key = ? ORDER BY n"
+    return b"".join(row[0] for row in db.execute(query, (kind, key)))
 
 
 class _Job:
@@ -331,6 +362,8 @@ class SqliteStorage(Storage):
         if version == 0:
             for statement in _SCHEMA:
                 connection.execute(statement)
+        if version < 3:
+            connection.execute(_PARTS)
         for table in ("records", "entries", "kinds") if version == 1 else ():
             connection.executemany(
                 f"DELETE FROM {table} WHERE kind = ?",

@@ -315,6 +315,7 @@ def test_submissions_are_specifications(make_spec):
         eligibility=["data_availability"],
         aggregators={"a": "b"},
         options={"fifo": {"x": 1}},
+        query='{"sql": "SELECT 1"}',
     )
     assert all(getattr(spec, f.name) != f.default for f in msgspec.structs.fields(TaskSpec))
     data = msgspec.json.encode(Submission.of(spec))

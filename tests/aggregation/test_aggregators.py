@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fcp_aggregators.key_index import KeyIndex
 from fcp_aggregators.plugin import fcp_add_options, fcp_register_aggregators
+from fcp_core.aggregation.key_index import KeyIndex
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, OptionRegistry, Sources

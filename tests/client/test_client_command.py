@@ -24,6 +24,8 @@ from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import client_runner_example_data_pb2, eligibility_eval_tasks_pb2
 from fcp_core.protocol.status import StatusError
 
+pytestmark = pytest.mark.slow
+
 FCP_CLIENT = [sys.executable, "-m", "fcp_core", "client"]
 
 

@@ -21,6 +21,8 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
 from fcp_core.server import Server, ServerThread
 
+pytestmark = pytest.mark.slow
+
 POPULATION = "phones/all"
 URI = "app:/values"
 FCV1 = "federated_compute_checkpoint_aggregation"

@@ -21,7 +21,7 @@ from fcp_core.protocol.status import Code, StatusError
 tf = pytest.importorskip("tensorflow")
 v1 = tf.compat.v1
 
-pytestmark = pytest.mark.tff
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 
 def external(graph_def, name, selector):

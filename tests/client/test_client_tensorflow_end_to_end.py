@@ -21,7 +21,7 @@ from fcp_core.server import Server, ServerThread
 tf = pytest.importorskip("tensorflow")
 v1 = tf.compat.v1
 
-pytestmark = pytest.mark.tff
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 
 def make_plan(selectors):
@@ -110,7 +110,6 @@ def test_a_key_out_of_range_is_not_asked_for_again(tmp_path, keys):
     assert "no slice of one of the keys" in result.error.message
 
 
-@pytest.mark.slow
 def test_broadcast_examples_and_slices(tmp_path):
     plugins = Plugins.load(environ={}, working_folder=tmp_path)
     with ServerThread(Server(plugins, populations=["people"])) as thread:

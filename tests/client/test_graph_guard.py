@@ -18,7 +18,7 @@ from fcp_core.protocol.status import Code, StatusError
 tf = pytest.importorskip("tensorflow")
 v1 = tf.compat.v1
 
-pytestmark = pytest.mark.tff
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 SECRET = b"the owner's own"
 OUTSIDE = """

@@ -35,7 +35,7 @@ def crash(*arguments, folder):
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=500,
         check=False,
     )
     return done.returncode, done.stdout

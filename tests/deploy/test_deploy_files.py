@@ -16,6 +16,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.keys import read_file
+from fcp_postgres import plugin as postgres
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -65,7 +66,10 @@ def test_what_the_image_is_made_of_is_here():
 
 
 def load(tmp_path, config_file=None, **environ):
-    return Plugins.load(config_file=config_file, environ=environ, working_folder=tmp_path).config
+    # The distributions that the image has.
+    return Plugins.load(
+        config_file=config_file, environ=environ, working_folder=tmp_path, extra=[postgres]
+    ).config
 
 
 def test_compose_sets_options_that_there_are(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -25,6 +27,11 @@ from fcp_core.testing.servers import query_task
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "nginx"
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 TOKEN = "a-token-of-the-admin-API"
+#: What loads the dashboard, which is not installed here.
+DASHBOARD = {
+    "FCP_PLUGINS": "fcp_dashboard.plugin:DashboardPlugin",
+    "PYTHONPATH": str(EXAMPLE.parents[1] / "plugins" / "dashboard" / "src"),
+}
 WAIT = 60.0
 SIZE = 500_000  # numbers: an upload of 4 MB
 
@@ -56,12 +63,12 @@ class Site:
         """Return whether nginx got its port."""
         log = self.folder / "server.log"
         command = [sys.executable, "-m", "fcp_core", "serve", "--port", "0", "--storage", "memory"]
-        command += ["--external-url", self.url, "--population", "phones/all"]
+        command += ["--external-url", self.url, "--population", "phones/all", "--dashboard"]
         with log.open("w") as output:
             self.server = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env={**os.environ, "FCP_ADMIN__TOKEN": TOKEN},
+                env={**os.environ, "FCP_ADMIN__TOKEN": TOKEN, **DASHBOARD},
                 stdout=output,
                 stderr=output,
             )
@@ -141,6 +148,27 @@ def sum_task(**fields):
     return query_task(intrinsic, population="phones/all", **fields)
 
 
+def pages_of(url, http):
+    """Log in to the dashboard, follow every link in it; return the status of each address."""
+    login = {"token": TOKEN}
+    answer = http.request(
+        "POST", f"{url}login", fields=login, encode_multipart=False, redirect=False
+    )
+    cookie = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0]}
+    assert "; Secure" in answer.headers["Set-Cookie"]
+    found, todo = {}, [urljoin(f"{url}login", answer.headers["Location"])]
+    while todo:
+        page = todo.pop()
+        if page not in found:
+            answer = http.request("GET", page, headers=cookie)
+            found[page] = answer.status
+            if answer.headers["Content-Type"].startswith("text/html") and page.startswith(url):
+                links = re.findall(r'(?:href|src|action)="([^"]*)"', answer.data.decode())
+                links = [urljoin(page, html.unescape(link)).partition("#")[0] for link in links]
+                todo += [link for link in links if link.startswith("https:")]
+    return found
+
+
 def test_devices_and_programs_go_through_nginx(site, fcp_client):
     with AdminClient(site.url, TOKEN, ca_file=site.ca) as admin:
         task_id = admin.submit(sum_task(goal_count=2, resources="uri")).task_id
@@ -153,6 +181,12 @@ def test_devices_and_programs_go_through_nginx(site, fcp_client):
         total = open_checkpoint(admin.result(task_id))["total"]
     assert np.array_equal(total, np.full(SIZE, 42))
     with urllib3.PoolManager(ca_certs=site.ca, retries=False) as http:
+        pages = pages_of(f"{site.url}dashboard/", http)
+        assert len(pages) > 8
+        assert all(page.startswith(f"{site.url}dashboard/") for page in pages)
+        for page in ("", f"tasks/{task_id}", "style.css", "script.js"):
+            start = f"{site.url}dashboard/{page}"
+            assert {pages[p] for p in pages if p.partition("?")[0] == start} == {200}
         # Not for devices; and nothing is there without the prefix.
         for path in ("fcp/healthz", "fcp/metrics", "fcp/", "v1/", "healthz"):
             assert http.request("GET", f"https://localhost:{site.port}/{path}").status == 404

@@ -30,6 +30,7 @@ def check(report):
     assert report.good
 
 
+@pytest.mark.slow
 def test_a_short_run():
     report = asyncio.run(fuzz(1500, 3, honest=10))
     check(report)
@@ -49,6 +50,7 @@ def test_a_long_run():
     assert report.bombs > 50
 
 
+@pytest.mark.slow
 def test_a_fault_is_found(monkeypatch):
     """The run itself must notice what it is there to notice."""
     from fcp_core.server.services.protocol_calls import ProtocolCalls
@@ -172,6 +174,7 @@ def test_a_stall_of_the_loop_and_a_peak_of_memory_are_seen():
     assert Report(stall=0.2, peak=64 << 20).bounded
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_or_small(live, caplog):
     hostile = Hostile(random.Random(4))
     refused = 0

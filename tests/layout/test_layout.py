@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import graphlib
 import inspect
 import json
@@ -37,6 +38,11 @@ def modules_of(package, folder):
         parts = path.relative_to(folder).with_suffix("").parts
         name = ".".join((package, *parts))
         yield name.removesuffix(".__init__"), path
+
+
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 # The tree.
@@ -111,11 +117,10 @@ MAX_FUNCTION_LINES = 60
 
 def too_large(path):
     """Yield the file's name if it is too long, and that of each function that is."""
-    text = path.read_text(encoding="utf-8")
     name = path.relative_to(ROOT).as_posix()
-    if text.count("\n") > MAX_FILE_LINES:
+    if path.read_text(encoding="utf-8").count("\n") > MAX_FILE_LINES:
         yield name
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(path)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         # From ``def``: the declarations of a command's options are decorators.
@@ -173,12 +178,14 @@ def imported(code, *unwanted):
     return ast.literal_eval(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["protocol", "aggregation", "rounds", "storage"])
 def test_contracts_import_no_driver(room):
     names = [name for name, _ in modules_of(f"fcp_core.{room}", ROOT / "fcp_core" / room)]
     assert imported(f"import {', '.join(names)}", *HEAVY) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "unwanted"),
     [
@@ -221,14 +228,17 @@ BELOW = {
 NO_TORNADO = ("server/services", "plugins", "client", "lab", "tasks", "admin")
 
 
+@functools.cache
 def imports_of(path):
-    """Yield (module, name) of every import in a file; name is None for ``import module``."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Return (module, name) of every import in a file; name is None for ``import module``."""
+    found = []
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from ((node.module, alias.name) for alias in node.names)
+            found += [(node.module, alias.name) for alias in node.names]
+    return found
 
 
 @pytest.mark.parametrize("room", BELOW)
@@ -249,7 +259,7 @@ def test_imports_point_down(room):
 
 def imported_at_once(path):
     """Yield (module, name) of what a file imports when it is imported itself."""
-    todo = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    todo = list(parsed(path).body)
     while todo:
         node = todo.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -308,6 +318,7 @@ def test_nothing_imports_the_commands():
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_a_command_costs_nothing_until_it_is_used():
     """All commands are imported to list them, so each imports late what it needs."""
     rooms = [f"fcp_core.{room}" for room in BELOW if room not in ("errors", "moved")]
@@ -326,6 +337,7 @@ def test_only_the_http_room_imports_tornado(room):
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_moved_modules_are_found_under_their_old_names():
     for old, new in MOVED.items():
         code = f"import sys, {old}, {new}; print(sys.modules['{old}'] is sys.modules['{new}'])"
@@ -344,7 +356,7 @@ def test_plugins_use_public_names_only(package):
     wrong = []
     for _, path in modules_of(package, package_folders()[package]):
         imported_modules = {}
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "fcp_core":
                 private = [part for part in node.module.split(".") if _is_private(part)]
                 private += [alias.name for alias in node.names if _is_private(alias.name)]
@@ -356,7 +368,7 @@ def test_plugins_use_public_names_only(package):
                     if alias.name.split(".")[0] == "fcp_core":
                         wrong += [(path.name, n) for n in alias.name.split(".") if _is_private(n)]
                         imported_modules[alias.asname or alias.name.split(".")[0]] = alias.name
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if (
                 isinstance(node, ast.Attribute)
                 and _is_private(node.attr)

@@ -27,7 +27,7 @@ from fcp_core.client import Outcome, RetryPolicy, SessionResult
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.testing.servers import make_device
-from tests.members.shared import sum_task, until
+from tests.members.shared import WAIT, sum_task, until
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-cluster"
@@ -116,7 +116,7 @@ class Member:
         self.process.kill()
         self.process.wait()
 
-    def terminate(self, timeout: float = 120.0) -> int:
+    def terminate(self, timeout: float = WAIT) -> int:
         """Stop it, and wait."""
         self.process.terminate()
         return self.process.wait(timeout)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins import hookimpl
+from fcp_core.rounds.membership import preferred
 from fcp_core.storage.contract import StorageError, StorageFactory
 from fcp_core.testing.servers import query_task
 from fcp_plugins.storage_sqlite import SqliteStorage
@@ -66,6 +68,17 @@ def sum_task(goal, population="people", size=1, **fields):
         (TensorSpec("total", DataType.INT64, (size,)),),
     )
     return query_task(intrinsic, population=population, goal_count=goal, **fields)
+
+
+def spread(member_ids, each):
+    """Return names of populations of which each of some members is to own the same number."""
+    found = {member_id: [] for member_id in member_ids}
+    for number in itertools.count():
+        mine = found[preferred(f"p{number}", member_ids)]
+        if len(mine) < each:
+            mine.append(f"p{number}")
+        if all(len(names) == each for names in found.values()):
+            return sorted(itertools.chain(*found.values()))
 
 
 def owned(server):

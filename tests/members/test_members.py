@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 
 import numpy as np
@@ -16,9 +17,9 @@ from fcp_core.rounds.tokens import mark_of
 from fcp_core.server.http.passing import HEADER, Passed, sign
 from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from fcp_core.testing.servers import COLLECTION
-from tests.members.shared import owned, sum_task, until
+from tests.members.shared import owned, spread, sum_task, until
 
-POPULATIONS = [f"p{number}" for number in range(8)]
+pytestmark = pytest.mark.slow
 
 
 def admin(server):
@@ -36,12 +37,11 @@ def device(fcp_client, server, value, population):
 
 def test_a_task_is_submitted_and_served_at_any_member(member, fcp_client):
     one, two = member(), member()
+    populations = spread([s.server.services.members.member_id for s in (one, two)], 3)
     with admin(one) as first, admin(two) as second:
-        tasks = {name: first.submit(sum_task(2, name)).task_id for name in POPULATIONS}
-        # Both got some, as rendezvous hashing has it.
-        until(lambda: sorted(owned(one) + owned(two)) == POPULATIONS)
-        assert owned(one)
-        assert owned(two)
+        tasks = {name: first.submit(sum_task(2, name)).task_id for name in populations}
+        until(lambda: sorted(owned(one) + owned(two)) == populations)
+        assert len(owned(one)) == len(owned(two)) == 3
         for name, task in tasks.items():
             for number, server in enumerate((one, two)):
                 contribute(device(fcp_client, server, 2**number, name))
@@ -49,18 +49,18 @@ def test_a_task_is_submitted_and_served_at_any_member(member, fcp_client):
                 assert client.wait(task).state == "completed"
                 assert client.get(task).contributed == 2
         for client in (first, second):
-            assert [task.population for task in client.list()] == POPULATIONS
-            assert client.status().tasks == {"completed": 8}
-            assert [one.name for one in client.populations().populations] == POPULATIONS
-            assert client.result(tasks["p0"]) == first.result(tasks["p0"])
-        second.forget(tasks["p0"])
-        assert len(first.list()) == 7
+            assert [task.population for task in client.list()] == populations
+            assert client.status().tasks == {"completed": 6}
+            assert [one.name for one in client.populations().populations] == populations
+            assert client.result(tasks[name]) == first.result(tasks[name])
+        second.forget(tasks[name])
+        assert len(first.list()) == 5
 
 
 def other_population(one, two):
     """Return a population that the second member is to own."""
     table = one_table(one)
-    return next(name for name in POPULATIONS if table.chosen(name))
+    return next(name for name in map("p{}".format, itertools.count()) if table.chosen(name))
 
 
 def write(server, *records):
@@ -140,9 +140,8 @@ def test_only_the_storage_says_that_there_is_no_population(member, fcp_client, f
         start = f"{server.url}v1/populations/people/taskassignments/x:start?%24alt=proto"
         assert urllib3.request("POST", start, timeout=60, retries=False).status == 200
         storage.fault = ""
-        until(lambda: server.server.services.members.in_touch)
-        result = device.run_once()
-    assert (result.outcome, result.error.http) == (Outcome.FAILED, 404)
+        # A machine may be so busy that the storage says nothing for a while.
+        until(lambda: (result := device.run_once()).error and result.error.http == 404)
 
 
 def test_calls_for_members_are_signed_and_passed_on_once(member):
@@ -153,12 +152,17 @@ def test_calls_for_members_are_signed_and_passed_on_once(member):
     uri = f"/admin/v1/tasks/{task}"
     http = urllib3.PoolManager()
     first, second = (s.server.services.members for s in (one, two))
-    header = sign(first.table.secrets, "GET", uri, Passed("", by_member=True))
+    header = sign(first.table.secrets, "GET", uri, Passed.of_member(b""))
     there = second._me.member_url.rstrip("/")
     assert http.request("GET", there + uri, headers={HEADER: header}).status == 200
     for wrong in ("", "x.00", header[:-2] + "00", f"{header}0"):
         assert http.request("GET", there + uri, headers={HEADER: wrong}).status == 404
     assert http.request("GET", there + uri + "x", headers={HEADER: header}).status == 404
+    # Whoever reads the members' network has the header, and can send nothing else with it.
+    signed = sign(first.table.secrets, "POST", "/admin/v1/tasks", Passed.of_member(b"{}"))
+    for body, status in ((b"{}", 400), (b'{"name": "x"}', 403)):
+        sent = http.request("POST", there + "/admin/v1/tasks", body, headers={HEADER: signed})
+        assert sent.status == status
     # The other one does not own it, and does not pass it on again.
     here = first._me.member_url.rstrip("/")
     answer = http.request("GET", here + uri, headers={HEADER: header}, timeout=30)
@@ -187,16 +191,18 @@ def test_a_member_that_lost_a_population_writes_nothing(member):
 
 def test_a_new_member_is_given_its_share(member, fcp_client):
     one = member()
+    # So many that it is sure to be given some, and not all.
+    names = [f"p{number}" for number in range(30)]
     with admin(one) as client:
-        tasks = {name: client.submit(sum_task(1, name)).task_id for name in POPULATIONS}
-        assert sorted(owned(one)) == POPULATIONS
+        tasks = {name: client.submit(sum_task(1, name)).task_id for name in names}
+        assert sorted(owned(one)) == sorted(names)
         two = member()
-        wanted = [name for name in POPULATIONS if one_table(one).chosen(name)]
+        wanted = [name for name in names if one_table(one).chosen(name)]
         until(lambda: sorted(owned(two)) == sorted(wanted))
-        assert wanted
-        for name, task in tasks.items():
+        kept = [name for name in names if name not in wanted]
+        for name in (*wanted[:3], *kept[:3]):
             contribute(device(fcp_client, one, 3, name))
-            assert client.wait(task).state == "completed"
+            assert client.wait(tasks[name]).state == "completed"
 
 
 def one_table(server):
@@ -209,7 +215,7 @@ def one_table(server):
 def test_a_submission_is_answered_by_the_next_owner_if_the_population_went(member, fcp_client):
     one = member()
     two = member()
-    name = next(name for name in POPULATIONS if one_table(one).chosen(name))
+    name = other_population(one, two)
     with admin(one) as client:
         task = client.submit(sum_task(1, name)).task_id
     assert owned(two) == [name]

@@ -21,7 +21,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.testing.aggregators import AggregatorConformance, tensors
 from fcp_platform import FederatedComputation, aggregate, rounds
 
-pytestmark = pytest.mark.tff
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 _ACC = (np.int64, tff.TensorType(np.float32, [None]), np.uint64)
 _VALUE = (tff.TensorType(np.float32, [None]), np.int32)

@@ -28,7 +28,7 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
 from fcp_platform.eligibility import eligibility_task
 
-pytestmark = pytest.mark.tff
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 POPULATION = "test/eligible"
 TOKEN = "a-token-that-is-long-enough"
@@ -179,7 +179,6 @@ def served(tmp_path):
     process.wait()
 
 
-@pytest.mark.slow
 def test_a_program_elsewhere_says_who_may_take_its_rounds(served):
     """One device of two has data enough for the plan; the server is a process of its own."""
     import tensorflow_federated as tff
@@ -240,7 +239,6 @@ def test_a_program_elsewhere_says_who_may_take_its_rounds(served):
         assert again.eligibility_tasks().eligibility_tasks == []
 
 
-@pytest.mark.slow
 def test_the_example_finds_who_may_take_part(tmp_path):
     """Its exit status says whether what came of it is the truth."""
     with socket.create_server(("localhost", 0)) as listener:

@@ -30,7 +30,7 @@ from fcp_core.rounds.tasks import AssignmentMode
 from fcp_platform import lowering, values
 from fcp_platform.data_source import selectors_in_order
 
-pytestmark = pytest.mark.tff
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 SELECTOR = plan_pb2.ExampleSelector(collection_uri="app:/x")
 STATE = tff.FederatedType(np.int32, tff.SERVER)

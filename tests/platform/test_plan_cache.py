@@ -18,7 +18,7 @@ from fcp_core.protocol.protos import plan_pb2
 from fcp_platform import FederatedComputation, FederatedContext, lowered_bytes, plans
 from fcp_platform.plan_cache import PlanCache, default_folder
 
-pytestmark = [pytest.mark.tff]
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 EXAMPLES = tff.SequenceType(np.str_)
 

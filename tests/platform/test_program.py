@@ -32,7 +32,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_platform.learning import learning_process_computation
 from fcp_platform.runtime import LocalRuntime
 
-pytestmark = pytest.mark.tff
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 POPULATION = "test/population"
 COLLECTION = "app:/numbers"
@@ -140,7 +140,6 @@ def holding(*numbers: int) -> list[Callable[[str], list[bytes]]]:
     return [lambda uri, number=number: [str(number).encode()] for number in numbers]
 
 
-@pytest.mark.slow
 def test_reference_program_with_client_processes(tmp_path: Path) -> None:
     """The documentation's program: a sum over two rounds, by processes of the command line."""
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")
@@ -203,7 +202,6 @@ def test_a_program_whose_plans_lie_in_the_assignments() -> None:
     assert sent == {"inline"}
 
 
-@pytest.mark.slow
 def test_a_program_whose_server_has_two_processes() -> None:
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")
     progress = Progress()
@@ -479,7 +477,6 @@ def test_release_managers_and_program_state(tmp_path: Path) -> None:
     assert list((tmp_path / "board").iterdir())
 
 
-@pytest.mark.slow
 def test_federated_averaging_with_evaluation_and_resumption(tmp_path: Path) -> None:
     """Training and evaluation of a model by a program that ends and goes on from its state."""
     labels, features = 3, 4
@@ -665,7 +662,6 @@ def broadcast(value: Any) -> Any:
     return tff.federated_broadcast(value)
 
 
-@pytest.mark.slow
 def test_tffs_own_training_program_saves_its_state(tmp_path: Path) -> None:
     """It keeps the data source's iterator beside the model, and goes on from both."""
     x = tf.TensorSpec([None, 1], tf.float32)

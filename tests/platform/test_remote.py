@@ -25,7 +25,7 @@ from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
 from fcp_platform.runners import RemoteRunner
 
-pytestmark = pytest.mark.tff
+pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 POPULATION = "test/remote"
 COLLECTION = "app:/numbers"
@@ -214,7 +214,6 @@ def test_an_address_and_a_token_of_the_context_work_with_a_warning(server):
         make(POPULATION, fcp_platform.RemoteServer(server.url, token=TOKEN), port=80)
 
 
-@pytest.mark.slow
 def test_certificates_do_for_the_program_and_its_devices(certificates, tmp_path):
     """A round over mutual TLS: the program shows the operator's, devices show theirs."""
     authority = certificates / "authority.pem"

@@ -72,7 +72,7 @@ def test_the_event_log_is_off_until_it_is_turned_on(load, caplog):
     with caplog.at_level(logging.INFO, "fcp.events"):
         plugins.notify(EVENT)
     assert [record.message for record in caplog.records] == [
-        "CheckedIn population=p session_id=s offered=()"
+        "CheckedIn population=p session_id=s offered=() client_version="
     ]
 
 

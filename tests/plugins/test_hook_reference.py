@@ -38,6 +38,7 @@ def traced(tmp_path):
         overrides={
             "plugins": "fcp_admission.plugin:AdmissionPlugin, fcp_robust.plugin:RobustPlugin, "
             "fcp_lottery.plugin, fcp_privacy.plugin:PrivacyPlugin, "
+            "fcp_dashboard.plugin:DashboardPlugin, "
             "fcp_webhook.plugin:WebhookPlugin, fcp_plugins.api_keys:APIKeys",
             "api_keys.file": str(keys),
             "admission.minimum_version": "2",

@@ -21,6 +21,8 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.testing import AggregatorConformance, StorageConformance
 from fcp_core.testing.kit import Conformance
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
@@ -178,7 +180,6 @@ def copy_checkout(target):
             (target / file).write_bytes((ROOT / file).read_bytes())
 
 
-@pytest.mark.slow
 def test_wheels_in_a_fresh_environment(tmp_path):
     """From ``fcp plugin new`` to a round: build, install with pip, test, choose in setup.cfg."""
 

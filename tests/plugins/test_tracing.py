@@ -17,6 +17,8 @@ from fcp_core.rounds.events import CheckedIn
 from fcp_core.rounds.policies import CheckIn, Refusal, RetryWindow
 from fcp_core.rounds.tasks import TaskSpec
 
+pytestmark = pytest.mark.slow
+
 EVENT = CheckedIn(1.0, "phones", "session-7")
 
 

@@ -24,7 +24,7 @@ from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.services.device_tokens import label
 
-WAIT = 60.0  # how long anything may take before the test fails
+WAIT = 180.0  # how long anything may take before the test fails
 SIZE = 20_000  # numbers in an update: too many to be folded on an event loop
 
 

@@ -8,6 +8,7 @@ from fcp_core.protocol.pool import adopted
 from fcp_core.protocol.protos import plan_pb2
 
 
+@pytest.mark.slow
 def test_tensorflows_own_specification_of_a_tensor_is_adopted() -> None:
     struct_pb2 = pytest.importorskip("tensorflow.core.protobuf.struct_pb2")
     theirs = struct_pb2.TensorSpecProto(name="x:0", dtype=1)

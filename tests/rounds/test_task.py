@@ -660,3 +660,20 @@ def test_a_task_with_a_contribution_does_not_end_early():
     for name in "bcdef":
         task.drop(name, "computation", Code.INTERNAL, "", 1.0)
     assert task.state is TaskState.OPEN
+
+
+def test_after_a_tick_nobody_is_overdue_already():
+    """Who is dropped for being late leaves less patience with the others who are silent."""
+    model = Model()
+    model.open(goal=1, over=1.3, wordless=False, minimum=None, cap=None, retention=0.0)
+    model.assign(starts=False)
+    model.jump_to_the_next_tick()
+    model.jump_to_the_next_tick()
+    model.assign(starts=False)
+    model.assign(starts=True)
+    model.jump_to_the_next_tick()
+    model.jump_to_the_next_tick()
+    model.assign(starts=True)
+    model.jump_to_the_next_tick()
+    model.assign(starts=False)
+    model.jump_to_the_next_tick()

@@ -172,6 +172,7 @@ def _race(path, start, results):
     results.put(secrets_of(create_file(path)))
 
 
+@pytest.mark.slow
 def test_processes_that_race_end_with_one_file(tmp_path):
     context = multiprocessing.get_context("spawn")
     path, start, results = tmp_path / "keys", context.Barrier(4), context.Queue()

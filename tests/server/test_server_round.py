@@ -268,6 +268,7 @@ def test_authentication_by_a_plugin(make_server, make_device, sum_task):
     assert total(result(thread, task_id)) == [1.0] * 3
 
 
+@pytest.mark.slow
 def test_the_server_runs_without_tensorflow(make_device, tmp_path, sum_task):
     """A whole round; the server's process cannot import TensorFlow, and does not try."""
     script = """
@@ -307,6 +308,7 @@ print("ended", flush=True)
             process.kill()
 
 
+@pytest.mark.slow
 def test_importing_the_server_imports_no_tensorflow_and_is_light():
     script = (
         "import sys, fcp_core.server;"

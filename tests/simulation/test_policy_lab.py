@@ -62,6 +62,7 @@ def facts(report):
     }
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run():
     first = [facts(report) for report in simulate(*POLICIES, scenario=SMALL, seed=3)]
     assert [facts(report) for report in simulate(*POLICIES, scenario=SMALL, seed=3)] == first

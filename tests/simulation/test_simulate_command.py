@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(sys.executable).with_name("fcp")
 SMALL = ("--devices", "200", "--hours", "4", "--goal", "5", "--retry", "5m-15m")
 
@@ -66,7 +68,6 @@ def test_policies_side_by_side(simulate, tmp_path):
     assert "uniform:window=30s" in texts
 
 
-@pytest.mark.slow
 def test_the_same_seed_writes_the_same_file(simulate):
     first, again, other = (
         simulate("weighted", *SMALL, "--seed", seed, "--csv", "-") for seed in ("1", "1", "2")
@@ -75,7 +76,6 @@ def test_the_same_seed_writes_the_same_file(simulate):
     assert first.stdout == again.stdout != other.stdout
 
 
-@pytest.mark.slow
 def test_options_come_from_the_configuration_too(simulate):
     slow = simulate(
         "uniform", *SMALL, "--csv", "-", before=("--set", "selection.uniform.window=10m")
@@ -85,7 +85,6 @@ def test_options_come_from_the_configuration_too(simulate):
     assert slow.stdout.count("completed") < fast.stdout.count("completed")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "wrong"),
     [

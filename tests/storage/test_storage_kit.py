@@ -13,6 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from fcp_core.storage.contract import StorageError
 from fcp_core.testing.storage import StorageConformance
 
+pytestmark = pytest.mark.slow
+
 _PATH = Path(__file__).with_name("broken_storages.py")
 
 

@@ -12,16 +12,21 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage import contract
+from fcp_core.storage.codec import decode
 from fcp_core.storage.contract import StorageError, check_contract
+from fcp_core.storage.records import BlobRecord
 from fcp_core.testing.storage import Item, StorageConformance
+from fcp_plugins import storage_sqlite
 from fcp_plugins.storage_memory import MemoryStorage
 from fcp_plugins.storage_sqlite import APPLICATION_ID, SCHEMA_VERSION, SqliteStorage
 
@@ -461,6 +466,86 @@ def test_a_damaged_record_is_an_error_that_names_its_kind(tmp_path):
         asyncio.run(main())
 
 
+def test_a_large_record_is_in_parts_and_none_is_left_behind(tmp_path):
+    """Whatever takes the place of what; the limit itself is on neither side of a part's end."""
+    path, part = tmp_path / "store.db", storage_sqlite._PART
+    sizes = (3, part - 40, part, part + 1, 3 * part + 5, 2 * part, 7)
+    random = np.random.default_rng(1)
+    contents = [random.bytes(size) for size in sizes]
+
+    def counted():
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            (count,) = db.execute("SELECT count(*) FROM parts").fetchone()
+        return count
+
+    async def main():
+        storage = SqliteStorage(path)
+        await storage.start()
+        for data in [*contents, *contents[::-1]]:
+            await storage.transact(lambda tx, data=data: tx.put(Item("a", data=data)))
+            assert await storage.transact(lambda tx: tx.get(Item, "a").data) == data
+            found = await storage.transact(lambda tx: [item.data for item in tx.select(Item)])
+            assert found == [data]
+            assert (counted() > 0) == (len(data) >= part - 40)
+            rows = [row async for row in storage.upkeep().scan()]
+            assert [decode(Item, row[2]).data for row in rows] == [data]
+            (size,) = [kind.size for kind in (await storage.upkeep().info()).kinds]
+            assert 0 < size - len(data) < 200
+            assert await storage.upkeep().check() == []
+        await storage.transact(lambda tx: tx.put(Item("a", data=contents[4])))
+        await storage.transact(lambda tx: tx.delete(Item, "a"))
+        assert counted() == 0
+        await storage.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("DELETE FROM parts", "the parts of kit_item 'a' are lost"),
+        ("DELETE FROM parts WHERE n = 1", "bytes of parts of kit_item 'a' are not its record's"),
+        ("DELETE FROM records", "bytes of parts of kit_item 'a' are not its record's"),
+    ],
+)
+def test_lost_parts_are_found(tmp_path, damage, words):
+    path = tmp_path / "store.db"
+
+    async def check():
+        return await SqliteStorage(path).upkeep().check()
+
+    async def fill():
+        storage = SqliteStorage(path)
+        await storage.start()
+        await storage.transact(lambda tx: tx.put(Item("a", data=bytes(5 << 20))))
+        await storage.stop()
+
+    asyncio.run(fill())
+    assert asyncio.run(check()) == []
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(damage)
+    assert any(words in problem for problem in asyncio.run(check()))
+
+
+@pytest.mark.parametrize("make", [MemoryStorage, SqliteStorage], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("sizes", [(), (0,), (1, 0, 70_000), (300, (2 << 20) + 1)], ids=str)
+def test_bytes_may_be_given_in_pieces(tmp_path, make, sizes):
+    pieces = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    record = BlobRecord("name", "task", b"".join(pieces))
+
+    async def main():
+        storage = make() if make is MemoryStorage else make(tmp_path / "store.db")
+        await storage.start()
+        views = [memoryview(bytearray(piece)) for piece in pieces]
+        await storage.transact(lambda tx: tx.put_pieces(replace(record, data=b""), views))
+        for view in views:
+            view[:] = bytes(len(view))
+        assert await storage.transact(lambda tx: tx.get(BlobRecord, "name")) == record
+        await storage.stop()
+
+    asyncio.run(main())
+
+
 def test_the_file_can_be_renamed_between_runs(tmp_path):
     put(tmp_path / "one.db", "a")
     Path(tmp_path / "one.db").rename(tmp_path / "two.db")
@@ -494,7 +579,7 @@ def test_a_large_record_is_not_kept_in_memory_until_the_next_one(tmp_path):
                 break
             await asyncio.sleep(0.001)
         assert ref() is None
-        assert _resident() - before < size // 2
+        assert _resident() - before < size * 3 // 4
         found = await storage.transact(lambda tx: tx.get(Item, "large"))
         assert found.data == b"x" * size
         await storage.stop()

@@ -333,6 +333,7 @@ class TestGood(EngineConformance):
     factory = EngineFactory("good", "folds", Good)
 
 
+@pytest.mark.slow
 class TestGoodInProcesses(EngineConformance):
     """It starts and stops in its own time, and its jobs survive."""
 

@@ -94,7 +94,7 @@ def test_where_the_first_bits_do_not_decide_further_ones_do():
     kept = 0
     for _ in range(tries):
         chosen = Chosen([[(1 << 64) - 2, word]])  # k = 0, not negative
-        kept += noise._propose(noise._GAUSSIAN, scale, 1, chosen).size
+        kept += noise._propose(noise._GAUSSIAN, scale, chosen.words(2), chosen).size
         assert chosen.further == 1
     part = float(cut % 1)
     assert 0.1 < part < 0.9
@@ -141,3 +141,31 @@ def test_processes_that_were_forked_off_draw_their_own():
 
 def test_nothing_is_drawn_for_nothing():
     assert discrete_gaussian(5, 0, Randomness()).size == 0
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 1000, 1 << 30, noise.MAX_SCALE])
+@pytest.mark.parametrize("draw", [discrete_gaussian, discrete_laplace])
+def test_the_compiled_loop_decides_as_numpy_does(draw, scale, monkeypatch):
+    compiled = draw(scale, 50_000, Randomness(5))
+    monkeypatch.setattr(noise, "LOOPS", None)
+    assert np.array_equal(compiled, draw(scale, 50_000, Randomness(5)))
+
+
+if noise.LOOPS is not None:
+
+    def test_the_compiled_loop_leaves_what_a_word_does_not_decide():
+        """A word that is one of the table's bounds; and one whose bits do not decide."""
+        bounds, _ = noise._table(noise._GAUSSIAN)
+        kept = np.zeros(4, np.int64)
+        limits = (True, 1 << 30, 1 << 34, float(1 << 34), bounds)
+        for bound in (bounds[-1], bounds[-3], bounds[0]):
+            words = np.array([int(bound) << 1, 0], np.uint64)
+            assert noise.LOOPS.propose(*limits, words, kept) == -1
+        above = (1 << 64) - 1  # k is 0, and negative
+        # j is half the scale: kept below exp(-1 / 8) of 2 ** 34.
+        threshold = math.floor(math.exp(-1 / 8) * 2**34)
+        for quotient, answer in ((threshold - 2, 1), (threshold, -1), (threshold + 2, 0)):
+            words = np.array([above, (quotient << 30) | (1 << 29)], np.uint64)
+            assert noise.LOOPS.propose(*limits, words, kept) == answer
+        with pytest.raises(ValueError, match="do not fit"):
+            noise.LOOPS.propose(True, 1 << 30, 1, 1.0, bounds[:1], np.zeros(2, np.uint64), kept)

@@ -102,6 +102,8 @@ class AdminHandler(Handler):
         arguments: list[Any] = list(self._variables.values())
         try:
             body = await self.body.finish()
+            if self.passed is not None and self.passed.by_member:
+                self.passed.check(body)
             if self._endpoint.query is not None:
                 arguments.append(self._parse_query())
             if self._endpoint.body is not None:

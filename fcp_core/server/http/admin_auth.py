@@ -57,6 +57,8 @@ class AdminCheck:
     def __init__(self, token: str | None, names: Collection[str] = ()) -> None:
         self._hash = None if token is None else _hash(token)
         self._names = frozenset(names)
+        #: What keys are made of; without a token each process has its own.
+        self._secret = self._hash or os.urandom(32)
 
     @classmethod
     def from_config(cls, config: Config) -> AdminCheck | None:
@@ -72,6 +74,14 @@ class AdminCheck:
             )
         return cls(token, names) if token is not None or names else None
 
+    def knows(self, token: str) -> bool:
+        """Whether it is the token."""
+        return hmac.compare_digest(_hash(token.strip()), self._hash or b"")
+
+    def key(self, purpose: str) -> bytes:
+        """Return a key of 32 bytes that follows from the token, for one purpose."""
+        return hmac.digest(self._secret, purpose.encode(), "sha256")
+
     def check(self, authorization: str, certificate: Mapping[str, Any] | None) -> None:
         """Check who sends a request.
 
@@ -80,8 +90,7 @@ class AdminCheck:
         :raises StatusError: UNAUTHENTICATED if neither is right.
         """
         scheme, _, token = authorization.partition(" ")
-        right = hmac.compare_digest(_hash(token.strip()), self._hash or b"")
-        if right and scheme.lower() == "bearer":
+        if self.knows(token) and scheme.lower() == "bearer":
             return
         subject = certificate.get("subject", ()) if certificate else ()
         pairs = [pair for part in subject for pair in part]

@@ -31,6 +31,7 @@ from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.pages import HealthHandler, MetricsHandler, NothingHandler
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
+from fcp_core.server.http.plugin_pages import PagesHandler, name_of
 from fcp_core.server.http.routed import from_members, routed
 from fcp_core.server.http.shared_admin import SharedAdmin
 from fcp_core.server.logs import hide_addresses
@@ -60,6 +61,7 @@ class Frontend:
     :param threads: how many decompress at a time; None: some more than there are processors.
     :param members: know which populations are another member's; None: none is.
     :param member_sockets: where other members pass calls on.
+    :param pages: the names of the pages of plugins that are served, if there is an admin API.
     :param url: where devices reach the server; the path in it may stand before all others.
     """
 
@@ -77,6 +79,7 @@ class Frontend:
         threads: int | None = None,
         members: Routes | None = None,
         member_sockets: Sequence[socket.socket] = (),
+        pages: Sequence[str] = (),
         url: str = "/",
     ) -> None:
         self._prefix = urlsplit(url).path.rstrip("/")
@@ -99,6 +102,7 @@ class Frontend:
         self._metrics_http: BoundedHTTPServer | None = None
         self._member_http: BoundedHTTPServer | None = None
         self._check = admin_check
+        self._pages = tuple(pages)
 
     @property
     def has_admin(self) -> bool:
@@ -164,6 +168,9 @@ class Frontend:
         if self._check is not None and (path == PREFIX or path.startswith(f"{PREFIX}/")):
             admin: Any = self.shared_admin or context.services.admin
             return AdminHandler(context, admin, self._check, *request)
+        name = name_of(path, self._pages)
+        if self._check is not None and name is not None:
+            return PagesHandler(context, context.services.pages, self._check, name, *request)
         return RPCHandler(context, *request)
 
     def _make_admin(

@@ -37,7 +37,8 @@ _MOST_MISSED = 1200
 
 _MINUTES = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 300)
-_LAG = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 3)
+#: The buckets of the lag of the event loop, in seconds; one without an end comes after them.
+LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 3)
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: How many versions of clients are told apart, and what they look like.
 _VERSIONS, _VERSION = 50, re.compile(r"[A-Za-z0-9._+-]{1,40}")
@@ -142,7 +143,7 @@ class ServerMetrics:
         self.loop_lag = Histogram(
             "fcp_loop_lag_seconds",
             "Delay of the event loop at a timer, measured twenty times a second.",
-            buckets=_LAG,
+            buckets=LAG_BUCKETS,
         )
 
     def _gauges(self, counts: Callable[[], Mapping[str, int]]) -> Iterator[Gauge]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ import msgspec
 
 from fcp_core.admin import api
 from fcp_core.protocol import routes
-from fcp_core.protocol.status import StatusError
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import MARK_BYTES, mark_in, mark_of, uuid_bytes
 from fcp_core.server.services.device_tokens import operation_token
 
@@ -36,12 +37,27 @@ class Passed(msgspec.Struct, frozen=True):
     :param certificate: the client's certificate as ``ssl`` gives it; None: there was none.
     :param der: the same as bytes.
     :param by_member: whether a member asks by itself, for what it answers a program.
+    :param digest: the SHA-256 of the body, if a member asks by itself: nobody else's is taken.
     """
 
     peer: str
     certificate: Any = None
     der: bytes | None = None
     by_member: bool = False
+    digest: bytes = b""
+
+    @classmethod
+    def of_member(cls, body: bytes) -> Passed:
+        """Return what a member says that asks by itself, with this body."""
+        return cls("", by_member=True, digest=hashlib.sha256(body).digest())
+
+    def check(self, body: bytes | bytearray | memoryview) -> None:
+        """Refuse another body than the member sent: whoever reads its network knows the header.
+
+        :raises StatusError: PERMISSION_DENIED.
+        """
+        if not hmac.compare_digest(hashlib.sha256(body).digest(), self.digest):
+            raise StatusError(Code.PERMISSION_DENIED, "another member signed another body")
 
 
 def sign(secrets: Sequence[bytes], method: str, uri: str, passed: Passed) -> str:

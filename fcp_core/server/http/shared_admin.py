@@ -7,6 +7,7 @@ here: a new task goes to the owner of its population, and lists are put together
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -37,6 +38,8 @@ T = TypeVar("T")
 
 #: How long another member may take to answer, in seconds.
 ANSWER_TIME = 10.0
+#: How long one may take for a page, which somebody waits for, in seconds.
+PAGE_TIME = 2.0
 
 
 class SharedAdmin:
@@ -101,6 +104,20 @@ class SharedAdmin:
             states.update(other.tasks)
         return msgspec.structs.replace(found, tasks=dict(states))
 
+    async def ask_pages(self, uri: str) -> list[bytes]:
+        """Return a page of all other members that live; one that does not answer is left out."""
+        found = await asyncio.gather(
+            *(self._page(url, uri) for url in self._members.table.holders() if url)
+        )
+        return [body for body in found if body is not None]
+
+    async def _page(self, url: str, uri: str) -> bytes | None:
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            status, body = await asyncio.wait_for(self._exchange(url, "GET", uri, b""), PAGE_TIME)
+            if status == 200:
+                return body
+        return None
+
     async def _ask_all(self, path: str, kind: type[T]) -> list[T]:
         """Ask all other members that live.
 
@@ -125,7 +142,7 @@ class SharedAdmin:
 
     async def _exchange(self, url: str, method: str, uri: str, body: bytes) -> tuple[int, bytes]:
         exchange = await self._peers.open(url)
-        passed = Passed("", by_member=True)
+        passed = Passed.of_member(body)
         headers = HTTPHeaders(
             {
                 "Host": "member",

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from google.protobuf.message import Message
 
+from fcp_core.plugins.pages import PageAnswer, PageRequest
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import Clock
@@ -40,6 +41,7 @@ class RemoteServices:
         self._link = link
         self.media = RemoteMedia(link, folds)
         self.admin = RemoteAdmin(link)
+        self.pages = RemotePages(link)
 
     def method(self, route: Route) -> Callable[[Message, str | None], Awaitable[Answer]]:
         """Return what passes a call on."""
@@ -180,6 +182,17 @@ class RemoteAdmin:
 
     def release(self) -> None:
         """Do nothing: those who wait do so in the process that decides."""
+
+
+class RemotePages:
+    """The pages of plugins, which the process that decides answers."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def answer(self, name: str, request: PageRequest) -> PageAnswer:
+        """Answer a request, as ``PageServer``."""
+        return msgspec.convert(await self._link.call("page", name, request), PageAnswer)
 
 
 class WorkerMetrics(ServerMetrics):

@@ -121,6 +121,7 @@ class Worker:
             admin_check=AdminCheck.from_config(config),
             threads=settings.threads,
             members=members,
+            pages=config.get("pages"),
             url=settings.url,
         )
         self._frontend.start()

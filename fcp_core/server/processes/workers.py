@@ -18,6 +18,7 @@ import msgspec
 
 from fcp_core.admin import api
 from fcp_core.errors import UsageError
+from fcp_core.plugins.pages import PageAnswer, PageRequest
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.prometheus import Dump
@@ -106,6 +107,7 @@ class WorkerProcess:
             {
                 "rpc": self._rpc,
                 "admin": self._admin,
+                "page": self._page,
                 "begin_upload": self._begin_upload,
                 "finish_upload": self._finish_upload,
                 "abandon_upload": self._abandon_upload,
@@ -198,6 +200,9 @@ class WorkerProcess:
         if isinstance(answer, bytes | str):
             return False, answer
         return True, msgspec.json.encode(answer)
+
+    async def _page(self, name: str, request: Any) -> PageAnswer:
+        return await self._services.pages.answer(name, msgspec.convert(request, PageRequest))
 
     async def _begin_upload(self, name: str, sender: str | None) -> bool:
         wanted = await self._services.media.begin_upload(name, sender)

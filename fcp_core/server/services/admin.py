@@ -174,7 +174,11 @@ class Admin:
         return PopulationList(
             [
                 Population.of(
-                    population.name, Load(population, now), population.at_work, _silent(population)
+                    population.name,
+                    Load(population, now),
+                    population.at_work,
+                    _silent(population),
+                    population.lately,
                 )
                 for population in sorted(self._populations, key=lambda item: item.name)
             ]

@@ -11,6 +11,7 @@ from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eets
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import NO_OFFER, Offer, make_offer, spec_resource
 from fcp_core.rounds.events import CheckedIn, Rejected
+from fcp_core.rounds.experience import OFFERS
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow, combined
 from fcp_core.rounds.session import DeviceSession
@@ -100,9 +101,9 @@ class EligibilityEvalTasks:
         if not (trusted and population.has_room_for(offer.names)):
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
-            reason = "no_task" if trusted else "silent"
-            reason = reason if refusal is None else "refused"
-            self._common.notify(Rejected(now, population.name, label(session_key.hex()), reason))
+            reason = "refused" if refusal is not None else "no_task" if trusted else "silent"
+            who = (population.name, label(session_key.hex()))
+            self._common.notify(Rejected(now, *who, reason, check_in.client_version))
             response.rejection_info.SetInParent()
         else:
             expires = now + population.sessions.timeout
@@ -133,7 +134,9 @@ class EligibilityEvalTasks:
         windows, name = self._plugins.retry_window, population.name
         accepted = windows(name, accepted=True, load=Load(population, now), now=now)
         rejected = windows(name, accepted=False, load=Load(population, now, rejected=True), now=now)
-        return accepted, population.rejection_window(rejected, now)
+        given = (accepted, population.rejection_window(rejected, now))
+        population.lately.came, population.lately.windows = now, given
+        return given
 
     def _offer(
         self, check_in: CheckIn, population: Population, now: float
@@ -236,6 +239,10 @@ class EligibilityEvalTasks:
                 "keeps; check in again later",
             )
         population.sessions.open(session)
+        offers = population.lately.offers
+        if len(offers) >= OFFERS and offer.names not in offers:
+            offers.clear()
+        offers[offer.names] = now
         response.session_id = session.session_id
         response.task_assignment_forwarding_info.CopyFrom(
             common.ForwardingInfo(target_uri_prefix=self._common.base_url())
@@ -263,6 +270,7 @@ class EligibilityEvalTasks:
                 session.check_in.population,
                 label(session.session_id),
                 tuple(sorted(offer.names)),
+                session.check_in.client_version,
             )
         )
 

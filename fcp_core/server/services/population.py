@@ -12,7 +12,7 @@ from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assigner import Assigner, Outcome
 from fcp_core.rounds.events import Event, Rejected
-from fcp_core.rounds.experience import Experiences
+from fcp_core.rounds.experience import Experiences, Lately
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, RetryWindow
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
@@ -62,7 +62,7 @@ class Population:
         self._away: tuple[float, float] | None = None
         self.settings = settings
         self._max_at_work, self.capped = settings.max_at_work, settings.max_at_work is not None
-        self.pace = Pace()
+        self.pace, self.lately = Pace(), Lately()
         self._experiences = Experiences(settings.max_silent_per_sender)
         self.senders = self._experiences.senders
         self._assigner: Assigner[DeviceSession] = Assigner(rng)

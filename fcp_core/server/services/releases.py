@@ -29,6 +29,7 @@ from fcp_core.aggregation.release import (
 )
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.statement import add_statement
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.ledger import Account, Ledger, Planned, ReleaseRefusedError
 from fcp_core.rounds.specification import TaskSpec
@@ -113,39 +114,48 @@ class TaskRelease:
         """Whether the result is drawn."""
         return any(item.factory.randomised for item in self.bound)
 
+    async def plan(self) -> Mapping[str, Account]:
+        """Find out what the release will cost at most; return the accounts that it may change.
+
+        :raises StatusError: INVALID_ARGUMENT if there can be no such release; UNAVAILABLE.
+        """
+        names = [*self._names(self.planned), *self._series.values()]
+        accounts = await self._store.accounts(names)
+        if self.has_noise:
+            # That may take a while: it computes sensitivities.
+            promises = await asyncio.to_thread(self._promises, accounts)
+            costs = tuple(promise.cost for promise in promises)
+            self.planned = dataclasses.replace(self.planned, costs=costs)
+        return accounts
+
     async def check(self, others: Sequence[Planned]) -> None:
         """Ask the ledgers before the task is offered.
 
         :param others: the tasks of its population that are open.
         :raises StatusError: INVALID_ARGUMENT with all that they have against it; UNAVAILABLE.
         """
-        accounts = await self._store.accounts([*self._names(self.planned), *self._series.values()])
-        promises = []
-        for place, item in enumerate(self.bound):
-            if item.factory.randomised:
-                accumulator = item.make()
-                assert isinstance(accumulator, Randomised)  # as its factory says
-                promises.append(_promised(item, accumulator, self._context(place, accounts)))
-        self.planned = dataclasses.replace(
-            self.planned, costs=tuple(promise.cost for promise in promises)
-        )
+        accounts = await self.plan()
         problems = [
             f"task {other.spec.name} of the same series is open; wait for its end, or name another "
             "series."
             for other in others
             if self.planned.series & other.series
         ]
-        for ledger in self._ledgers:
-            try:
-                problems += ledger.check(self.planned, accounts, others)
-            except StatusError as error:
-                problems.append(error.message)
-            except PLUGIN_ERRORS as error:
-                logger.exception("the ledger %s failed to check a task", ledger.name)
-                problems.append(f"the ledger {ledger.name} could not check the task: {error}")
+        if self._ledgers:
+            problems += await asyncio.to_thread(self._ask, accounts, others)
         if problems:
             name = self.planned.spec.name
             raise StatusError(Code.INVALID_ARGUMENT, f"task {name}: {' '.join(problems)}")
+
+    def stated(self, spec: TaskSpec) -> TaskSpec:
+        """Return the specification with what devices are told of the release in its plan."""
+        said: dict[str, Any] = {}
+        for ledger in self._ledgers:
+            try:
+                said.update(ledger.statement(self.planned))
+            except PLUGIN_ERRORS:
+                logger.exception("the ledger %s failed to state a task", ledger.name)
+        return spec.replace(plan=add_statement(spec.plan, said)) if said else spec
 
     async def draw(self, fold: Fold, result_format: CheckpointFormat) -> bytes:
         """Draw the result of what a fold holds; the fold is finished.
@@ -195,13 +205,36 @@ class TaskRelease:
             except PLUGIN_ERRORS:
                 logger.exception("the ledger %s failed to note what it has booked", ledger.name)
 
+    def _ask(self, accounts: Mapping[str, Account], others: Sequence[Planned]) -> list[str]:
+        """Return what the ledgers have against the task."""
+        problems: list[str] = []
+        for ledger in self._ledgers:
+            try:
+                problems += ledger.check(self.planned, accounts, others)
+            except StatusError as error:
+                problems.append(error.message)
+            except PLUGIN_ERRORS as error:
+                logger.exception("the ledger %s failed to check a task", ledger.name)
+                problems.append(f"the ledger {ledger.name} could not check the task: {error}")
+        return problems
+
+    def _promises(self, accounts: Mapping[str, Account]) -> list[Promise]:
+        promises = []
+        for place, item in enumerate(self.bound):
+            if item.factory.randomised:
+                accumulator = item.make()
+                assert isinstance(accumulator, Randomised)  # as its factory says
+                promises.append(_promised(item, accumulator, self._context(place, accounts)))
+        return promises
+
     def _names(self, planned: Planned) -> list[str]:
         return [name for ledger in self._ledgers for name in ledger.accounts(planned)]
 
     def _context(self, place: int, accounts: Mapping[str, Account]) -> ReleaseContext:
-        account = accounts.get(self._series.get(place, ""))
+        series = self._series.get(place, "")
+        account = accounts.get(series)
         state = account.data if account is not None and account.version else None
-        return ReleaseContext(self._goal_count, state, self._entropy)
+        return ReleaseContext(self._goal_count, state, series, self._entropy)
 
     def _draw(
         self, finished: Finished, accounts: Mapping[str, Account], result_format: CheckpointFormat

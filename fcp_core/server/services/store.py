@@ -102,7 +102,7 @@ class TaskStore:
                 return  # an earlier attempt, whose answer was lost; it may have gone on since
             tx.put(record)
             for blob in blobs:
-                tx.put(blob)
+                tx.put_pieces(dataclasses.replace(blob, data=b""), [blob.data])
 
         await self._storage.transact(body)
 
@@ -140,7 +140,7 @@ class TaskStore:
                 tx.delete(BlobRecord, blob)
             shards.delete(tx, record.task_id)
             if result is not None:
-                tx.put(BlobRecord(_result(record.task_id), record.task_id, result))
+                tx.put_pieces(BlobRecord(_result(record.task_id), record.task_id, b""), [result])
             tx.put(record)
             return Ended(record, result, booked)
 
@@ -219,12 +219,13 @@ def slim(spec: TaskSpec) -> TaskSpec:
 
 def status_of(record: TaskRecord) -> TaskStatus:
     """Return the status of a task that is known from its record only."""
+    spec = _decode_spec(record)
     return TaskStatus(
         task_id=record.task_id,
         population=record.population,
         name=record.name,
         state=TaskState(record.state),
-        goal_count=_decode_spec(record).goal_count,
+        goal_count=spec.goal_count,
         assigned=record.assigned,
         contributed=record.contributed,
         dropped=record.dropped,
@@ -233,6 +234,7 @@ def status_of(record: TaskRecord) -> TaskStatus:
         finished=record.finished,
         error=(Code(record.code), record.message) if record.code else None,
         durability=record.durability,
+        query=spec.query,
         release=msgspec.json.decode(record.release) if record.release else None,
     )
 

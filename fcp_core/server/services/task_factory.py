@@ -128,6 +128,7 @@ class TaskFactory:
         durable = bool(stored.contributions) or self._is_durable(spec, choices.settings, job)
         folded_by = _folded_by(chosen, spec)
         machine = _machine(record, spec, choices.settings, folded_by, durable=durable)
+        machine.query = spec.query
         try:
             protocol: AggregationProtocol = chosen.make_protocol()
         except UsageError as error:

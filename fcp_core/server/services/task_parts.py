@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from fcp_core.aggregation.engine import Engine, Fold
@@ -11,8 +11,10 @@ from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event
-from fcp_core.rounds.task import TaskMachine
-from fcp_core.rounds.tasks import TaskSpec, TaskStatus
+from fcp_core.rounds.experience import Lately
+from fcp_core.rounds.standing import explain
+from fcp_core.rounds.task import FINAL, TaskMachine
+from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
 from fcp_core.server.services.releases import TaskRelease
 from fcp_core.server.services.task_engine import UploadMemory
@@ -44,9 +46,11 @@ class Places(Protocol):
     """What a task tells its population.
 
     :ivar capped: whether one that has contributed leaves a place for another.
+    :ivar lately: when its devices came.
     """
 
     capped: bool
+    lately: Lately
 
     def left(self, task: TaskRunner, *, contributed: bool, now: float) -> None:
         """Let other devices have the places of those that left."""
@@ -54,6 +58,11 @@ class Places(Protocol):
 
     def has_room(self, task: TaskRunner) -> bool:
         """Whether a task may be given one more device."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many devices wait for a task."""
         ...
 
 
@@ -84,6 +93,19 @@ class Surroundings:
     memory: UploadMemory
     writes: Writes
     notify: Callable[[Event], None]
+
+
+def explained(machine: TaskMachine, places: Places, surroundings: Surroundings) -> TaskStatus:
+    """Return how a task stands whose end is not stored, and what keeps it from going on."""
+    status = machine.status()
+    if status.state in FINAL:
+        status = replace(status, state=TaskState.CLOSING, finished=None, error=None)
+    now = surroundings.clock.now()
+    return replace(
+        status,
+        problem=surroundings.writes.trouble(),
+        waits_for=explain(machine, places.lately, places.waiting, now),
+    )
 
 
 def check_modes(spec: TaskSpec, others: Iterable[TaskSpec]) -> None:

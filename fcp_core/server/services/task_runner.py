@@ -12,7 +12,6 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import Any
 
 from fcp_core.aggregation.engine import HeldBody
@@ -39,13 +38,13 @@ from fcp_core.rounds.events import (
 from fcp_core.rounds.protocols import Body, Tickets, Work
 from fcp_core.rounds.session import DeviceSession, assignment_id
 from fcp_core.rounds.task import FINAL
-from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
+from fcp_core.rounds.tasks import TaskSpec, TaskStatus
 from fcp_core.rounds.text import clean
 from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
 from fcp_core.server.services.task_engine import TaskEngine, outcome_of
-from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts
+from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts, explained
 
 #: What is known of the device of an earlier run: its session, origin and version.
 _UNKNOWN: tuple[str, Sequence[str], str] = ("", (), "")
@@ -93,10 +92,7 @@ class TaskRunner:
         """Return the task's status; it is final only once the end has been stored."""
         if self._ended is not None:
             return self._ended
-        status = replace(self.machine.status(), problem=self._with.writes.trouble())
-        if status.state in FINAL:
-            return replace(status, state=TaskState.CLOSING, finished=None, error=None)
-        return status
+        return explained(self.machine, self._places, self._with)
 
     def open(self, now: float) -> None:
         """Begin: from now on the task takes devices and keeps its times."""
@@ -367,9 +363,10 @@ class TaskRunner:
         effects = self.protocol.left(effect, now, excused=self.excuses(assignment))
         who = (now, machine.population, assignment.session_id, self.task_id, machine.name)
         message = clean(effect.message)
-        event: Event = Dropped(*who, effect.phase, effect.code, message, assignment.version)
+        outcome = (effect.phase, effect.code, message, assignment.version)
+        event: Event = Dropped(*who, *outcome, effect.reached)
         if assignment.late and effect.phase != "silent":
-            event = Surplus(*who, message)
+            event = Surplus(*who, message, effect.reached)
         self._with.notify(event)
         return effects
 

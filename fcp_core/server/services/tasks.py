@@ -134,6 +134,7 @@ class Tasks:
         record = dataclasses.replace(record, durability=parts.machine.durability)
         try:
             await parts.release.check(self._planned(spec.population))
+            spec = parts.release.stated(spec)
             published = await self._factory.publish(record, spec, choices.settings)
             await self._store.add(record, spec)
         except BaseException:
@@ -224,10 +225,7 @@ class Tasks:
         return min((tick for tick in ticks if tick is not None), default=None)
 
     def verify(self, loaded: Loaded) -> None:
-        """Check what is stored of releases and ledgers, before anything is served.
-
-        :raises UsageError: if they do not belong together.
-        """
+        """Raise UsageError if what is stored of results and of ledgers does not fit together."""
         verify(loaded, self._plugins.ledgers)
 
     async def restore(self, tasks: Sequence[LoadedTask]) -> None:
@@ -244,6 +242,7 @@ class Tasks:
             try:
                 choices, now = self._factory.choose(spec), self._clock.now()
                 parts = self._factory.parts(record, spec, choices, now, loaded.shards)
+                await parts.release.plan()
             except StatusError as error:
                 why = error.message.rstrip(".")
                 raise UsageError(

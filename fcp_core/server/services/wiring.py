@@ -32,6 +32,7 @@ from fcp_core.server.services.media import Media
 from fcp_core.server.services.members import Members
 from fcp_core.server.services.operations import Operations
 from fcp_core.server.services.ownership import Ownership
+from fcp_core.server.services.pages import PluginPages
 from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import ProtocolCalls
@@ -246,6 +247,8 @@ class Services:
         )
         #: What answers for all members.
         self.shared_admin: Any = self.admin
+        #: The pages of plugins; the server that has these services makes them.
+        self.pages = PluginPages({})
 
     def method(self, route: Route) -> Callable[[Any, str | None], Awaitable[Any]] | None:
         """Return what serves a call: of a request and its sender to the response; None: nothing.

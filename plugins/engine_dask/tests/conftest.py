@@ -16,7 +16,7 @@ import pytest
 from fcp_dask.plugin import FACTORY
 
 #: Generous: other things take the processor.
-LIMIT = 60.0
+LIMIT = 180.0
 TLS = ("tls_ca_file", "tls_client_cert", "tls_client_key")
 
 

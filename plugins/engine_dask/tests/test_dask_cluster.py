@@ -27,7 +27,7 @@ from fcp_dask.versions import mismatches
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 60.0
+LIMIT = 180.0
 JOBS = "fcp_core.testing.engine_jobs"
 INTRINSIC = Intrinsic(
     "kept_sum",

@@ -88,7 +88,7 @@ def test_the_command_takes_a_clusters_address(dask_cluster, tmp_path):
             env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
             check=False,
         )
 

@@ -11,6 +11,7 @@ import pytest
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.contract import StorageError
 from fcp_core.testing.storage import Item, OtherItem
+from fcp_postgres.session import Session
 from fcp_postgres.storage import PostgresStorage
 from fcp_postgres.testing import PostgresServer
 from fcp_postgres.testing_proxy import ANSWERED, FATES, LAST, PASS, SENT, UNSENT, CuttingProxy
@@ -63,6 +64,32 @@ def test_a_commit_whose_answer_is_lost_happens_once(fcp_postgres_server, fcp_pos
     first, *again, last = proxy.commits
     assert (first, last) == (fate, PASS)
     assert again in {UNSENT: [[PASS]], SENT: [[], [PASS]], ANSWERED: [[]]}[fate]
+
+
+def test_a_commit_that_a_crash_lost_is_not_taken_for_another_one(
+    fcp_postgres_server, fcp_postgres_schema, monkeypatch
+):
+    """After the crash another transaction has the number of the one that is lost, and commits."""
+    ask = Session._was_committed
+
+    def crash_and_ask(session, commit, error):
+        fcp_postgres_server.crash()
+        fcp_postgres_server.start()
+        while int(fcp_postgres_server.sql("SELECT pg_current_xact_id()")) < int(commit.xact):
+            pass
+        return ask(session, commit, error)
+
+    with CuttingProxy(fcp_postgres_server) as proxy:
+
+        async def use(storage):
+            await storage.transact(count("a"))
+            proxy.decide(UNSENT)
+            with monkeypatch.context() as patch:
+                patch.setattr(Session, "_was_committed", crash_and_ask)
+                await storage.transact(count("a"))
+            return await sizes(storage)
+
+        assert run(use, proxy.url, fcp_postgres_schema(), patience=60) == {"a": 2}
 
 
 def test_many_cuts_at_random(fcp_postgres_server, fcp_postgres_schema):

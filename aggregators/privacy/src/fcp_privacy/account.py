@@ -10,6 +10,7 @@ import msgspec
 from fcp_privacy.events import (
     Composed,
     Event,
+    PoissonSampled,
     Relation,
     Series,
     Spent,
@@ -17,6 +18,7 @@ from fcp_privacy.events import (
     spent,
     to_cost,
 )
+from fcp_privacy.sampled import sampled
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -61,8 +63,7 @@ class Balance(msgspec.Struct, frozen=True):
         for event in flat(events):
             cost = to_cost(event)
             if isinstance(event, Series):
-                lines = [line for line in lines if not _is_series(line, event.name)]
-                lines.append(Line(cost))
+                lines = [*_without(lines, event), Line(cost)]
                 continue
             for place, line in enumerate(lines):
                 if line.event == cost:
@@ -74,11 +75,16 @@ class Balance(msgspec.Struct, frozen=True):
 
     def spent(self, relation: Relation, delta: float) -> Spent:
         """Return what all of it comes to."""
-        total = Spent()
+        total, drawn = Spent(), []
         for line in self.lines:
-            total += spent([from_cost(line.event)], relation=relation, delta=delta).times(
-                line.count
-            )
+            event = from_cost(line.event)
+            if isinstance(event, PoissonSampled):
+                drawn.append((event, line.count))
+            else:
+                total += spent([event], relation=relation, delta=delta).times(line.count)
+        if drawn:
+            # It takes a delta by itself, and leaves half of it if there is something else.
+            total += sampled(drawn, relation, delta if total == Spent() else delta / 2)
         return total
 
 
@@ -91,5 +97,17 @@ def flat(events: Iterable[Event]) -> Iterable[Event]:
             yield event
 
 
-def _is_series(line: Line, name: str) -> bool:
-    return (line.event["type"], line.event.get("name")) == ("series", name)
+def _without(lines: list[Line], series: Series) -> list[Line]:
+    """Return lines without what a series had cost before.
+
+    A series that costs less than before has begun anew: what it had cost stays, under another name.
+    """
+    kept = []
+    for line in lines:
+        event = from_cost(line.event)
+        if not isinstance(event, Series) or event.name != series.name:
+            kept.append(line)
+        elif spent([series]).rho < spent([event]).rho:
+            begun = sum(item.event.get("name", "").startswith(series.name) for item in lines)
+            kept.append(Line(to_cost(Series(f"{series.name}#{begun}", event.event))))
+    return kept

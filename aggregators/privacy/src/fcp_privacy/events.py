@@ -154,6 +154,16 @@ class Spent:
             return math.inf
         return self.rho + sum(pure * pure / 2 for pure in self.pure)
 
+    def scaled(self, factor: float) -> Spent:
+        """Return about what it is if it is spent so often, in parts too."""
+        pure = math.sqrt(sum(each * each for each in self.pure) * factor)
+        return Spent(
+            self.rho * factor,
+            (pure,) if pure else (),
+            self.epsilon * factor,
+            self.delta * factor,
+        )
+
     def twice(self) -> Spent:
         """Return what it is for two changes in place of one: group privacy."""
         return Spent(
@@ -202,7 +212,7 @@ def _of(event: Event, relation: Relation, delta: float) -> Spent:
     if isinstance(event, PoissonSampled):
         from fcp_privacy.sampled import sampled
 
-        return sampled(event, relation, delta)
+        return sampled([(event, 1)], relation, delta)
     once = _once(event)
     return once.twice() if event.relation == "zero_out" and relation == "replace_one" else once
 

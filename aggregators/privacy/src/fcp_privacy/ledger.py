@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
 from fcp_core.rounds.ledger import Account, Ledger, Planned, ReleaseRefusedError
 from fcp_privacy import watermark
 from fcp_privacy.account import Balance, flat
-from fcp_privacy.events import EpsilonDelta, Event, from_cost, spent
+from fcp_privacy.events import EpsilonDelta, Event, Series, from_cost, spent
 from fcp_privacy.policy import SECTION, Policy
 
 #: An epsilon from here on is upstream's way to say that there is no noise.
@@ -46,7 +48,12 @@ class PrivacyLedger(Ledger):
         self, planned: Planned, accounts: Mapping[str, Account], others: Sequence[Planned]
     ) -> Iterable[str]:
         """Refuse what is not private enough, and what would be beyond the budget."""
-        policy = self.policy(planned.spec.population)
+        population = planned.spec.population
+        policy = self.policy(population)
+        # A storage that is empty has no populations that could be verified at the start.
+        names = self.accounts(planned)
+        if went_back := watermark.problem(policy.watermark, population, accounts, names):
+            yield went_back
         events = _events(planned)
         off = any(_is_off(event) for event in flat(events))
         if off or not events:
@@ -104,10 +111,31 @@ class PrivacyLedger(Ledger):
             )
         return {name: after.to_bytes()}
 
+    def statement(self, planned: Planned) -> Mapping[str, Any]:
+        """Say what the release costs a device, at the population's delta if that is enough."""
+        events = list(flat(_events(planned)))
+        if not events or planned.exact or any(map(_is_off, events)):
+            return {}
+        policy = self.policy(planned.spec.population)
+        cost = spent(events, relation=policy.sums_for, delta=policy.delta)
+        delta = max(policy.delta, min(2 * cost.delta, 0.5))
+        series = [event.name for event in events if isinstance(event, Series)]
+        said: dict[str, Any] = {
+            "epsilon": cost.at(delta),
+            "delta": delta,
+            "relation": policy.relation,
+            "unit": policy.unit,
+            "mechanism": "central",
+        }
+        if len(series) == len(events) == 1:
+            said["series"] = f"{planned.spec.population}/{series[0]}"
+        return said if math.isfinite(said["epsilon"]) else {}
+
     def verify(self, population: str, accounts: Mapping[str, Account]) -> None:
         """Refuse a ledger that went back, or that is kept for another unit or relation."""
         policy = self.policy(population)
-        watermark.check(policy.watermark, population, accounts)
+        if went_back := watermark.problem(policy.watermark, population, accounts):
+            raise UsageError(went_back)
         for name, account in accounts.items():
             balance = Balance.read(account.data)
             kept = balance.relation

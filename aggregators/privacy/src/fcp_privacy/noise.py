@@ -8,10 +8,13 @@ value is ``sign * (k * scale + j)`` with a small *k* from a table and *j* unifor
 and is kept with a probability ``exp(-gamma)``. A probability is compared with the first bits of a
 uniform number, in double precision; where these bits do not decide, which is so about once in
 2 ** 30 times, more bits are drawn and the probability is computed to as many digits.
+
+The compiled loop ``fcp_privacy._loops``, where it is installed, decides alike for the same words.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Context, Decimal
@@ -80,19 +83,29 @@ def _draw(shape: _Shape, scale: int, count: int, randomness: Randomness) -> Inte
     if not 1 <= scale <= MAX_SCALE:
         raise ValueError(f"the scale must be from 1 to {MAX_SCALE}, not {scale}")
     drawn = np.empty(count, np.int64)
+    bounds, _ = _table(shape)
+    parts = (1 << 64) // scale
+    limits = (shape is _GAUSSIAN, scale, min(parts, (1 << 64) - 1), float(parts), bounds)
     done = 0
     while done < count:
         # About 7 of 10 proposals are kept.
         wanted = min(_BLOCK, (count - done) * 3 // 2 + 16)
-        kept = _propose(shape, scale, wanted, randomness)[: count - done]
-        drawn[done : done + kept.size] = kept
-        done += kept.size
+        words = randomness.words(2 * wanted)
+        number = -1 if LOOPS is None else LOOPS.propose(*limits, words, drawn[done:])
+        if number < 0:
+            kept = _propose(shape, scale, words, randomness)[: count - done]
+            number = kept.size
+            drawn[done : done + number] = kept
+        done += number
     return drawn
 
 
-def _propose(shape: _Shape, scale: int, count: int, randomness: Randomness) -> Integers:
-    """Return those of *count* proposals that are kept."""
-    first, second = randomness.words(2 * count).reshape(2, count)
+def _propose(shape: _Shape, scale: int, words: Words, randomness: Randomness) -> Integers:
+    """Return those proposals that are kept, of two words each.
+
+    :param randomness: for what the words do not decide.
+    """
+    first, second = words.reshape(2, -1)
     k = _from_table(shape, first >> np.uint64(1), randomness)
     negative = (first & np.uint64(1)).astype(bool)
 
@@ -164,6 +177,18 @@ def _is_below(lowest: Fraction, width: Fraction, gamma: Fraction, randomness: Ra
         width /= 1 << 64
         lowest += width * randomness.bits(64)
         digits += 20
+
+
+def _load_loops() -> Any:
+    """Return the compiled loop, or None."""
+    try:
+        return importlib.import_module("fcp_privacy._loops")
+    except ImportError:
+        return None
+
+
+#: The compiled loop, if it is installed.
+LOOPS: Any = _load_loops()
 
 
 def _exp(gamma: Fraction, context: Context) -> Decimal:

@@ -2,28 +2,187 @@
 
 from __future__ import annotations
 
-from fcp_core.aggregation.aggregator import AggregatorFactory
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.release import Resumed
+from fcp_core.aggregation.spec import Intrinsic
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.rounds.ledger import Ledger
-from fcp_privacy import policy
+from fcp_core.rounds.tasks import TaskSpec
+from fcp_privacy import commands, group_by, policy
+from fcp_privacy.clipped import ClippedSums
+from fcp_privacy.correlated import Matrix, Tree, resume_series
+from fcp_privacy.gaussian import AdaptiveClip, FixedClip, resume_clip
 from fcp_privacy.ledger import PrivacyLedger
+from fcp_privacy.vectors import URIS
+
+#: The eligibility policy with which devices keep their distance.
+_SEPARATION = "minimum_separation"
+
+
+@dataclass(frozen=True)
+class _Make:
+    """Makes an accumulator. A class and not a lambda: factories are sent to other processes."""
+
+    type: type[ClippedSums]
+
+    def __call__(self, intrinsic: Intrinsic, options: Options) -> Accumulator:
+        return self.type.make(intrinsic, options)
+
+
+@dataclass(frozen=True)
+class _Load:
+    """Rebuilds an accumulator."""
+
+    type: type[ClippedSums]
+
+    def __call__(self, intrinsic: Intrinsic, options: Options, data: bytes) -> Accumulator:
+        return self.type.load(intrinsic, options, data)
+
+
+def _factory(
+    name: str,
+    accumulator: type[ClippedSums],
+    summary: str,
+    resume: Callable[[Options, bytes | None], Resumed] | None = None,
+) -> AggregatorFactory:
+    return AggregatorFactory(
+        name,
+        URIS,
+        summary,
+        _Make(accumulator),
+        _Load(accumulator),
+        joint=True,
+        randomised=True,
+        resume=resume,
+    )
+
+
+GAUSSIAN = _factory("dp_gaussian", FixedClip, "clipped sums and means with Gaussian noise")
+ADAPTIVE = _factory(
+    "dp_gaussian_adaptive",
+    AdaptiveClip,
+    "the same, with a clip that follows a quantile of the norms",
+    resume_clip,
+)
+TREE = _factory(
+    "dp_tree",
+    Tree,
+    "sums and means of DP-FTRL, with the noise of a tree over the rounds",
+    resume_series,
+)
+MATRIX = _factory(
+    "dp_matrix",
+    Matrix,
+    "the same, with the noise of a matrix (BLT): the least for the same cost",
+    resume_series,
+)
+
+FACTORIES = (GAUSSIAN, ADAPTIVE, TREE, MATRIX)
 
 
 class PrivacyPlugin:
     """The plugin of one server."""
 
+    def __init__(self) -> None:
+        self._config: Config | None = None
+
     @hookimpl
     def fcp_add_options(self, options: OptionRegistry) -> None:
         """Declare the options."""
         policy.add_options(options)
+        group_by.add_options(options)
+        for factory in FACTORIES:
+            _add_options(options, f"aggregator.{factory.name}", factory)
 
     @hookimpl
-    def fcp_register_aggregators(self) -> list[AggregatorFactory]:
+    def fcp_register_aggregators(self, config: Config) -> list[AggregatorFactory]:
         """Offer the aggregators."""
-        return []
+        self._config = config
+        return [*FACTORIES, *group_by.FACTORIES]
 
     @hookimpl
     def fcp_register_ledgers(self, config: Config) -> list[Ledger]:
         """Offer the ledger."""
         return [PrivacyLedger(config)]
+
+    @hookimpl
+    def fcp_register_commands(self) -> list[click.Command]:
+        """Offer ``fcp privacy``."""
+        return [commands.privacy]
+
+    @hookimpl
+    def fcp_check_task(self, task: TaskSpec) -> list[str]:
+        """Refuse what the analysis does not hold for."""
+        assert self._config is not None  # the registration comes before any task
+        config = self._config.scoped(task.population, task.name)
+        chosen = {*config.get("aggregator"), *task.aggregators.values()}
+        used = sorted(chosen & {factory.name for factory in FACTORIES})
+        protocol = task.protocol or config.get("protocol")
+        problems = []
+        if used and protocol != "simple":
+            problems.append(
+                f"{', '.join(used)} clip each contribution, and under the protocol {protocol!r} "
+                "the server sees sums of many: use the protocol simple."
+            )
+        for name in {TREE.name, MATRIX.name} & chosen:
+            wanted = config.section(f"aggregator.{name}", task.options.get(name))["separation"]
+            kept = 0
+            if _SEPARATION in {*config.get("eligibility"), *task.eligibility}:
+                options = task.options.get(_SEPARATION)
+                section = config.section(f"eligibility.{_SEPARATION}", options)
+                kept = int(section["minimum_separation"])
+            # A device that sits out n rounds comes again after n + 1.
+            if wanted > kept + 1:
+                problems.append(
+                    f"{name} counts on devices that come again after {wanted} rounds at the "
+                    f"earliest, and nothing asks them to: add the eligibility policy {_SEPARATION} "
+                    f"with minimum_separation = {wanted - 1} and the round's current_index, or set "
+                    "separation = 1."
+                )
+        return problems
+
+
+def _add_options(options: OptionRegistry, section: str, factory: AggregatorFactory) -> None:
+    def add(name: str, type: str, default: Any, help: str, least: float | None = 0) -> None:
+        options.add(section, name, type, default, help, minimum=least)
+
+    text = "the noise's standard deviation, divided by the largest norm of a contribution"
+    add("noise_multiplier", "float", None, text)
+    add("clients", "int", 0, "what means are divided by; 0: how many the task is to have")
+    if factory is ADAPTIVE:
+        add("initial_clip", "float", 0.1, "the largest norm in the first round")
+        add("quantile", "float", 0.5, "the part of the contributions that is to be within the clip")
+        add("clip_learning_rate", "float", 0.2, "how fast the clip follows")
+        text = "the standard deviation of the noise of how many were within; not set: clients / 20"
+        add("clipped_count_stddev", "float", None, text)
+        add(
+            "clip_tensor",
+            "str",
+            "",
+            "the tensor of the checkpoint that tells devices the clip",
+            None,
+        )
+    else:
+        add("clip", "float", None, "the largest norm of a contribution, over all its tensors")
+    if factory is GAUSSIAN:
+        text = "what a result costs at delta, instead of a noise multiplier"
+        add("epsilon", "float", None, text)
+        add("delta", "float", 1e-6, "the delta of epsilon")
+    else:
+        add(
+            "series", "str", "", "the tasks that go on with one another; not set: of one name", None
+        )
+    if factory in (TREE, MATRIX):
+        add("separation", "int", 1, "after how many rounds a device comes again at the earliest", 1)
+        add("rounds", "int", None, "how many rounds the series has at most", 1)
+    if factory is TREE:
+        add("restart_every", "int", 0, "after how many rounds a new tree begins; 0: never")
+    if factory is MATRIX:
+        add("buffers", "int", 4, "vectors that are kept from round to round; more is less noise", 1)

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
 
+#: Bytes of a key.
+KEY_BYTES = 32
+
 
 class Randomness:
     """A stream of uniform bits that nobody can foresee.
@@ -29,7 +32,7 @@ class Randomness:
         *,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        key = entropy(32) if unsafe_seed is None else unsafe_seed.to_bytes(32, "big")
+        key = entropy(KEY_BYTES) if unsafe_seed is None else unsafe_seed.to_bytes(KEY_BYTES, "big")
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> Words:

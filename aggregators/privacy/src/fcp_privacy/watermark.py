@@ -8,33 +8,40 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from fcp_core.errors import UsageError
 from fcp_core.rounds.ledger import Account
 
 
-def check(path: Path | None, population: str, accounts: Mapping[str, Account]) -> None:
-    """Compare the accounts of a population with the file.
+def problem(
+    path: Path | None,
+    population: str,
+    accounts: Mapping[str, Account],
+    names: Container[str] | None = None,
+) -> str:
+    """Compare the accounts of a population with the file; return what is wrong, or nothing.
 
-    :param path: None: there is none.
-    :raises UsageError: if an account is older than the file says, or the file cannot be read.
+    :param path: None: there is no file.
+    :param accounts: by name; those that are not among them are not there.
+    :param names: of the accounts that are compared; None: all of the population's.
+    :raises UsageError: if the file cannot be read.
     """
     if path is None or not path.exists():
-        return
+        return ""
     for name, version in _read(path).items():
-        if not name.split("/")[1:-1] or not name.startswith(f"privacy/{population}/"):
-            continue
         known = accounts[name].version if name in accounts else 0
-        if known < version:
-            raise UsageError(
+        of = name.partition("/")[2].partition("/device")[0]
+        if of == population and (names is None or name in names) and known < version:
+            return (
                 f"the privacy ledger was taken back: {version} releases were booked in {name}, as "
                 f"{path} says, and the storage has {known}. A backup was restored, and "
                 f"{version - known} results that were released since are booked nowhere. Restore "
-                "a newer one; or, if the results of those releases are to be forgotten, say what "
-                'they cost with "fcp privacy restate": docs/privacy.md.'
+                "a newer one; or book what they have cost: fcp privacy book "
+                f"{name.partition('/')[2]} --releases {version - known} ... (docs/privacy.md)."
             )
+    return ""
 
 
 def write(path: Path | None, accounts: Mapping[str, Account]) -> None:

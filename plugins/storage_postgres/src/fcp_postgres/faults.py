@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -152,3 +153,22 @@ def is_worth_waiting(error: BaseException) -> bool:
     if isinstance(error, socket.gaierror | ssl.SSLError | asyncpg.ClientConfigurationError):
         return False
     return is_gone(error)
+
+
+class Patience:
+    """How long something is tried again: from the first trouble on, until something works."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._end: float | None = None
+
+    def is_over(self) -> bool:
+        """Return whether it has run out since this was first asked."""
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + self._seconds
+        return now >= self._end
+
+    def renew(self) -> None:
+        """Begin anew with the next trouble."""
+        self._end = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ import asyncpg
 
 from fcp_core.storage.contract import Record, StorageError
 from fcp_postgres import faults
-from fcp_postgres.faults import Fault, Place
+from fcp_postgres.faults import Fault, Patience, Place
 from fcp_postgres.jobs import Job
-from fcp_postgres.tables import LARGE, Table, parts_of
+from fcp_postgres.tables import LARGE, Table, parts_of, quoted
 from fcp_postgres.transaction import BufferedTransaction, Writes
 
 T = TypeVar("T")
@@ -78,36 +79,23 @@ class Settings:
 
 @dataclass
 class _Commit:
-    """A transaction whose outcome is open: its number, and the server's process that had it."""
+    """A transaction whose outcome is open.
 
-    number: str
+    :param xact: its number at the server, which another one may have after a crash.
+    :param process: the server's process that had it.
+    :param number: which of the session's commits it is.
+    """
+
+    xact: str
     process: int
-
-
-class _Patience:
-    """How long something is tried again: from the first trouble on, until something works."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._end: float | None = None
-
-    def is_over(self) -> bool:
-        """Return whether it has run out since this was first asked."""
-        now = time.monotonic()
-        if self._end is None:
-            self._end = now + self._seconds
-        return now >= self._end
-
-    def renew(self) -> None:
-        """Begin anew with the next trouble."""
-        self._end = None
+    number: int
 
 
 @dataclass
 class _Attempt:
     """What the attempts at a batch have come to."""
 
-    patience: _Patience
+    patience: Patience
     conflicts: int = 0
     losses: int = 0
 
@@ -132,6 +120,10 @@ class Session:
         self._connection: asyncpg.Connection[Any] | None = None
         self._fault: Fault | None = None
         self._rng = random.Random()
+        #: Names this session in the table of the last commits.
+        self._name = secrets.token_hex(16)
+        self._commits = 0
+        self._last = f"{quoted(settings.schema)}.commits"
 
     def close(self) -> None:
         """Close the connection."""
@@ -146,9 +138,9 @@ class Session:
     def run(self, jobs: Sequence[Job]) -> None:
         """Run transactions together and commit; each job then has its result or its error."""
         if jobs:
-            self._run(jobs, _Patience(self._settings.patience))
+            self._run(jobs, Patience(self._settings.patience))
 
-    def _run(self, jobs: Sequence[Job], patience: _Patience) -> None:
+    def _run(self, jobs: Sequence[Job], patience: Patience) -> None:
         attempt = _Attempt(patience)
         while True:
             try:
@@ -200,7 +192,7 @@ class Session:
             job.error = self._settings.place.storage_error(error)
         return False
 
-    def _run_apart(self, jobs: Sequence[Job], patience: _Patience) -> None:
+    def _run_apart(self, jobs: Sequence[Job], patience: Patience) -> None:
         # They share their patience: if the database goes, not each of them has to wait for it.
         for job in jobs:
             self._run([job], patience)
@@ -244,8 +236,15 @@ class Session:
                 size = sum(len(row[1]) for row in values)
                 patience = self._settings.timeout + size / _BYTES_PER_SECOND
                 self._wait(self._upsert(table, values, patience))
-        row = self._query("SELECT pg_current_xact_id()::text, pg_backend_pid()")[0]
-        return _Commit(row[0], row[1])
+        self._commits += 1
+        row = self._query(
+            f"INSERT INTO {self._last} VALUES ($1, $2, now()) ON CONFLICT (session) DO UPDATE"
+            " SET number = excluded.number, at = excluded.at"
+            " RETURNING pg_current_xact_id()::text, pg_backend_pid()",
+            self._name,
+            self._commits,
+        )[0]
+        return _Commit(row[0], row[1], self._commits)
 
     async def _upsert(
         self, table: Table, rows: Sequence[tuple[bytes, ...]], patience: float
@@ -289,7 +288,7 @@ class Session:
                 raise
 
     def _was_committed(self, commit: _Commit, error: Exception) -> bool:
-        attempt = _Attempt(_Patience(self._settings.patience))
+        attempt = _Attempt(Patience(self._settings.patience))
         while True:
             try:
                 status = self._wait(self._status(commit))
@@ -312,14 +311,18 @@ class Session:
             " WHERE pid = $1 AND backend_xid::text = ($2::numeric % 4294967296)::text"
             " AND state LIKE 'idle in transaction%'",
             commit.process,
-            int(commit.number),
+            int(commit.xact),
         )
         try:
-            status = await connection.fetchval(
-                "SELECT pg_xact_status($1::text::xid8)", commit.number
-            )
+            status = await connection.fetchval("SELECT pg_xact_status($1::text::xid8)", commit.xact)
         except asyncpg.InvalidParameterValueError:
-            return "aborted"  # The number is still to come here: a standby that had not got it.
+            # The number is still to come here: at a standby that had not got it, or after a crash.
+            return "aborted"
+        if status == "committed":
+            last = await connection.fetchval(
+                f"SELECT number FROM {self._last} WHERE session = $1", self._name
+            )
+            return "committed" if last == commit.number else "aborted"
         return str(status)
 
     # The connection.

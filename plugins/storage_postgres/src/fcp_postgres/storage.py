@@ -23,7 +23,7 @@ from fcp_postgres.jobs import Job, Jobs
 from fcp_postgres.kinds import prepare_kind
 from fcp_postgres.migrations import check_version, migrate
 from fcp_postgres.session import Session, Settings
-from fcp_postgres.tables import Table
+from fcp_postgres.tables import Table, quoted
 
 logger = logging.getLogger("fcp_postgres")
 
@@ -161,6 +161,11 @@ class PostgresStorage(Storage):
             for number in await migrate(connection, self._settings.schema):
                 logger.info("the schema %s has version %d", self._settings.schema, number)
         await check_version(connection, self._settings.schema)
+        # Whose connection is long gone asks for nothing any more.
+        await connection.execute(
+            f"DELETE FROM {quoted(self._settings.schema)}.commits"
+            " WHERE at < now() - interval '1 day'"
+        )
         for name, consequence in (
             ("fsync", "a crash of its host may lose and damage what was written"),
             ("full_page_writes", "a crash of its host may damage what was written"),

@@ -1,4 +1,4 @@
-"""The README's code, run as it stands there."""
+"""The pages that a newcomer reads first: their code is run, their configuration loaded."""
 
 from __future__ import annotations
 
@@ -12,22 +12,55 @@ import pytest
 from fcp_core.client import write_tfrecord
 from fcp_core.lab import DeviceModel, Scenario, TaskModel, simulate
 from fcp_core.plugins.manager import Plugins
+from fcp_core.tasks.taskfile import read_task_file
+from fcp_robust.plugin import RobustPlugin
+from fcp_secagg import plugin as secure_aggregation
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+COOK_BOOK = (ROOT / "docs" / "cookbook.md").read_text(encoding="utf-8")
+PROGRAM = (ROOT / "docs" / "first-program.md").read_text(encoding="utf-8")
 
 
-def block(language: str, containing: str) -> str:
+def blocks(page: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language."""
+    return re.findall(rf"^```{language}(?: title=\S+)?\n(.*?)^```$", page, re.M | re.S)
+
+
+def block(page: str, language: str, containing: str) -> str:
     """Return the one fenced block of a language that contains a text."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), re.M | re.S)
-    (found,) = (text for text in blocks if containing in text)
-    return str(found)
+    (found,) = (text for text in blocks(page, language) if containing in text)
+    return found
+
+
+def test_the_readme_is_two_screens_long() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+
+
+@pytest.mark.parametrize("text", blocks(COOK_BOOK, "ini"), ids=lambda text: text.split("\n")[1])
+def test_each_recipe_is_a_configuration(text: str, tmp_path: Path) -> None:
+    (tmp_path / "setup.cfg").write_text(text)
+    (tmp_path / "coin.py").write_text(block(COOK_BOOK, "python", '"""coin.py"""'))
+    (tmp_path / "keys").write_text("")
+    installed = [RobustPlugin(), secure_aggregation]
+    plugins = Plugins.load(environ={}, working_folder=tmp_path, extra=installed)
+    population = plugins.for_population("phones/all")
+    for name, _ in population.selection_chain():
+        assert population.make_selection_policy(name)
+    assert population.make_eligibility_policies() is not None
+
+
+def test_the_task_files_of_recipes_are_read(tmp_path: Path) -> None:
+    (text,) = blocks(COOK_BOOK, "toml")
+    (tmp_path / "task.toml").write_text(text)
+    spec = read_task_file(tmp_path / "task.toml").to_spec()
+    assert (spec.goal_count, spec.minimum_count, spec.deadline) == (100, 80, 600)
 
 
 def test_the_plugin_of_20_lines_loads_and_its_effect_is_seen(tmp_path: Path) -> None:
-    code = block("python", '"""coin.py"""')
+    code = block(COOK_BOOK, "python", '"""coin.py"""')
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     (tmp_path / "coin.py").write_text(code)
-    (tmp_path / "setup.cfg").write_text(block("ini", "coin"))
+    (tmp_path / "setup.cfg").write_text(block(COOK_BOOK, "ini", "coin"))
     plugins = Plugins.load(working_folder=tmp_path, environ={})
     assert type(plugins.make_selection_policy()).__name__ == "Coin"
     coin, fifo = simulate(
@@ -44,7 +77,7 @@ def test_the_plugin_of_20_lines_loads_and_its_effect_is_seen(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_federated_program_runs_with_the_clients_that_it_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow_federated")
-    (tmp_path / "program.py").write_text(block("python", "async def program()"))
+    (tmp_path / "program.py").write_text(block(PROGRAM, "python", "async def program()"))
     program = subprocess.Popen(
         [sys.executable, "-u", "program.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
@@ -56,7 +89,7 @@ def test_the_federated_program_runs_with_the_clients_that_it_names(tmp_path: Pat
             write_tfrecord(tmp_path / f"{number}.tfrecord", [str(number).encode()])
             options = ["--num-rounds", "-1", "--sleep-after-round-secs", "0.1"]
             data = ["--tfrecord", f"app:/numbers={tmp_path / str(number)}.tfrecord"]
-            where = ["--server", url, "--population", "readme/numbers"]
+            where = ["--server", url, "--population", "first/numbers"]
             clients.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "fcp_core", "client", *where, *data, *options],

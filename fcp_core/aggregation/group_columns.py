@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from fcp_aggregators.checks import bad, check_counts, check_length, check_numeric
-from fcp_aggregators.key_index import Numbering
 from fcp_core.aggregation.aggregator import Options
+from fcp_core.aggregation.checks import bad, check_counts, check_length, check_numeric
+from fcp_core.aggregation.key_index import Numbering
 from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError

@@ -1,0 +1,186 @@
+"""Divides an SQL query: what each device computes, what the server aggregates, what is shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fcp_core.aggregation.configuration import GROUP_BY_URI
+from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
+from fcp_core.protocol.protos import data_type_pb2
+from fcp_core.tasks.sql_measures import DEVICES, Measure
+from fcp_core.tasks.sql_parsing import Parsed, parse
+
+if TYPE_CHECKING:
+    from fcp_core.tasks.sql_query import SqlQuery
+
+_COLUMN = (-1,)
+_TYPES = {
+    DataType.INT64: data_type_pb2.INT64,
+    DataType.DOUBLE: data_type_pb2.DOUBLE,
+    DataType.STRING: data_type_pb2.STRING,
+}
+
+
+@dataclass
+class Part:
+    """A query of devices, and the group-by of what they answer.
+
+    :ivar label: what the names of its tensors begin with, so that they are those of no other part.
+    :ivar selected: what devices select, each ``AS`` a name.
+    :ivar columns: for each tensor of a contribution, the column of the answer and its type.
+    :ivar keys: the tensors of the keys, in the order of the query's keys.
+    :ivar measures: the tensors of the measures in the result, each with its place among all.
+    """
+
+    label: str = ""
+    sql: str = ""
+    selected: list[str] = field(default_factory=list)
+    columns: dict[str, tuple[str, int]] = field(default_factory=dict)
+    keys: list[TensorSpec] = field(default_factory=list)
+    nested: list[Intrinsic] = field(default_factory=list)
+    measures: dict[str, int] = field(default_factory=dict)
+
+    def column(self, name: str, sql: str, dtype: DataType) -> TensorSpec:
+        """Have devices select something, under a name."""
+        tensor = f"{self.label}{name}"
+        if tensor not in self.columns:
+            place = f"c{len(self.selected)}"
+            self.selected.append(f"{sql} AS {place}")
+            self.columns[tensor] = (place, _TYPES[dtype])
+        return TensorSpec(tensor, dtype, _COLUMN)
+
+    def nest(
+        self,
+        place: int,
+        uri: str,
+        inputs: Sequence[TensorSpec],
+        output: TensorSpec,
+        parameters: Mapping[str, float] | None = None,
+    ) -> None:
+        """Have the server aggregate columns."""
+        given = [Parameter(name, np.array(value)) for name, value in (parameters or {}).items()]
+        self.nested.append(Intrinsic(uri, tuple(inputs), (output,), tuple(given)))
+        self.measures[output.name] = place
+
+    def group_by(self, minimum: int | None) -> Intrinsic:
+        """Return the group-by."""
+        parameters: tuple[Parameter, ...] = ()
+        if minimum is not None:
+            value = np.array(minimum, np.int64)
+            parameters = (Parameter("min_contributors_to_group", value),)
+        keys = tuple(self.keys)
+        return Intrinsic(GROUP_BY_URI, keys, keys, parameters, tuple(self.nested))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A query, divided.
+
+    :param parts: the one that all groups are in first.
+    """
+
+    parsed: Parsed
+    parts: Sequence[Part]
+    intrinsics: Sequence[Intrinsic]
+
+
+def lower(query: SqlQuery) -> Lowered:
+    """Divide a query.
+
+    :raises UsageError: if it cannot be, naming the clause.
+    """
+    parsed = parse(query)
+    main = _begin(parsed, "")
+    parts = {"": main}
+    for place, measure in enumerate(parsed.measures):
+        if measure.kind == "quantile":
+            _add_quantile(parsed, parts, place, measure)
+        elif measure.kind == "distinct":
+            _add_distinct(parsed, parts, place, measure)
+        else:
+            _add(main, place, measure)
+    if not main.columns:  # there is nothing but sketches, and no groups
+        _add(main, -1, DEVICES)
+    grouped = _grouped(len(main.keys))
+    main.sql = f"{parsed.with_sql}SELECT {', '.join(main.selected)} {parsed.from_sql}{grouped}"
+    minimum = query.min_devices if parsed.min_devices is None else parsed.min_devices
+    made = list(parts.values())
+    return Lowered(parsed, made, [part.group_by(minimum) for part in made])
+
+
+def _begin(parsed: Parsed, label: str) -> Part:
+    part = Part(label)
+    part.keys = [part.column(key.label, key.sql, DataType.STRING) for key in parsed.keys]
+    return part
+
+
+def _grouped(columns: int) -> str:
+    places = ", ".join(str(place) for place in range(1, columns + 1))
+    return f" GROUP BY {places}" if places else ""
+
+
+def _add(part: Part, place: int, measure: Measure) -> None:
+    """Add a measure of which a device has one value in each group."""
+    dtype = DataType.INT64 if measure.is_integer else DataType.DOUBLE
+    inputs = [part.column(measure.label, measure.sql, dtype)]
+    if measure.valid:
+        inputs.append(part.column(measure.valid, measure.valid, DataType.INT64))
+    output = TensorSpec(f"{part.label}{measure.label}", dtype, _COLUMN)
+    part.nest(place, f"GoogleSQL:{measure.kind}", inputs, output)
+
+
+def _add_quantile(parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure) -> None:
+    """Add a quantile: devices round values to buckets, and count in them."""
+    label = f"{measure.sql} within {measure.relative_error:g}: "
+    if label not in parts:
+        part = parts[label] = _begin(parsed, label)
+        value = rounded_sql(f"({measure.sql})", measure.relative_error)
+        part.column("value", value, DataType.DOUBLE)
+        part.column("rows", "COUNT(*)", DataType.INT64)
+        inner = f"SELECT {', '.join(part.selected)} {parsed.from_sql}{_grouped(len(part.keys) + 1)}"
+        last = f"c{len(part.keys)}"
+        part.sql = f"{parsed.with_sql}SELECT * FROM ({inner}) WHERE {last} IS NOT NULL"
+    part = parts[label]
+    part.nest(
+        place,
+        "fcp:approx_quantile",
+        [
+            TensorSpec(f"{label}value", DataType.DOUBLE, _COLUMN),
+            TensorSpec(f"{label}rows", DataType.INT64, _COLUMN),
+        ],
+        TensorSpec(measure.label, DataType.DOUBLE, _COLUMN),
+        {"quantile": measure.quantile, "relative_error": measure.relative_error},
+    )
+
+
+def _add_distinct(parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure) -> None:
+    """Add a count of distinct values: devices send codes of theirs."""
+    label = f"{measure.sql} codes: "
+    part = parts[label] = _begin(parsed, label)
+    code = part.column("code", f"fcp_distinct_code({measure.sql})", DataType.INT64)
+    inner = f"SELECT {', '.join(part.selected)} {parsed.from_sql}{_grouped(len(part.keys) + 1)}"
+    part.sql = f"{parsed.with_sql}SELECT * FROM ({inner}) WHERE c{len(part.keys)} <> 0"
+    output = TensorSpec(measure.label, DataType.INT64, _COLUMN)
+    part.nest(place, "fcp:approx_count_distinct", [code], output)
+
+
+def rounded_sql(x: str, relative_error: float) -> str:
+    """Return an SQL expression that rounds a number to one that stands for its bucket.
+
+    The buckets are those of ``fcp_core.protocol.sketches``, so that nothing is rounded twice.
+
+    :param x: an SQL expression.
+    :param relative_error: how far off the number may be, as a share of it.
+    """
+    step = math.log((1 + relative_error) / (1 - relative_error))
+    size = f"MIN(MAX(ABS({x}), 1e-9), 1e21)"
+    value = f"{1e-9 * (1 - relative_error)!r} * EXP({step!r} * CEIL(LN({size} * 1e9) / {step!r}))"
+    return (
+        f"CASE WHEN ABS({x}) < 1e-9 THEN 0.0 WHEN {x} > 0 THEN {value} WHEN {x} < 0 THEN -{value} "
+        "END"
+    )

@@ -1,0 +1,142 @@
+"""A question in SQL to the devices of a population, and the task that it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from fcp_core.aggregation.configuration import configuration_to_proto
+from fcp_core.errors import MissingExtraError, UsageError
+from fcp_core.protocol import sql, wkt
+from fcp_core.protocol.protos import plan_pb2
+from fcp_core.rounds.specification import TaskSpec
+from fcp_core.tasks.tables import Table
+
+if TYPE_CHECKING:
+    from fcp_core.tasks.sql_lowering import Lowered
+
+#: The collection that is asked unless a query names another one.
+COLLECTION_URI = "app:/tables"
+
+
+class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A question in SQL: what each device computes, what is aggregated, what is shown.
+
+    :param sql: one SELECT, in SQLite's dialect; ``docs/queries.md`` says what it may have.
+    :param collection: the URI of the collection that has the tables.
+    :param types: which columns hold integers: ``integer`` by the column's name. Sums of others are
+        floats.
+    :param min_devices: only groups of at least so many devices are in the result.
+    :param minimum_rows: a device with fewer rows to give does not contribute.
+    """
+
+    sql: str
+    collection: str = COLLECTION_URI
+    types: Mapping[str, str] = {}
+    min_devices: int | None = None
+    minimum_rows: int = 0
+
+    def lowered(self) -> Lowered:
+        """Return what devices, the server and the reader of the result do.
+
+        :raises UsageError: if it is no query that can be answered, naming the clause.
+        """
+        try:
+            from fcp_core.tasks.sql_lowering import lower
+        except ModuleNotFoundError:
+            raise MissingExtraError("asking in SQL", "analytics") from None
+        return lower(self)
+
+    def to_spec(self, **fields: Any) -> TaskSpec:
+        """Return the specification of the task.
+
+        :param fields: the fields of the :class:`TaskSpec`, such as ``population``, ``name`` and
+            ``goal_count``.
+        :raises UsageError: as :meth:`lowered`.
+        :raises StatusError: INVALID_ARGUMENT for a field that no task may have.
+        """
+        lowered = self.lowered()
+        configuration = configuration_to_proto(lowered.intrinsics)
+        spec = TaskSpec(
+            plan=self._plan(lowered).SerializeToString(deterministic=True),
+            aggregation=configuration.SerializeToString(deterministic=True),
+            result_format="federated_compute",
+            query=self.to_text(),
+            **fields,
+        )
+        spec.check()
+        return spec
+
+    def _plan(self, lowered: Lowered) -> plan_pb2.ClientOnlyPlan:
+        plan = plan_pb2.ClientOnlyPlan()
+        for part in lowered.parts:
+            query = plan.phase.example_query_spec.example_queries.add(
+                min_output_row_count=self.minimum_rows
+            )
+            columns = dict(part.columns.values())
+            criteria = wkt.Any(type_url=sql.TYPE_URL)
+            criteria.value = sql.selection_criteria(part.sql, columns)
+            query.example_selector.collection_uri = self.collection
+            query.example_selector.criteria.CopyFrom(criteria)
+            for tensor, (column, data_type) in part.columns.items():
+                query.output_vector_specs[tensor].vector_name = column
+                query.output_vector_specs[tensor].data_type = data_type  # type: ignore[assignment]
+                aggregations = plan.phase.federated_example_query.aggregations
+                aggregations[tensor].tf_v1_checkpoint_aggregation.SetInParent()
+        return plan
+
+    def table(self, checkpoint: bytes) -> Table:
+        """Return what the query asks for, from the result of its task.
+
+        :raises StatusError: INVALID_ARGUMENT if that is no result of this query.
+        """
+        from fcp_core.tasks.sql_result import read_result
+
+        return read_result(self.lowered(), checkpoint)
+
+    def to_text(self) -> str:
+        """Return the query as JSON."""
+        return msgspec.json.encode(self).decode()
+
+    @classmethod
+    def answer(cls, text: str, checkpoint: bytes) -> Table:
+        """Return the result of a task as a table.
+
+        :param text: the query of the task; empty: it has none, and the result is the table.
+        :raises UsageError: if a later version made the query.
+        :raises StatusError: as for :meth:`table`, and ``Table.of``.
+        """
+        return cls.from_text(text).table(checkpoint) if text else Table.of(checkpoint)
+
+    @classmethod
+    def from_text(cls, text: str) -> SqlQuery:
+        """Read what :meth:`to_text` wrote.
+
+        :raises UsageError: if a later version wrote it.
+        """
+        try:
+            return msgspec.json.decode(text.encode(), type=cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"the task's query was made by another version: {error}.") from None
+
+
+@dataclass(frozen=True)
+class SqlTask:
+    """A task that asks in SQL.
+
+    :param fields: those of the :class:`TaskSpec` that are not made of the query.
+    """
+
+    query: SqlQuery
+    fields: Mapping[str, Any]
+
+    def to_spec(self) -> TaskSpec:
+        """Return the task's specification.
+
+        :raises UsageError: if the query cannot be answered, naming the clause.
+        :raises StatusError: INVALID_ARGUMENT for a field that no task may have.
+        """
+        return self.query.to_spec(**self.fields)

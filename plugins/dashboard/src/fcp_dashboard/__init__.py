@@ -1,0 +1,1 @@
+"""A dashboard of a server: what devices, tasks and members do, in a browser or a terminal."""

@@ -1,0 +1,1 @@
+"""The pages of the dashboard: each turns a snapshot into what its template shows."""
