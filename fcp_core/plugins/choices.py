@@ -32,6 +32,7 @@ T = TypeVar("T")
 ELSEWHERE: Mapping[tuple[str, str], str] = {
     ("engine", "dask"): "fcp-server-dask",
     ("ledger", "privacy"): "fcp-server-privacy",
+    ("pages", "dashboard"): "fcp-server-dashboard",
     ("protocol", "secagg"): "fcp-server-secagg",
     ("selection", "lottery"): "fcp-server-selection-lottery",
     ("storage", "postgres"): "fcp-server-postgres",
@@ -78,6 +79,8 @@ class Offered:
         """Return the error message for a name that no plugin offers."""
         known = sorted(self.table(kind))
         source = ELSEWHERE.get((kind, name))
+        if kind == "aggregator" and name.startswith("dp_"):
+            source = "fcp-server-privacy"
         hint = (
             f" It comes with {source}: pip install {source}."
             if source is not None

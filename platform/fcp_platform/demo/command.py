@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from fcp_platform.demo.display import Board
+    from fcp_platform.demo.settings import DemoResult, Settings
 
 
 @click.command()
@@ -88,7 +94,6 @@ def demo(
     """
     # TensorFlow talks a lot while it loads; set before anything imports it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from fcp_platform.demo.display import Board
     from fcp_platform.demo.settings import Settings
 
     if light:
@@ -114,8 +119,16 @@ def demo(
         port=port,
         round_deadline=round_deadline,
     )
+    _show(run, settings, light)
+
+
+def _show(run: Callable[[Settings, Board], DemoResult], settings: Settings, light: bool) -> None:
+    """Run the demonstration, and say what came of it."""
+    from fcp_platform.demo.display import Board
+
+    rounds, folder = settings.rounds, settings.folder
     try:
-        with Board(rounds, contributions) as board:
+        with Board(rounds, settings.contributions) as board:
             result = run(settings, board)
     except ValueError as error:
         # A round that failed says so as a ValueError, as the reference platform's does.
