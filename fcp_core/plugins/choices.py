@@ -79,7 +79,7 @@ class Offered:
         """Return the error message for a name that no plugin offers."""
         known = sorted(self.table(kind))
         source = ELSEWHERE.get((kind, name))
-        if kind == "aggregator" and name.startswith("dp_"):
+        if kind == "aggregator" and ("dp_" in name or name.startswith("differential_privacy")):
             source = "fcp-server-privacy"
         hint = (
             f" It comes with {source}: pip install {source}."
