@@ -13,6 +13,7 @@ from fcp_core.client.executors import (
 from fcp_core.client.graph_guard import OperationRules
 from fcp_core.client.history import History, RunRecord
 from fcp_core.client.limits import Limits
+from fcp_core.client.privacy import Acceptance, PrivacyPolicy
 from fcp_core.client.protocols import DeviceProtocol, PlanResults
 from fcp_core.client.python_tasks import PythonTaskExecutor, task
 from fcp_core.client.results import Outcome, SessionResult, TaskOutcome, TaskResult
@@ -31,6 +32,7 @@ from fcp_core.client.tfrecord import read_tfrecord, write_tfrecord
 from fcp_core.client.transport import RetryPolicy
 
 __all__ = [
+    "Acceptance",
     "CallableStore",
     "Client",
     "Clock",
@@ -47,6 +49,7 @@ __all__ = [
     "PlanExecutor",
     "PlanResults",
     "PlanRun",
+    "PrivacyPolicy",
     "PythonTaskExecutor",
     "RetryPolicy",
     "RunRecord",

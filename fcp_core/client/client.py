@@ -6,9 +6,9 @@ import itertools
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from typing_extensions import Self
 
@@ -21,6 +21,7 @@ from fcp_core.client.executors import PlanExecutor
 from fcp_core.client.graph_guard import OperationRules
 from fcp_core.client.history import History
 from fcp_core.client.limits import Limits
+from fcp_core.client.privacy import PrivacyPolicy
 from fcp_core.client.protocols import DeviceProtocol
 from fcp_core.client.results import SessionResult
 from fcp_core.client.retry import RetrySchedule
@@ -76,6 +77,7 @@ class Client:
     :param operations: which TensorFlow operations a plan may use; None: those of the list that
         comes with the package.
     :param protocols: aggregation protocols beside the plain one, which are asked before it.
+    :param privacy: what the device's owner allows; None: everything.
     :raises StatusError: INVALID_ARGUMENT for an entry point or a population that is not allowed.
     :raises UsageError: if the certificate cannot be used.
     """
@@ -105,6 +107,7 @@ class Client:
         limits: Limits | None = None,
         operations: OperationRules | None = None,
         protocols: Sequence[DeviceProtocol] = (),
+        privacy: PrivacyPolicy | None = None,
     ) -> None:
         check_uri(server, entry_point=True)
         path_variable(population)
@@ -135,9 +138,8 @@ class Client:
             protocols=tuple(protocols),
             content_bytes=limits.content_bytes,
         )
-        device = _device(
-            population, stores, executors, operations, history, session, self._clock.now, limits
-        )
+        more = {"history": history, "name": session, "now": self._clock.now, "privacy": privacy}
+        device = _device(population, stores, executors, operations, limits, **more)
         self._driver = BlockingDriver(device, self._transport)
 
     def _encode(self, body: bytes) -> bytes | None:
@@ -210,20 +212,16 @@ def _device(
     stores: ExampleStore | Mapping[str, ExampleStore],
     executors: Mapping[str, PlanExecutor] | None,
     operations: OperationRules | None,
-    history: History | None,
-    name: str,
-    now: Callable[[], float],
     limits: Limits,
+    **more: Any,
 ) -> Device:
     """Return a device with one store for every collection and the built-in executors too."""
     return Device(
         population=population,
         store=CollectionStore(stores) if isinstance(stores, Mapping) else stores,
         executors={**default_executors(operations), **(executors or {})},
-        history=history,
-        name=name,
-        now=now,
         plan_seconds=limits.plan_seconds,
+        **more,
     )
 
 

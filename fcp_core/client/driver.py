@@ -17,6 +17,7 @@ from fcp_core.client.executors import PlanExecutor, PlanRun, SliceSource, run_pl
 from fcp_core.client.history import History
 from fcp_core.client.interruption import Interruption
 from fcp_core.client.limits import Limits
+from fcp_core.client.privacy import Admission, GuardedStore, PrivacyPolicy, check_plan
 from fcp_core.client.protocols import PlanResults
 from fcp_core.client.recording import ELIGIBILITY, Recorder
 from fcp_core.client.steps import (
@@ -34,6 +35,7 @@ from fcp_core.client.stores import ExampleStore
 from fcp_core.client.transport import Sent, Transport
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import plan_pb2
+from fcp_core.protocol.statement import statement_of
 from fcp_core.protocol.status import Code, StatusError
 
 _LOG = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Device:
     :param name: the session's name in the history.
     :param now: the time in seconds since the epoch.
     :param plan_seconds: that a plan may run.
+    :param privacy: what its owner allows; None: everything.
     """
 
     population: str
@@ -59,6 +62,7 @@ class Device:
     name: str
     now: Callable[[], float]
     plan_seconds: float = Limits.plan_seconds
+    privacy: PrivacyPolicy | None = None
 
 
 @dataclass
@@ -163,6 +167,7 @@ class BlockingDriver:
             device.now(),
             session=device.name,
             separation_index=step.separation_index,
+            statement=step.statement,
         )
 
     def _evaluate(self, step: Evaluate) -> Eligibility:
@@ -192,7 +197,10 @@ class BlockingDriver:
         try:
             results, separation_index = self._run_plan(step)
             seconds = time.perf_counter() - started
-            return Computed(results, seconds, separation_index=separation_index)
+            statement = statement_of(step.plan).text
+            return Computed(
+                results, seconds, separation_index=separation_index, statement=statement
+            )
         except StatusError as error:
             failure = error
         except UsageError as error:  # a package is missing, as TensorFlow may be
@@ -221,12 +229,30 @@ class BlockingDriver:
             self.recorder.run(step.assignment.task_name, step.plan, self._device.store) as store,
             self._limited("the plan") as interruption,
         ):
+            admission = self._admit(step)
+            if admission is not None:
+                check_plan(plan, admission)
+                store = GuardedStore(store, admission)
             slices = self._slices(template, interruption)
-            results = run_plan(
+            found = run_plan(
                 self._device.executors,
                 PlanRun(plan, step.checkpoint, store, slices, interruption),
             )
-        return (PlanResults(results) if isinstance(results, bytes) else results), separation_index
+            results = PlanResults(found) if isinstance(found, bytes) else found
+            if admission is not None:
+                results = admission.results(results)
+        return results, separation_index
+
+    def _admit(self, step: Compute) -> Admission | None:
+        """Ask the owner's policy, if there is one.
+
+        :raises RefusedError: if the task may not run.
+        """
+        device = self._device
+        if device.privacy is None:
+            return None
+        statement = statement_of(step.plan)
+        return device.privacy.admit(step.assignment, statement, device.history, device.now())
 
     def _limited(self, what: str) -> AbstractContextManager[Interruption]:
         return self._transport.interruption.limited(self._device.plan_seconds, what)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from fcp_core.errors import UsageError
+from fcp_core.protocol.statement import statement_of
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS beginning (time REAL NOT NULL);
@@ -23,7 +24,8 @@ CREATE TABLE IF NOT EXISTS contributions (
     task_name TEXT NOT NULL,
     session TEXT NOT NULL,
     time REAL NOT NULL,
-    separation_index INTEGER
+    separation_index INTEGER,
+    statement TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY,
@@ -33,7 +35,8 @@ CREATE TABLE IF NOT EXISTS runs (
     time REAL NOT NULL,
     plan_sha256 TEXT NOT NULL,
     collections TEXT NOT NULL DEFAULT '',
-    outcome TEXT NOT NULL DEFAULT 'began'
+    outcome TEXT NOT NULL DEFAULT 'began',
+    statement TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS by_task ON contributions (population, task_name, time);
 """
@@ -51,6 +54,7 @@ class RunRecord:
     :param time: when it began, in seconds since the epoch.
     :param plan_sha256: of the serialized plan, in hexadecimal.
     :param collections: the URIs of the collections that it read.
+    :param statement: what the task said of its privacy, as JSON.
     :param outcome: ``began`` if the device ended before the plan; ``computed`` if nothing more is
         known; else how it ended, in words.
     """
@@ -62,6 +66,7 @@ class RunRecord:
     plan_sha256: str
     collections: tuple[str, ...]
     outcome: str
+    statement: str = ""
 
 
 class History:
@@ -80,12 +85,22 @@ class History:
             self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             undo.callback(self._database.close)
             self._database.executescript(_SCHEMA)
+            for table in ("contributions", "runs"):
+                self._add_statement(table)
             # Two processes that open a new file at once agree on one beginning.
             self._database.execute(
                 "INSERT INTO beginning SELECT ? WHERE NOT EXISTS (SELECT * FROM beginning)",
                 (now(),),
             )
             undo.pop_all()
+
+    def _add_statement(self, table: str) -> None:
+        """Give a table of an earlier release the column that it has now."""
+        columns = self._database.execute(f"PRAGMA table_info({table})").fetchall()
+        if "statement" not in {column[1] for column in columns}:
+            self._database.execute(
+                f"ALTER TABLE {table} ADD COLUMN statement TEXT NOT NULL DEFAULT ''"
+            )
 
     def beginning(self) -> float:
         """Return when the history began, in seconds since the epoch."""
@@ -101,16 +116,19 @@ class History:
         *,
         session: str = "",
         separation_index: int | None = None,
+        statement: str = "",
     ) -> int:
         """Note a contribution and return a number to withdraw it by.
 
         :param separation_index: the index that the plan gave for minimum separation, if any.
+        :param statement: what the task said of its privacy, as JSON.
         """
         with self._lock:
             cursor = self._database.execute(
-                "INSERT INTO contributions (population, task_name, session, time, separation_index)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (population, task_name, session, when, separation_index),
+                "INSERT INTO contributions"
+                " (population, task_name, session, time, separation_index, statement)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (population, task_name, session, when, separation_index, statement),
             )
         # An INSERT that did not raise always has the id of its row.
         return int(cursor.lastrowid or 0)
@@ -119,6 +137,17 @@ class History:
         """Forget a contribution that the server refused."""
         with self._lock:
             self._database.execute("DELETE FROM contributions WHERE id = ?", (contribution,))
+
+    def statements(self, since: float) -> list[str]:
+        """Return what the tasks said of their privacy that the device contributed to.
+
+        :param since: in seconds since the epoch.
+        """
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT statement FROM contributions WHERE time >= ? AND statement <> ''", (since,)
+            ).fetchall()
+        return [text for (text,) in rows]
 
     def last_time(self, population: str, task_pattern: re.Pattern[str]) -> float | None:
         """Return when the device last contributed to any task whose whole name matches."""
@@ -145,12 +174,13 @@ class History:
         self, population: str, task_name: str, when: float, plan: bytes, *, session: str = ""
     ) -> int:
         """Note that a plan is about to run, and return a number to end it by."""
+        statement = statement_of(plan).text
         digest = hashlib.sha256(plan).hexdigest()
         with self._lock:
             cursor = self._database.execute(
-                "INSERT INTO runs (population, task_name, session, time, plan_sha256)"
-                " VALUES (?, ?, ?, ?, ?)",
-                (population, task_name, session, when, digest),
+                "INSERT INTO runs (population, task_name, session, time, plan_sha256, statement)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (population, task_name, session, when, digest, statement),
             )
             run = int(cursor.lastrowid or 0)
             self._database.execute("DELETE FROM runs WHERE id <= ?", (run - _MAX_RUNS,))
@@ -171,14 +201,21 @@ class History:
         """Return what ran on the device, in its order."""
         with self._lock:
             rows = self._database.execute(
-                "SELECT population, task_name, session, time, plan_sha256, collections, outcome"
-                " FROM runs ORDER BY id"
+                "SELECT population, task_name, session, time, plan_sha256, collections, outcome,"
+                " statement FROM runs ORDER BY id"
             ).fetchall()
         return [
             RunRecord(
-                population, name, session, when, digest, tuple(json.loads(read or "[]")), outcome
+                population,
+                name,
+                session,
+                when,
+                digest,
+                tuple(json.loads(read or "[]")),
+                outcome,
+                statement,
             )
-            for population, name, session, when, digest, read, outcome in rows
+            for population, name, session, when, digest, read, outcome, statement in rows
         ]
 
     def close(self) -> None:

@@ -26,6 +26,8 @@ class TaskOutcome(Enum):
 
     CONTRIBUTED = "contributed"
     COMPUTATION_FAILED = "computation failed"
+    #: The privacy policy of the device's owner does not allow it.
+    REFUSED = "refused"
     #: Starting the upload or the upload itself failed.
     UPLOAD_FAILED = "upload failed"
     #: Everything was uploaded, but the submission was refused; or a group that the device was in

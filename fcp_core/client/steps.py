@@ -101,12 +101,14 @@ class Computed:
 
     :param seconds: how long it took.
     :param separation_index: the plan's index for minimum separation, if it has one.
+    :param statement: what the task said of its privacy, as JSON.
     """
 
     results: PlanResults = field(default_factory=lambda: PlanResults(b""))
     seconds: float = 0.0
     error: StatusError | None = None
     separation_index: int | None = None
+    statement: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Remember:
 
     task_name: str
     separation_index: int | None
+    statement: str = ""
 
 
 @dataclass(frozen=True)

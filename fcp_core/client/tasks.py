@@ -11,6 +11,7 @@ from fcp_core.client.addresses import Endpoint, Router
 from fcp_core.client.calls import Calls
 from fcp_core.client.executors import InsufficientDataError
 from fcp_core.client.plain import PlainUpload
+from fcp_core.client.privacy import RefusedError
 from fcp_core.client.protocols import CallStep, DeviceProtocol, Step, Together, UploadStep
 from fcp_core.client.results import TaskOutcome, TaskResult
 from fcp_core.client.steps import Compute, Computed, Concurrently, Forget, Remember, Steps
@@ -103,9 +104,12 @@ class TaskRunner:
         """
         computed = yield Compute(task.assignment, task.plan, task.checkpoint)
         if computed.error is not None:
-            _LOG.warning("task %r failed: %s", task.assignment.task_name, computed.error)
+            refused = isinstance(computed.error, RefusedError)
+            how = "is refused" if refused else "failed"
+            _LOG.warning("task %r %s: %s", task.assignment.task_name, how, computed.error.message)
             yield from self._report(endpoint, task.assignment, computed)
-            return _result(task, TaskOutcome.COMPUTATION_FAILED, computed, computed.error)
+            outcome = TaskOutcome.REFUSED if refused else TaskOutcome.COMPUTATION_FAILED
+            return _result(task, outcome, computed, computed.error)
         return (yield from self._contribute(task, endpoint, computed))
 
     def _contribute(
@@ -113,7 +117,8 @@ class TaskRunner:
     ) -> Steps[TaskResult]:
         # Noted before the first byte leaves: what becomes of a contribution whose answer is lost
         # is unknown, and the policies that ask must not count too few.
-        note = yield Remember(task.assignment.task_name, computed.separation_index)
+        name = task.assignment.task_name
+        note = yield Remember(name, computed.separation_index, computed.statement)
         report = self._report(endpoint, task.assignment, computed)
         contribution = _Contribution(self._calls, self._router)
         try:
@@ -248,6 +253,6 @@ def _result(
 def _reported(error: StatusError | None) -> Code:
     if error is None:
         return Code.OK
-    if isinstance(error, InsufficientDataError):
-        return Code.FAILED_PRECONDITION
+    if isinstance(error, (InsufficientDataError, RefusedError)):
+        return error.code
     return Code.CANCELLED if error.code is Code.CANCELLED else Code.INTERNAL

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fcp_core.client.client import Client
+    from fcp_core.client.privacy import PrivacyPolicy
     from fcp_core.client.protocols import DeviceProtocol
     from fcp_core.client.results import SessionResult
     from fcp_core.client.stores import ExampleStore
@@ -70,6 +71,19 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     help="A file whose tables queries in SQL may read, as a collection: SQLite, CSV, JSON lines or "
     "Parquet; may be repeated, also for one collection.",
 )
+@_option(
+    "privacy-policy",
+    type=click.Path(dir_okay=False),
+    help="A TOML file that says which tasks the device runs.",
+)
+@_option(
+    "never",
+    multiple=True,
+    metavar="COLLECTION_URI",
+    help="A collection of which nothing is given, * for any letters; may be repeated.",
+)
+@_option("minimum-peers", type=int, help="Run tasks only whose sums have so many devices.")
+@_option("epsilon-per-week", type=float, help="What the tasks of seven days may cost together.")
 @_option("history", default="", help="A file that remembers contributions (SQLite).")
 @_option(
     "allow-op",
@@ -172,6 +186,32 @@ def _sleep(seconds: float) -> float | None:
     return seconds
 
 
+def _privacy(
+    privacy_policy: str | None,
+    never: tuple[str, ...],
+    minimum_peers: int | None,
+    epsilon_per_week: float | None,
+) -> PrivacyPolicy | None:
+    """Return the owner's policy: that of the file and of the options together."""
+    path, peers, epsilon = privacy_policy, minimum_peers, epsilon_per_week
+    if path is None and not never and peers is None and epsilon is None:
+        return None
+    from fcp_core.client.privacy import Acceptance, PrivacyPolicy
+
+    if (peers is not None and peers < 2) or (epsilon is not None and not epsilon > 0):
+        raise UsageError("--minimum-peers takes 2 or more, --epsilon-per-week more than 0.")
+    given = PrivacyPolicy() if path is None else PrivacyPolicy.read(path)
+    accept = given.accept
+    if peers is not None or epsilon is not None:
+        if accept:
+            raise UsageError(
+                "--minimum-peers and --epsilon-per-week do not go together with 'accept' in the "
+                "privacy policy: write it there."
+            )
+        accept = (Acceptance(minimum_peers=peers, epsilon_per_week=epsilon),)
+    return PrivacyPolicy((*given.never, *never), accept)
+
+
 def _safety(
     allow_op: tuple[str, ...],
     allow_all_operations: bool,
@@ -180,14 +220,19 @@ def _safety(
     max_answer_secs: float,
     max_plan_secs: float,
     max_memory_mb: int,
+    **privacy: Any,
 ) -> dict[str, Any]:
-    """Limit the memory of this process; return the other limits as a client takes them."""
+    """Limit the memory of this process; return the other limits as a client takes them.
+
+    :param privacy: the options of the owner's policy.
+    """
     from fcp_core.client.graph_guard import OperationRules
     from fcp_core.client.limits import Limits, limit_memory
 
     if max_memory_mb:
         limit_memory(max_memory_mb << 20)
     return {
+        "privacy": _privacy(**privacy),
         "operations": OperationRules(frozenset(allow_op), allow_all_operations),
         "limits": Limits(
             answer_bytes=max_answer_mb << 20,

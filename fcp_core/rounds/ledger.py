@@ -93,6 +93,14 @@ class Ledger(ABC):
         :raises ReleaseRefusedError: if it must not be released.
         """
 
+    def statement(self, planned: Planned) -> Mapping[str, Any]:
+        """Return what devices are told of a task, as JSON has it; nothing: they are told nothing.
+
+        Our client asks for ``epsilon`` and ``delta``, what the release costs a device at most, and
+        for ``series``, the name of the series of which that is the whole cost so far.
+        """
+        return {}
+
     def verify(self, population: str, accounts: Mapping[str, Account]) -> None:
         """Check the accounts of a population before it is served.
 
@@ -100,5 +108,9 @@ class Ledger(ABC):
         :raises UsageError: if they are not what they must be: a backup was restored, for instance.
         """
 
-    def booked(self, population: str, accounts: Mapping[str, Account]) -> None:
-        """Note what was written; called after the transaction, and not if the server dies."""
+    def booked(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
+        """Note what was written; called after the transaction, and not if the server dies.
+
+        :returns: figures for the metric ``fcp_ledger``, by a name that begins with the ledger's.
+        """
+        return {}

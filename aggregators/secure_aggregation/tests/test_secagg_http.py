@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
+from fcp_core.client import Acceptance, PrivacyPolicy, TaskOutcome
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.clock import ManualClock
@@ -64,10 +65,11 @@ class House:
         spec = {"over_selection": 1.0, "deadline": 86400.0, **fields}
         return self.server.submit(query_task(SUM, goal_count=goal, **spec))
 
-    def device(self, vector, protocol=None):
+    def device(self, vector, protocol=None, **options):
         data = {"v": np.array(vector, np.int64)}
         protocols = [protocol or SecureAggregationDevice()]
-        made = self._stack.enter_context(make_device(self.server.url, data, protocols=protocols))
+        made = make_device(self.server.url, data, protocols=protocols, **options)
+        self._stack.enter_context(made)
         return self._pool.submit(made.run_once)
 
     def total(self, task):
@@ -291,3 +293,15 @@ def test_50_devices_in_several_processes_drop_out_in_each_round(house):
     own.server.advance(86400.0)
     included = [*stay, 45, 49]
     assert own.total(task) == [sum(included), sum(n * n for n in included), 44]
+
+
+def test_an_owner_who_wants_many_peers_gets_them_or_gives_nothing(house):
+    own = house()
+    task = own.submit(8)
+    wants = {n: PrivacyPolicy(accept=(Acceptance(minimum_peers=n),)) for n in (3, 4)}
+    (refused,) = own.device([9, 9, 9], privacy=wants[4]).result(WAIT).tasks
+    assert refused.outcome is TaskOutcome.REFUSED
+    assert "at least 3 devices, not 4" in refused.error.message
+    devices = [own.device([n, 1, 0], privacy=wants[3]) for n in range(8)]
+    assert told(devices) == ["CONTRIBUTED"] * 8
+    assert own.total(task) == [28, 8, 0]

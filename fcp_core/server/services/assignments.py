@@ -171,6 +171,8 @@ class TaskAssignments:
             if code is Code.FAILED_PRECONDITION:
                 # No failure of the task: clients of 2026 say so that they have too few examples.
                 phase, message = "insufficient_data", "the device has too few examples"
+            elif code is Code.PERMISSION_DENIED:
+                phase, message = "refused", "the privacy policy of the device's owner forbids it"
             task.drop(assignment.id, phase, code, message)
         return pb.ReportTaskResultResponse()
 

@@ -29,6 +29,7 @@ from fcp_core.aggregation.release import (
 )
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.statement import add_statement
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.ledger import Account, Ledger, Planned, ReleaseRefusedError
 from fcp_core.rounds.specification import TaskSpec
@@ -146,6 +147,16 @@ class TaskRelease:
             name = self.planned.spec.name
             raise StatusError(Code.INVALID_ARGUMENT, f"task {name}: {' '.join(problems)}")
 
+    def stated(self, spec: TaskSpec) -> TaskSpec:
+        """Return the specification with what devices are told of the release in its plan."""
+        said: dict[str, Any] = {}
+        for ledger in self._ledgers:
+            try:
+                said.update(ledger.statement(self.planned))
+            except PLUGIN_ERRORS:
+                logger.exception("the ledger %s failed to state a task", ledger.name)
+        return spec.replace(plan=add_statement(spec.plan, said)) if said else spec
+
     async def draw(self, fold: Fold, result_format: CheckpointFormat) -> bytes:
         """Draw the result of what a fold holds; the fold is finished.
 
@@ -186,13 +197,16 @@ class TaskRelease:
         release = msgspec.json.encode(data)
         return Booking(self._names(planned), change, drawn.series, release)
 
-    def booked(self, accounts: Mapping[str, Account]) -> None:
-        """Tell the ledgers what was written."""
+    def booked(self, accounts: Mapping[str, Account]) -> dict[str, float]:
+        """Tell the ledgers what was written; return their figures."""
+        figures: dict[str, float] = {}
         for ledger in self._ledgers:
             try:
-                ledger.booked(self.planned.spec.population, _of(ledger, accounts))
+                population = self.planned.spec.population
+                figures.update(ledger.booked(population, _of(ledger, accounts)))
             except PLUGIN_ERRORS:
                 logger.exception("the ledger %s failed to note what it has booked", ledger.name)
+        return figures
 
     def _ask(self, accounts: Mapping[str, Account], others: Sequence[Planned]) -> list[str]:
         """Return what the ledgers have against the task."""

@@ -134,6 +134,7 @@ class Tasks:
         record = dataclasses.replace(record, durability=parts.machine.durability)
         try:
             await parts.release.check(self._planned(spec.population))
+            spec = parts.release.stated(spec)
             published = await self._factory.publish(record, spec, choices.settings)
             await self._store.add(record, spec)
         except BaseException:
@@ -381,7 +382,7 @@ class Tasks:
         storage = self._plugins.config.get("storage")
         try:
             status, ended = await store_end(
-                self._store, record, status, result, task.release, storage
+                self._store, record, status, result, task.release, self._with, storage
             )
         except LeaseLostError:
             raise asyncio.CancelledError from None  # another member ends it

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
 from fcp_core.rounds.ledger import Account, Ledger, Planned, ReleaseRefusedError
 from fcp_privacy import watermark
 from fcp_privacy.account import Balance, flat
-from fcp_privacy.events import EpsilonDelta, Event, from_cost, spent
+from fcp_privacy.events import EpsilonDelta, Event, Series, from_cost, spent
 from fcp_privacy.policy import SECTION, Policy
 
 #: An epsilon from here on is upstream's way to say that there is no noise.
@@ -109,6 +111,26 @@ class PrivacyLedger(Ledger):
             )
         return {name: after.to_bytes()}
 
+    def statement(self, planned: Planned) -> Mapping[str, Any]:
+        """Say what the release costs a device, at the population's delta if that is enough."""
+        events = list(flat(_events(planned)))
+        if not events or planned.exact or any(map(_is_off, events)):
+            return {}
+        policy = self.policy(planned.spec.population)
+        cost = spent(events, relation=policy.sums_for, delta=policy.delta)
+        delta = max(policy.delta, min(2 * cost.delta, 0.5))
+        series = [event.name for event in events if isinstance(event, Series)]
+        said: dict[str, Any] = {
+            "epsilon": cost.at(delta),
+            "delta": delta,
+            "relation": policy.relation,
+            "unit": policy.unit,
+            "mechanism": "central",
+        }
+        if len(series) == len(events) == 1:
+            said["series"] = f"{planned.spec.population}/{series[0]}"
+        return said if math.isfinite(said["epsilon"]) else {}
+
     def verify(self, population: str, accounts: Mapping[str, Account]) -> None:
         """Refuse a ledger that went back, or that is kept for another unit or relation."""
         policy = self.policy(population)
@@ -126,9 +148,18 @@ class PrivacyLedger(Ledger):
                     "restated. Set it back."
                 )
 
-    def booked(self, population: str, accounts: Mapping[str, Account]) -> None:
-        """Write down how far the ledger is."""
-        watermark.write(self.policy(population).watermark, accounts)
+    def booked(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
+        """Write down how far the ledger is; return what is spent, and the budget."""
+        policy = self.policy(population)
+        watermark.write(policy.watermark, accounts)
+        figures = {}
+        for account in accounts.values():
+            total = Balance.read(account.data).spent(policy.sums_for, policy.delta)
+            figures["privacy_spent"] = policy.measure(total)
+        if policy.bounded:
+            most = policy.rho if policy.rho is not None else policy.epsilon
+            figures["privacy_budget"] = float(most or 0.0)
+        return figures
 
     @staticmethod
     def _balance(policy: Policy, account: Account) -> Balance:
