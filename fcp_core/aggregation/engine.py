@@ -56,7 +56,8 @@ class Finished:
     """What a fold holds that takes no more.
 
     :param contributions: ids of the contributions in it, each exactly once.
-    :param pieces: a serialized ``CheckpointAggregatorState``, in pieces that nobody changes.
+    :param pieces: a serialized ``CheckpointAggregatorState``, in pieces. They may be views on what
+        it is; once a fold has absorbed that and goes on, they are of no use any more.
     :param aggregate: the same, for the engine that made it; None: there is nothing but the pieces.
     """
 
@@ -132,7 +133,7 @@ class Fold(ABC):
         """Add a partial aggregate, for instance one from storage after a restart."""
 
     def absorb(self, finished: Finished) -> Future[None]:
-        """Add what another fold of the same job and engine held."""
+        """Add what another fold of the same job and engine held; it may be absorbed once."""
         return self.merge(Partial(b"".join(finished.pieces), finished.contributions))
 
     @abstractmethod

@@ -98,7 +98,15 @@ class LocalFold(Fold):
         if not isinstance(other, CheckpointAggregator):
             return super().absorb(finished)
         ids, inline = finished.contributions, finished.nbytes < self._inline_contribution
-        return self._begin(ids, lambda: self._work(ids, lambda mine: mine.merge(other)), inline)
+
+        def take(shard: _Shard) -> None:
+            if shard.contributions:
+                shard.aggregator.merge(other)
+            else:
+                # What would be added to nothing, and be in memory twice.
+                shard.aggregator = other
+
+        return self._begin(ids, lambda: self._work(ids, take), inline)
 
     def finish(self) -> Future[Finished]:
         """Return what has been accumulated, as it lies if all that was done is adding."""
@@ -197,20 +205,18 @@ class LocalFold(Fold):
 
     def _add(self, contributions: Sequence[str], blob: bytes | bytearray | memoryview) -> None:
         checkpoint = self._reader.open(blob)
-        self._work(contributions, lambda aggregator: aggregator.accumulate(checkpoint))
+        self._work(contributions, lambda shard: shard.aggregator.accumulate(checkpoint))
 
     def _merge(self, partial: Partial) -> None:
         loaded = CheckpointAggregator.load(self._bound, partial.data, self._budget)
-        self._work(partial.contributions, lambda aggregator: aggregator.merge(loaded))
+        self._work(partial.contributions, lambda shard: shard.aggregator.merge(loaded))
 
-    def _work(
-        self, contributions: Sequence[str], work: Callable[[CheckpointAggregator], None]
-    ) -> None:
+    def _work(self, contributions: Sequence[str], work: Callable[[_Shard], None]) -> None:
         """Have *work* done in a free shard."""
         shard = self._claim()
         try:
             self._check_not_aborted()
-            work(shard.aggregator)
+            work(shard)
             shard.contributions.extend(contributions)
         finally:
             shard.lock.release()

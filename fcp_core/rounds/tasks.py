@@ -52,8 +52,7 @@ class TaskStatus:
     :param error: why it failed, with its code; None unless it failed or was cancelled.
     :param durability: ``contribution`` or ``round``; ``""``: not known.
     :param problem: what keeps it from going on at the moment, such as a storage that is full.
-    :param reasons: why devices did not contribute, each with how often, the most frequent first;
-        of a task that ended in an earlier run there are none.
+    :param reasons: why devices did not contribute, each with how often, the most frequent first.
     :param notes: what its aggregation protocol says of its course, a line each.
     :param silent: of how many devices there is no sign since they were assigned, by the version of
         their client; ``pending`` or, later, ``dropped`` counts them too.

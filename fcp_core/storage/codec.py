@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,8 +13,6 @@ _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
 
 
-#: Bytes up to this size are copied.
-_COPIED = 1 << 16
 #: How bytes begin in MessagePack: none, and those whose length takes four bytes.
 _NO_BYTES, _BYTES = b"\xc4\x00", b"\xc6"
 
@@ -31,14 +29,10 @@ def encode(record: Record) -> bytes:
     return _encoder.encode(record)
 
 
-def encode_pieces(record: Record) -> list[bytes | memoryview]:
-    """Return what :func:`encode` does in pieces, without a copy of bytes that come last."""
-    last = fields(record)[-1].name
-    data = getattr(record, last)
-    if not isinstance(data, bytes) or len(data) < _COPIED:
-        return [encode(record)]
-    head = encode(replace(record, **{last: b""})).removesuffix(_NO_BYTES)
-    return [head + _BYTES + len(data).to_bytes(4, "big"), memoryview(data)]
+def encode_pieces(record: Record, pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Return a record as bytes in pieces: what is in its last field is given, and not copied."""
+    head = encode(record).removesuffix(_NO_BYTES)
+    return [head + _BYTES + sum(map(len, pieces)).to_bytes(4, "big"), *pieces]
 
 
 def decode(kind: type[R], data: bytes) -> R:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -72,6 +72,16 @@ class Transaction(ABC):
     @abstractmethod
     def put(self, record: Record) -> None:
         """Insert or replace a record."""
+
+    def put_pieces(self, record: Record, pieces: Sequence[bytes | memoryview]) -> None:
+        """Insert or replace a record whose last field is bytes, which are given in pieces.
+
+        A storage that need not join them does better than this. They are not used afterwards.
+
+        :param record: with no bytes in that field.
+        """
+        last = fields(record)[-1].name
+        self.put(replace(record, **{last: b"".join(pieces)}))
 
     @abstractmethod
     def delete(self, kind: type[Record], key: str) -> None:

@@ -19,6 +19,7 @@ class TaskRecord(Record):
     :param durability: ``contribution`` or ``round``; ``""`` in records of earlier releases.
     :param release: what was booked for its result, as JSON; empty if no noise was drawn.
     :param resumed: the options that its round of a series began with, by aggregator, as JSON.
+    :param course: of a task that ended, its ``reasons`` and ``notes``, as JSON; empty if none.
     """
 
     KIND: ClassVar[str] = "task"
@@ -43,6 +44,7 @@ class TaskRecord(Record):
     durability: str = ""
     release: bytes = b""
     resumed: bytes = b""
+    course: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def add(
         return known.merged
     merged = total is not None and _merge(tx, task_id, total)
     if not merged:
-        tx.put(BlobRecord(_blob(task_id, shard.shard_id), task_id, b"".join(pieces)))
+        tx.put_pieces(BlobRecord(_blob(task_id, shard.shard_id), task_id, b""), pieces)
     tx.put(replace(shard, merged=merged))
     return merged
 
@@ -109,7 +109,7 @@ def _merge(tx: Transaction, task_id: str, work: Merge) -> bool:
         tx.delete(BlobRecord, _blob(task_id, shard.shard_id))
     if work.replaced:
         tx.delete(BlobRecord, _blob(task_id, work.replaced))
-    tx.put(BlobRecord(_blob(task_id, work.name), task_id, work.data))
+    tx.put_pieces(BlobRecord(_blob(task_id, work.name), task_id, b""), [work.data])
     return True
 
 

@@ -15,14 +15,14 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.storage.codec import decode, encode_pieces, index_value
+from fcp_core.storage.codec import decode, encode, encode_pieces, index_value
 from fcp_core.storage.contract import R, Record, Storage, StorageError, T, Transaction
 from fcp_core.storage.upkeep import Upkeep
 
@@ -88,9 +88,14 @@ class _SqliteTransaction(Transaction):
         return None if row is None else decode(kind, whole(self._db, kind.KIND, key, row[0]))
 
     def put(self, record: Record) -> None:
+        self._put(record, [encode(record)])
+
+    def put_pieces(self, record: Record, pieces: Sequence[bytes | memoryview]) -> None:
+        self._put(record, encode_pieces(record, pieces))
+
+    def _put(self, record: Record, pieces: Sequence[bytes | memoryview]) -> None:
         kind, key = type(record), record.key
         self._check_indexes(kind)
-        pieces = encode_pieces(record)
         size = sum(map(len, pieces))
         data = b"".join(pieces) if size <= _PART else _IN_PARTS + size.to_bytes(8, "big")
         self._db.execute(_PUT, (kind.KIND, key, data))

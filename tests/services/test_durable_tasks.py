@@ -55,6 +55,20 @@ def test_what_was_answered_is_there_after_a_restart(kit, sqlite):
     asyncio.run(main())
 
 
+def test_why_devices_did_not_contribute_is_told_after_a_restart(kit, sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1)
+            world.services.tasks._running[task].machine.reasons.note("no battery", 3)
+            assert await world.device().run()
+            before = await world.status(task)
+            assert before.reasons == {"no battery": 3}
+        async with sqlite() as world:
+            assert (await world.status(task)).reasons == before.reasons
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("late", ["accept", "refuse"])
 def test_a_device_that_repeats_its_calls_after_a_restart_is_answered_as_before(kit, sqlite, late):
     """Its answer was lost: it may begin again at any of its calls, and counts once."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage import contract
-from fcp_core.storage.codec import decode, encode, encode_pieces
+from fcp_core.storage.codec import decode
 from fcp_core.storage.contract import StorageError, check_contract
 from fcp_core.storage.records import BlobRecord
 from fcp_core.testing.storage import Item, StorageConformance
@@ -526,13 +527,23 @@ def test_lost_parts_are_found(tmp_path, damage, words):
     assert any(words in problem for problem in asyncio.run(check()))
 
 
-@pytest.mark.parametrize("size", [0, 1, (1 << 16) - 1, 1 << 16, 1 << 20])
-def test_pieces_of_a_record_are_its_bytes(size):
-    record = BlobRecord("name", "task", bytes(size))
-    pieces = encode_pieces(record)
-    assert decode(BlobRecord, b"".join(pieces)) == record
-    if size < 1 << 16:  # what MessagePack says with a shorter length is said so
-        assert b"".join(pieces) == encode(record)
+@pytest.mark.parametrize("make", [MemoryStorage, SqliteStorage], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("sizes", [(), (0,), (1, 0, 70_000), (300, (2 << 20) + 1)], ids=str)
+def test_bytes_may_be_given_in_pieces(tmp_path, make, sizes):
+    pieces = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    record = BlobRecord("name", "task", b"".join(pieces))
+
+    async def main():
+        storage = make() if make is MemoryStorage else make(tmp_path / "store.db")
+        await storage.start()
+        views = [memoryview(bytearray(piece)) for piece in pieces]
+        await storage.transact(lambda tx: tx.put_pieces(replace(record, data=b""), views))
+        for view in views:
+            view[:] = bytes(len(view))
+        assert await storage.transact(lambda tx: tx.get(BlobRecord, "name")) == record
+        await storage.stop()
+
+    asyncio.run(main())
 
 
 def test_the_file_can_be_renamed_between_runs(tmp_path):

@@ -13,8 +13,13 @@ from fcp_core.aggregation.configuration import configuration_to_proto, parse_con
 from fcp_core.aggregation.release import ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.aggregation.tensors import tensor_to_proto
+from fcp_core.client import CallableStore, Client, make_query_result
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server import Server, ServerThread
+from fcp_core.tasks.taskfile import parse_task
 from fcp_core.testing.aggregators import AggregatorConformance
 from fcp_privacy import group_by_device
 from fcp_privacy.accounting import gaussian_sigma
@@ -681,3 +686,61 @@ def test_what_is_promised():
         assert promise.noise[0].stddev == pytest.approx(scale * math.sqrt(2), rel=1e-8)
         assert promise.noise[1].stddev == pytest.approx(3 * scale * math.sqrt(2), rel=1e-8)
         assert accumulator.release(context(1)).promise == promise
+
+
+QUERY = """
+[task]
+population = "phones"
+name = "launches"
+goal_count = 10
+[[query]]
+collection_uri = "app:/launches"
+[query.vectors]
+app = "string"
+n = "int64"
+[result]
+group_by = ["app"]
+sum = ["n"]
+"""
+
+
+def test_a_served_query_hides_what_one_device_says(tmp_path):
+    """Ten devices, one of which exaggerates, and one of which has an app of its own."""
+    config = dp_group_by(dp_sum("n", INT64, 1), keys=[("app", STRING)], epsilon=50.0)
+    aggregation = configuration_to_proto([config]).SerializeToString()
+    spec = parse_task(QUERY).to_spec().replace(aggregation=aggregation)
+    overrides = {
+        "plugins": "fcp_privacy.plugin:PrivacyPlugin",
+        "privacy.epsilon": "60",
+        "retry_min": "0s",
+        "retry_max": "0s",
+    }
+    plugins = Plugins.load(environ={}, overrides=overrides, working_folder=tmp_path)
+    answers = [{"maps": 1000}, {"own": 1}, *[{"maps": 1, "mail": 1}] * 3, *[{"maps": 1}] * 5]
+    with ServerThread(Server(plugins)) as running:
+        tasks = running.server.services.tasks
+        bad = spec.replace(aggregation=aggregation.replace(b"epsilon", b"epsilom"))
+        with pytest.raises(StatusError, match="parameter 'epsilom'"):
+            running.run(tasks.submit(bad)).result()
+        task = running.run(tasks.submit(spec)).result()
+        for answer in answers:
+            vectors = {"app": list(answer), "n": np.array(list(answer.values()), np.int64)}
+            store = CallableStore(
+                lambda selector: (), query=lambda query, v=vectors: make_query_result(v)
+            )
+            url = running.server.url
+            with Client(url, "phones", stores={"app:/launches": store}) as client:
+                assert client.run_once().outcome.name == "CONTRIBUTED"
+        table = open_checkpoint(running.run(tasks.wait(task)).result())
+        # The noise is of the scale 0.04: a group of one device is there once in a million times.
+        counts = dict(zip(table["app"].tolist(), table["n sum"].tolist(), strict=True))
+        assert b"own" not in counts
+        assert 6 <= counts[b"maps"] <= 9
+        release = running.run(tasks.status(task)).result().release
+        (cost,) = release["costs"]
+        assert (cost["epsilon"], cost["delta"]) == (50, 1e-6)
+        assert release["noise"][0]["output"] == "n sum"
+        assert release["noise"][0]["stddev"] == pytest.approx(0.04 * math.sqrt(2), rel=1e-8)
+        # What is left of the budget is not enough for another one.
+        with pytest.raises(StatusError, match="epsilon"):
+            running.run(tasks.submit(spec)).result()

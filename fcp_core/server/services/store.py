@@ -102,7 +102,7 @@ class TaskStore:
                 return  # an earlier attempt, whose answer was lost; it may have gone on since
             tx.put(record)
             for blob in blobs:
-                tx.put(blob)
+                tx.put_pieces(dataclasses.replace(blob, data=b""), [blob.data])
 
         await self._storage.transact(body)
 
@@ -140,7 +140,7 @@ class TaskStore:
                 tx.delete(BlobRecord, blob)
             shards.delete(tx, record.task_id)
             if result is not None:
-                tx.put(BlobRecord(_result(record.task_id), record.task_id, result))
+                tx.put_pieces(BlobRecord(_result(record.task_id), record.task_id, b""), [result])
             tx.put(record)
             return Ended(record, result, booked)
 
@@ -220,6 +220,7 @@ def slim(spec: TaskSpec) -> TaskSpec:
 def status_of(record: TaskRecord) -> TaskStatus:
     """Return the status of a task that is known from its record only."""
     spec = _decode_spec(record)
+    course = msgspec.json.decode(record.course, type=_Course) if record.course else _Course()
     return TaskStatus(
         task_id=record.task_id,
         population=record.population,
@@ -234,6 +235,8 @@ def status_of(record: TaskRecord) -> TaskStatus:
         finished=record.finished,
         error=(Code(record.code), record.message) if record.code else None,
         durability=record.durability,
+        reasons=course.reasons,
+        notes=course.notes,
         query=spec.query,
         release=msgspec.json.decode(record.release) if record.release else None,
     )
@@ -268,7 +271,15 @@ def ended_record(record: TaskRecord, status: TaskStatus) -> TaskRecord:
         finished=status.finished,
         code=int(code),
         message=message,
+        course=msgspec.json.encode(_Course(dict(status.reasons), tuple(status.notes))),
     )
+
+
+class _Course(msgspec.Struct, omit_defaults=True):
+    """What is told of a task's course after its end."""
+
+    reasons: dict[str, int] = {}
+    notes: tuple[str, ...] = ()
 
 
 def _result(task_id: str) -> str:

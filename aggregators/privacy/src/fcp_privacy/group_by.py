@@ -341,5 +341,3 @@ DP_GROUP_BY = AggregatorFactory(
     load_dp_group_by,
     randomised=True,
 )
-
-FACTORIES = (DP_GROUP_BY,)
