@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 from goals import Goal
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "aggregators" / "privacy" / "src"), str(ROOT / "aggregators")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "aggregators" / "privacy" / "src"))
 
 from fcp_aggregators.group_by import GroupBy
 from fcp_core.aggregation.aggregator import Accumulator
