@@ -101,7 +101,8 @@ bench: $(READY)
 CRASH_FAULTS ?= 10000
 CRASH_KILLS ?= 500
 crash: $(READY)
-	$(BIN)/python benchmarks/crash.py --faults $(CRASH_FAULTS) --kills $(CRASH_KILLS) --secure 1000
+	$(BIN)/python benchmarks/crash.py --faults $(CRASH_FAULTS) --kills $(CRASH_KILLS) --secure 1000 \
+	  --releases 1000
 
 FUZZ_INPUTS ?= 1000000
 fuzz: $(READY)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.crashing.faults import SPAN
+from benchmarks.crashing.releases import AGGREGATOR
 from benchmarks.crashing.world import POPULATIONS, LostError, World
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
@@ -37,19 +38,30 @@ _SENT_AWAY = (Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.IN
 _REPLAYED = ("StartAggregationDataUpload", "upload", "SubmitAggregationResult")
 
 
-def spec(population: str, name: str, goal: int, deadline: float) -> TaskSpec:
-    """Return a task whose result says, for each contribution, how often it is in it."""
+def spec(
+    population: str, name: str, goal: int, deadline: float, *, noisy: bool = False
+) -> TaskSpec:
+    """Return a task whose result says, for each contribution, how often it is in it.
+
+    :param noisy: whether it has noise, which changes no count and shows in a number of its own.
+    """
     intrinsic = Intrinsic(
         "federated_sum",
         (TensorSpec("v", DataType.INT64, (PLACES,)),),
         (TensorSpec("sum", DataType.INT64, (PLACES,)),),
+    )
+    noise = Intrinsic(
+        "federated_sum",
+        (TensorSpec("w", DataType.DOUBLE),),
+        (TensorSpec("noise", DataType.DOUBLE),),
     )
     return TaskSpec(
         population=population,
         name=name,
         plan=b"plan",
         checkpoint=b"checkpoint",
-        aggregation=configuration_to_proto([intrinsic]).SerializeToString(),
+        aggregation=configuration_to_proto([intrinsic, noise]).SerializeToString(),
+        aggregators={"federated_sum": AGGREGATOR} if noisy else {},
         goal_count=goal,
         deadline=deadline,
         durability="contribution",
@@ -60,7 +72,7 @@ def checkpoint(place: int) -> bytes:
     """Return what a device contributes."""
     values = np.zeros(PLACES, np.int64)
     values[place] = 1
-    return write_checkpoint({"v": values}, "federated_compute")
+    return write_checkpoint({"v": values, "w": np.zeros(())}, "federated_compute")
 
 
 @dataclass
@@ -207,6 +219,7 @@ class Program:
                 # Some have more than one total's worth of shards.
                 self._rng.randint(*self._rng.choice(((1, 20), (FAN_IN + 1, 3 * FAN_IN)))),
                 self._rng.choice((60.0, 600.0)),
+                noisy=bool(self._world.plan.releases),
             )
             key = f"{self._population}/{number}"
             task_id = await self._until_answered(wanted, key)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fcp_core.storage.codec import decode, encode
 from fcp_core.storage.contract import R, Record, Storage, StorageError, Transaction
+from fcp_core.storage.records import EntryRecord
 
 T = TypeVar("T")
 
@@ -57,6 +58,8 @@ class _Transaction(Transaction):
                 self._disk.rows.setdefault(kind, {}).pop(key, None)
             else:
                 self._disk.rows.setdefault(kind, {})[key] = data
+                if key.endswith("/result"):
+                    self._disk.results.setdefault(key, set()).add(data)
 
 
 class Disk:
@@ -67,6 +70,10 @@ class Disk:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, rng: random.Random) -> None:
         self.rows: Rows = {}
+        #: Every result that was ever stored, by its name.
+        self.results: dict[str, set[bytes]] = {}
+        #: What becomes of the next transactions that release a result.
+        self.releases: deque[str] = deque()
         self.loop, self.rng = loop, rng
         #: Until when nothing can be written.
         self.full_until = self.counted = 0.0
@@ -87,6 +94,15 @@ class Disk:
     def read(self, kind: type[R]) -> list[R]:
         """Return the committed records of a kind."""
         return [decode(kind, data) for _, data in sorted(self.table(kind).items())]
+
+    def releases_something(self, body: Callable[[Transaction], object]) -> bool:
+        """Whether a transaction would book a release."""
+        transaction = _Transaction(self)
+        try:
+            body(transaction)
+        except Exception:
+            return False
+        return any(kind == EntryRecord.KIND for kind, _ in transaction.writes)
 
     def run(self, body: Callable[[Transaction], T], *, twice: bool = False) -> T:
         """Run a transaction now.
@@ -151,7 +167,11 @@ class Handle(Storage):
         if self.dead and not (arrives and self.shared):
             return  # a storage in the process dies with it; a database may have heard of it
         fate = self.fates.popleft() if self.fates and not self.dead else ""
-        if fate:
+        if disk.releases and not self.dead and disk.releases_something(body):
+            fate = disk.releases.popleft()
+            if fate:
+                disk.effects[f"release: {fate}"] += 1
+        elif fate:
             disk.effects[f"transaction: {fate}"] += 1
         if fate == "before":
             self._fail(answer, "it was not written")

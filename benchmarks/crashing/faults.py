@@ -47,12 +47,15 @@ class Plan:
     :param seed: of all choices that are no faults.
     :param members: how many servers share the storage; 1: one that has it alone.
     :param late: whether devices that come too late are answered OK.
+    :param releases: what becomes of the transactions that release a result with noise, one after
+        the other; empty: results have none.
     """
 
     seed: int
     members: int
     late: bool
     faults: tuple[Fault, ...]
+    releases: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -62,7 +65,8 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Read it."""
         faults = tuple(Fault(**each) for each in data["faults"])
-        return cls(data["seed"], data["members"], data["late"], faults)
+        releases = tuple(data.get("releases", ()))
+        return cls(data["seed"], data["members"], data["late"], faults, releases)
 
 
 def draw(seed: int, count: int) -> Plan:

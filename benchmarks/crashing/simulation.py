@@ -10,6 +10,7 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.crashing import releases
 from benchmarks.crashing.devices import Accounts, Device, Ended, Program, ended_of, places
 from benchmarks.crashing.faults import HOUR, SPAN, Fault, Plan
 from benchmarks.crashing.virtual import NothingHappensError, VirtualLoop
@@ -103,7 +104,8 @@ async def _run(world: World, accounts: Accounts) -> list[str]:
     for device in going:
         if not device.cancelled():
             device.result()
-    return [*_check(world, accounts), *await _check_again(world, accounts)]
+    wrong = [*_check(world, accounts), *await _check_again(world, accounts)]
+    return [*wrong, *releases.check(world)] if world.plan.releases else wrong
 
 
 def _check(world: World, accounts: Accounts) -> list[str]:

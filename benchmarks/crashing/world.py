@@ -12,6 +12,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, TypeVar
 
+from benchmarks.crashing import releases
 from benchmarks.crashing.disk import Disk, Handle
 from benchmarks.crashing.faults import Fault, Plan
 from benchmarks.crashing.virtual import MEMBER, VirtualLoop
@@ -38,7 +39,7 @@ PAUSE = 0.5
 #: How long a member may take to stop, in virtual seconds, before whoever runs it kills it.
 STOP = 90.0
 
-_plugins: dict[bool, Plugins] = {}
+_plugins: dict[tuple[bool, bool], Plugins] = {}
 
 
 class LostError(Exception):
@@ -82,7 +83,7 @@ class Member:
         clock = SystemClock(
             lambda: 1_800_000_000.0 + world.loop.time() + self.offset, world.loop.time
         )
-        plugins = plugins_of(world.plan.late)
+        plugins = plugins_of(world.plan.late, noisy=bool(world.plan.releases))
         made = Services(
             plugins,
             populations=POPULATIONS,
@@ -127,6 +128,7 @@ class World:
         self.plan, self.loop = plan, loop
         self.rng = random.Random(plan.seed)
         self.disk = Disk(loop, random.Random(plan.seed + 1))
+        self.disk.releases.extend(plan.releases)
         self.members: list[Member | None] = [None] * plan.members
         self.offsets = [0.0] * plan.members
         #: What becomes of the next calls.
@@ -324,11 +326,15 @@ async def _serve(services: Services, request: Request) -> Reply:
     return Reply((await serve(request.message, None)).SerializeToString())
 
 
-def plugins_of(late: bool) -> Plugins:
-    """Return the configuration; it is read once."""
-    if late not in _plugins:
+def plugins_of(late: bool, *, noisy: bool) -> Plugins:
+    """Return the configuration; it is read once.
+
+    :param noisy: whether results have noise.
+    """
+    if (late, noisy) not in _plugins:
         keys = DeploymentKeys.create(random.Random(0).randbytes)
-        _plugins[late] = Plugins.load(
+        _plugins[late, noisy] = Plugins.load(
+            extra=[releases.plugin()] if noisy else [],
             environ={"FCP_TOKEN_KEYS": format_keys(keys)},
             working_folder="/",
             overrides={
@@ -338,9 +344,10 @@ def plugins_of(late: bool) -> Plugins:
                 "assignment_timeout": "60s",
                 "retry_min": "1s",
                 "retry_max": "5s",
+                **(releases.OPTIONS if noisy else {}),
             },
         )
-    return _plugins[late]
+    return _plugins[late, noisy]
 
 
 class FaultLog(logging.Handler):

@@ -231,7 +231,7 @@ def result(
             write_file(output, checkpoint)
             if plot is None:
                 return
-        table = SqlQuery.answer(task.query, checkpoint)
+        table = SqlQuery.answer(task.query, checkpoint, task.release)
     if plot is not None:
         write_file(plot, bar_chart(table, task.name, column).encode())
     if output is None and plot is None:

@@ -5,6 +5,7 @@ No event carries anything that identifies a device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -136,6 +137,28 @@ class TaskClosed:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Released:
+    """A result with noise was stored, and booked in the ledgers.
+
+    :param figures: what the ledgers say of it, such as ``privacy_spent``.
+    """
+
+    at: float
+    population: str
+    task_id: str
+    task_name: str
+    figures: Mapping[str, float]
+
+
 Event: TypeAlias = (
-    CheckedIn | Rejected | Assigned | Contributed | Dropped | Surplus | TaskOpened | TaskClosed
+    CheckedIn
+    | Rejected
+    | Assigned
+    | Contributed
+    | Dropped
+    | Surplus
+    | TaskOpened
+    | Released
+    | TaskClosed
 )

@@ -172,6 +172,20 @@ def test_calls_for_members_are_signed_and_passed_on_once(member):
     assert answer.status == 401
 
 
+def test_a_program_in_the_process_submits_for_a_population_that_nobody_owned(member, fcp_client):
+    one = member()
+    task = one.submit(sum_task(1, "new"))
+    contribute(device(fcp_client, one, 4, "new"))
+    assert one.result(task)["total"].tolist() == [4]
+    two = member()
+    with pytest.raises(StatusError) as refusal:
+        two.submit(sum_task(1, "new"))
+    assert refusal.value.code is Code.FAILED_PRECONDITION
+    assert f"owned by the member at {one.server.services.members._me.member_url}" in str(
+        refusal.value
+    )
+
+
 def test_a_member_that_lost_a_population_writes_nothing(member):
     one = member(lease="1s")
     with AdminClient(one.url, "a-secret-of-members", patience=0) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import socket
 import time
@@ -19,7 +20,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import ManualClock
-from fcp_core.rounds.events import Assigned, Rejected, TaskClosed, TaskOpened
+from fcp_core.rounds.events import Assigned, Rejected, Released, TaskClosed, TaskOpened
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.http import connections
 from fcp_core.server.http.listeners import bind
@@ -187,6 +188,16 @@ def test_a_reason_that_is_no_short_word_is_other():
     samples = parse(metrics.render())
     assert sample(samples, "fcp_rejections_total", population="p", reason="no_task") == 1
     assert sample(samples, "fcp_rejections_total", population="p", reason="other") == 3
+
+
+def test_a_release_counts_and_says_what_ledgers_say():
+    metrics = ServerMetrics(ManualClock(), lambda: COUNTS)
+    for spent in (1.0, math.inf):
+        metrics.event(Released(0.0, "p", "id", "a", {"privacy_spent": spent, "Not a word": 1}))
+        samples = parse(metrics.render())
+        assert sample(samples, "fcp_ledger", population="p", figure="privacy_spent") == spent
+    assert sample(samples, "fcp_releases_total", population="p", task="a") == 2
+    assert sample(samples, "fcp_ledger", population="p", figure="other") == 1
 
 
 # On a server.

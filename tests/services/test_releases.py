@@ -83,6 +83,7 @@ class ToyLedger(Ledger):
 
     def booked(self, population, accounts):
         self.seen.append({name: account.version for name, account in accounts.items()})
+        return {"toy_spent": sum(float(account.data) for account in accounts.values())}
 
 
 @dataclass
@@ -147,6 +148,8 @@ def test_a_result_is_drawn_stored_and_booked_at_once(start):
                 f"series/phones/all/sum/{NAME}/0": b"1",
             }
             assert world.services.tasks._plugins.ledgers[0].seen == [{"toy/phones/all": 1}]
+            (event,) = world.recorder.of("Released")
+            assert (event.task_name, event.figures) == ("sum", {"toy_spent": 1.0})
             result = await world.result(task)
         async with start() as world:
             assert await world.result(task) == result

@@ -21,6 +21,7 @@ from fcp_core.rounds.events import (
     Dropped,
     Event,
     Rejected,
+    Released,
     Surplus,
     TaskClosed,
     TaskOpened,
@@ -63,6 +64,7 @@ class ServerMetrics:
         #: Returns the dumps of the server's other processes; None: there are none.
         self.others: Callable[[], Awaitable[Sequence[Dump]]] | None = None
         self._declare_task_metrics()
+        self._declare_release_metrics()
         self._declare_http_metrics()
         self._metrics: list[Metric] = [
             *(metric for metric in vars(self).values() if isinstance(metric, Metric)),
@@ -128,6 +130,16 @@ class ServerMetrics:
             buckets=_SECONDS,
         )
 
+    def _declare_release_metrics(self) -> None:
+        self.releases = Counter(
+            "fcp_releases_total", "Results with noise that were stored and booked.", _TASK
+        )
+        self.ledger = Gauge(
+            "fcp_ledger",
+            "What ledgers say of a population, as of the last release.",
+            ["population", "figure"],
+        )
+
     def _declare_http_metrics(self) -> None:
         self.requests = Counter(
             "fcp_requests_total",
@@ -191,6 +203,10 @@ class ServerMetrics:
             self.surplus.add(where, event.task_name)
         elif isinstance(event, TaskOpened):
             self._open[where, event.task_name] += 1
+        elif isinstance(event, Released):
+            self.releases.add(where, event.task_name)
+            for name, value in event.figures.items():
+                self.ledger.set(where, _word(name), value=value)
         else:
             self._close(event)
 

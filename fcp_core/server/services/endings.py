@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.events import Released
 from fcp_core.rounds.ledger import ReleaseRefusedError
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.server.services.releases import TaskRelease
 from fcp_core.server.services.store import Ended, TaskStore, ended_record, status_of
+from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import TaskRecord
 
@@ -22,6 +25,7 @@ async def store_end(
     status: TaskStatus,
     result: bytes | None,
     release: TaskRelease,
+    surroundings: Surroundings,
     storage: str,
 ) -> tuple[TaskStatus, Ended]:
     """Store how a task ended, however long that takes; return how it ended.
@@ -37,8 +41,10 @@ async def store_end(
     try:
         booking = None if result is None else release.booking()
         ended = await store.end(ended_record(record, status), result, booking)
-        if ended.accounts:
-            release.booked(ended.accounts)
+        if booking is not None and ended.accounts:
+            figures = await asyncio.to_thread(release.booked, ended.accounts)
+            who = (status.population, status.task_id, status.name)
+            surroundings.notify(Released(surroundings.clock.now(), *who, figures))
     except LeaseLostError:
         raise
     except StatusError as error:

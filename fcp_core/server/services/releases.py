@@ -197,13 +197,16 @@ class TaskRelease:
         release = msgspec.json.encode(data)
         return Booking(self._names(planned), change, drawn.series, release)
 
-    def booked(self, accounts: Mapping[str, Account]) -> None:
-        """Tell the ledgers what was written."""
+    def booked(self, accounts: Mapping[str, Account]) -> dict[str, float]:
+        """Tell the ledgers what was written; return their figures."""
+        figures: dict[str, float] = {}
         for ledger in self._ledgers:
             try:
-                ledger.booked(self.planned.spec.population, _of(ledger, accounts))
+                population = self.planned.spec.population
+                figures.update(ledger.booked(population, _of(ledger, accounts)))
             except PLUGIN_ERRORS:
                 logger.exception("the ledger %s failed to note what it has booked", ledger.name)
+        return figures
 
     def _ask(self, accounts: Mapping[str, Account], others: Sequence[Planned]) -> list[str]:
         """Return what the ledgers have against the task."""

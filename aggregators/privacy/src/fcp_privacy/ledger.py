@@ -148,9 +148,18 @@ class PrivacyLedger(Ledger):
                     "restated. Set it back."
                 )
 
-    def booked(self, population: str, accounts: Mapping[str, Account]) -> None:
-        """Write down how far the ledger is."""
-        watermark.write(self.policy(population).watermark, accounts)
+    def booked(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
+        """Write down how far the ledger is; return what is spent, and the budget."""
+        policy = self.policy(population)
+        watermark.write(policy.watermark, accounts)
+        figures = {}
+        for account in accounts.values():
+            total = Balance.read(account.data).spent(policy.sums_for, policy.delta)
+            figures["privacy_spent"] = policy.measure(total)
+        if policy.bounded:
+            most = policy.rho if policy.rho is not None else policy.epsilon
+            figures["privacy_budget"] = float(most or 0.0)
+        return figures
 
     @staticmethod
     def _balance(policy: Policy, account: Account) -> Balance:

@@ -97,7 +97,7 @@ class DashboardPlugin:
         return [PagesFactory(NAME, "what devices, tasks and members do, in a browser", self._make)]
 
     @hookimpl
-    def fcp_register_commands(self, config: Config) -> Iterable[click.Command]:
+    def fcp_register_commands(self) -> Iterable[click.Command]:
         """Offer the commands."""
         from fcp_dashboard.commands import COMMANDS
 

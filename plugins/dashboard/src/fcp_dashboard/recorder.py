@@ -13,6 +13,7 @@ from fcp_core.rounds.events import (
     Dropped,
     Event,
     Rejected,
+    Released,
     Surplus,
     TaskClosed,
     TaskOpened,
@@ -116,6 +117,7 @@ class Recorder:
             Dropped: self._dropped,
             Surplus: self._surplus,
             TaskOpened: self._opened,
+            Released: lambda event: None,
             TaskClosed: lambda event: None,
         }
         for kind in self._handlers:
@@ -302,6 +304,8 @@ def _shown(event: Event) -> Seen:
         text = event.message
     elif isinstance(event, TaskOpened):
         text = f"wants {event.goal_count} contributions"
+    elif isinstance(event, Released):
+        text = ", ".join(f"{name} {value:.4g}" for name, value in event.figures.items())
     elif isinstance(event, TaskClosed):
         text = f"{event.code.name}: {event.message}" if event.message else event.code.name
     name = getattr(event, "task_name", "")
