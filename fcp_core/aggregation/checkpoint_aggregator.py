@@ -165,14 +165,6 @@ class CheckpointAggregator:
             )
         return counts.pop() if counts else 0
 
-    @property
-    def can_report(self) -> bool:
-        """Whether :meth:`report` may be called now."""
-        self._settle()
-        return not self._finished and all(
-            member.accumulator.can_report() for member in self._members
-        )
-
     def accumulate(self, checkpoint: Mapping[str, Tensor]) -> None:
         """Add one checkpoint; tensors that no intrinsic asks for are ignored.
 
