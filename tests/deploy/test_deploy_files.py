@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.keys import read_file
+from fcp_dashboard.plugin import DashboardPlugin
 from fcp_postgres import plugin as postgres
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +70,10 @@ def test_what_the_image_is_made_of_is_here():
 def load(tmp_path, config_file=None, **environ):
     # The distributions that the image has.
     return Plugins.load(
-        config_file=config_file, environ=environ, working_folder=tmp_path, extra=[postgres]
+        config_file=config_file,
+        environ=environ,
+        working_folder=tmp_path,
+        extra=[postgres, DashboardPlugin()],
     ).config
 
 
@@ -89,6 +94,26 @@ def test_compose_sets_options_that_there_are(tmp_path):
     scraped = yaml.safe_load((DEPLOY / "compose" / "prometheus.yml").read_text())
     (target,) = scraped["scrape_configs"][0]["static_configs"][0]["targets"]
     assert target == f"server:{config.get('metrics_address').rpartition(':')[2]}"
+
+
+def test_panels_and_alerts_ask_for_metrics_that_there_are():
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    kinds = dict(re.findall(r"^\| `(fcp_\w+)` \| (\w+) \|", page, re.M))
+    known = {name for name, kind in kinds.items() if kind != "histogram"}
+    known |= {f"{name}_bucket" for name, kind in kinds.items() if kind == "histogram"}
+    board = json.loads((DEPLOY / "compose" / "grafana.json").read_text())
+    panels = {panel["title"]: panel["targets"] for panel in board["panels"]}
+    expressions = [target["expr"] for targets in panels.values() for target in targets]
+    assert len(panels) == len(board["panels"])
+    alerts = yaml.safe_load((DEPLOY / "compose" / "alerts.yml").read_text())["groups"][0]["rules"]
+    expressions += [alert["expr"] for alert in alerts]
+    named = set(re.findall(r"\bfcp_\w+", " ".join(expressions)))
+    assert named <= known
+    # Each says what to do.
+    assert all(alert["annotations"]["action"].endswith(".") for alert in alerts)
+    mounted = " ".join(str(service.get("volumes")) for service in COMPOSE["services"].values())
+    files = {path.name for path in (DEPLOY / "compose").iterdir() if path.is_file()}
+    assert files - {"secrets.sh"} == set(re.findall(r"\./compose/([\w.]+)", mounted))
 
 
 def test_the_secrets_of_compose_are_made_once_and_can_be_used(tmp_path):

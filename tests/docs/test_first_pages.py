@@ -75,6 +75,7 @@ def test_the_plugin_of_20_lines_loads_and_its_effect_is_seen(tmp_path: Path) -> 
 
 @pytest.mark.tff
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_federated_program_runs_with_the_clients_that_it_names(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow_federated")
     (tmp_path / "program.py").write_text(block(PROGRAM, "python", "async def program()"))
@@ -97,7 +98,7 @@ def test_the_federated_program_runs_with_the_clients_that_it_names(tmp_path: Pat
                     stderr=subprocess.DEVNULL,
                 )
             )
-        output, _ = program.communicate(timeout=120)
+        output, _ = program.communicate(timeout=500)
     finally:
         for process in (program, *clients):
             process.kill()

@@ -155,7 +155,7 @@ def test_calls_for_members_are_signed_and_passed_on_once(member):
     header = sign(first.table.secrets, "GET", uri, Passed.of_member(b""))
     there = second._me.member_url.rstrip("/")
     assert http.request("GET", there + uri, headers={HEADER: header}).status == 200
-    for wrong in ("", "x.00", header[:-2] + "00", f"{header}0"):
+    for wrong in ("", "x.00", header[:-1] + ("0" if header[-1] != "0" else "1"), f"{header}0"):
         assert http.request("GET", there + uri, headers={HEADER: wrong}).status == 404
     assert http.request("GET", there + uri + "x", headers={HEADER: header}).status == 404
     # Whoever reads the members' network has the header, and can send nothing else with it.
@@ -170,6 +170,20 @@ def test_calls_for_members_are_signed_and_passed_on_once(member):
     # Devices have no use for the header.
     answer = http.request("GET", one.url + uri[1:], headers={HEADER: header})
     assert answer.status == 401
+
+
+def test_a_program_in_the_process_submits_for_a_population_that_nobody_owned(member, fcp_client):
+    one = member()
+    task = one.submit(sum_task(1, "new"))
+    contribute(device(fcp_client, one, 4, "new"))
+    assert one.result(task)["total"].tolist() == [4]
+    two = member()
+    with pytest.raises(StatusError) as refusal:
+        two.submit(sum_task(1, "new"))
+    assert refusal.value.code is Code.FAILED_PRECONDITION
+    assert f"owned by the member at {one.server.services.members._me.member_url}" in str(
+        refusal.value
+    )
 
 
 def test_a_member_that_lost_a_population_writes_nothing(member):

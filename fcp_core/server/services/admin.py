@@ -25,7 +25,6 @@ from fcp_core.admin.messages import (
     WaitQuery,
 )
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tasks import POPULATION_PATTERN
 from fcp_core.server.services.load import Load
 from fcp_core.server.services.routing import alone
 from fcp_core.tasks.tables import Table
@@ -58,7 +57,6 @@ class Admin:
         storage: str,
         members: Members | None = None,
     ) -> None:
-        self._claim = None if members is None else members.claim
         self._read_members = None if members is None else members.read
         self._tasks = tasks
         self._eligibility_tasks = eligibility_tasks
@@ -78,11 +76,8 @@ class Admin:
 
         :raises StatusError: as ``Tasks.submit``.
         """
-        spec = submission.to_spec()
-        spec.check()
-        if self._claim is not None:
-            await self._claim(spec.population)
-        return await self.get_task(await self._tasks.submit(spec, key=submission.key))
+        task_id = await self._tasks.submit(submission.to_spec(), key=submission.key)
+        return await self.get_task(task_id)
 
     async def list_tasks(self, query: ListQuery) -> TaskList:
         """Return all tasks, or those of one population or state."""
@@ -191,8 +186,6 @@ class Admin:
 
         :raises StatusError: as ``EligibilityTasks.set``; INVALID_ARGUMENT if it is none.
         """
-        if self._claim is not None and POPULATION_PATTERN.fullmatch(population):
-            await self._claim(population)
         found = await self._eligibility_tasks.set(population, settings.to_task())
         return EligibilitySummary.of(found.population, found.task, found.created)
 

@@ -112,8 +112,7 @@ class EligibilityTasks:
                 f"population must match {POPULATION_PATTERN.pattern!r}, not {population!r}",
             )
         # Nothing is added for a task that is refused.
-        if not self._populations.open_ended:
-            self._populations.get(population)
+        await self._populations.expect(population)
         try:
             group = mark_of(population).hex() + self._tokens.secret()
             record = _record(SetTask(population, task, self._clock.now()), group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -121,14 +121,11 @@ class Population:
         ]
 
     def offered(self) -> list[tuple[OfferedTask, Sequence[EligibilityPolicy] | None]]:
-        """Return the open tasks as eligibility policies see them, oldest first.
-
-        Each comes with its own eligibility policies; None: it has those of the population.
-        """
+        """Return the open tasks, oldest first, each as :meth:`offer_of` does."""
         return [self.offer_of(task) for task in self.open_tasks()]
 
     def offer_of(self, task: TaskRunner) -> tuple[OfferedTask, Sequence[EligibilityPolicy] | None]:
-        """Return a task as :meth:`offered` does."""
+        """Return a task as eligibility policies see it, and its own; None: the population's."""
         spec = task.spec
         offered = OfferedTask(spec.name, spec.assignment_mode, spec.options)
         return offered, self.own_eligibility.get(task.task_id)
@@ -224,10 +221,7 @@ class Population:
         self._notify(Rejected(now, self.name, label(session.session_id), reason))
 
     def consider(self, now: float) -> None:
-        """Have the selection policies decide about waiting devices, and answer held check-ins.
-
-        To be called when there may be more room than before.
-        """
+        """Have policies decide again, since there may be more room, and answer held check-ins."""
         self._decide(now)
         self.held.let_in(now)
 
@@ -353,8 +347,19 @@ class Populations:
         #: Whether a task may bring a population of its own.
         self.open_ended = names is None
         self._populations = {name: make(name) for name in names or ()}
-        #: Those that were ours.
         self._elsewhere: set[str] = set()
+        #: Takes a population for this server, if others share the storage.
+        self.claim: Callable[[str], Awaitable[None]] | None = None
+
+    async def expect(self, name: str) -> None:
+        """Check that a task may be for a population, and have it be this server's.
+
+        :raises StatusError: NOT_FOUND if it must exist already; what ``Members.claim`` raises.
+        """
+        if self.claim is not None:
+            await self.claim(name)
+        elif not self.open_ended:
+            self.get(name)
 
     def add(self, name: str) -> Population:
         """Return the population of that name, which exists from now on."""
@@ -375,18 +380,14 @@ class Populations:
         :raises StatusError: NOT_FOUND if there is none of that name; UNAVAILABLE if it was this
             server's until the call was under way.
         """
-        population = self._populations.get(name)
-        if population is None and name in self._elsewhere:
+        if name in self._populations:
+            return self._populations[name]
+        if name in self._elsewhere:
             raise StatusError(Code.UNAVAILABLE, f"another member owns the population {name!r} now")
-        if population is None:
-            raise StatusError(Code.NOT_FOUND, f"there is no population {name!r} here")
-        return population
+        raise StatusError(Code.NOT_FOUND, f"there is no population {name!r} here")
 
     def for_task(self, name: str) -> Population:
-        """Return the population that a task is for.
-
-        :raises StatusError: NOT_FOUND if there is none and tasks do not bring their own.
-        """
+        """Return the population that a task is for, once it is expected."""
         return self.add(name) if self.open_ended else self.get(name)
 
     @property

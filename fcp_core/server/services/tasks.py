@@ -100,8 +100,11 @@ class Tasks:
             forgotten, is returned instead, however it stands.
         :raises StatusError: INVALID_ARGUMENT if the specification or what it asks for does not do,
             naming all that plugins find wrong; NOT_FOUND for an unknown population; ALREADY_EXISTS
-            if the key is that of a task of another population or name.
+            if the key is that of a task of another population or name; FAILED_PRECONDITION if
+            another member owns the population, UNAVAILABLE if nobody does.
         """
+        spec.check()
+        await self._populations.expect(spec.population)
         if key is None:
             return await self._submit(spec, None)
         # One that is on its way counts too: the caller may have lost its connection and be back.
@@ -118,10 +121,7 @@ class Tasks:
             return record.task_id
 
     async def _submit(self, spec: TaskSpec, key: str | None) -> str:
-        spec.check()
         check_modes(spec, (task.spec for task in self._running.values()))
-        if not self._populations.open_ended:
-            self._populations.get(spec.population)
         problems = self._plugins.check_task(spec)
         if problems:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(problems)}")

@@ -168,6 +168,7 @@ class Services:
         """Begin as a member: without a population, whatever is served."""
         for name in served:
             self._populations.remove(name)
+        self._populations.claim = members.claim
         members.keeper = Ownership(
             self._store, self._states, self._populations, self.tasks, self.eligibility_tasks
         )
