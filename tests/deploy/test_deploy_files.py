@@ -17,6 +17,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.keys import read_file
+from fcp_dashboard.plugin import DashboardPlugin
 from fcp_postgres import plugin as postgres
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,10 @@ def test_what_the_image_is_made_of_is_here():
 def load(tmp_path, config_file=None, **environ):
     # The distributions that the image has.
     return Plugins.load(
-        config_file=config_file, environ=environ, working_folder=tmp_path, extra=[postgres]
+        config_file=config_file,
+        environ=environ,
+        working_folder=tmp_path,
+        extra=[postgres, DashboardPlugin()],
     ).config
 
 
