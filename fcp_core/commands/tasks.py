@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,6 +32,31 @@ _TO_A_SERVER = ("server", "token_file", "ca_file", "client_certfile", "client_ke
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+class _Group(click.Group):
+    """Finds commands that plugins bring for it: ``tasks-report`` is ``fcp tasks report``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*self.commands, *self._more(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None."""
+        return self.commands.get(cmd_name) or self._more(ctx).get(cmd_name)
+
+    def _more(self, ctx: click.Context) -> dict[str, click.Command]:
+        from fcp_core.commands.invocation import Invocation
+
+        if not isinstance(ctx.obj, Invocation):
+            return {}
+        begins = f"{self.name}-"
+        commands: Mapping[str, click.Command] = ctx.obj.plugin_commands.commands
+        return {
+            name.removeprefix(begins): command
+            for name, command in commands.items()
+            if name.startswith(begins)
+        }
+
+
 def admin_group(name: str, text: str) -> click.Group:
     """Return a group of commands that find a way to make a client in ``ctx.obj``.
 
@@ -40,6 +65,7 @@ def admin_group(name: str, text: str) -> click.Group:
 
     @click.group(
         name,
+        cls=_Group,
         help=f"{text}\n\nThe token comes from --token-file, or from [fcp:admin] token_file, or "
         "from the environment variable FCP_ADMIN__TOKEN.",
     )

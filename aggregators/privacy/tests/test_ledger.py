@@ -235,6 +235,16 @@ def test_options_that_contradict_each_other_are_refused(tmp_path):
         ledger(tmp_path, delta=0)
 
 
+def test_a_population_has_a_budget_of_its_own(tmp_path):
+    (tmp_path / "fcp.cfg").write_text(
+        "[fcp:privacy]\nepsilon = 8\n"
+        "[fcp:population:phones/beta]\nprivacy.epsilon = 2\nprivacy.unit = device-day\n"
+    )
+    it = ledger(tmp_path)
+    assert (it.policy(POPULATION).epsilon, it.policy(POPULATION).unit) == (8, "device")
+    assert (it.policy("phones/beta").epsilon, it.policy("phones/beta").unit) == (2, "device-day")
+
+
 # A ledger that went back.
 
 
