@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.keys import read_file
+from fcp_dashboard.plugin import DashboardPlugin
 from fcp_postgres import plugin as postgres
 
 ROOT = Path(__file__).parents[2]
@@ -64,12 +66,23 @@ def test_what_the_image_is_made_of_is_here():
     assert not needed & set(ignored)
     pins = (ROOT / "requirements" / "image.txt").read_text().splitlines()[1:]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    wanted = set()
+    for folder in folders:
+        metadata = configparser.ConfigParser(interpolation=None)
+        metadata.read(ROOT / folder / "setup.cfg")
+        lines = metadata["options"].get("install_requires", "").strip().splitlines()
+        wanted |= {re.match(r"[\w.-]+", line)[0] for line in lines if '< "3.11"' not in line}
+    # 'make requirements' resolves them anew.
+    assert wanted - {"fcp-server"} <= {pin.partition("==")[0] for pin in pins}
 
 
 def load(tmp_path, config_file=None, **environ):
     # The distributions that the image has.
     return Plugins.load(
-        config_file=config_file, environ=environ, working_folder=tmp_path, extra=[postgres]
+        config_file=config_file,
+        environ=environ,
+        working_folder=tmp_path,
+        extra=[postgres, DashboardPlugin()],
     ).config
 
 
