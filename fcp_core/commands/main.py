@@ -14,6 +14,7 @@ from fcp_core.commands.bench import bench
 from fcp_core.commands.client import client
 from fcp_core.commands.db import db
 from fcp_core.commands.eligibility import eligibility
+from fcp_core.commands.history import history
 from fcp_core.commands.invocation import Invocation
 from fcp_core.commands.keys import keys
 from fcp_core.commands.members import members
@@ -175,6 +176,7 @@ for _command in (
     client,
     db,
     eligibility,
+    history,
     keys,
     openapi,
     plugin,

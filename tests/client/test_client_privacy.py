@@ -238,6 +238,27 @@ def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
     assert server.result(task)["total"].tolist() == [1, 2, 3]
 
 
+def test_the_owner_is_shown_what_ran(tmp_path):
+    path = tmp_path / "history.sqlite"
+    plan = add_statement(b"", {"epsilon": 0.5, "delta": 1e-8})
+    with closing(History(path)) as history:
+        run = history.begin_run("people", "count", 0.0, plan)
+        history.end_run(run, "refused: it is too much", ["app:/launches"])
+    shown = CliRunner().invoke(cli, ["history", str(path)])
+    assert shown.exit_code == 0, shown.output
+    for words in ("people", "count", "refused: it is too much", "app:/launches", '"epsilon":0.5'):
+        assert words in shown.output
+    assert CliRunner().invoke(cli, ["history", str(tmp_path / "none")]).exit_code == 2
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE t (a)")
+    before = (tmp_path / "other.db").read_bytes()
+    assert CliRunner().invoke(cli, ["history", str(tmp_path / "other.db")]).exit_code == 2
+    assert (tmp_path / "other.db").read_bytes() == before
+    (tmp_path / "text").write_text("no database, but text that is long enough" * 30)
+    wrong = CliRunner().invoke(cli, ["history", str(tmp_path / "text")])
+    assert (wrong.exit_code, "cannot be used as" in wrong.output) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import plan_pb2, selection_criteria_pb2
 from fcp_core.tasks.sql_query import SqlQuery
@@ -256,6 +257,16 @@ def test_nothing_but_what_is_aggregated_leaves_a_device(tmp_path):
     assert [{name: c[name].tolist() for name in c} for c in opened] == [
         {"COUNT(*)": [count]} for count in (2, 1, 0, 0)
     ]
+
+
+def test_without_the_parser_there_is_a_word_for_it(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("fcp_core.tasks.sql_low")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("fcp_core.tasks.sql_parsing", "fcp_core.tasks.sql_measures"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "sqlglot", None)
+    with pytest.raises(MissingExtraError, match=r"fcp-server\[analytics\]"):
+        SqlQuery("SELECT COUNT(*) FROM t").lowered()
 
 
 @pytest.mark.parametrize(
