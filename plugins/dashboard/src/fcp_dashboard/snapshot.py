@@ -167,7 +167,7 @@ class Snapshots:
         )
 
 
-_GAUGES = ("fcp_in_flight_bytes", "fcp_connections", "fcp_sessions", "fcp_heartbeat_age")
+_GAUGES = ("fcp_in_flight_bytes", "fcp_connections", "fcp_sessions", "fcp_heartbeat_age_seconds")
 #: The last one has no end, which JSON cannot say.
 _LAG = (*LAG_BUCKETS, 1e9)
 _MEASURES = (*_GAUGES, "fcp_loop_lag_seconds", "fcp_requests_total", "fcp_request_seconds")
