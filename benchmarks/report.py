@@ -43,6 +43,7 @@ MODULES = (
     "fedavg",
     "secagg",
     "privacy",
+    "group_by",
     "members",
     "demo",
 )

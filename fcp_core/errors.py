@@ -43,11 +43,13 @@ class MissingExtraError(UsageError):
 
     :param what: what was asked for, such as ``"the TFF platform"``.
     :param extra: the extra that brings it, such as ``"tff"``.
+    :param instead: a sentence that says what can be done without.
     """
 
-    def __init__(self, what: str, extra: str) -> None:
+    def __init__(self, what: str, extra: str, instead: str = "") -> None:
         super().__init__(
             f"{what} needs packages that are not installed; install them with "
             f"'fcp-server[{extra}]' (the README says how, with uv and with pip alone)."
+            + (f" {instead}" if instead else "")
         )
         self.extra = extra

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fcp_core.tasks.sql_query import SqlQuery
     from fcp_core.tasks.tables import Table
 
+#: The options that say how private the answer is.
+_PRIVATE = ("min_devices", "epsilon", "delta", "max_groups", "max_rows")
 _FORMATS = {"csv": ".csv", "json": ".json", "parquet": ".parquet", "plot": ".svg"}
 
 
@@ -28,6 +30,10 @@ _FORMATS = {"csv": ".csv", "json": ".json", "parquet": ".parquet", "plot": ".svg
 @click.option("--collection", help="The URI of the collection with the tables.")
 @click.option("--integer", "integers", multiple=True, help="A column of integers; may be repeated.")
 @click.option("--min-devices", type=int, help="Show only groups of at least so many devices.")
+@click.option("--epsilon", type=float, help="What the answer may cost a device; adds noise.")
+@click.option("--delta", type=float, help="The same [default: 1e-8].")
+@click.option("--max-groups", type=int, help="With noise: groups of a device [default: 10].")
+@click.option("--max-rows", type=int, help="With noise: its rows in a group [default: 10].")
 @click.option(
     "--format",
     "shape",
@@ -49,11 +55,10 @@ def query(
     name: str,
     collection: str | None,
     integers: tuple[str, ...],
-    min_devices: int | None,
     shape: str | None,
     output: Path | None,
     explain: bool,
-    **server: Any,
+    **more: Any,
 ) -> None:
     """Ask the devices of a population a question in SQL, and show the answer.
 
@@ -69,7 +74,7 @@ def query(
         sql,
         collection=COLLECTION_URI if collection is None else collection,
         types=dict.fromkeys(integers, "integer"),
-        min_devices=min_devices,
+        **_given(more),
     )
     if explain:
         _explain(asked)
@@ -84,15 +89,26 @@ def query(
         )
     except StatusError as error:
         raise UsageError(f"{error.message}.") from None
-    with connected(lambda: connect(invocation, **server)) as client:
+    with connected(lambda: connect(invocation, **more)) as client:
         task_id = client.submit(spec).task_id
         try:
             show_course(client, task_id, err=True)
         except KeyboardInterrupt:
             click.echo(f"the task goes on: fcp tasks result {task_id}", err=True)
             raise
-        table = asked.table(client.result(task_id))
+        table = asked.table(client.result(task_id), client.get(task_id).release)
     _show(table, sql, shape, output)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Take from the options those that say how private the answer is, as far as they are given."""
+    taken = {name: options.pop(name) for name in _PRIVATE}
+    if taken["epsilon"] is None and any(taken[name] is not None for name in _PRIVATE[2:]):
+        raise UsageError("--delta, --max-groups and --max-rows go with --epsilon.")
+    for name, value in taken.items():
+        if value is not None and (not 0 <= value < 1 if name == "delta" else not value > 0):
+            raise UsageError(f"--{name.replace('_', '-')}: {value} will not do.")
+    return {name: value for name, value in taken.items() if value is not None}
 
 
 def _shape(shape: str | None, output: Path | None) -> str:
@@ -107,13 +123,20 @@ def _shape(shape: str | None, output: Path | None) -> str:
 
 def _show(table: Table, title: str, shape: str, output: Path | None) -> None:
     from fcp_core.tasks.plots import bar_chart
+    from fcp_core.tasks.tables import ERROR
 
     if shape == "plot" and output is not None:
         write_file(output, bar_chart(table, title).encode())
     elif shape == "table":
-        shown = make_table(*(column.name for column in table.columns))
-        for row in table.rows():
-            shown.add_row(*map(_cell, row))
+        errors = {c.name: c.values for c in table.columns if c.name.endswith(ERROR)}
+        kept = [column for column in table.columns if column.name not in errors]
+        shown = make_table(*(column.name for column in kept))
+        for number in range(len(table.columns[0].values)):
+            cells = []
+            for column in kept:
+                off = errors.get(f"{column.name}{ERROR}")
+                cells.append(_cell(column.values[number], None if off is None else off[number]))
+            shown.add_row(*cells)
         print_tables(shown)
     elif output is None:
         click.echo(table.to_json() if shape == "json" else table.to_csv(), nl=False)
@@ -121,10 +144,12 @@ def _show(table: Table, title: str, shape: str, output: Path | None) -> None:
         table.write(output, _FORMATS[shape])
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, off: float | None) -> str:
+    """Return a value as it is shown, with the standard deviation of its noise if there is any."""
     if value is None:
         return "NULL"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if off is None else f"{text} ± {off:.3g}"
 
 
 def _explain(query: SqlQuery) -> None:

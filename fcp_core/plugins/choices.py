@@ -28,6 +28,23 @@ from fcp_core.storage.contract import Storage, StorageFactory
 
 T = TypeVar("T")
 
+#: Where what our other distributions offer comes from, by kind and name.
+ELSEWHERE: Mapping[tuple[str, str], str] = {
+    ("engine", "dask"): "fcp-server-dask",
+    ("ledger", "privacy"): "fcp-server-privacy",
+    ("pages", "dashboard"): "fcp-server-dashboard",
+    ("protocol", "secagg"): "fcp-server-secagg",
+    ("selection", "lottery"): "fcp-server-selection-lottery",
+    ("storage", "postgres"): "fcp-server-postgres",
+    **{
+        ("aggregator", name): "fcp-server-robust"
+        for name in (
+            *("coordinate_median", "geometric_median", "krum"),
+            *("multi_krum", "norm_clipping", "trimmed_mean"),
+        )
+    },
+}
+
 
 @dataclass(frozen=True)
 class Offered:
@@ -61,9 +78,17 @@ class Offered:
     def missing(self, kind: str, name: str) -> str:
         """Return the error message for a name that no plugin offers."""
         known = sorted(self.table(kind))
-        more = f" Is fcp-server-{name} installed?" if kind == "pages" else ""
+        source = ELSEWHERE.get((kind, name))
+        if kind == "aggregator" and ("dp_" in name or name.startswith("differential_privacy")):
+            source = "fcp-server-privacy"
+        hint = (
+            f" It comes with {source}: pip install {source}."
+            if source is not None
+            else did_you_mean(name, known, repr)
+        )
+        more = f" Is fcp-server-{name} installed?" if kind == "pages" and source is None else ""
         return (
-            f"no active plugin offers the {kind} {name!r}.{did_you_mean(name, known, repr)} "
+            f"no active plugin offers the {kind} {name!r}.{hint} "
             f"Installed: {', '.join(known) or 'none'}.{more}"
         )
 

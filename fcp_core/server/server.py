@@ -104,7 +104,7 @@ class Server:
         self._plugins = plugins
         self._group = group
         clock = SystemClock() if clock is None else clock
-        metrics = ServerMetrics(clock, lambda: self.services.counts()) if settings.metrics else None
+        metrics = self._make_metrics(settings, clock)
         with listeners.closed_on_error():
             if plugins.config.get("unsafe_noise_seed") is not None:
                 listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
@@ -130,6 +130,12 @@ class Server:
         self._state = "new"
         self._cleanup = AsyncExitStack()
 
+    def _make_metrics(self, settings: ServerSettings, clock: Clock) -> ServerMetrics | None:
+        """Make what measures, if metrics are served, or there are pages that may show them."""
+        if not settings.metrics and not self._plugins.config.get("pages"):
+            return None
+        return ServerMetrics(clock, lambda: self.services.counts())
+
     def _make_frontend(
         self,
         listeners: Listeners,
@@ -146,6 +152,7 @@ class Server:
             listeners.sockets,
             None if tls is None else tls.context,
             metrics=metrics,
+            metrics_apart=self.metrics_port == 0,
             metrics_sockets=listeners.metrics_sockets,
             admin_check=admin_check,
             threads=self._group.threads,

@@ -10,16 +10,41 @@ from sqlglot import exp
 from fcp_core.errors import UsageError
 
 
-def in_sqlite(node: exp.Expression) -> exp.Expression:
-    """Return a part of an expression as SQLite can compute it.
+def sqlite(node: exp.Expression) -> str:
+    """Return the SQL that SQLite computes an expression with, or a clause of a query.
 
     :raises UsageError: for arguments that cannot be.
     """
+    return str(node.copy().transform(_in_sqlite).sql("sqlite"))
+
+
+def _in_sqlite(node: exp.Expression) -> exp.Expression:
+    """Return a part of an expression as SQLite can compute it."""
     if isinstance(node, exp.WidthBucket):
         return _width_bucket(node)
     if isinstance(node, exp.Anonymous) and node.name.upper() == "LOG_BUCKET":
         return _log_bucket(node)
+    if (limits := clamp_limits(node)) is not None:
+        return _parsed(f"MIN(MAX({sqlite(node.expressions[0])}, {limits[0]!r}), {limits[1]!r})")
     return node
+
+
+def clamp_limits(node: exp.Expression) -> tuple[float, float] | None:
+    """Return the limits of ``CLAMP(x, least, most)``; None for anything else.
+
+    :raises UsageError: if it has no such limits.
+    """
+    if not isinstance(node, exp.Anonymous) or node.name.upper() != "CLAMP":
+        return None
+    limits = [_number(limit) for limit in node.expressions[1:]]
+    if len(limits) != 2 or limits[0] is None or limits[1] is None or not limits[0] <= limits[1]:
+        raise UsageError(
+            f"{node.sql('sqlite')}: CLAMP takes a value and two limits in their order, as numbers."
+        )
+    least, most = (
+        int(limit) if limit.is_integer() else limit for limit in limits if limit is not None
+    )
+    return least, most
 
 
 def _width_bucket(node: exp.WidthBucket) -> exp.Expression:
@@ -31,7 +56,7 @@ def _width_bucket(node: exp.WidthBucket) -> exp.Expression:
             f"{node.sql('sqlite')}: WIDTH_BUCKET takes a value, two bounds in their order, and how "
             "many buckets there are between them, as numbers."
         )
-    x = f"({node.this.sql('sqlite')})"
+    x = f"({sqlite(node.this)})"
     width = (most - least) / count
     return _parsed(
         f"CASE WHEN {x} < {least!r} THEN 0 WHEN {x} >= {most!r} THEN {int(count) + 1} "
@@ -50,7 +75,7 @@ def _log_bucket(node: exp.Anonymous) -> exp.Expression:
         raise UsageError(
             f"{node.sql('sqlite')}: LOG_BUCKET takes a value and a base above 1, as a number."
         )
-    x = f"({arguments[0].sql('sqlite')})"
+    x = f"({sqlite(arguments[0])})"
     width = math.log(base)
     # So that powers of the base are in the bucket that begins with them.
     place = f"FLOOR(LN(ABS({x})) / {width!r} + 1e-9)"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcp_core.aggregation.configuration import GROUP_BY_URI
-from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
+from fcp_core.aggregation.configuration import DP_GROUP_BY_URI, GROUP_BY_URI
+from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, Tensor, TensorSpec
+from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import data_type_pb2
 from fcp_core.tasks.sql_measures import DEVICES, Measure
 from fcp_core.tasks.sql_parsing import Parsed, parse
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fcp_core.tasks.sql_query import SqlQuery
 
 _COLUMN = (-1,)
+_DP_SUM = "GoogleSQL:$differential_privacy_sum"
 _TYPES = {
     DataType.INT64: data_type_pb2.INT64,
     DataType.DOUBLE: data_type_pb2.DOUBLE,
@@ -34,7 +36,8 @@ class Part:
     :ivar selected: what devices select, each ``AS`` a name.
     :ivar columns: for each tensor of a contribution, the column of the answer and its type.
     :ivar keys: the tensors of the keys, in the order of the query's keys.
-    :ivar measures: the tensors of the measures in the result, each with its place among all.
+    :ivar measures: the tensors of the measures in the result, each with its place among all; -1 is
+        none that is asked for.
     """
 
     label: str = ""
@@ -44,6 +47,10 @@ class Part:
     keys: list[TensorSpec] = field(default_factory=list)
     nested: list[Intrinsic] = field(default_factory=list)
     measures: dict[str, int] = field(default_factory=dict)
+    #: Under noise: the relative error of the buckets that the last key is, and the quantiles that
+    #: are read from them, each with its place among the measures.
+    buckets: float | None = None
+    quantiles: dict[int, float] = field(default_factory=dict)
 
     def column(self, name: str, sql: str, dtype: DataType) -> TensorSpec:
         """Have devices select something, under a name."""
@@ -60,21 +67,51 @@ class Part:
         uri: str,
         inputs: Sequence[TensorSpec],
         output: TensorSpec,
-        parameters: Mapping[str, float] | None = None,
+        parameters: Sequence[tuple[str, float]] = (),
     ) -> None:
         """Have the server aggregate columns."""
-        given = [Parameter(name, np.array(value)) for name, value in (parameters or {}).items()]
+        given = [Parameter(name, np.array(value)) for name, value in parameters]
         self.nested.append(Intrinsic(uri, tuple(inputs), (output,), tuple(given)))
         self.measures[output.name] = place
 
-    def group_by(self, minimum: int | None) -> Intrinsic:
-        """Return the group-by."""
-        parameters: tuple[Parameter, ...] = ()
-        if minimum is not None:
-            value = np.array(minimum, np.int64)
-            parameters = (Parameter("min_contributors_to_group", value),)
+    def group_by(self, query: SqlQuery, minimum: int | None, parts: int) -> Intrinsic:
+        """Return the group-by.
+
+        :param parts: how many share the budget.
+        """
+        parameters: list[Parameter] = []
         keys = tuple(self.keys)
-        return Intrinsic(GROUP_BY_URI, keys, keys, parameters, tuple(self.nested))
+        if query.epsilon is not None:
+            groups = query.max_groups * (1 if self.buckets is None else query.max_rows)
+            parameters = [
+                Parameter("epsilon", np.array(query.epsilon / parts)),
+                Parameter("delta", np.array(query.delta / parts)),
+                Parameter("max_groups_contributed", np.array(groups, np.int64)),
+                *self._domain(query.domain),
+            ]
+        if minimum is not None and keys:
+            value = np.array(minimum, np.int64)
+            parameters.append(Parameter("min_contributors_to_group", value))
+        uri = GROUP_BY_URI if query.epsilon is None else DP_GROUP_BY_URI
+        return Intrinsic(uri, keys, keys, tuple(parameters), tuple(self.nested))
+
+    def _domain(self, domain: Mapping[str, Sequence[object]]) -> list[Parameter]:
+        """Return the values that the keys have, if they are given."""
+        if not domain:
+            return []
+        names = [spec.name.removeprefix(self.label) for spec in self.keys]
+        if self.buckets is not None:
+            raise UsageError("a domain does not go together with APPROX_QUANTILE; ask twice.")
+        if set(names) != set(domain):
+            raise UsageError(
+                f"the domain names {', '.join(domain)}; it must name all that the query groups by: "
+                f"{', '.join(names) or 'nothing'}."
+            )
+        values = [_strings(map(_literal, domain[name])) for name in names]
+        return [
+            Parameter("key_names", _strings(names)),
+            *(Parameter(name, each) for name, each in zip(names, values, strict=True)),
+        ]
 
 
 @dataclass(frozen=True)
@@ -99,18 +136,24 @@ def lower(query: SqlQuery) -> Lowered:
     parts = {"": main}
     for place, measure in enumerate(parsed.measures):
         if measure.kind == "quantile":
-            _add_quantile(parsed, parts, place, measure)
+            part = _bucketed(parsed, parts, measure)
+            (_add_quantile if query.epsilon is None else _add_buckets)(query, part, place, measure)
         elif measure.kind == "distinct":
             _add_distinct(parsed, parts, place, measure)
         else:
-            _add(main, place, measure)
-    if not main.columns:  # there is nothing but sketches, and no groups
-        _add(main, -1, DEVICES)
+            _add(query, main, place, measure)
+    if not main.columns or (query.epsilon is not None and not main.nested):
+        # There is nothing but sketches, and no groups; or noise needs a number that it is added to.
+        _add(query, main, -1, DEVICES)
     grouped = _grouped(len(main.keys))
     main.sql = f"{parsed.with_sql}SELECT {', '.join(main.selected)} {parsed.from_sql}{grouped}"
-    minimum = query.min_devices if parsed.min_devices is None else parsed.min_devices
+    minimum = max(query.min_devices or 0, parsed.min_devices or 0) or None
+    if query.domain and query.epsilon is None:
+        raise UsageError(
+            "a domain is for queries with an epsilon; others have the groups there are."
+        )
     made = list(parts.values())
-    return Lowered(parsed, made, [part.group_by(minimum) for part in made])
+    return Lowered(parsed, made, [part.group_by(query, minimum, len(made)) for part in made])
 
 
 def _begin(parsed: Parsed, label: str) -> Part:
@@ -124,18 +167,26 @@ def _grouped(columns: int) -> str:
     return f" GROUP BY {places}" if places else ""
 
 
-def _add(part: Part, place: int, measure: Measure) -> None:
+def _add(query: SqlQuery, part: Part, place: int, measure: Measure) -> None:
     """Add a measure of which a device has one value in each group."""
     dtype = DataType.INT64 if measure.is_integer else DataType.DOUBLE
     inputs = [part.column(measure.label, measure.sql, dtype)]
     if measure.valid:
         inputs.append(part.column(measure.valid, measure.valid, DataType.INT64))
     output = TensorSpec(f"{part.label}{measure.label}", dtype, _COLUMN)
-    part.nest(place, f"GoogleSQL:{measure.kind}", inputs, output)
+    if query.epsilon is None:
+        part.nest(place, f"GoogleSQL:{measure.kind}", inputs, output)
+        return
+    part.nest(place, _DP_SUM, inputs, output, _bounds(measure.row_bound * query.max_rows or 1.0))
 
 
-def _add_quantile(parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure) -> None:
-    """Add a quantile: devices round values to buckets, and count in them."""
+def _bounds(largest: float, l1: float = 0.0) -> list[tuple[str, float]]:
+    """Return what a device may add to a group, and to all groups; 0: whatever follows from that."""
+    return [("", largest), ("", l1), ("", 0.0)]
+
+
+def _bucketed(parsed: Parsed, parts: dict[str, Part], measure: Measure) -> Part:
+    """Return the part in which devices round values to buckets, and count in them."""
     label = f"{measure.sql} within {measure.relative_error:g}: "
     if label not in parts:
         part = parts[label] = _begin(parsed, label)
@@ -145,17 +196,49 @@ def _add_quantile(parsed: Parsed, parts: dict[str, Part], place: int, measure: M
         inner = f"SELECT {', '.join(part.selected)} {parsed.from_sql}{_grouped(len(part.keys) + 1)}"
         last = f"c{len(part.keys)}"
         part.sql = f"{parsed.with_sql}SELECT * FROM ({inner}) WHERE {last} IS NOT NULL"
-    part = parts[label]
+    return parts[label]
+
+
+def _add_quantile(_query: SqlQuery, part: Part, place: int, measure: Measure) -> None:
+    """Have the server read a quantile from the buckets of a group."""
     part.nest(
         place,
         "fcp:approx_quantile",
         [
-            TensorSpec(f"{label}value", DataType.DOUBLE, _COLUMN),
-            TensorSpec(f"{label}rows", DataType.INT64, _COLUMN),
+            TensorSpec(f"{part.label}value", DataType.DOUBLE, _COLUMN),
+            TensorSpec(f"{part.label}rows", DataType.INT64, _COLUMN),
         ],
         TensorSpec(measure.label, DataType.DOUBLE, _COLUMN),
-        {"quantile": measure.quantile, "relative_error": measure.relative_error},
+        [("quantile", measure.quantile), ("relative_error", measure.relative_error)],
     )
+
+
+def _add_buckets(query: SqlQuery, part: Part, place: int, measure: Measure) -> None:
+    """Have the server count in the buckets of a group, with noise; a quantile is read from that."""
+    part.quantiles[place] = measure.quantile
+    if part.buckets is not None:
+        return
+    part.buckets = measure.relative_error
+    part.keys.append(TensorSpec(f"{part.label}value", DataType.DOUBLE, _COLUMN))
+    rows = TensorSpec(f"{part.label}rows", DataType.INT64, _COLUMN)
+    bounds = _bounds(float(query.max_rows), float(query.max_rows * query.max_groups))
+    part.nest(-1, _DP_SUM, [rows], rows, bounds)
+
+
+def _literal(value: object) -> str:
+    """Return a value as an SQL literal, as devices do."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _strings(texts: Iterable[str]) -> Tensor:
+    items = [text.encode() for text in texts]
+    tensor = np.empty(len(items), object)
+    tensor[:] = items
+    return tensor
 
 
 def _add_distinct(parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure) -> None:

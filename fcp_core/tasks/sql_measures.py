@@ -6,6 +6,7 @@ of measures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -14,11 +15,14 @@ from sqlglot import exp
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol import sketches
+from fcp_core.tasks.sql_functions import clamp_limits, sqlite
 
 Kind: TypeAlias = Literal["sum", "min", "max", "quantile", "distinct"]
 
 #: How far an approximate quantile may be off, as a share of its value, if nothing is said.
 RELATIVE_ERROR = sketches.RELATIVE_ERROR
+#: The same under noise, which hides buckets with few values in them.
+PRIVATE_ERROR = 0.1
 _INTEGER_TYPES = ("INT", "BIGINT", "SMALLINT", "TINYINT", "BOOLEAN")
 
 
@@ -30,6 +34,8 @@ class Measure:
     :param sql: what a device selects: for ``sum``, ``min`` and ``max`` an aggregate of its rows,
         else the value of a row.
     :param is_integer: whether it is a sum of integers, or the least or greatest of them.
+    :param row_bound: of a sum, what one row of a device adds at most, in magnitude; infinite if
+        that is not known, and 0 if all its rows together add 1 at most.
     :param valid: for ``min`` and ``max``, of how many values it is.
     :param quantile: which; for ``quantile``.
     :param relative_error: of that.
@@ -39,23 +45,26 @@ class Measure:
     label: str
     sql: str
     is_integer: bool = False
+    row_bound: float = math.inf
     valid: str = ""
     quantile: float = 0.0
     relative_error: float = RELATIVE_ERROR
 
 
 #: The number of devices that have rows of a group.
-DEVICES = Measure("sum", "DEVICES()", "COUNT(*) > 0", is_integer=True)
+DEVICES = Measure("sum", "DEVICES()", "COUNT(*) > 0", is_integer=True, row_bound=0.0)
 
 
 class Measures:
     """Turns aggregates into expressions of measures.
 
     :param types: the types of columns, by their names in lower case.
+    :param private: whether noise is to hide what one device sends, so that each measure costs.
     """
 
-    def __init__(self, types: Mapping[str, str]) -> None:
+    def __init__(self, types: Mapping[str, str], *, private: bool = False) -> None:
         self._types = types
+        self._private = private
         #: All measures, in their order.
         self.found: list[Measure] = []
 
@@ -94,20 +103,29 @@ class Measures:
         if _is_total(aggregate):
             return self._total(x)
         if isinstance(aggregate, exp.Sum):
-            if not self._is_integer(x):
-                return _formula("CASE WHEN n > 0 THEN s END", n=self._count(x), s=self._total(x))
-            sql = f"COALESCE(SUM({_sql(x)}), 0)"
-            total = self._sum(f"SUM({_sql(x)})", sql, is_integer=True)
-            return _formula("CASE WHEN n > 0 THEN s END", n=self._count(x), s=total)
+            return self._nullable(x, self._whole(x) if self._is_integer(x) else self._total(x))
         if isinstance(aggregate, exp.Avg):
-            return _formula("s / NULLIF(n, 0)", n=self._count(x), s=self._total(x))
+            text = "CASE WHEN n > 0 THEN s / n END"
+            return _formula(text, n=self._count(x), s=self._total(x))
+        if self._private and isinstance(aggregate, (exp.Min, exp.Max, exp.ApproxDistinct)):
+            raise UsageError(
+                f"{shown} cannot be hidden by noise: one device could change it by anything. With "
+                "an epsilon there are counts, sums, averages, variances and APPROX_QUANTILE."
+            )
         if isinstance(aggregate, (exp.Min, exp.Max)):
             return self._extreme(aggregate.key, x)
         if isinstance(aggregate, exp.ApproxQuantile):
-            return self.place(_quantile(aggregate, _sql(x), shown))
+            error = PRIVATE_ERROR if self._private else RELATIVE_ERROR
+            return self.place(_quantile(aggregate, _sql(x), shown, error))
         if isinstance(aggregate, exp.ApproxDistinct):
             return self.place(Measure("distinct", f"APPROX_DISTINCT({_sql(x)})", _sql(x)))
         return self._spread(aggregate, x, shown)
+
+    def _nullable(self, x: exp.Expression, total: exp.Expression) -> exp.Expression:
+        """Return a sum, or NULL if there was nothing to sum; under noise nobody knows that."""
+        if self._private:
+            return total
+        return _formula("CASE WHEN n > 0 THEN s END", n=self._count(x), s=total)
 
     def _spread(self, aggregate: exp.Expression, x: exp.Expression, shown: str) -> exp.Expression:
         """Return a variance, or its root."""
@@ -130,7 +148,7 @@ class Measures:
         count = f"COUNT({sql})"
         measure = Measure(
             "min" if name == "min" else "max",
-            f"{upper}({sql})",
+            f"{upper}({x.sql('sqlite')})",
             f"COALESCE({upper}({sql}), 0)",
             is_integer=self._is_integer(x),
             valid=count,
@@ -139,14 +157,33 @@ class Measures:
 
     def _count(self, x: exp.Expression) -> exp.Expression:
         sql = f"COUNT({_sql(x)})"
-        return self._sum(sql, sql, is_integer=True)
+        return self._sum(f"COUNT({x.sql('sqlite')})", sql, is_integer=True)
 
     def _total(self, x: exp.Expression) -> exp.Expression:
-        sql = f"TOTAL({_sql(x)})"
-        return self._sum(sql, sql)
+        label = f"TOTAL({x.sql('sqlite')})"
+        return self._sum(label, f"TOTAL({_sql(x)})", bound=self._bound(x, label))
 
-    def _sum(self, label: str, sql: str, *, is_integer: bool = False) -> exp.Expression:
-        return self.place(Measure("sum", label, sql, is_integer))
+    def _whole(self, x: exp.Expression) -> exp.Expression:
+        label, sql = f"SUM({x.sql('sqlite')})", f"COALESCE(SUM({_sql(x)}), 0)"
+        return self._sum(label, sql, is_integer=True, bound=self._bound(x, label))
+
+    def _sum(
+        self, label: str, sql: str, *, is_integer: bool = False, bound: float = 1.0
+    ) -> exp.Expression:
+        return self.place(Measure("sum", label, sql, is_integer, bound))
+
+    def _bound(self, x: exp.Expression, label: str) -> float:
+        """Return how much a row adds at most.
+
+        :raises UsageError: if that has to be known, and is not.
+        """
+        bound = _row_bound(x)
+        if self._private and not bound < math.inf:
+            raise UsageError(
+                f"{label}: noise can only hide what is bounded; write how large a value may be, as "
+                f"CLAMP({x.sql('sqlite')}, 0, 100)."
+            )
+        return bound
 
     def _is_integer(self, x: exp.Expression) -> bool:
         """Whether all values of an expression are integers, or NULL."""
@@ -158,6 +195,9 @@ class Measures:
             return self._is_integer(x.this)
         if isinstance(x, (exp.Add, exp.Sub, exp.Mul)):
             return self._is_integer(x.left) and self._is_integer(x.right)
+        if (limits := clamp_limits(x)) is not None:
+            whole = all(isinstance(limit, int) for limit in limits)
+            return whole and self._is_integer(x.expressions[0])
         if isinstance(x, exp.Cast):
             return x.to.this.name in _INTEGER_TYPES
         if isinstance(x, exp.Case):
@@ -174,6 +214,29 @@ def is_aggregate(node: exp.Expression) -> bool:
     if isinstance(node, (exp.Min, exp.Max)) and node.expressions:
         return False  # of several values of one row
     return isinstance(node, (exp.AggFunc, exp.Filter, exp.WithinGroup))
+
+
+def _row_bound(x: exp.Expression) -> float:
+    """Return the largest magnitude of an expression; infinite if that is not known."""
+    if isinstance(x, (exp.Predicate, exp.And, exp.Or, exp.Not, exp.Boolean)):
+        return 1.0
+    if isinstance(x, exp.Literal) and not x.is_string:
+        return abs(float(x.name))
+    if isinstance(x, exp.Null):
+        return 0.0
+    if isinstance(x, (exp.Paren, exp.Neg)):
+        return _row_bound(x.this)
+    if isinstance(x, (exp.Add, exp.Sub)):
+        return _row_bound(x.left) + _row_bound(x.right)
+    if isinstance(x, exp.Mul):
+        bounds = (_row_bound(x.left), _row_bound(x.right))
+        return math.inf if math.inf in bounds else bounds[0] * bounds[1]
+    if isinstance(x, exp.Case):
+        results = [branch.args["true"] for branch in x.args["ifs"]]
+        results += [x.args["default"]] if x.args.get("default") is not None else []
+        return max(map(_row_bound, results))
+    limits = clamp_limits(x)
+    return math.inf if limits is None else max(map(abs, limits))
 
 
 def _is_total(node: exp.Expression) -> bool:
@@ -197,14 +260,14 @@ def _argument(aggregate: exp.Expression, shown: str) -> exp.Expression:
     return x
 
 
-def _quantile(aggregate: exp.ApproxQuantile, sql: str, shown: str) -> Measure:
+def _quantile(aggregate: exp.ApproxQuantile, sql: str, shown: str, usual: float) -> Measure:
     numbers = [aggregate.args.get(name) for name in ("quantile", "accuracy")]
     try:
         given = [None if node is None else float(node.name) for node in numbers]
     except ValueError:
         raise UsageError(f"{shown}: the quantile and its error must be written numbers.") from None
     quantile, error = given
-    error = RELATIVE_ERROR if error is None else error
+    error = usual if error is None else error
     if quantile is None or not 0 <= quantile <= 1:
         raise UsageError(f"{shown}: the quantile must be a number from 0 to 1.")
     try:
@@ -230,7 +293,7 @@ def _formula(text: str, **parts: exp.Expression) -> exp.Expression:
 
 
 def _sql(x: exp.Expression) -> str:
-    return str(x.sql("sqlite"))
+    return sqlite(x)
 
 
 def _instead(shown: str, what: str, better: str) -> UsageError:

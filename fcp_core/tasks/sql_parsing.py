@@ -11,7 +11,7 @@ from sqlglot import errors, exp
 from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 
 from fcp_core.errors import UsageError
-from fcp_core.tasks.sql_functions import in_sqlite
+from fcp_core.tasks.sql_functions import sqlite
 from fcp_core.tasks.sql_measures import DEVICES, Measure, Measures, is_aggregate
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ class Parsed:
     :param with_sql: the WITH clause, if any, for devices.
     :param from_sql: the FROM and WHERE clauses, for devices.
     :param names: the names of the columns that are shown.
-    :param shown_sql: a SELECT of them from a table ``r`` with the keys, ``k0`` and so on, and the
-        measures, ``m0`` and so on.
+    :param shown_sql: a SELECT of the row's number and of them, from a table ``r`` with the keys,
+        ``k0`` and so on, and the measures, ``m0`` and so on.
+    :param all_sql: the same for all rows, in any order.
     :param min_devices: only groups of at least so many devices are wanted; None: all.
     """
 
@@ -63,6 +64,7 @@ class Parsed:
     from_sql: str
     names: Sequence[str]
     shown_sql: str
+    all_sql: str
     min_devices: int | None
 
 
@@ -98,9 +100,10 @@ class _Reader:
     def __init__(self, select: exp.Select, query: SqlQuery) -> None:
         self._names = [item.alias_or_name or item.sql("sqlite") for item in select.expressions]
         # SQLite does not tell upper case from lower case in names.
-        self._select = select = normalize_identifiers(select, dialect="sqlite").transform(in_sqlite)
+        self._select = select = normalize_identifiers(select, dialect="sqlite")
         self._measures = Measures(
-            {name.lower(): kind.lower() for name, kind in query.types.items()}
+            {name.lower(): kind.lower() for name, kind in query.types.items()},
+            private=query.epsilon is not None,
         )
         self._items = [item.unalias() for item in select.expressions]
         self._aliases = {
@@ -113,15 +116,17 @@ class _Reader:
         self._keys = self._grouped()
         shown = [self._lift(item, "SELECT") for item in self._items]
         minimum, having = self._having()
-        final = exp.select(
-            *(exp.alias_(item, f"s{place}") for place, item in enumerate(shown))
+        everything = exp.select(
+            "rowid", *(exp.alias_(item, f"s{place}") for place, item in enumerate(shown))
         ).from_("r")
+        final = everything
         if having is not None:
             final = final.where(having)
         for ordered in self._ordered():
             final = final.order_by(ordered)
         for name in ("limit", "offset"):
             if self._select.args.get(name) is not None:
+                final = final.copy()
                 final.set(name, self._select.args[name].copy())
         measures = self._measures.found or [DEVICES]
         return Parsed(
@@ -130,7 +135,8 @@ class _Reader:
             with_sql=self._with(),
             from_sql=self._from(),
             names=self._names,
-            shown_sql=final.sql("sqlite"),
+            shown_sql=sqlite(final),
+            all_sql=sqlite(everything),
             min_devices=minimum,
         )
 
@@ -184,7 +190,11 @@ class _Reader:
                 raise UsageError(f"{clause} {given.name}: there is no such column in the SELECT.")
             return self._items[place - 1]
         if isinstance(given, exp.Column) and not given.table:
-            return self._aliases.get(given.name.lower(), given)
+            alias = self._aliases.get(given.name.lower(), given)
+            # In GROUP BY a column wins over an alias of its name; here it is one that there is.
+            if clause == "GROUP BY" and given in alias.find_all(exp.Column):
+                return given
+            return alias
         return given
 
     def _lift(self, item: exp.Expression, clause: str) -> exp.Expression:
@@ -243,13 +253,13 @@ class _Reader:
 
     def _with(self) -> str:
         found = self._select.args.get("with_")
-        return "" if found is None else f"{found.sql('sqlite')} "
+        return "" if found is None else f"{sqlite(found)} "
 
     def _from(self) -> str:
         parts = [self._select.args["from_"], *self._select.args.get("joins", ())]
-        text = " ".join(part.sql("sqlite").strip() for part in parts)
+        text = " ".join(sqlite(part).strip() for part in parts)
         where = self._select.args.get("where")
-        return text if where is None else f"{text} {where.sql('sqlite').strip()}"
+        return text if where is None else f"{text} {sqlite(where).strip()}"
 
 
 def _grouping(what: str) -> UsageError:
@@ -268,7 +278,7 @@ def _least_devices(condition: exp.Expression) -> int | None:
 
 
 def _key(key: exp.Expression) -> Key:
-    sql = key.sql("sqlite")
+    sql = sqlite(key)
     whole = f"CAST({sql} AS INTEGER)"
     is_whole = f"typeof({sql}) = 'real' AND {sql} = {whole}"
-    return Key(sql, f"quote(CASE WHEN {is_whole} THEN {whole} ELSE {sql} END)")
+    return Key(key.sql("sqlite"), f"quote(CASE WHEN {is_whole} THEN {whole} ELSE {sql} END)")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol import sql, wkt
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.specification import TaskSpec
+from fcp_core.tasks.schedule import Schedule
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
@@ -31,6 +33,13 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         floats.
     :param min_devices: only groups of at least so many devices are in the result.
     :param minimum_rows: a device with fewer rows to give does not contribute.
+    :param epsilon: what the result may cost a device; the server adds noise for it. None: it adds
+        none.
+    :param delta: the same.
+    :param max_groups: to how many groups a device contributes at most, if there is an epsilon.
+    :param max_rows: of how many rows in a group a device contributes what they add, then.
+    :param domain: for each key, by its text, the values that it has: all of their combinations are
+        in the result, and no others; only with an epsilon.
     """
 
     sql: str
@@ -38,6 +47,11 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     types: Mapping[str, str] = {}
     min_devices: int | None = None
     minimum_rows: int = 0
+    epsilon: Annotated[float, Meta(gt=0)] | None = None
+    delta: Annotated[float, Meta(ge=0, lt=1)] = 1e-8
+    max_groups: Annotated[int, Meta(ge=1)] = 10
+    max_rows: Annotated[int, Meta(ge=1)] = 10
+    domain: Mapping[str, Sequence[str | int | float | None]] = {}
 
     def lowered(self) -> Lowered:
         """Return what devices, the server and the reader of the result do.
@@ -88,28 +102,38 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
                 aggregations[tensor].tf_v1_checkpoint_aggregation.SetInParent()
         return plan
 
-    def table(self, checkpoint: bytes) -> Table:
+    def table(self, checkpoint: bytes, release: Mapping[str, Any] | None = None) -> Table:
         """Return what the query asks for, from the result of its task.
 
+        A column of numbers with noise has another one beside it, with the standard deviations that
+        follow from that of the noise.
+
+        :param release: of the task's status.
         :raises StatusError: INVALID_ARGUMENT if that is no result of this query.
         """
         from fcp_core.tasks.sql_result import read_result
 
-        return read_result(self.lowered(), checkpoint)
+        noise = {each["output"]: each["stddev"] for each in (release or {}).get("noise", ())}
+        return read_result(self.lowered(), checkpoint, noise)
 
     def to_text(self) -> str:
         """Return the query as JSON."""
         return msgspec.json.encode(self).decode()
 
     @classmethod
-    def answer(cls, text: str, checkpoint: bytes) -> Table:
+    def answer(
+        cls, text: str, checkpoint: bytes, release: Mapping[str, Any] | None = None
+    ) -> Table:
         """Return the result of a task as a table.
 
         :param text: the query of the task; empty: it has none, and the result is the table.
+        :param release: of the task's status.
         :raises UsageError: if a later version made the query.
         :raises StatusError: as for :meth:`table`, and ``Table.of``.
         """
-        return cls.from_text(text).table(checkpoint) if text else Table.of(checkpoint)
+        if not text:
+            return Table.of(checkpoint)
+        return cls.from_text(text).table(checkpoint, release)
 
     @classmethod
     def from_text(cls, text: str) -> SqlQuery:
@@ -128,10 +152,12 @@ class SqlTask:
     """A task that asks in SQL.
 
     :param fields: those of the :class:`TaskSpec` that are not made of the query.
+    :param schedule: when it is submitted again; None: it is not.
     """
 
     query: SqlQuery
     fields: Mapping[str, Any]
+    schedule: Schedule | None = None
 
     def to_spec(self) -> TaskSpec:
         """Return the task's specification.

@@ -9,17 +9,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from fcp_core.protocol import sketches
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.tasks.sql_lowering import Lowered, Part
-from fcp_core.tasks.tables import Column, Table
+from fcp_core.tasks.sql_parsing import Parsed
+from fcp_core.tasks.tables import ERROR, Column, Table
 
 _Row = tuple[Any, ...]
 
 
-def read_result(lowered: Lowered, checkpoint: bytes) -> Table:
+def read_result(lowered: Lowered, checkpoint: bytes, noise: Mapping[str, float]) -> Table:
     """Return the table.
 
+    :param noise: the standard deviation of the noise in a tensor, by its name.
     :raises StatusError: INVALID_ARGUMENT if the result is not that of the query.
     """
     tensors = {name: tensor.tolist() for name, tensor in open_checkpoint(checkpoint).items()}
@@ -37,11 +40,24 @@ def read_result(lowered: Lowered, checkpoint: bytes) -> Table:
     rows = [
         (*key, *(measures.get(place) for place in range(count))) for key, measures in groups.items()
     ]
-    return _table(lowered.parsed.names, _shown(lowered, rows))
+    deviations = {
+        place: noise[name]
+        for part in lowered.parts
+        for name, place in part.measures.items()
+        if place >= 0 and noise.get(name, 0.0) > 0
+    }
+    try:
+        return _table(lowered.parsed, rows, deviations)
+    except sqlite3.Error as error:
+        raise StatusError(
+            Code.INVALID_ARGUMENT, f"what the query shows cannot be computed: {error}"
+        ) from error
 
 
 def _groups(part: Part, tensors: Mapping[str, list[Any]]) -> dict[_Row, dict[int, Any]]:
     """Return the measures of each group, by their places."""
+    if part.buckets is not None:
+        return _quantiles(part, part.buckets, tensors)
     keys = [[_literal(value) for value in tensors[spec.name]] for spec in part.keys]
     columns = [tensors[name] for name in part.measures]
     count = len((keys + columns)[0])
@@ -69,31 +85,85 @@ def _literal(text: bytes) -> Any:
     return number
 
 
-def _shown(lowered: Lowered, rows: Sequence[_Row]) -> list[_Row]:
-    """Compute what is shown."""
-    parsed = lowered.parsed
-    columns = [f"k{place}" for place in range(len(parsed.keys))]
-    columns += [f"m{place}" for place in range(len(parsed.measures))]
-    with closing(sqlite3.connect(":memory:")) as database:
+def _quantiles(
+    part: Part, relative_error: float, tensors: Mapping[str, list[Any]]
+) -> dict[_Row, dict[int, Any]]:
+    """Return the quantiles of each group, read from how much is in its buckets."""
+    *specs, last = part.keys
+    keys = [[_literal(value) for value in tensors[spec.name]] for spec in specs]
+    values = tensors[last.name]
+    groups: dict[_Row, list[tuple[float, float]]] = {}
+    rows = zip(*keys, strict=True) if keys else [()] * len(values)
+    (counts,) = (tensors[name] for name in part.measures)
+    for row, value, count in zip(rows, values, counts, strict=True):
+        groups.setdefault(row, []).append((value, count))
+    return {
+        row: {
+            place: sketches.quantile_of_buckets(
+                sketches.buckets([value for value, _ in found], relative_error),
+                [count for _, count in found],
+                quantile,
+                relative_error,
+            )
+            for place, quantile in part.quantiles.items()
+        }
+        for row, found in groups.items()
+    }
+
+
+class _Groups:
+    """The groups of a result in a database, where what is shown of them is computed."""
+
+    def __init__(self, parsed: Parsed, database: sqlite3.Connection, rows: Sequence[_Row]) -> None:
+        self._database = database
+        keys = [f"k{place}" for place in range(len(parsed.keys))]
+        columns = [*keys, *(f"m{place}" for place in range(len(parsed.measures)))]
         database.create_function("sqrt", 1, _root, deterministic=True)
         database.execute(f"CREATE TABLE r ({', '.join(columns)})")
         marks = ", ".join("?" * len(columns))
         database.executemany(f"INSERT INTO r VALUES ({marks})", rows)
-        try:
-            return database.execute(parsed.shown_sql).fetchall()
-        except sqlite3.Error as error:
-            raise StatusError(
-                Code.INVALID_ARGUMENT, f"what the query shows cannot be computed: {error}"
-            ) from error
+
+    def select(self, sql: str) -> dict[int, _Row]:
+        """Return what is shown of groups, by their numbers, in its order."""
+        return {number: row for number, *row in self._database.execute(sql)}
+
+    def moved(self, measure: int, distance: float, sql: str) -> dict[int, _Row]:
+        """Return the same if a measure were larger."""
+        self._database.execute(f"UPDATE r SET m{measure} = m{measure} + ?", (distance,))
+        found = self.select(sql)
+        self._database.execute(f"UPDATE r SET m{measure} = m{measure} - ?", (distance,))
+        return found
+
+
+def _table(parsed: Parsed, rows: Sequence[_Row], deviations: Mapping[int, float]) -> Table:
+    with closing(sqlite3.connect(":memory:")) as database:
+        groups = _Groups(parsed, database, rows)
+        shown = groups.select(parsed.shown_sql)
+        still = groups.select(parsed.all_sql) if deviations else {}
+        moved = [groups.moved(m, by, parsed.all_sql) for m, by in deviations.items()]
+    columns = []
+    for place, name in enumerate(parsed.names):
+        columns.append(_column(name, [row[place] for row in shown.values()]))
+        # What is shown moves with each of its measures; their noises are drawn independently.
+        steps = [
+            [_step(still[number][place], there[number][place]) for there in moved]
+            for number in shown
+        ]
+        if any(step for row in steps for step in row):
+            off = [None if None in row else math.hypot(*row) for row in steps]  # type: ignore[arg-type]
+            columns.append(Column(f"{name}{ERROR}", "float64", off))
+    return Table(tuple(columns))
+
+
+def _step(here: Any, there: Any) -> float | None:
+    """Return how far a number has moved; 0 for what is no number, None for what came or went."""
+    if isinstance(here, (int, float)) and isinstance(there, (int, float)):
+        return float(there) - float(here)
+    return 0.0 if here == there else None
 
 
 def _root(x: float | None) -> float | None:
     return math.sqrt(x) if x is not None and x >= 0 else None
-
-
-def _table(names: Sequence[str], rows: Sequence[_Row]) -> Table:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-    return Table(tuple(_column(n, list(v)) for n, v in zip(names, columns, strict=True)))
 
 
 def _column(name: str, values: list[Any]) -> Column:

@@ -64,6 +64,22 @@ def test_the_demonstration_misses_its_packages_in_one_sentence(fcp, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["servr"], "serve"),
+        (["demo2"], "demo"),
+        (["tasks", "lst"], "list"),
+        (["serve", "--prt", "1"], "--port"),
+        (["demo", "--lihgt"], "--light"),
+    ],
+)
+def test_a_mistyped_command_or_option_is_guessed(fcp, typed, meant):
+    result = fcp(*typed)
+    assert result.returncode == 2
+    assert re.search(f"Did you mean.*'{meant}'", result.stderr)
+
+
 @pytest.mark.parametrize("python", [{}, {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}])
 def test_both_implementations_of_protobuf_serve_a_whole_session(fcp, python):
     result = fcp("plugins", "trace", **python)

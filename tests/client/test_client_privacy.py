@@ -161,6 +161,21 @@ def test_one_of_several_rules_is_enough_each_for_its_collections():
     assert masked.masked
 
 
+def test_a_plan_is_refused_before_its_first_query_is_asked(server):
+    spec = query_task(SUM)
+    plan = plan_pb2.ClientOnlyPlan.FromString(spec.plan)
+    second = plan.phase.example_query_spec.example_queries.add()
+    second.example_selector.collection_uri = "app:/health"
+    server.submit(spec.replace(plan=plan.SerializeToString()))
+    asked = []
+    store = CallableStore(lambda selector: (), query=asked.append)
+    policy = PrivacyPolicy(never=("app:/health",))
+    stores = {COLLECTION: store, "app:/health": store}
+    with make_device(server.url, {}, privacy=policy, stores=stores) as device:
+        (task,) = device.run_once().tasks
+    assert (task.outcome, asked) == (TaskOutcome.REFUSED, [])
+
+
 def test_policies_are_read_from_files(tmp_path):
     path = tmp_path / "privacy.toml"
     path.write_text('never = ["app:/h*"]\n[[accept]]\nminimum_peers = 3\nepsilon_per_week = 2\n')
@@ -221,6 +236,27 @@ def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
     with make_device(server.url, data, history=history) as device:
         assert device.run_once().outcome is Outcome.CONTRIBUTED
     assert server.result(task)["total"].tolist() == [1, 2, 3]
+
+
+def test_the_owner_is_shown_what_ran(tmp_path):
+    path = tmp_path / "history.sqlite"
+    plan = add_statement(b"", {"epsilon": 0.5, "delta": 1e-8})
+    with closing(History(path)) as history:
+        run = history.begin_run("people", "count", 0.0, plan)
+        history.end_run(run, "refused: it is too much", ["app:/launches"])
+    shown = CliRunner().invoke(cli, ["history", str(path)])
+    assert shown.exit_code == 0, shown.output
+    for words in ("people", "count", "refused: it is too much", "app:/launches", '"epsilon":0.5'):
+        assert words in shown.output
+    assert CliRunner().invoke(cli, ["history", str(tmp_path / "none")]).exit_code == 2
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE t (a)")
+    before = (tmp_path / "other.db").read_bytes()
+    assert CliRunner().invoke(cli, ["history", str(tmp_path / "other.db")]).exit_code == 2
+    assert (tmp_path / "other.db").read_bytes() == before
+    (tmp_path / "text").write_text("no database, but text that is long enough" * 30)
+    wrong = CliRunner().invoke(cli, ["history", str(tmp_path / "text")])
+    assert (wrong.exit_code, "cannot be used as" in wrong.output) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def words(text):
 def requirements(folder):
     """Return the names of the import packages that a distribution requires."""
     found = re.findall(r"(?m)^\s*([\w-]+)", metadata(folder)["options"]["install_requires"])
-    return {"fcp_core" if name == "fcp-server" else name.replace("-", "_") for name in found}
+    named = {"fcp_core" if name == "fcp-server" else name.replace("-", "_") for name in found}
+    # One package of many distributions.
+    return named | {"opentelemetry" for name in named if name.startswith("opentelemetry")}
 
 
 def entry_points(folder):
@@ -129,3 +131,23 @@ def test_its_plugin_loads_and_its_options_are_in_its_readme(folder, tmp_path):
     for value in plugins.config.options():
         if any(f"plugin {name!r} " in value.option.declared_by for name in names):
             assert f"`{value.option.name}`" in readme
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_whoever_lacks_it_is_told_what_to_install(folder, tmp_path):
+    """The name of what it offers leads to its distribution; aggregators of protocols come along."""
+    ours = [
+        p for p in importlib.metadata.entry_points(group="fcp") if p.name.startswith("builtin_")
+    ]
+    without = Plugins.load(environ={}, working_folder=tmp_path, entry_points=ours)
+    points = [*ours, *entry_points(folder)]
+    plugins = Plugins.load(environ={}, working_folder=tmp_path, entry_points=points)
+    new = {(offer.kind, offer.name) for offer in plugins.offers()}
+    new -= {(offer.kind, offer.name) for offer in without.offers()}
+    for kind, name in new:
+        if kind == "command" or (
+            name in plugins.aggregators and plugins.aggregators[name].protocol
+        ):
+            continue
+        told = without.offered.missing(kind, name)
+        assert f"pip install {metadata(folder)['metadata']['name']}" in told, (kind, name)

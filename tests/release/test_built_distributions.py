@@ -134,15 +134,28 @@ def test_it_runs_in_an_empty_environment(new_environment, dist, tmp_path):
     version = release.current_version()
     assert run("--version") == f"fcp-server {version}\n"
     assert "serve" in run("--help")
+    trained = run("demo", "--light", "--rounds", "3", "--devices", "6", "--contributions", "4")
+    assert "after 3 rounds" in trained
+    refused = subprocess.run(
+        [binaries / "fcp", "demo"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert "fcp-server[tff]" in refused.stderr
+    assert "fcp demo --light" in refused.stderr
 
-    names = [wheel.name.split("-")[0] for wheel in wheels(dist)]
-    install(binaries.parent, "--find-links", str(dist), *constraints, *names)
-    listed = run("plugins")
-    for folder in release.folders():
-        setup_cfg = (ROOT / folder / "setup.cfg").read_text(encoding="utf-8")
-        if "\nfcp =\n" in setup_cfg:
-            name = setup_cfg.split("name = ")[1].split()[0]
-            assert f"{name} {version}" in listed
+    # Without what they require: commands are listed before anything of them is used.
+    install(binaries.parent, "--no-deps", *map(str, wheels(dist)))
+    packages = sorted(
+        package.name
+        for folder in release.folders()
+        for package in (ROOT / folder / "src").glob("fcp_*")
+        if (package / "__init__.py").exists()
+    )
+    code = f"import {', '.join(packages)}; print(fcp_webhook.__file__)"
+    found = subprocess.run(
+        [binaries / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert Path(found.stdout).is_relative_to(binaries.parent)
     assert "serve" in run("--help")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import plan_pb2, selection_criteria_pb2
 from fcp_core.tasks.sql_query import SqlQuery
@@ -88,6 +89,8 @@ def check(sql, devices, folder, types=None):
         "WITH long AS (SELECT * FROM launches WHERE seconds > 1) SELECT COUNT(*) FROM long",
         "SELECT a, COUNT(*) FROM (SELECT lower(app) AS a FROM launches) GROUP BY a",
         "SELECT SUM(seconds) FROM launches WHERE app = 'nothing'",
+        "SELECT lower(app) AS app, COUNT(*) FROM launches GROUP BY app",
+        "SELECT version % 2 AS version, COUNT(*) AS n FROM launches GROUP BY 1 ORDER BY version",
         "SELECT app FROM launches GROUP BY app ORDER BY SUM(seconds) DESC LIMIT 2 OFFSET 1",
         "SELECT typeof(seconds), COUNT(*) FROM launches GROUP BY typeof(seconds)",
     ],
@@ -209,6 +212,11 @@ def test_devices_are_counted(tmp_path):
         "SELECT SUM(n) FROM (SELECT COUNT(*) AS n FROM launches)": [(10.0,)],
     }.items():
         assert rows_of(answer(SqlQuery(sql), stores)) == expected
+    both = SqlQuery(
+        "SELECT app FROM launches GROUP BY app HAVING DEVICES() > 1 AND DEVICES() >= 1",
+        min_devices=3,
+    )
+    assert rows_of(answer(both, stores)) == []
     only = SqlQuery("SELECT app FROM launches GROUP BY app ORDER BY app", min_devices=2)
     assert rows_of(answer(only, stores)) == [("mail",), ("maps",)]
 
@@ -249,6 +257,16 @@ def test_nothing_but_what_is_aggregated_leaves_a_device(tmp_path):
     assert [{name: c[name].tolist() for name in c} for c in opened] == [
         {"COUNT(*)": [count]} for count in (2, 1, 0, 0)
     ]
+
+
+def test_without_the_parser_there_is_a_word_for_it(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("fcp_core.tasks.sql_low")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("fcp_core.tasks.sql_parsing", "fcp_core.tasks.sql_measures"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "sqlglot", None)
+    with pytest.raises(MissingExtraError, match=r"fcp-server\[analytics\]"):
+        SqlQuery("SELECT COUNT(*) FROM t").lowered()
 
 
 @pytest.mark.parametrize(

@@ -139,13 +139,19 @@ def test_our_clients_messages_have_the_sizes_and_fields_of_theirs(name):
     assert {n: v.tolist() for n, v in server.unmask().items()} == trace.sums
 
 
+def is_repeated(field):
+    """Whether a field is: newer protobuf has no label, older has nothing else."""
+    found = getattr(field, "is_repeated", None)
+    return field.label == field.LABEL_REPEATED if found is None else found
+
+
 def shape(message):
     """Return what fields a message has, and how long their bytes are."""
     found = []
     for field, value in message.ListFields():
         if field.message_type and field.message_type.GetOptions().map_entry:
             found.append((field.name, {key: shape(item) for key, item in value.items()}))
-        elif field.label == field.LABEL_REPEATED:
+        elif is_repeated(field):
             found.append(
                 (field.name, [len(v) if isinstance(v, bytes) else shape(v) for v in value])
             )

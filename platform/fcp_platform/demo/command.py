@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from fcp_platform.demo.display import Board
+    from fcp_platform.demo.settings import DemoResult, Settings
+
 
 @click.command()
+@click.option(
+    "--light", is_flag=True, help="Train with NumPy alone: no TensorFlow, no files; in seconds."
+)
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--devices", default=30, show_default=True, type=click.IntRange(1, 140))
 @click.option(
@@ -58,6 +67,7 @@ import click
     help="Seconds after which a round that is not complete fails.",
 )
 def demo(
+    light: bool,
     rounds: int,
     devices: int,
     contributions: int,
@@ -78,13 +88,23 @@ def demo(
     process, which runs the server and a TFF program: weighted federated averaging, with an
     evaluation on held-out digits after each round. TensorBoard summaries, a CSV file of metrics and
     the program's state go to FOLDER; a run that was killed goes on with --resume.
+
+    With --light the devices draw digits themselves, train a network of NumPy, and no package is
+    needed that fcp-server does not bring.
     """
     # TensorFlow talks a lot while it loads; set before anything imports it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from fcp_platform.demo.display import Board
-    from fcp_platform.demo.program import run
     from fcp_platform.demo.settings import Settings
 
+    if light:
+        if resume or drop or protocol:
+            raise click.UsageError(
+                "--light keeps nothing, drops nobody and has one protocol: leave out --resume, "
+                "--drop and --protocol."
+            )
+        from fcp_platform.demo.light import run
+    else:
+        from fcp_platform.demo.program import run
     settings = Settings(
         folder=folder,
         rounds=rounds,
@@ -99,8 +119,16 @@ def demo(
         port=port,
         round_deadline=round_deadline,
     )
+    _show(run, settings, light)
+
+
+def _show(run: Callable[[Settings, Board], DemoResult], settings: Settings, light: bool) -> None:
+    """Run the demonstration, and say what came of it."""
+    from fcp_platform.demo.display import Board
+
+    rounds, folder = settings.rounds, settings.folder
     try:
-        with Board(rounds, contributions) as board:
+        with Board(rounds, settings.contributions) as board:
             result = run(settings, board)
     except ValueError as error:
         # A round that failed says so as a ValueError, as the reference platform's does.
@@ -115,4 +143,5 @@ def demo(
         f"after {rounds} rounds, {seconds['whole run']:.0f} s in all.",
         highlight=False,
     )
-    console.print(f"TensorBoard summaries, metrics and state: {folder}", highlight=False)
+    if not light:
+        console.print(f"TensorBoard summaries, metrics and state: {folder}", highlight=False)

@@ -19,18 +19,29 @@ from fcp_platform.demo.settings import POPULATION
 class Hosts:
     """The processes that host the devices.
 
-    :param folders: one for each device, dealt to the processes in turn.
+    :param devices: what each device is given, such as its folder; dealt to the processes in turn.
     :param drop: the fraction of the devices that vanish while they contribute.
+    :param command: what hosts them, as arguments of Python; by default the TensorFlow devices.
     """
 
-    def __init__(self, folders: Sequence[Path], processes: int, drop: float = 0.0) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Path | int],
+        processes: int,
+        drop: float = 0.0,
+        *,
+        command: Sequence[str] = (),
+    ) -> None:
         # More plans at the same time than there are processors would only be slower.
         at_once = max(1, (os.cpu_count() or 1) // processes)
+        tensorflow = ["-m", "fcp_platform.demo.devices", POPULATION, str(at_once), str(drop)]
+        # Small networks: the threads of a numerical library would only get in the way.
+        few = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} if command else {}
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "fcp_platform.demo.devices"]
-                + [POPULATION, str(at_once), str(drop)]
-                + [str(folder) for folder in folders[number::processes]],
+                [sys.executable, *(command or tensorflow)]
+                + [str(device) for device in devices[number::processes]],
+                env={**os.environ, **few},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -46,17 +57,22 @@ class Hosts:
             process.stdin.write(f"{server}\n")
             process.stdin.flush()
 
+    def check(self) -> None:
+        """Look whether all processes are there.
+
+        :raises UsageError: if one has ended; its own message is on standard error.
+        """
+        for process in self._processes:
+            if process.poll() is not None:
+                raise UsageError(f"a client process ended early, with status {process.returncode}.")
+
     async def watch(self) -> None:
         """Return never, unless a process ends.
 
-        :raises UsageError: if one does; its own message is on standard error.
+        :raises UsageError: if one does.
         """
         while True:
-            for process in self._processes:
-                if process.poll() is not None:
-                    raise UsageError(
-                        f"a client process ended early, with status {process.returncode}."
-                    )
+            self.check()
             await asyncio.sleep(0.5)
 
     def stop(self) -> dict[str, float]:
@@ -79,10 +95,18 @@ class Hosts:
 
 @contextmanager
 def hosted(
-    folders: Sequence[Path], processes: int, results: dict[str, float], drop: float = 0.0
+    devices: Sequence[Path | int],
+    processes: int,
+    results: dict[str, float],
+    drop: float = 0.0,
+    *,
+    command: Sequence[str] = (),
 ) -> Iterator[Hosts]:
-    """Start client processes, and end them whatever happens; *results* gets what they did."""
-    hosts = Hosts(folders, processes, drop)
+    """Start client processes, and end them whatever happens; *results* gets what they did.
+
+    The other arguments are those of :class:`Hosts`.
+    """
+    hosts = Hosts(devices, processes, drop, command=command)
     try:
         yield hosts
     finally:

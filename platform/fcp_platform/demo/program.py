@@ -27,7 +27,9 @@ def run(settings: Settings, board: Board) -> DemoResult:
     settings.check()
     # Said here, once; each client process would end with an ImportError of its own.
     if not all(map(importlib.util.find_spec, ("sklearn", "tensorflow", "tensorflow_federated"))):
-        raise MissingExtraError("the demonstration", "tff")
+        raise MissingExtraError(
+            "the demonstration", "tff", "'fcp demo --light' trains without them."
+        )
     began = time.perf_counter()
     result = DemoResult()
     state_folder = settings.folder / "state"

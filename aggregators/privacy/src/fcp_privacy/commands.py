@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,8 @@ def _open(invocation: Any) -> tuple[Storage, PrivacyLedger]:
 
 
 def _read(invocation: Any, population: str | None) -> Books:
+    import asyncio
+
     from fcp_core.storage.contract import StorageError
     from fcp_privacy.books import read_books
 
@@ -110,6 +111,8 @@ def book(
 
     ACCOUNT is a name as "fcp privacy show" has it: POPULATION/device.
     """
+    import asyncio
+
     from fcp_privacy.booking import book_by_hand
     from fcp_privacy.events import ZCDP, EpsilonDelta, Event
 

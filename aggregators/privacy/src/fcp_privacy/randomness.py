@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
@@ -33,6 +32,9 @@ class Randomness:
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         key = entropy(KEY_BYTES) if unsafe_seed is None else unsafe_seed.to_bytes(KEY_BYTES, "big")
+        # Not loaded with the plugin, which the command line looks at for its commands.
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
         self._stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> Words:

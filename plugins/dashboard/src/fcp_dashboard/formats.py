@@ -55,6 +55,11 @@ def seconds(value: float | None) -> str:
     return f"{value / 86400:.1f}{_THIN}d"
 
 
+def ago(value: float) -> str:
+    """Return how long ago something was."""
+    return "just now" if value < 1 else f"{seconds(float(round(value)))} ago"
+
+
 def window(bounds: list[float]) -> str:
     """Return from when to when a device comes back."""
     if not bounds:

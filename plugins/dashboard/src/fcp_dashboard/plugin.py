@@ -92,12 +92,12 @@ class DashboardPlugin:
         add(NAME, "login_lifetime", "duration", "12h", "how long a login lasts", minimum=60)
 
     @hookimpl
-    def fcp_register_pages(self, config: Config) -> Iterable[PagesFactory]:
+    def fcp_register_pages(self) -> Iterable[PagesFactory]:
         """Offer the pages."""
         return [PagesFactory(NAME, "what devices, tasks and members do, in a browser", self._make)]
 
     @hookimpl
-    def fcp_register_commands(self, config: Config) -> Iterable[click.Command]:
+    def fcp_register_commands(self) -> Iterable[click.Command]:
         """Offer the commands."""
         from fcp_dashboard.commands import COMMANDS
 

@@ -1,0 +1,185 @@
+"""Queries in SQL with an epsilon: what is asked of the server, and answers with their errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fcp_core.admin.messages import Task
+from fcp_core.aggregation.configuration import parse_configuration
+from fcp_core.errors import UsageError
+from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.checkpoint import write_checkpoint
+from fcp_core.server import Server
+from fcp_core.testing.servers import RunningServer, make_device, run_devices
+
+pytest.importorskip("sqlglot")
+
+from fcp_core.tasks.plots import bar_chart
+from fcp_core.tasks.sql_query import SqlQuery
+from fcp_privacy.plugin import PrivacyPlugin
+from tests.tasks.sql_simulation import rows_of, stores_of
+
+DEVICES = 40
+#: Each device launches maps twice, and mail for ten or for a thousand seconds; one has an app of
+#: its own.
+TABLES = [
+    {
+        "launches": (
+            ("app", "seconds"),
+            [
+                ("maps", 1.5),
+                ("maps", 2.5),
+                ("mail", 10.0 if number % 4 else 1000.0),
+                *([("own", 1.0)] if number == 7 else []),
+            ],
+        )
+    }
+    for number in range(DEVICES)
+]
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Ask devices; return the table, and the names and deviations of the noise."""
+    plugins = Plugins.load(
+        environ={},
+        overrides={"unsafe_noise_seed": "5", "retry_min": "0s", "retry_max": "0s"},
+        extra=[PrivacyPlugin()],
+    )
+    stores = stores_of(tmp_path, TABLES)
+    with RunningServer(Server(plugins, populations=["people"])) as server:
+
+        def ask(sql, **options):
+            query = SqlQuery(sql, **{"epsilon": 60.0, "max_groups": 3, "max_rows": 2, **options})
+            spec = query.to_spec(population="people", name="question", goal_count=DEVICES)
+            task = server.submit(spec)
+            made = [make_device(server.url, {}, stores={query.collection: s}) for s in stores]
+            run_devices(made)
+            result = write_checkpoint(dict(server.result(task)), "federated_compute")
+            status = Task.of(server.status(task))
+            noise = {each["output"]: each["stddev"] for each in status.release["noise"]}
+            return SqlQuery.answer(status.query, result, status.release), noise
+
+        yield ask
+
+
+def test_answers_are_near_the_truth_and_say_how_near(ask):
+    table, noise = ask(
+        "SELECT app, COUNT(*) AS n, SUM(CLAMP(seconds, 0, 20)) AS s,"
+        " AVG(CLAMP(seconds, 0, 20)) AS a FROM launches GROUP BY app ORDER BY app",
+        epsilon=300.0,
+    )
+    names = [column.name for column in table.columns]
+    assert names == ["app", "n", "n stddev", "s", "s stddev", "a", "a stddev"]
+    # The app of a single device is not there.
+    assert [row[0] for row in rows_of(table)] == ["mail", "maps"]
+    for app, n, n_off, s, s_off, a, a_off in rows_of(table):
+        count, total = {"maps": (80, 160), "mail": (40, 30 * 10 + 10 * 20)}[app]
+        off = noise["COUNT(*)"], noise["TOTAL(CLAMP(seconds, 0, 20))"]
+        assert (n_off, s_off) == pytest.approx(off)
+        assert abs(n - count) < 12 * n_off
+        assert abs(s - total) < 12 * s_off
+        counted = noise["COUNT(CLAMP(seconds, 0, 20))"]
+        assert a_off == pytest.approx(math.hypot(s_off / count, a * counted / count), rel=0.1)
+        assert abs(a - total / count) < 12 * a_off
+    assert "<path" in bar_chart(table, "launches", "n")
+
+
+def test_a_closed_domain_shows_all_of_it(ask):
+    table, _ = ask(
+        "SELECT app, DEVICES() AS d FROM launches GROUP BY app ORDER BY d DESC",
+        domain={"app": ["maps", "own", "nobody's", None]},
+        delta=0.0,
+    )
+    found = {app: d for app, d, _ in rows_of(table)}
+    assert set(found) == {"maps", "own", "nobody's", None}
+    assert abs(found["maps"] - DEVICES) < 5
+    assert all(abs(found[app]) < 5 for app in ("own", "nobody's", None))
+
+
+def test_groups_are_chosen_by_their_devices(ask):
+    table, _ = ask(
+        "SELECT app, COUNT(*) AS n FROM launches GROUP BY app HAVING DEVICES() >= 5 ORDER BY app"
+    )
+    assert [row[0] for row in rows_of(table)] == ["mail", "maps"]
+
+
+def test_quantiles_are_read_from_buckets_with_noise(ask):
+    table, _ = ask(
+        "SELECT app, APPROX_QUANTILE(seconds, 0.4), APPROX_QUANTILE(seconds, 0.9) FROM launches"
+        " GROUP BY app ORDER BY app",
+        epsilon=200.0,
+    )
+    (mail, *mail_found), (maps, *maps_found) = rows_of(table)
+    assert (mail, maps) == ("mail", "maps")
+    assert mail_found == pytest.approx([10.0, 1000.0], rel=0.11)
+    assert maps_found == pytest.approx([1.5, 2.5], rel=0.11)
+
+
+def test_the_budget_is_that_of_all_parts_together():
+    sql = "SELECT app, COUNT(*), APPROX_QUANTILE(x, 0.5) FROM t GROUP BY app"
+    query = SqlQuery(sql, epsilon=1.0, delta=1e-6, max_groups=4, max_rows=3, min_devices=7)
+    lowered = query.lowered()
+    parsed = [
+        {parameter.name: parameter.value.tolist() for parameter in each.parameters}
+        for each in lowered.intrinsics
+    ]
+    for parameters in parsed:
+        assert parameters["epsilon"] == 0.5
+        assert parameters["delta"] == 5e-7
+        assert parameters["min_contributors_to_group"] == 7
+    assert [parameters["max_groups_contributed"] for parameters in parsed] == [4, 12]
+    spec = query.to_spec(population="people", name="question", goal_count=9)
+    uris = {"fedsql_dp_group_by", "GoogleSQL:$differential_privacy_sum"}
+    assert {each.uri for each in parse_configuration(spec.aggregation, uris)} == {
+        "fedsql_dp_group_by"
+    }
+
+
+@pytest.mark.parametrize(
+    ("sql", "options", "words"),
+    [
+        ("SELECT SUM(x) FROM t", {}, r"write how large a value may be, as CLAMP\(x, 0, 100\)"),
+        ("SELECT AVG(x) FROM t", {}, "noise can only hide what is bounded"),
+        ("SELECT VAR_POP(x) FROM t", {}, "noise can only hide what is bounded"),
+        ("SELECT SUM(CLAMP(x, 5, 1)) FROM t", {}, "two limits in their order"),
+        ("SELECT MIN(x) FROM t", {}, "cannot be hidden by noise"),
+        ("SELECT APPROX_DISTINCT(x) FROM t", {}, "cannot be hidden by noise"),
+        (
+            "SELECT a, COUNT(*) FROM t GROUP BY a",
+            {"domain": {"b": [1]}},
+            "must name all that the query groups by: a",
+        ),
+        (
+            "SELECT a, APPROX_QUANTILE(x, 0.5) FROM t GROUP BY a",
+            {"domain": {"a": [1]}},
+            "ask twice",
+        ),
+        (
+            "SELECT a, COUNT(*) FROM t GROUP BY a",
+            {"epsilon": None, "domain": {"a": [1]}},
+            "epsilon",
+        ),
+    ],
+)
+def test_what_noise_cannot_hide_is_named(sql, options, words):
+    with pytest.raises(UsageError, match=words):
+        SqlQuery(sql, **{"epsilon": 1.0, **options}).lowered()
+
+
+@pytest.mark.parametrize(
+    ("x", "bound"),
+    [
+        ("CLAMP(x, -3, 2)", 6.0),
+        ("crashed = 1", 2.0),
+        ("CASE WHEN a THEN 1 ELSE 0 END", 2.0),
+        ("2 * CLAMP(x, 0, 4) + 1", 18.0),
+        ("-CLAMP(x, 0, 4) - (a IS NULL)", 10.0),
+    ],
+)
+def test_bounds_follow_from_what_is_written(x, bound):
+    lowered = SqlQuery(f"SELECT SUM({x}) FROM t", epsilon=1.0, max_rows=2).lowered()
+    (nested,) = lowered.intrinsics[0].nested
+    assert [float(each.value) for each in nested.parameters] == [bound, 0.0, 0.0]
