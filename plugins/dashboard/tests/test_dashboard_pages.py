@@ -12,9 +12,12 @@ from fcp_core.admin.messages import Task
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code
+from fcp_core.rounds.events import Released
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.testing.servers import query_task
+from fcp_dashboard.plugin import DashboardPlugin
 from fcp_dashboard.views.results import result_page
+from fcp_privacy.plugin import PrivacyPlugin
 
 VALUE = TensorSpec("v", DataType.INT64, (2,))
 SUM = Intrinsic("federated_sum", (VALUE,), (TensorSpec("sum", DataType.INT64, (2,)),))
@@ -298,3 +301,25 @@ async def _drop(server, task_id, message):
     machine = runner.machine
     machine.assign("id", "", server.server.services.tasks._with.clock.now())
     runner.drop("id", "aborted", Code.INTERNAL, message)
+
+
+def test_what_privacy_has_cost_is_shown_where_there_is_a_ledger(dashboard, fcp_server, browser):
+    plain = browser(dashboard()).log_in()
+    assert ">Privacy</a>" not in plain.ask("/").text
+    server = fcp_server(
+        overrides={"pages": ["dashboard"], "admin.token": "a-token-of-the-tests"},
+        extra=[DashboardPlugin(), PrivacyPlugin()],
+    )
+    somebody = browser(server).log_in()
+    assert ">Privacy</a>" in somebody.ask("/").text
+    assert "Nothing was released since the server began." in text_of(somebody.ask("/privacy"))
+    figures = {"privacy_spent": 0.75, "privacy_budget": 3.0}
+    server._run(_notify(server, Released(1e9, "people", "id", "count", figures)))
+    while "Nothing was released" in (text := text_of(somebody.ask("/privacy"))):
+        time.sleep(0.1)  # what all look at may be a second old
+    assert re.search(r"people 0.75 3 75 % 1 2001-09-09 01:46:40", text)
+    assert "privacy_spent 0.75" in text_of(somebody.ask("/events?kind=Released"))
+
+
+async def _notify(server, event):
+    server.server.services._notify(event)

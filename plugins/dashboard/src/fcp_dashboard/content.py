@@ -17,7 +17,7 @@ from fcp_core.tasks.taskfile import parse_task
 from fcp_dashboard import facts
 from fcp_dashboard.access import Visitor
 from fcp_dashboard.marks import quoted
-from fcp_dashboard.render import HTML, answer, page, redirect
+from fcp_dashboard.render import HTML, LINKS, answer, page, redirect
 from fcp_dashboard.report import report
 from fcp_dashboard.snapshot import Snapshot, Snapshots
 from fcp_dashboard.views import fleet, machine, results
@@ -47,12 +47,16 @@ class Content:
         self._snapshots = snapshots
         #: The single numbers of results, by the ids of their tasks: a result does not change.
         self._numbers: OrderedDict[str, dict[str, float]] = OrderedDict()
+        #: The navigation; without a ledger there is nothing to say of privacy.
+        ledgers = any(offer.kind == "ledger" for offer in site.offers())
+        self._links = [link for link in LINKS if ledgers or link[0] != "privacy"]
         config = site.config
         self._snapped: dict[str, Callable[[Snapshot, Query], Plain]] = {
             "/populations": lambda snapshot, query: fleet.populations(snapshot, config),
             "/sessions": fleet.sessions,
             "/errors": lambda snapshot, query: fleet.errors(snapshot),
             "/events": fleet.events,
+            "/privacy": lambda snapshot, query: fleet.privacy(snapshot),
             "/programs": lambda snapshot, query: results.programs(snapshot),
         }
         self._asked: dict[str, Callable[[Snapshot, Query], Awaitable[Plain]]] = {
@@ -132,7 +136,7 @@ class Content:
         status: int = 200,
     ) -> PageAnswer:
         shown = {"visitor": visitor, "problem": problem, "url": quoted, **values}
-        return page(request, template, status=status, **shown)
+        return page(request, template, status=status, links=self._links, **shown)
 
     # Pages that ask the server.
 

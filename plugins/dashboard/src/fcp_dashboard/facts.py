@@ -41,6 +41,8 @@ class PopulationSeen(msgspec.Struct):
 
     :param check_ins: for each step of the last ten minutes, the oldest first.
     :param turned_away: devices that were sent away, by reason.
+    :param releases: results with noise that were booked, and when the last one was.
+    :param figures: what the ledgers said of that one, such as ``privacy_spent``.
     """
 
     name: str
@@ -49,6 +51,9 @@ class PopulationSeen(msgspec.Struct):
     contributed: int = 0
     check_ins: list[int] = []
     turned_away: dict[str, int] = {}
+    releases: int = 0
+    last: float | None = None
+    figures: dict[str, float] = {}
 
 
 class Shape(msgspec.Struct):

@@ -86,10 +86,15 @@ class _Population:
     :ivar asked: the same of the devices that then asked for a task.
     """
 
-    __slots__ = ("asked", "assigned", "contributed", "offers", "rejected", "series", "total")
+    __slots__ = (
+        *("asked", "assigned", "contributed", "figures", "last", "offers"),
+        *("rejected", "releases", "series", "total"),
+    )
 
     def __init__(self) -> None:
-        self.total = self.assigned = self.contributed = 0
+        self.total = self.assigned = self.contributed = self.releases = 0
+        self.last: float | None = None
+        self.figures: dict[str, float] = {}
         self.series = Series()
         self.rejected: Counter[str] = Counter()
         self.offers: Counter[tuple[str, ...]] = Counter()
@@ -117,6 +122,7 @@ class Recorder:
             Dropped: self._dropped,
             Surplus: self._surplus,
             TaskOpened: self._opened,
+            Released: self._released,
             Released: lambda event: None,
             TaskClosed: lambda event: None,
         }
@@ -126,9 +132,10 @@ class Recorder:
 
     def event(self, event: Event) -> None:
         """Count an event."""
-        kind = type(event)
-        self._latest[kind].append(event)
-        self._handlers[kind](event)
+        handle = self._handlers.get(type(event))
+        if handle is not None:  # a newer server may know more kinds
+            self._latest[type(event)].append(event)
+            handle(event)
 
     # What happened.
 
@@ -191,6 +198,12 @@ class Recorder:
         version = self._end(event.session_id)
         self.shapes.count(event.population, version, shape_of_late(event.reached))
 
+    def _released(self, event: Released) -> None:
+        population = self._population(event.population)
+        population.releases += 1
+        population.last = event.at
+        population.figures = dict(event.figures)
+
     def _opened(self, event: TaskOpened) -> None:
         self._task(event)
         self._population(event.population)
@@ -226,6 +239,9 @@ class Recorder:
                 each.contributed,
                 each.series.values(now),
                 dict(each.rejected.most_common()),
+                each.releases,
+                each.last,
+                each.figures,
             )
             for name, each in self._populations.items()
         ]
@@ -302,6 +318,8 @@ def _shown(event: Event) -> Seen:
         text = f"{event.phase} {event.code.name}: {event.message}"
     elif isinstance(event, Surplus):
         text = event.message
+    elif isinstance(event, Released):
+        text = ", ".join(f"{name} {value:.4g}" for name, value in event.figures.items())
     elif isinstance(event, TaskOpened):
         text = f"wants {event.goal_count} contributions"
     elif isinstance(event, Released):

@@ -36,6 +36,7 @@ LINKS = (
     ("sessions", "Sessions"),
     ("errors", "Errors"),
     ("events", "Events"),
+    ("privacy", "Privacy"),
     ("members", "Members"),
     ("server", "Server"),
     ("configuration", "Configuration"),

@@ -217,7 +217,9 @@ def _both(one: Any, other: Any) -> Any:
     values: dict[str, Any] = {}
     for name in one.__struct_fields__:
         mine, theirs = getattr(one, name), getattr(other, name)
-        if isinstance(mine, dict):
+        if name == "figures":  # of the last release, wherever it was
+            values[name] = mine if (one.last or 0.0) >= (other.last or 0.0) else theirs
+        elif isinstance(mine, dict):
             values[name] = {
                 key: mine.get(key, 0) + theirs.get(key, 0) for key in {**mine, **theirs}
             }

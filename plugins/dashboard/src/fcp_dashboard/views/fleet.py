@@ -257,3 +257,72 @@ def _chooser(
     name: str, label: str, values: list[str], chosen: str
 ) -> tuple[str, str, list[tuple[str, str]], str]:
     return (name, label, [("", "all"), *((value, value) for value in values)], chosen)
+
+
+def privacy(snapshot: Snapshot) -> Plain:
+    """Return the page of results with noise, and what ledgers say of them."""
+    accounts: list[list[Cell]] = []
+    for seen in snapshot.populations_seen().values():
+        if not seen.releases:
+            continue
+        spent, budget = seen.figures.get("privacy_spent"), seen.figures.get("privacy_budget")
+        left = None if spent is None or budget is None else max(0.0, budget - spent)
+        accounts.append(
+            [
+                seen.name,
+                formats.DASH if spent is None else formats.figure(spent),
+                "none" if budget is None else formats.figure(budget),
+                formats.DASH if left is None or not budget else formats.share(left, budget),
+                marks.bar([("work", spent or 0.0)], budget or spent or 1.0).encode(),
+                formats.number(seen.releases),
+                formats.day(seen.last),
+            ]
+        )
+    results: list[list[Cell]] = [
+        [
+            (task.name, f"tasks/{marks.quoted(task.task_id)}"),
+            task.population,
+            str(noise.get("output", "")),
+            str(noise.get("mechanism", "")),
+            formats.figure(float(noise.get("stddev", 0.0))),
+            formats.day(task.finished),
+        ]
+        for task in sorted(snapshot.tasks, key=lambda task: -task.created)
+        for noise in (task.release or {}).get("noise", ())
+    ]
+    return Plain(
+        "Privacy",
+        [
+            Section(
+                "Spent",
+                "In the measure of each population's policy, as of its last release since the "
+                "server began; 'fcp privacy show' reads the whole ledger.",
+                [
+                    ("Population", "name"),
+                    ("Spent", "n"),
+                    ("Budget", "n"),
+                    ("Left", "n"),
+                    ("Of the budget", "wide"),
+                    ("Releases", "n"),
+                    ("Last", "nowrap"),
+                ],
+                accounts,
+                "Nothing was released since the server began.",
+            ),
+            Section(
+                "Results with noise",
+                "The latest first.",
+                [
+                    ("Task", "name"),
+                    ("Population", "name"),
+                    ("Output", "mono"),
+                    ("Noise", ""),
+                    ("Standard deviation", "n"),
+                    ("Ended", "nowrap"),
+                ],
+                results[:_ROWS],
+                "No result has noise.",
+            ),
+        ],
+        lead="What differential privacy has cost, and the noise of results.",
+    )
