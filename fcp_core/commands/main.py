@@ -22,6 +22,7 @@ from fcp_core.commands.plugin import plugin
 from fcp_core.commands.plugins import plugins
 from fcp_core.commands.populations import populations
 from fcp_core.commands.query import query
+from fcp_core.commands.repeat import repeat
 from fcp_core.commands.serve import serve
 from fcp_core.commands.simulate import simulate
 from fcp_core.commands.tasks import openapi, tasks
@@ -186,6 +187,9 @@ for _command in (
     members,
 ):
     cli.add_command(_command)
+
+
+tasks.add_command(repeat)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol import sql, wkt
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.specification import TaskSpec
+from fcp_core.tasks.schedule import Schedule
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
@@ -151,10 +152,12 @@ class SqlTask:
     """A task that asks in SQL.
 
     :param fields: those of the :class:`TaskSpec` that are not made of the query.
+    :param schedule: when it is submitted again; None: it is not.
     """
 
     query: SqlQuery
     fields: Mapping[str, Any]
+    schedule: Schedule | None = None
 
     def to_spec(self) -> TaskSpec:
         """Return the task's specification.

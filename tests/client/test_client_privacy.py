@@ -161,6 +161,21 @@ def test_one_of_several_rules_is_enough_each_for_its_collections():
     assert masked.masked
 
 
+def test_a_plan_is_refused_before_its_first_query_is_asked(server):
+    spec = query_task(SUM)
+    plan = plan_pb2.ClientOnlyPlan.FromString(spec.plan)
+    second = plan.phase.example_query_spec.example_queries.add()
+    second.example_selector.collection_uri = "app:/health"
+    server.submit(spec.replace(plan=plan.SerializeToString()))
+    asked = []
+    store = CallableStore(lambda selector: (), query=asked.append)
+    policy = PrivacyPolicy(never=("app:/health",))
+    stores = {COLLECTION: store, "app:/health": store}
+    with make_device(server.url, {}, privacy=policy, stores=stores) as device:
+        (task,) = device.run_once().tasks
+    assert (task.outcome, asked) == (TaskOutcome.REFUSED, [])
+
+
 def test_policies_are_read_from_files(tmp_path):
     path = tmp_path / "privacy.toml"
     path.write_text('never = ["app:/h*"]\n[[accept]]\nminimum_peers = 3\nepsilon_per_week = 2\n')

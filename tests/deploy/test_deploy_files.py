@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -65,6 +66,14 @@ def test_what_the_image_is_made_of_is_here():
     assert not needed & set(ignored)
     pins = (ROOT / "requirements" / "image.txt").read_text().splitlines()[1:]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    wanted = set()
+    for folder in folders:
+        metadata = configparser.ConfigParser(interpolation=None)
+        metadata.read(ROOT / folder / "setup.cfg")
+        lines = metadata["options"].get("install_requires", "").strip().splitlines()
+        wanted |= {re.match(r"[\w.-]+", line)[0] for line in lines if '< "3.11"' not in line}
+    # 'make requirements' resolves them anew.
+    assert wanted - {"fcp-server"} <= {pin.partition("==")[0] for pin in pins}
 
 
 def load(tmp_path, config_file=None, **environ):

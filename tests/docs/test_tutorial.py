@@ -59,6 +59,8 @@ def run(command, folder):
         "protocols.md",
         "secure-sum.md",
         "first-query.md",
+        "first-noise.md",
+        "load.md",
     ],
 )
 def test_the_page_does_what_it_says(page, tmp_path, monkeypatch):

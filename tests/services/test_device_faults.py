@@ -1,6 +1,7 @@
 """What devices get wrong, repeat or lose, and that the round does not mind."""
 
 import asyncio
+import logging
 from concurrent.futures import Future
 
 import pytest
@@ -454,7 +455,9 @@ def test_a_failed_eligibility_evaluation_ends_the_session(kit):
     asyncio.run(main())
 
 
-def test_a_plugin_may_refuse_a_device_and_say_when_to_come_back(kit):
+def test_a_plugin_may_refuse_a_device_and_say_when_to_come_back(kit, caplog):
+    caplog.set_level(logging.INFO, "fcp.services")
+
     class Gate:
         @hookimpl
         def fcp_admit_checkin(self, check_in):
@@ -470,6 +473,9 @@ def test_a_plugin_may_refuse_a_device_and_say_when_to_come_back(kit):
             assert not world.recorder.of("CheckedIn")
 
     asyncio.run(main())
+    # What the operator reads says why, and nothing of the device.
+    (line,) = [r.getMessage() for r in caplog.records if "turned away" in r.getMessage()]
+    assert line.endswith(": a device is turned away: too old")
 
 
 def test_policies_reach_devices_that_can_evaluate_them_and_only_those(kit):

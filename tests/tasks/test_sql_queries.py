@@ -88,6 +88,8 @@ def check(sql, devices, folder, types=None):
         "WITH long AS (SELECT * FROM launches WHERE seconds > 1) SELECT COUNT(*) FROM long",
         "SELECT a, COUNT(*) FROM (SELECT lower(app) AS a FROM launches) GROUP BY a",
         "SELECT SUM(seconds) FROM launches WHERE app = 'nothing'",
+        "SELECT lower(app) AS app, COUNT(*) FROM launches GROUP BY app",
+        "SELECT version % 2 AS version, COUNT(*) AS n FROM launches GROUP BY 1 ORDER BY version",
         "SELECT app FROM launches GROUP BY app ORDER BY SUM(seconds) DESC LIMIT 2 OFFSET 1",
         "SELECT typeof(seconds), COUNT(*) FROM launches GROUP BY typeof(seconds)",
     ],
@@ -209,6 +211,11 @@ def test_devices_are_counted(tmp_path):
         "SELECT SUM(n) FROM (SELECT COUNT(*) AS n FROM launches)": [(10.0,)],
     }.items():
         assert rows_of(answer(SqlQuery(sql), stores)) == expected
+    both = SqlQuery(
+        "SELECT app FROM launches GROUP BY app HAVING DEVICES() > 1 AND DEVICES() >= 1",
+        min_devices=3,
+    )
+    assert rows_of(answer(both, stores)) == []
     only = SqlQuery("SELECT app FROM launches GROUP BY app ORDER BY app", min_devices=2)
     assert rows_of(answer(only, stores)) == [("mail",), ("maps",)]
 

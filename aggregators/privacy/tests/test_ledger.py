@@ -231,6 +231,8 @@ def test_days_have_budgets_of_their_own(book):
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(UsageError, match="budget in epsilon already"):
         ledger(tmp_path, epsilon=1, rho=1)
+    with pytest.raises(UsageError, match="with 1000000 devices"):
+        ledger(tmp_path, delta=1e-6, population_size=1_000_000)
     with pytest.raises(UsageError, match="delta must be above 0"):
         ledger(tmp_path, delta=0)
 

@@ -33,16 +33,13 @@ from fcp_core.protocol.statement import add_statement
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.ledger import Account, Ledger, Planned, ReleaseRefusedError
 from fcp_core.rounds.specification import TaskSpec
-from fcp_core.storage.accounts import Booking
+from fcp_core.storage.accounts import SERIES, Booking
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
     from fcp_core.server.services.store import Loaded, TaskStore
 
 logger = logging.getLogger("fcp.services")
-
-#: What the accounts of series begin with.
-SERIES = "series/"
 
 
 def entropy_of(unsafe_seed: int | None) -> Callable[[int], bytes]:

@@ -165,7 +165,7 @@ class Snapshots:
         )
 
 
-_GAUGES = ("fcp_in_flight_bytes", "fcp_connections", "fcp_sessions", "fcp_heartbeat_age")
+_GAUGES = ("fcp_in_flight_bytes", "fcp_connections", "fcp_sessions", "fcp_heartbeat_age_seconds")
 #: The last one has no end, which JSON cannot say.
 _LAG = (*LAG_BUCKETS, 1e9)
 _Measured = dict[str, dict[tuple[str, ...], list[float]]]
