@@ -106,7 +106,8 @@ class Encoding:
             wide = "float32" if self.dtype.is_floating else "int64"
             raise StatusError(
                 Code.OUT_OF_RANGE,
-                f"the aggregate {name!r} has {count} numbers out of the range of {kind}; have the client cast to {wide} what may become so large",
+                f"the aggregate {name!r} has {count} numbers out of the range of {kind}; "
+                f"have the client cast to {wide} what may become so large",
             )
 
     def _convert_array(self, array: Array, target: Any) -> Array:
