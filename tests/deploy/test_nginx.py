@@ -32,7 +32,7 @@ DASHBOARD = {
     "FCP_PLUGINS": "fcp_dashboard.plugin:DashboardPlugin",
     "PYTHONPATH": str(EXAMPLE.parents[1] / "plugins" / "dashboard" / "src"),
 }
-WAIT = 60.0
+WAIT = 120.0
 SIZE = 500_000  # numbers: an upload of 4 MB
 
 pytestmark = pytest.mark.slow
