@@ -169,10 +169,13 @@ class Server:
         if check is None:
             return
 
-        async def measures() -> Sequence[Dump]:
+        async def measures(names: Collection[str]) -> Sequence[Dump]:
             if metrics is None:
                 return []
-            return [metrics.dump(), *([] if metrics.others is None else await metrics.others())]
+            return [
+                metrics.dump(names),
+                *([] if metrics.others is None else await metrics.others()),
+            ]
 
         async def others(uri: str) -> Sequence[bytes]:
             return [] if shared is None else await shared.ask_pages(uri)
