@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 
 import numpy as np
@@ -33,6 +34,14 @@ from fcp_core.testing.servers import COLLECTION, RunningServer, make_device, que
 NOTHING = Statement.of({})
 VECTOR = TensorSpec("v", DataType.INT64, (3,))
 SUM = Intrinsic("federated_sum", (VECTOR,), (TensorSpec("total", DataType.INT64, (3,)),))
+
+
+def until(condition):
+    """Wait for something that is about to happen."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def assignment(peers=None):
@@ -218,7 +227,7 @@ def server():
 
 
 def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
-    task = server.submit(query_task(SUM, goal_count=1, over_selection=1.0))
+    task = server.submit(query_task(SUM, goal_count=1, over_selection=50.0))
     history = History(":memory:")
     policy = PrivacyPolicy(never=(COLLECTION,))
     data = {"v": [1, 2, 3]}
@@ -232,7 +241,8 @@ def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
     assert "is refused: the owner's privacy policy: nothing is given" in caplog.text
     (outcome,) = {run.outcome for run in history.runs()}
     assert outcome.startswith("refused: the owner's privacy policy")
-    assert server.status(task).reasons == {"refused PERMISSION_DENIED": 5}
+    # Nobody waits for the answer to a report.
+    until(lambda: server.status(task).reasons == {"refused PERMISSION_DENIED": 5})
     with make_device(server.url, data, history=history) as device:
         assert device.run_once().outcome is Outcome.CONTRIBUTED
     assert server.result(task)["total"].tolist() == [1, 2, 3]
