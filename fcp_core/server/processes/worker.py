@@ -28,7 +28,7 @@ from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import bind
-from fcp_core.server.http.tls import ServerTLS
+from fcp_core.server.http.tls import MemberTLS, ServerTLS
 from fcp_core.server.logs import configure_logging
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
@@ -60,6 +60,7 @@ class Worker:
         self._engine: Engine | None = None
         self._metrics: WorkerMetrics | None = None
         self._tls: ServerTLS | None = None
+        self._member_tls: MemberTLS | None = None
 
     async def _start(self, settings: Any) -> None:
         """Listen.
@@ -110,6 +111,7 @@ class Worker:
             reuse_port=True,
         )
         members = await self._join(settings.lease_seconds)
+        self._member_tls = MemberTLS.from_config(config)
         self._frontend = Frontend(
             cast(Services, RemoteServices(self.link, folds)),
             plugins.authenticate if plugins.authenticates else None,
@@ -121,6 +123,7 @@ class Worker:
             admin_check=AdminCheck.from_config(config),
             threads=settings.threads,
             members=members,
+            member_tls=self._member_tls,
             pages=config.get("pages"),
             url=settings.url,
         )
@@ -143,8 +146,9 @@ class Worker:
     async def _reload(self) -> None:
         """Read the certificate again; the process that decides says if it cannot be used."""
         with suppress(UsageError):
-            if self._tls is not None:
-                self._tls.reload()
+            for tls in (self._tls, self._member_tls):
+                if tls is not None:
+                    tls.reload()
 
     async def _drain(self) -> None:
         """Stop accepting, and wait for the requests in progress."""
