@@ -19,8 +19,12 @@ from fcp_core.client import (
     PrivacyPolicy,
     TaskOutcome,
 )
+from fcp_core.client.builtin_executors import default_executors
+from fcp_core.client.driver import BlockingDriver, Device
 from fcp_core.client.privacy import WEEK, GuardedStore, RefusedError
-from fcp_core.client.stores import CallableStore
+from fcp_core.client.steps import Compute
+from fcp_core.client.stores import CallableStore, make_query_result
+from fcp_core.client.transport import Transport
 from fcp_core.commands.main import cli
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
@@ -118,6 +122,30 @@ def test_all_results_are_masked_where_only_sums_may_be_seen():
     masked = admission.results(clear)
     assert masked.checkpoint == b""
     assert masked.secure["a"].tolist() == [1]
+
+
+def test_a_device_hands_its_protocol_nothing_in_the_clear():
+    data = make_query_result({"v": np.array([1, 2, 3], np.int64)})
+    policy = PrivacyPolicy(accept=(Acceptance(minimum_peers=10),))
+    device = Device(
+        population="people",
+        store=CallableStore(lambda selector: (), query=lambda query: data),
+        executors=default_executors(),
+        history=None,
+        name="",
+        now=time.time,
+        privacy=policy,
+    )
+    plan = query_task(SUM).plan
+
+    def part(peers):
+        return (yield Compute(assignment(peers), plan, b""))
+
+    with closing(Transport()) as transport:
+        driver = BlockingDriver(device, transport)
+        results = driver.run(part(10)).results
+        assert (results.checkpoint, results.secure["v"].tolist()) == (b"", [1, 2, 3])
+        assert isinstance(driver.run(part(None)).error, RefusedError)
 
 
 def test_a_week_has_a_budget():
