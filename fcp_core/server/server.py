@@ -102,8 +102,7 @@ class Server:
         self.url = url or _url(listeners.host, self.port, secure=tls is not None)
         #: Where ``/metrics`` is; 0 if there is none.
         self.metrics_port = listeners.metrics_port
-        self._plugins = plugins
-        self._group = group
+        self._plugins, self._group = plugins, group
         clock = SystemClock() if clock is None else clock
         metrics = self._make_metrics(settings, clock)
         with listeners.closed_on_error():
@@ -111,8 +110,7 @@ class Server:
                 listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
             storage = plugins.make_storage()
             if storage.shared:
-                secure = self._member_tls is not None
-                listeners.listen_for_members(member_address, secure=secure)
+                listeners.listen_for_members(member_address, secure=self._member_tls is not None)
             self._workers = group.make_workers(listeners, certfile, keyfile, metrics, self.url)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(

@@ -20,6 +20,7 @@ import msgspec
 
 from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.errors import UsageError
+from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.settings import ServerSettings
 from fcp_core.protocol.status import Code, StatusError
@@ -81,13 +82,7 @@ class Worker:
         configure_logging(settings.log_levels.pop(""), server_settings.log_format)
         for name, level in settings.log_levels.items():
             logging.getLogger(name).setLevel(level)
-        if settings.certfile is not None:
-            self._tls = ServerTLS(
-                settings.certfile,
-                settings.keyfile,
-                server_settings.client_ca,
-                required=server_settings.certificate_required,
-            )
+        self._read_certificates(settings, server_settings, config)
         self._engine = engine = plugins.make_engine()
         folds = WorkerFolds(engine)
         self.link.serve(
@@ -111,7 +106,6 @@ class Worker:
             reuse_port=True,
         )
         members = await self._join(settings.lease_seconds)
-        self._member_tls = MemberTLS.from_config(config)
         self._frontend = Frontend(
             cast(Services, RemoteServices(self.link, folds)),
             plugins.authenticate if plugins.authenticates else None,
@@ -133,6 +127,18 @@ class Worker:
         gc.collect()
         gc.freeze()
         logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
+
+    def _read_certificates(
+        self, settings: WorkerSettings, server_settings: ServerSettings, config: Config
+    ) -> None:
+        self._member_tls = MemberTLS.from_config(config)
+        if settings.certfile is not None:
+            self._tls = ServerTLS(
+                settings.certfile,
+                settings.keyfile,
+                server_settings.client_ca,
+                required=server_settings.certificate_required,
+            )
 
     async def _join(self, lease_seconds: float | None) -> RemoteMembers | None:
         """Learn which populations are other members', if there are some."""
