@@ -46,6 +46,7 @@ MODULES = (
     "group_by",
     "members",
     "demo",
+    "dashboard",
 )
 #: How long one may take, in seconds.
 TIME_LIMIT = 1800

@@ -14,6 +14,7 @@ from fcp_core.commands.bench import bench
 from fcp_core.commands.client import client
 from fcp_core.commands.db import db
 from fcp_core.commands.eligibility import eligibility
+from fcp_core.commands.history import history
 from fcp_core.commands.invocation import Invocation
 from fcp_core.commands.keys import keys
 from fcp_core.commands.members import members
@@ -51,6 +52,17 @@ class _Root(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a command, or None."""
         return self.commands.get(cmd_name) or _plugin_commands(self, ctx).get(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; the guess at a mistyped one knows those of plugins too."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(
+                error.command_name, possibilities=self.list_commands(ctx), ctx=ctx
+            ) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands; those of plugins only if the plugins can be loaded."""
@@ -175,6 +187,7 @@ for _command in (
     client,
     db,
     eligibility,
+    history,
     keys,
     openapi,
     plugin,

@@ -316,7 +316,7 @@ def show_course(client: AdminClient, task_id: str, *, err: bool = False) -> None
     else:
         seen = ""
         for task in client.watch(task_id):
-            why = "; ".join([summary(task), *_waits(task), *task.notes, *_reasons(task)])
+            why = "; ".join([summary(task), *_more(task)])
             # How long nobody came is no news by itself.
             news = why.replace(task.waits_for, re.sub(r"\d+", "", task.waits_for))
             if news != seen:
@@ -334,8 +334,22 @@ def _progress(task: Task) -> RenderableType:
     return Group(
         Text(summary(task)),
         bar,
-        *(Text(f"  {line}") for line in [*_waits(task), *task.notes, *_reasons(task)]),
+        *(Text(f"  {line}") for line in _more(task)),
     )
+
+
+def _more(task: Task) -> list[str]:
+    """Return what is to be said of a task after its summary."""
+    return [*_waits(task), *task.notes, *_reasons(task), *_noise(task)]
+
+
+def _noise(task: Task) -> list[str]:
+    """Return what noise is in a result, a line for each output."""
+    return [
+        f"{noise['output']} has {noise['mechanism']} noise of standard deviation "
+        f"{noise['stddev']:.4g}"
+        for noise in (task.release or {}).get("noise", ())
+    ]
 
 
 def _waits(task: Task) -> list[str]:

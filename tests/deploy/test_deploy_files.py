@@ -57,6 +57,14 @@ def test_the_image_is_pinned_and_runs_as_nobody_in_particular():
     assert all(re.search(r":v?\d+\.\d+", image) for image in images)
 
 
+def test_the_image_has_the_version_as_its_tag():
+    # 'make version' sets both.
+    version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.M)[1]
+    overlay = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+    assert COMPOSE["services"]["server"]["image"] == f"fcp-server:{version}"
+    assert overlay["images"][0]["newTag"] == version
+
+
 def test_what_the_image_is_made_of_is_here():
     lines = (ROOT / "requirements" / "image.in").read_text().splitlines()
     folders = [line for line in lines if not line.startswith("#")]
@@ -64,6 +72,7 @@ def test_what_the_image_is_made_of_is_here():
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")
     needed = {"README.md", "setup.cfg", "fcp_core", "platform", "aggregators", "plugins"}
     assert not needed & set(ignored)
+    assert "deploy" in ignored  # its secrets, above all
     pins = (ROOT / "requirements" / "image.txt").read_text().splitlines()[1:]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     wanted = set()

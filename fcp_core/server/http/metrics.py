@@ -11,7 +11,7 @@ import asyncio
 import importlib.metadata
 import re
 from collections import Counter as Count
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import Clock
@@ -256,9 +256,13 @@ class ServerMetrics:
         self._drop_old()
         return render(self._metrics, others, openmetrics)
 
-    def dump(self) -> Dump:
-        """Return all series, for :meth:`render` and :meth:`add_exited`."""
-        return {metric.name: metric.dump() for metric in self._metrics}
+    def dump(self, names: Collection[str] | None = None) -> Dump:
+        """Return all series, for :meth:`render` and :meth:`add_exited`; or those of some names."""
+        return {
+            metric.name: metric.dump()
+            for metric in self._metrics
+            if names is None or metric.name in names
+        }
 
     def add_exited(self, dump: Dump) -> None:
         """Add the counters of a worker that exited; its gauges are dropped."""

@@ -44,6 +44,8 @@ def seconds(value: float | None) -> str:
     """Return how long something took, or is."""
     if value is None or not math.isfinite(value):
         return DASH
+    if value < 0.0009995:
+        return f"{1e6 * value:.0f}{_THIN}µs"
     if value < 0.9995:
         return f"{1000 * value:.3g}{_THIN}ms"
     if value < 99.5:

@@ -167,7 +167,9 @@ def _process(member: MemberSeen) -> list[str]:
         formats.number(gauges["connections"]) if "connections" in gauges else formats.DASH,
         formats.size(gauges["in_flight_bytes"]) if "in_flight_bytes" in gauges else formats.DASH,
         formats.number(gauges["sessions"]) if "sessions" in gauges else formats.DASH,
-        formats.ago(gauges["heartbeat_age"]) if gauges.get("heartbeat_age") else formats.DASH,
+        formats.ago(gauges["heartbeat_age_seconds"])
+        if gauges.get("heartbeat_age_seconds")
+        else formats.DASH,
     ]
 
 
