@@ -43,8 +43,10 @@ MODULES = (
     "fedavg",
     "secagg",
     "privacy",
+    "group_by",
     "members",
     "demo",
+    "dashboard",
 )
 #: How long one may take, in seconds.
 TIME_LIMIT = 1800

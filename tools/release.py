@@ -36,6 +36,8 @@ _ROOT_PARTS = (
     "aggregators/fcp_aggregators",
     "plugins/fcp_plugins",
 )
+#: What names the image, in ``deploy``.
+_IMAGE_TAGS = ("compose.yaml", "kubernetes/kustomization.yaml")
 #: What work in a checkout leaves behind.
 _LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "build", "dist", ".*")
 
@@ -152,6 +154,8 @@ def _normalise(sdist: Path, epoch: int) -> None:
 def set_version(version: str) -> list[str]:
     """Write a version, and what requires it, into every ``setup.cfg``; return the folders changed.
 
+    The image of ``deploy`` has it as its tag.
+
     :raises ValueError: if it is no version of three numbers.
     """
     match = re.fullmatch(r"(\d+)\.(\d+)\.\d+", version)
@@ -171,6 +175,11 @@ def set_version(version: str) -> list[str]:
         if after != before:
             path.write_text(after, encoding="utf-8")
             changed.append(folder)
+    for path in (ROOT / "deploy" / name for name in _IMAGE_TAGS):
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            text = re.sub(r"(fcp-server:|newTag: )\d[\d.]*", rf"\g<1>{version}", text)
+            path.write_text(text, encoding="utf-8")
     return changed
 
 

@@ -116,8 +116,8 @@ class SimpleProtocol(AggregationProtocol):
     def receive(self, call: Call, now: float) -> Sequence[Effect]:
         """Start or submit.
 
-        :raises StatusError: INVALID_ARGUMENT for a submission that names another upload, or of
-            nothing.
+        :raises StatusError: INVALID_ARGUMENT for a submission that names another upload; ABORTED
+            for one of nothing: what was uploaded may have gone with another member of the server.
         """
         if call.method == _START:
             return [self._start(call, now)]
@@ -129,8 +129,8 @@ class SimpleProtocol(AggregationProtocol):
             return [Drop(call.assignment, "protocol", Code.ABORTED, message, late=True)]
         if device.state is DeviceState.STARTED:
             raise StatusError(
-                Code.INVALID_ARGUMENT,
-                "nothing has been uploaded; upload the checkpoint, then submit again",
+                Code.ABORTED,
+                "nothing has been uploaded here; upload the checkpoint, then submit again",
             )
         device.move(DeviceState.SUBMITTED)
         if self._outliers is not None:

@@ -223,6 +223,13 @@ class AdminClient:
         """Return the status of the server."""
         return self._call("GET", "/status", ServerStatus)
 
+    def page(self, path: str, verb: str = "GET") -> bytes:
+        """Return a page that a plugin of the server answers (``fcp_register_pages``).
+
+        :param path: below the server's address, such as ``dashboard/snapshot.json``.
+        """
+        return self._exchange(verb, self.url + path, None, {})
+
     def close(self) -> None:
         """Close connections; calls that wait end soon with CANCELLED. May be repeated."""
         self._closed.set()
@@ -277,7 +284,10 @@ class AdminClient:
         check_finite(body)
         encode = msgspec.msgpack.encode if kind == MSGPACK else msgspec.json.encode
         data = None if body is None else encode(body)
-        headers = {**self._http.headers, "Accept": accept, "Content-Type": kind}
+        return self._exchange(verb, url, data, {"Accept": accept, "Content-Type": kind})
+
+    def _exchange(self, verb: str, url: str, data: bytes | None, more: dict[str, str]) -> bytes:
+        headers = {**self._http.headers, **more}
         waited, pause = 0.0, _PAUSES[0]
         while True:
             try:
@@ -319,6 +329,9 @@ def _error(response: urllib3.BaseHTTPResponse) -> StatusError:
     try:
         return msgspec.json.decode(response.data, type=Error).to_error()
     except (msgspec.MsgspecError, ValueError):
+        if response.headers.get("Content-Type", "").startswith("text/plain"):
+            text = response.data.decode("utf-8", "replace").strip()
+            return StatusError(code_from_http(response.status), text[:500])
         hint = ": is the admin API on?" if response.status == 404 else ""
         return StatusError(
             code_from_http(response.status),

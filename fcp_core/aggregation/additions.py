@@ -89,6 +89,28 @@ class Additions:
         for room in self._rooms.values():
             room.forget()
 
+    def takes(self, other: Additions) -> bool:
+        """Whether :meth:`merge` can add what *other* holds: it is sure to stay in range."""
+        return self._shape() == other._shape() and all(
+            room.has(other._rooms[place].peak) for place, room in self._rooms.items()
+        )
+
+    def merge(self, other: Additions) -> None:
+        """Add the totals of *other*, of which :meth:`takes` was true, and its counts."""
+        for place, array in self._arrays.items():
+            # Where infinities are allowed, one is no reason to warn.
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.add(array, other._arrays[place], out=array)
+        for place, room in self._rooms.items():
+            room.take(other._rooms[place].peak)
+        for mine, theirs in zip(self.accumulators, other.accumulators, strict=True):
+            mine.added(theirs.num_inputs)
+
+    def _shape(self) -> tuple[object, ...]:
+        """Return what two have in common whose arrays can be added."""
+        terms = [(term.value, term.weight, term.place) for term in self._terms]
+        return terms, self._starts, [type(item) for item in self.accumulators]
+
     def settle(self) -> None:
         """Let the accumulators know how many contributions were added."""
         count, self.pending = self.pending, 0
@@ -147,6 +169,13 @@ class Room:
         if self._bound is None or not self._after(peak) <= self._limit:
             self._bound = self._largest()
         return self._after(peak) <= self._limit
+
+    @property
+    def peak(self) -> float:
+        """A bound on the magnitudes of the sums; NaN if they are not finite."""
+        if self._bound is None:
+            self._bound = self._largest()
+        return self._bound
 
     def take(self, peak: float) -> None:
         """Note that they were added."""

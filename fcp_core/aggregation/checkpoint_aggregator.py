@@ -165,14 +165,6 @@ class CheckpointAggregator:
             )
         return counts.pop() if counts else 0
 
-    @property
-    def can_report(self) -> bool:
-        """Whether :meth:`report` may be called now."""
-        self._settle()
-        return not self._finished and all(
-            member.accumulator.can_report() for member in self._members
-        )
-
     def accumulate(self, checkpoint: Mapping[str, Tensor]) -> None:
         """Add one checkpoint; tensors that no intrinsic asks for are ignored.
 
@@ -227,17 +219,24 @@ class CheckpointAggregator:
             return
         self._settle()
         other._settle()
-        for mine, theirs in zip(self._members, other._members, strict=True):
-            mine.accumulator.validate_merge(theirs.accumulator)
-        if self._additions is not None:
-            self._additions.changed()
-        for mine, theirs in zip(self._members, other._members, strict=True):
+        mine, theirs = self._additions, other._additions
+        if mine is not None and theirs is not None and mine.takes(theirs):
+            members = list(zip(self._others, other._others, strict=True))
+        else:
+            members, theirs = list(zip(self._members, other._members, strict=True)), None
+        for one, another in members:
+            one.accumulator.validate_merge(another.accumulator)
+        if mine is not None and theirs is not None:
+            mine.merge(theirs)
+        elif mine is not None:
+            mine.changed()
+        for one, another in members:
             try:
-                mine.accumulator.merge(theirs.accumulator)
+                one.accumulator.merge(another.accumulator)
             except StatusError:
                 raise
             except PLUGIN_ERRORS as error:
-                self._broken = mine.bound.fault("merge", error, Code.DATA_LOSS)
+                self._broken = one.bound.fault("merge", error, Code.DATA_LOSS)
                 self._check_not_finished()
 
     def report(self) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +40,8 @@ class KeyIndex:
     def __init__(self, dtypes: Sequence[DataType]) -> None:
         self._dtypes = tuple(dtypes)
         # Strings are numbered column by column, so that all else is arithmetic on integers.
-        self._strings: list[dict[bytes, int]] = [{} for _ in dtypes]
-        self._ordinals: dict[Any, int] = {}
+        self._strings = [_numbers() for _ in dtypes]
+        self._ordinals = _numbers()
         self._columns: list[list[Tensor]] = [[] for _ in dtypes]
         #: How many bytes its strings have, each once a column.
         self.string_bytes = 0
@@ -62,9 +63,7 @@ class KeyIndex:
         keys = _keys(codes, first)
         ordinals = self._ordinals
         known = len(ordinals)
-        numbers = np.fromiter(
-            (ordinals.setdefault(key, len(ordinals)) for key in keys), np.int64, len(keys)
-        )
+        numbers = np.fromiter(map(ordinals.__getitem__, keys), np.int64, len(keys))
         fresh = first[numbers >= known]
         if fresh.size:
             for kept, column in zip(self._columns, columns, strict=True):
@@ -115,16 +114,37 @@ class KeyIndex:
             return np.ascontiguousarray(column).view(f"u{column.dtype.itemsize}")
         known = self._strings[position]
         before = len(known)
-        codes = np.fromiter(
-            (known.setdefault(element, len(known)) for element in column.tolist()),
-            np.int64,
-            column.size,
-        )
+        codes = _numbered(known, column)
         if len(known) > before:
             self.string_bytes += sum(
                 map(len, itertools.islice(reversed(known), len(known) - before))
             )
         return codes
+
+
+def distinct_rows(columns: Sequence[Tensor]) -> tuple[list[Tensor], NDArray[np.int64]]:
+    """Return the distinct keys of some rows, in order, and the number of each row's in them.
+
+    :param columns: one-dimensional, all of one length; at least one.
+    """
+    columns = [_canonical(column) for column in columns]
+    codes = [
+        _numbered(_numbers(), column)
+        if column.dtype == object
+        else np.ascontiguousarray(column).view(f"u{column.dtype.itemsize}")
+        for column in columns
+    ]
+    first, inverse = _distinct(codes)
+    return [column[first] for column in columns], inverse
+
+
+def _numbers() -> dict[Any, int]:
+    """Return a dictionary that gives each new key the next number when it is asked for it."""
+    return defaultdict(itertools.count().__next__)
+
+
+def _numbered(numbers: dict[Any, int], column: Tensor) -> NDArray[np.int64]:
+    return np.fromiter(map(numbers.__getitem__, column.tolist()), np.int64, column.size)
 
 
 def _keys(codes: Sequence[NDArray[Any]], rows: NDArray[np.int64]) -> list[Any]:

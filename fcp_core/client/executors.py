@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 FEDERATED_SELECT_URI = "internal:/federated_select"
 
 
-_NOT_MISSING = (Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED)
+_NOT_MISSING = (
+    *(Code.CANCELLED, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED),
+    # The task has ended.
+    Code.FAILED_PRECONDITION,
+)
 
 
 class InsufficientDataError(StatusError):
@@ -62,8 +66,8 @@ class SliceSource:
             if error.code in _NOT_MISSING:
                 raise
             if error.code is Code.NOT_FOUND:
-                # Asking again would not help. It is no reason to stay away for long either: the
-                # task may have ended meanwhile, and taken its slices with it.
+                # Asking again would not help. It is no reason to stay away for long either: a
+                # server of a release before answers so when the task has ended meanwhile.
                 asked = f"{min(selector.keys)} to {max(selector.keys)}"
                 raise StatusError(
                     Code.OUT_OF_RANGE,

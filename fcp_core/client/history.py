@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.statement import statement_of
@@ -101,6 +102,17 @@ class History:
             self._database.execute(
                 f"ALTER TABLE {table} ADD COLUMN statement TEXT NOT NULL DEFAULT ''"
             )
+
+    @classmethod
+    def existing(cls, path: str | os.PathLike[str]) -> History:
+        """Open a history that is there already.
+
+        :raises UsageError: if the file is none; it stays as it is.
+        """
+        uri = f"file:{quote(os.path.abspath(path))}?mode=ro"
+        with _as_usage_error(path), contextlib.closing(sqlite3.connect(uri, uri=True)) as found:
+            found.execute("SELECT count(*) FROM runs, beginning")
+        return cls(path)
 
     def beginning(self) -> float:
         """Return when the history began, in seconds since the epoch."""

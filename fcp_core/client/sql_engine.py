@@ -155,7 +155,7 @@ class SQLLimits:
     rows: int = 100_000
     answer_bytes: int = 16 << 20
     value_bytes: int = 1 << 20
-    file_bytes: int = 256 << 20
+    file_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True)

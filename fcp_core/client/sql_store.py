@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
-from fcp_core.client.sql_engine import Answer, SQLiteEngine, SQLLimits
+from fcp_core.client.sql_engine import SQLiteEngine, SQLLimits
 from fcp_core.client.stores import ExampleStore
-from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import data_type_pb2, example_query_result_pb2
 from fcp_core.protocol.protos.selection_criteria_pb2 import SelectionCriteria
 from fcp_core.protocol.sql import CLIENT_SQL_VERSION, TYPE_URL
@@ -34,14 +33,6 @@ _FIELDS: dict[Any, str] = {
 _BITS: dict[Any, int] = {data_type_pb2.INT32: 32, data_type_pb2.INT64: 64}
 
 
-class Engine(Protocol):
-    """What answers the queries."""
-
-    def answer(self, sql: str, allowed: Callable[[str], bool]) -> Answer:
-        """Return the answer to one SELECT; see ``SQLiteEngine``."""
-        ...
-
-
 class SQLStore(ExampleStore):
     """Answers example queries whose selector carries a ``fedsql.SelectionCriteria``.
 
@@ -52,8 +43,7 @@ class SQLStore(ExampleStore):
         lines or Parquet, each a table with the name of the file without its suffix.
     :param limits: what a query may take; None: the usual limits.
     :param hidden: names of tables that no query may read; ``*`` stands for any letters.
-    :param engine: ``sqlite``, or ``duckdb`` (the extra of that name).
-    :raises UsageError: for files that cannot be tables, or another engine.
+    :raises UsageError: for files that cannot be tables.
     """
 
     def __init__(
@@ -61,10 +51,9 @@ class SQLStore(ExampleStore):
         *paths: str | os.PathLike[str],
         limits: SQLLimits | None = None,
         hidden: Collection[str] = (),
-        engine: str = "sqlite",
     ) -> None:
         self._hidden = tuple(name.lower() for name in hidden)
-        self._engine = _engine(engine, [Path(path) for path in paths], limits or SQLLimits())
+        self._engine = SQLiteEngine([Path(path) for path in paths], limits or SQLLimits())
 
     def examples(self, selector: ExampleSelector) -> Iterable[bytes]:
         """Refuse: such a collection answers queries only.
@@ -104,12 +93,6 @@ class SQLStore(ExampleStore):
 
     def _may_read(self, table: str) -> bool:
         return not any(fnmatchcase(table.lower(), pattern) for pattern in self._hidden)
-
-
-def _engine(name: str, paths: Sequence[Path], limits: SQLLimits) -> Engine:
-    if name == "sqlite":
-        return SQLiteEngine(paths, limits)
-    raise UsageError(f"{name!r} is no engine for SQL; there is sqlite.")
 
 
 def _sql(selector: ExampleSelector) -> str:

@@ -14,6 +14,7 @@ from fcp_core.commands.bench import bench
 from fcp_core.commands.client import client
 from fcp_core.commands.db import db
 from fcp_core.commands.eligibility import eligibility
+from fcp_core.commands.history import history
 from fcp_core.commands.invocation import Invocation
 from fcp_core.commands.keys import keys
 from fcp_core.commands.members import members
@@ -22,6 +23,7 @@ from fcp_core.commands.plugin import plugin
 from fcp_core.commands.plugins import plugins
 from fcp_core.commands.populations import populations
 from fcp_core.commands.query import query
+from fcp_core.commands.repeat import repeat
 from fcp_core.commands.serve import serve
 from fcp_core.commands.simulate import simulate
 from fcp_core.commands.tasks import openapi, tasks
@@ -51,6 +53,17 @@ class _Root(click.Group):
         """Return a command, or None."""
         return self.commands.get(cmd_name) or _plugin_commands(self, ctx).get(cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; the guess at a mistyped one knows those of plugins too."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(
+                error.command_name, possibilities=self.list_commands(ctx), ctx=ctx
+            ) from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands; those of plugins only if the plugins can be loaded."""
         try:
@@ -59,10 +72,12 @@ class _Root(click.Group):
             from_plugins = {}
             formatter.write_paragraph()
             formatter.write_text(f"The commands of plugins cannot be listed: {error}")
+        # What plugins bring for a group of ours is among its commands.
+        groups = {name for name, each in self.commands.items() if isinstance(each, click.Group)}
         rows = {
             name: command.get_short_help_str(150)
             for name, command in {**from_plugins, **self.commands}.items()
-            if not command.hidden
+            if not command.hidden and name.partition("-")[0] not in groups - {name}
         }
         with formatter.section("Commands"):
             formatter.write_dl(sorted(rows.items()))
@@ -172,6 +187,7 @@ for _command in (
     client,
     db,
     eligibility,
+    history,
     keys,
     openapi,
     plugin,
@@ -184,6 +200,9 @@ for _command in (
     members,
 ):
     cli.add_command(_command)
+
+
+tasks.add_command(repeat)
 
 
 def main() -> None:

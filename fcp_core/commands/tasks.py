@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from fcp_core.admin.client import AdminClient
     from fcp_core.admin.messages import Task
+    from fcp_core.rounds.specification import TaskSpec
+    from fcp_core.tasks.schedule import Schedule
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +30,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 _TO_A_SERVER = ("server", "token_file", "ca_file", "client_certfile", "client_keyfile")
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class _Group(click.Group):
+    """Finds commands that plugins bring for it: ``tasks-report`` is ``fcp tasks report``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*self.commands, *self._more(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None."""
+        return self.commands.get(cmd_name) or self._more(ctx).get(cmd_name)
+
+    def _more(self, ctx: click.Context) -> dict[str, click.Command]:
+        from fcp_core.commands.invocation import Invocation
+
+        if not isinstance(ctx.obj, Invocation):
+            return {}
+        begins = f"{self.name}-"
+        commands: Mapping[str, click.Command] = ctx.obj.plugin_commands.commands
+        return {
+            name.removeprefix(begins): command
+            for name, command in commands.items()
+            if name.startswith(begins)
+        }
 
 
 def admin_group(name: str, text: str) -> click.Group:
@@ -37,6 +65,7 @@ def admin_group(name: str, text: str) -> click.Group:
 
     @click.group(
         name,
+        cls=_Group,
         help=f"{text}\n\nThe token comes from --token-file, or from [fcp:admin] token_file, or "
         "from the environment variable FCP_ADMIN__TOKEN.",
     )
@@ -137,22 +166,35 @@ def connected(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
 @click.option("--watch", "watched", is_flag=True, help="Then watch it until it has ended.")
 @click.pass_obj
 def submit(connect: Any, file: Path, key: str | None, watched: bool) -> None:
-    """Offer the task that FILE describes, and print its id."""
-    from fcp_core.protocol.status import StatusError
-    from fcp_core.tasks.taskfile import read_task_file
+    """Offer the task that FILE describes, and print its id.
 
-    read = read_task_file(file)
-    try:
-        spec = read.to_spec()
-    except StatusError as error:
-        raise UsageError(f"{file}: {error.message}.") from None
-    except UsageError as error:
-        raise UsageError(f"{file}: {error}") from None
+    A task with a schedule is offered once in each of its periods, however often it is submitted.
+    """
+    spec, schedule = read_task(file)
+    if key is None and schedule is not None:
+        key = schedule.key(f"{spec.population} {spec.name}", time.time())
     with connected(connect) as client:
         task = client.submit(spec, key=key)
         click.echo(task.task_id)
         if watched:
             show_course(client, task.task_id)
+
+
+def read_task(file: Path) -> tuple[TaskSpec, Schedule | None]:
+    """Read a task file.
+
+    :raises UsageError: naming the file and what is wrong.
+    """
+    from fcp_core.protocol.status import StatusError
+    from fcp_core.tasks.taskfile import read_task_file
+
+    read = read_task_file(file)
+    try:
+        return read.to_spec(), read.schedule
+    except StatusError as error:
+        raise UsageError(f"{file}: {error.message}.") from None
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
 
 
 @tasks.command("list")
@@ -194,7 +236,7 @@ def watch(connect: Any, task_id: str) -> None:
 def cancel(connect: Any, task_id: str, reason: str | None) -> None:
     """End a task without a result; one that has ended stays as it is."""
     with connected(connect) as client:
-        click.echo(_line(client.cancel(task_id, reason)))
+        click.echo(summary(client.cancel(task_id, reason)))
 
 
 @tasks.command()
@@ -274,7 +316,7 @@ def show_course(client: AdminClient, task_id: str, *, err: bool = False) -> None
     else:
         seen = ""
         for task in client.watch(task_id):
-            why = "; ".join([_line(task), *_waits(task), *task.notes, *_reasons(task)])
+            why = "; ".join([summary(task), *_more(task)])
             # How long nobody came is no news by itself.
             news = why.replace(task.waits_for, re.sub(r"\d+", "", task.waits_for))
             if news != seen:
@@ -290,10 +332,24 @@ def _progress(task: Task) -> RenderableType:
 
     bar = ProgressBar(total=task.goal_count, completed=task.contributed, width=60)
     return Group(
-        Text(_line(task)),
+        Text(summary(task)),
         bar,
-        *(Text(f"  {line}") for line in [*_waits(task), *task.notes, *_reasons(task)]),
+        *(Text(f"  {line}") for line in _more(task)),
     )
+
+
+def _more(task: Task) -> list[str]:
+    """Return what is to be said of a task after its summary."""
+    return [*_waits(task), *task.notes, *_reasons(task), *_noise(task)]
+
+
+def _noise(task: Task) -> list[str]:
+    """Return what noise is in a result, a line for each output."""
+    return [
+        f"{noise['output']} has {noise['mechanism']} noise of standard deviation "
+        f"{noise['stddev']:.4g}"
+        for noise in (task.release or {}).get("noise", ())
+    ]
 
 
 def _waits(task: Task) -> list[str]:
@@ -315,7 +371,8 @@ def _reasons(task: Task) -> list[str]:
     return reasons
 
 
-def _line(task: Task) -> str:
+def summary(task: Task) -> str:
+    """Return a line about a task."""
     line = (
         f"{task.name} {task.state}: {task.contributed} of {task.goal_count} contributed, "
         f"{task.pending} at work, {task.dropped} dropped, {task.surplus} surplus"

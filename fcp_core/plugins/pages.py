@@ -8,7 +8,7 @@ shows a cookie of theirs instead.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,7 +91,7 @@ class Site:
     knows: Callable[[str], bool]
     key: Callable[[str], bytes]
     others: Callable[[str], Awaitable[Sequence[bytes]]]
-    metrics: Callable[[], Awaitable[Sequence[Mapping[str, Any]]]]
+    metrics: Callable[[Collection[str]], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class Reasons:
 
     def items(self) -> list[tuple[str, int]]:
         """Return each reason with its count, the most frequent first."""
+        if not self._counts:
+            return []  # as nearly always
         return [(reason, count) for reason, count in self._counts.most_common() if count > 0]
 
     def text(self, without: Collection[str] = ()) -> str:

@@ -26,15 +26,16 @@ def explain(task: TaskFacts, lately: Lately, waiting: int, now: float) -> str:
     if task.state is not TaskState.OPEN:
         return ""
     parts = [part for part in (_devices(task, lately, waiting, now), _refused(task)) if part]
-    verb = "is" if task.missing == 1 else "are"
-    return f"{task.missing} of {task.goal_count} {verb} missing: {'; '.join(parts)}"
+    missing = task.missing
+    verb = "is" if missing == 1 else "are"
+    return f"{missing} of {task.goal_count} {verb} missing: {'; '.join(parts)}"
 
 
 def _devices(task: TaskFacts, lately: Lately, waiting: int, now: float) -> str:
     """Say who is awaited: those at work, those that wait, or those that do not come."""
-    working = _working(task)
-    if task.capacity < 1 and task.at_work:
-        return f"{working}, and no more are wanted at a time"
+    at_work = task.at_work
+    if at_work and task.capacity < 1:
+        return f"{_working(task)}, and no more are wanted at a time"
     offer = lately.last_offer(task.name)
     if waiting:
         who = f"{_count(waiting, 'device')} {_verb(waiting, 'waits', 'wait')}"
@@ -48,7 +49,7 @@ def _devices(task: TaskFacts, lately: Lately, waiting: int, now: float) -> str:
         missing = f"no eligible device checked in for {span(now - offer)}{_back(lately)}"
     else:
         missing = f"the last eligible device checked in {_ago(now - offer)}"
-    return f"{working}, and {missing}" if task.at_work else missing
+    return f"{_working(task)}, and {missing}" if at_work else missing
 
 
 def _working(task: TaskFacts) -> str:

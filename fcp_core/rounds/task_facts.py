@@ -195,8 +195,11 @@ class TaskFacts(Machine[TaskState]):
             self.task_id, self.name, self.capacity, self.missing, self.created, self.at_work
         )
 
-    def status(self) -> TaskStatus:
-        """Return the task as a watcher sees it."""
+    def status(self, problem: str = "", waits_for: str = "") -> TaskStatus:
+        """Return the task as a watcher sees it.
+
+        :param problem: what keeps it from going on, and *waits_for* what it waits for.
+        """
         return TaskStatus(
             task_id=self.task_id,
             population=self.population,
@@ -217,6 +220,8 @@ class TaskFacts(Machine[TaskState]):
             silent=dict(self.awaited.silences.items()),
             deadline=None if self._state in FINAL else self.deadline,
             begun=self.awaited.begun,
+            problem=problem,
+            waits_for=waits_for,
             query=self.query,
         )
 

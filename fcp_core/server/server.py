@@ -24,7 +24,7 @@ from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import Listeners
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.prometheus import Dump
-from fcp_core.server.http.tls import ServerTLS
+from fcp_core.server.http.tls import MemberTLS, ServerTLS
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.reached import Reached
@@ -89,6 +89,7 @@ class Server:
     ) -> None:
         settings = ServerSettings.from_config(plugins.config)
         self._tls = tls = _tls(plugins.config, settings, certfile, keyfile)
+        self._member_tls = MemberTLS.from_config(plugins.config)
         limits = Limits.from_config(plugins.config)
         admin_check = AdminCheck.from_config(plugins.config)
         url = None if external_url is None else checked_url(external_url)
@@ -101,16 +102,15 @@ class Server:
         self.url = url or _url(listeners.host, self.port, secure=tls is not None)
         #: Where ``/metrics`` is; 0 if there is none.
         self.metrics_port = listeners.metrics_port
-        self._plugins = plugins
-        self._group = group
+        self._plugins, self._group = plugins, group
         clock = SystemClock() if clock is None else clock
-        metrics = ServerMetrics(clock, lambda: self.services.counts()) if settings.metrics else None
+        metrics = self._make_metrics(settings, clock)
         with listeners.closed_on_error():
             if plugins.config.get("unsafe_noise_seed") is not None:
                 listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
             storage = plugins.make_storage()
             if storage.shared:
-                listeners.listen_for_members(member_address)
+                listeners.listen_for_members(member_address, secure=self._member_tls is not None)
             self._workers = group.make_workers(listeners, certfile, keyfile, metrics, self.url)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
@@ -130,6 +130,12 @@ class Server:
         self._state = "new"
         self._cleanup = AsyncExitStack()
 
+    def _make_metrics(self, settings: ServerSettings, clock: Clock) -> ServerMetrics | None:
+        """Make what measures, if metrics are served, or there are pages that may show them."""
+        if not settings.metrics and not self._plugins.config.get("pages"):
+            return None
+        return ServerMetrics(clock, lambda: self.services.counts())
+
     def _make_frontend(
         self,
         listeners: Listeners,
@@ -146,11 +152,13 @@ class Server:
             listeners.sockets,
             None if tls is None else tls.context,
             metrics=metrics,
+            metrics_apart=self.metrics_port == 0,
             metrics_sockets=listeners.metrics_sockets,
             admin_check=admin_check,
             threads=self._group.threads,
             members=self.services.members,
             member_sockets=listeners.member_sockets,
+            member_tls=self._member_tls,
             pages=plugins.config.get("pages"),
             url=self.url,
         )
@@ -162,10 +170,13 @@ class Server:
         if check is None:
             return
 
-        async def measures() -> Sequence[Dump]:
+        async def measures(names: Collection[str]) -> Sequence[Dump]:
             if metrics is None:
                 return []
-            return [metrics.dump(), *([] if metrics.others is None else await metrics.others())]
+            return [
+                metrics.dump(names),
+                *([] if metrics.others is None else await metrics.others()),
+            ]
 
         async def others(uri: str) -> Sequence[bytes]:
             return [] if shared is None else await shared.ask_pages(uri)
@@ -254,6 +265,7 @@ class Server:
             self._workers.reload()
         for what, load in (
             ("the certificate", None if self._tls is None else self._tls.reload),
+            ("members' certificate", None if self._member_tls is None else self._member_tls.reload),
             ("the keys that sign tokens", self.services.reload_keys),
         ):
             try:

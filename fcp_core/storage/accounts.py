@@ -11,6 +11,9 @@ from fcp_core.rounds.ledger import Account, ReleaseRefusedError
 from fcp_core.storage.contract import Transaction
 from fcp_core.storage.records import AccountRecord, EntryRecord, TaskRecord
 
+#: What the accounts of series begin with.
+SERIES = "series/"
+
 #: Returns what becomes of accounts; raises ReleaseRefusedError.
 Change: TypeAlias = Callable[[Mapping[str, Account]], Mapping[str, bytes]]
 
@@ -42,13 +45,15 @@ def read(tx: Transaction, names: Iterable[str]) -> dict[str, Account]:
     return found
 
 
-def of_population(tx: Transaction, population: str, prefix: str) -> dict[str, Account]:
-    """Return the accounts of a population whose names begin with *prefix*."""
-    return {
-        record.account: Account(record.account, record.version, record.data)
-        for record in tx.select(AccountRecord, population=population)
-        if record.account.startswith(prefix)
-    }
+def of_ledgers(tx: Transaction, population: str | None) -> list[AccountRecord]:
+    """Return the accounts of ledgers, of one population or of all.
+
+    Those of series may be as large as models, and are not read.
+    """
+    which = {} if population is None else {"population": population}
+    names = tx.keys(AccountRecord, **which)
+    found = (tx.get(AccountRecord, name) for name in names if not name.startswith(SERIES))
+    return [record for record in found if record is not None]
 
 
 def book(tx: Transaction, task: TaskRecord, booking: Booking) -> dict[str, Account]:

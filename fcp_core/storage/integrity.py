@@ -10,7 +10,14 @@ from fcp_core.rounds.tasks import TaskState
 from fcp_core.storage import records as stored
 from fcp_core.storage.codec import CodecError, decode
 from fcp_core.storage.contract import Record, Storage, Transaction
-from fcp_core.storage.records import BlobRecord, MemberRecord, ShardRecord, TaskRecord
+from fcp_core.storage.records import (
+    AccountRecord,
+    BlobRecord,
+    EntryRecord,
+    MemberRecord,
+    ShardRecord,
+    TaskRecord,
+)
 from fcp_core.storage.upkeep import Upkeep
 
 #: How long a member that gave no sign of life is listed, in seconds.
@@ -65,6 +72,8 @@ class _Found:
     blobs: list[tuple[str, str]] = field(default_factory=list)
     shards: list[ShardRecord] = field(default_factory=list)
     members: list[MemberRecord] = field(default_factory=list)
+    entries: dict[str, dict[str, int]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
         if isinstance(record, TaskRecord):
@@ -75,6 +84,10 @@ class _Found:
             self.shards.append(record)
         elif isinstance(record, MemberRecord):
             self.members.append(record)
+        elif isinstance(record, EntryRecord):
+            self.entries[record.task_id] = record.accounts
+        elif isinstance(record, AccountRecord):
+            self.versions[record.account] = record.version
 
 
 async def examine(upkeep: Upkeep, retention: Retention) -> list[Finding]:
@@ -112,6 +125,7 @@ def _compare(found: _Found, now: float, retention: Retention) -> Iterator[Findin
     for member in found.members:
         if now - member.heartbeat > _SILENT:
             yield _silent(member)
+    yield from _of_ledgers(found)
     for task in tasks.values():
         if TaskState(task.record.state).is_final:
             yield from _of_ended(task, now, retention)
@@ -127,6 +141,20 @@ async def remove(storage: Storage, findings: list[Finding]) -> int:
         part = removals[start : start + _SLICE]
         removed += await storage.transact(lambda tx, part=part: sum(one(tx) for one in part))  # type: ignore[misc]
     return removed
+
+
+def _of_ledgers(found: _Found) -> Iterator[Finding]:
+    """Yield what shows that a ledger is older than what was released."""
+    for task_id, task in found.tasks.items():
+        if task.record.release and task_id not in found.entries:
+            what = f"(of {task.record.name!r}) has a result that is not booked in the ledger"
+            yield Finding(TaskRecord.KIND, task_id, what)
+    for task_id, accounts in found.entries.items():
+        for name, version in accounts.items():
+            known = found.versions.get(name, 0)
+            if known < version:
+                what = f"made {name!r} version {version}, and that is at {known}"
+                yield Finding(EntryRecord.KIND, task_id, what)
 
 
 def _of_open(task: _Task) -> Iterator[Finding]:

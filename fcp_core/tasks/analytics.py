@@ -19,6 +19,7 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol import wkt
 from fcp_core.protocol.protos import data_type_pb2, plan_pb2
 from fcp_core.rounds.specification import TaskSpec
+from fcp_core.tasks.schedule import Schedule
 
 #: What a vector may hold: on the device, and in the aggregation.
 DTYPES: Mapping[str, tuple[data_type_pb2.DataType, DataType]] = {
@@ -90,6 +91,7 @@ class Analytics:
     :param minimum_group_size: only groups of at least so many devices are in the result.
     :param eligibility: the options of eligibility policies, by the policies' names, that come on
         top of those that the server's configuration chooses.
+    :param schedule: when it is submitted again; None: it is not.
     :param more: further fields of the :class:`TaskSpec`, such as ``deadline``.
     :raises TypeError: if there is no such field.
     """
@@ -107,6 +109,7 @@ class Analytics:
         aggregates: Mapping[str, Aggregate] | None = None,
         minimum_group_size: int | None = None,
         eligibility: Mapping[str, Mapping[str, Any]] | None = None,
+        schedule: Schedule | None = None,
         **more: Any,
     ) -> None:
         #: The task, but for what the queries and the columns lead to: its plan and its aggregation.
@@ -121,6 +124,7 @@ class Analytics:
             **with_policies(eligibility or {}, more),
         )
         self.queries = queries
+        self.schedule = schedule
         self.group_by = group_by
         self.sums = sums or {}
         self.counts = counts or {}

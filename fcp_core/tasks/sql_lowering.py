@@ -147,7 +147,7 @@ def lower(query: SqlQuery) -> Lowered:
         _add(query, main, -1, DEVICES)
     grouped = _grouped(len(main.keys))
     main.sql = f"{parsed.with_sql}SELECT {', '.join(main.selected)} {parsed.from_sql}{grouped}"
-    minimum = query.min_devices if parsed.min_devices is None else parsed.min_devices
+    minimum = max(query.min_devices or 0, parsed.min_devices or 0) or None
     if query.domain and query.epsilon is None:
         raise UsageError(
             "a domain is for queries with an epsilon; others have the groups there are."

@@ -190,7 +190,11 @@ class _Reader:
                 raise UsageError(f"{clause} {given.name}: there is no such column in the SELECT.")
             return self._items[place - 1]
         if isinstance(given, exp.Column) and not given.table:
-            return self._aliases.get(given.name.lower(), given)
+            alias = self._aliases.get(given.name.lower(), given)
+            # In GROUP BY a column wins over an alias of its name; here it is one that there is.
+            if clause == "GROUP BY" and given in alias.find_all(exp.Column):
+                return given
+            return alias
         return given
 
     def _lift(self, item: exp.Expression, clause: str) -> exp.Expression:

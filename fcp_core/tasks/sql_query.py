@@ -14,6 +14,7 @@ from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol import sql, wkt
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.specification import TaskSpec
+from fcp_core.tasks.schedule import Schedule
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
@@ -135,6 +136,17 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         return cls.from_text(text).table(checkpoint, release)
 
     @classmethod
+    def shown(cls, text: str, checkpoint: bytes, release: Mapping[str, Any] | None = None) -> Table:
+        """Return the same, or what is in the result if the query cannot be read here.
+
+        :raises StatusError: as :meth:`answer`.
+        """
+        try:
+            return cls.answer(text, checkpoint, release)
+        except UsageError:
+            return Table.of(checkpoint)
+
+    @classmethod
     def from_text(cls, text: str) -> SqlQuery:
         """Read what :meth:`to_text` wrote.
 
@@ -151,10 +163,12 @@ class SqlTask:
     """A task that asks in SQL.
 
     :param fields: those of the :class:`TaskSpec` that are not made of the query.
+    :param schedule: when it is submitted again; None: it is not.
     """
 
     query: SqlQuery
     fields: Mapping[str, Any]
+    schedule: Schedule | None = None
 
     def to_spec(self) -> TaskSpec:
         """Return the task's specification.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fcp_core.rounds.specification import PolicyChoice, TaskSpec
 from fcp_core.tasks.analytics import Aggregate, Analytics, Query, Vector, with_policies
 from fcp_core.tasks.fields import read_fields
+from fcp_core.tasks.schedule import Schedule
 from fcp_core.tasks.sql_query import SqlQuery, SqlTask
 from fcp_core.tasks.tomlfile import TomlTable, parse_toml, read_text
 
@@ -36,8 +38,9 @@ def parse_task(text: str, shown: str = "task") -> Analytics | SqlTask:
     """
     root = parse_toml(text, shown)
     task = root.table("task")
+    schedule = _schedule(root)
     if isinstance(root.raw("query"), dict):
-        return _sql_task(root, task)
+        return _sql_task(root, task, schedule)
     queries = tuple(_query(table) for table in root.tables("query"))
     result = root.table("result")
     eligibility = _policies(root)
@@ -49,6 +52,7 @@ def parse_task(text: str, shown: str = "task") -> Analytics | SqlTask:
         aggregates=_aggregates(result),
         minimum_group_size=result.get("minimum_group_size", int, None),
         eligibility=eligibility,
+        schedule=schedule,
         **read_fields(task, TaskSpec, besides=MADE),
     )
     for table in (task, result, root):
@@ -56,12 +60,30 @@ def parse_task(text: str, shown: str = "task") -> Analytics | SqlTask:
     return analytics
 
 
-def _sql_task(root: TomlTable, task: TomlTable) -> SqlTask:
+def _schedule(root: TomlTable) -> Schedule | None:
+    """Read when the task is submitted again."""
+    if "schedule" not in root.names():
+        root.know("schedule")
+        return None
+    table = root.table("schedule")
+    every, starting = table.duration("every"), table.raw("starting")
+    table.know("starting")
+    table.check_all_read()
+    if every is None or not 0 < every <= 1e9:
+        raise table.wrong("every", "it must be like '1d' or '7d'")
+    if starting is None:
+        return Schedule(every)
+    if not isinstance(starting, datetime) or starting.tzinfo is None:
+        raise table.wrong("starting", "it must be a time with its zone, 2026-01-05T02:00:00Z")
+    return Schedule(every, starting.timestamp())
+
+
+def _sql_task(root: TomlTable, task: TomlTable, schedule: Schedule | None) -> SqlTask:
     """Read a task with one query in SQL."""
     query = root.table("query")
     asked = SqlQuery(**read_fields(query, SqlQuery, besides=()))
     fields = read_fields(task, TaskSpec, besides=MADE)
-    read = SqlTask(asked, with_policies(_policies(root), fields))
+    read = SqlTask(asked, with_policies(_policies(root), fields), schedule)
     for table in (task, query, root):
         table.check_all_read()
     return read

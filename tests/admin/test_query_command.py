@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 
 import pytest
@@ -113,6 +114,8 @@ sql = '''{SQL}'''
     for name in ("t.csv", "t.parquet", "t.json"):
         assert fcp("tasks", "result", task_id, "-o", name).exit_code == 0
     assert (tmp_path / "t.csv").read_text() == CSV
+    with AdminClient(server, make_server.token) as client:
+        assert client.csv(task_id) == CSV
 
 
 def test_what_would_be_done_is_explained():
@@ -135,3 +138,72 @@ def test_mistakes_are_said_before_anything_is_asked(arguments, words):
     result = fcp("query", "--population", POPULATION, "--goal", "3", *arguments)
     assert result.exit_code == 2
     assert words in result.output
+
+
+def test_a_task_is_repeated_once_in_each_period(server, make_server, databases, tmp_path):
+    text = f"""
+[task]
+population = "{POPULATION}"
+name = "launches"
+goal_count = 1
+[query]
+sql = "SELECT COUNT(*) AS n FROM launches"
+[schedule]
+every = "EVERY"
+"""
+    (tmp_path / "daily.toml").write_text(text.replace("EVERY", "1000d"))
+    first = fcp("tasks", "submit", "daily.toml")
+    assert first.exit_code == 0, first.output
+    assert fcp("tasks", "submit", "daily.toml").output == first.output
+    assert fcp("tasks", "cancel", first.output.strip()).exit_code == 0
+    (tmp_path / "often.toml").write_text(text.replace("EVERY", "1s"))
+    stopped = threading.Event()
+
+    def contribute():
+        while not stopped.is_set():
+            store = SQLStore(databases[0])
+            with Client(server, POPULATION, stores={"app:/tables": store}) as client:
+                client.run_once()
+            stopped.wait(0.1)
+
+    device = threading.Thread(target=contribute)
+    device.start()
+    try:
+        told = fcp("tasks", "repeat", "often.toml", "--times", "2", "--folder", "results")
+    finally:
+        stopped.set()
+        device.join()
+    assert told.exit_code == 0, told.output
+    files = sorted((tmp_path / "results").iterdir())
+    assert [file.read_text() for file in files] == ["n\n3\n"] * 2
+    with AdminClient(server, make_server.token) as client:
+        assert [task.state for task in client.list()] == ["cancelled", "completed", "completed"]
+
+
+def test_a_task_without_a_schedule_is_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.toml").write_text(
+        "[task]\npopulation='p'\nname='n'\ngoal_count=1\n[query]\nsql='SELECT COUNT(*) FROM t'\n"
+    )
+    told = fcp("tasks", "repeat", "t.toml")
+    assert (told.exit_code, "has no [schedule]" in told.output) == (2, True)
+
+
+def test_a_server_without_noise_says_so(server, tmp_path):
+    asked = fcp(
+        *("query", "SELECT COUNT(*) FROM launches", "--population", POPULATION),
+        *("--goal", "2", "--epsilon", "1"),
+    )
+    assert asked.exit_code == 1
+    assert "fedsql_dp_group_by" in asked.output
+    (tmp_path / "t.toml").write_text(
+        f"[task]\npopulation='{POPULATION}'\nname='n'\ngoal_count=1\n[schedule]\nevery='1d'\n"
+        "[query]\nsql='SELECT COUNT(*) FROM t'\nepsilon=0.5\n"
+    )
+    told = fcp("tasks", "repeat", "t.toml")
+    assert told.exit_code == 1
+    assert "every 1 days, each for epsilon 0.5" in told.output
+    assert "at most epsilon 3.5 a week" in told.output
+    for option in (["--delta", "1e-6"], ["--epsilon", "0"], ["--epsilon", "1", "--delta", "2"]):
+        mistake = fcp("query", "SELECT 1", "--population", "p", "--goal", "1", *option)
+        assert (mistake.exit_code, "Traceback" in mistake.output) == (2, False)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Client
 from fcp_core.commands.main import cli
-from fcp_core.commands.tasks import _reasons
+from fcp_core.commands.tasks import _noise, _reasons
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,11 +111,13 @@ def test_a_watcher_sees_whose_clients_are_silent(fcp, task_file):
             client.get(task_id),
             reasons={"silent": 3, "computation INTERNAL": 1},
             silent={"2026.1": 3, "unknown": 2},
+            release={"noise": [{"output": "sum", "mechanism": "gaussian", "stddev": 0.25}]},
         )
     assert _reasons(task) == [
         "1 x computation INTERNAL",
         "5 x silent since they were assigned (client versions: 3 x 2026.1, 2 x unknown)",
     ]
+    assert _noise(task) == ["sum has gaussian noise of standard deviation 0.25"]
 
 
 @pytest.mark.parametrize(

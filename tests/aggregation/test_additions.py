@@ -102,8 +102,8 @@ def test_the_state_and_the_refusals_are_those_of_the_general_way(data):
     kernels = data.draw(st.sampled_from(LOOPS))
     bound = bind(chosen, FACTORIES, {}, {})
     specs = {spec.name: spec for intrinsic in chosen for spec in intrinsic.inputs}
-    general = CheckpointAggregator(bound)
-    fast, other = (CheckpointAggregator(bound, kernels=kernels) for _ in range(2))
+    general, plain = (CheckpointAggregator(bound) for _ in range(2))
+    fast, other, alike = (CheckpointAggregator(bound, kernels=kernels) for _ in range(3))
     reader = CheckpointReader(kernels=kernels)
     for _ in range(data.draw(st.integers(1, 12))):
         tensors = {name: values(rng, spec) for name, spec in specs.items()}
@@ -122,7 +122,10 @@ def test_the_state_and_the_refusals_are_those_of_the_general_way(data):
         assert attempt(take, fast, reader.open, blob) == attempt(
             take, general, open_checkpoint, blob
         )
-        event = data.draw(st.sampled_from(["", "", "", "dump", "load", "merge", "merge other"]))
+        attempt(take, alike, reader.open, blob)
+        attempt(take, plain, open_checkpoint, blob)
+        events = ["", "", "", "dump", "load", "merge", "merge alike", "merge other"]
+        event = data.draw(st.sampled_from(events))
         if event == "dump":
             assert fast.dump() == general.dump()
             assert fast.num_inputs == general.num_inputs
@@ -133,6 +136,9 @@ def test_the_state_and_the_refusals_are_those_of_the_general_way(data):
             assert attempt(
                 fast.merge, CheckpointAggregator.load(bound, fast.dump(), kernels=kernels)
             ) == attempt(general.merge, CheckpointAggregator.load(bound, general.dump()))
+        elif event == "merge alike":
+            assert attempt(fast.merge, alike) == attempt(general.merge, plain)
+            assert alike.dump() == plain.dump()
         elif event == "merge other":
             attempt(other.merge, fast)
             assert fast.dump() == general.dump()
@@ -424,6 +430,41 @@ def test_int32_weights_are_added_in_64_bits(kernels, format):
     loaded = CheckpointAggregator.load(bound, aggregator.dump(), kernels=kernels)
     loaded.merge(aggregator)
     assert loaded.report()["m"].tolist() == [2, 2, 2]
+
+
+@FORMATS
+@EVERY
+def test_what_was_added_in_one_go_is_merged_in_one_go(kernels, format, monkeypatch):
+    weight = TensorSpec("w", DataType.DOUBLE)
+    chosen = [total("a", vector("u")), total("m", vector("v"), weight, "federated_weighted_mean")]
+    chosen.append(total("x", vector("u"), uri="federated_max"))
+    bound = bind(chosen, FACTORIES, {}, {})
+    one, other, general = (CheckpointAggregator(bound, kernels=kernels) for _ in range(3))
+    reader = CheckpointReader(kernels=kernels)
+    for number in range(8):
+        tensors = {"u": np.full(3, number), "v": np.full(3, number), "w": np.array(2.0**number)}
+        tensors = {n: t.astype("f8" if n == "w" else "f4") for n, t in tensors.items()}
+        blob = write_checkpoint(tensors, format)
+        (one, other)[number % 2].accumulate(reader.open(blob))
+        general.accumulate(open_checkpoint(blob))
+    merged = []
+    real = SumAccumulator.merge
+    monkeypatch.setattr(SumAccumulator, "merge", lambda *pair: merged.append(pair) or real(*pair))
+    before = other.dump()
+    one.merge(other)
+    assert not merged, "no accumulator was asked"
+    assert other.dump() == before
+    assert one.num_inputs == 8
+    assert one.dump() == general.dump()
+    # What may be beyond the dtype is looked at by the accumulators, and refused.
+    huge = CheckpointAggregator(bound, kernels=kernels)
+    for value in (1, 2, 3, 2e38):
+        tensors = {"u": np.full(3, value, "f4"), "v": np.ones(3, "f4"), "w": np.array(1.0)}
+        huge.accumulate(reader.open(write_checkpoint(tensors, format)))
+    one.merge(huge)
+    before = one.dump()
+    assert attempt(one.merge, huge)[0] is Code.OUT_OF_RANGE
+    assert one.dump() == before
 
 
 def test_partials_that_are_too_large_together_change_nothing():

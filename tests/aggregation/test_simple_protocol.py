@@ -105,7 +105,7 @@ def test_a_submission_of_another_upload_or_of_nothing_can_be_mended():
     start(machine, "a")
     for name in ("", "other", "checkpoint-b"):
         refused(Code.INVALID_ARGUMENT, "is not the one", submit, machine, "a", name=name)
-    refused(Code.INVALID_ARGUMENT, "nothing has been uploaded", submit, machine, "a")
+    refused(Code.ABORTED, "nothing has been uploaded", submit, machine, "a")
     upload(machine, "a")
     refused(Code.INVALID_ARGUMENT, "is not the one", submit, machine, "a", name="other")
     assert submit(machine, "a") == [Accumulate(("a",), slot="checkpoint")]
@@ -229,7 +229,7 @@ class AnySequence(RuleBasedStateMachine):
             assert effect == Accumulate((client,), slot="checkpoint")
             self.stages[client] = "submitted"
         elif stage == "started":
-            refused(Code.INVALID_ARGUMENT, "nothing", submit, self.machine, client, self.now)
+            refused(Code.ABORTED, "nothing", submit, self.machine, client, self.now)
         elif stage == "new":
             assert lost(submit(self.machine, client, self.now), client)
             self.machine.left(client, Code.ABORTED, self.now)

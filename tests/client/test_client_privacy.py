@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 
 import numpy as np
@@ -18,8 +19,12 @@ from fcp_core.client import (
     PrivacyPolicy,
     TaskOutcome,
 )
+from fcp_core.client.builtin_executors import default_executors
+from fcp_core.client.driver import BlockingDriver, Device
 from fcp_core.client.privacy import WEEK, GuardedStore, RefusedError
-from fcp_core.client.stores import CallableStore
+from fcp_core.client.steps import Compute
+from fcp_core.client.stores import CallableStore, make_query_result
+from fcp_core.client.transport import Transport
 from fcp_core.commands.main import cli
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
@@ -33,6 +38,14 @@ from fcp_core.testing.servers import COLLECTION, RunningServer, make_device, que
 NOTHING = Statement.of({})
 VECTOR = TensorSpec("v", DataType.INT64, (3,))
 SUM = Intrinsic("federated_sum", (VECTOR,), (TensorSpec("total", DataType.INT64, (3,)),))
+
+
+def until(condition):
+    """Wait for something that is about to happen."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def assignment(peers=None):
@@ -111,6 +124,30 @@ def test_all_results_are_masked_where_only_sums_may_be_seen():
     assert masked.secure["a"].tolist() == [1]
 
 
+def test_a_device_hands_its_protocol_nothing_in_the_clear():
+    data = make_query_result({"v": np.array([1, 2, 3], np.int64)})
+    policy = PrivacyPolicy(accept=(Acceptance(minimum_peers=10),))
+    device = Device(
+        population="people",
+        store=CallableStore(lambda selector: (), query=lambda query: data),
+        executors=default_executors(),
+        history=None,
+        name="",
+        now=time.time,
+        privacy=policy,
+    )
+    plan = query_task(SUM).plan
+
+    def part(peers):
+        return (yield Compute(assignment(peers), plan, b""))
+
+    with closing(Transport()) as transport:
+        driver = BlockingDriver(device, transport)
+        results = driver.run(part(10)).results
+        assert (results.checkpoint, results.secure["v"].tolist()) == (b"", [1, 2, 3])
+        assert isinstance(driver.run(part(None)).error, RefusedError)
+
+
 def test_a_week_has_a_budget():
     history = History(":memory:")
     policy = PrivacyPolicy(accept=(Acceptance(epsilon_per_week=1.0, delta_per_week=1e-6),))
@@ -161,6 +198,21 @@ def test_one_of_several_rules_is_enough_each_for_its_collections():
     assert masked.masked
 
 
+def test_a_plan_is_refused_before_its_first_query_is_asked(server):
+    spec = query_task(SUM)
+    plan = plan_pb2.ClientOnlyPlan.FromString(spec.plan)
+    second = plan.phase.example_query_spec.example_queries.add()
+    second.example_selector.collection_uri = "app:/health"
+    server.submit(spec.replace(plan=plan.SerializeToString()))
+    asked = []
+    store = CallableStore(lambda selector: (), query=asked.append)
+    policy = PrivacyPolicy(never=("app:/health",))
+    stores = {COLLECTION: store, "app:/health": store}
+    with make_device(server.url, {}, privacy=policy, stores=stores) as device:
+        (task,) = device.run_once().tasks
+    assert (task.outcome, asked) == (TaskOutcome.REFUSED, [])
+
+
 def test_policies_are_read_from_files(tmp_path):
     path = tmp_path / "privacy.toml"
     path.write_text('never = ["app:/h*"]\n[[accept]]\nminimum_peers = 3\nepsilon_per_week = 2\n')
@@ -203,7 +255,7 @@ def server():
 
 
 def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
-    task = server.submit(query_task(SUM, goal_count=1, over_selection=1.0))
+    task = server.submit(query_task(SUM, goal_count=1, over_selection=50.0))
     history = History(":memory:")
     policy = PrivacyPolicy(never=(COLLECTION,))
     data = {"v": [1, 2, 3]}
@@ -217,10 +269,32 @@ def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
     assert "is refused: the owner's privacy policy: nothing is given" in caplog.text
     (outcome,) = {run.outcome for run in history.runs()}
     assert outcome.startswith("refused: the owner's privacy policy")
-    assert server.status(task).reasons == {"refused PERMISSION_DENIED": 5}
+    # Nobody waits for the answer to a report.
+    until(lambda: server.status(task).reasons == {"refused PERMISSION_DENIED": 5})
     with make_device(server.url, data, history=history) as device:
         assert device.run_once().outcome is Outcome.CONTRIBUTED
     assert server.result(task)["total"].tolist() == [1, 2, 3]
+
+
+def test_the_owner_is_shown_what_ran(tmp_path):
+    path = tmp_path / "history.sqlite"
+    plan = add_statement(b"", {"epsilon": 0.5, "delta": 1e-8})
+    with closing(History(path)) as history:
+        run = history.begin_run("people", "count", 0.0, plan)
+        history.end_run(run, "refused: it is too much", ["app:/launches"])
+    shown = CliRunner().invoke(cli, ["history", str(path)])
+    assert shown.exit_code == 0, shown.output
+    for words in ("people", "count", "refused: it is too much", "app:/launches", '"epsilon":0.5'):
+        assert words in shown.output
+    assert CliRunner().invoke(cli, ["history", str(tmp_path / "none")]).exit_code == 2
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE t (a)")
+    before = (tmp_path / "other.db").read_bytes()
+    assert CliRunner().invoke(cli, ["history", str(tmp_path / "other.db")]).exit_code == 2
+    assert (tmp_path / "other.db").read_bytes() == before
+    (tmp_path / "text").write_text("no database, but text that is long enough" * 30)
+    wrong = CliRunner().invoke(cli, ["history", str(tmp_path / "text")])
+    assert (wrong.exit_code, "cannot be used as" in wrong.output) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,6 @@ def test_files_that_are_no_tables(tmp_path):
         SQLStore()
     with pytest.raises(UsageError, match=r"read from files in .*\.csv"):
         SQLStore(tmp_path / "notes.txt")
-    with pytest.raises(UsageError, match="no engine for SQL"):
-        SQLStore(tmp_path / "x.csv", engine="oracle")
     for name, content in {
         "gone.csv": None,
         "gone.db": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.keys import read_file
+from fcp_dashboard.plugin import DashboardPlugin
 from fcp_postgres import plugin as postgres
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,14 @@ def test_the_image_is_pinned_and_runs_as_nobody_in_particular():
     assert all(re.search(r":v?\d+\.\d+", image) for image in images)
 
 
+def test_the_image_has_the_version_as_its_tag():
+    # 'make version' sets both.
+    version = re.search(r"^version = (.+)$", (ROOT / "setup.cfg").read_text(), re.M)[1]
+    overlay = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yaml").read_text())
+    assert COMPOSE["services"]["server"]["image"] == f"fcp-server:{version}"
+    assert overlay["images"][0]["newTag"] == version
+
+
 def test_what_the_image_is_made_of_is_here():
     lines = (ROOT / "requirements" / "image.in").read_text().splitlines()
     folders = [line for line in lines if not line.startswith("#")]
@@ -62,14 +72,26 @@ def test_what_the_image_is_made_of_is_here():
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")
     needed = {"README.md", "setup.cfg", "fcp_core", "platform", "aggregators", "plugins"}
     assert not needed & set(ignored)
+    assert "deploy" in ignored  # its secrets, above all
     pins = (ROOT / "requirements" / "image.txt").read_text().splitlines()[1:]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    wanted = set()
+    for folder in folders:
+        metadata = configparser.ConfigParser(interpolation=None)
+        metadata.read(ROOT / folder / "setup.cfg")
+        lines = metadata["options"].get("install_requires", "").strip().splitlines()
+        wanted |= {re.match(r"[\w.-]+", line)[0] for line in lines if '< "3.11"' not in line}
+    # 'make requirements' resolves them anew.
+    assert wanted - {"fcp-server"} <= {pin.partition("==")[0] for pin in pins}
 
 
 def load(tmp_path, config_file=None, **environ):
     # The distributions that the image has.
     return Plugins.load(
-        config_file=config_file, environ=environ, working_folder=tmp_path, extra=[postgres]
+        config_file=config_file,
+        environ=environ,
+        working_folder=tmp_path,
+        extra=[postgres, DashboardPlugin()],
     ).config
 
 

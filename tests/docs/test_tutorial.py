@@ -52,7 +52,16 @@ def run(command, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    ["plugins.md", "configuration.md", "policy-lab.md", "protocols.md", "secure-sum.md"],
+    [
+        "plugins.md",
+        "configuration.md",
+        "policy-lab.md",
+        "protocols.md",
+        "secure-sum.md",
+        "first-query.md",
+        "first-noise.md",
+        "load.md",
+    ],
 )
 def test_the_page_does_what_it_says(page, tmp_path, monkeypatch):
     blocks = BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))

@@ -33,7 +33,9 @@ def words(text):
 def requirements(folder):
     """Return the names of the import packages that a distribution requires."""
     found = re.findall(r"(?m)^\s*([\w-]+)", metadata(folder)["options"]["install_requires"])
-    return {"fcp_core" if name == "fcp-server" else name.replace("-", "_") for name in found}
+    named = {"fcp_core" if name == "fcp-server" else name.replace("-", "_") for name in found}
+    # One package of many distributions.
+    return named | {"opentelemetry" for name in named if name.startswith("opentelemetry")}
 
 
 def entry_points(folder):

@@ -83,7 +83,7 @@ def test_downloads_and_refusals_are_the_same_everywhere(serve, kit, kept):
     server.run(server.server.services.tasks.cancel(task))
     with pytest.raises(kit.StatusError):
         server.total(task)
-    assert server.to(server.pids[1]).ask("GET", path)[0] == 404
+    assert server.to(server.pids[1]).ask("GET", path)[0] == 410
 
 
 def test_a_held_check_in_waits_at_a_worker(serve, kit):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import urllib3
 
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.manager import Plugins
@@ -176,6 +177,14 @@ def late_begin(lab):
         lab.status(lambda d=d, g=g: d.start_upload(g)) for d, g in zip(devices, given, strict=True)
     }
     return answer
+
+
+def ended_download(lab):
+    task = lab.submit()
+    given, *_ = lab.device().assignment()
+    assert urllib3.request("GET", given.plan.uri).status == 200
+    lab.do(lab.services.tasks.cancel(task))
+    return str(urllib3.request("GET", given.plan.uri).status)
 
 
 def late_upload(lab):

@@ -205,7 +205,7 @@ def test_each_device_gets_the_form_that_it_can_read(make_server, make_device, su
     thread.run(thread.server.services.tasks.cancel(task_id)).result(WAIT)
     with urllib3.PoolManager(retries=False) as client:
         for task in (packed, plain):
-            assert client.request("GET", task.plan.uri).status == 404
+            assert client.request("GET", task.plan.uri).status == 410
 
 
 @pytest.mark.parametrize("kept", KEPT)
@@ -434,7 +434,7 @@ def test_nothing_is_kept_of_a_task_that_ends_meanwhile():
         source.go.set()
         await reading
         assert downloads._size == 0
-        with pytest.raises(StatusError, match="may have ended"):
+        with pytest.raises(StatusError, match="there is nothing here"):
             await downloads.get("group/plan")
 
     asyncio.run(main())

@@ -14,6 +14,8 @@ import pytest
 import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import parser as text_parser
+from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
@@ -25,7 +27,7 @@ from fcp_core.server import Server, ServerThread
 from fcp_core.server.http import connections
 from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.metrics import KEPT, ServerMetrics
-from fcp_core.server.http.prometheus import Counter, Gauge, Histogram, render
+from fcp_core.server.http.prometheus import Counter, Gauge, Histogram, Info, render
 
 WAIT = 30.0
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -219,9 +221,10 @@ def make_server(tmp_path):
         thread.stop()
 
 
-def scrape(port, path="/metrics"):
+def scrape(port, path="/metrics", accept=None):
     with urllib3.PoolManager(retries=False, timeout=WAIT) as client:
-        reply = client.request("GET", f"http://localhost:{port}{path}")
+        headers = {} if accept is None else {"Accept": accept}
+        reply = client.request("GET", f"http://localhost:{port}{path}", headers=headers)
         return reply.status, reply.headers, reply.data
 
 
@@ -314,6 +317,50 @@ def test_no_device_is_in_the_metrics(make_server, make_device, sum_task):
     text = scrape(thread.server.metrics_port)[2].decode()
     for secret in (device.session_id, task.authorization_token, "127.0.0.1", "::1"):
         assert secret not in text
+
+
+#: As Prometheus asks.
+WANTED = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+
+
+def test_both_formats_say_the_same_to_the_parsers_of_prometheus(make_server, make_device, sum_task):
+    server = make_server(metrics="true")
+    tasks = server.server.services.tasks
+    task_id = server.run(tasks.submit(sum_task(goal=1))).result(WAIT)
+    body = write_checkpoint({"update": np.ones(3, np.float32)}, "tf_v1")
+    make_device(server.server.url, "people").contribute(body)
+    server.run(tasks.wait(task_id)).result(WAIT)
+    status, headers, plain = scrape(server.server.port, accept="text/plain")
+    assert (status, headers["Content-Type"].split(";")[0]) == (200, "text/plain")
+    status, headers, openmetrics = scrape(server.server.port, accept=WANTED)
+    assert (status, headers["Content-Type"].split(";")[0]) == (200, "application/openmetrics-text")
+    assert openmetrics.endswith(b"\n# EOF\n")
+    old = {f.name: f for f in text_parser.text_string_to_metric_families(plain.decode())}
+    new = {
+        f.name: f for f in openmetrics_parser.text_string_to_metric_families(openmetrics.decode())
+    }
+    assert new["fcp_server"].type == "info"
+    assert new["fcp_contributions"].type == old["fcp_contributions"].type == "counter"
+    assert new["fcp_contribution_seconds"].type == "histogram"
+    counted = "fcp_contributions"
+    assert [s.value for s in new[counted].samples] == [s.value for s in old[counted].samples] == [1]
+    assert set(new) - {"fcp_server"} == set(old) - {"fcp_server_info"}
+
+
+def test_units_are_seconds_and_bytes_and_counters_are_totals():
+    for metric in ServerMetrics(ManualClock(), lambda: COUNTS)._metrics:
+        assert metric.name.endswith("_total") == isinstance(metric, Counter), metric.name
+        assert metric.name.endswith("_info") == isinstance(metric, Info)
+        if isinstance(metric, Histogram):
+            assert metric.name.endswith(("_seconds", "_bytes"))
+        assert not re.search(r"_(ms|millis|minutes|hours|kb|mib|percent|age)$", metric.name)
+
+
+def test_the_information_of_several_processes_is_no_sum():
+    metrics = ServerMetrics(ManualClock(), lambda: COUNTS)
+    text = metrics.render([metrics.dump(), metrics.dump()])
+    (value,) = [v for (name, _), v in parse(text).items() if name == "fcp_server_info"]
+    assert value == 1
 
 
 def test_metrics_are_off_by_default_and_may_have_an_address_of_their_own(make_server):

@@ -1,6 +1,7 @@
 """What devices get wrong, repeat or lose, and that the round does not mind."""
 
 import asyncio
+import logging
 from concurrent.futures import Future
 
 import pytest
@@ -75,9 +76,13 @@ def test_a_wrong_resource_name_or_an_early_submit_can_be_mended(kit):
             device = world.device()
             assignment = await device.assignment()
             ticket = await device.start_upload(assignment)
-            for name in (None, "wrong", ""):
+            for name, code in (
+                (None, Code.ABORTED),
+                ("wrong", Code.INVALID_ARGUMENT),
+                ("", Code.INVALID_ARGUMENT),
+            ):
                 submit = device.submit(assignment, ticket, name)
-                assert await kit.code_of(submit) is Code.INVALID_ARGUMENT
+                assert await kit.code_of(submit) is code
             await device.upload(ticket)
             with pytest.raises(StatusError, match="wrong"):
                 await device.submit(assignment, ticket, "wrong")
@@ -454,7 +459,9 @@ def test_a_failed_eligibility_evaluation_ends_the_session(kit):
     asyncio.run(main())
 
 
-def test_a_plugin_may_refuse_a_device_and_say_when_to_come_back(kit):
+def test_a_plugin_may_refuse_a_device_and_say_when_to_come_back(kit, caplog):
+    caplog.set_level(logging.INFO, "fcp.services")
+
     class Gate:
         @hookimpl
         def fcp_admit_checkin(self, check_in):
@@ -470,6 +477,9 @@ def test_a_plugin_may_refuse_a_device_and_say_when_to_come_back(kit):
             assert not world.recorder.of("CheckedIn")
 
     asyncio.run(main())
+    # What the operator reads says why, and nothing of the device.
+    (line,) = [r.getMessage() for r in caplog.records if "turned away" in r.getMessage()]
+    assert line.endswith(": a device is turned away: too old")
 
 
 def test_policies_reach_devices_that_can_evaluate_them_and_only_those(kit):

@@ -61,6 +61,7 @@ def test_why_devices_did_not_contribute_is_told_after_a_restart(kit, sqlite):
             task = await world.submit(goal=1)
             world.services.tasks._running[task].machine.reasons.note("no battery", 3)
             assert await world.device().run()
+            await world.result(task)  # or the next start would end it
             before = await world.status(task)
             assert before.reasons == {"no battery": 3}
         async with sqlite() as world:

@@ -256,7 +256,7 @@ def test_a_plan_that_was_replaced_can_still_be_fetched_for_a_while(kit):
             world.advance(599)
             await media.download(name)
             world.advance(2)
-            assert await kit.code_of(media.download(name)) is Code.NOT_FOUND
+            assert await kit.code_of(media.download(name)) is Code.FAILED_PRECONDITION
 
     asyncio.run(main())
 

@@ -80,7 +80,9 @@ def test_the_assignment_says_where_everything_is(kit):
             await device.contribute(assignment)
             await world.result((await world.services.tasks.list())[0].task_id)
             name = uris["plan"][len(prefix) :]
-            assert await kit.code_of(world.services.media.download(name)) is Code.NOT_FOUND
+            assert (
+                await kit.code_of(world.services.media.download(name)) is Code.FAILED_PRECONDITION
+            )
 
     asyncio.run(main())
 

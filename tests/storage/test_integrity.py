@@ -9,7 +9,9 @@ import pytest
 
 from fcp_core.storage.integrity import examine, kinds, remove
 from fcp_core.storage.records import (
+    AccountRecord,
     BlobRecord,
+    EntryRecord,
     MemberRecord,
     PolicyStateRecord,
     ShardRecord,
@@ -21,6 +23,8 @@ NOW = 2_000_000_000.0
 DAY = 86_400.0
 OPEN = TaskRecord("t1", "people", "train", "open", "a1", b"spec", created=NOW)
 DONE = TaskRecord("t2", "people", "train", "completed", "a2", b"", created=NOW, finished=NOW)
+NOISY = dataclasses.replace(DONE, task_id="t3", aggregation_id="a3", release=b"{}")
+ENTRY = EntryRecord("t3", "people", "train", NOW, {"privacy/people/device": 2}, b"{}")
 SHARDS = (
     ShardRecord("s1", "t1", ("c1", "c2"), merged=True),
     ShardRecord("s2", "t1", ("c3",)),
@@ -33,6 +37,10 @@ HEALTHY = (
     *SHARDS,
     DONE,
     BlobRecord("t2/result", "t2", b"x"),
+    NOISY,
+    BlobRecord("t3/result", "t3", b"x"),
+    ENTRY,
+    AccountRecord("privacy/people/device", "people", 2, b"{}"),
     PolicyStateRecord("k", "people", b"{}", NOW),
     MEMBER,
 )
@@ -96,6 +104,11 @@ def test_all_kinds_are_known():
             "has 1 contributions in more than one shard, such as c3",
         ),
         ([(BlobRecord, "t2/result")], "task 't2' (of 'train') has no result"),
+        ([(EntryRecord, "t3")], "task 't3' (of 'train') has a result that is not booked"),
+        (
+            [AccountRecord("privacy/people/device", "people", 1, b"{}")],
+            "entry 't3' made 'privacy/people/device' version 2, and that is at 1",
+        ),
     ],
 )
 def test_damage_is_found_and_not_removed(path, monkeypatch, changes, words):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.protos import plan_pb2, selection_criteria_pb2
 from fcp_core.tasks.sql_query import SqlQuery
@@ -88,6 +89,8 @@ def check(sql, devices, folder, types=None):
         "WITH long AS (SELECT * FROM launches WHERE seconds > 1) SELECT COUNT(*) FROM long",
         "SELECT a, COUNT(*) FROM (SELECT lower(app) AS a FROM launches) GROUP BY a",
         "SELECT SUM(seconds) FROM launches WHERE app = 'nothing'",
+        "SELECT lower(app) AS app, COUNT(*) FROM launches GROUP BY app",
+        "SELECT version % 2 AS version, COUNT(*) AS n FROM launches GROUP BY 1 ORDER BY version",
         "SELECT app FROM launches GROUP BY app ORDER BY SUM(seconds) DESC LIMIT 2 OFFSET 1",
         "SELECT typeof(seconds), COUNT(*) FROM launches GROUP BY typeof(seconds)",
     ],
@@ -96,6 +99,7 @@ def test_answers_are_those_of_one_database(sql, tmp_path):
     check(sql, DEVICES, tmp_path, types={"crashed": "integer"})
 
 
+SLOW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 CELLS = st.one_of(
     st.none(),
     st.integers(-5, 5),
@@ -123,11 +127,7 @@ AGGREGATES = st.lists(
 KEYS = st.sampled_from(["", "a", "b", "a, b", "x > 0, a", "typeof(a)"])
 
 
-@settings(
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(SLOW, max_examples=60)
 @given(TABLES, AGGREGATES, KEYS)
 def test_any_answer_is_that_of_one_database(tmp_path, tables, aggregates, keys):
     grouped = f" GROUP BY {keys}" if keys else ""
@@ -136,11 +136,7 @@ def test_any_answer_is_that_of_one_database(tmp_path, tables, aggregates, keys):
     check(f"SELECT {shown} FROM t{grouped}", devices, tmp_path)
 
 
-@settings(
-    deadline=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(SLOW, max_examples=25)
 @given(TABLES, st.sampled_from(["", "a"]))
 def test_the_least_and_the_greatest_are_those_of_one_database(tmp_path, tables, keys):
     shown = "MIN(x), MAX(x), MAX(x) - MIN(x), MIN(x) FILTER (WHERE x > 5)"
@@ -148,11 +144,7 @@ def test_the_least_and_the_greatest_are_those_of_one_database(tmp_path, tables, 
     check(sql, [{"t": (("a", "b", "x"), rows)} for rows in tables], tmp_path)
 
 
-@settings(
-    deadline=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(SLOW, max_examples=25)
 @given(
     st.lists(
         st.lists(st.tuples(st.sampled_from("ab"), NUMBERS), max_size=8), min_size=1, max_size=6
@@ -209,6 +201,11 @@ def test_devices_are_counted(tmp_path):
         "SELECT SUM(n) FROM (SELECT COUNT(*) AS n FROM launches)": [(10.0,)],
     }.items():
         assert rows_of(answer(SqlQuery(sql), stores)) == expected
+    both = SqlQuery(
+        "SELECT app FROM launches GROUP BY app HAVING DEVICES() > 1 AND DEVICES() >= 1",
+        min_devices=3,
+    )
+    assert rows_of(answer(both, stores)) == []
     only = SqlQuery("SELECT app FROM launches GROUP BY app ORDER BY app", min_devices=2)
     assert rows_of(answer(only, stores)) == [("mail",), ("maps",)]
 
@@ -249,6 +246,16 @@ def test_nothing_but_what_is_aggregated_leaves_a_device(tmp_path):
     assert [{name: c[name].tolist() for name in c} for c in opened] == [
         {"COUNT(*)": [count]} for count in (2, 1, 0, 0)
     ]
+
+
+def test_without_the_parser_there_is_a_word_for_it(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("fcp_core.tasks.sql_low")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("fcp_core.tasks.sql_parsing", "fcp_core.tasks.sql_measures"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "sqlglot", None)
+    with pytest.raises(MissingExtraError, match=r"fcp-server\[analytics\]"):
+        SqlQuery("SELECT COUNT(*) FROM t").lowered()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The ledger: what events come to, what is allowed, booked and refused."""
 
+import asyncio
 import math
 
 import pytest
@@ -231,8 +232,34 @@ def test_days_have_budgets_of_their_own(book):
 def test_options_that_contradict_each_other_are_refused(tmp_path):
     with pytest.raises(UsageError, match="budget in epsilon already"):
         ledger(tmp_path, epsilon=1, rho=1)
+    with pytest.raises(UsageError, match="with 1000000 devices"):
+        ledger(tmp_path, delta=1e-6, population_size=1_000_000)
     with pytest.raises(UsageError, match="delta must be above 0"):
         ledger(tmp_path, delta=0)
+
+
+def test_a_population_has_a_budget_of_its_own(tmp_path):
+    (tmp_path / "fcp.cfg").write_text(
+        "[fcp:privacy]\nepsilon = 8\n"
+        "[fcp:population:phones/beta]\nprivacy.epsilon = 2\nprivacy.unit = device-day\n"
+    )
+    it = ledger(tmp_path)
+    assert (it.policy(POPULATION).epsilon, it.policy(POPULATION).unit) == (8, "device")
+    assert (it.policy("phones/beta").epsilon, it.policy("phones/beta").unit) == (2, "device-day")
+
+
+@pytest.mark.parametrize(("storage", "warned"), [("memory", True), ("sqlite", False)])
+def test_a_budget_that_is_forgotten_is_warned_of(tmp_path, caplog, storage, warned):
+    plugins = Plugins.load(
+        environ={},
+        working_folder=tmp_path,
+        entry_points=[],
+        extra=[PrivacyPlugin()],
+        overrides={"privacy.rho": "1", "storage": storage},
+        modules=["fcp_aggregators.plugin", "fcp_plugins.plugin"],
+    )
+    asyncio.run(plugins.startup())
+    assert ("forgets with the process" in caplog.text) is warned
 
 
 # A ledger that went back.

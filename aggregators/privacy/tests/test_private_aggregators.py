@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from fcp_core.aggregation.aggregator import JOINT_URI
 from fcp_core.aggregation.release import ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import StatusError
+from fcp_core.tasks.taskfile import parse_task
 from fcp_core.testing.aggregators import AggregatorConformance
 from fcp_privacy.accounting import rho_epsilon
 from fcp_privacy.blt import fit
@@ -83,16 +85,20 @@ class TestGaussian(_Conformance):
 
 
 class TestAdaptive(_Conformance):
+    max_examples = 8
     factory = ADAPTIVE
     options = ADAPTIVE_OPTIONS
 
 
 class TestTree(_Conformance):
+    # Its state is that of the first one.
+    max_examples = 8
     factory = TREE
     options = OPTIONS
 
 
 class TestMatrix(_Conformance):
+    max_examples = 8
     factory = MATRIX
     options = MATRIX_OPTIONS
 
@@ -188,6 +194,62 @@ def test_weighted_means_are_refused():
         GAUSSIAN.make(weighted, OPTIONS)
 
 
+# What a task is refused.
+
+TASK_FILE = """
+[task]
+population = "phones/all"
+name = "latency"
+goal_count = 2
+aggregators = { federated_sum = "dp_gaussian" }
+options = { dp_gaussian = { clip = 1.0, epsilon = 0.5, delta = 1e-8 } }
+[[query]]
+collection_uri = "app:/launches"
+[query.vectors]
+x = { dtype = "float32", length = 3 }
+[result.aggregate]
+total = { uri = "federated_sum", vectors = ["x"], dtype = "float32", length = 3 }
+"""
+
+
+@pytest.fixture
+def check(tmp_path):
+    plugins = Plugins.load(
+        environ={},
+        working_folder=tmp_path,
+        overrides={"plugins": "fcp_privacy.plugin:PrivacyPlugin"},
+    )
+    return lambda spec: " ".join(plugins.check_task(spec))
+
+
+def series(name, **options):
+    return (
+        parse_task(TASK_FILE)
+        .to_spec()
+        .replace(aggregators={"federated_sum": name}, options={name: options})
+    )
+
+
+def test_three_lines_of_a_task_file_make_it_private(check):
+    assert check(parse_task(TASK_FILE).to_spec()) == ""
+
+
+def test_what_devices_are_not_asked_to_keep_is_not_counted_on(check):
+    spec = series("dp_matrix", clip=1.0, noise_multiplier=1.0, rounds=10, separation=4)
+    assert "nothing asks them to: add the eligibility policy minimum_separation" in check(spec)
+    asked = {**spec.options, "minimum_separation": {"minimum_separation": 2, "current_index": 1}}
+    spec = spec.replace(eligibility=["minimum_separation"], options=asked)
+    assert "after 4 rounds" in check(spec)
+    asked["minimum_separation"] = {"minimum_separation": 3, "current_index": 1}
+    assert check(spec.replace(options=asked)) == ""
+    assert check(series("dp_tree", clip=1.0, noise_multiplier=1.0)) == ""
+
+
+def test_sums_that_the_server_sees_only_as_such_are_not_clipped(check):
+    spec = parse_task(TASK_FILE).to_spec().replace(protocol="secagg")
+    assert "under the protocol 'secagg' the server sees sums of many" in check(spec)
+
+
 # The adaptive clip.
 
 
@@ -233,7 +295,7 @@ def test_the_clip_goes_to_the_norms_from_round_to_round(size, grows):
         for _ in range(100):
             accumulator.accumulate(contribution(size, 1.0, SUM))
         state = accumulator.release(ReleaseContext(100, state, "", seeded(number))).state
-    assert clips[0] == 0.1
+    assert clips[0] == np.float32(0.1)
     assert (clips[-1] > 0.2) is grows
     # The noise of the count is 5 of 100.
     steps = np.diff(np.log(clips))

@@ -76,8 +76,10 @@ class InFlight:
             self._missing.pop(body, None)
             return True
         self._missing[body] = missing
-        first = min(self._missing, key=lambda other: self._missing[other])
         size, room = min(PART, missing), self.room()
+        if size + missing <= room:  # and what the first one lacks is no more
+            return True
+        first = min(self._missing, key=self._missing.__getitem__)
         if body is first:
             # The others may have a part each that was not counted when they asked.
             return size <= room + PART * (len(self._missing) - 1)

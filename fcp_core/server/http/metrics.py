@@ -8,9 +8,10 @@ name whose last task ended are dropped after :data:`KEPT` seconds.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import re
 from collections import Counter as Count
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.clock import Clock
@@ -27,7 +28,7 @@ from fcp_core.rounds.events import (
     TaskOpened,
 )
 from fcp_core.rounds.expiring import Expiring
-from fcp_core.server.http.prometheus import Counter, Dump, Gauge, Histogram, Metric, render
+from fcp_core.server.http.prometheus import Counter, Dump, Gauge, Histogram, Info, Metric, render
 
 #: How long the series of a name without an open task are kept, in seconds.
 KEPT = 3600.0
@@ -69,6 +70,7 @@ class ServerMetrics:
         self._metrics: list[Metric] = [
             *(metric for metric in vars(self).values() if isinstance(metric, Metric)),
             *self._gauges(counts),
+            Info("fcp_server_info", "What runs.", {"version": _version()}),
         ]
 
     def _declare_task_metrics(self) -> None:
@@ -172,10 +174,14 @@ class ServerMetrics:
             ("waiting", "Devices that wait for a task."),
             ("at_work", "Devices whose task is in progress."),
             ("populations", "Populations that this server owns."),
-            ("heartbeat_age", "Seconds since a shared storage answered last."),
         ):
             read = lambda name=name: counts().get(name, 0)  # noqa: E731
             yield Gauge(f"fcp_{name}", help, read=read)
+        yield Gauge(
+            "fcp_heartbeat_age_seconds",
+            "Seconds since a shared storage answered last.",
+            read=lambda: counts().get("heartbeat_age", 0),
+        )
 
     def event(self, event: Event) -> None:
         """Count an event of a task."""
@@ -237,21 +243,26 @@ class ServerMetrics:
             self._lag_timer.cancel()
             self._lag_timer = None
 
-    async def expose(self) -> bytes:
+    async def expose(self, openmetrics: bool = False) -> bytes:
         """Return the metrics of all processes of the server as Prometheus reads them."""
-        return self.render(() if self.others is None else await self.others())
+        return self.render(() if self.others is None else await self.others(), openmetrics)
 
-    def render(self, others: Sequence[Dump] = ()) -> bytes:
+    def render(self, others: Sequence[Dump] = (), openmetrics: bool = False) -> bytes:
         """Return all metrics as Prometheus reads them.
 
         :param others: the dumps of other processes; sums are shown.
+        :param openmetrics: in that format.
         """
         self._drop_old()
-        return render(self._metrics, others)
+        return render(self._metrics, others, openmetrics)
 
-    def dump(self) -> Dump:
-        """Return all series, for :meth:`render` and :meth:`add_exited`."""
-        return {metric.name: metric.dump() for metric in self._metrics}
+    def dump(self, names: Collection[str] | None = None) -> Dump:
+        """Return all series, for :meth:`render` and :meth:`add_exited`; or those of some names."""
+        return {
+            metric.name: metric.dump()
+            for metric in self._metrics
+            if names is None or metric.name in names
+        }
 
     def add_exited(self, dump: Dump) -> None:
         """Add the counters of a worker that exited; its gauges are dropped."""
@@ -298,3 +309,10 @@ class ServerMetrics:
 def _word(text: str) -> str:
     """Return a reason that a plugin may have made up, if it is a short word."""
     return text if _WORD.fullmatch(text) else "other"
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("fcp-server")
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        return "unknown"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.handler import Handler
-from fcp_core.server.http.prometheus import CONTENT_TYPE
+from fcp_core.server.http.prometheus import CONTENT_TYPE, OPENMETRICS_TYPE
 
 
 class HealthHandler(Handler):
@@ -35,9 +35,13 @@ class MetricsHandler(Handler):
     throttled = False
 
     async def serve(self) -> None:
-        """Answer all metrics."""
+        """Answer all metrics, as OpenMetrics to whoever takes that."""
         assert self.context.metrics is not None  # there is no such route without them
-        self.answer(await self.context.metrics.expose(), headers={"Content-Type": CONTENT_TYPE})
+        openmetrics = "application/openmetrics-text" in self.headers.get("Accept", "")
+        body = await self.context.metrics.expose(openmetrics)
+        self.answer(
+            body, headers={"Content-Type": OPENMETRICS_TYPE if openmetrics else CONTENT_TYPE}
+        )
 
 
 class NothingHandler(Handler):

@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms, and the text that Prometheus reads (format 0.0.4)."""
+"""Counters, gauges and histograms, as text of the format 0.0.4 or OpenMetrics 1.0."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 #: The most sets of labels that one metric has; what comes beyond is counted under ``other``.
 MAX_SERIES = 2000
@@ -26,6 +27,9 @@ class Metric:
     """
 
     kind = ""
+    #: What OpenMetrics calls it, if that is something else, and the suffix of its samples.
+    open_kind = ""
+    suffix = ""
 
     def __init__(
         self, name: str, help: str, labels: Sequence[str] = (), bound: int = MAX_SERIES
@@ -55,13 +59,16 @@ class Metric:
             for index, value in enumerate(more):
                 values[index] += value
 
-    def lines(self, others: Iterable[Series] = ()) -> Iterator[str]:
+    def lines(self, others: Iterable[Series] = (), openmetrics: bool = False) -> Iterator[str]:
         """Yield the metric as text, series in the order in which they came.
 
         :param others: the series of other processes; sums are shown.
+        :param openmetrics: in that format, in which a family has no suffix.
         """
-        yield f"# HELP {self.name} {_escape(self.help, quotes=False)}"
-        yield f"# TYPE {self.name} {self.kind}"
+        family = self.name.removesuffix(self.suffix) if openmetrics else self.name
+        kind = (self.open_kind or self.kind) if openmetrics else self.kind
+        yield f"# HELP {family} {_escape(self.help, quotes=openmetrics)}"
+        yield f"# TYPE {family} {kind}"
         whole = copy.copy(self)
         whole._series = {key: list(values) for key, values in self._series.items()}
         for series in others:
@@ -95,6 +102,7 @@ class Counter(Metric):
     """A number that only grows."""
 
     kind = "counter"
+    suffix = "_total"
 
     def add(self, *labels: str, amount: float = 1.0) -> None:
         """Add to the series of these labels."""
@@ -132,14 +140,32 @@ class Gauge(Metric):
         self._look()
         return super().dump()
 
-    def lines(self, others: Iterable[Series] = ()) -> Iterator[str]:
+    def lines(self, others: Iterable[Series] = (), openmetrics: bool = False) -> Iterator[str]:
         """Yield the metric as text, with its value of now."""
         self._look()
-        return super().lines(others)
+        return super().lines(others, openmetrics)
 
     def _look(self) -> None:
         if self._read is not None:
             self.set(value=self._read())
+
+
+class Info(Metric):
+    """What does not change while the server runs, as labels of the number 1.
+
+    :param values: by label.
+    """
+
+    kind = "gauge"
+    open_kind = "info"
+    suffix = "_info"
+
+    def __init__(self, name: str, help: str, values: Mapping[str, str]) -> None:
+        super().__init__(name, help, tuple(values))
+        self._series[tuple(values.values())] = [1.0]
+
+    def add_series(self, series: Series) -> None:
+        """Do nothing: what is true of several processes is no sum."""
 
 
 class Histogram(Metric):
@@ -172,16 +198,24 @@ class Histogram(Metric):
         yield self._sample("_count", labels, total)
 
 
-def render(metrics: Iterable[Metric], others: Sequence[Dump] = ()) -> bytes:
+def render(
+    metrics: Iterable[Metric], others: Sequence[Dump] = (), openmetrics: bool = False
+) -> bytes:
     """Return the metrics as Prometheus reads them.
 
     :param others: the dumps of other processes; sums are shown.
+    :param openmetrics: in that format.
     """
-    return "".join(
-        f"{line}\n"
+    lines = [
+        line
         for metric in metrics
-        for line in metric.lines([dump[metric.name] for dump in others if metric.name in dump])
-    ).encode()
+        for line in metric.lines(
+            [dump[metric.name] for dump in others if metric.name in dump], openmetrics
+        )
+    ]
+    if openmetrics:
+        lines.append("# EOF")
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _number(value: float) -> str:

@@ -202,7 +202,7 @@ class WorkerMetrics(ServerMetrics):
         super().__init__(clock, Counter)
         self._link = link
 
-    async def expose(self) -> bytes:
+    async def expose(self, openmetrics: bool = False) -> bytes:
         """Return all metrics of the server."""
-        text: bytes = await self._link.call("expose")
+        text: bytes = await self._link.call("expose", openmetrics)
         return text

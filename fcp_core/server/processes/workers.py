@@ -227,9 +227,9 @@ class WorkerProcess:
             return None
         return found.data, found.content_type, found.etag, found.max_age
 
-    async def _exposed(self) -> bytes:
+    async def _exposed(self, openmetrics: bool) -> bytes:
         assert self._metrics is not None  # a worker measures only if this process does
-        return await self._metrics.expose()
+        return await self._metrics.expose(openmetrics)
 
     async def _look(self) -> Any:
         members = self._services.members

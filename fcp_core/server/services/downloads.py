@@ -6,6 +6,7 @@ What is in memory is sent from there; what is read from the storage goes through
 from __future__ import annotations
 
 import asyncio
+import re
 import weakref
 from collections import OrderedDict
 
@@ -14,6 +15,8 @@ from fcp_core.server.services.published import PLAIN, Download, Published
 
 #: How many digits of a group's name nobody can guess.
 SECRET = 64
+#: What only this server, or one with the same storage, can have given a device as an address.
+_GROUP = re.compile(rf"[0-9a-f]{{{SECRET},}}")
 #: What an entry of the cache counts beyond its data.
 _ENTRY = 1024
 
@@ -50,11 +53,14 @@ class Downloads:
         """Return a resource.
 
         :param name: ``<group>/<file>``, or ``<group>.plain/<file>``.
-        :raises StatusError: NOT_FOUND if there is none, or its task has ended.
+        :raises StatusError: FAILED_PRECONDITION (410) if its task has ended, which to a device is
+            no fault of its own; NOT_FOUND if there is none of that name.
         """
         group, _, file = name.partition("/")
         published = self._published(name)
         download = None
+        if published is None and _GROUP.fullmatch(group.removesuffix(PLAIN)):
+            raise StatusError(Code.FAILED_PRECONDITION, "its task has ended", http=410)
         if published is not None:
             compressed = not group.endswith(PLAIN)
             if published.source is None or published.holds(file):
@@ -62,7 +68,7 @@ class Downloads:
             else:
                 download = await self._read(published, name, file, compressed)
         if download is None:
-            raise StatusError(Code.NOT_FOUND, "there is nothing here; its task may have ended")
+            raise StatusError(Code.NOT_FOUND, "there is nothing here")
         return download
 
     def is_same(self, name: str, etag: str) -> bool:

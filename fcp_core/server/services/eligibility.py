@@ -101,7 +101,7 @@ class EligibilityEvalTasks:
         if not (trusted and population.has_room_for(offer.names)):
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
-            reason = "refused" if refusal is not None else "no_task" if trusted else "silent"
+            reason = _reason(population.name, refusal, trusted)
             who = (population.name, label(session_key.hex()))
             self._common.notify(Rejected(now, *who, reason, check_in.client_version))
             response.rejection_info.SetInParent()
@@ -273,6 +273,14 @@ class EligibilityEvalTasks:
                 session.check_in.client_version,
             )
         )
+
+
+def _reason(population: str, refusal: Refusal | None, trusted: bool) -> str:
+    """Return the word for why a device is sent away, and log what policies say of it."""
+    if refusal is not None:
+        logger.info("%s: a device is turned away: %s", population, clean(refusal.reason))
+        return "refused"
+    return "no_task" if trusted else "silent"
 
 
 def _check_in(request: eets.EligibilityEvalTaskRequest, principal: str | None) -> CheckIn:

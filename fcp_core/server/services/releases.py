@@ -33,16 +33,14 @@ from fcp_core.protocol.statement import add_statement
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.ledger import Account, Ledger, Planned, ReleaseRefusedError
 from fcp_core.rounds.specification import TaskSpec
-from fcp_core.storage.accounts import Booking
+from fcp_core.storage.accounts import SERIES, Booking
+from fcp_core.storage.contract import StorageError
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
     from fcp_core.server.services.store import Loaded, TaskStore
 
 logger = logging.getLogger("fcp.services")
-
-#: What the accounts of series begin with.
-SERIES = "series/"
 
 
 def entropy_of(unsafe_seed: int | None) -> Callable[[int], bytes]:
@@ -127,6 +125,19 @@ class TaskRelease:
             costs = tuple(promise.cost for promise in promises)
             self.planned = dataclasses.replace(self.planned, costs=costs)
         return accounts
+
+    async def restored(self) -> None:
+        """Find out what the release of a task of an earlier run will cost, if that can be said.
+
+        :raises StorageError: if the storage does not answer.
+        """
+        try:
+            await self.plan()
+        except StorageError:
+            raise
+        except StatusError as error:
+            name = self.planned.spec.name
+            logger.warning("what task %s costs is not known before its end: %s", name, error)
 
     async def check(self, others: Sequence[Planned]) -> None:
         """Ask the ledgers before the task is offered.

@@ -299,7 +299,7 @@ def _load(tx: Transaction, population: str | None) -> Loaded:
     return Loaded(
         sorted(tasks, key=lambda task: task.record.created),
         [state for state in tx.select(PolicyStateRecord) if population in (None, state.population)],
-        list(tx.select(AccountRecord, **which)),
+        accounts.of_ledgers(tx, population),
         list(tx.select(EntryRecord, **which)),
     )
 

@@ -97,15 +97,12 @@ class Surroundings:
 
 def explained(machine: TaskMachine, places: Places, surroundings: Surroundings) -> TaskStatus:
     """Return how a task stands whose end is not stored, and what keeps it from going on."""
-    status = machine.status()
-    if status.state in FINAL:
-        status = replace(status, state=TaskState.CLOSING, finished=None, error=None)
     now = surroundings.clock.now()
-    return replace(
-        status,
-        problem=surroundings.writes.trouble(),
-        waits_for=explain(machine, places.lately, places.waiting, now),
-    )
+    waits_for = explain(machine, places.lately, places.waiting, now)
+    status = machine.status(surroundings.writes.trouble(), waits_for)
+    if status.state in FINAL:
+        return replace(status, state=TaskState.CLOSING, finished=None, error=None)
+    return status
 
 
 def check_modes(spec: TaskSpec, others: Iterable[TaskSpec]) -> None:

@@ -242,13 +242,13 @@ class Tasks:
             try:
                 choices, now = self._factory.choose(spec), self._clock.now()
                 parts = self._factory.parts(record, spec, choices, now, loaded.shards)
-                await parts.release.plan()
             except StatusError as error:
                 why = error.message.rstrip(".")
                 raise UsageError(
                     f"task {record.name} of an earlier run cannot go on: {why}. Mend the "
                     "configuration (what has contributions keeps its aggregators) or the storage."
                 ) from error
+            await parts.release.restored()
             self._populations.add(record.population)
             published = await self._factory.publish(record, spec, choices.settings)
             self._open(record, spec, choices, parts, published)

@@ -5,10 +5,16 @@ import json
 import re
 import time
 
+import numpy as np
 import pytest
 
+from fcp_core.admin.messages import Task
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.status import Code
+from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.testing.servers import query_task
+from fcp_dashboard.views.results import result_page
 
 VALUE = TensorSpec("v", DataType.INT64, (2,))
 SUM = Intrinsic("federated_sum", (VALUE,), (TensorSpec("sum", DataType.INT64, (2,)),))
@@ -129,3 +135,166 @@ def test_what_is_not_there_is_a_page_too(dashboard, browser):
     assert answer.status == 404
     assert "<script>alert" not in answer.text
     assert "Not found" in answer.text
+
+
+PAGES = (
+    "/",
+    "/tasks",
+    "/populations",
+    "/programs",
+    "/program?population=people&name=train",
+    "/sessions",
+    "/errors",
+    "/events",
+    "/members",
+    "/server",
+    "/configuration",
+)
+
+
+@pytest.fixture
+def lively(dashboard, fcp_population):
+    """A server on which each kind of thing has happened, and its tasks' ids."""
+    server = dashboard(actions=["cancel", "submit"])
+    ids = []
+    for _ in range(3):
+        ids.append(server.submit(query_task(SUM, name="train", goal_count=2)))
+        fcp_population(server, [{"v": [1, 2]}, {"v": [1, 2, 3]}, {"v": [3, 4]}], threads=1)
+        server.result(ids[-1])
+    ids.append(server.submit(query_task(SUM, name="train", goal_count=5)))
+    return server, ids
+
+
+def test_each_page_shows_what_it_is_for(lively, browser):
+    server, _ = lively
+    somebody = browser(server).log_in()
+    pages = {path: text_of(somebody.ask(path)) for path in PAGES}
+    assert all(somebody.ask(path).status == 200 for path in PAGES)
+    assert "Seen since" in pages["/"]
+    assert re.search(r"people .* none set", pages["/populations"])
+    assert re.search(r"train people 4 100 %", pages["/programs"])
+    assert "2 of 2" in pages["/program?population=people&name=train"]
+    assert "-v[]+^" in pages["/sessions"]
+    assert "-v[]+#" in pages["/sessions"]
+    assert "3 devices with a task did not contribute, in 1 ways" in pages["/errors"]
+    assert re.search(r"TaskClosed people train OK", pages["/events"])
+    assert re.search(r"alone serves .* people", pages["/members"])
+    assert "StartTaskAssignment" in pages["/server"]
+    assert re.search(r"≤ [\d.]+ m?s", pages["/server"])
+    assert "a-token-of-the-tests" not in pages["/configuration"]
+    assert "[fcp:dashboard] actions" in pages["/configuration"]
+
+
+def test_a_page_without_anything_says_so(dashboard, browser):
+    somebody = browser(dashboard()).log_in()
+    for path in PAGES:
+        answer = somebody.ask(path)
+        assert answer.status == (404 if path.startswith("/program?") else 200), path
+    assert "No device has failed" in text_of(somebody.ask("/errors"))
+    assert "No session has ended yet" in text_of(somebody.ask("/sessions"))
+
+
+def test_events_are_chosen(lively, browser):
+    server, _ = lively
+    text = text_of(browser(server).log_in().ask("/events?kind=TaskOpened"))
+    assert "wants 2 contributions" in text
+    assert "INVALID_ARGUMENT" not in text
+
+
+def test_a_result_is_shown_and_downloaded(lively, browser):
+    server, ids = lively
+    somebody = browser(server).log_in()
+    text = text_of(somebody.ask(f"/tasks/{ids[0]}/result"))
+    assert re.search(r"2 rows. sum 4 6", text)
+    assert somebody.ask(f"/tasks/{ids[0]}/result.csv").text == "sum\n4\n6\n"
+    checkpoint = somebody.ask(f"/tasks/{ids[0]}/result.ckpt")
+    assert open_checkpoint(checkpoint.body)["sum"].tolist() == [4, 6]
+    assert "attachment" in checkpoint.headers["content-disposition"]
+    none = somebody.ask(f"/tasks/{ids[3]}/result")
+    assert "has not ended" in none.text
+
+
+def test_a_result_that_is_no_table_is_shown_by_its_tensors():
+    data = write_checkpoint(
+        {"v": np.array([1, 2]), "w": np.array([[1.0, 3.0, 9.5]])}, "federated_compute"
+    )
+    task = Task.of(TaskStatus("id", "people", "train", TaskState.COMPLETED, 2))
+    (section,) = result_page(task, data).sections
+    assert section.caption == "2 tensors; it is no table."
+    assert section.rows == [
+        ["v", "int64", "2", "2", "1", "1.5", "2"],
+        ["w", "float64", "1 x 3", "3", "1", "4.5", "9.5"],
+    ]
+
+
+def test_a_report_is_one_file(lively, browser):
+    server, ids = lively
+    answer = browser(server).log_in().ask(f"/tasks/{ids[0]}/report.html")
+    assert len(answer.body) < 300_000
+    assert "attachment" in answer.headers["content-disposition"]
+    # It asks nobody for anything.
+    links = re.findall(r'(?:src|href|action|url)\s*[=(]\s*"?([^"\s>)]*)', answer.text)
+    assert set(links) <= {"data:,"}
+    assert "<script" not in answer.text
+    text = text_of(answer)
+    assert "Contributed 2" in text
+    assert "Result: Table" in text
+    assert ids[0] in text
+    open_one = browser(server).log_in().ask(f"/tasks/{ids[3]}/report.html")
+    assert "are missing" in text_of(open_one)
+
+
+TASK_FILE = """
+[task]
+population = "people"
+name = "times"
+goal_count = 3
+
+[[query]]
+collection_uri = "app:/test"
+vectors = { v = "int64" }
+
+[result]
+sum = ["v"]
+"""
+
+
+def test_a_task_file_is_submitted_by_those_who_may(lively, dashboard, browser):
+    server, _ = lively
+    somebody = browser(server).log_in()
+    token = somebody.form_token("/submit")
+    wrong = somebody.ask("/submit", form={"form_token": token, "text": "[task]\nname = 1\n"})
+    assert wrong.status == 400
+    assert "the task: query: it is missing" in wrong.text
+    assert "name = 1" in wrong.text  # what was typed is not lost
+    form = {"form_token": token, "text": TASK_FILE.replace("\n", "\r\n")}
+    answer = somebody.ask("/submit", form=form)
+    assert answer.status == 303, text_of(answer)
+    assert "times open" in text_of(somebody.ask("/" + answer.headers["location"]))
+    other = browser(dashboard()).log_in()
+    assert other.ask("/submit").status == 404
+    form = {"form_token": other.form_token(), "text": TASK_FILE}
+    assert other.ask("/submit", form=form).status == 403
+
+
+def test_what_a_device_says_is_never_markup(dashboard, browser, fcp_client, fcp_population):
+    evil = "<img src=x onerror=alert(1)>\"'&\u202e"
+    server = dashboard()
+    task_id = server.submit(query_task(SUM, name="train", goal_count=2))
+    with fcp_client(server, {"v": [1, 2, 3]}, client_version=evil) as device:
+        device.run_once()
+    server._run(_drop(server, task_id, evil))
+    somebody = browser(server).log_in()
+    for path in (*PAGES, f"/tasks/{task_id}", f"/tasks/{task_id}/report.html"):
+        text = somebody.ask(path).text
+        assert "<img" not in text, path
+        assert "onerror=alert(1)>" not in text, path
+    assert "other" in text_of(somebody.ask("/sessions"))
+
+
+async def _drop(server, task_id, message):
+    """Have a device say something when it gives up."""
+    runner = server.server.services.tasks._running[task_id]
+    machine = runner.machine
+    machine.assign("id", "", server.server.services.tasks._with.clock.now())
+    runner.drop("id", "aborted", Code.INTERNAL, message)

@@ -30,6 +30,8 @@ STEPS = 1 << 30
 LEAST_NOISE = 1e-3
 #: Scaled to this part of the clip: what is left takes the rounding of the norm.
 _WITHIN = 1 - 1e-9
+#: What a device has clipped by itself is within the clip, however it has rounded.
+_ABOUT = 1 + 1e-6
 _LARGEST = 1 << 62
 _HEADER = struct.Struct("<4sQQQd")
 _MAGIC = b"FPC1"
@@ -101,7 +103,7 @@ class ClippedSums(Randomised):
         """Clip the contribution, and add it."""
         vector = self.vectors.join(inputs)
         norm = norm_of(vector)
-        self.within += norm <= self.clip
+        self.within += norm <= self.clip * _ABOUT
         self._count += 1
         limit = self.clip * _WITHIN
         if norm > limit:

@@ -100,7 +100,7 @@ Event: TypeAlias = Gaussian | Laplace | EpsilonDelta | ZCDP | Composed | Series 
 
 def to_cost(event: Event) -> dict[str, Any]:
     """Return an event as a :class:`Promise` has it."""
-    cost: dict[str, Any] = msgspec.to_builtins(event)
+    cost: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(event))
     return cost
 
 

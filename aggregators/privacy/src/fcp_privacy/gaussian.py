@@ -116,8 +116,10 @@ def resume_clip(options: Options, state: bytes | None) -> Resumed:
     clip = float(options["initial_clip"])
     if state is not None:
         clip = float(msgspec.json.decode(state)["clip"])
+    # The server clips with what devices see.
+    shown = np.array(clip, np.float32)
     name = options.get("clip_tensor")
-    return Resumed({"clip": clip}, {name: np.array(clip, np.float32)} if name else {})
+    return Resumed({"clip": float(shown)}, {name: shown} if name else {})
 
 
 def values_multiplier(multiplier: float, count_stddev: float) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_core.aggregation.key_index import KeyIndex
+from fcp_core.aggregation.key_index import KeyIndex, distinct_rows
 from fcp_core.aggregation.spec import Tensor
 from fcp_core.protocol.status import Code, StatusError
 from fcp_privacy.group_by_noise import grid_of_sums
@@ -101,9 +101,8 @@ class DeviceBounds:
                 rows &= index.find([key]).ordinals < len(index)
             keys, values = [key[rows] for key in keys], [value[rows] for value in values]
         if keys:
-            local = KeyIndex([spec.dtype for spec in self._keys])
-            ordinals = local.add(keys)
-            keys, count = local.columns(), len(local)
+            keys, ordinals = distinct_rows(keys)
+            count = keys[0].size
         else:
             count = min(1, columns[0].size)
             ordinals = np.zeros(columns[0].size, np.int64)

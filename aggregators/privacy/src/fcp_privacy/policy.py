@@ -41,6 +41,8 @@ def add_options(options: OptionRegistry) -> None:
     add("relation", "choice", "zero_out", text, choices=tuple(RELATIONS))
     text = "in the operator's words: what makes sure that a device takes part as often as assumed"
     add("participation", "str", "", text)
+    text = "how many devices there are at least; delta must be below one over it"
+    add("population_size", "int", None, text, minimum=1)
     text = "a file that a restored backup does not bring back: how far each ledger was at least"
     add("watermark", "path", None, text)
 
@@ -57,6 +59,7 @@ class Policy:
     unit: str
     relation: str
     participation: str
+    population_size: int | None
     watermark: Path | None
 
     @classmethod
@@ -71,6 +74,13 @@ class Policy:
             raise UsageError(
                 f"{view.origin(SECTION, 'delta')}: delta must be above 0 and below 1, "
                 f"not {options['delta']}."
+            )
+        size = options["population_size"]
+        if size is not None and options["delta"] * size >= 1:
+            raise UsageError(
+                f"{view.origin(SECTION, 'delta')}: delta is {options['delta']:g}, and with {size} "
+                "devices that lets a mechanism give some of them away whole; take much less than "
+                f"{1 / size:g}."
             )
         if options["epsilon"] is not None and options["rho"] is not None:
             raise UsageError(

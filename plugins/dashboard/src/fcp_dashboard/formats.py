@@ -44,6 +44,8 @@ def seconds(value: float | None) -> str:
     """Return how long something took, or is."""
     if value is None or not math.isfinite(value):
         return DASH
+    if value < 0.0009995:
+        return f"{1e6 * value:.0f}{_THIN}µs"
     if value < 0.9995:
         return f"{1000 * value:.3g}{_THIN}ms"
     if value < 99.5:
@@ -53,6 +55,11 @@ def seconds(value: float | None) -> str:
     if value < 36 * 3600:
         return f"{int(value // 3600)}{_THIN}h {int(value % 3600 // 60):02d}{_THIN}min"
     return f"{value / 86400:.1f}{_THIN}d"
+
+
+def ago(value: float) -> str:
+    """Return how long ago something was."""
+    return "just now" if value < 1 else f"{seconds(float(round(value)))} ago"
 
 
 def window(bounds: list[float]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from urllib.parse import quote
 
 
 def bar(parts: Sequence[tuple[str, float]], whole: float) -> str:
@@ -46,5 +47,10 @@ def course(values: Sequence[float], title: str, target: float | None = None) -> 
     return (
         f'<svg class="course" viewBox="0 0 {2 * len(values)} 24" preserveAspectRatio="none" '
         f'role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
-        f"{columns}{line}</svg>"
+        f'<rect class="rest" y="23.2" width="{2 * len(values)}" height="0.8"/>{columns}{line}</svg>'
     )
+
+
+def quoted(text: str) -> str:
+    """Return text as a part of an address."""
+    return quote(text, safe="")

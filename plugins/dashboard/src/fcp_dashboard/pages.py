@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, unquote
 
-from fcp_core.admin.messages import Cancellation, Task
+from fcp_core.admin.messages import Cancellation
 from fcp_core.plugins.pages import PageAnswer, PageRequest, Site
 from fcp_core.protocol.status import Code, StatusError
 from fcp_dashboard import facts
 from fcp_dashboard.access import Access, Visitor, check_origin
+from fcp_dashboard.content import Content
 from fcp_dashboard.recorder import Recorder
-from fcp_dashboard.render import HTML, answer, page, redirect, static
-from fcp_dashboard.snapshot import Snapshot, Snapshots
-from fcp_dashboard.views.overview import overview, tasks
-from fcp_dashboard.views.task import task_page
+from fcp_dashboard.render import answer, page, redirect, static
+from fcp_dashboard.snapshot import Snapshots
 
 if TYPE_CHECKING:
     from fcp_dashboard.plugin import Settings
@@ -32,8 +31,6 @@ _JSON = "application/json"
 #: How long somebody waits who gave a wrong token, in seconds.
 _WRONG = 0.3
 
-View = Callable[[PageRequest, Visitor], Awaitable[PageAnswer]]
-
 
 class Dashboard:
     """Answers requests for the dashboard."""
@@ -42,11 +39,7 @@ class Dashboard:
         self._site = site
         self._access = Access(site, settings)
         self._snapshots = Snapshots(site, recorder)
-        self._views: dict[str, View] = {
-            "/": self._overview,
-            "/tasks": self._tasks,
-            "/snapshot.json": self._json,
-        }
+        self._content = Content(site, self._snapshots)
 
     async def answer(self, request: PageRequest) -> PageAnswer:
         """Answer a request.
@@ -71,7 +64,7 @@ class Dashboard:
         try:
             return await self._view(request, visitor)
         except StatusError as error:
-            return self._said(request, visitor, error)
+            return self._content.said(request, visitor, error)
 
     # Logging in and out.
 
@@ -119,9 +112,6 @@ class Dashboard:
         where = request.path[1:] if request.method == "GET" else ""
         return redirect(f"{up}login{'?next=' + quote(where) if where else ''}")
 
-    def _log_out(self, request: PageRequest) -> PageAnswer:
-        return redirect("login", {"Set-Cookie": self._access.no_cookie(request)})
-
     # What members ask one another.
 
     async def _for_members(self, request: PageRequest) -> PageAnswer:
@@ -137,12 +127,7 @@ class Dashboard:
     async def _view(self, request: PageRequest, visitor: Visitor) -> PageAnswer:
         if request.method == "POST":
             return await self._act(request, visitor)
-        view = self._views.get(request.path)
-        if view is None and request.path.startswith("/tasks/"):
-            view = self._of_task
-        if view is None:
-            raise StatusError(Code.NOT_FOUND, "there is no such page")
-        return await view(request, visitor)
+        return await self._content.get(request, visitor)
 
     async def _act(self, request: PageRequest, visitor: Visitor) -> PageAnswer:
         """Do what a form asks for."""
@@ -150,59 +135,18 @@ class Dashboard:
         self._access.check_form(request, visitor, form)
         parts = request.path.strip("/").split("/")
         if parts == ["logout"]:
-            return self._log_out(request)
+            return redirect("login", {"Set-Cookie": self._access.no_cookie(request)})
+        if parts == ["submit"]:
+            _check_may(visitor, "submit")
+            return await self._content.submit(request, visitor, form.get("text", ""))
         if len(parts) == 3 and parts[0] == "tasks" and parts[2] == "cancel":
-            if "cancel" not in visitor.actions:
-                raise _not_allowed("cancel")
+            _check_may(visitor, "cancel")
             task_id = unquote(parts[1])
             reason = Cancellation("it was cancelled from the dashboard")
             await self._site.admin.cancel(task_id, reason)
             logger.info("task %s was cancelled from the dashboard", task_id)
             return redirect(f"../{quote(task_id, safe='')}")
         raise StatusError(Code.NOT_FOUND, "there is no such form")
-
-    def _page(
-        self,
-        request: PageRequest,
-        visitor: Visitor,
-        template: str,
-        snapshot: Snapshot | None,
-        values: dict[str, Any],
-    ) -> PageAnswer:
-        problem = "" if snapshot is None else snapshot.problem
-        shown = {"visitor": visitor, "problem": problem, "url": _quoted, **values}
-        return page(request, template, **shown)
-
-    def _said(self, request: PageRequest, visitor: Visitor, error: StatusError) -> PageAnswer:
-        """Return an error as a page."""
-        if request.path.endswith(".json"):
-            raise error
-        title = "Not found" if error.code is Code.NOT_FOUND else "This did not work"
-        values = {"title": title, "text": error.message, "live": False}
-        shown = {"visitor": visitor, "url": _quoted, **values}
-        return page(request, "message.html", status=error.http, **shown)
-
-    async def _overview(self, request: PageRequest, visitor: Visitor) -> PageAnswer:
-        snapshot = await self._snapshots.get()
-        values = overview(snapshot, self._site.config, _first(request.query))
-        return self._page(request, visitor, "overview.html", snapshot, values)
-
-    async def _tasks(self, request: PageRequest, visitor: Visitor) -> PageAnswer:
-        snapshot = await self._snapshots.get()
-        values = tasks(snapshot, _first(request.query))
-        return self._page(request, visitor, "overview.html", snapshot, values)
-
-    async def _json(self, request: PageRequest, visitor: Visitor) -> PageAnswer:
-        return answer(request, facts.as_json(await self._snapshots.get()), _JSON)
-
-    async def _of_task(self, request: PageRequest, visitor: Visitor) -> PageAnswer:
-        parts = request.path.strip("/").split("/")
-        task: Task = await self._site.admin.get_task(unquote(parts[1]))
-        snapshot = await self._snapshots.get()
-        if len(parts) == 2:
-            values = task_page(snapshot, task)
-            return self._page(request, visitor, "task.html", snapshot, values)
-        raise StatusError(Code.NOT_FOUND, "there is no such page of a task")
 
 
 def form_of(request: PageRequest) -> dict[str, str]:
@@ -229,15 +173,13 @@ def _is_ours(path: str) -> bool:
     return not set(path) & set(":\\?#%") and ".." not in path and not path.startswith("/")
 
 
-def _quoted(text: str) -> str:
-    return quote(text, safe="")
+def _check_may(visitor: Visitor, action: str) -> None:
+    """Refuse what a visitor may not do.
 
-
-def _not_allowed(action: str) -> StatusError:
-    return StatusError(
-        Code.PERMISSION_DENIED,
-        f"you may not {action}; [fcp:dashboard] actions says what the admin may do from a page",
-    )
-
-
-__all__ = ["HTML", "Dashboard", "form_of"]
+    :raises StatusError: PERMISSION_DENIED.
+    """
+    if action not in visitor.actions:
+        raise StatusError(
+            Code.PERMISSION_DENIED,
+            f"you may not {action}; [fcp:dashboard] actions says what the admin may do from a page",
+        )

@@ -92,7 +92,7 @@ class DashboardPlugin:
         add(NAME, "login_lifetime", "duration", "12h", "how long a login lasts", minimum=60)
 
     @hookimpl
-    def fcp_register_pages(self, config: Config) -> Iterable[PagesFactory]:
+    def fcp_register_pages(self) -> Iterable[PagesFactory]:
         """Offer the pages."""
         return [PagesFactory(NAME, "what devices, tasks and members do, in a browser", self._make)]
 

@@ -80,8 +80,13 @@ def page(request: PageRequest, template: str, *, status: int = 200, **values: An
         "problem": "",
         "live": True,
     }
-    body = _TEMPLATES.load(template).generate(**{**names, **values})
+    body = generate(template, **{**names, **values})
     return answer(request, body, HTML, status=status)
+
+
+def generate(template: str, **values: Any) -> bytes:
+    """Return what a template makes of values."""
+    return _TEMPLATES.load(template).generate(**values)
 
 
 def answer(

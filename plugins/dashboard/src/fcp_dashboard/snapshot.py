@@ -48,6 +48,8 @@ class Snapshot(msgspec.Struct):
 
     def tasks_seen(self) -> dict[str, TaskSeen]:
         """Return what all members saw of each task, by id."""
+        if len(self.members) == 1:
+            return {seen.task_id: seen for seen in self.members[0].tasks}
         found: dict[str, TaskSeen] = {}
         for member in self.members:
             for seen in member.tasks:
@@ -142,7 +144,7 @@ class Snapshots:
     async def here(self) -> MemberSeen:
         """Return what this member saw."""
         now, recorder = self._clock(), self._recorder
-        measured = _summed(await self._site.metrics())
+        measured = _summed(await self._site.metrics(_MEASURES))
         return MemberSeen(
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -165,17 +167,18 @@ class Snapshots:
         )
 
 
-_GAUGES = ("fcp_in_flight_bytes", "fcp_connections", "fcp_sessions", "fcp_heartbeat_age")
-_LAG = (*LAG_BUCKETS, float("inf"))
+_GAUGES = ("fcp_in_flight_bytes", "fcp_connections", "fcp_sessions", "fcp_heartbeat_age_seconds")
+#: The last one has no end, which JSON cannot say.
+_LAG = (*LAG_BUCKETS, 1e9)
+_MEASURES = (*_GAUGES, "fcp_loop_lag_seconds", "fcp_requests_total", "fcp_request_seconds")
 _Measured = dict[str, dict[tuple[str, ...], list[float]]]
 
 
 def _summed(dumps: Sequence[Mapping[str, Any]]) -> _Measured:
     """Return the sums of the series of several processes."""
-    wanted = (*_GAUGES, "fcp_loop_lag_seconds", "fcp_requests_total", "fcp_request_seconds")
     found: _Measured = {}
     for dump in dumps:
-        for name in wanted:
+        for name in _MEASURES:
             table = found.setdefault(name, {})
             for labels, values in dump.get(name, ()):
                 known = table.setdefault(tuple(labels), [0.0] * len(values))

@@ -111,7 +111,7 @@ def _row(task: Task, seen: TaskSeen | None, now: float) -> Row:
         why = "" if task.error is None else f"{task.error.status}: {task.error.message}"
     else:
         end = expected_end(task, seen, now)
-        when = formats.DASH if end is None else f"in {formats.seconds(end - now)}"
+        when = formats.DASH if end is None else f"in {formats.seconds(float(round(end - now)))}"
     if len(why) > 200:
         why = f"{why[:199]}…"
     return Row(
@@ -197,7 +197,7 @@ def population_rows(snapshot: Snapshot, config: Config) -> list[SimpleNamespace]
                 open_tasks=each.open_tasks,
                 last=formats.DASH
                 if each.last_check_in is None
-                else f"{formats.seconds(max(0.0, snapshot.at - each.last_check_in))} ago",
+                else formats.ago(snapshot.at - each.last_check_in),
                 window=each.window_if_rejected,
                 window_accepted=each.window_if_accepted,
                 seen=known,

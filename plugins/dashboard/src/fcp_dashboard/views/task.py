@@ -72,7 +72,7 @@ def _cards(task: Task, seen: TaskSeen, now: float) -> list[tuple[str, str, str]]
         cards += [
             (
                 "Expected end",
-                formats.DASH if end is None else f"in {formats.seconds(end - now)}",
+                formats.DASH if end is None else f"in {formats.seconds(float(round(end - now)))}",
                 note,
             ),
             ("Pace", "0" if pace is None else formats.rate(60 * pace), "contributions a minute"),

@@ -1,0 +1,156 @@
+"""What the dashboard costs: with 1,000 tasks, and 100,000 devices a minute.
+
+Run ``python benchmarks/bench_dashboard.py``. A real server has 1,000 open tasks; its overview is
+asked for over HTTP as a browser does it. The devices are events of as many sessions, which the
+recorder counts: a check-in, an assignment and a contribution each. Somebody looks all the time, a
+page each five seconds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from goals import Goal
+
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.plugins.manager import Plugins
+from fcp_core.rounds.events import Assigned, CheckedIn, Contributed
+from fcp_core.server import Server
+from fcp_core.testing.servers import RunningServer, query_task
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "dashboard" / "src"))
+
+from fcp_dashboard.plugin import DashboardPlugin
+from fcp_dashboard.recorder import Recorder
+
+TASKS, DEVICES = 1_000, 100_000
+TOKEN = "a-token-of-the-benchmark"
+#: How often a page asks again, in seconds.
+EVERY = 5.0
+
+
+class Visitor:
+    """Asks for pages on one connection."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
+        self._headers = {"Accept-Encoding": "gzip"}
+        form = urlencode({"token": TOKEN})
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        self._connection.request("POST", "/dashboard/login", form, kind)
+        answer = self._connection.getresponse()
+        answer.read()
+        self._headers["Cookie"] = answer.headers["Set-Cookie"].partition(";")[0]
+
+    def get(self, path: str) -> bytes:
+        """Return a page as it was sent."""
+        self._connection.request("GET", f"/dashboard/{path}", headers=self._headers)
+        answer = self._connection.getresponse()
+        body = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"{path}: HTTP {answer.status}")
+        return body
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def server_of(tasks: int) -> RunningServer:
+    """Return a server with so many open tasks, which is not started."""
+    plugins = Plugins.load(
+        environ={},
+        working_folder=tempfile.gettempdir(),
+        overrides={"pages": ["dashboard"], "admin.token": TOKEN},
+        extra=[DashboardPlugin()],
+    )
+    return RunningServer(Server(plugins, populations=()))
+
+
+def submit(server: RunningServer, tasks: int) -> None:
+    """Offer tasks of a hundred populations."""
+    value = TensorSpec("v", DataType.INT64, (2,))
+    total = Intrinsic("federated_sum", (value,), (TensorSpec("s", DataType.INT64, (2,)),))
+    for number in range(tasks):
+        population = f"population/{number % 100}"
+        server.submit(query_task(total, population=population, name=f"task/{number}"))
+
+
+def processor_of(work: Any) -> float:
+    """Return the seconds of processor time that this process needs for something."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def count_devices(devices: int) -> float:
+    """Return the seconds of processor time in which the events of devices are counted."""
+    recorder = Recorder()
+    events: list[Any] = []
+    for number in range(devices):
+        at, where = 1e9 + 60 * number / devices, f"population/{number % 100}"
+        session, task = f"session-{number}", f"id-{number % TASKS}"
+        name = f"task/{number % TASKS}"
+        events.append(CheckedIn(at, where, session, (name,), "1.4.2"))
+        events.append(Assigned(at, where, session, task, name))
+        events.append(Contributed(at, where, session, task, name, 4096, 2.0, 0.1, 0.01))
+
+    def work() -> None:
+        for event in events:
+            recorder.event(event)
+
+    return processor_of(work)
+
+
+def goals(quick: bool = False) -> list[Goal]:
+    """Measure all goals; what is smaller in a quick run is scaled up."""
+    devices = DEVICES // 10 if quick else DEVICES
+    counted = count_devices(devices) * DEVICES / devices
+    with server_of(TASKS) as server:
+        submit(server, TASKS)
+        visitor = Visitor(server.url)
+        began = time.perf_counter()
+        page = visitor.get("")
+        assets = [visitor.get("style.css"), visitor.get("script.js")]
+        first = time.perf_counter() - began
+        looks = 5 if quick else 20
+
+        def look() -> None:
+            for _ in range(looks):
+                time.sleep(1.1)  # no two are of one snapshot
+                visitor.get("")
+
+        each = processor_of(look) / looks
+        visitor.close()
+    share = 100 * (counted + each * 60 / EVERY) / 60
+    sent = sum(map(len, (page, *assets)))
+    lines = gzip.decompress(page).count(b"\n")
+    print(
+        f"{DEVICES:,} devices: {counted:.2f} s of a processor; a look at {TASKS:,} tasks: "
+        f"{1000 * each:.1f} ms ({lines} lines of HTML)",
+        file=sys.stderr,
+    )
+    return [
+        Goal("dashboard", f"first page, style and script, {TASKS:,} tasks", first, 0.3, "s"),
+        Goal("dashboard", "the same, compressed", sent / 1000, 60, "KB"),
+        Goal(
+            "dashboard",
+            f"a page of {TASKS:,} tasks open, {DEVICES:,} devices a minute: of one core",
+            share,
+            2.0,
+            "%",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    for goal in goals("--quick" in sys.argv):
+        print("  ".join(goal.row()))

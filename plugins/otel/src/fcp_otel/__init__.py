@@ -1,0 +1,1 @@
+"""Traces of device sessions and tasks for OpenTelemetry."""
