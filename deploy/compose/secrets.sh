@@ -25,5 +25,12 @@ make db-password random
 make grafana-password random
 make pgpass pgpass
 make token-keys keys
-# Files become secrets with the owner and the mode that they have here; the server is user 10001.
-[ "$(id -u)" != 0 ] || chown 10001:10001 admin-token pgpass token-keys
+# Files become secrets with the owner and the mode that they have here: the server is user 10001, Grafana
+# is 472, and PostgreSQL reads its own as root.
+if [ "$(id -u)" = 0 ]; then
+  chown 10001:10001 admin-token pgpass token-keys
+  chown 472:472 grafana-password
+else
+  echo "secrets.sh: run as root, or give admin-token, pgpass and token-keys to user 10001" \
+    "and grafana-password to 472: containers could not read them" >&2
+fi

@@ -58,6 +58,10 @@ def _add_limits(add: Callable[..., None]) -> None:
     add("client_ca", "path", None, "PEM certificates that sign those of devices: mutual TLS")
     text = "whether a device must have a certificate of client_ca"
     add("client_certificates", "choice", "required", text, choices=("required", "optional"))
+    text = "a PEM certificate that this member shows the others of its server: TLS between them"
+    add("member_certfile", "path", None, text)
+    add("member_keyfile", "path", None, "the key of member_certfile, if in a file of its own")
+    add("member_ca", "path", None, "PEM certificates that sign those of members, and no others")
 
 
 def _add_resources(add: Callable[..., None]) -> None:

@@ -24,7 +24,7 @@ from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import Listeners
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.prometheus import Dump
-from fcp_core.server.http.tls import ServerTLS
+from fcp_core.server.http.tls import MemberTLS, ServerTLS
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.reached import Reached
@@ -89,6 +89,7 @@ class Server:
     ) -> None:
         settings = ServerSettings.from_config(plugins.config)
         self._tls = tls = _tls(plugins.config, settings, certfile, keyfile)
+        self._member_tls = MemberTLS.from_config(plugins.config)
         limits = Limits.from_config(plugins.config)
         admin_check = AdminCheck.from_config(plugins.config)
         url = None if external_url is None else checked_url(external_url)
@@ -101,8 +102,7 @@ class Server:
         self.url = url or _url(listeners.host, self.port, secure=tls is not None)
         #: Where ``/metrics`` is; 0 if there is none.
         self.metrics_port = listeners.metrics_port
-        self._plugins = plugins
-        self._group = group
+        self._plugins, self._group = plugins, group
         clock = SystemClock() if clock is None else clock
         metrics = self._make_metrics(settings, clock)
         with listeners.closed_on_error():
@@ -110,7 +110,7 @@ class Server:
                 listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
             storage = plugins.make_storage()
             if storage.shared:
-                listeners.listen_for_members(member_address)
+                listeners.listen_for_members(member_address, secure=self._member_tls is not None)
             self._workers = group.make_workers(listeners, certfile, keyfile, metrics, self.url)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
@@ -158,6 +158,7 @@ class Server:
             threads=self._group.threads,
             members=self.services.members,
             member_sockets=listeners.member_sockets,
+            member_tls=self._member_tls,
             pages=plugins.config.get("pages"),
             url=self.url,
         )
@@ -264,6 +265,7 @@ class Server:
             self._workers.reload()
         for what, load in (
             ("the certificate", None if self._tls is None else self._tls.reload),
+            ("members' certificate", None if self._member_tls is None else self._member_tls.reload),
             ("the keys that sign tokens", self.services.reload_keys),
         ):
             try:

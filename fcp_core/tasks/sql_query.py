@@ -136,6 +136,17 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         return cls.from_text(text).table(checkpoint, release)
 
     @classmethod
+    def shown(cls, text: str, checkpoint: bytes, release: Mapping[str, Any] | None = None) -> Table:
+        """Return the same, or what is in the result if the query cannot be read here.
+
+        :raises StatusError: as :meth:`answer`.
+        """
+        try:
+            return cls.answer(text, checkpoint, release)
+        except UsageError:
+            return Table.of(checkpoint)
+
+    @classmethod
     def from_text(cls, text: str) -> SqlQuery:
         """Read what :meth:`to_text` wrote.
 

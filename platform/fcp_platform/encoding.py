@@ -18,6 +18,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from fcp_core.protocol.status import Code, StatusError
+
 Array: TypeAlias = NDArray[Any]
 
 _STORED = {tf.uint32: tf.int64, tf.bfloat16: tf.float32}
@@ -83,6 +85,31 @@ class Encoding:
         """Convert a NumPy array back from its written form."""
         return self._convert_array(array, self.dtype)
 
+    def check(self, name: str, array: Array) -> None:
+        """Check that what was written has a place in the dtype itself, as a sum may not have.
+
+        :param name: the tensor's, for the message.
+        :raises StatusError: OUT_OF_RANGE.
+        """
+        if self.halves:
+            high, low = np.moveaxis(array, -1, 0)
+            beyond = (high + (low >> 32)) >> 32 != 0
+        elif self.dtype in (tf.half, tf.bfloat16):
+            with np.errstate(over="ignore"):
+                beyond = np.isinf(self.decode_array(array)) & np.isfinite(array)
+        elif self.dtype in _AGGREGATED and self.dtype.is_integer:
+            beyond = (array < self.dtype.min) | (array > self.dtype.max)
+        else:
+            return
+        if beyond.any():
+            count, kind = np.count_nonzero(beyond), self.dtype.name
+            wide = "float32" if self.dtype.is_floating else "int64"
+            raise StatusError(
+                Code.OUT_OF_RANGE,
+                f"the aggregate {name!r} has {count} numbers out of the range of {kind}; "
+                f"have the client cast to {wide} what may become so large",
+            )
+
     def _convert_array(self, array: Array, target: Any) -> Array:
         if self.dtype == self.wire:
             return array
@@ -91,8 +118,7 @@ class Encoding:
                 halves = [array >> np.uint64(32), array & np.uint64(2**32 - 1)]
                 return np.asarray(np.stack(halves, axis=-1), np.int64)
             high, low = np.moveaxis(np.asarray(array).astype(np.uint64), -1, 0)
-            with np.errstate(over="ignore"):  # it wraps around, as it does in TensorFlow Federated
-                return np.asarray((high << np.uint64(32)) + low)
+            return np.asarray((high << np.uint64(32)) + low)
         if self.suffix:
             # A complex number's parts lie next to each other, as the pair of floats does.
             shape = (*array.shape, 2) if target == self.wire else array.shape[:-1]

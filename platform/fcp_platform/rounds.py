@@ -76,7 +76,9 @@ def finish(lowered: Lowered, prepared: Prepared, aggregate: bytes) -> bytes:
     values = dict(prepared.kept)
     checkpoint = open_checkpoint(aggregate)
     for name, form in lowered.aggregations.outputs.items():
-        values[name] = form.decode_array(checkpoint.get_tensor(name))
+        tensor = checkpoint.get_tensor(name)
+        form.check(name, tensor)
+        values[name] = form.decode_array(tensor)
     with in_words("what the server does with the aggregate"):
         results = lowered.result.run(values)
     types = {port.leaf.name: port.leaf.type for port in lowered.result.outputs}

@@ -114,6 +114,8 @@ sql = '''{SQL}'''
     for name in ("t.csv", "t.parquet", "t.json"):
         assert fcp("tasks", "result", task_id, "-o", name).exit_code == 0
     assert (tmp_path / "t.csv").read_text() == CSV
+    with AdminClient(server, make_server.token) as client:
+        assert client.csv(task_id) == CSV
 
 
 def test_what_would_be_done_is_explained():

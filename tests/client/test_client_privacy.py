@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 
 import numpy as np
@@ -18,8 +19,12 @@ from fcp_core.client import (
     PrivacyPolicy,
     TaskOutcome,
 )
+from fcp_core.client.builtin_executors import default_executors
+from fcp_core.client.driver import BlockingDriver, Device
 from fcp_core.client.privacy import WEEK, GuardedStore, RefusedError
-from fcp_core.client.stores import CallableStore
+from fcp_core.client.steps import Compute
+from fcp_core.client.stores import CallableStore, make_query_result
+from fcp_core.client.transport import Transport
 from fcp_core.commands.main import cli
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
@@ -33,6 +38,14 @@ from fcp_core.testing.servers import COLLECTION, RunningServer, make_device, que
 NOTHING = Statement.of({})
 VECTOR = TensorSpec("v", DataType.INT64, (3,))
 SUM = Intrinsic("federated_sum", (VECTOR,), (TensorSpec("total", DataType.INT64, (3,)),))
+
+
+def until(condition):
+    """Wait for something that is about to happen."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def assignment(peers=None):
@@ -109,6 +122,30 @@ def test_all_results_are_masked_where_only_sums_may_be_seen():
     masked = admission.results(clear)
     assert masked.checkpoint == b""
     assert masked.secure["a"].tolist() == [1]
+
+
+def test_a_device_hands_its_protocol_nothing_in_the_clear():
+    data = make_query_result({"v": np.array([1, 2, 3], np.int64)})
+    policy = PrivacyPolicy(accept=(Acceptance(minimum_peers=10),))
+    device = Device(
+        population="people",
+        store=CallableStore(lambda selector: (), query=lambda query: data),
+        executors=default_executors(),
+        history=None,
+        name="",
+        now=time.time,
+        privacy=policy,
+    )
+    plan = query_task(SUM).plan
+
+    def part(peers):
+        return (yield Compute(assignment(peers), plan, b""))
+
+    with closing(Transport()) as transport:
+        driver = BlockingDriver(device, transport)
+        results = driver.run(part(10)).results
+        assert (results.checkpoint, results.secure["v"].tolist()) == (b"", [1, 2, 3])
+        assert isinstance(driver.run(part(None)).error, RefusedError)
 
 
 def test_a_week_has_a_budget():
@@ -218,7 +255,7 @@ def server():
 
 
 def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
-    task = server.submit(query_task(SUM, goal_count=1, over_selection=1.0))
+    task = server.submit(query_task(SUM, goal_count=1, over_selection=50.0))
     history = History(":memory:")
     policy = PrivacyPolicy(never=(COLLECTION,))
     data = {"v": [1, 2, 3]}
@@ -232,7 +269,8 @@ def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
     assert "is refused: the owner's privacy policy: nothing is given" in caplog.text
     (outcome,) = {run.outcome for run in history.runs()}
     assert outcome.startswith("refused: the owner's privacy policy")
-    assert server.status(task).reasons == {"refused PERMISSION_DENIED": 5}
+    # Nobody waits for the answer to a report.
+    until(lambda: server.status(task).reasons == {"refused PERMISSION_DENIED": 5})
     with make_device(server.url, data, history=history) as device:
         assert device.run_once().outcome is Outcome.CONTRIBUTED
     assert server.result(task)["total"].tolist() == [1, 2, 3]

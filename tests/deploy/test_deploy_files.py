@@ -72,6 +72,7 @@ def test_what_the_image_is_made_of_is_here():
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().split("\n")
     needed = {"README.md", "setup.cfg", "fcp_core", "platform", "aggregators", "plugins"}
     assert not needed & set(ignored)
+    assert "deploy" in ignored  # its secrets, above all
     pins = (ROOT / "requirements" / "image.txt").read_text().splitlines()[1:]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
     wanted = set()

@@ -11,6 +11,7 @@ import urllib3
 
 from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Outcome, make_query_result
+from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import mark_of
@@ -170,6 +171,39 @@ def test_calls_for_members_are_signed_and_passed_on_once(member):
     # Devices have no use for the header.
     answer = http.request("GET", one.url + uri[1:], headers={HEADER: header})
     assert answer.status == 401
+
+
+def test_members_show_each_other_certificates(member, fcp_client, certificates):
+    def start(name, **more):
+        tls = {
+            "member_certfile": str(certificates / f"{name}.pem"),
+            "member_ca": str(certificates / "authority.pem"),
+        }
+        return member(overrides=tls, **more)
+
+    one = start("server")
+    two = start("operator", external_url=one.url)
+    values = np.arange(600_000)  # one that goes through as it comes
+    name = other_population(one, two)
+    with admin(one) as client:
+        task = client.submit(sum_task(1, name, size=len(values))).task_id
+        assert owned(two) == [name]
+        with fcp_client(one, {"v": values}, population=name) as device:
+            contribute(device)
+        assert client.wait(task).state == "completed"
+        assert all(each.member_url.startswith("https:") for each in client.members().members)
+    address = two.server.services.members._me.member_url
+    trusting = {"ca_certs": str(certificates / "authority.pem"), "retries": False}
+    certificate = str(certificates / "device.pem")
+    with urllib3.PoolManager(**trusting, cert_file=certificate) as http:
+        assert http.request("GET", f"{address}admin/v1/tasks/{task}").status == 404  # not signed
+    with urllib3.PoolManager(**trusting) as http, pytest.raises(urllib3.exceptions.HTTPError):
+        http.request("GET", f"{address}admin/v1/tasks/{task}")
+
+
+def test_a_certificate_of_a_member_needs_an_authority(member, certificates):
+    with pytest.raises(UsageError, match="needs both member_certfile and member_ca"):
+        member(overrides={"member_certfile": str(certificates / "server.pem")})
 
 
 def test_a_program_in_the_process_submits_for_a_population_that_nobody_owned(member, fcp_client):

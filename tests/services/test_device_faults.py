@@ -76,9 +76,13 @@ def test_a_wrong_resource_name_or_an_early_submit_can_be_mended(kit):
             device = world.device()
             assignment = await device.assignment()
             ticket = await device.start_upload(assignment)
-            for name in (None, "wrong", ""):
+            for name, code in (
+                (None, Code.ABORTED),
+                ("wrong", Code.INVALID_ARGUMENT),
+                ("", Code.INVALID_ARGUMENT),
+            ):
                 submit = device.submit(assignment, ticket, name)
-                assert await kit.code_of(submit) is Code.INVALID_ARGUMENT
+                assert await kit.code_of(submit) is code
             await device.upload(ticket)
             with pytest.raises(StatusError, match="wrong"):
                 await device.submit(assignment, ticket, "wrong")

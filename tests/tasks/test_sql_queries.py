@@ -99,6 +99,7 @@ def test_answers_are_those_of_one_database(sql, tmp_path):
     check(sql, DEVICES, tmp_path, types={"crashed": "integer"})
 
 
+SLOW = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 CELLS = st.one_of(
     st.none(),
     st.integers(-5, 5),
@@ -126,11 +127,7 @@ AGGREGATES = st.lists(
 KEYS = st.sampled_from(["", "a", "b", "a, b", "x > 0, a", "typeof(a)"])
 
 
-@settings(
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(SLOW, max_examples=60)
 @given(TABLES, AGGREGATES, KEYS)
 def test_any_answer_is_that_of_one_database(tmp_path, tables, aggregates, keys):
     grouped = f" GROUP BY {keys}" if keys else ""
@@ -139,11 +136,7 @@ def test_any_answer_is_that_of_one_database(tmp_path, tables, aggregates, keys):
     check(f"SELECT {shown} FROM t{grouped}", devices, tmp_path)
 
 
-@settings(
-    deadline=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(SLOW, max_examples=25)
 @given(TABLES, st.sampled_from(["", "a"]))
 def test_the_least_and_the_greatest_are_those_of_one_database(tmp_path, tables, keys):
     shown = "MIN(x), MAX(x), MAX(x) - MIN(x), MIN(x) FILTER (WHERE x > 5)"
@@ -151,11 +144,7 @@ def test_the_least_and_the_greatest_are_those_of_one_database(tmp_path, tables, 
     check(sql, [{"t": (("a", "b", "x"), rows)} for rows in tables], tmp_path)
 
 
-@settings(
-    deadline=None,
-    max_examples=25,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(SLOW, max_examples=25)
 @given(
     st.lists(
         st.lists(st.tuples(st.sampled_from("ab"), NUMBERS), max_size=8), min_size=1, max_size=6

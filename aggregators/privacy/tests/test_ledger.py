@@ -1,5 +1,6 @@
 """The ledger: what events come to, what is allowed, booked and refused."""
 
+import asyncio
 import math
 
 import pytest
@@ -245,6 +246,20 @@ def test_a_population_has_a_budget_of_its_own(tmp_path):
     it = ledger(tmp_path)
     assert (it.policy(POPULATION).epsilon, it.policy(POPULATION).unit) == (8, "device")
     assert (it.policy("phones/beta").epsilon, it.policy("phones/beta").unit) == (2, "device-day")
+
+
+@pytest.mark.parametrize(("storage", "warned"), [("memory", True), ("sqlite", False)])
+def test_a_budget_that_is_forgotten_is_warned_of(tmp_path, caplog, storage, warned):
+    plugins = Plugins.load(
+        environ={},
+        working_folder=tmp_path,
+        entry_points=[],
+        extra=[PrivacyPlugin()],
+        overrides={"privacy.rho": "1", "storage": storage},
+        modules=["fcp_aggregators.plugin", "fcp_plugins.plugin"],
+    )
+    asyncio.run(plugins.startup())
+    assert ("forgets with the process" in caplog.text) is warned
 
 
 # A ledger that went back.

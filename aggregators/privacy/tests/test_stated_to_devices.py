@@ -53,7 +53,7 @@ def test_a_week_of_tasks_is_what_the_owner_allows(server):
 
 def test_a_task_without_noise_says_nothing(server):
     history = History(":memory:")
-    server.submit(query_task(SUM))
+    server.submit(query_task(SUM, over_selection=5.0))
     policy = PrivacyPolicy(accept=(Acceptance(epsilon_per_week=2.0),))
     data = {"v": np.array([0.5, 0.25], np.float32)}
     with make_device(server.url, data, privacy=policy, history=history) as device:

@@ -302,6 +302,10 @@ def test_an_owner_who_wants_many_peers_gets_them_or_gives_nothing(house):
     (refused,) = own.device([9, 9, 9], privacy=wants[4]).result(WAIT).tasks
     assert refused.outcome is TaskOutcome.REFUSED
     assert "at least 3 devices, not 4" in refused.error.message
+    deadline = time.monotonic() + WAIT
+    while own.server.status(task).dropped < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     devices = [own.device([n, 1, 0], privacy=wants[3]) for n in range(8)]
     assert told(devices) == ["CONTRIBUTED"] * 8
     assert own.total(task) == [28, 8, 0]

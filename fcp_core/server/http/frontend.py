@@ -34,6 +34,7 @@ from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.http.plugin_pages import PagesHandler, name_of
 from fcp_core.server.http.routed import from_members, routed
 from fcp_core.server.http.shared_admin import SharedAdmin
+from fcp_core.server.http.tls import MemberTLS
 from fcp_core.server.logs import hide_addresses
 from fcp_core.server.services.members import Members
 from fcp_core.server.services.routing import Routes
@@ -61,6 +62,7 @@ class Frontend:
     :param threads: how many decompress at a time; None: some more than there are processors.
     :param members: know which populations are another member's; None: none is.
     :param member_sockets: where other members pass calls on.
+    :param member_tls: what they are called with, and call; None is plain HTTP.
     :param pages: the names of the pages of plugins that are served, if there is an admin API.
     :param url: where devices reach the server; the path in it may stand before all others.
     """
@@ -79,6 +81,7 @@ class Frontend:
         threads: int | None = None,
         members: Routes | None = None,
         member_sockets: Sequence[socket.socket] = (),
+        member_tls: MemberTLS | None = None,
         pages: Sequence[str] = (),
         url: str = "/",
     ) -> None:
@@ -91,6 +94,10 @@ class Frontend:
             services, authenticate, limits, metrics, threads, secure=tls is not None
         )
         self._context.members = members
+        self._member_tls = None
+        if member_tls is not None:
+            self._member_tls = member_tls.server.context
+            self._context.peers.tls = member_tls.client
         #: What answers admin calls for all members; None: this server's does.
         self.shared_admin: SharedAdmin | None = None
         if isinstance(members, Members):
@@ -130,6 +137,7 @@ class Frontend:
                     self._limits.idle_timeout,
                 ),
                 limits=self._limits,
+                ssl_options=self._member_tls,
                 max_header_size=4 * self._limits.max_header,
                 max_body_size=sys.maxsize,
             )

@@ -52,10 +52,11 @@ class Listeners:
                 self.metrics_sockets = bind(*settings.metrics_address)
             self.metrics_port = self.metrics_sockets[0].getsockname()[1]
 
-    def listen_for_members(self, address: str | None) -> None:
+    def listen_for_members(self, address: str | None, *, secure: bool) -> None:
         """Listen where other members call this one: nobody else is to reach it.
 
         :param address: host:port; None: where devices are served, on a port of its own.
+        :param secure: whether it speaks HTTPS there.
         :raises UsageError: if it cannot listen, or the address is invalid.
         """
         host, port = self.host, 0
@@ -68,7 +69,8 @@ class Listeners:
         self.member_sockets = bind("" if everywhere else host, port)
         name = socket.gethostname() if everywhere else host
         name = f"[{name}]" if ":" in name else name
-        self.member_url = f"http://{name}:{self.member_sockets[0].getsockname()[1]}/"
+        port = self.member_sockets[0].getsockname()[1]
+        self.member_url = f"{'https' if secure else 'http'}://{name}:{port}/"
 
     def check_local(self, option: str, url: str) -> None:
         """Check that only this machine's devices are served.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import sys
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -146,7 +147,12 @@ class Exchange(HTTPMessageDelegate):
 
 
 class Peers:
-    """The connections to the other members."""
+    """The connections to the other members.
+
+    :ivar tls: for those that speak HTTPS.
+    """
+
+    tls: ssl.SSLContext | None = None
 
     def __init__(self) -> None:
         self._client = TCPClient()
@@ -167,7 +173,10 @@ class Peers:
         address = urlsplit(url)
         try:
             stream = await self._client.connect(
-                address.hostname or "", address.port or 80, timeout=CONNECT_TIME
+                address.hostname or "",
+                address.port or 80,
+                ssl_options=self.tls if address.scheme == "https" else None,
+                timeout=CONNECT_TIME,
             )
         except TimeoutError:
             raise StreamClosedError from None

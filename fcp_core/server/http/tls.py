@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+from typing import TYPE_CHECKING
 
 from fcp_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from fcp_core.plugins.config import Config
 
 logger = logging.getLogger("fcp.server")
 
@@ -48,6 +52,55 @@ class ServerTLS:
         self.context.load_cert_chain(certfile, keyfile)
         if client_ca is not None:
             self.context.load_verify_locations(client_ca)
+
+
+class MemberTLS:
+    """TLS between members: each shows a certificate that an authority of theirs alone has signed.
+
+    The names in the certificates are not looked at: whoever has one is a member.
+
+    :param certfile: PEM; the certificate, and the key if *keyfile* is None.
+    :param ca: PEM; the certificates of that authority.
+    :ivar client: for calls of other members; it stays the same, as ``server.context`` does.
+    :raises UsageError: as :func:`server_context`.
+    """
+
+    def __init__(self, certfile: str, keyfile: str | None, ca: str) -> None:
+        self._files = (certfile, keyfile, ca)
+        self.server = ServerTLS(certfile, keyfile, ca)
+        self.client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.client.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.client.check_hostname = False
+        self._load()
+
+    @classmethod
+    def from_config(cls, config: Config) -> MemberTLS | None:
+        """Return what is configured, or None for plain HTTP.
+
+        :raises UsageError: if it cannot be used.
+        """
+        certfile, keyfile, ca = (config.get(f"member_{n}") for n in ("certfile", "keyfile", "ca"))
+        if certfile is not None and ca is not None:
+            return cls(certfile, keyfile, ca)
+        if (certfile, keyfile, ca) == (None, None, None):
+            return None
+        raise UsageError(
+            "TLS between members needs both member_certfile and member_ca: the certificate of this "
+            "one, and that of the authority which signs those of all."
+        )
+
+    def reload(self) -> None:
+        """Show and trust what is in the files now, in new connections.
+
+        :raises UsageError: if that cannot be used; nothing is changed then.
+        """
+        self.server.reload()
+        self._load()
+
+    def _load(self) -> None:
+        certfile, keyfile, ca = self._files
+        self.client.load_cert_chain(certfile, keyfile)
+        self.client.load_verify_locations(ca)
 
 
 def server_context(

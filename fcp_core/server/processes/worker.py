@@ -20,6 +20,7 @@ import msgspec
 
 from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.errors import UsageError
+from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.settings import ServerSettings
 from fcp_core.protocol.status import Code, StatusError
@@ -28,7 +29,7 @@ from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import bind
-from fcp_core.server.http.tls import ServerTLS
+from fcp_core.server.http.tls import MemberTLS, ServerTLS
 from fcp_core.server.logs import configure_logging
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
@@ -60,6 +61,7 @@ class Worker:
         self._engine: Engine | None = None
         self._metrics: WorkerMetrics | None = None
         self._tls: ServerTLS | None = None
+        self._member_tls: MemberTLS | None = None
 
     async def _start(self, settings: Any) -> None:
         """Listen.
@@ -80,13 +82,7 @@ class Worker:
         configure_logging(settings.log_levels.pop(""), server_settings.log_format)
         for name, level in settings.log_levels.items():
             logging.getLogger(name).setLevel(level)
-        if settings.certfile is not None:
-            self._tls = ServerTLS(
-                settings.certfile,
-                settings.keyfile,
-                server_settings.client_ca,
-                required=server_settings.certificate_required,
-            )
+        self._read_certificates(settings, server_settings, config)
         self._engine = engine = plugins.make_engine()
         folds = WorkerFolds(engine)
         self.link.serve(
@@ -121,6 +117,7 @@ class Worker:
             admin_check=AdminCheck.from_config(config),
             threads=settings.threads,
             members=members,
+            member_tls=self._member_tls,
             pages=config.get("pages"),
             url=settings.url,
         )
@@ -130,6 +127,18 @@ class Worker:
         gc.collect()
         gc.freeze()
         logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
+
+    def _read_certificates(
+        self, settings: WorkerSettings, server_settings: ServerSettings, config: Config
+    ) -> None:
+        self._member_tls = MemberTLS.from_config(config)
+        if settings.certfile is not None:
+            self._tls = ServerTLS(
+                settings.certfile,
+                settings.keyfile,
+                server_settings.client_ca,
+                required=server_settings.certificate_required,
+            )
 
     async def _join(self, lease_seconds: float | None) -> RemoteMembers | None:
         """Learn which populations are other members', if there are some."""
@@ -143,8 +152,9 @@ class Worker:
     async def _reload(self) -> None:
         """Read the certificate again; the process that decides says if it cannot be used."""
         with suppress(UsageError):
-            if self._tls is not None:
-                self._tls.reload()
+            for tls in (self._tls, self._member_tls):
+                if tls is not None:
+                    tls.reload()
 
     async def _drain(self) -> None:
         """Stop accepting, and wait for the requests in progress."""

@@ -27,6 +27,7 @@ from fcp_core.admin.messages import (
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.services.load import Load
 from fcp_core.server.services.routing import alone
+from fcp_core.tasks.sql_query import SqlQuery
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
@@ -152,16 +153,21 @@ class Admin:
 
         :raises StatusError: as :meth:`checkpoint`; FAILED_PRECONDITION if it is no table.
         """
-        data = await self.checkpoint(task_id)
-        return await asyncio.to_thread(lambda: ResultTable.of(Table.of(data)))
+        return ResultTable.of(await self._table(task_id))
 
     async def csv(self, task_id: str) -> str:
         """Return a task's result as CSV.
 
         :raises StatusError: as :meth:`table`.
         """
+        table = await self._table(task_id)
+        return await asyncio.to_thread(table.to_csv)
+
+    async def _table(self, task_id: str) -> Table:
+        """Return a task's result as a table: the answer to its query, if it has one."""
         data = await self.checkpoint(task_id)
-        return await asyncio.to_thread(lambda: Table.of(data).to_csv())
+        status = await self._tasks.status(task_id)
+        return await asyncio.to_thread(SqlQuery.shown, status.query, data, status.release)
 
     async def list_populations(self) -> PopulationList:
         """Return all populations."""

@@ -44,6 +44,19 @@ if TYPE_CHECKING:
     help="An aggregation protocol to use, such as 'secagg'; the updates are summed under it.",
 )
 @click.option(
+    "--privacy",
+    metavar="EPSILON",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Make the model differentially private: what all rounds may cost a device, at delta 1e-5.",
+)
+@click.option(
+    "--clip",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --privacy: the largest L2 norm of a device's update.",
+)
+@click.option(
     "--drop",
     default=0.0,
     show_default=True,
@@ -75,6 +88,8 @@ def demo(
     seed: int,
     aggregator: str | None,
     protocol: str | None,
+    privacy: float | None,
+    clip: float,
     drop: float,
     folder: Path,
     resume: bool,
@@ -97,10 +112,10 @@ def demo(
     from fcp_platform.demo.settings import Settings
 
     if light:
-        if resume or drop or protocol:
+        if resume or drop or protocol or privacy:
             raise click.UsageError(
                 "--light keeps nothing, drops nobody and has one protocol: leave out --resume, "
-                "--drop and --protocol."
+                "--drop, --protocol and --privacy."
             )
         from fcp_platform.demo.light import run
     else:
@@ -114,6 +129,8 @@ def demo(
         seed=seed,
         aggregator=aggregator,
         protocol=protocol,
+        privacy=privacy,
+        clip=clip,
         drop=drop,
         resume=resume,
         port=port,
@@ -125,6 +142,7 @@ def demo(
 def _show(run: Callable[[Settings, Board], DemoResult], settings: Settings, light: bool) -> None:
     """Run the demonstration, and say what came of it."""
     from fcp_platform.demo.display import Board
+    from fcp_platform.demo.settings import DELTA
 
     rounds, folder = settings.rounds, settings.folder
     try:
@@ -143,5 +161,11 @@ def _show(run: Callable[[Settings, Board], DemoResult], settings: Settings, ligh
         f"after {rounds} rounds, {seconds['whole run']:.0f} s in all.",
         highlight=False,
     )
+    if result.spent:
+        console.print(
+            f"Epsilon {result.spent['epsilon']:.2f} at delta {DELTA:g} was booked for each device. "
+            f"TFF's own simulation with the same noise: {result.spent['simulated_accuracy']:.3f}.",
+            highlight=False,
+        )
     if not light:
         console.print(f"TensorBoard summaries, metrics and state: {folder}", highlight=False)

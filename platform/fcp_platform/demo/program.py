@@ -48,9 +48,8 @@ def run(settings: Settings, board: Board) -> DemoResult:
             hosted(folders, settings.processes, result.devices, settings.drop)
         )
         training, held_out = data.load(settings.seed, HELD_OUT)
-        for folder, hand in zip(
-            folders, data.deal(training, settings.devices, settings.seed), strict=True
-        ):
+        hands = data.deal(training, settings.devices, settings.seed)
+        for folder, hand in zip(folders, hands, strict=True):
             folder.mkdir(parents=True, exist_ok=True)
             data.write_examples(folder / EXAMPLES, hand)
         # Imported late: the client processes load TensorFlow at the same time.
@@ -58,7 +57,7 @@ def run(settings: Settings, board: Board) -> DemoResult:
 
         training_program = Training(settings, board, held_out, result)
         result.seconds["start-up"] = time.perf_counter() - began
-        asyncio.run(training_program.run(hosts))
+        asyncio.run(training_program.run(hosts, hands))
     result.seconds["whole run"] = time.perf_counter() - began
     result.seconds["devices' plans"] = result.devices.get("computation_seconds", 0.0)
     result.seconds["server's event loop"] = board.server_seconds

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from fcp_core.errors import UsageError
 
 POPULATION = "demo/digits"
+#: At which the epsilon of ``--privacy`` is meant.
+DELTA = 1e-5
 HELD_OUT = 360
 
 
@@ -21,6 +24,9 @@ class Settings:
     :param aggregator: an aggregator plugin in place of the default; None keeps it.
     :param protocol: an aggregation protocol in place of the default; None keeps it. With one, the
         updates are aggregated by ``tff.learning.secure_aggregator``.
+    :param privacy: the epsilon at ``DELTA`` that all rounds together may cost a device; None: there
+        is no noise. With it the updates are summed by the aggregator ``dp_gaussian``.
+    :param clip: then the largest L2 norm of an update.
     :param drop: the fraction of the devices that vanish while they contribute.
     :param resume: whether to go on after the last round that *folder* has the state of.
     :param round_deadline: seconds after which a round fails.
@@ -34,6 +40,8 @@ class Settings:
     seed: int = 0
     aggregator: str | None = None
     protocol: str | None = None
+    privacy: float | None = None
+    clip: float = 1.0
     drop: float = 0.0
     resume: bool = False
     port: int = 0
@@ -42,8 +50,15 @@ class Settings:
     def check(self) -> None:
         """Refuse what cannot work.
 
-        :raises UsageError: with the numbers that do not fit.
+        :raises UsageError: with what does not fit, or is not installed.
         """
+        if self.privacy is not None and (self.aggregator or self.protocol or self.resume):
+            raise UsageError(
+                "--privacy goes with none of --aggregator, --protocol and --resume: it brings its "
+                "aggregator, and its ledger lasts as long as the run."
+            )
+        if self.privacy is not None and find_spec("fcp_privacy") is None:
+            raise UsageError("--privacy needs the distribution fcp-server-privacy; install it.")
         if not 1 <= self.contributions <= self.devices:
             raise UsageError(
                 f"--contributions {self.contributions} must be between 1 and the number of devices "
@@ -62,6 +77,8 @@ class DemoResult:
 
     :param held_out: how many digits the devices do not have.
     :param accuracy: on the held-out digits, after each round of this run.
+    :param spent: with ``--privacy``, the epsilon that the ledger has booked, and the accuracy after
+        the last round of a simulation by TFF alone with the same noise.
     :param seconds: wall time of the phases and of the plans on the devices (added up), and
         processor time of the server's event loop.
     :param devices: what the client processes did, added up.
@@ -71,3 +88,4 @@ class DemoResult:
     accuracy: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     devices: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from fcp_platform import FederatedComputation, FederatedContext, FederatedDataSo
 from fcp_platform.demo import data
 from fcp_platform.demo.display import Board
 from fcp_platform.demo.hosts import Hosts
+from fcp_platform.demo.private import Private
 from fcp_platform.demo.settings import POPULATION, DemoResult, Settings
 from fcp_platform.learning import learning_process_computation
 from fcp_platform.runtime import LocalRuntime
@@ -49,6 +50,36 @@ def learning_process(seed: int, *, secure: bool = False) -> Any:
 
     :param secure: whether updates are summed as secure aggregation takes them.
     """
+    return tff.learning.algorithms.build_weighted_fed_avg(
+        **_learning(seed),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
+        model_aggregator=tff.learning.secure_aggregator(weighted=True) if secure else None,
+    )
+
+
+def private_process(seed: int, clients: int, aggregator: Any = None) -> Any:
+    """Return federated averaging in which nothing is summed but the updates.
+
+    Neither weights nor metrics are: they would be noisy, and part of what is clipped.
+
+    :param clients: what the sum of the updates is divided by.
+    :param aggregator: a ``tff.aggregators`` factory for the sum; None: the plain one, which is the
+        server's to make private.
+    """
+
+    def no_metrics(finalizers: Any, of_a_client: Any = None) -> Any:
+        return lambda metrics: tff.federated_value((), tff.SERVER)
+
+    return tff.learning.algorithms.build_unweighted_fed_avg(
+        **_learning(seed),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0 / clients),
+        model_aggregator=aggregator or tff.aggregators.SumFactory(),
+        metrics_aggregator=no_metrics,
+    )
+
+
+def _learning(seed: int) -> dict[str, Any]:
+    """Return the model and what devices do with it, as the builders of ``tff.learning`` have it."""
     element_spec = (
         tf.TensorSpec([None, data.PIXELS], tf.float32),
         tf.TensorSpec([None, 1], tf.int64),
@@ -62,12 +93,10 @@ def learning_process(seed: int, *, secure: bool = False) -> Any:
             input_spec=element_spec,
         )
 
-    return tff.learning.algorithms.build_weighted_fed_avg(
-        model,
-        client_optimizer_fn=tff.learning.optimizers.build_sgdm(_LEARNING_RATE),
-        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
-        model_aggregator=tff.learning.secure_aggregator(weighted=True) if secure else None,
-    )
+    return {
+        "model_fn": model,
+        "client_optimizer_fn": tff.learning.optimizers.build_sgdm(_LEARNING_RATE),
+    }
 
 
 def batches(examples: tf.data.Dataset) -> tf.data.Dataset:
@@ -84,6 +113,12 @@ def batches(examples: tf.data.Dataset) -> tf.data.Dataset:
     return examples.map(parse).shuffle(256).repeat(_EPOCHS).batch(_BATCH)
 
 
+def prepared(hand: data.Digits) -> tf.data.Dataset:
+    """Return a device's digits as :func:`batches` makes them of its examples."""
+    digits = tf.data.Dataset.from_tensor_slices((hand.images, hand.labels[:, None]))
+    return digits.shuffle(256).repeat(_EPOCHS).batch(_BATCH)
+
+
 class Training:
     """The program: rounds, evaluation, release of metrics, and state that outlives it."""
 
@@ -96,6 +131,7 @@ class Training:
         self._result = result
         folder = settings.folder
         self._states = tff.program.FileProgramStateManager(folder / "state", prefix="round_")
+        self._private = Private(settings) if settings.privacy is not None else None
         self._releases = tff.program.GroupingReleaseManager(
             [
                 tff.program.TensorBoardReleaseManager(folder / "summaries"),
@@ -103,10 +139,11 @@ class Training:
             ]
         )
 
-    async def run(self, hosts: Hosts) -> None:
+    async def run(self, hosts: Hosts, hands: Sequence[data.Digits]) -> None:
         """Train until the last round.
 
         :param hosts: the client processes, which wait for the server's address.
+        :param hands: the digits that each device has.
         :raises UsageError: if there is no state to resume, or a client process ends early.
         :raises AggregationFailedError: if a round fails.
         """
@@ -121,8 +158,7 @@ class Training:
             tff.framework.set_default_context(context)
             self._board.status = "building the learning process and its first state"
             with self._timed("TFF: process and initial state"):
-                secure = settings.protocol not in (None, "simple")
-                process = learning_process(settings.seed, secure=secure)
+                process = self._process()
                 state, first = await self._beginning(process.initialize())
             self._board.status = "lowering the computation to a plan"
             with self._timed("TFF: lowering to a plan"):
@@ -136,6 +172,19 @@ class Training:
                 await _unless(hosts.watch(), self._rounds(first, state, computation))
                 # While the server is there: otherwise they would not find it any more.
                 await asyncio.to_thread(hosts.stop)
+            if self._private is not None:
+                self._board.status = "the same in TFF's own simulation"
+                with self._timed("TFF: simulation"):
+                    aggregator = self._private.simulated_aggregator()
+                    process = private_process(settings.seed, settings.contributions, aggregator)
+                    weights = await self._private.simulate(
+                        process, runtime.federated_context, [prepared(hand) for hand in hands]
+                    )
+                del self._model  # building the process has spoilt it
+                simulated = self.evaluate(weights)
+                self._board.status = ""
+                epsilon = await self._private.spent()
+                self._result.spent |= {"epsilon": epsilon, "simulated_accuracy": simulated}
 
     async def _rounds(self, first: int, state: Any, computation: Any) -> None:
         source = FederatedDataSource(
@@ -153,8 +202,11 @@ class Training:
                     # What process.get_model_weights(state) is, without asking TFF's worker for it.
                     accuracy = self.evaluate(state.global_model_weights)
                     self._result.accuracy.append(accuracy)
-                    train = metrics["client_work"]["train"]
-                    figures.update(loss=float(train["loss"]), accuracy=accuracy)
+                    train = metrics["client_work"]["train"] if self._private is None else {}
+                    figures.update(
+                        {name: float(train[name]) for name in train if name == "loss"},
+                        accuracy=accuracy,
+                    )
                 if kept is not None:
                     await kept
                 # The devices do not wait for the disk.
@@ -162,6 +214,13 @@ class Training:
         finally:
             if kept is not None:
                 await kept
+
+    def _process(self) -> Any:
+        settings = self._settings
+        if self._private is not None:
+            return private_process(settings.seed, settings.contributions)
+        secure = settings.protocol not in (None, "simple")
+        return learning_process(settings.seed, secure=secure)
 
     async def _keep(self, number: int, state: Any, train: Any, accuracy: float) -> None:
         """Save the state after a round, and release its metrics."""
@@ -187,6 +246,8 @@ class Training:
         config: dict[str, Any] = {"retry_min": 0, "retry_max": 0, "check_in_hold": 30}
         if self._settings.aggregator is not None:
             config["aggregator"] = [self._settings.aggregator]
+        if self._private is not None:
+            config |= self._private.config()
         drop, protocol = self._settings.drop, self._settings.protocol
         # Some more than are needed begin, since some will vanish.
         config["over_selection"] = 1 + 2.5 * drop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from fcp_privacy.correlated import Matrix, Tree, resume_series
 from fcp_privacy.gaussian import AdaptiveClip, FixedClip, resume_clip
 from fcp_privacy.ledger import PrivacyLedger
 from fcp_privacy.vectors import URIS
+
+logger = logging.getLogger(__name__)
 
 #: The eligibility policy with which devices keep their distance.
 _SEPARATION = "minimum_separation"
@@ -117,6 +120,19 @@ class PrivacyPlugin:
     def fcp_register_commands(self) -> list[click.Command]:
         """Offer ``fcp privacy``."""
         return [commands.privacy]
+
+    @hookimpl
+    def fcp_startup(self, config: Config) -> None:
+        """Warn of a budget that is forgotten."""
+        ledger = PrivacyLedger(config)
+        populations = ("", *config.scopes("population"))
+        if config.get("storage") == "memory" and any(
+            ledger.policy(population).bounded for population in populations
+        ):
+            logger.warning(
+                "there is a privacy budget, and the storage memory forgets with the process what "
+                "was spent of it: take one that lasts, such as storage = sqlite"
+            )
 
     @hookimpl
     def fcp_check_task(self, task: TaskSpec) -> list[str]:

@@ -16,6 +16,7 @@ from fcp_core.lab.charts import Lines, page
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import StatusError
 from fcp_core.tasks.plots import bar_chart
+from fcp_core.tasks.sql_query import SqlQuery
 from fcp_core.tasks.tables import Table
 from fcp_dashboard import formats
 from fcp_dashboard.facts import TaskSeen
@@ -35,7 +36,7 @@ def result_page(task: Task, data: bytes) -> Plain:
     """
     downloads = [("The checkpoint", "result.ckpt", f"{task.task_id}.ckpt")]
     try:
-        table = Table.of(data)
+        table = SqlQuery.shown(task.query, data, task.release)
     except StatusError:
         sections = [_tensors(data)]
     else:
