@@ -10,14 +10,15 @@ import pytest
 
 from fcp_core.admin.messages import Task
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.plugins import hookimpl
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.events import Released
+from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.testing.servers import query_task
 from fcp_dashboard.plugin import DashboardPlugin
 from fcp_dashboard.views.results import result_page
-from fcp_privacy.plugin import PrivacyPlugin
 
 VALUE = TensorSpec("v", DataType.INT64, (2,))
 SUM = Intrinsic("federated_sum", (VALUE,), (TensorSpec("sum", DataType.INT64, (2,)),))
@@ -303,12 +304,33 @@ async def _drop(server, task_id, message):
     runner.drop("id", "aborted", Code.INTERNAL, message)
 
 
+class Counting(Ledger):
+    """A ledger that lets everything pass."""
+
+    name, summary = "counting", "counts releases"
+
+    def accounts(self, planned):
+        return []
+
+    def check(self, planned, accounts, others):
+        return []
+
+    def book(self, planned, accounts):
+        return {}
+
+
+class CountingPlugin:
+    @hookimpl
+    def fcp_register_ledgers(self):
+        return [Counting()]
+
+
 def test_what_privacy_has_cost_is_shown_where_there_is_a_ledger(dashboard, fcp_server, browser):
     plain = browser(dashboard()).log_in()
     assert ">Privacy</a>" not in plain.ask("/").text
     server = fcp_server(
         overrides={"pages": ["dashboard"], "admin.token": "a-token-of-the-tests"},
-        extra=[DashboardPlugin(), PrivacyPlugin()],
+        extra=[DashboardPlugin(), CountingPlugin()],
     )
     somebody = browser(server).log_in()
     assert ">Privacy</a>" in somebody.ask("/").text

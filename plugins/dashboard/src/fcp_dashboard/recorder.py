@@ -123,7 +123,6 @@ class Recorder:
             Surplus: self._surplus,
             TaskOpened: self._opened,
             Released: self._released,
-            Released: lambda event: None,
             TaskClosed: lambda event: None,
         }
         for kind in self._handlers:
@@ -322,8 +321,6 @@ def _shown(event: Event) -> Seen:
         text = ", ".join(f"{name} {value:.4g}" for name, value in event.figures.items())
     elif isinstance(event, TaskOpened):
         text = f"wants {event.goal_count} contributions"
-    elif isinstance(event, Released):
-        text = ", ".join(f"{name} {value:.4g}" for name, value in event.figures.items())
     elif isinstance(event, TaskClosed):
         text = f"{event.code.name}: {event.message}" if event.message else event.code.name
     name = getattr(event, "task_name", "")
