@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from fcp_core.plugins.config import Config
 from fcp_dashboard import formats, marks
+from fcp_dashboard.facts import PopulationSeen
 from fcp_dashboard.shapes import SIGNS
 from fcp_dashboard.snapshot import Snapshot
 from fcp_dashboard.views.overview import population_rows
@@ -261,35 +262,6 @@ def _chooser(
 
 def privacy(snapshot: Snapshot) -> Plain:
     """Return the page of results with noise, and what ledgers say of them."""
-    accounts: list[list[Cell]] = []
-    for seen in snapshot.populations_seen().values():
-        if not seen.releases:
-            continue
-        spent, budget = seen.figures.get("privacy_spent"), seen.figures.get("privacy_budget")
-        left = None if spent is None or budget is None else max(0.0, budget - spent)
-        accounts.append(
-            [
-                seen.name,
-                formats.DASH if spent is None else formats.figure(spent),
-                "none" if budget is None else formats.figure(budget),
-                formats.DASH if left is None or not budget else formats.share(left, budget),
-                marks.bar([("work", spent or 0.0)], budget or spent or 1.0).encode(),
-                formats.number(seen.releases),
-                formats.day(seen.last),
-            ]
-        )
-    results: list[list[Cell]] = [
-        [
-            (task.name, f"tasks/{marks.quoted(task.task_id)}"),
-            task.population,
-            str(noise.get("output", "")),
-            str(noise.get("mechanism", "")),
-            formats.figure(float(noise.get("stddev", 0.0))),
-            formats.day(task.finished),
-        ]
-        for task in sorted(snapshot.tasks, key=lambda task: -task.created)
-        for noise in (task.release or {}).get("noise", ())
-    ]
     return Plain(
         "Privacy",
         [
@@ -306,7 +278,7 @@ def privacy(snapshot: Snapshot) -> Plain:
                     ("Releases", "n"),
                     ("Last", "nowrap"),
                 ],
-                accounts,
+                [_account(seen) for seen in snapshot.populations_seen().values() if seen.releases],
                 "Nothing was released since the server began.",
             ),
             Section(
@@ -320,9 +292,38 @@ def privacy(snapshot: Snapshot) -> Plain:
                     ("Standard deviation", "n"),
                     ("Ended", "nowrap"),
                 ],
-                results[:_ROWS],
+                _noise(snapshot)[:_ROWS],
                 "No result has noise.",
             ),
         ],
         lead="What differential privacy has cost, and the noise of results.",
     )
+
+
+def _account(seen: PopulationSeen) -> list[Cell]:
+    spent, budget = seen.figures.get("privacy_spent"), seen.figures.get("privacy_budget")
+    left = None if spent is None or budget is None else max(0.0, budget - spent)
+    return [
+        seen.name,
+        formats.DASH if spent is None else formats.figure(spent),
+        "none" if budget is None else formats.figure(budget),
+        formats.DASH if left is None or not budget else formats.share(left, budget),
+        marks.bar([("work", spent or 0.0)], budget or spent or 1.0).encode(),
+        formats.number(seen.releases),
+        formats.day(seen.last),
+    ]
+
+
+def _noise(snapshot: Snapshot) -> list[list[Cell]]:
+    return [
+        [
+            (task.name, f"tasks/{marks.quoted(task.task_id)}"),
+            task.population,
+            str(noise.get("output", "")),
+            str(noise.get("mechanism", "")),
+            formats.figure(float(noise.get("stddev", 0.0))),
+            formats.day(task.finished),
+        ]
+        for task in sorted(snapshot.tasks, key=lambda task: -task.created)
+        for noise in (task.release or {}).get("noise", ())
+    ]
