@@ -60,6 +60,7 @@ def run(command, folder):
         "secure-sum.md",
         "first-query.md",
         "first-noise.md",
+        "membership.md",
         "load.md",
     ],
 )
