@@ -35,7 +35,8 @@ class Planned:
 
     :param spec: without its large parts.
     :param created: when the task was submitted, in seconds since 1970.
-    :param costs: the events of its aggregators with noise; none: nothing of it has noise.
+    :param costs: the events of its aggregators with noise, and those that its specification
+        declares; none: nothing of it has noise.
     :param exact: the names of its aggregators whose results have none.
     :param options: of its aggregators with noise, by their names.
     :param series: that it goes on with; of one series one task is open at a time.

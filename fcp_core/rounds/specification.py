@@ -194,6 +194,8 @@ class TaskSpec(Specification, frozen=True):
         chooses.
     :param aggregators: which aggregator serves which intrinsic URI, by name, beyond the defaults.
     :param options: options for the policy, protocol and aggregators, by their names.
+    :param costs: what the result costs in privacy by noise that whoever submits the task adds to
+        it, as events of the ledgers; they book them.
     :param query: the question that the plan and the aggregation were made of, as JSON; the result
         is shown as its answer.
     """
@@ -223,10 +225,12 @@ class TaskSpec(Specification, frozen=True):
     aggregators: Mapping[str, str] = {}
     options: Mapping[str, Mapping[str, Any]] = {}
     query: Annotated[str, Meta(max_length=100_000)] = ""
+    costs: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         """Make equal what is given as lists and tuples, or as other mappings."""
         _freeze(self, "eligibility")
+        _freeze(self, "costs")
         for name in ("slices", "aggregators", "options"):
             msgspec.structs.force_setattr(self, name, _plain(getattr(self, name)))
 

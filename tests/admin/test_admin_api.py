@@ -316,6 +316,7 @@ def test_submissions_are_specifications(make_spec):
         aggregators={"a": "b"},
         options={"fifo": {"x": 1}},
         query='{"sql": "SELECT 1"}',
+        costs=[{"type": "zcdp", "rho": 0.5}],
     )
     assert all(getattr(spec, f.name) != f.default for f in msgspec.structs.fields(TaskSpec))
     data = msgspec.json.encode(Submission.of(spec))

@@ -125,6 +125,8 @@ def toml(fields: Mapping[str, Any]) -> str:
     def written(value):
         if isinstance(value, Mapping):
             return "{ " + ", ".join(f"{k} = {written(v)}" for k, v in value.items()) + " }"
+        if isinstance(value, list | tuple):
+            return "[" + ", ".join(map(written, value)) + "]"
         return json.dumps(value.value if isinstance(value, Enum) else value)
 
     return "".join(f"{name} = {written(value)}\n" for name, value in fields.items())
@@ -144,7 +146,7 @@ def test_every_field_may_stand_in_a_task_file(struct, monkeypatch):
     for module in (taskfile, analytics):
         monkeypatch.setattr(module, "TaskSpec", struct)
     fields = {name: value for name, value in full(struct).items() if name not in taskfile.MADE}
-    fields["options"] = {"x": {"y": 1}}
+    fields |= {"options": {"x": {"y": 1}}, "costs": ({"type": "x"},)}
     spec = taskfile.parse_task(f"[task]\n{toml(fields)}{QUERY}").to_spec()
     assert {name: getattr(spec, name) for name in fields} == fields
     for name in taskfile.MADE:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -183,6 +184,17 @@ def test_results_without_noise_are_refused_where_there_is_a_budget(book):
     assert book().check(planned(exact=("krum",))) == ""
     assert "demands" in book(required=True).check(planned(exact=("krum",)))
     assert book(epsilon=1, required=False).check(planned(exact=("krum",))) == ""
+
+
+def test_noise_that_a_program_adds_is_booked_where_programs_are_trusted(book):
+    costs = [to_cost(Gaussian(2.0))]
+    plan = replace(planned(Gaussian(2.0), exact=("federated_sum",)), spec=SPEC.replace(costs=costs))
+    assert "takes nobody's word for it" in book(rho=1).check(plan)
+    trusting = book(rho=0.2, trust_programs=True)
+    assert trusting.check(plan) == ""
+    assert "budget is rho 0.2" in trusting.check(plan, plan)
+    assert book().check(plan) == ""  # nothing is demanded
+    assert "is no event" in book().check(replace(plan, costs=({"type": "magic"},)))
 
 
 def test_results_with_and_without_noise_are_not_mixed(book):

@@ -99,6 +99,7 @@ class TaskRelease:
         self.planned = Planned(
             spec.slim(),
             created,
+            costs=tuple(spec.costs),
             exact=tuple(
                 sorted({item.factory.name for item in bound if not item.factory.randomised})
             ),
@@ -122,7 +123,7 @@ class TaskRelease:
         if self.has_noise:
             # That may take a while: it computes sensitivities.
             promises = await asyncio.to_thread(self._promises, accounts)
-            costs = tuple(promise.cost for promise in promises)
+            costs = (*(promise.cost for promise in promises), *self.planned.spec.costs)
             self.planned = dataclasses.replace(self.planned, costs=costs)
         return accounts
 
@@ -184,11 +185,12 @@ class TaskRelease:
         return self.drawn.result
 
     def booking(self) -> Booking | None:
-        """Return what is written with the result; None if it has no noise."""
-        drawn = self.drawn
-        if drawn is None:
+        """Return what is written with the result; None if it costs nothing."""
+        drawn = self.drawn or Drawn(b"", (), (), {})
+        costs = (*drawn.costs, *self.planned.spec.costs)
+        if self.drawn is None and not costs:
             return None
-        planned = dataclasses.replace(self.planned, costs=drawn.costs)
+        planned = dataclasses.replace(self.planned, costs=costs)
 
         def change(accounts: Mapping[str, Account]) -> Mapping[str, bytes]:
             after: dict[str, bytes] = {}
@@ -204,7 +206,7 @@ class TaskRelease:
                     ) from None
             return after
 
-        data = {"costs": drawn.costs, "noise": drawn.noise}
+        data = {"costs": costs, "noise": drawn.noise}
         release = msgspec.json.encode(data)
         return Booking(self._names(planned), change, drawn.series, release)
 

@@ -54,7 +54,19 @@ class PrivacyLedger(Ledger):
         names = self.accounts(planned)
         if went_back := watermark.problem(policy.watermark, population, accounts, names):
             yield went_back
-        events = _events(planned)
+        try:
+            events = _events(planned)
+        except ValueError as error:
+            yield f"{error}."
+            return
+        declared = bool(planned.spec.costs)
+        if declared and policy.required and not policy.trust_programs:
+            yield (
+                f"the population {population} demands differential privacy, and takes nobody's "
+                "word for it: the task says that its program adds the noise (costs). Let the "
+                "server add it, by an aggregator such as dp_gaussian; or the operator trusts "
+                "programs with results that have none yet (trust_programs)."
+            )
         off = any(_is_off(event) for event in flat(events))
         if off or not events:
             if policy.required:
@@ -68,7 +80,7 @@ class PrivacyLedger(Ledger):
                     + "; choose an aggregator with noise, such as dp_gaussian, and an epsilon."
                 )
             return
-        if planned.exact:
+        if planned.exact and not declared:
             yield (
                 f"the results of {_list(planned.exact)} would be released without noise beside "
                 "those with noise, and give them away. Robust rules, weighted means, minima and "

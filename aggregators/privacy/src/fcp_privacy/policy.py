@@ -34,6 +34,8 @@ def add_options(options: OptionRegistry) -> None:
     add("rho", "float", None, "the budget as zCDP, instead of epsilon", minimum=0)
     text = "refuse tasks whose results have no noise; not set: if there is a budget"
     add("required", "bool", None, text)
+    text = "take the word of programs that say they add the noise (costs), where noise is required"
+    add("trust_programs", "bool", False, text, operator_only=True)
     add("max_epsilon", "float", None, "what one task may cost at delta", minimum=0)
     text = "whose data the promise is about: all of a device's, or those of one day"
     add("unit", "choice", "device", text, choices=UNITS)
@@ -55,6 +57,7 @@ class Policy:
     delta: float
     rho: float | None
     required: bool
+    trust_programs: bool
     max_epsilon: float | None
     unit: str
     relation: str
