@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from fcp_core.aggregation.aggregator import Accumulator, Addition, AggregatorFactory, Total
+from fcp_core.aggregation.release import Noise, Promise, Randomised, Release
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.testing.aggregators import AggregatorConformance
@@ -286,6 +287,50 @@ def test_the_kit_catches(law, cls, changes):
         check()
 
 
+class Noisy(Good, Randomised):
+    """A mean of floats around which it draws with a standard deviation of 2."""
+
+    stated, own = 2.0, False
+
+    def promise(self, context):
+        return Promise({"type": "zcdp", "rho": 0.5}, (Noise("out", "gaussian", self.stated),))
+
+    def release(self, context):
+        seed = None if self.own else int.from_bytes(context.entropy(8), "big")
+        drawn = 2.0 * np.random.default_rng(seed).standard_normal(2)
+        return Release([drawn.astype(np.float32)], self.promise(context))
+
+
+class DrawsByItself(Noisy):
+    own = True
+
+
+class SaysHalf(Noisy):
+    stated = 1.0
+
+
+NOISY = Intrinsic("total", INTRINSIC.inputs, (TensorSpec("out", DataType.FLOAT, (2,)),))
+DRAWN = [
+    ("test_a_result_is_drawn_with_the_entropy_that_is_given", DrawsByItself),
+    ("test_the_noise_is_as_it_is_described", SaysHalf),
+]
+
+
+def check_drawn(law, cls):
+    class Drawn(Laws):
+        factory = factory(cls, randomised=True)
+        intrinsic = NOISY
+
+    getattr(Drawn(), law)()
+
+
+@pytest.mark.parametrize(("law", "cls"), DRAWN, ids=name_of)
+def test_the_kit_catches_noise_that_is_not_what_is_said(law, cls):
+    check_drawn(law, Noisy)
+    with pytest.raises((Exception, pytest.fail.Exception)):
+        check_drawn(law, cls)
+
+
 def test_every_law_has_a_broken_implementation():
     laws = {name for name in dir(AggregatorConformance) if name.startswith("test_")}
-    assert {law for law, _, _ in BROKEN} == laws
+    assert {law for law, *_ in (*BROKEN, *DRAWN)} == laws

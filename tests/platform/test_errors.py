@@ -338,6 +338,8 @@ class TestContext:
             "options": {"fifo": {"x": 1}},
             "late_contributions": "refuse",
             "durability": "round",
+            "query": '{"sql": "SELECT 1"}',
+            "costs": ({"type": "zcdp", "rho": 0.5},),
             "patience": 2.5,
         }
         assert set(fields) == set(GrownSpec.__struct_fields__) - context._MADE

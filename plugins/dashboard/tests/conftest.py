@@ -7,9 +7,11 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 
+from fcp_core.testing.pytest_plugin import fcp_client, fcp_clock, fcp_population, fcp_server
 from fcp_dashboard.plugin import DashboardPlugin
 
-pytest_plugins = ["fcp_core.testing.pytest_plugin"]
+#: Fixtures for the tests here; a list of plugins may stand in the topmost folder only.
+__all__ = ["fcp_client", "fcp_clock", "fcp_population", "fcp_server"]
 
 TOKEN = "a-token-of-the-tests"
 

@@ -59,14 +59,8 @@ class PrivacyLedger(Ledger):
         except ValueError as error:
             yield f"{error}."
             return
-        declared = bool(planned.spec.costs)
-        if declared and policy.required and not policy.trust_programs:
-            yield (
-                f"the population {population} demands differential privacy, and takes nobody's "
-                "word for it: the task says that its program adds the noise (costs). Let the "
-                "server add it, by an aggregator such as dp_gaussian; or the operator trusts "
-                "programs with results that have none yet (trust_programs)."
-            )
+        if problem := _word(policy, planned):
+            yield problem
         off = any(_is_off(event) for event in flat(events))
         if off or not events:
             if policy.required:
@@ -80,7 +74,7 @@ class PrivacyLedger(Ledger):
                     + "; choose an aggregator with noise, such as dp_gaussian, and an epsilon."
                 )
             return
-        if planned.exact and not declared:
+        if planned.exact and not planned.spec.costs:
             yield (
                 f"the results of {_list(planned.exact)} would be released without noise beside "
                 "those with noise, and give them away. Robust rules, weighted means, minima and "
@@ -182,6 +176,18 @@ class PrivacyLedger(Ledger):
 
 def _events(planned: Planned) -> list[Event]:
     return [from_cost(cost) for cost in planned.costs]
+
+
+def _word(policy: Policy, planned: Planned) -> str | None:
+    """Return what is against a program that says that it adds the noise itself."""
+    if not planned.spec.costs or not policy.required or policy.trust_programs:
+        return None
+    return (
+        f"the population {planned.spec.population} demands differential privacy, and takes "
+        "nobody's word for it: the task says that its program adds the noise (costs). Let the "
+        "server add it, by an aggregator such as dp_gaussian; or the operator trusts programs with "
+        "results that have none yet (trust_programs)."
+    )
 
 
 def _is_off(event: Event) -> bool:
