@@ -105,6 +105,13 @@ def test_what_is_promised_and_split():
     released = of([1.0] * 100, two).release(context(1))
     assert released.promise == promise
     assert [tensor.shape for tensor in released.tensors] == [(), ()]
+    # With the same bits, the first of two has the noise of one alone with half of epsilon.
+    for seed in range(5):
+        alone, first = (
+            of(np.arange(50.0), bundle(*nested, epsilon=epsilon)).release(context(seed)).tensors[0]
+            for nested, epsilon in ((two.nested[:1], 1.0), (two.nested, 2.0))
+        )
+        assert alone == first
 
 
 def test_no_noise_at_all_is_the_operators_to_allow():
