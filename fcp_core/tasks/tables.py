@@ -6,6 +6,8 @@ import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from fcp_core.protocol.status import Code, StatusError
 
 #: What the name of a column ends with that has the standard deviations of another one's values.
 ERROR = " stddev"
+#: How many rows a notebook shows.
+_SHOWN = 50
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,18 @@ class Table:
     def rows(self) -> Iterator[tuple[Any, ...]]:
         """Iterate over the rows."""
         return zip(*(column.values for column in self.columns), strict=True)
+
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it; of a long one the first rows."""
+        head = "".join(f"<th>{escape(column.name)}</th>" for column in self.columns)
+        rows = [
+            "".join(f"<td>{'NULL' if v is None else escape(str(v))}</td>" for v in row)
+            for row in islice(self.rows(), _SHOWN)
+        ]
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        more = len(self.columns[0].values) - len(rows)
+        note = f"<p>and {more} rows more</p>" if more > 0 else ""
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
     def to_csv(self) -> str:
         """Return the table as CSV, with a line of names first and lines that end in a newline.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fcp_platform.computation import FederatedComputation
     from fcp_platform.context import AggregationFailedError, FederatedContext
     from fcp_platform.data_source import DataSelectionConfig, FederatedDataSource
+    from fcp_platform.notebook import plot, progress
     from fcp_platform.references import CheckpointTensorReference
     from fcp_platform.servers import LocalServer, RemoteServer
 
@@ -30,6 +31,8 @@ _MODULES = {
     "FederatedDataSource": "data_source",
     "LocalServer": "servers",
     "RemoteServer": "servers",
+    "plot": "notebook",
+    "progress": "notebook",
 }
 
 __all__ = [
@@ -41,6 +44,8 @@ __all__ = [
     "FederatedDataSource",
     "LocalServer",
     "RemoteServer",
+    "plot",
+    "progress",
 ]
 
 
