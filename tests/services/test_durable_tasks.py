@@ -8,7 +8,7 @@ from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.server.services import writes
 from fcp_core.server.services.durable_fold import FAN_IN
