@@ -15,7 +15,7 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.client import Acceptance, PrivacyPolicy, TaskOutcome
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server
 from fcp_core.testing import RunningServer, make_device, query_task
 from fcp_secagg.device import SecureAggregationDevice
