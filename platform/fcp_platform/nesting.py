@@ -2,12 +2,12 @@
 
 TFF builds the message of a computation from those of its parts. It hands them to constructors,
 which write a part and parse it again, and protobuf parses at most 100 levels: a program with
-``tff.learning.ddp_secure_aggregator`` has more and could not even be traced. Here the same messages
-are built by copying, which has no such limit. Protobuf's own limit stays as it is, for all that this
-process parses.
+``tff.learning.ddp_secure_aggregator`` has more and could not even be traced. Here the same
+messages are built by copying, which has no such limit. Protobuf's own limit stays as it is, for
+all that this process parses.
 
-Computations are traced where a program defines them, before it uses anything of this package, so the
-way to build is changed as soon as TFF's building blocks and this package are both imported.
+Computations are traced where a program defines them, before it uses anything of this package, so
+the way to build is changed as soon as TFF's building blocks and this package are both imported.
 """
 
 from __future__ import annotations

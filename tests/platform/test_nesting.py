@@ -84,7 +84,9 @@ def built_by_constructors(block: Any) -> Any:
             )
         }
     elif isinstance(block, blocks.Call):
-        given = {} if block.argument is None else {"argument": built_by_constructors(block.argument)}
+        given = (
+            {} if block.argument is None else {"argument": built_by_constructors(block.argument)}
+        )
         made = {"call": proto.Call(function=built_by_constructors(block.function), **given)}
     elif isinstance(block, blocks.Lambda):
         made = {
