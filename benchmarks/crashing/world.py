@@ -23,7 +23,7 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.keys import DeploymentKeys, format_keys
 from fcp_core.rounds.machine import SystemClock
-from fcp_core.rounds.tokens import TokenSource, mark_of
+from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.services import Services
 from fcp_core.storage.contract import StorageError

@@ -16,9 +16,8 @@ from fcp_core.rounds.policies import Candidate, CheckIn
 from fcp_core.rounds.session import DeviceSession, SessionState, assignment_id
 from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import AssignmentMode
-from fcp_core.rounds.tokens import Kind, Token, principal_of, scope_of
-from fcp_core.server.services.common import Common
-from fcp_core.server.services.device_tokens import (
+from fcp_core.rounds.token_parts import Kind, Token, principal_of, scope_of
+from fcp_core.rounds.tokens import (
     RETENTION,
     AssignmentTickets,
     label,
@@ -27,6 +26,7 @@ from fcp_core.server.services.device_tokens import (
     read_session,
     read_token,
 )
+from fcp_core.server.services.common import Common
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import code_of

@@ -18,7 +18,7 @@ from fcp_core.rounds.policies import Candidate, EligibilityPolicy, OfferedTask, 
 from fcp_core.rounds.session import DeviceSession, Sessions, SessionState
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 from fcp_core.rounds.text import clean
-from fcp_core.server.services.device_tokens import RETENTION, label
+from fcp_core.rounds.tokens import RETENTION, label
 from fcp_core.server.services.held_check_ins import HeldCheckIns
 from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.task_runner import TaskRunner
