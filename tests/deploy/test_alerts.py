@@ -60,7 +60,8 @@ def cases(name):
         yield {
             "interval": "1m",
             "input_series": [
-                {"series": series, "values": values[place]} for series, values in CASES[name].items()
+                {"series": series, "values": values[place]}
+                for series, values in CASES[name].items()
             ],
             "promql_expr_test": [
                 {
