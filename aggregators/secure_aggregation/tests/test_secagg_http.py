@@ -237,6 +237,17 @@ def test_a_sum_that_one_device_spoils_is_not_the_fault_of_the_others(house):
     assert own.total(task) == [6, 4, 0]
 
 
+def test_a_device_may_want_a_higher_threshold_than_the_server_has(house):
+    own = house()  # 5 of 8
+    task = own.submit(8)
+    wants = [SecureAggregationDevice(threshold_above=above) for above in (0.62, 0.63)]
+    refused = own.device([9, 9, 9], wants[1]).result(WAIT).tasks[0]
+    assert "5 of 8 neighbours could put a key together" in refused.error.message
+    devices = [own.device([n, 1, 0], wants[0]) for n in range(8)]
+    assert told(devices) == ["CONTRIBUTED"] * 8
+    assert own.total(task) == [28, 8, 0]
+
+
 @pytest.mark.slow
 def test_it_works_on_a_server_of_several_processes(house):
     own = house(processes=2)
