@@ -23,8 +23,9 @@ from tornado.iostream import IOStream
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import inflate as bodies
-from fcp_core.server.http.body import AHEAD, DIRECT, PART, BodyReader, InFlight
+from fcp_core.server.http.body import AHEAD, DIRECT, BodyReader
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
+from fcp_core.server.http.in_flight import PART, InFlight
 from fcp_core.server.http.limits import Limits
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
