@@ -151,6 +151,7 @@ def test_who_drops_out_after_its_input_is_in_the_sum(house):
     assert own.total(task) == [110, 6, 0]
     status = own.server.status(task)
     assert (status.contributed, status.dropped) == (6, 0)
+    assert "secure aggregation: dropped out: 1 in unmasking" in status.notes
 
 
 def test_too_many_drop_outs_end_the_cohort_and_not_the_task(house):
