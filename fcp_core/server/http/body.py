@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 
 from tornado.iostream import IOStream, StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.buffers import Buffers
-from fcp_core.server.http.in_flight import PART, InFlight
 from fcp_core.server.http.inflate import Inflater, Output
 from fcp_core.server.http.limits import Limits, http_error
+from fcp_core.server.http.turns import PART, Turns
 
 #: Bodies from this size on are read straight off the socket, if their length was announced.
 DIRECT = 64 << 10
@@ -28,6 +28,86 @@ AHEAD = 4 << 20
 STEP = 4 << 20
 #: Compressed bodies up to this size are decompressed on the event loop; a hop costs more.
 INLINE = 4 << 10
+
+
+class InFlight:
+    """Counts the bytes of the bodies that are being received, as they come, and bounds them.
+
+    :param free: as many bytes of each body are not counted.
+    :param beside: count among these, as uploads do. They must leave room for what *waiting* says;
+        calls need not: it is a submission that makes room.
+    :param waiting: returns how many bytes of uploads wait to be submitted or folded.
+    :param on_behind: called with whether more than *limit* bytes wait to begin, when that changes.
+    :ivar held: how many bytes there are; those that count beside have none of their own.
+    :ivar readers: how many bodies are being read straight off their sockets.
+    :ivar turns: says which of them may.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        free: int = 0,
+        *,
+        beside: InFlight | None = None,
+        waiting: Callable[[], int] | None = None,
+        on_behind: Callable[[bool], None] = lambda behind: None,
+    ) -> None:
+        self.limit = limit
+        self.free = free
+        self.held = 0
+        self.readers = 0
+        self.turns = Turns(limit, self.room, on_behind)
+        self._pool = self if beside is None else beside
+        self._waiting = waiting
+
+    def take(self, size: int) -> None:
+        """Count *size* bytes more.
+
+        :raises StatusError: UNAVAILABLE if that is over the limit; nothing is counted then.
+        """
+        self.admit(size)
+        self.force(size)
+
+    def force(self, size: int) -> None:
+        """Count *size* bytes more, even if that is over the limit."""
+        self._pool.held += size
+
+    def admit(self, size: int) -> None:
+        """Check that there is room for *size* bytes now; what is announced is not counted.
+
+        :raises StatusError: as :meth:`take`.
+        """
+        room = self.room()
+        if size > room:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"the server holds {self.limit - room} bytes of requests and takes "
+                f"{self.limit} at a time; send these {size} bytes again later",
+            )
+
+    def give_back(self, size: int) -> None:
+        """Release *size* bytes."""
+        self._pool.held -= size
+        self.look()
+
+    def look(self) -> None:
+        """Have those that wait look again, for there may be more room."""
+        if self.turns.paused:
+            self.turns.look()
+
+    def room(self) -> int:
+        """Return how many bytes more may be taken."""
+        waiting = 0 if self._waiting is None else self._waiting()
+        return self.limit - self._pool.held - waiting
+
+    async def wait(self, size: int, timeout: float) -> None:
+        """Wait until a body of *size* bytes may begin, as :meth:`Turns.wait`.
+
+        What could never be taken is not waited for: taking it says why.
+        """
+        quiet = not self.turns.missing and not self.turns.paused
+        if size <= self.limit and not (quiet and size <= self.room()):
+            await self.turns.wait(size, timeout)
 
 
 class BodyReader:
@@ -108,16 +188,16 @@ class BodyReader:
                     begun = time.perf_counter()
         finally:
             self._in_flight.readers -= 1
-            self._in_flight.goes_on(self, 0)
+            self._in_flight.turns.goes_on(self, 0)
         self._whole = whole
 
     async def _wait_for_room(self, stream: IOStream) -> None:
         """Read no more while there is no room: the device is slowed down, not turned away."""
         assert self._length is not None  # as in receive_from
-        while not self._in_flight.goes_on(self, self._length - self.received):
+        while not self._in_flight.turns.goes_on(self, self._length - self.received):
             if stream.closed():
                 raise StreamClosedError
-            await self._in_flight.pause(self)
+            await self._in_flight.turns.pause(self)
 
     async def _inflate_from(self, stream: IOStream, length: int) -> None:
         """Take a compressed body: more of it comes while what has come is decompressed."""

@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
-from fcp_core.server.http.in_flight import InFlight
 from fcp_core.server.http.limits import FREE_OF_CALL, Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call

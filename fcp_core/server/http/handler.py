@@ -31,10 +31,9 @@ from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.status import StatusError
 from fcp_core.server.http import refusals
-from fcp_core.server.http.body import BodyReader
+from fcp_core.server.http.body import BodyReader, InFlight
 from fcp_core.server.http.connections import Connection, run_now
 from fcp_core.server.http.context import Context
-from fcp_core.server.http.in_flight import InFlight
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import address_key
 
