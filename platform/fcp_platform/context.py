@@ -257,9 +257,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             slices=prepared.slices,
         )
         aggregate = await self._runner.run(spec)
-        return await asyncio.to_thread(
-            rounds.finish, comp.lowered, prepared, aggregate, drawn.kept
-        )
+        return await asyncio.to_thread(rounds.finish, comp.lowered, prepared, aggregate, drawn.kept)
 
 
 def _round_template(population: str, fields: Mapping[str, Any]) -> TaskSpec:

@@ -120,7 +120,9 @@ class Mechanism:
                     quiet[name] = np.zeros_like(value)
         # With an adaptive clip the next standard deviation follows from the next clip.
         kept.pop(self.query + "sum_state/stddev", None)
-        return Drawn(quiet, kept, {"aggregators": {_SUM: aggregator}, "options": {aggregator: options}})
+        return Drawn(
+            quiet, kept, {"aggregators": {_SUM: aggregator}, "options": {aggregator: options}}
+        )
 
     def _is_noise(self, step: str) -> bool:
         return step.endswith("stddev") or step.startswith(("tree_state/", "previous_tree_noise"))

@@ -461,5 +461,5 @@ def test_a_factor_makes_no_number_that_nothing_bounds() -> None:
 
 @pytest.mark.parametrize("scales", [("A",), ("A=x",), ("A=0",), ("A=nan",), ("Z=1",), ("=1",)])
 def test_factors_of_nothing_are_refused(scales: tuple[str, ...]) -> None:
-    with pytest.raises(StatusError, match="scales (has|names)"):
+    with pytest.raises(StatusError, match="scales "):
         GAUSSIAN.make(BOTH, {**OPTIONS, "scales": scales})

@@ -217,6 +217,50 @@ def test_the_servers_noise_is_as_large_as_the_factory_says() -> None:
     assert figures["privacy_spent"] == pytest.approx(gaussian_rho(4.0))
 
 
+@pytest.mark.parametrize("zeroing", [False, True])
+def test_learning_with_tffs_dp_aggregator(zeroing: bool) -> None:
+    """On the server without zeroing, whose count has no noise; by TFF's own noise in any case."""
+    process = tff.learning.algorithms.build_unweighted_fed_avg(
+        one_weight,
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(0.1),
+        model_aggregator=tff.learning.dp_aggregator(0.2, 3, zeroing=zeroing),
+    )
+    data = tff.FederatedType(tff.SequenceType(np.str_), tff.CLIENTS)
+
+    @tff.tensorflow.computation(tff.SequenceType(np.str_))
+    def parse(examples: Any) -> Any:
+        return examples.map(lambda x: 2 * [[tf.strings.to_number(x)]]).batch(1)
+
+    @tff.federated_computation(process.initialize.type_signature.result, data)
+    def comp(state: Any, values: Any) -> Any:
+        output = process.next(state, tff.federated_map(parse, values))
+        return output.state, output.metrics["aggregator"]
+
+    runtime = tff.backends.native.create_sync_local_cpp_execution_context()
+    first = runtime.invoke(process.initialize, None)
+    if zeroing:
+        # The zeroing counts beside the noise, and nothing is booked that nobody has said.
+        with pytest.raises(Exception, match="results of federated_sum have no noise"):
+            run(comp, first, trusted=True)
+        with pytest.raises(ValueError, match="zeroing=False"):
+            run(comp, first, dp="server")
+        return
+    for who in ("program", "server"):
+        (state, _), figures = run(comp, first, trusted=who == "program", dp=who, rho=1e3)
+        assert figures["privacy_spent"] == pytest.approx(gaussian_rho(0.2), rel=1e-6)
+        assert np.isfinite(state.global_model_weights.trainable[0]).all()
+
+
+def one_weight() -> Any:
+    """Return a model of one weight."""
+    layers = [tf.keras.layers.InputLayer((1,)), tf.keras.layers.Dense(1, use_bias=False)]
+    return tff.learning.models.from_keras_model(
+        tf.keras.Sequential(layers),
+        loss=tf.keras.losses.MeanSquaredError(),
+        input_spec=(tf.TensorSpec([None, 1]), tf.TensorSpec([None, 1])),
+    )
+
+
 def test_what_the_server_cannot_draw_is_refused_in_words() -> None:
     data = tff.FederatedType(tff.SequenceType(np.str_), tff.CLIENTS)
 
@@ -255,3 +299,35 @@ def test_a_population_that_demands_noise_takes_no_programs_word_for_it() -> None
     state, _, _ = simulated(comp, initialize)
     with pytest.raises(Exception, match="takes nobody's word for it"):
         run(comp, state, costs=COSTS)
+
+
+def test_a_hierarchical_histogram_with_central_noise_is_booked_by_its_cost() -> None:
+    process = tff.analytics.build_hierarchical_histogram_process(
+        0.0,
+        8.0,
+        4,
+        max_records_per_user=1,
+        dp_mechanism="central-gaussian",
+        noise_multiplier=1e-3,
+        enable_secure_sum=False,
+    )
+
+    @tff.tensorflow.computation(tff.SequenceType(np.str_))
+    def numbers(examples: Any) -> Any:
+        return examples.map(lambda text: tf.strings.to_number(text, tf.float32))
+
+    data = tff.FederatedType(tff.SequenceType(np.str_), tff.CLIENTS)
+
+    @tff.federated_computation(process.initialize.type_signature.result, data)
+    def comp(state: Any, values: Any) -> Any:
+        output = process.next(state, tff.federated_map(numbers, values))
+        return output[0], output[0].aggregated_hierarchical_histogram.flat_values
+
+    runtime = tff.backends.native.create_sync_local_cpp_execution_context()
+    first = runtime.invoke(process.initialize, None)
+    (_, found), figures = run(comp, first, trusted=True, costs=COSTS)
+    # All, by halves, by quarters.
+    assert np.allclose(found, [3, 1, 2, 1, 0, 1, 1], atol=0.1)
+    assert figures["privacy_spent"] == pytest.approx(gaussian_rho(2.0))
+    with pytest.raises(Exception, match="results of federated_sum have no noise"):
+        run(comp, first)
