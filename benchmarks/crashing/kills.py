@@ -70,18 +70,18 @@ class Server:
             self.port = listener.getsockname()[1]
         self.url = f"http://localhost:{self.port}/"
         self.log = folder / f"server-{self.port}.log"
-        self._folder, self._environment = folder, environment
+        self._folder, self.environment = folder, environment
         pairs = itertools.chain.from_iterable(("-s", f"{k}={v}") for k, v in settings.items())
-        self._command = [sys.executable, "-m", "fcp_core", *pairs]
+        self.command = [sys.executable, "-m", "fcp_core", *pairs]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, or start it again."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._command, "serve", "--port", str(self.port)],
+                [*self.command, "serve", "--port", str(self.port)],
                 cwd=self._folder,
-                env=self._environment,
+                env=self.environment,
                 stdout=log,
                 stderr=log,
             )
