@@ -10,7 +10,7 @@ from functools import partial
 
 from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.services.forecast import repetitions
 from fcp_core.server.services.tasks import Tasks
