@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -24,6 +25,7 @@ import numpy as np
 
 from benchmarks.crashing.killer import STEPS
 from benchmarks.crashing.kills import ROOT, SETTINGS, TOKEN, WAIT, Server
+from benchmarks.crashing.nursery import Nursery
 from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Client, RetryPolicy
 from fcp_core.client.python_tasks import PythonTaskExecutor
@@ -121,8 +123,18 @@ def _run(folder: Path, steps: list[str]) -> tuple[list[str], int, int]:
         "CRASH_STEPS": str(plan),
         "CRASH_DRAWS": str(draws),
     }
-    server = Server(folder, settings, environment)
     results: dict[str, tuple[str, bytes]] = {}
+    with Nursery(environment) as nursery:
+        server = Server(folder, settings, nursery)
+        problems = _released(server, plan, results)
+    drawn = [line.split() for line in draws.read_text().splitlines()]
+    if not problems:
+        problems = _unkept(_exported(folder, settings, environment), folder, results, drawn)
+    return problems, len(results), len(drawn)
+
+
+def _released(server: Server, plan: Path, results: dict[str, tuple[str, bytes]]) -> list[str]:
+    """Have one release after another until all kills have been; return what went wrong."""
     problems: list[str] = []
     server.start()
     devices = Devices(server.url)
@@ -141,9 +153,7 @@ def _run(folder: Path, steps: list[str]) -> tuple[list[str], int, int]:
     finally:
         devices.stop()
         server.kill()
-    drawn = [line.split() for line in draws.read_text().splitlines()]
-    problems += _unkept(folder, server, results, drawn)
-    return problems, len(results), len(drawn)
+    return problems
 
 
 def _release(server: Server, name: str, results: dict[str, tuple[str, bytes]]) -> None:
@@ -184,21 +194,26 @@ def _asked(server: Server, work: Any, good: Any = lambda _: True) -> Any:
     raise TimeoutError("the server does not answer")
 
 
-def _unkept(
-    folder: Path, server: Server, results: dict[str, tuple[str, bytes]], drawn: list[list[str]]
-) -> list[str]:
-    """Hold the ledger, and what was drawn, against what was seen."""
+def _exported(folder: Path, settings: dict[str, str], environment: dict[str, str]) -> Any:
+    """Return the ledger, as an auditor reads it."""
+    pairs = itertools.chain.from_iterable(("-s", f"{k}={v}") for k, v in settings.items())
     told = subprocess.run(
-        [*server.command, "privacy", "export", POPULATION],
+        [sys.executable, "-m", "fcp_core", *pairs, "privacy", "export", POPULATION],
         cwd=folder,
-        env=server.environment,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     if told.returncode:
-        return [f"the ledger cannot be read: {told.stderr}"]
-    exported = json.loads(told.stdout)
+        raise RuntimeError(f"the ledger cannot be read: {told.stderr}")
+    return json.loads(told.stdout)
+
+
+def _unkept(
+    exported: Any, folder: Path, results: dict[str, tuple[str, bytes]], drawn: list[list[str]]
+) -> list[str]:
+    """Hold the ledger, and what was drawn, against what was seen."""
     problems = []
     booked = Counter(entry["name"] for entry in exported["entries"])
     if booked != Counter(results.keys()):
