@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+from collections.abc import Iterator
+import pytest
+from fcp_platform.runtime import LocalRuntime
 import numpy as np
 import pytest
-
-from fcp_platform.runtime import LocalRuntime
 
 pytest.importorskip("tensorflow_federated")
 
@@ -27,6 +28,10 @@ def runtime() -> Iterator[LocalRuntime]:
         yield running
 
 
+def test_bare_state_and_metrics(run_round: Callable[..., Any]) -> None:
+
+
+
 def at_server(type_spec: Any) -> Any:
     return tff.FederatedType(type_spec, tff.SERVER)
 
@@ -40,6 +45,11 @@ def tf_map(function: Callable[..., Any], *values: Any) -> Any:
 @tff.tensorflow.computation(tff.SequenceType(np.str_))
 def total(examples: Any) -> Any:
     return examples.reduce(np.float32(0), lambda sum_, x: sum_ + tf.strings.to_number(x))
+
+
+@tff.tensorflow.computation(tff.SequenceType(np.str_))
+def count(examples: Any) -> Any:
+    return examples.reduce(np.int32(0), lambda sum_, _: sum_ + 1)
 
 
 def check(run_round: Callable[..., Any], comp: Any, state: Any, clients: Any = CLIENTS) -> None:
