@@ -162,12 +162,18 @@ def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
             yield view[start : start + _PART]
 
 
-def whole(db: sqlite3.Connection, kind: str, key: str, data: bytes) -> bytes:
+def whole(db: sqlite3.Connection, kind: str, key: str, data: bytes) -> bytes | bytearray:
     """Return the bytes of a record, of which *data* is what the record's row has."""
     if not data.startswith(_IN_PARTS):
         return data
+    # Its size is known, so that it is in memory once and not twice meanwhile.
+    found, at = bytearray(int.from_bytes(data[1:9], "big")), 0
     query = "SELECT data FROM parts WHERE kind = ? AND key = ? ORDER BY n"
-    return b"".join(row[0] for row in db.execute(query, (kind, key)))
+    for (part,) in db.execute(query, (kind, key)):
+        found[at : at + len(part)] = part
+        at += len(part)
+    del found[at:]
+    return found
 
 
 class _Job:

@@ -21,6 +21,7 @@ from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
+from fcp_core.server.http.turns import Turns
 from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class Context:
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
-        self.buffers = Buffers()
+        self.turns = Turns(partial(attrgetter("held"), services.media))
+        self.buffers = Buffers(awaited=lambda: self.turns.awaited)
         #: Where populations are owned; None: here.
         self.members: Routes | None = None
         #: The connections to other members.
