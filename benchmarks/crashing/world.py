@@ -21,8 +21,8 @@ from fcp_core.client.steps import Reply, Request
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import SystemClock
 from fcp_core.rounds.keys import DeploymentKeys, format_keys
+from fcp_core.rounds.machine import SystemClock
 from fcp_core.rounds.tokens import TokenSource, mark_of
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.services import Services

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event
+from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.tokens import Tokens, TokenSource
 from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.writes import Writes

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from fcp_core.admin.messages import MemberList
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.membership import (
     BEATS,
     Drop,

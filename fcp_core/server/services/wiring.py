@@ -15,9 +15,9 @@ from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
 from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
+from fcp_core.rounds.machine import Clock, SystemClock
 from fcp_core.rounds.tokens import Tokens, TokenSource, mark_of
 from fcp_core.server.file_lock import FileLock
 from fcp_core.server.keys import keys_path, load_keys, read_file
