@@ -20,7 +20,7 @@ from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
-from fcp_platform import naming, plans, rounds, values
+from fcp_platform import intrinsics, naming, plans, rounds, values
 from fcp_platform.computation import FederatedComputation
 from fcp_platform.data_source import (
     DataSelectionConfig,
@@ -67,12 +67,14 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         empty: ``fcp/plans`` in the user's cache folder; None: they are not kept.
     :param tflite: whether plans have a TFLite model beside the graph, where TensorFlow can make
         one: published clients prefer it.
+    :param uris: aggregators with URIs of their own, by the intrinsic of the computation that asks
+        for them: ``{"federated_min": "lowest_quarter"}``. They get the intrinsic's inputs.
     :param task: fields of a :class:`~fcp_core.rounds.tasks.TaskSpec` that hold for every round,
         such as ``deadline`` in seconds, ``over_selection``, ``max_at_work``, ``resources`` or
         ``selection``; what a round makes itself is not among them. With a ``protocol`` other than
         ``simple`` plans route what is aggregated securely to it, as published clients want.
-    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, or a
-        field has a value that no task may have.
+    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, a
+        field has a value that no task may have, or *uris* names what is no plain aggregation.
     :raises TypeError: for a keyword that is no such field.
     :raises UsageError: if the configuration is invalid, or the server cannot listen.
     """
@@ -86,6 +88,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         minimum_fraction: float = 1.0,
         plan_cache: str | os.PathLike[str] | None = "",
         tflite: bool = True,
+        uris: Mapping[str, str] | None = None,
         **task: Any,
     ) -> None:
         check_name("population_name", population_name)
@@ -106,6 +109,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._minimum_fraction = minimum_fraction
         self._plan_cache = None if plan_cache is None else PlanCache(plan_cache or default_folder())
         self._tflite = tflite
+        self._uris = intrinsics.own_uris(uris or {})
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
         self._runner: TaskRunner = chosen.runner(population_name)
 
@@ -231,7 +235,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         data: DataSelectionConfig,
         plan: bytes,
     ) -> bytes:
-        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, state)
+        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, state, self._uris)
         mode = data.task_assignment_mode
         spec = self._template.replace(
             name=comp.name,
