@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -64,7 +66,9 @@ def contribution(rng, sizes, format, weight=2.5):
 
 def memory(blob):
     """Return what a body is received into: writable, at the beginning of a page."""
-    return memoryview(bytearray(blob))
+    block = mmap.mmap(-1, len(blob))
+    block[:] = blob
+    return memoryview(block)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
