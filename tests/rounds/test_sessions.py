@@ -13,7 +13,7 @@ from fcp_core.rounds.session import (
     SessionState,
     assignment_id,
 )
-from fcp_core.rounds.tokens import principal_of, sender_of
+from fcp_core.rounds.token_parts import principal_of, sender_of
 
 
 def session(name="s", expires=10.0, **more):

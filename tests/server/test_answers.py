@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 from urllib.parse import quote
 
 import numpy as np
@@ -159,8 +160,8 @@ def waiting_full(lab):
     devices = [lab.device() for _ in range(2)]
     for device in devices:
         device.check_in()
-    lab.services.task_assignments._max_waiting = 0
-    return lab.status(lambda: lab.start(devices[1]))
+    with mock.patch("fcp_core.server.services.assignments.MOST_WAITING", 0):
+        return lab.status(lambda: lab.start(devices[1]))
 
 
 def start_fault(lab):

@@ -15,7 +15,7 @@ from fcp_core.rounds.eligibility import EligibilityTask, PlanPolicy
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.policies import EligibilityPolicy, OfferedTask
 from fcp_core.rounds.tasks import POPULATION_PATTERN
-from fcp_core.rounds.tokens import TokenSource, mark_of
+from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published, publish_plan

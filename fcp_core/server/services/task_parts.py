@@ -85,6 +85,7 @@ class Surroundings:
     """What all tasks of a server work with.
 
     :param notify: called with each event.
+    :param observed: returns whether anybody would hear of it if all is well with a device.
     """
 
     clock: Clock
@@ -93,6 +94,7 @@ class Surroundings:
     memory: UploadMemory
     writes: Writes
     notify: Callable[[Event], None]
+    observed: Callable[[], bool]
 
 
 def explained(machine: TaskMachine, places: Places, surroundings: Surroundings) -> TaskStatus:
