@@ -1,117 +1,136 @@
-"""Large uploads wait for one another, but for no slow device."""
-
-from __future__ import annotations
+"""Whose turn it is when there is little room for bodies: nobody has to look again and again."""
 
 import asyncio
-import gc
 
 import pytest
 
-from fcp_core.server.http import devices, turns
-from fcp_core.server.http.buffers import GRAIN, Buffers
-from fcp_core.server.http.turns import LARGE, Turns
+from fcp_core.server.http import turns as module
+from fcp_core.server.http.body import InFlight
+from fcp_core.server.http.turns import PART
 
-UPLOAD = "/upload/v1/media/known%2Fupload?upload_protocol=raw"
-LONG = 600.0
+LIMIT = 10 * PART
 
 
-def test_one_comes_after_the_other_in_order(monkeypatch):
-    monkeypatch.setattr(turns, "PATIENCE", LONG)
-    kept, order = [0], []
+@pytest.fixture(autouse=True)
+def only_news(monkeypatch):
+    """Whoever waits is told; to look by itself would take longer than any test."""
+    monkeypatch.setattr(module, "PAUSE", 1e6)
+    monkeypatch.setattr(module, "LIVELY", 1e6)
 
-    async def upload(held, name):
-        await held.begin(LONG)
-        assert held.coming == 1
-        order.append(name)
+
+async def turns():
+    for _ in range(10):
         await asyncio.sleep(0)
-        # It was received, and is not aggregated yet.
-        kept[0] = LARGE
-        held.end()
-        await asyncio.sleep(0.1)
-        assert held.coming == 0
-        kept[0] = 0
 
+
+async def line(room, *sizes):
+    """Have bodies of these sizes wait; return their tasks and the order in which they begin."""
+    begun = []
+
+    async def wait(number, size):
+        await room.wait(size, 1e6)
+        begun.append(number)
+        if size:
+            room.turns.goes_on(number, size)
+
+    tasks = [asyncio.create_task(wait(number, size)) for number, size in enumerate(sizes)]
+    await turns()
+    return tasks, begun
+
+
+def test_a_body_begins_when_there_is_room_for_what_the_others_lack():
     async def main():
-        held = Turns(lambda: kept[0])
-        assert not held.awaited
-        uploads = [asyncio.ensure_future(upload(held, name)) for name in range(3)]
-        await asyncio.sleep(0)
-        assert held.awaited
-        await asyncio.gather(*uploads)
-        assert not held.awaited
-
-    asyncio.run(main())
-    assert order == [0, 1, 2]
-
-
-@pytest.mark.parametrize(("patience", "timeout"), [(0.0, LONG), (LONG, 0.0)])
-def test_nobody_waits_for_a_slow_one(monkeypatch, patience, timeout):
-    monkeypatch.setattr(turns, "PATIENCE", patience)
-
-    async def main():
-        held = Turns(lambda: 0)
-        await held.begin(LONG)
-        await asyncio.wait_for(held.begin(timeout), 30)
-        assert held.coming == 2
+        room = InFlight(LIMIT)
+        assert room.turns.goes_on("first", 6 * PART)
+        _, begun = await line(room, 4 * PART, PART, 5 * PART)
+        assert begun == [0]  # the second would fill it, too: it is over the limit by that part
+        room.turns.goes_on("first", 0)
+        await turns()
+        assert begun == [0, 1, 2]
 
     asyncio.run(main())
 
 
-def test_who_gives_up_leaves_the_line(monkeypatch):
-    monkeypatch.setattr(turns, "PATIENCE", LONG)
-
+def test_what_is_released_is_told_to_the_next_in_line():
     async def main():
-        held = Turns(lambda: 0)
-        await held.begin(LONG)
-        gone = asyncio.ensure_future(held.begin(LONG))
-        await asyncio.sleep(0)
-        gone.cancel()
-        await asyncio.wait([gone])
-        assert not held.awaited
-        held.end()
-        await asyncio.wait_for(held.begin(LONG), 30)
-        assert held.coming == 1
+        waiting = [LIMIT]
+        room = InFlight(LIMIT, waiting=lambda: waiting[0])
+        _, begun = await line(room, PART, PART, 9 * PART)
+        assert begun == []
+        waiting[0] = 0
+        room.look()
+        await turns()
+        assert begun == [0, 1]  # each told the next one
+        room.turns.goes_on(0, 0)
+        await turns()
+        assert begun == [0, 1, 2]
 
     asyncio.run(main())
 
 
-def test_every_way_out_of_an_upload_ends_its_turn(make_front, http, monkeypatch):
-    monkeypatch.setattr(devices, "LARGE", 1000)
-    services = http.Services()
-    services.media.names = {"known/upload"}
-    front = make_front(services, max_body=4000)
-    media, held = services.media, front.frontend._context.turns
-    assert front.ask(http.head(UPLOAD, Content_Length=5000)).status == 413
-    assert media.abandoned.acquire(timeout=http.WAIT)
-    assert held.coming == 0
-    with front.connect() as connection:  # which breaks
-        connection.send(http.head(UPLOAD, Content_Length=2000), bytes(10))
-        for _ in range(2):
-            assert media.started.acquire(timeout=http.WAIT)
-        assert held.coming == 1
-    assert media.abandoned.acquire(timeout=http.WAIT)
-    assert held.coming == 0
-    assert front.ask(http.head(UPLOAD, Content_Length=2000) + bytes(2000)).status == 200
-    assert held.coming == 0
+def test_a_body_that_has_begun_is_told_that_there_is_room():
+    async def main():
+        room = InFlight(LIMIT)
+        room.force(LIMIT - PART)
+        asked = []
+
+        async def receive(name, missing):
+            while not room.turns.goes_on(name, missing):
+                await room.turns.pause(name)
+            asked.append(name)
+
+        assert room.turns.goes_on("least", PART)
+        reading = [asyncio.create_task(receive(n, n * PART)) for n in (4, 2, 3)]
+        await turns()
+        assert asked == []
+        room.turns.goes_on("least", 0)
+        room.give_back(5 * PART)
+        await asyncio.gather(*reading)
+        assert asked == [2, 3, 4]  # who lacks least is first
+        assert not room.turns.paused
+
+    asyncio.run(main())
 
 
-def test_the_memory_of_a_large_body_goes_to_the_one_that_waits():
-    async def main(awaited):
-        buffers = Buffers(8 * GRAIN, awaited=lambda: awaited)
-        held = buffers.take(20 * GRAIN)
-        block = held.obj.base
-        where = id(getattr(block, "obj", block))
-        del held, block
-        gc.collect()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        found = buffers._spare is not None and id(buffers._spare) == where
-        again = buffers.take(19 * GRAIN)
-        assert buffers._spare is None
-        assert buffers.free == 0
-        del again
-        buffers.close()
-        return found
+def test_one_that_sends_nothing_is_not_waited_for(monkeypatch):
+    async def main():
+        room = InFlight(LIMIT)
+        assert room.turns.goes_on("stalls", LIMIT - PART)
+        _, begun = await line(room, 5 * PART)
+        assert begun == []
+        monkeypatch.setattr(module, "LIVELY", 0.0)
+        room.look()
+        await turns()
+        assert begun == [0]
 
-    assert asyncio.run(main(awaited=True))
-    assert not asyncio.run(main(awaited=False))
+    asyncio.run(main())
+
+
+def test_it_is_told_when_more_waits_than_there_may_be():
+    async def main():
+        told = []
+        room = InFlight(LIMIT, on_behind=told.append)
+        room.force(LIMIT)
+        _, begun = await line(room, 5 * PART, 5 * PART)
+        assert told == []
+        await line(room, 1)
+        assert told == [True]
+        room.give_back(LIMIT)
+        await turns()
+        assert told == [True, False]
+        assert begun == [0, 1]
+
+    asyncio.run(main())
+
+
+def test_one_that_leaves_the_line_holds_up_nobody():
+    async def main():
+        room = InFlight(LIMIT)
+        room.force(LIMIT - PART)
+        (first, *_), begun = await line(room, 2 * PART, PART)
+        first.cancel()
+        await turns()
+        assert first.cancelled()
+        assert begun == [1]
+
+    asyncio.run(main())

@@ -20,9 +20,9 @@ from fcp_core.rounds.tokens import label
 from fcp_core.server.http import refusals
 from fcp_core.server.http.forward import pass_on
 from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.large_uploads import LARGE
 from fcp_core.server.http.limits import limits_of_call
 from fcp_core.server.http.passing import UPLOAD
-from fcp_core.server.http.turns import LARGE
 from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
@@ -220,10 +220,10 @@ class UploadHandler(Handler):
             self._name = name
             # A device that is refused stays away for hours; one that is not read from waits.
             size, timeout = self.announced or 0, context.limits.body_timeout / 2
-            await context.uploads.wait(size, timeout)
             if size >= LARGE:
-                await context.turns.begin(timeout)
+                await context.large_uploads.begin(timeout)
                 self._has_turn = True
+            await context.uploads.wait(size, timeout)
             self.open_body(context.limits, context.uploads)
             if self.over:  # the device gave up while it waited
                 self.abandon()
@@ -237,7 +237,7 @@ class UploadHandler(Handler):
         super().abandon()
         if self._has_turn:
             self._has_turn = False
-            self.context.turns.end()
+            self.context.large_uploads.end()
         name, self._name = self._name, None
         if name is not None:
             media = self.context.services.media
