@@ -63,12 +63,9 @@ _CACHE = 12 << 20
 #: How many transactions share a commit at most.
 _MAX_BATCH = 256
 
-
 #: Writes a record.
-_PUT = (
-    "INSERT INTO records VALUES (?, ?, ?)"
-    " ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data"
-)
+_PUT = """
+INSERT INTO records VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data"""
 _PUT_PART = "INSERT INTO parts VALUES (?, ?, ?, ?)"
 #: Larger records are in parts of so many bytes: SQLite copies what it is given.
 _PART = 1 << 20
@@ -169,13 +166,10 @@ def whole(db: sqlite3.Connection, kind: str, key: str, data: bytes) -> bytes | b
     """Return the bytes of a record, of which *data* is what the record's row has."""
     if not data.startswith(_IN_PARTS):
         return data
-    # Its size is known, so that it is in memory once and not twice meanwhile.
-    found, at = bytearray(int.from_bytes(data[1:9], "big")), 0
+    found = bytearray()  # which grows in place: all of it is in memory once, and not twice
     query = "SELECT data FROM parts WHERE kind = ? AND key = ? ORDER BY n"
     for (part,) in db.execute(query, (kind, key)):
-        found[at : at + len(part)] = part
-        at += len(part)
-    del found[at:]
+        found += part
     return found
 
 
