@@ -407,6 +407,11 @@ def test_uris_that_no_aggregator_of_ones_own_can_have(uris: Any, words: str) -> 
         fcp_demo.FederatedContext(POPULATION, uris=uris)
 
 
+def test_uris_do_not_take_noise_away() -> None:
+    with pytest.raises(ValueError, match="the server's noise"):
+        fcp_demo.FederatedContext(POPULATION, uris={"federated_sum": "mine"}, dp="server")
+
+
 def test_stopped_context_fails_its_rounds() -> None:
     computation = fcp_demo.FederatedComputation(sum_up, name="sum")
     progress = Progress()
