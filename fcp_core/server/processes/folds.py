@@ -33,6 +33,15 @@ class WorkerFolds:
         self._partials: dict[int, memoryview] = {}
         self.held = 0
 
+    def clear(self) -> None:
+        """Drop everything: nobody can ask for it any more."""
+        self.held -= sum(map(len, self._bodies.values()))
+        self._bodies.clear()
+        self._partials.clear()
+        folds, self._folds = self._folds, {}
+        for fold in folds.values():
+            fold.abort()
+
     def keep(self, body: Blob) -> int:
         """Keep an upload; return its number."""
         number = next(self._numbers)
