@@ -14,6 +14,8 @@ from types import ModuleType
 #: that moved the module.
 MOVED = {
     "fcp_core.cli": "fcp_core.commands.main",
+    "fcp_core.rounds.clock": "fcp_core.rounds.machine",
+    "fcp_core.rounds.transitions": "fcp_core.rounds.machine",
     "fcp_core.server.urls": "fcp_core.plugins.urls",
     "fcp_core.testing.simulation": "fcp_core.lab",
     "fcp_core.testing.simulation.lab": "fcp_core.lab.runner",

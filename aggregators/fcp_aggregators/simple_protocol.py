@@ -18,6 +18,7 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import aggregations_pb2 as pb
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.machine import Machine
 from fcp_core.rounds.protocols import (
     Accumulate,
     AggregationProtocol,
@@ -29,7 +30,6 @@ from fcp_core.rounds.protocols import (
     Tickets,
     Upload,
 )
-from fcp_core.rounds.transitions import Machine
 
 SERVICE = "google.internal.federatedcompute.v1.Aggregations"
 

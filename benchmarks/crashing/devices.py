@@ -38,18 +38,34 @@ _SENT_AWAY = (Code.NOT_FOUND, Code.INVALID_ARGUMENT, Code.UNIMPLEMENTED, Code.IN
 _REPLAYED = ("StartAggregationDataUpload", "upload", "SubmitAggregationResult")
 
 
+def _column(name: str) -> tuple[TensorSpec]:
+    return (TensorSpec(name, DataType.INT64, (-1,)),)
+
+
 def spec(
-    population: str, name: str, goal: int, deadline: float, *, noisy: bool = False
+    population: str,
+    name: str,
+    goal: int,
+    deadline: float,
+    *,
+    noisy: bool = False,
+    growing: bool = False,
 ) -> TaskSpec:
     """Return a task whose result says, for each contribution, how often it is in it.
 
     :param noisy: whether it has noise, which changes no count and shows in a number of its own.
+    :param growing: whether its aggregate becomes larger with each contribution.
     """
     intrinsic = Intrinsic(
         "federated_sum",
         (TensorSpec("v", DataType.INT64, (PLACES,)),),
         (TensorSpec("sum", DataType.INT64, (PLACES,)),),
     )
+    if growing:
+        counts = Intrinsic("GoogleSQL:sum", _column("count"), _column("counts"))
+        intrinsic = Intrinsic(
+            "fedsql_group_by", _column("place"), _column("places"), nested=(counts,)
+        )
     noise = Intrinsic(
         "federated_sum",
         (TensorSpec("w", DataType.DOUBLE),),
@@ -72,7 +88,8 @@ def checkpoint(place: int) -> bytes:
     """Return what a device contributes."""
     values = np.zeros(PLACES, np.int64)
     values[place] = 1
-    return write_checkpoint({"v": values, "w": np.zeros(())}, "federated_compute")
+    grouped = {"place": np.array([place]), "count": np.array([1])}
+    return write_checkpoint({"v": values, "w": np.zeros(()), **grouped}, "federated_compute")
 
 
 @dataclass
@@ -220,6 +237,7 @@ class Program:
                 self._rng.randint(*self._rng.choice(((1, 20), (FAN_IN + 1, 3 * FAN_IN)))),
                 self._rng.choice((60.0, 600.0)),
                 noisy=bool(self._world.plan.releases),
+                growing=not self._world.plan.releases and self._rng.random() < 0.5,
             )
             key = f"{self._population}/{number}"
             task_id = await self._until_answered(wanted, key)
@@ -272,5 +290,9 @@ async def ended_of(services: Any, task_id: str) -> Ended:
 
 def places(result: bytes) -> Mapping[int, int]:
     """Return how often each contribution is in a result."""
-    values = open_checkpoint(result)["sum"]
+    found = open_checkpoint(result)
+    if "places" in found:
+        places, counts = (found[name].tolist() for name in ("places", "counts"))
+        return dict(zip(places, counts, strict=True))
+    values = found["sum"]
     return {int(place): int(values[place]) for place in np.flatnonzero(values)}

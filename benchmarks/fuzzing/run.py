@@ -22,8 +22,8 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import plan_pb2
-from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.eligibility import EligibilityTask, PolicyChoice
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec, TaskState
 from fcp_core.server import Server
 

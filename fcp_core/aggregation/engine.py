@@ -140,10 +140,10 @@ class Fold(ABC):
     def partial(self) -> Future[Partial]:
         """Return what has been accumulated so far; the fold may go on."""
 
-    def finish(self) -> Future[Finished]:
-        """Return what has been accumulated, and take no more.
+    def view(self) -> Future[Finished]:
+        """Return what has been accumulated; its pieces are of use until the fold goes on.
 
-        Nothing may be accumulating. The fold must be aborted afterwards.
+        Nothing may be accumulating.
         """
         future: Future[Finished] = Future()
 
@@ -157,6 +157,13 @@ class Fold(ABC):
 
         self.partial().add_done_callback(done)
         return future
+
+    def finish(self) -> Future[Finished]:
+        """Return what has been accumulated, and take no more.
+
+        Nothing may be accumulating. The fold must be aborted afterwards.
+        """
+        return self.view()
 
     @abstractmethod
     def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:

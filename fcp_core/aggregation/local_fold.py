@@ -114,6 +114,19 @@ class LocalFold(Fold):
             inline = self._only_adds and len(self._shards) == 1
         return self._begin((), self._finish, inline)
 
+    def view(self) -> Future[Finished]:
+        """Return what has been accumulated, where it lies if all that was done is adding."""
+        with self._lock:
+            only = self._shards[0] if self._only_adds and len(self._shards) == 1 else None
+        if only is None:
+            return super().view()
+
+        def pieces() -> Finished:
+            with only.lock:
+                return Finished(tuple(only.contributions), only.aggregator.pieces())
+
+        return self._begin((), pieces, inline=True)
+
     def partial(self) -> Future[Partial]:
         """Return all contributions whose futures are done by now, and perhaps others."""
         return self._begin((), self._partial, inline=False)

@@ -24,7 +24,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.services import Services
 

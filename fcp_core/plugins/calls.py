@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pluggy
 
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
+from fcp_core.plugins import event_log
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.discovery import PluginSource, explain
 from fcp_core.plugins.implementations import Call
@@ -50,6 +52,10 @@ class HookCaller:
         self._pacing: dict[str, tuple[RetryWindow, dict[str, Mapping[str, Any]]]] = {}
         # Those that are called for each device, ready to be called.
         self._observers = self._bound("fcp_event", "event")
+        #: Returns whether anybody would hear of an event of a device.
+        self.observed: Callable[[], bool] = event_log.takes_devices
+        if self._observers:
+            self.observed = partial(bool, self._observers)
         self._admits = self._bound("fcp_admit_checkin", "check_in", "now")
         self._chain: list[tuple[PluginSource, Callable[..., Any]]] | None = None
         if not self._has_wrappers("fcp_retry_window"):
@@ -59,7 +65,8 @@ class HookCaller:
         return [(call.source, _taking(call, names)) for call in self._calls[hook]]
 
     def notify(self, event: Event) -> None:
-        """Notify the observers; a failing one is logged and changes nothing."""
+        """Log an event and notify the observers; a failing one is logged and changes nothing."""
+        event_log.write(event)
         for source, observe in self._observers:
             try:
                 observe(event)

@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.rounds.machine import Machine
 from fcp_core.rounds.policies import (
     Candidate,
     OpenTask,
@@ -29,7 +30,6 @@ from fcp_core.rounds.policies import (
     SelectionView,
     choose_at_most,
 )
-from fcp_core.rounds.transitions import Machine
 
 D = TypeVar("D")
 

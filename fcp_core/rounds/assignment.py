@@ -11,8 +11,8 @@ from typing import Any
 
 from fcp_core.aggregation.engine import HeldBody
 from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.machine import Machine
 from fcp_core.rounds.protocols import Body
-from fcp_core.rounds.transitions import Machine
 
 
 class Stage(Enum):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from fcp_core.rounds.transitions import Machine
+from fcp_core.rounds.machine import Machine
 
 #: Which part of a lease a member does not use: clocks do not all run at the same speed.
 MARGIN = 0.1

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.expiring import Expiring
+from fcp_core.rounds.machine import Machine
 from fcp_core.rounds.policies import CheckIn, RetryWindow
-from fcp_core.rounds.transitions import Machine
 
 
 class SessionState(Enum):
@@ -204,7 +204,11 @@ class Sessions:
         self.timeout = timeout
         self._retention = retention
         self._on_expire = on_expire
-        self._sessions: Expiring[DeviceSession] = Expiring()
+        self._sessions: dict[str, DeviceSession] = {}
+        #: The same in the order in which they came, which is that in which they expire: those that
+        #: have not, and those that have or were lost, which may stay a little longer.
+        self._live: deque[DeviceSession] = deque()
+        self._past: deque[DeviceSession] = deque()
         #: Called when :meth:`next_tick` may have changed.
         self.on_change: Callable[[], None] = lambda: None
         #: What :meth:`next_tick` said last.
@@ -212,7 +216,8 @@ class Sessions:
 
     def open(self, session: DeviceSession) -> None:
         """Add a session."""
-        self._sessions.put(session.session_id, session, session.expires)
+        self._sessions[session.session_id] = session
+        (self._past if session.state is SessionState.REJECTED else self._live).append(session)
         if session.expires < self._next:
             self.on_change()
 
@@ -222,21 +227,24 @@ class Sessions:
 
     def tick(self, now: float) -> None:
         """End sessions that expire, and forget those that expired long ago."""
-        for session_id, session in self._sessions.pop_due(now):
-            forgotten = session.expires + self._retention
-            if forgotten <= now:
-                continue
-            self._sessions.put(session_id, session, forgotten)
+        while self._live and self._live[0].expires <= now:
+            session = self._live.popleft()
+            self._past.append(session)
+            if session.expires + self._retention <= now:
+                continue  # nobody asks any more
             if session.state is SessionState.WAITING:
                 self._on_expire(session, now)
             else:
                 session.end("it expired")
+        while self._past and self._past[0].expires + self._retention <= now:
+            self._sessions.pop(self._past.popleft().session_id, None)
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
-        when = self._sessions.next_expiry()
-        self._next = math.inf if when is None else when
-        return when
+        self._next = self._live[0].expires if self._live else math.inf
+        if self._past:
+            self._next = min(self._next, self._past[0].expires + self._retention)
+        return None if self._next == math.inf else self._next
 
     def __len__(self) -> int:
         """Return how many are kept, those that have expired among them."""
@@ -244,4 +252,4 @@ class Sessions:
 
     def __iter__(self) -> Iterator[DeviceSession]:
         """Iterate over them."""
-        return iter(self._sessions)
+        return iter(list(self._sessions.values()))

@@ -8,14 +8,14 @@ from fcp_core.rounds.experience import Lately
 from fcp_core.rounds.tasks import TaskState
 
 if TYPE_CHECKING:
-    from fcp_core.rounds.task_facts import TaskFacts
+    from fcp_core.rounds.task import TaskMachine
 
 #: For so long, in seconds, nothing is missed if nobody comes.
 _PATIENCE = 10.0
 _REFUSED = ("refused by eligibility: ", "refused at check-in: ", "rejected by selection policy ")
 
 
-def explain(task: TaskFacts, lately: Lately, waiting: int, now: float) -> str:
+def explain(task: TaskMachine, lately: Lately, waiting: int, now: float) -> str:
     """Say what an open task waits for; ``""`` if it has ended.
 
     :param waiting: how many devices of its population wait for a task.
@@ -31,7 +31,7 @@ def explain(task: TaskFacts, lately: Lately, waiting: int, now: float) -> str:
     return f"{missing} of {task.goal_count} {verb} missing: {'; '.join(parts)}"
 
 
-def _devices(task: TaskFacts, lately: Lately, waiting: int, now: float) -> str:
+def _devices(task: TaskMachine, lately: Lately, waiting: int, now: float) -> str:
     """Say who is awaited: those at work, those that wait, or those that do not come."""
     at_work = task.at_work
     if at_work and task.capacity < 1:
@@ -52,7 +52,7 @@ def _devices(task: TaskFacts, lately: Lately, waiting: int, now: float) -> str:
     return f"{_working(task)}, and {missing}" if at_work else missing
 
 
-def _working(task: TaskFacts) -> str:
+def _working(task: TaskMachine) -> str:
     begun = task.awaited.begun
     text = f"{_count(task.at_work, 'device')} {_verb(task.at_work, 'is', 'are')} at work"
     if begun:
@@ -73,7 +73,7 @@ def _back(lately: Lately) -> str:
     )
 
 
-def _refused(task: TaskFacts) -> str:
+def _refused(task: TaskMachine) -> str:
     """Name the reasons why devices did not get the task, or did not contribute."""
     found = []
     for reason, count in task.reasons.items():

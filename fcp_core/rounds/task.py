@@ -20,9 +20,10 @@ returns effects, which the shell carries out in order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
-from fcp_core.protocol.status import Code, StatusError
+from fcp_core.protocol.status import Code
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import (
     AccumulateEffect,
@@ -33,9 +34,10 @@ from fcp_core.rounds.effects import (
     KeptEffect,
     TaskEffect,
 )
+from fcp_core.rounds.machine import InvalidTransition
+from fcp_core.rounds.policies import OpenTask
 from fcp_core.rounds.task_facts import FINAL, MOVES, TaskFacts
 from fcp_core.rounds.tasks import TaskState
-from fcp_core.rounds.transitions import InvalidTransition
 
 __all__ = [
     "FINAL",
@@ -55,6 +57,56 @@ __all__ = [
 class TaskMachine(TaskFacts):
     """One task's states, assignments and counters; made as :class:`TaskFacts`."""
 
+    # What it takes.
+
+    @property
+    def at_work(self) -> int:
+        """How many assignments have not ended and are not overdue."""
+        return self.pending - self.awaited.overdue
+
+    @property
+    def missing(self) -> int:
+        """How many contributions it still lacks."""
+        return max(0, self.goal_count - self.contributed)
+
+    @property
+    def capacity(self) -> int:
+        """How many more devices it may be given now."""
+        if self._state is not TaskState.OPEN:
+            return 0
+        free = self.awaited.overdue
+        if free and not self.awaited.experience.wordless:
+            # Each place is given away once more if its device is silent, and not over and over: it
+            # may be the task that takes long.
+            free = min(free, self._devices_for(self.goal_count))
+        return max(0, self._devices_for(self.missing) + free - self.pending)
+
+    @property
+    def over_selection(self) -> float:
+        """Devices to be at work, as a multiple of its goal."""
+        return self._over_selection or self._devices_for(self.goal_count) / self.goal_count
+
+    def _devices_for(self, missing: int) -> int:
+        """Return how many devices are to be at work for so many contributions."""
+        if self._over_selection is None:
+            wanted = self.awaited.experience.devices_for(missing)
+        else:
+            # Without the small term, 1.1 times 10 would be 12.
+            wanted = math.ceil(self._over_selection * missing - 1e-9)
+        if missing:
+            wanted = max(wanted, self.together)
+        return wanted if self.max_at_work is None else min(wanted, self.max_at_work)
+
+    def get(self, assignment: str) -> Assignment | None:
+        """Return the assignment of that id, also one that ended not long ago, or None."""
+        return self.assignments.get(assignment)
+
+    def view(self) -> OpenTask:
+        """Return the task as a selection policy sees it."""
+        return OpenTask(
+            self.task_id, self.name, self.capacity, self.missing, self.created, self.at_work
+        )
+
     # What happens to it.
 
     def restore(
@@ -66,10 +118,9 @@ class TaskMachine(TaskFacts):
         :param dropped: how many had been dropped, and *surplus* how many came too late.
         """
         for id_ in contributions:
-            record = self._assignments[id_] = Assignment(id_, "", now, Stage.CONTRIBUTED)
+            record = self.assignments[id_] = Assignment(id_, "", now, Stage.CONTRIBUTED)
             self._order.append(record)
         self.contributed, self.dropped, self.surplus = len(contributions), dropped, surplus
-        self.assigned = self.contributed + dropped + surplus
         self._expired = self.deadline <= now
         return [] if self.missing else self._close(now)
 
@@ -87,13 +138,13 @@ class TaskMachine(TaskFacts):
         :param version: its client's version.
         :raises InvalidTransition: if it has no capacity or knows the assignment already.
         """
-        if self.capacity < 1 or assignment in self._assignments:
+        if self.capacity < 1 or assignment in self.assignments:
             raise InvalidTransition(f"{self!r} cannot take assignment {assignment}")
         self._forget(now)
         record = Assignment(assignment, session_id, now, origin=origin, version=version)
         self._add(record)
         self.awaited.add(0, record)
-        self._expiry.put(assignment, None, now + self._assignment_timeout)
+        self._unready[assignment] = record
         return record
 
     def begin(self, assignment: Assignment, now: float) -> None:
@@ -118,13 +169,13 @@ class TaskMachine(TaskFacts):
 
         :raises InvalidTransition: if one of them cannot be kept; nothing happens then.
         """
-        records = [self._assignments.get(assignment) for assignment in assignments]
+        records = [self.assignments.get(assignment) for assignment in assignments]
         known = [record for record in records if record is not None]
         ready = all(Stage.KEPT in record.MOVES[record.state] for record in known)
         if len(known) < len(records) or not ready or len(set(known)) < len(known):
             raise InvalidTransition(f"{self!r} cannot keep {assignments}")
         for record in known:
-            self._expiry.pop(record.id)
+            self._unready.pop(record.id, None)
             self.awaited.came(record, 1, now)
             record.move(Stage.KEPT)
         return [KeptEffect(record) for record in known]
@@ -141,7 +192,7 @@ class TaskMachine(TaskFacts):
             raise InvalidTransition(f"{self!r} cannot accumulate {group.assignments}")
         for assignment in group.assignments:
             self.awaited.came(assignment, 1, now)
-            self._expiry.pop(assignment.id)
+            self._unready.pop(assignment.id, None)
             assignment.queued = now
             assignment.move(Stage.QUEUED)
         self._queue.append(group)
@@ -159,6 +210,7 @@ class TaskMachine(TaskFacts):
             if code is Code.OK:
                 assignment.move(Stage.CONTRIBUTED)
                 self.contributed += 1
+                self.pending -= 1
                 self.awaited.contributed(assignment)
             else:
                 effects.append(self._drop(assignment, "submit", code, message))
@@ -192,7 +244,7 @@ class TaskMachine(TaskFacts):
         :param phase: how far it came, a short word.
         :param late: whether it is no fault of the device.
         """
-        record = self._assignments.get(assignment)
+        record = self.assignments.get(assignment)
         if record is None or not record.stoppable:
             return []
         if record.state is Stage.QUEUED:
@@ -224,15 +276,13 @@ class TaskMachine(TaskFacts):
         if self.deadline <= now:
             return self._close(now)
         message = f"nothing was submitted within {self._assignment_timeout:g} s"
-        effects: list[TaskEffect] = [
-            self._drop(
-                self._assignments[assignment],
-                "assignment_timeout",
-                Code.DEADLINE_EXCEEDED,
-                message,
-            )
-            for assignment, _ in self._expiry.pop_due(now)
-        ]
+        effects: list[TaskEffect] = []
+        while self._unready:
+            record = next(iter(self._unready.values()))
+            if record.assigned + self._assignment_timeout > now:
+                break
+            late = self._drop(record, "assignment_timeout", Code.DEADLINE_EXCEEDED, message)
+            effects.append(late)
         # Last: when fewer are silent, less patience is due to the others.
         self.awaited.tick(now)
         return effects
@@ -244,45 +294,16 @@ class TaskMachine(TaskFacts):
         if self._state is not TaskState.OPEN:
             return None
         due = self.deadline
-        if (expiry := self._expiry.next_expiry()) is not None:
-            due = min(due, expiry)
+        if self._unready:
+            due = min(due, next(iter(self._unready.values())).assigned + self._assignment_timeout)
         return min(due, self.awaited.next_tick())
-
-    def cancel(
-        self, code: Code, message: str, now: float, *, needed: bool = False
-    ) -> list[TaskEffect]:
-        """End the task without a result; nothing happens if it has ended.
-
-        :param needed: whether the devices in progress are needed all the same, by the task's next
-            machine: then they did not come too late.
-        """
-        if self._state in FINAL:
-            return []
-        return self._end(TaskState.CANCELLED, code, message, now, late=not needed)
-
-    def fail(self, code: Code, message: str, now: float) -> list[TaskEffect]:
-        """End the task because something of the server's own broke."""
-        if self._state in FINAL:
-            return []
-        return self._end(TaskState.FAILED, code, message, now)
-
-    def reported(self, code: Code, message: str, now: float) -> list[TaskEffect]:
-        """Take the outcome of a :class:`CompleteEffect`."""
-        if self._state in FINAL:
-            return []
-        if not self._completing:
-            raise InvalidTransition(f"{self!r} did not ask for a result")
-        state = TaskState.COMPLETED if code is Code.OK else TaskState.FAILED
-        if code is Code.INTERNAL:
-            message = f"{self._folded_by} gave no result: {message}"
-        return self._end(state, code, message, now)
 
     # Inside.
 
     def _add(self, record: Assignment) -> None:
-        self._assignments[record.id] = record
+        self.assignments[record.id] = record
         self._order.append(record)
-        self.assigned += 1
+        self.pending += 1
 
     def _hopeless(self, now: float) -> list[TaskEffect] | None:
         """End the task if its first devices all failed in the same way, else return None."""
@@ -297,12 +318,7 @@ class TaskMachine(TaskFacts):
         while self._order and self._order[0].ended:
             if self._order[0].assigned + self._known_for > now:
                 break
-            del self._assignments[self._order.popleft().id]
-
-    @property
-    def _latest(self) -> float:
-        """When it ends in any case."""
-        return self._closing_from + self._closing_timeout
+            del self.assignments[self._order.popleft().id]
 
     def _fill(self) -> list[TaskEffect]:
         """Have as many contributions accumulated as are missing."""
@@ -314,68 +330,3 @@ class TaskMachine(TaskFacts):
             self._accumulating += len(group.assignments)
             effects.append(AccumulateEffect(group))
         return effects
-
-    def _close(self, now: float) -> list[TaskEffect]:
-        """Take nothing more; once nothing is accumulating, decide how the task ends."""
-        if self._state is TaskState.OPEN:
-            self.move(TaskState.CLOSING)
-            # The server may not have been running when the deadline came.
-            self._closing_from = max(self.deadline, now)
-        effects = self._drop_all(
-            f"task {self.name} is over", [a for a in self.live() if a.stoppable]
-        )
-        if self._accumulating or self._completing:
-            return effects
-        if self.contributed >= self.minimum_count:
-            self._completing = True
-            return [*effects, CompleteEffect()]
-        down = ", while the server was not running," if self._expired else ""
-        message = (
-            f"task {self.name} came to its deadline{down} with {self.contributed} of "
-            f"{self.minimum_count} contributions; {self.story()}"
-        )
-        return effects + self._end(TaskState.FAILED, Code.DEADLINE_EXCEEDED, message, now)
-
-    def _end(
-        self, state: TaskState, code: Code, message: str, now: float, *, late: bool = True
-    ) -> list[TaskEffect]:
-        self.move(state)
-        self.finished = now
-        self.error = None if code is Code.OK else (code, message)
-        effects = self._drop_all(f"task {self.name} is over", self.live(), late=late)
-        self._accumulating = 0
-        return [*effects, EndEffect(state, code, message)]
-
-    def _drop_all(
-        self, message: str, assignments: list[Assignment], *, late: bool = True
-    ) -> list[TaskEffect]:
-        self._queue.clear()
-        return [self._drop(a, "round_over", Code.ABORTED, message, late=late) for a in assignments]
-
-    def _drop(
-        self, assignment: Assignment, phase: str, code: Code, message: str, *, late: bool = False
-    ) -> DroppedEffect:
-        silent, reached = assignment.state is Stage.ASSIGNED, assignment.state.value
-        timed_out = silent and phase == "assignment_timeout"
-        overdue = self.awaited.drop(assignment, silent=timed_out)
-        assignment.move(Stage.DROPPED)
-        assignment.error = StatusError(code, message)
-        assignment.late = late
-        self._expiry.pop(assignment.id)
-        if overdue and silent:
-            self.silent += 1
-            phase = "silent"
-        elif late:
-            self.surplus += 1
-            return DroppedEffect(assignment, phase, code, message, reached)
-        else:
-            if not overdue and phase != "round_over":  # the server began it again
-                self.awaited.experience.ended(lost=True)
-            self.failures.take(assignment.origin, phase, code, message)
-        self.dropped += 1
-        # Of what the server itself could not do, its own words say more than the code.
-        own = f": {message}" if phase == "submit" else ""
-        reason = "silent" if phase == "silent" else f"{phase} {code.name}{own}"
-        self.reasons.note(reason)
-        self.outcomes.note(reason)
-        return DroppedEffect(assignment, phase, code, message, reached)

@@ -1,6 +1,6 @@
-"""What is known of a task: its settings, its assignments and its counters.
+"""What is known of a task (settings, assignments, counters), what is told of it, how it ends.
 
-What happens to a task is in ``rounds.task``: only that changes anything here.
+What its devices do is in ``rounds.task``.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
-from fcp_core.protocol.status import Code
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
-from fcp_core.rounds.effects import Group
+from fcp_core.rounds.effects import (
+    CompleteEffect,
+    DroppedEffect,
+    EndEffect,
+    Group,
+    TaskEffect,
+)
 from fcp_core.rounds.experience import Awaited, Experiences
-from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.failures import Failures
-from fcp_core.rounds.policies import OpenTask
+from fcp_core.rounds.machine import InvalidTransition, Machine
 from fcp_core.rounds.reasons import Reasons
 from fcp_core.rounds.tasks import TaskState, TaskStatus
-from fcp_core.rounds.transitions import Machine
 
 MOVES: dict[TaskState, tuple[TaskState, ...]] = {
     TaskState.OPEN: (TaskState.CLOSING, TaskState.FAILED, TaskState.CANCELLED),
@@ -55,9 +59,9 @@ class TaskFacts(Machine[TaskState]):
     #: When and why it ended, if it has.
     finished: float | None = None
     error: tuple[Code, str] | None = None
-    #: How many assignments there were, how many contributions are in the aggregate, how many
+    #: How many assignments have not ended, how many contributions are in the aggregate, how many
     #: assignments ended without one, how many of late devices, and how many are accumulating.
-    assigned = contributed = dropped = surplus = _accumulating = 0
+    pending = contributed = dropped = surplus = _accumulating = 0
     #: How many ended without a sign, which ``dropped`` counts too.
     silent = 0
     #: The question that the task answers, for those who watch it.
@@ -85,16 +89,13 @@ class TaskFacts(Machine[TaskState]):
         wordless: bool = False,
     ) -> None:
         super().__init__(TaskState.OPEN)
-        self.task_id = task_id
-        self.population = population
-        self.name = name
+        self.task_id, self.population, self.name = task_id, population, name
         self.goal_count = goal_count
         self.minimum_count = goal_count if minimum_count is None else minimum_count
         self.created = created
         self.deadline = deadline
         self.max_at_work = max_at_work
-        self._over_selection = over_selection
-        self._assignment_timeout = assignment_timeout
+        self._over_selection, self._assignment_timeout = over_selection, assignment_timeout
         self._known_for = assignment_timeout + retention
         self._closing_timeout = closing_timeout
         self._closing_from = deadline
@@ -105,9 +106,11 @@ class TaskFacts(Machine[TaskState]):
         self.share(Experiences())
         #: The assignments, those that have ended too, so that a repeated call can be answered; and
         #: the same in the order in which they were given.
-        self._assignments: dict[str, Assignment] = {}
+        self.assignments: dict[str, Assignment] = {}
         self._order: deque[Assignment] = deque()
-        self._expiry: Expiring[None] = Expiring()
+        #: Those whose contributions are not ready, in the order in which they were given, which is
+        #: that in which they expire.
+        self._unready: dict[str, Assignment] = {}
         self._queue: deque[Group] = deque()
         self._completing = False
         #: How many devices must be at work at a time for any of them to contribute; it may exceed
@@ -133,67 +136,19 @@ class TaskFacts(Machine[TaskState]):
     # What it is.
 
     @property
-    def pending(self) -> int:
-        """How many assignments have not ended."""
-        return self.assigned - self.contributed - self.dropped - self.surplus
-
-    @property
-    def at_work(self) -> int:
-        """How many assignments have not ended and are not overdue."""
-        return self.pending - self.awaited.overdue
-
-    @property
-    def missing(self) -> int:
-        """How many contributions it still lacks."""
-        return max(0, self.goal_count - self.contributed)
-
-    @property
-    def capacity(self) -> int:
-        """How many more devices it may be given now."""
-        if self._state is not TaskState.OPEN:
-            return 0
-        free = self.awaited.overdue
-        if free and not self.awaited.experience.wordless:
-            # Each place is given away once more if its device is silent, and not over and over: it
-            # may be the task that takes long.
-            free = min(free, self._devices_for(self.goal_count))
-        return max(0, self._devices_for(self.missing) + free - self.pending)
-
-    @property
-    def over_selection(self) -> float:
-        """Devices to be at work, as a multiple of its goal."""
-        return self._over_selection or self._devices_for(self.goal_count) / self.goal_count
-
-    def _devices_for(self, missing: int) -> int:
-        """Return how many devices are to be at work for so many contributions."""
-        if self._over_selection is None:
-            wanted = self.awaited.experience.devices_for(missing)
-        else:
-            # Without the small term, 1.1 times 10 would be 12.
-            wanted = math.ceil(self._over_selection * missing - 1e-9)
-        if missing:
-            wanted = max(wanted, self.together)
-        return wanted if self.max_at_work is None else min(wanted, self.max_at_work)
-
-    def get(self, assignment: str) -> Assignment | None:
-        """Return the assignment of that id, also one that ended not long ago, or None."""
-        return self._assignments.get(assignment)
+    def assigned(self) -> int:
+        """How many assignments there were."""
+        return self.pending + self.contributed + self.dropped + self.surplus
 
     def all(self) -> list[Assignment]:
         """Return all assignments that are known, those that ended not long ago too."""
-        return list(self._assignments.values())
+        return list(self.assignments.values())
 
     def live(self) -> list[Assignment]:
         """Return the assignments that have not ended."""
         if not self.pending:
             return []
-        return [a for a in self._assignments.values() if not a.ended]
-
-    def view(self) -> OpenTask:
-        """Return the task as a selection policy sees it."""
-        return OpenTask(
-            self.task_id, self.name, self.capacity, self.missing, self.created, self.at_work
-        )
+        return [a for a in self.assignments.values() if not a.ended]
 
     def status(self, problem: str = "", waits_for: str = "") -> TaskStatus:
         """Return the task as a watcher sees it.
@@ -237,39 +192,145 @@ class TaskFacts(Machine[TaskState]):
             f"{dropped} dropped" + (f" ({drops})" if drops else ""),
             f"{silent} silent" + (f" (client versions: {silences})" if silent else ""),
         ]
-        if self.at_work:
-            parts.append(f"{self.at_work} at work")
+        at_work = self.pending - self.awaited.overdue
+        if at_work:
+            parts.append(f"{at_work} at work")
         others = self.reasons.text(without=[reason for reason, _ in self.outcomes.items()])
         devices = "1 device was" if self.assigned == 1 else f"{self.assigned} devices were"
         story = f"{devices} assigned: {', '.join(parts)}"
         return f"{story}; not assigned: {others}" if others else story
+
+    # How it ends.
+
+    def cancel(
+        self, code: Code, message: str, now: float, *, needed: bool = False
+    ) -> list[TaskEffect]:
+        """End the task without a result; nothing happens if it has ended.
+
+        :param needed: whether the devices in progress are needed all the same, by the task's next
+            machine: then they did not come too late.
+        """
+        if self._state in FINAL:
+            return []
+        return self._end(TaskState.CANCELLED, code, message, now, late=not needed)
+
+    def fail(self, code: Code, message: str, now: float) -> list[TaskEffect]:
+        """End the task because something of the server's own broke."""
+        if self._state in FINAL:
+            return []
+        return self._end(TaskState.FAILED, code, message, now)
+
+    def reported(self, code: Code, message: str, now: float) -> list[TaskEffect]:
+        """Take the outcome of a :class:`CompleteEffect`."""
+        if self._state in FINAL:
+            return []
+        if not self._completing:
+            raise InvalidTransition(f"{self!r} did not ask for a result")
+        state = TaskState.COMPLETED if code is Code.OK else TaskState.FAILED
+        if code is Code.INTERNAL:
+            message = f"{self._folded_by} gave no result: {message}"
+        return self._end(state, code, message, now)
+
+    def _close(self, now: float) -> list[TaskEffect]:
+        """Take nothing more; once nothing is accumulating, decide how the task ends."""
+        if self._state is TaskState.OPEN:
+            self.move(TaskState.CLOSING)
+            # The server may not have been running when the deadline came.
+            self._closing_from = max(self.deadline, now)
+        effects = self._drop_all(
+            f"task {self.name} is over", [a for a in self.live() if a.stoppable]
+        )
+        if self._accumulating or self._completing:
+            return effects
+        if self.contributed >= self.minimum_count:
+            self._completing = True
+            return [*effects, CompleteEffect()]
+        down = ", while the server was not running," if self._expired else ""
+        message = (
+            f"task {self.name} came to its deadline{down} with {self.contributed} of "
+            f"{self.minimum_count} contributions; {self.story()}"
+        )
+        return effects + self._end(TaskState.FAILED, Code.DEADLINE_EXCEEDED, message, now)
+
+    def _end(
+        self, state: TaskState, code: Code, message: str, now: float, *, late: bool = True
+    ) -> list[TaskEffect]:
+        self.move(state)
+        self.finished = now
+        self.error = None if code is Code.OK else (code, message)
+        effects = self._drop_all(f"task {self.name} is over", self.live(), late=late)
+        self._accumulating = 0
+        return [*effects, EndEffect(state, code, message)]
+
+    def _drop_all(
+        self, message: str, assignments: list[Assignment], *, late: bool = True
+    ) -> list[TaskEffect]:
+        self._queue.clear()
+        return [self._drop(a, "round_over", Code.ABORTED, message, late=late) for a in assignments]
+
+    def _drop(
+        self, assignment: Assignment, phase: str, code: Code, message: str, *, late: bool = False
+    ) -> DroppedEffect:
+        silent, reached = assignment.state is Stage.ASSIGNED, assignment.state.value
+        timed_out = silent and phase == "assignment_timeout"
+        overdue = self.awaited.drop(assignment, silent=timed_out)
+        assignment.move(Stage.DROPPED)
+        assignment.error = StatusError(code, message)
+        assignment.late = late
+        self.pending -= 1
+        self._unready.pop(assignment.id, None)
+        if overdue and silent:
+            self.silent += 1
+            phase = "silent"
+        elif late:
+            self.surplus += 1
+            return DroppedEffect(assignment, phase, code, message, reached)
+        else:
+            if not overdue and phase != "round_over":  # the server began it again
+                self.awaited.experience.ended(lost=True)
+            self.failures.take(assignment.origin, phase, code, message)
+        self.dropped += 1
+        # Of what the server itself could not do, its own words say more than the code.
+        own = f": {message}" if phase == "submit" else ""
+        reason = "silent" if phase == "silent" else f"{phase} {code.name}{own}"
+        self.reasons.note(reason)
+        self.outcomes.note(reason)
+        return DroppedEffect(assignment, phase, code, message, reached)
+
+    @property
+    def _latest(self) -> float:
+        """When it ends in any case."""
+        return self._closing_from + self._closing_timeout
+
+    # For tests.
 
     def validate(self) -> None:
         """Check what always holds.
 
         :raises AssertionError: naming what does not hold.
         """
-        stages = Counter(a.state for a in self._assignments.values())
+        stages = Counter(a.state for a in self.assignments.values())
         queued = sum(len(group.assignments) for group in self._queue)
         running = stages[Stage.ACCUMULATING]
-        forgotten = self.assigned - len(self._assignments)
+        forgotten = self.assigned - len(self.assignments)
         ended = stages[Stage.CONTRIBUTED] + stages[Stage.DROPPED]
         assert 0 <= self.contributed - stages[Stage.CONTRIBUTED] <= forgotten, "they are counted"
-        assert self.contributed + self.dropped + self.surplus == ended + forgotten, (
-            "all are counted"
-        )
+        assert self.pending == len(self.assignments) - ended, "all are counted"
+        assert forgotten >= 0, "all were there"
         late = sum(a.late for a in self.all())
         assert self.surplus + self.silent >= late, "who is late is counted apart"
-        assert [*self._order] == [*self._assignments.values()], "the order is kept"
+        assert [*self._order] == [*self.assignments.values()], "the order is kept"
         assert self._accumulating == running, "what is accumulating is counted"
         assert queued == stages[Stage.QUEUED], "the queue is what is queued"
         ready = queued + running + stages[Stage.KEPT]
-        assert len(self._expiry) == self.pending - ready, "what is not ready expires"
-        assert not (self._queue and running < self.missing), "no place stays free"
+        assert len(self._unready) == self.pending - ready, "what is not ready expires"
+        missing = self.goal_count - self.contributed
+        assert not (self._queue and running < missing), "no place stays free"
         done = (Stage.QUEUED, Stage.ACCUMULATING, Stage.KEPT)
         self.awaited.validate([a for a in self.live() if a.state not in done])
         cap = self.max_at_work
-        assert cap is None or self.at_work <= cap + self.awaited.came_back, "the cap holds"
+        at_work = self.pending - self.awaited.overdue
+        assert cap is None or at_work <= cap + self.awaited.came_back, "the cap holds"
         assert self._state not in FINAL or not self.pending, "nothing is left at the end"
         if self._state is TaskState.CLOSING:
             assert bool(running) != self._completing, "closing goes on to an end"

@@ -23,31 +23,37 @@ from __future__ import annotations
 import binascii
 import hashlib
 import hmac
-import secrets
 import struct
-import uuid
 from collections.abc import Callable
-from enum import Enum
-from functools import lru_cache
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
+from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
+from fcp_core.protocol.protos.common_pb2 import ForwardingInfo
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.keys import Keyring, SigningKey
+from fcp_core.rounds.token_parts import (
+    ID_BYTES,
+    MARK_BYTES,
+    SENDER_BYTES,
+    ExpiredTokenError,
+    Kind,
+    Token,
+    scope_of,
+    sender_digest,
+    uuid_bytes,
+)
 
 VERSION: Final = 1
-ID_BYTES: Final = 16
 MAX_EXTRA: Final = 64
 
 #: How many genuine tokens are remembered at a time.
 _REMEMBERED: Final = 8192
-_SENDER_BYTES: Final = 12
 _MAC_BYTES: Final = 16
 _EXPIRES_BYTES: Final = 5
 #: Version, key, kind, scope, subject, sender, expiry, and how long the extra part is.
-#: How many bytes of a scope tell the population.
-MARK_BYTES: Final = 6
 _SCOPE_AT: Final = 3
-_PARTS: Final = struct.Struct(f">BBB{ID_BYTES}s{ID_BYTES}s{_SENDER_BYTES}s{_EXPIRES_BYTES}sB")
+_PARTS: Final = struct.Struct(f">BBB{ID_BYTES}s{ID_BYTES}s{SENDER_BYTES}s{_EXPIRES_BYTES}sB")
 _FIXED: Final = _PARTS.size
 _MAX_CHARACTERS: Final = (_FIXED + MAX_EXTRA + _MAC_BYTES) * 4 // 3 + 4
 #: What is signed begins with what it is signed for, so that one can never pass for the other.
@@ -55,51 +61,11 @@ _TOKEN_PURPOSE: Final = b"fcp token\0"
 _TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 _FROM_URL: Final = bytes.maketrans(b"-_", b"+/")
 
+#: Seconds for which what a device holds outlives its purpose: one that comes too late is still
+#: known, and answered accordingly.
+RETENTION = 3600.0
 
-class Kind(Enum):
-    """What a token lets its holder do. The numbers are in tokens that devices hold: add only."""
-
-    SESSION = 1
-    OPERATION = 2
-    AUTHORIZATION = 3
-    CLIENT = 4
-    UPLOAD = 5
-
-
-class Token(NamedTuple):
-    """What a token says, once its signature was found right.
-
-    :param key: the id of the key that signed it.
-    :param scope: 16 bytes, see :func:`scope_of` and :func:`uuid_bytes`.
-    :param subject: 16 bytes.
-    :param sender: the hash of whom it was given to, see :func:`check_sender`.
-    :param expires: in whole seconds.
-    :param extra: at most 64 bytes.
-    """
-
-    version: int
-    key: int
-    kind: Kind
-    scope: bytes
-    subject: bytes
-    sender: bytes
-    expires: int
-    extra: bytes
-
-
-class ExpiredTokenError(StatusError):
-    """A token is genuine and of the right kind, but too old: its holder is late, not a forger.
-
-    :param token: what it says.
-    """
-
-    def __init__(self, token: Token) -> None:
-        super().__init__(Code.UNAUTHENTICATED, f"the {token.kind.name.lower()} token has expired")
-        self.token = token
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Let the error be pickled by another process."""
-        return (ExpiredTokenError, (self.token,))
+_PREFIX = "operations/"
 
 
 class Tokens:
@@ -233,79 +199,12 @@ def check_sender(token: Token, sender: str | None) -> None:
         )
 
 
-#: Stands between the principal and the certificate of a sender.
-_AND = "\x1f"
-
-
-def sender_of(principal: str | None, certificate: bytes | None) -> str | None:
-    """Return what a session is bound to: a principal, and the client certificate that was shown.
-
-    :param principal: what the authentication hook returned.
-    :param certificate: DER; None: there was none.
-    """
-    if certificate is None:
-        return principal
-    return f"{principal or ''}{_AND}{hashlib.sha256(certificate).hexdigest()}"
-
-
-def principal_of(sender: str | None) -> str | None:
-    """Return the principal of what :func:`sender_of` returned."""
-    principal, found, _ = (sender or "").rpartition(_AND)
-    return (principal or None) if found else sender
-
-
-@lru_cache(maxsize=1024)
-def sender_digest(sender: str | None) -> bytes:
-    """Return the hash of a sender that stands in tokens: 12 bytes."""
-    # The first byte keeps apart a sender without a name and none.
-    text = b"\0" if sender is None else b"\1" + sender.encode("utf-8", "surrogateescape")
-    return hashlib.sha256(text).digest()[:_SENDER_BYTES]
-
-
-@lru_cache(maxsize=1024)
-def scope_of(name: str) -> bytes:
-    """Return the scope of something that has a name and no id, such as a population: 16 bytes."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:ID_BYTES]
-
-
-def mark_of(population: str) -> bytes:
-    """Return what the scopes of all tokens of a population begin with: 6 bytes.
-
-    So do the ids of its tasks, and the addresses of what devices download. A member of a server
-    that is not the population's owner thereby knows whose call it is, with nothing to look up.
-    """
-    return scope_of(population)[:MARK_BYTES]
-
-
 def mark_in(token: str) -> bytes | None:
     """Return the mark in the text of a token, whose signature is not checked; None: it is none."""
     data = _decode(token)
     if data is None or len(data) < _FIXED:
         return None
     return data[_SCOPE_AT : _SCOPE_AT + MARK_BYTES]
-
-
-@lru_cache(maxsize=1024)
-def uuid_bytes(text: str) -> bytes:
-    """Return the 16 bytes of a UUID.
-
-    :raises ValueError: if it is none.
-    """
-    return uuid.UUID(text).bytes
-
-
-def uuid_text(data: bytes) -> str:
-    """Return 16 bytes as a UUID is written; the inverse of :func:`uuid_bytes`."""
-    text = data.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def _random_uuid_text(data: bytes) -> str:
-    """Return what ``uuid.UUID(bytes=data, version=4)`` writes, at a third of the cost."""
-    marked = bytearray(data)
-    marked[6] = marked[6] & 0x0F | 0x40
-    marked[8] = marked[8] & 0x3F | 0x80
-    return uuid_text(bytes(marked))
 
 
 def _encode(data: bytes) -> str:
@@ -336,23 +235,162 @@ def _refusal(kind: Kind, problem: str) -> StatusError:
     return StatusError(Code.UNAUTHENTICATED, f"the {kind.name.lower()} token {problem}")
 
 
-class TokenSource:
-    """Makes session ids and secrets.
+#: What the protocol's own words for the kinds of token are.
+_NAMES = {
+    Kind.SESSION: "session",
+    Kind.OPERATION: "operation",
+    Kind.AUTHORIZATION: "authorization token",
+    Kind.CLIENT: "client token",
+    Kind.UPLOAD: "upload",
+}
 
-    :param random_bytes: returns that many bytes nobody can predict; a test may pass its own.
-    :ivar bytes: the same.
+
+def label(session_id: str) -> str:
+    """Return what events and logs call a session: a hash, since the id itself is a capability."""
+    return hashlib.sha256(session_id.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class AssignmentTickets:
+    """What one assignment's device is given by its protocol; see ``rounds.protocols.Tickets``.
+
+    :param assignment: its id, 32 hexadecimal digits.
+    :param expires: when all of them do, in seconds.
+    :param place: returns where uploads go; None, or ``""``: where everything goes.
+    :param key: the key that signed what they follow from, so that they stay the same when keys are
+        rotated.
     """
 
-    def __init__(self, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> None:
-        self.bytes = random_bytes
+    tokens: Tokens
+    aggregation_id: str
+    assignment: str
+    sender: str | None
+    expires: float
+    base_url: Callable[[], str]
+    key: int | None = None
+    place: Callable[[], str] | None = None
 
-    def uuid(self, mark: bytes = b"") -> str:
-        """Return a random UUID.
+    def make(self, kind: Kind, extra: str = "") -> str:
+        """Return a token of the assignment."""
+        return self.tokens.make(
+            kind,
+            uuid_bytes(self.aggregation_id),
+            bytes.fromhex(self.assignment),
+            self.sender,
+            self.expires,
+            extra.encode(),
+            key=self.key,
+        )
 
-        :param mark: what it begins with: at most 6 bytes.
-        """
-        return _random_uuid_text(mark + self.bytes(16)[len(mark) :])
+    @property
+    def authorization_token(self) -> str:
+        """What the device begins to contribute with."""
+        return self.make(Kind.AUTHORIZATION)
 
-    def secret(self) -> str:
-        """Return 256 random bits as hexadecimal digits, which every URL takes literally."""
-        return self.bytes(32).hex()
+    @property
+    def client_token(self) -> str:
+        """What the device proves itself with after its first call."""
+        return self.make(Kind.CLIENT)
+
+    def upload_name(self, slot: str) -> str:
+        """Return the resource name of an upload."""
+        return self.make(Kind.UPLOAD, slot)
+
+    def operation(self, method: str) -> str:
+        """Return the token in the name of a call's operation."""
+        return self.make(Kind.OPERATION, method)
+
+    @property
+    def forwarding(self) -> ForwardingInfo:
+        """Where the protocol's own calls go."""
+        return ForwardingInfo(target_uri_prefix=self.base_url())
+
+    @property
+    def upload_forwarding(self) -> ForwardingInfo:
+        """Where uploads go."""
+        place = "" if self.place is None else self.place()
+        return ForwardingInfo(target_uri_prefix=place) if place else self.forwarding
+
+
+def read_token(
+    tokens: Tokens,
+    text: str,
+    kind: Kind,
+    now: float,
+    sender: str | None = None,
+    *,
+    late: bool = False,
+) -> Token:
+    """Return what a device's token says; *sender* is whoever sends it.
+
+    :param late: whether a token that has expired is good, too.
+    :raises StatusError: UNAUTHENTICATED unless it is one of this deployment's; ABORTED for one that
+        has expired, since the device is late and did nothing wrong; PERMISSION_DENIED for one that
+        somebody else was given.
+    """
+    try:
+        token = tokens.read(text, kind, now)
+    except ExpiredTokenError as error:
+        token = error.token
+        if not late:
+            check_sender(token, sender)
+            raise StatusError(
+                Code.ABORTED, f"this {_NAMES[kind]} has expired; check in again"
+            ) from None
+    check_sender(token, sender)
+    return token
+
+
+def read_session(
+    tokens: Tokens, population: str, session_id: str, now: float, sender: str | None
+) -> Token:
+    """Return what a session's id says, expired or not.
+
+    :raises StatusError: NOT_FOUND for what is no session of the population; PERMISSION_DENIED for
+        somebody else's.
+    """
+    token = None
+    try:
+        token = read_token(tokens, session_id, Kind.SESSION, now, sender, late=True)
+    except StatusError as error:
+        if error.code is not Code.UNAUTHENTICATED:
+            raise
+    if token is None or token.scope != scope_of(population):
+        raise StatusError(
+            Code.NOT_FOUND, f"population {population!r} has no such session; check in"
+        )
+    return token
+
+
+# Long-running operations: no list of them is kept. That of a device that waits for a task is its
+# session's state, and that of a protocol's call is the record of the call.
+
+
+def operation_name(token: str) -> str:
+    """Return the name of an operation; devices take no other form."""
+    return f"{_PREFIX}{token}"
+
+
+def operation_token(name: str) -> str:
+    """Return the token in an operation's name."""
+    return name.removeprefix(_PREFIX)
+
+
+def operation(name: str, metadata: Any, result: Any | StatusError | None) -> longrunning.Operation:
+    """Return an operation as a message.
+
+    :param metadata: must carry a polling interval if it is of a type that has one and the operation
+        is not done: with none, the published client asks again without a pause. None: there is
+        none.
+    :param result: the response or an error; None: it is pending.
+    """
+    message = longrunning.Operation(name=name)
+    if metadata is not None:
+        message.metadata.Pack(metadata)
+    if isinstance(result, StatusError):
+        message.done = True
+        message.error.CopyFrom(result.to_proto())
+    elif result is not None:
+        message.done = True
+        message.response.Pack(result)
+    return message

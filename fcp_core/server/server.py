@@ -17,7 +17,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.pages import Site
 from fcp_core.plugins.settings import ServerSettings
 from fcp_core.plugins.urls import checked_url
-from fcp_core.rounds.clock import Clock, SystemClock
+from fcp_core.rounds.machine import Clock, SystemClock
 from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fcp_core.rounds
-from fcp_core.rounds.transitions import Machine
+from fcp_core.rounds.machine import Machine
 from fcp_core.storage.contract import Record
 from fcp_core.storage.integrity import kinds
 

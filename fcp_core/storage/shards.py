@@ -64,13 +64,13 @@ class Merge:
     :param shards: the ids of the others: their bytes are in it and were in no total before.
     :param replaced: the name of the earlier total; ``""``: there is none.
     :param name: of the total.
-    :param data: everything that all of them hold.
+    :param pieces: everything that all of them hold.
     """
 
     shards: Sequence[str]
     replaced: str
     name: str
-    data: bytes
+    pieces: Sequence[bytes | memoryview]
 
 
 def add(
@@ -109,7 +109,7 @@ def _merge(tx: Transaction, task_id: str, work: Merge) -> bool:
         tx.delete(BlobRecord, _blob(task_id, shard.shard_id))
     if work.replaced:
         tx.delete(BlobRecord, _blob(task_id, work.replaced))
-    tx.put_pieces(BlobRecord(_blob(task_id, work.name), task_id, b""), [work.data])
+    tx.put_pieces(BlobRecord(_blob(task_id, work.name), task_id, b""), work.pieces)
     return True
 
 

@@ -165,15 +165,22 @@ class EngineConformance(JobLaws):
                 whole = engine.open(JOB)
                 for share in range(3):
                     folding = engine.open(JOB)
-                    for number in (n for n, at in enumerate(shares) if at == share):
+                    mine = [number for number, at in enumerate(shares) if at == share]
+                    for number in mine:
                         self._wait(folding.add(str(number), blob(number)))
                     finished = self._wait(folding.finish())
+                    assert sorted(finished.contributions) == sorted(map(str, mine))
                     before = b"".join(finished.pieces)
                     self._wait(whole.absorb(finished))
                     if finished.contributions:
                         assert self._code(whole.absorb(finished)) is Code.ALREADY_EXISTS
                     folding.abort()
                     assert b"".join(finished.pieces) == before, "nobody changes the pieces"
+                    seen = self._wait(whole.view())
+                    taken = [number for number, at in enumerate(shares) if at <= share]
+                    assert sorted(seen.contributions) == sorted(map(str, taken))
+                    copy = engine.open(JOB, [Partial(b"".join(seen.pieces), seen.contributions)])
+                    assert self._numbers(copy.report()) == _total(taken)
                 assert self._numbers(whole.report()) == _total(range(len(shares)))
 
             self.check(law, st.lists(st.integers(0, 2), max_size=10))

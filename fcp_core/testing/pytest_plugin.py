@@ -24,14 +24,14 @@ import pytest
 if TYPE_CHECKING:
     # At run time they are imported when a fixture is used, for the sake of coverage's first lines.
     from fcp_core.client import Client, SessionResult
-    from fcp_core.rounds.clock import ManualClock
+    from fcp_core.rounds.machine import ManualClock
     from fcp_core.testing.servers import RunningServer
 
 
 @pytest.fixture
 def fcp_clock() -> ManualClock:
     """A clock that moves only when told; give it to ``fcp_server`` and call ``advance``."""
-    from fcp_core.rounds.clock import ManualClock
+    from fcp_core.rounds.machine import ManualClock
 
     return ManualClock()
 

@@ -16,8 +16,8 @@ from fcp_core.client import CallableStore, Client, RetryPolicy, SessionResult, m
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.checkpoint import Checkpoint, open_checkpoint
 from fcp_core.protocol.protos import data_type_pb2, plan_pb2
-from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.events import Event
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.tasks import TaskSpec, TaskStatus
 from fcp_core.server import Server, ServerThread
 

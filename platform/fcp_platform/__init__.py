@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fcp_core.errors import MissingExtraError
+from fcp_platform import nesting
 
 if TYPE_CHECKING:
     from fcp_platform.computation import FederatedComputation
@@ -47,6 +48,9 @@ __all__ = [
     "plot",
     "progress",
 ]
+
+
+nesting.install()
 
 
 def __getattr__(name: str) -> Any:

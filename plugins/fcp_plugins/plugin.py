@@ -1,4 +1,4 @@
-"""The built-in policies and storages, and the event log, registered like anybody's."""
+"""The built-in policies and storages, registered like anybody's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fcp_core.plugins import hookimpl
-from fcp_plugins.event_log import fcp_event
 from fcp_plugins.pacing_adaptive import fcp_retry_window
 
 # What is registered is imported when it is asked for: the command line looks at every plugin, and
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
     from fcp_core.storage.contract import Storage, StorageFactory
 
-__all__ = ["fcp_event", "fcp_retry_window"]
+__all__ = ["fcp_retry_window"]
 
 
 @hookimpl

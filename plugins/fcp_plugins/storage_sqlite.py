@@ -54,8 +54,11 @@ _LOST_SYNC = ("SQLITE_IOERR_FSYNC", "SQLITE_IOERR_DIR_FSYNC")
 #: Bytes of a page of a new file: the largest there is. Each page is written by itself, so that 4 MB
 #: in pages of 4 KiB take seven times as long; what is small waits for the disk in either case.
 _PAGE = 1 << 16
-#: Bytes in the log at which they are copied to the file.
-_CHECKPOINT = 16 << 20
+#: Bytes in the log at which they are copied to the file: what was written again meanwhile, as the
+#: aggregates of open tasks are, is copied once.
+_CHECKPOINT = 64 << 20
+#: Bytes of pages in memory: with less, a large record's are written before they are complete.
+_CACHE = 12 << 20
 
 #: How many transactions share a commit at most.
 _MAX_BATCH = 256
@@ -351,7 +354,8 @@ class SqliteStorage(Storage):
         connection.execute("PRAGMA synchronous = FULL")
         (size,) = connection.execute("PRAGMA page_size").fetchone()
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT // size}")
-        connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
+        connection.execute(f"PRAGMA journal_size_limit = {_CHECKPOINT}")
+        connection.execute(f"PRAGMA cache_size = {-_CACHE // 1024}")
         connection.execute("BEGIN IMMEDIATE")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:

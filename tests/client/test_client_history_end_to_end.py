@@ -6,7 +6,7 @@ import pytest
 
 from fcp_core.client import CallableStore, Client, History, make_query_result
 from fcp_core.plugins.manager import Plugins
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server, ServerThread
 from fcp_core.tasks.taskfile import parse_task
 

@@ -14,10 +14,10 @@ import pytest
 import fcp_core.rounds
 from fcp_core.rounds.assigner import Waiting
 from fcp_core.rounds.assignment import Assignment, ProtocolCall
+from fcp_core.rounds.machine import Machine
 from fcp_core.rounds.membership import Lease
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.task import TaskMachine
-from fcp_core.rounds.transitions import Machine
 from fcp_core.storage import reference
 from fcp_core.storage.integrity import kinds
 

@@ -18,7 +18,7 @@ from benchmarks.fuzzing.transport import Direct, Request, send_raw
 from benchmarks.fuzzing.watch import Watch
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server
 from fcp_core.server.http.connections import Router
 

@@ -15,7 +15,7 @@ from fcp_core.client import CallableStore, Outcome, make_query_result
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tokens import mark_of
+from fcp_core.rounds.token_parts import mark_of
 from fcp_core.server.http.passing import HEADER, Passed, sign
 from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from fcp_core.testing.servers import COLLECTION

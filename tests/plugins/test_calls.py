@@ -65,6 +65,14 @@ def test_a_plugin_may_ask_to_be_first_or_last(load):
     assert seen == ["first", "a", "b", "last"]
 
 
+def test_an_event_is_made_only_if_somebody_hears_of_it(load, caplog):
+    plugins = load()
+    assert not plugins.observed()
+    with caplog.at_level(logging.INFO, "fcp.events"):
+        assert plugins.observed()
+    assert load(extra=[plugin("fcp_event", lambda event: None)]).observed()
+
+
 def test_the_event_log_is_off_until_it_is_turned_on(load, caplog):
     plugins = load()
     plugins.notify(EVENT)

@@ -21,8 +21,8 @@ from fcp_core.protocol.protos import task_assignments_pb2 as assignments
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.assignment import Stage
 from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.tokens import label
 from fcp_core.server import Server, ServerThread
-from fcp_core.server.services.device_tokens import label
 
 WAIT = 180.0  # how long anything may take before the test fails
 SIZE = 20_000  # numbers in an update: too many to be folded on an event loop

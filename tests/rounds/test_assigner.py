@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcp_core.rounds.assigner import Assigned, Assigner, CandidateState, Waiting
+from fcp_core.rounds.machine import InvalidTransition
 from fcp_core.rounds.policies import (
     Assign,
     Candidate,
@@ -20,7 +21,6 @@ from fcp_core.rounds.policies import (
     Selection,
     SelectionPolicy,
 )
-from fcp_core.rounds.transitions import InvalidTransition
 
 
 class Scripted(SelectionPolicy):

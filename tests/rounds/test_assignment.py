@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fcp_core.aggregation.engine import HeldBody
 from fcp_core.rounds.assignment import Assignment, Stage
-from fcp_core.rounds.transitions import InvalidTransition
+from fcp_core.rounds.machine import InvalidTransition
 
 
 class Held(HeldBody):

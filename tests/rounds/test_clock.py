@@ -2,7 +2,7 @@
 
 import pytest
 
-from fcp_core.rounds.clock import SLEW, SystemClock
+from fcp_core.rounds.machine import SLEW, SystemClock
 from fcp_core.server.services.ticker import Ticker
 
 

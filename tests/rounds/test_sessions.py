@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.machine import InvalidTransition
 from fcp_core.rounds.policies import CheckIn
 from fcp_core.rounds.session import (
     DeviceSession,
@@ -12,8 +13,7 @@ from fcp_core.rounds.session import (
     SessionState,
     assignment_id,
 )
-from fcp_core.rounds.tokens import principal_of, sender_of
-from fcp_core.rounds.transitions import InvalidTransition
+from fcp_core.rounds.token_parts import principal_of, sender_of
 
 
 def session(name="s", expires=10.0, **more):

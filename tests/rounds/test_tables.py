@@ -14,11 +14,11 @@ import fcp_core
 import fcp_core.rounds
 import fcp_core.server.services
 from fcp_aggregators import simple_protocol
-from fcp_core.rounds import transitions
+from fcp_core.rounds import machine
 from fcp_core.rounds.assignment import Assignment, Stage
+from fcp_core.rounds.machine import InvalidTransition, Machine
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.task import TaskMachine
-from fcp_core.rounds.transitions import InvalidTransition, Machine
 
 for package in (fcp_core.rounds, fcp_core.server.services):
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
@@ -122,7 +122,7 @@ def test_no_code_sets_a_state_but_the_one_method():
     names = {kind.__name__ for kind in MACHINES}
     found = []
     for path in SOURCES:
-        if path == Path(transitions.__file__):
+        if path == Path(machine.__file__):
             continue
         tree = ast.parse(path.read_text())
         machines = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name in names]

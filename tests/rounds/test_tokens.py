@@ -14,16 +14,15 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds import tokens as module
 from fcp_core.rounds.keys import DeploymentKeys, Keyring, SigningKey, format_keys, parse_keys
-from fcp_core.rounds.tokens import (
+from fcp_core.rounds.token_parts import (
     ExpiredTokenError,
     Kind,
-    Tokens,
-    check_sender,
     scope_of,
     sender_digest,
     uuid_bytes,
     uuid_text,
 )
+from fcp_core.rounds.tokens import Tokens, check_sender
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 DEPLOYMENT = bytes(range(16))

@@ -21,7 +21,7 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tokens import principal_of, sender_of
+from fcp_core.rounds.token_parts import principal_of, sender_of
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import RateLimit, RateLimitError, address_key

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.server.http.body import PART
 from fcp_core.server.http.metrics import ServerMetrics
 

@@ -14,9 +14,9 @@ import pytest
 
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import write_checkpoint
+from fcp_core.rounds.tokens import label
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.logs import configure_logging, hide_addresses
-from fcp_core.server.services.device_tokens import label
 
 WAIT = 30.0
 

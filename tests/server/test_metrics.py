@@ -21,8 +21,8 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.clock import ManualClock
 from fcp_core.rounds.events import Assigned, Rejected, Released, TaskClosed, TaskOpened
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.http import connections
 from fcp_core.server.http.listeners import bind

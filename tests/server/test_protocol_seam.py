@@ -17,7 +17,7 @@ from fcp_core.client.protocols import CallStep, UploadStep
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server
 from fcp_core.testing import RunningServer, make_device, query_task
 from fcp_core.testing import masked_sum as masked

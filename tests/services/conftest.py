@@ -26,7 +26,7 @@ from fcp_core.protocol.protos import (
     task_assignments_pb2,
 )
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.services import Services
 

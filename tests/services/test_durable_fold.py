@@ -30,12 +30,18 @@ from fcp_core.storage.records import TaskRecord
 from fcp_core.testing.engine_aggregators import AGGREGATORS
 from fcp_plugins.storage_memory import MemoryStorage
 
-SPEC = Intrinsic(
-    "kit_sum",
-    (TensorSpec("x", DataType.INT64, (2,)),),
-    (TensorSpec("sum", DataType.INT64, (2,)),),
-)
-JOB = FoldJob(configuration_to_proto([SPEC]).SerializeToString())
+X = TensorSpec("x", DataType.INT64, (2,))
+#: Its whole is as large as a delta, so that each write is of a total.
+SUM = Intrinsic("kit_sum", (X,), (TensorSpec("sum", DataType.INT64, (2,)),))
+#: Its whole grows, so that deltas are written beside it.
+ALL = Intrinsic("kit_all", (X,), (TensorSpec("all", DataType.INT64, (-1,)),))
+
+
+def job(*intrinsics):
+    return FoldJob(configuration_to_proto(intrinsics).SerializeToString())
+
+
+JOB = job(SUM)
 RECORD = TaskRecord("t", "p", "task", "open", "a", b"", 0.0)
 
 FAULTS = st.lists(st.sampled_from(["before", "after", "late"]), max_size=3)
@@ -87,6 +93,8 @@ class _Store(TaskStore):
 class Machine(RuleBasedStateMachine):
     """Devices contribute powers of two, and come again with what was not answered OK."""
 
+    JOB = JOB
+
     def __init__(self):
         super().__init__()
         self.loop = asyncio.new_event_loop()
@@ -112,7 +120,7 @@ class Machine(RuleBasedStateMachine):
         return stored
 
     def open(self, partials):
-        return self.engine.open(JOB, partials)
+        return self.engine.open(self.JOB, partials)
 
     @rule(numbers=st.lists(st.booleans(), min_size=1, max_size=4), good=st.booleans())
     def contribute(self, numbers, good):
@@ -216,11 +224,18 @@ class Machine(RuleBasedStateMachine):
         self.engine.stop()
 
 
-def test_whatever_the_storage_does_each_answer_is_kept_once(monkeypatch):
-    monkeypatch.setattr(durable_fold, "FAN_IN", 2)
+class Growing(Machine):
+    """The same with an aggregate that grows."""
+
+    JOB = job(SUM, ALL)
+
+
+@pytest.mark.parametrize("machine", [Machine, Growing])
+def test_whatever_the_storage_does_each_answer_is_kept_once(monkeypatch, machine):
+    monkeypatch.setattr(durable_fold, "FAN_IN", 3)
     monkeypatch.setattr(writes, "_FIRST_PAUSE", 0.0)
     run_state_machine_as_test(
-        Machine, settings=settings(max_examples=120, stateful_step_count=30, deadline=None)
+        machine, settings=settings(max_examples=120, stateful_step_count=30, deadline=None)
     )
 
 
@@ -235,7 +250,7 @@ def test_a_merge_that_was_given_up_for_lost_happens_all_the_same(monkeypatch, wh
         engine.start()
 
         def begin(partials):
-            return engine.open(JOB, partials)
+            return engine.open(job(SUM, ALL), partials)
 
         async def contribute(*numbers):
             for number in numbers:
@@ -260,6 +275,39 @@ def test_a_merge_that_was_given_up_for_lost_happens_all_the_same(monkeypatch, wh
         await check(6)
         assert len((await store.shards("t")).unmerged) < 2, "nothing is merged any more"
         fold.abort()
+        engine.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("of", "blobs"),
+    [(SUM, [(0, 1)] * 6), (ALL, [(0, 1), (0, 1), (1, 1), (0, 1), (1, 1), (2, 1)])],
+    ids=["as large as a delta", "growing"],
+)
+def test_what_is_no_larger_than_its_deltas_takes_their_place(of, blobs):
+    async def main():
+        storage = Faulty()
+        await storage.transact(lambda tx: tx.put(RECORD))
+        engine, store = LocalEngine(AGGREGATORS, workers=0), _Store(storage)
+        engine.start()
+        found = []
+
+        def begin(partials):
+            return engine.open(job(of), partials)
+
+        async def run(numbers):
+            fold = DurableFold("t", "task", begin, store, await store.shards("t"))
+            for number in numbers:
+                await asyncio.wrap_future(fold.add(str(number), blob(number)))
+                stored = await store.shards("t")
+                assert len(stored.contributions) == number + 1
+                found.append((len(stored.unmerged), bool(stored.total)))
+            fold.abort()
+
+        await run(range(4))
+        await run(range(4, 6))  # after a restart, too
+        assert found == blobs
         engine.stop()
 
     asyncio.run(main())

@@ -8,7 +8,7 @@ from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.server.services import writes
 from fcp_core.server.services.durable_fold import FAN_IN
@@ -186,7 +186,7 @@ def test_the_counts_of_an_earlier_run_stay(kit, sqlite):
     asyncio.run(main())
 
 
-def test_many_shards_are_merged_and_read_back(kit, sqlite):
+def test_shards_are_merged_and_read_back(kit, sqlite):
     async def main():
         count = 2 * FAN_IN + 3
         async with sqlite() as world:
@@ -196,8 +196,8 @@ def test_many_shards_are_merged_and_read_back(kit, sqlite):
             shards = await stored(world, ShardRecord)
             blobs = [b.name for b in await stored(world, BlobRecord) if "/shard/" in b.name]
             assert len(shards) == count
-            assert len(blobs) == 4
-            assert sum("total" in name for name in blobs) == 1
+            # A sum is no larger than a shard.
+            assert len(blobs) == sum("total" in name for name in blobs) == 1
         async with sqlite() as world:
             assert (await world.status(task)).contributed == count
             world.devices = count

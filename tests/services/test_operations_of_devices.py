@@ -5,9 +5,9 @@ import pytest
 from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import CallState, ProtocolCall
+from fcp_core.rounds.machine import InvalidTransition
 from fcp_core.rounds.pacing import duration
-from fcp_core.rounds.transitions import InvalidTransition
-from fcp_core.server.services.device_tokens import operation, operation_name, operation_token
+from fcp_core.rounds.tokens import operation, operation_name, operation_token
 
 METADATA = pb.StartTaskAssignmentMetadata(polling_interval=duration(0.5))
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from fcp_core.plugins import hookimpl
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.policies import Assign, Selection, SelectionPolicy, SelectionPolicyFactory
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.server.services.policy_states import LIFETIME

@@ -9,7 +9,7 @@ import pytest
 from fcp_core.errors import UsageError
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.policies import SelectionPolicyFactory
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 from fcp_core.storage.records import BlobRecord

@@ -9,7 +9,7 @@ import pytest
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import task_assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import SystemClock
+from fcp_core.rounds.machine import SystemClock
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fcp_core.rounds.clock import ManualClock, SystemClock
+from fcp_core.rounds.machine import ManualClock, SystemClock
 from fcp_core.server.services.ticker import Ticker
 
 

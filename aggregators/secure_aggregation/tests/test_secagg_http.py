@@ -15,7 +15,7 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.client import Acceptance, PrivacyPolicy, TaskOutcome
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.clock import ManualClock
+from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server
 from fcp_core.testing import RunningServer, make_device, query_task
 from fcp_secagg.device import SecureAggregationDevice
@@ -151,6 +151,7 @@ def test_who_drops_out_after_its_input_is_in_the_sum(house):
     assert own.total(task) == [110, 6, 0]
     status = own.server.status(task)
     assert (status.contributed, status.dropped) == (6, 0)
+    assert "secure aggregation: dropped out: 1 in unmasking" in status.notes
 
 
 def test_too_many_drop_outs_end_the_cohort_and_not_the_task(house):

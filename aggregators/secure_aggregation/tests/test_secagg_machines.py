@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcp_core.protocol.protos import secagg_messages_pb2 as pb
-from fcp_core.rounds.transitions import InvalidTransition
+from fcp_core.rounds.machine import InvalidTransition
 from fcp_secagg import primitives
 from fcp_secagg.client import SecAggClient, UnexpectedMessageError
 from fcp_secagg.graphs import FullGraph, HararyGraph

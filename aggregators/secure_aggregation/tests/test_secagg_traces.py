@@ -30,6 +30,7 @@ class Trace:
         self.degree = given["neighbours_of_each_client"]
         self.threshold = given["threshold_of_each_client"]
         self.full = given["variant"] == "fullgraph"
+        self.circle = given.get("circle")
         self.specs = [VectorSpec(v["name"], v["length"], v["modulus"]) for v in given["vectors"]]
         self.sums = given["sums"]
         self.dropped = {int(client): step for client, step in given["dropped"].items()}
@@ -49,6 +50,8 @@ class Trace:
     def graph(self):
         if self.full:
             return FullGraph(self.size, self.threshold)
+        if self.circle is not None:
+            return HararyGraph(self.circle, self.degree, self.threshold)
         keys = {
             message.advertise_keys.pair_of_public_keys.noise_pk: client
             for client, message in self.sent["advertise_keys"].items()

@@ -15,14 +15,14 @@ from google.protobuf.message import DecodeError, Message
 from fcp_core.protocol import routes
 from fcp_core.protocol.compression import is_worth_compressing
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tokens import sender_of
+from fcp_core.rounds.token_parts import sender_of
+from fcp_core.rounds.tokens import label
 from fcp_core.server.http import refusals
 from fcp_core.server.http.forward import pass_on
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import limits_of_call
 from fcp_core.server.http.passing import UPLOAD
 from fcp_core.server.reached import HOST
-from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.eligibility import ADDRESS
 
 #: Where devices send their API key.

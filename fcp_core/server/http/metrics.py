@@ -14,7 +14,6 @@ from collections import Counter as Count
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import (
     Assigned,
     CheckedIn,
@@ -28,6 +27,7 @@ from fcp_core.rounds.events import (
     TaskOpened,
 )
 from fcp_core.rounds.expiring import Expiring
+from fcp_core.rounds.machine import Clock
 from fcp_core.server.http.prometheus import Counter, Dump, Gauge, Histogram, Info, Metric, render
 
 #: How long the series of a name without an open task are kept, in seconds.

@@ -19,8 +19,8 @@ import msgspec
 from fcp_core.admin import api
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tokens import MARK_BYTES, mark_in, mark_of, uuid_bytes
-from fcp_core.server.services.device_tokens import operation_token
+from fcp_core.rounds.token_parts import MARK_BYTES, mark_of, uuid_bytes
+from fcp_core.rounds.tokens import mark_in, operation_token
 
 #: How what devices send and fetch begins.
 UPLOAD, DOWNLOAD = "/upload/v1/media/", "/data/"

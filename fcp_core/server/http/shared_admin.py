@@ -28,7 +28,7 @@ from fcp_core.admin.messages import (
     TaskList,
 )
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tokens import mark_of
+from fcp_core.rounds.token_parts import mark_of
 from fcp_core.server.http.passing import HEADER, Passed, sign
 from fcp_core.server.http.peers import Peers
 from fcp_core.server.services.admin import Admin

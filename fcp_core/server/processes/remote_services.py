@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from fcp_core.plugins.pages import PageAnswer, PageRequest
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.policies import RetryWindow
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.processes.folds import WorkerFolds

@@ -24,7 +24,7 @@ from fcp_core.plugins.config import Config
 from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.settings import ServerSettings
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import SystemClock
+from fcp_core.rounds.machine import SystemClock
 from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits

@@ -29,7 +29,7 @@ from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:
-    from fcp_core.rounds.clock import Clock
+    from fcp_core.rounds.machine import Clock
     from fcp_core.server.http.metrics import ServerMetrics
     from fcp_core.server.services import Services
     from fcp_core.server.services.routing import RoutingTable

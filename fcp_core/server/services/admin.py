@@ -31,7 +31,7 @@ from fcp_core.tasks.sql_query import SqlQuery
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
-    from fcp_core.rounds.clock import Clock
+    from fcp_core.rounds.machine import Clock
     from fcp_core.server.services.eligibility_tasks import EligibilityTasks
     from fcp_core.server.services.members import Members
     from fcp_core.server.services.population import Population as DevicePopulation

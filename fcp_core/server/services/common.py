@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event
-from fcp_core.rounds.tokens import Tokens, TokenSource
+from fcp_core.rounds.machine import Clock
+from fcp_core.rounds.token_parts import TokenSource
+from fcp_core.rounds.tokens import Tokens
 from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.writes import Writes
 
@@ -33,6 +34,7 @@ class Common:
     :param base_url: returns where devices reach the server, with a slash at the end.
     :param data_url: returns what stands in front of ``data/`` in the addresses of downloads.
     :param notify: called with each event.
+    :param observed: returns whether anybody would hear of it if all is well with a device.
     :param writes: what is being stored.
     :param memory: what is held of uploads.
     """
@@ -43,6 +45,7 @@ class Common:
     base_url: Callable[[], str]
     data_url: Callable[[], str]
     notify: Callable[[Event], None]
+    observed: Callable[[], bool]
     writes: Writes
     memory: UploadMemory
 

@@ -4,7 +4,9 @@ What devices contribute while nothing is being written goes into a *delta*, a fo
 soon as the last write is over, the delta is closed, a new one takes its place, and its bytes and
 ids are written in one transaction; then all its contributions are answered. So a device that comes
 alone waits for one write, and a crowd shares it. The deltas that were written are in memory as one
-fold too, the *whole*, from which the report is made.
+fold too, the *whole*, from which the report is made. Where the whole is no larger than what would
+be left of deltas, as with sums, its bytes are written in their place: there is one thing to read
+after a restart, and a storage overwrites the same pages again and again.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ logger = logging.getLogger("fcp.services")
 
 T = TypeVar("T")
 
-#: With so many deltas, a total is written in their place.
+#: With so many deltas, a total is written in their place even if it is larger than they are.
 FAN_IN = 16
 #: What a merge fails with if the two do not fit together.
 _REFUSALS = (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED)
@@ -91,6 +93,10 @@ class DurableFold(Fold):
         self._whole = begin(stored.partials)
         self._ids = set(stored.contributions)
         self._unmerged, self._total = list(stored.unmerged), stored.total
+        sizes = [len(partial.data) for partial in stored.partials]
+        #: Bytes of the total in storage, and of the deltas beside it.
+        self._total_bytes = sizes.pop(0) if stored.total else 0
+        self._loose_bytes = sum(sizes)
         self._delta: _Delta | None = None
         self._closed: str | None = None
         self._on_loss: Callable[[str], None] | None = None
@@ -277,7 +283,10 @@ class DurableFold(Fold):
         shard = ShardRecord(
             name, self._task_id, part.contributions, dropped=dropped, surplus=surplus
         )
-        total = None if len(self._unmerged) + 1 < FAN_IN else await self._total_with(name)
+        size = part.nbytes
+        large = self._total_bytes > self._loose_bytes + size
+        apart = large and len(self._unmerged) + 1 < FAN_IN
+        total = None if apart else await self._total_with(name)
         try:
             merged = await self._store.add_shard(shard, part.pieces, self._name, total)
         except StatusError as error:
@@ -287,8 +296,10 @@ class DurableFold(Fold):
             return
         if merged and total is not None:
             self._unmerged, self._total = [], total.name
+            self._total_bytes, self._loose_bytes = sum(map(len, total.pieces)), 0
         else:
             self._unmerged.append(name)
+            self._loose_bytes += size
         for _, future in delta.ready:
             future.set_result(None)
         delta.ready = []
@@ -302,9 +313,9 @@ class DurableFold(Fold):
 
     async def _total_with(self, new: str) -> Merge:
         """Return what merges the shards in storage, a new one too, as they are in memory."""
-        whole = await _outcome(self._whole.partial())
+        whole = await _outcome(self._whole.view())
         name = f"total-{shard_id(self._task_id, (self._total, *self._unmerged, new))}"
-        return Merge(tuple(self._unmerged), self._total, name, whole.data)
+        return Merge(tuple(self._unmerged), self._total, name, whole.pieces)
 
     def _close(self, why: str) -> None:
         self._closed = self._closed or why

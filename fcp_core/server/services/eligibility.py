@@ -17,9 +17,9 @@ from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryW
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.text import clean
-from fcp_core.rounds.tokens import Kind, principal_of, scope_of
+from fcp_core.rounds.token_parts import Kind, principal_of, scope_of
+from fcp_core.rounds.tokens import label, read_session
 from fcp_core.server.services.common import Common
-from fcp_core.server.services.device_tokens import label, read_session
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.load import Load
 from fcp_core.server.services.population import Population, Populations
@@ -264,15 +264,10 @@ class EligibilityEvalTasks:
                 task.init_checkpoint.CopyFrom(
                     published.resource("checkpoint", url, compressed=compressed)
                 )
-        self._common.notify(
-            CheckedIn(
-                now,
-                session.check_in.population,
-                label(session.session_id),
-                tuple(sorted(offer.names)),
-                session.check_in.client_version,
-            )
-        )
+        if self._common.observed():
+            who = (session.check_in.population, label(session.session_id))
+            names, version = tuple(sorted(offer.names)), session.check_in.client_version
+            self._common.notify(CheckedIn(now, *who, names, version))
 
 
 def _reason(population: str, refusal: Refusal | None, trusted: bool) -> str:

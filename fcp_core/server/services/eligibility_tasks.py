@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from fcp_core.errors import UsageError
 from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.eligibility import EligibilityTask, PlanPolicy
+from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.policies import EligibilityPolicy, OfferedTask
 from fcp_core.rounds.tasks import POPULATION_PATTERN
-from fcp_core.rounds.tokens import TokenSource, mark_of
+from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published, publish_plan

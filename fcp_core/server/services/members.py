@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from fcp_core.admin.messages import MemberList
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.membership import (
     BEATS,
     Drop,
@@ -30,7 +30,7 @@ from fcp_core.rounds.membership import (
     Suspend,
     Take,
 )
-from fcp_core.rounds.tokens import mark_of
+from fcp_core.rounds.token_parts import mark_of
 from fcp_core.server.services.routing import RoutingTable, agree, listed, lives
 from fcp_core.storage.contract import Storage, StorageError, Transaction
 from fcp_core.storage.leases import Beat, View, beat, check, leave, read

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.protocol.wkt import Empty
-from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.machine import Clock
+from fcp_core.rounds.tokens import operation_token
 from fcp_core.server.services.assignments import TaskAssignments
-from fcp_core.server.services.device_tokens import operation_token
 from fcp_core.server.services.protocol_calls import ProtocolCalls
 
 

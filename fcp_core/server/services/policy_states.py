@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from fcp_core.errors import PLUGIN_ERRORS
-from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.machine import Clock
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import PolicyStateRecord

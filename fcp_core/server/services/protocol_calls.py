@@ -24,14 +24,9 @@ from fcp_core.rounds.assignment import Assignment, ProtocolCall
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.protocols import AggregationProtocolFactory, Body, Call
 from fcp_core.rounds.text import clean
-from fcp_core.rounds.tokens import Kind, Token, uuid_bytes, uuid_text
+from fcp_core.rounds.token_parts import Kind, Token, uuid_bytes, uuid_text
+from fcp_core.rounds.tokens import AssignmentTickets, operation, operation_name, read_token
 from fcp_core.server.services.common import Common
-from fcp_core.server.services.device_tokens import (
-    AssignmentTickets,
-    operation,
-    operation_name,
-    read_token,
-)
 from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.task_runner import TaskRunner
 
@@ -139,7 +134,7 @@ class ProtocolCalls:
         """Return the operation of a call.
 
         :raises StatusError: ABORTED if the task is over or does not know the call; otherwise as
-            ``device_tokens.read_token``.
+            ``tokens.read_token``.
         """
         token = read_token(self._tokens, text, Kind.OPERATION, now, sender)
         task = self._tasks.find(uuid_text(token.scope))

@@ -22,7 +22,7 @@ from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.tasks import TaskSpec
-from fcp_core.rounds.tokens import MARK_BYTES, uuid_bytes
+from fcp_core.rounds.token_parts import MARK_BYTES, uuid_bytes
 
 #: The files of a task beside its slices, which storages keep under these names too.
 PLAN_FILES = ("plan", "checkpoint")

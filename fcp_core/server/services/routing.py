@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 from fcp_core.admin.messages import Lease, Member, MemberList
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.keys import DeploymentKeys
+from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.membership import Holding, preferred
 from fcp_core.rounds.membership import Lease as Holder
-from fcp_core.rounds.tokens import TokenSource, mark_of
+from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.storage.leases import View, patience
 from fcp_core.storage.records import MemberRecord
 

@@ -13,7 +13,7 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.ledger import Account
 from fcp_core.rounds.specification import TaskSpec
 from fcp_core.rounds.tasks import TaskState, TaskStatus
-from fcp_core.rounds.tokens import TokenSource, mark_of
+from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.server.services.published import PLAN_FILES
 from fcp_core.server.services.writes import Writes
 from fcp_core.storage import accounts, shards

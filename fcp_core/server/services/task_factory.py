@@ -28,8 +28,8 @@ from fcp_core.rounds.specification import is_wordless
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.text import clean
-from fcp_core.rounds.tokens import TokenSource
-from fcp_core.server.services.device_tokens import RETENTION
+from fcp_core.rounds.token_parts import TokenSource
+from fcp_core.rounds.tokens import RETENTION
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ProtocolHost
 from fcp_core.server.services.published import Published, group_of, publish

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 from fcp_core.aggregation.engine import Engine, Fold
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.clock import Clock
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.experience import Lately
+from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.standing import explain
 from fcp_core.rounds.task import FINAL, TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
@@ -85,6 +85,7 @@ class Surroundings:
     """What all tasks of a server work with.
 
     :param notify: called with each event.
+    :param observed: returns whether anybody would hear of it if all is well with a device.
     """
 
     clock: Clock
@@ -93,6 +94,7 @@ class Surroundings:
     memory: UploadMemory
     writes: Writes
     notify: Callable[[Event], None]
+    observed: Callable[[], bool]
 
 
 def explained(machine: TaskMachine, places: Places, surroundings: Surroundings) -> TaskStatus:

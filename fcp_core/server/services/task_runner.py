@@ -40,7 +40,7 @@ from fcp_core.rounds.session import DeviceSession, assignment_id
 from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import TaskSpec, TaskStatus
 from fcp_core.rounds.text import clean
-from fcp_core.server.services.device_tokens import label
+from fcp_core.rounds.tokens import label
 from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
 from fcp_core.server.services.task_engine import TaskEngine, outcome_of
@@ -288,7 +288,9 @@ class TaskRunner:
         if session is not None:
             who = (label(session.session_id), session.origin, session.check_in.client_version)
         assignment = machine.assign(id_, who[0], now, *who[1:])
-        self._with.notify(Assigned(now, machine.population, who[0], self.task_id, machine.name))
+        if self._with.observed():
+            event = Assigned(now, machine.population, who[0], self.task_id, machine.name)
+            self._with.notify(event)
         if min(now + self.settings.assignment_timeout, machine.awaited.due) < self._next_tick:
             self._schedule()
         return assignment
@@ -338,6 +340,8 @@ class TaskRunner:
 
     def _contributed(self, assignment: Assignment, now: float) -> None:
         self._with.memory.release(assignment.release())
+        if not self._with.observed():
+            return
         machine = self.machine
         self._with.notify(
             Contributed(

@@ -16,7 +16,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.expiring import Expiring
 from fcp_core.rounds.ledger import Planned
 from fcp_core.rounds.tasks import TaskSpec, TaskStatus
-from fcp_core.rounds.tokens import TokenSource
+from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.endings import store_end
 from fcp_core.server.services.population import Populations

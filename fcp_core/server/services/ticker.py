@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fcp_core.errors import PLUGIN_ERRORS
-from fcp_core.rounds.clock import Clock
+from fcp_core.rounds.machine import Clock
 
 logger = logging.getLogger("fcp.services")
 

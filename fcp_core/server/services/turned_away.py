@@ -15,7 +15,7 @@ from fcp_core.protocol.protos import task_assignments_pb2 as pb
 from fcp_core.protocol.routes import Route
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import RetryWindow
-from fcp_core.server.services.device_tokens import operation, operation_name
+from fcp_core.rounds.tokens import operation, operation_name
 
 
 def rejection(route: Route, session_id: str, window: RetryWindow) -> Message | None:

@@ -15,16 +15,16 @@ from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
 from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.clock import Clock, SystemClock
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.tokens import Tokens, TokenSource, mark_of
+from fcp_core.rounds.machine import Clock, SystemClock
+from fcp_core.rounds.token_parts import TokenSource, mark_of
+from fcp_core.rounds.tokens import Tokens, label
 from fcp_core.server.file_lock import FileLock
 from fcp_core.server.keys import keys_path, load_keys, read_file
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.assignments import TaskAssignments
 from fcp_core.server.services.common import Common
-from fcp_core.server.services.device_tokens import label
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.eligibility import EligibilityEvalTasks
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
@@ -95,6 +95,7 @@ class Services:
         settings = ServerSettings.from_config(plugins.config)
 
         notify = plugins.notify if observe is None else _both(observe, plugins.notify)
+        observed = plugins.observed if observe is None else partial(bool, True)
         self._clock, self._notify, self._config = clock, notify, plugins.config
         self._storage = plugins.make_storage() if storage is None else storage
         self._lock = _lock_of(self._storage)
@@ -111,6 +112,7 @@ class Services:
             base_url=url,
             data_url=partial(str, prefix) if prefix else data_url or url,
             notify=notify,
+            observed=observed,
             writes=Writes(),
             memory=UploadMemory(settings.max_in_flight),
         )
@@ -176,7 +178,7 @@ class Services:
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
         self._store = TaskStore(self._storage, common.writes, self._fence)
-        self._downloads = Downloads(settings.resource_cache)
+        self._downloads = Downloads()
         self._memory = common.memory
         self.tasks = Tasks(
             plugins=plugins,
@@ -191,6 +193,7 @@ class Services:
                 self._memory,
                 self._store.writes,
                 common.notify,
+                common.observed,
             ),
         )
         self.eligibility_tasks = EligibilityTasks(
@@ -218,7 +221,6 @@ class Services:
             populations=self._populations,
             tasks=self.tasks,
             eligibility_tasks=self.eligibility_tasks,
-            max_waiting=settings.max_operations,
         )
         self.protocol_calls = ProtocolCalls(
             common,

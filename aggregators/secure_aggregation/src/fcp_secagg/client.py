@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fcp_core.protocol.protos import secagg_messages_pb2 as pb
-from fcp_core.rounds.transitions import InvalidTransition, Machine
+from fcp_core.rounds.machine import InvalidTransition, Machine
 from fcp_secagg import primitives, shamir
 from fcp_secagg.masks import add, masks
 from fcp_secagg.packing import Vector, VectorSpec, pack

@@ -303,6 +303,9 @@ class SecureAggregation(AggregationProtocol):
                 effects.append(Answer(device.assignment, SUBMIT, answer))
             elif not device.kept:
                 effects.append(self._dropped(cohort, device, round_, message.diagnostic_info))
+            elif cohort.server.state is not ServerState.ABORTED:
+                # It has not helped to unmask the sum that it is in.
+                cohort.dropped[round_] += 1
         return effects
 
     def _dropped(self, cohort: Cohort, device: Device, round_: str, why: str) -> Drop:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fcp_core.protocol.protos import secagg_messages_pb2 as pb
-from fcp_core.rounds.transitions import Machine
+from fcp_core.rounds.machine import Machine
 from fcp_secagg import primitives, shamir, unmasking
 from fcp_secagg.graphs import Graph
 from fcp_secagg.packing import VectorSpec

@@ -1,4 +1,4 @@
-"""The built-in observer: writes events to the log ``fcp.events`` if that is set to INFO.
+"""Writes events to the log ``fcp.events`` if that is set to INFO.
 
 A task that fails is a warning: that its devices all fail should be seen without a setting.
 """
@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import TYPE_CHECKING
+from functools import partial
 
-from fcp_core.plugins import hookimpl
-
-if TYPE_CHECKING:
-    from fcp_core.rounds.events import Event
+from fcp_core.rounds.events import Event, TaskClosed
 
 logger = logging.getLogger("fcp.events")
+#: Returns whether the log takes what happens to devices.
+takes_devices = partial(logger.isEnabledFor, logging.INFO)
 
 
-@hookimpl
-def fcp_event(event: Event) -> None:
+def write(event: Event) -> None:
     """Write one line, if the log is set to INFO or it is the end of a task that failed."""
-    kind = type(event).__name__
-    failed = kind == "TaskClosed" and event.code.name not in ("OK", "CANCELLED")  # type: ignore[union-attr]
+    failed = isinstance(event, TaskClosed) and event.code.name not in ("OK", "CANCELLED")
     level = logging.WARNING if failed else logging.INFO
     if logger.isEnabledFor(level):
+        kind = type(event).__name__
         values = dataclasses.asdict(event)
         del values["at"]
         text = " ".join(f"{key}={value}" for key, value in values.items())
