@@ -80,7 +80,9 @@ class Context:
             limits.max_in_flight,
             beside=self.in_flight,
             waiting=partial(attrgetter("held"), services.media),
+            on_behind=services.media.behind,
         )
+        services.media.on_release(self.uploads.look)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.identifies = authenticate is not None or secure or self.keys.active

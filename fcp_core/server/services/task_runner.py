@@ -74,7 +74,7 @@ class TaskRunner:
         self.messages: dict[tuple[str, bool, int | None], Any] = {}
         self.settings, self.accepts_late = settings, settings.accepts_late
         self._begun, self.routes, self.release = parts.begun, parts.routes, parts.release
-        self._engine = TaskEngine(surroundings, self._lost, self._failed)
+        self._engine = TaskEngine(surroundings, self._folded, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
         #: Of the last upload, in bytes; 0: there was none.
@@ -265,6 +265,10 @@ class TaskRunner:
 
     # Inside.
 
+    def _folded(self, contributions: Sequence[str]) -> None:
+        for id_ in contributions:
+            self._with.memory.release(self.machine.assignments[id_].release())
+
     def _lost(self, why: str) -> None:
         if self.machine.state not in FINAL:
             self._keeper.lost(self, why)
@@ -343,19 +347,9 @@ class TaskRunner:
         if not self._with.observed():
             return
         machine = self.machine
-        self._with.notify(
-            Contributed(
-                now,
-                machine.population,
-                assignment.session_id,
-                self.task_id,
-                machine.name,
-                assignment.size,
-                now - assignment.assigned,
-                assignment.upload_seconds,
-                now - assignment.queued,
-            )
-        )
+        who = (machine.population, assignment.session_id, self.task_id, machine.name)
+        taken = (now - assignment.assigned, assignment.upload_seconds, now - assignment.queued)
+        self._with.notify(Contributed(now, *who, assignment.size, *taken))
 
     def _worked(self, work: Work, future: Future[bytes]) -> None:
         now = self._with.clock.now()
