@@ -38,9 +38,10 @@ class WorkerFolds:
 
     def clear(self) -> None:
         """Drop everything: nobody can ask for it any more."""
-        self.held -= sum(map(len, self._bodies.values()))
+        size = sum(map(len, self._bodies.values()))
         self._bodies.clear()
         self._partials.clear()
+        self._release(size)
         folds, self._folds = self._folds, {}
         for fold in folds.values():
             fold.abort()

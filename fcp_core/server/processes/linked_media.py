@@ -33,12 +33,17 @@ class LinkedMedia:
 
     def __init__(self, media: Media, members: Members, links: MemberLinks) -> None:
         self._media, self._members, self._links = media, members, links
-        self.download, self.is_same = media.download, media.is_same
+        self.download, self.is_same, self.behind = media.download, media.is_same, media.behind
 
     @property
     def held(self) -> int:
         """How many bytes of uploads wait here."""
         return int(self._media.held) + self._links.held
+
+    def on_release(self, call: Callable[[], None]) -> None:
+        """Call *call* whenever they have become fewer, as ``Media.on_release``."""
+        self._links.on_release = call
+        self._media.on_release(call)
 
     async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
         """Let an upload begin, as ``Media.begin_upload``."""

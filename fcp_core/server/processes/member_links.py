@@ -77,6 +77,7 @@ class Peer:
         self.free = self.named = 0
         self.gone = asyncio.Event()
         self.folds = folds = WorkerFolds(links.engine.inner)
+        folds.on_release = lambda: links.on_release()
         self._links = links
         #: The uploads that it receives for this member, and who sends them.
         self._uploading: dict[str, str | None] = {}
@@ -158,6 +159,7 @@ class MemberLinks:
     :param dial: opens a connection to another member.
     :param address: where devices reach this member; ``""``: others cannot send any.
     :ivar room: how many bytes of uploads this member has room for.
+    :ivar on_release: called whenever fewer bytes of others' uploads are held.
     """
 
     def __init__(
@@ -171,6 +173,7 @@ class MemberLinks:
         self.engine, self.uploads = engine, uploads
         self._members, self._dial, self._address = members, dial, address
         self.room: Callable[[], int] = lambda: 0
+        self.on_release: Callable[[], None] = lambda: None
         self._named = 0
         self._peers: dict[str, Peer] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}

@@ -125,6 +125,12 @@ class ProcessFold(Fold):
             return self._local.finish()
         return self._run(self._finish())
 
+    def view(self) -> Future[Finished]:
+        """Return what all processes have folded so far, where it lies if that is here."""
+        if threading.get_ident() == self._thread and not self._shares:
+            return self._local.view()
+        return super().view()
+
     def partial(self) -> Future[Partial]:
         """Return what all processes have folded so far."""
         with self._lock:
