@@ -27,7 +27,6 @@ from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.http.tls import MemberTLS, ServerTLS
 from fcp_core.server.processes.linked_media import LinkedMedia
 from fcp_core.server.processes.member_links import MemberLinks
-from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.reached import Reached
@@ -98,8 +97,8 @@ class Server:
         admin_check = AdminCheck.from_config(plugins.config)
         url = None if external_url is None else checked_url(external_url)
         group = ProcessGroup(plugins, processes, pin=pin_processes)
-        shared = reuse_port or processes > 1
-        listeners = Listeners(settings, host, port, address_family, reuse_port=shared)
+        reuse_port = reuse_port or processes > 1
+        listeners = Listeners(settings, host, port, address_family, reuse_port=reuse_port)
         #: The port it listens on.
         self.port = listeners.port
         #: Where devices reach it, with a slash at the end.
@@ -112,10 +111,9 @@ class Server:
         with listeners.closed_on_error():
             if plugins.config.get("unsafe_noise_seed") is not None:
                 listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
-            storage, engine = plugins.make_storage(), group.engine
-            if engine is None and storage.shared:
-                engine = ProcessEngine(plugins.make_engine(), 1)
+            storage = plugins.make_storage()
             if storage.shared:
+                group.share(plugins)
                 listeners.listen_for_members(member_address, secure=self._member_tls is not None)
             self._workers = group.make_workers(listeners, certfile, keyfile, metrics, self.url)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
@@ -123,28 +121,30 @@ class Server:
                 plugins,
                 storage=storage,
                 member_url=listeners.member_url,
-                engine=engine,
+                engine=group.engine,
                 populations=populations or None,
                 **_addresses(self.url, listeners, secure=tls is not None, known=url is not None),
                 clock=clock,
                 rng=rng,
                 observe=None if metrics is None else metrics.event,
             )
-        # Those of a group pass uploads on, so that no device is to be sent to it.
-        known = processes == 1 and (url is not None or listeners.host not in _EVERY)
-        self._links = self._make_links(engine, self.url if known else "")
+        self._links = self._make_links(known=url is not None or listeners.host not in _EVERY)
         self._frontend = self._make_frontend(listeners, limits, tls, metrics, admin_check)
         with listeners.closed_on_error():
             self._wire_admin(admin_check, metrics)
-        self._state = "new"
-        self._cleanup = AsyncExitStack()
+        self._state, self._cleanup = "new", AsyncExitStack()
 
-    def _make_links(self, engine: ProcessEngine | None, address: str) -> MemberLinks | None:
-        """Make the links to other members, if there may be some."""
-        services, members = self.services, self.services.members
+    def _make_links(self, *, known: bool) -> MemberLinks | None:
+        """Make the links to other members, if there may be some.
+
+        :param known: whether devices reach this server at its URL.
+        """
+        services, members, engine = self.services, self.services.members, self._group.engine
         if members is None:
             return None
         assert engine is not None  # made for whoever may be a member
+        # The processes of a group pass uploads on, so that no device is to be sent to one.
+        address = self.url if known and self._workers is None else ""
         media = cast(Media, services.media)
         links = MemberLinks(
             members,
@@ -250,7 +250,7 @@ class Server:
             await self.services.start()
             self._cleanup.push_async_callback(self.services.stop)
             if self._workers is not None:
-                self._cleanup.enter_context(on_processors(self._group.share(0)))
+                self._cleanup.enter_context(on_processors(self._group.processors(0)))
                 await self._workers.start(self.services)
             self._frontend.start()
             if self._links is not None:
