@@ -91,13 +91,13 @@ class Server:
         rng: random.Random | None = None,
     ) -> None:
         settings = ServerSettings.from_config(plugins.config)
+        reuse_port = reuse_port or processes > 1
         self._tls = tls = _tls(plugins.config, settings, certfile, keyfile)
         self._member_tls = MemberTLS.from_config(plugins.config)
         self._limits = limits = Limits.from_config(plugins.config)
         admin_check = AdminCheck.from_config(plugins.config)
         url = None if external_url is None else checked_url(external_url)
-        group = ProcessGroup(plugins, processes, pin=pin_processes)
-        reuse_port = reuse_port or processes > 1
+        self._group = group = ProcessGroup(plugins, processes, pin=pin_processes)
         listeners = Listeners(settings, host, port, address_family, reuse_port=reuse_port)
         #: The port it listens on.
         self.port = listeners.port
@@ -105,8 +105,7 @@ class Server:
         self.url = url or _url(listeners.host, self.port, secure=tls is not None)
         #: Where ``/metrics`` is; 0 if there is none.
         self.metrics_port = listeners.metrics_port
-        self._plugins, self._group = plugins, group
-        clock = SystemClock() if clock is None else clock
+        self._plugins, clock = plugins, SystemClock() if clock is None else clock
         metrics = self._make_metrics(settings, clock)
         with listeners.closed_on_error():
             if plugins.config.get("unsafe_noise_seed") is not None:

@@ -66,10 +66,16 @@ def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prep
     )
 
 
-def finish(lowered: Lowered, prepared: Prepared, aggregate: bytes) -> bytes:
+def finish(
+    lowered: Lowered,
+    prepared: Prepared,
+    aggregate: bytes,
+    kept: Mapping[str, np.ndarray[Any, Any]] = {},
+) -> bytes:
     """Run the part of a computation after the aggregation.
 
     :param aggregate: the checkpoint that the aggregation gave.
+    :param kept: results by name that are other than what the computation makes.
     :returns: a checkpoint with the new state, ``server/...``, and the metrics, ``metrics/...``.
     :raises StatusError: if what the server does fails.
     """
@@ -80,7 +86,7 @@ def finish(lowered: Lowered, prepared: Prepared, aggregate: bytes) -> bytes:
         form.check(name, tensor)
         values[name] = form.decode_array(tensor)
     with in_words("what the server does with the aggregate"):
-        results = lowered.result.run(values)
+        results = {**lowered.result.run(values), **kept}
     types = {port.leaf.name: port.leaf.type for port in lowered.result.outputs}
     return write_checkpoint(
         {

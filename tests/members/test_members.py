@@ -18,6 +18,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.token_parts import mark_of
 from fcp_core.server.http.passing import HEADER, Passed, sign
 from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
+from fcp_core.tasks.schedule import Schedule
 from fcp_core.testing.servers import COLLECTION
 from tests.members.shared import owned, spread, sum_task, until
 
@@ -172,6 +173,25 @@ def test_calls_for_members_are_signed_and_passed_on_once(member):
     # Devices have no use for the header.
     answer = http.request("GET", one.url + uri[1:], headers={HEADER: header})
     assert answer.status == 401
+
+
+def test_a_schedule_is_kept_by_whoever_owns_its_population(member):
+    one, two = member(lease="2s"), member(lease="2s")
+    name = other_population(one, two)
+    with admin(one) as client, admin(two) as other:
+        client.submit(sum_task(1, name))
+        assert owned(two) == [name]
+        client.schedule(sum_task(1, name, name="again"), Schedule(1.0))
+        assert owned(one) == []
+        for each in (client, other):
+            assert [found.population for found in each.schedules().schedules] == [name]
+        until(lambda: len(client.list()) > 2)
+        two.stop()
+        until(lambda: owned(one) == [name])
+        before = len(client.list())
+        until(lambda: len(client.list()) > before)
+        client.unschedule(name, "again")
+        assert client.schedules().schedules == []
 
 
 def test_members_show_each_other_certificates(member, fcp_client, certificates):
