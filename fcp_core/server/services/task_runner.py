@@ -77,6 +77,8 @@ class TaskRunner:
         self._engine = TaskEngine(surroundings, self._folded, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
+        #: Of the last upload, in bytes; 0: there was none.
+        self.upload_size = 0
         #: When it is to be called next, as the ticker knows.
         self._next_tick = math.inf
         #: Whether one that has contributed leaves a place for another.
@@ -229,7 +231,7 @@ class TaskRunner:
         error = assignment.error
         if error is not None and not self.excuses(assignment):
             raise StatusError(Code.ABORTED, error.message)
-        size = len(body)
+        size = self.upload_size = len(body)
         if error is not None or not assignment.finish_upload(slot, body, now):
             if isinstance(body, HeldBody):
                 body.drop()
