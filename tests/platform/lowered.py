@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from collections.abc import Iterator
-import pytest
-from fcp_platform.runtime import LocalRuntime
 import numpy as np
 import pytest
+
+from fcp_platform.runtime import LocalRuntime
 
 pytest.importorskip("tensorflow_federated")
 
@@ -26,10 +25,6 @@ CLIENTS = [[b"1", b"2"], [b"40"], [b"3", b"3", b"5"]]
 def runtime() -> Iterator[LocalRuntime]:
     with LocalRuntime() as running:
         yield running
-
-
-def test_bare_state_and_metrics(run_round: Callable[..., Any]) -> None:
-
 
 
 def at_server(type_spec: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,22 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from fcp_core.protocol.status import StatusError
-from fcp_platform.runtime import LocalRuntime
-from tests.platform.lowered import CLIENTS, DATA, at_server, check, count, tf_map, total
-from tests.platform.lowered import runtime  # noqa: F401
+from tests.platform.lowered import (
+    CLIENTS,
+    DATA,
+    at_server,
+    check,
+    count,
+    runtime,  # noqa: F401
+    tf_map,
+    total,
+)
 
 pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
 
-@tff.federated_computation(at_server(np.float32), DATA)
+def test_bare_state_and_metrics(run_round: Callable[..., Any]) -> None:
+    @tff.federated_computation(at_server(np.float32), DATA)
     def comp(state: Any, data: Any) -> Any:
         sum_ = tff.federated_sum(tff.federated_map(total, data))
         return tf_map(lambda a, b: a + b, state, sum_), sum_
