@@ -233,7 +233,7 @@ class WorkerProcess:
         found = await media.download(name)
         if found.etag == known:
             return None
-        return found.data, found.content_type, found.etag, found.max_age
+        return bytes(found.data), found.content_type, found.etag, found.max_age
 
     async def _exposed(self, openmetrics: bool) -> bytes:
         assert self._metrics is not None  # a worker measures only if this process does
