@@ -21,7 +21,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
 from fcp_platform import dp as noise
-from fcp_platform import naming, plans, rounds, values
+from fcp_platform import intrinsics, naming, plans, rounds, values
 from fcp_platform.computation import FederatedComputation
 from fcp_platform.data_source import (
     DataSelectionConfig,
@@ -68,14 +68,17 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         empty: ``fcp/plans`` in the user's cache folder; None: they are not kept.
     :param tflite: whether plans have a TFLite model beside the graph, where TensorFlow can make
         one: published clients prefer it.
+    :param uris: aggregators with URIs of their own, by the intrinsic of the computation that asks
+        for them: ``{"federated_min": "lowest_quarter"}``. They get the intrinsic's inputs.
     :param dp: who draws the noise of ``tff.aggregators.DifferentiallyPrivateFactory``: ``program``,
         as TFF does, or ``server``, by the aggregators of ``fcp-server-privacy``.
     :param task: fields of a :class:`~fcp_core.rounds.tasks.TaskSpec` that hold for every round,
         such as ``deadline`` in seconds, ``over_selection``, ``max_at_work``, ``resources`` or
         ``selection``; what a round makes itself is not among them. With a ``protocol`` other than
         ``simple`` plans route what is aggregated securely to it, as published clients want.
-    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, or a
-        field has a value that no task may have.
+    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, a
+        field has a value that no task may have, or *uris* names what is no plain aggregation or
+        comes with a *dp* that is the server's.
     :raises TypeError: for a keyword that is no such field.
     :raises UsageError: if the configuration is invalid, or the server cannot listen.
     """
@@ -89,6 +92,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         minimum_fraction: float = 1.0,
         plan_cache: str | os.PathLike[str] | None = "",
         tflite: bool = True,
+        uris: Mapping[str, str] | None = None,
         dp: str = noise.PROGRAM,
         **task: Any,
     ) -> None:
@@ -114,6 +118,9 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._minimum_fraction = minimum_fraction
         self._plan_cache = None if plan_cache is None else PlanCache(plan_cache or default_folder())
         self._tflite, self._dp = tflite, dp
+        self._uris = intrinsics.own_uris(uris or {})
+        if self._uris and dp != noise.PROGRAM:
+            raise ValueError("uris could take a sum away from the server's noise: leave out one")
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
         self._runner: TaskRunner = chosen.runner(population_name)
 
@@ -243,7 +250,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         plan: bytes,
     ) -> bytes:
         drawn = noise.arranged(comp.lowered, state, self._dp, self._template)
-        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, drawn.state)
+        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, drawn.state, self._uris)
         mode = data.task_assignment_mode
         spec = self._template.replace(
             **drawn.task,

@@ -35,10 +35,15 @@ class Prepared:
     kept: Mapping[str, np.ndarray[Any, Any]]
 
 
-def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prepared:
+def prepare(
+    lowered: Lowered,
+    state: Mapping[str, np.ndarray[Any, Any]],
+    uris: Mapping[str, str] | None = None,
+) -> Prepared:
     """Run the part of a computation before the broadcast.
 
     :param state: the state's leaves by name, ``server/...``.
+    :param uris: which URIs the aggregation core is asked for instead of those of TFF's intrinsics.
     :raises StatusError: if what the server does fails; the message says in which part.
     """
     with in_words("what the server does before the broadcast"):
@@ -51,6 +56,8 @@ def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prep
     for name, form in lowered.aggregations.parameters.items():
         parameters[name] = form.encode_array(values[name])
     configuration = configuration_from_server_aggregations(lowered.aggregations.configs, parameters)
+    for config in configuration.intrinsic_configs:
+        config.intrinsic_uri = (uris or {}).get(config.intrinsic_uri, config.intrinsic_uri)
     kept = {
         name: value
         for name, value in values.items()

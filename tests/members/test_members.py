@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import socket
 
@@ -305,3 +306,38 @@ def test_a_submission_is_answered_by_the_next_owner_if_the_population_went(membe
         ended = client.wait(task)
         assert (ended.state, ended.contributed) == ("completed", 1)
         assert [x.epoch for x in client.members().leases if x.population == name] > [50]
+
+
+def test_an_upload_that_completes_at_an_owner_that_lost_the_population_is_handed_on(
+    member, fcp_client
+):
+    one, two = member(), member()
+    name = other_population(one, two)
+    with admin(one) as client:
+        task = client.submit(sum_task(1, name)).task_id
+    assert owned(two) == [name]
+    until(lambda: two.server._links.at(one.server.services.members._me.member_url))
+    media = two.server.services.media
+    finish = media.finish_upload
+
+    async def lose_it(*upload):
+        media.finish_upload = finish
+        heir = one.server.services.members.member_id
+
+        def body(tx):
+            tx.put(LeaseRecord(name, heir, 50, tx.now() + 60, tx.now()))
+
+        await two.server.services._storage.transact(body)
+        for server in (two, one):
+            look = server.server.services.members.look()
+            await asyncio.wrap_future(server._thread.run(look))
+        await finish(*upload)
+
+    media.finish_upload = lose_it
+    with fcp_client(two, {"v": [6]}, population=name) as client:
+        result = client.run_once()
+    assert result.outcome is Outcome.CONTRIBUTED, result
+    with admin(one) as client:
+        assert client.get(task).contributed == 1  # it was answered, and it counts
+        assert client.wait(task).state == "completed"
+        assert open_checkpoint(client.result(task))["total"].tolist() == [6]

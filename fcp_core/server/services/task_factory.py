@@ -116,6 +116,7 @@ class TaskFactory:
             spec,
             inline_below=settings.inline_below,
             source=read if settings.from_storage else None,
+            folder=self._store.folder,
         )
         return await asyncio.get_running_loop().run_in_executor(None, work)
 

@@ -50,6 +50,7 @@ from fcp_core.storage.shards import Fence, unfenced
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
+    from fcp_core.server.processes.linked_media import LinkedMedia
 
 logger = logging.getLogger("fcp.services")
 
@@ -234,7 +235,7 @@ class Services:
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
         )
-        self.media = Media(self.protocol_calls, self._downloads, self._memory)
+        self.media: Media | LinkedMedia = Media(self.protocol_calls, self._downloads, self._memory)
         self._services: dict[str, object] = {
             f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,
             f"{_FCP}.TaskAssignments": self.task_assignments,
