@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from fcp_core.plugins.manager import Plugins
+from fcp_core.testing.pytest_plugin import fcp_client, fcp_server  # noqa: F401
 
 
 @pytest.fixture

@@ -102,6 +102,8 @@ class EligibilityEvalTasks:
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
             reason = _reason(population.name, refusal, trusted)
+            if reason == "silent":
+                common.warn_of_silent(population.name)
             who = (population.name, label(session_key.hex()))
             self._common.notify(Rejected(now, *who, reason, check_in.client_version))
             response.rejection_info.SetInParent()
