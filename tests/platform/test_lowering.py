@@ -14,6 +14,7 @@ pytest.importorskip("tensorflow_federated")
 import tensorflow as tf
 import tensorflow_federated as tff
 
+import fcp_platform
 from fcp_core.protocol.status import StatusError
 from fcp_platform import encoding, naming, values
 from fcp_platform.runtime import LocalRuntime
@@ -458,3 +459,26 @@ def test_secure_select_sends_all_and_selects_on_the_device(run_round: Callable[.
     found = run_round(comp, state, CLIENTS)
     assert found["metrics/0"] == 24 + 14 + 44
     assert found["metrics/1"] == 5 + 4 + 6
+
+
+def test_devices_do_not_send_what_nothing_is_made_of(run_round: Callable[..., Any]) -> None:
+    """As with the metrics of a process that a program leaves out of what it returns."""
+
+    @tff.federated_computation(at_server(np.float32), DATA)
+    def comp(state: Any, data: Any) -> Any:
+        values, counts = tff.federated_map(total, data), tff.federated_map(count, data)
+        sums = tff.federated_zip(
+            collections.OrderedDict(loss=tff.federated_sum(values), mean=tff.federated_mean(values))
+        )
+        both = tff.federated_zip((tff.federated_sum(counts), sums))
+        return tf_map(lambda state, pair: state + pair[1]["loss"], state, both), tf_map(
+            lambda pair: pair[0], both
+        )
+
+    check(run_round, comp, np.float32(1))
+    lowered = fcp_platform.FederatedComputation(comp, name="x").lowered
+    assert sorted(lowered.aggregations.updates) == ["update/0", "update/1"]
+    assert [config.intrinsic_uri for config in lowered.aggregations.configs] == [
+        "federated_sum",
+        "federated_sum",
+    ]

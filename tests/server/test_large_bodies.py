@@ -23,9 +23,10 @@ from tornado.iostream import IOStream
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import inflate as bodies
-from fcp_core.server.http.body import AHEAD, DIRECT, PART, BodyReader, InFlight
+from fcp_core.server.http.body import AHEAD, DIRECT, BodyReader, InFlight
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
 from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.turns import PART
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
 SIZE = 3_000_001

@@ -252,11 +252,18 @@ def test_keys_that_are_none_cost_their_sender(change, reason):
     session.check([0, 2, 3])
 
 
-def test_keys_of_somebody_else_are_refused():
+def negative(key):
+    """Return the key with which everybody agrees on what they agree on with this one."""
+    return bytes([key[0] ^ 1]) + key[1:]
+
+
+@pytest.mark.parametrize("change", [bytes, negative])
+def test_keys_of_somebody_else_are_refused(change):
     session = Session(full(4, 3), 3)
-    stolen = session.outbox[0]
+    stolen = session.outbox[0].pair_of_public_keys
     session.send(0)
-    session.outbox[2] = stolen
+    mine = session.outbox[2].pair_of_public_keys
+    mine.noise_pk = change(stolen.noise_pk)
     session.send(2)
     assert session.server.reason(2) is DropReason.INVALID_PUBLIC_KEY
 
@@ -273,7 +280,11 @@ def one_missing(message):
     message.encrypted_key_shares[0] = b""
 
 
-@pytest.mark.parametrize("change", [one_more, own_share, one_missing])
+def long_share(message):
+    message.encrypted_key_shares[0] += b"x"
+
+
+@pytest.mark.parametrize("change", [one_more, own_share, one_missing, long_share])
 def test_shares_that_do_not_fit_cost_their_sender(change):
     session = Session(full(4, 3), 3)
     session.round()
@@ -325,7 +336,7 @@ def no_share(message):
     message.noise_or_prf_key_shares[0].Clear()
 
 
-@pytest.mark.parametrize("change", [fewer_shares, short_share, other_key, no_share])
+@pytest.mark.parametrize("change", [fewer_shares, other_key, no_share])
 def test_unmasking_shares_that_do_not_fit_cost_their_sender_and_its_input_stays(change):
     session = Session(full(4, 3), 3)
     for _ in range(3):
@@ -334,6 +345,32 @@ def test_unmasking_shares_that_do_not_fit_cost_their_sender_and_its_input_stays(
     assert session.server.reason(1) is DropReason.INVALID_UNMASKING_RESPONSE
     session.round()
     session.check([0, 1, 2, 3])
+
+
+def test_a_share_of_a_wrong_size_is_left_out():
+    session = Session(full(4, 3), 3)
+    for _ in range(3):
+        session.round()
+    short_share(session.outbox[1])
+    session.round()
+    assert session.server.reason(1) is None
+    session.check([0, 1, 2, 3])
+
+
+def test_nobody_is_blamed_for_shares_that_a_neighbour_made_of_a_wrong_size():
+    """They are encrypted when they come, so the server cannot tell; the others pass them on."""
+    session = Session(full(5, 3), 3)
+    session.round()
+    shares = pb.PairOfKeyShares(noise_sk_share=bytes(40), prf_sk_share=bytes(32))
+    for index, neighbour in enumerate(session.clients[4]._neighbours[:4]):
+        session.outbox[4].encrypted_key_shares[index] = primitives.seal(
+            neighbour.enc_key, shares.SerializeToString(), session.rng.randbytes
+        )
+    for _ in range(3):
+        session.round()
+    assert [session.server.reason(index) for index in range(5)] == [None] * 5
+    with pytest.raises(ValueError, match="shares are needed"):
+        session.server.unmask()
 
 
 def test_a_wrong_share_of_a_private_key_is_noticed():
@@ -445,6 +482,20 @@ def other_noise_twice(message):
     message.pairs_of_public_keys[0].noise_pk = message.pairs_of_public_keys[2].noise_pk
 
 
+def other_noise_negated(message):
+    message.pairs_of_public_keys[0].noise_pk = negative(message.pairs_of_public_keys[2].noise_pk)
+
+
+def other_negated(message):
+    other = message.pairs_of_public_keys[2]
+    message.pairs_of_public_keys[0].noise_pk = negative(other.noise_pk)
+    message.pairs_of_public_keys[0].enc_pk = negative(other.enc_pk)
+
+
+def my_noise_negated(message):
+    message.pairs_of_public_keys[0].noise_pk = negative(message.pairs_of_public_keys[1].noise_pk)
+
+
 def no_point(message):
     message.pairs_of_public_keys[0].enc_pk = b"\x02" + b"\xff" * 32
 
@@ -472,6 +523,9 @@ def most_dead(message):
         (me_twice, "own keys come twice"),
         (other_twice, "neighbour's keys come twice"),
         (other_noise_twice, "neighbour's keys come twice"),
+        (other_noise_negated, "neighbour's keys come twice"),
+        (other_negated, "neighbour's keys come twice"),
+        (my_noise_negated, "neighbour's keys come twice"),
         (no_point, "no point"),
         (no_noise_point, "no point"),
         (me_missing, "own keys are missing"),
@@ -516,6 +570,20 @@ def test_a_client_masks_nothing_for_shares_that_lie(change, words):
     _, answer = lied_to(pb.MaskedInputCollectionRequest, change, 1)
     assert isinstance(answer, pb.AbortMessage)
     assert words in answer.diagnostic_info
+
+
+def test_a_client_takes_no_share_of_its_own_keys_for_a_neighbours():
+    """It could be read, and would be told to the server if it called the neighbour gone."""
+    session = Session(full(5, 3), 3)
+    session.round()
+    mine = session.outbox[1].encrypted_key_shares[0]
+    for index in range(5):
+        session.send(index)
+    (sent,) = [send.message for send in session.server.proceed() if send.client == 1]
+    sent.encrypted_key_shares[0] = mine
+    answer = session.clients[1].receive(sent)
+    assert isinstance(answer, pb.AbortMessage)
+    assert "came back as a neighbour's" in answer.diagnostic_info
 
 
 def dead(*numbers):

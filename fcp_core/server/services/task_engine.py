@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,21 +30,28 @@ _PATIENCE = 10.0
 class UploadMemory:
     """Counts what is held of uploads, from their last byte until they are accumulated or dropped.
 
+    What is accumulated and waits to be stored holds no bytes of its own any more.
+
     :param limit: in bytes.
     :ivar held: in bytes.
-    :ivar crowded: whether that is more than half of the limit: no more devices should be given work
-        then, so that those who have it find room.
+    :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
+        received: no more devices should be given work then, so that those who have it find room.
+    :ivar on_release: called when there is more room.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.held = 0
         self.crowded = False
+        self._behind = 0
+        self.on_release: Callable[[], None] = lambda: None
 
     def pressure(self) -> str:
         """Say that it is crowded; ``""`` if it is not."""
         if not self.crowded:
             return ""
+        if self._behind:
+            return f"uploads of more than {self._limit} bytes wait to be received"
         return f"the server holds {self.held} bytes of uploads that wait to be aggregated"
 
     def check(self, size: int) -> None:
@@ -62,12 +69,22 @@ class UploadMemory:
     def hold(self, size: int) -> None:
         """Count bytes."""
         self.held += size
-        self.crowded = 2 * self.held > self._limit
+        self._judge()
 
     def release(self, size: int) -> None:
         """Uncount bytes."""
-        self.held -= size
-        self.crowded = 2 * self.held > self._limit
+        if size:
+            self.held -= size
+            self._judge()
+            self.on_release()
+
+    def behind(self, more: int) -> None:
+        """Count processes in which more waits to be received than may be held."""
+        self._behind += more
+        self._judge()
+
+    def _judge(self) -> None:
+        self.crowded = self._behind > 0 or 2 * self.held > self._limit
 
 
 class TaskEngine:
@@ -76,6 +93,7 @@ class TaskEngine:
     Outcomes are called back on the event loop, and not any more once the task has another fold or
     is stopped.
 
+    :param on_folded: called with the ids of what is in the fold, and not stored yet.
     :param on_loss: called with the reason when contributions in the fold were lost.
     :param on_failure: called when an outcome could not be taken.
     """
@@ -83,11 +101,12 @@ class TaskEngine:
     def __init__(
         self,
         surroundings: Surroundings,
+        on_folded: Callable[[Sequence[str]], None],
         on_loss: Callable[[str], None],
         on_failure: Callable[[], None],
     ) -> None:
         self._engine, self._writes = surroundings.engine, surroundings.writes
-        self._on_loss = on_loss
+        self._on_folded, self._on_loss = on_folded, on_loss
         self._on_failure = on_failure
         self._fold: Fold | None = None
         self._jobs: set[Future[bytes]] = set()
@@ -103,6 +122,8 @@ class TaskEngine:
             self._fold.abort()
         self._cancel_jobs()
         self._fold = fold
+        if isinstance(fold, DurableFold):
+            fold.on_folded = self._on_folded
 
         def lost(why: str) -> None:
             if fold is self._fold and not self._stopped:
