@@ -76,7 +76,6 @@ class Tokens:
     """
 
     def __init__(self, keyring: Keyring, deployment: bytes) -> None:
-        self._deployment = deployment
         self._purpose = _TOKEN_PURPOSE + deployment
         self.use(keyring)
 

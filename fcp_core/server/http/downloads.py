@@ -28,6 +28,7 @@ class DownloadHandler(Handler):
     """``GET /data/...``: a plan, a checkpoint or a slice, as it is stored."""
 
     label = "download"
+    of_device = True
 
     def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
         """Return what an error is answered with."""
