@@ -129,7 +129,7 @@ CRASH_FAULTS ?= 10000
 CRASH_KILLS ?= 500
 crash: $(READY)
 	$(BIN)/python benchmarks/crash.py --faults $(CRASH_FAULTS) --kills $(CRASH_KILLS) --secure 1000 \
-	  --releases 1000
+	  --releases 1000 --release-kills 70
 
 FUZZ_INPUTS ?= 1000000
 fuzz: $(READY)

@@ -16,11 +16,13 @@ from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
+from fcp_core.server.http.large_uploads import LargeUploads
 from fcp_core.server.http.limits import FREE_OF_CALL, Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
+from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
@@ -85,9 +87,11 @@ class Context:
         services.media.on_release(self.uploads.look)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
+        self.seldom = Seldom()
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
-        self.buffers = Buffers()
+        self.large_uploads = LargeUploads(partial(attrgetter("held"), services.media))
+        self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited)
         #: Where populations are owned; None: here.
         self.members: Routes | None = None
         #: The connections to other members.

@@ -20,6 +20,7 @@ from fcp_core.rounds.tokens import label
 from fcp_core.server.http import refusals
 from fcp_core.server.http.forward import pass_on
 from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.large_uploads import LARGE
 from fcp_core.server.http.limits import limits_of_call
 from fcp_core.server.http.passing import UPLOAD
 from fcp_core.server.reached import HOST
@@ -71,6 +72,7 @@ def _digest(key: str) -> str:
 class RPCHandler(Handler):
     """One call of the protocol, whichever: the routing table says which."""
 
+    of_device = True
     _variables: dict[str, str]
 
     @property
@@ -183,10 +185,12 @@ class UploadHandler(Handler):
     """``POST /upload/v1/media/{resource_name}?upload_protocol=raw``: one contribution's bytes."""
 
     label = "upload"
+    of_device = True
     #: The name of the upload, from its beginning until its body is complete.
     _name: str | None = None
     _sender: str | None = None
     _wanted = True
+    _has_turn = False
 
     def allowed(self) -> Sequence[str]:
         """Return the only method."""
@@ -217,8 +221,14 @@ class UploadHandler(Handler):
         if await context.services.media.begin_upload(name, self._sender):
             self._name = name
             # A device that is refused stays away for hours; one that is not read from waits.
-            await context.uploads.wait(self.announced or 0, context.limits.body_timeout / 2)
+            size, timeout = self.announced or 0, context.limits.body_timeout / 2
+            if size >= LARGE:
+                await context.large_uploads.begin(timeout)
+                self._has_turn = True
+            await context.uploads.wait(size, timeout)
             self.open_body(context.limits, context.uploads)
+            if self.over:  # the device gave up while it waited
+                self.abandon()
         else:
             # The bytes are there; only the answer was lost. What comes is dropped as it comes.
             self._wanted = False
@@ -227,6 +237,9 @@ class UploadHandler(Handler):
     def abandon(self) -> None:
         """Notify the service that the upload was abandoned."""
         super().abandon()
+        if self._has_turn:
+            self._has_turn = False
+            self.context.large_uploads.end()
         name, self._name = self._name, None
         if name is not None:
             media = self.context.services.media
@@ -245,5 +258,5 @@ class UploadHandler(Handler):
         try:
             await self.context.services.media.finish_upload(name, body, self._sender)
         finally:
-            self.body.close()
+            self.abandon()
         self.answer()

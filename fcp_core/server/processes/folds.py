@@ -36,6 +36,16 @@ class WorkerFolds:
         self.held = 0
         self.on_release: Callable[[], None] = lambda: None
 
+    def clear(self) -> None:
+        """Drop everything: nobody can ask for it any more."""
+        size = sum(map(len, self._bodies.values()))
+        self._bodies.clear()
+        self._partials.clear()
+        self._release(size)
+        folds, self._folds = self._folds, {}
+        for fold in folds.values():
+            fold.abort()
+
     def keep(self, body: Blob) -> int:
         """Keep an upload; return its number."""
         number = next(self._numbers)

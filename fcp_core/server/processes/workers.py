@@ -23,7 +23,8 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
+from fcp_core.server.processes.process_engine import ProcessEngine
+from fcp_core.server.processes.remote_upload import RemoteUpload
 from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
@@ -232,7 +233,7 @@ class WorkerProcess:
         found = await media.download(name)
         if found.etag == known:
             return None
-        return found.data, found.content_type, found.etag, found.max_age
+        return bytes(found.data), found.content_type, found.etag, found.max_age
 
     async def _exposed(self, openmetrics: bool) -> bytes:
         assert self._metrics is not None  # a worker measures only if this process does

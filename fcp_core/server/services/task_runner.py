@@ -77,6 +77,8 @@ class TaskRunner:
         self._engine = TaskEngine(surroundings, self._folded, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
+        #: Of the last upload, in bytes; 0: there was none.
+        self.upload_size = 0
         #: When it is to be called next, as the ticker knows.
         self._next_tick = math.inf
         #: Whether one that has contributed leaves a place for another.
@@ -84,8 +86,9 @@ class TaskRunner:
         #: How many had left places when the population was last told: in vain, and contributing.
         self._seen = (0, 0)
         self._result: bytes | None = None
+        #: Those who wait for it. It is stored, and kept here no longer: it may be large.
+        self._waiters: list[asyncio.Future[bytes]] = []
         self._ended: TaskStatus | None = None
-        self._done = asyncio.Event()
         self._finishing: asyncio.Task[None] | None = None
 
     def status(self) -> TaskStatus:
@@ -127,15 +130,8 @@ class TaskRunner:
 
         :raises StatusError: why there is none; UNAVAILABLE if the server stops before the end.
         """
-        await self._done.wait()
-        if self._ended is None:
-            raise StatusError(
-                Code.UNAVAILABLE, f"the server stopped before task {self.machine.name} had ended"
-            )
-        if self._ended.error is not None:
-            raise StatusError(*self._ended.error)
-        assert self._result is not None  # a task that ended without an error has a result
-        return self._result
+        self._waiters.append(asyncio.get_running_loop().create_future())
+        return await self._waiters[-1]
 
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
@@ -149,7 +145,8 @@ class TaskRunner:
                     call.waiter.set_exception(stopping)
                     # Nobody may wait for it.
                     call.waiter.exception()
-        self._done.set()
+        why = f"the server stopped before task {self.machine.name} had ended"
+        self._tell(None, (Code.UNAVAILABLE, why))
 
     # What devices do.
 
@@ -234,7 +231,7 @@ class TaskRunner:
         error = assignment.error
         if error is not None and not self.excuses(assignment):
             raise StatusError(Code.ABORTED, error.message)
-        size = len(body)
+        size = self.upload_size = len(body)
         if error is not None or not assignment.finish_upload(slot, body, now):
             if isinstance(body, HeldBody):
                 body.drop()
@@ -384,10 +381,19 @@ class TaskRunner:
         self.protocol.end()
         self._finishing = asyncio.get_running_loop().create_task(self._finish())
 
+    def _tell(self, result: bytes | None, error: tuple[Code, str] | None) -> None:
+        """Answer those who wait for the result."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done() and result is not None:
+                waiter.set_result(result)
+            elif not waiter.done() and error is not None:
+                waiter.set_exception(StatusError(*error))
+
     async def _finish(self) -> None:
-        status, self._result = await self._keeper.ended(self, self._result)
-        self._ended = status
-        self._done.set()
+        status, result = await self._keeper.ended(self, self._result)
+        self._ended, self._result = status, None
+        self._tell(result, status.error)
         code, message = status.error or (Code.OK, self.machine.story())
         now = self._with.clock.now()
         which = (status.population, status.task_id, status.name, status.contributed)

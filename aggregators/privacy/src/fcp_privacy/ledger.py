@@ -156,8 +156,12 @@ class PrivacyLedger(Ledger):
 
     def booked(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
         """Write down how far the ledger is; return what is spent, and the budget."""
+        watermark.write(self.policy(population).watermark, accounts)
+        return self.figures(population, accounts)
+
+    def figures(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
+        """Return what is spent, and the budget; of accounts by day those of the last one."""
         policy = self.policy(population)
-        watermark.write(policy.watermark, accounts)
         figures = {}
         for account in accounts.values():
             total = Balance.read(account.data).spent(policy.sums_for, policy.delta)
@@ -185,8 +189,8 @@ def _word(policy: Policy, planned: Planned) -> str | None:
     return (
         f"the population {planned.spec.population} demands differential privacy, and takes "
         "nobody's word for it: the task says that its program adds the noise (costs). Let the "
-        "server add it, by an aggregator such as dp_gaussian; or the operator trusts programs with "
-        "results that have none yet (trust_programs)."
+        "server add it, by an aggregator such as dp_gaussian or FederatedContext(dp='server'); or "
+        "the operator trusts programs with results that have none yet (trust_programs)."
     )
 
 

@@ -347,7 +347,6 @@ class SecureAggregation(AggregationProtocol):
         parts = [write_checkpoint(tensors, "federated_compute")]
         parts += [device.plain for device in devices if device.plain is not None]
         cohort.total, cohort.parts = b"", []
-        cohort.accumulating = True
         return [Accumulate(tuple(d.assignment for d in devices), parts=tuple(parts))]
 
     def _give_up(self, cohort: Cohort, why: str) -> list[Effect]:
