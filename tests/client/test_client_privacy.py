@@ -148,8 +148,14 @@ def test_a_device_hands_its_protocol_nothing_in_the_clear():
         assert isinstance(driver.run(part(None)).error, RefusedError)
 
 
-def test_a_week_has_a_budget():
-    history = History(":memory:")
+@pytest.fixture
+def history():
+    # Python 3.13 says so if nobody closes it.
+    with closing(History(":memory:")) as history:
+        yield history
+
+
+def test_a_week_has_a_budget(history):
     policy = PrivacyPolicy(accept=(Acceptance(epsilon_per_week=1.0, delta_per_week=1e-6),))
     half = Statement.of({"epsilon": 0.5, "delta": 1e-7})
     with pytest.raises(RefusedError, match="does not say"):
@@ -169,8 +175,7 @@ def test_a_week_has_a_budget():
     admit(policy, statement=half, history=history, now=WEEK + 101.0)
 
 
-def test_rounds_of_a_series_are_counted_once():
-    history = History(":memory:")
+def test_rounds_of_a_series_are_counted_once(history):
     policy = PrivacyPolicy(accept=(Acceptance(epsilon_per_week=1.0),))
     for number, epsilon in enumerate((0.5, 0.7, 0.9)):
         said = Statement.of({"epsilon": epsilon, "delta": 1e-8, "series": "people/train"})
@@ -254,9 +259,8 @@ def server():
         yield running
 
 
-def test_a_refusal_harms_neither_the_device_nor_the_task(server, caplog):
+def test_a_refusal_harms_neither_the_device_nor_the_task(server, history, caplog):
     task = server.submit(query_task(SUM, goal_count=1, over_selection=50.0))
-    history = History(":memory:")
     policy = PrivacyPolicy(never=(COLLECTION,))
     data = {"v": [1, 2, 3]}
     # More than would end a task whose devices all fail alike.

@@ -1,5 +1,7 @@
 """What a task costs is said to its devices, and a device's owner may limit it."""
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 
@@ -31,8 +33,13 @@ def submit(server, **fields):
     return server.submit(query_task(SUM, **{**chosen, **fields}))
 
 
-def test_a_week_of_tasks_is_what_the_owner_allows(server):
-    history = History(":memory:")
+@pytest.fixture
+def history():
+    with closing(History(":memory:")) as history:
+        yield history
+
+
+def test_a_week_of_tasks_is_what_the_owner_allows(server, history):
     policy = PrivacyPolicy(accept=(Acceptance(epsilon_per_week=2.0, delta_per_week=1e-4),))
     data = {"v": np.array([0.5, 0.25], np.float32)}
     outcomes = []
@@ -51,8 +58,7 @@ def test_a_week_of_tasks_is_what_the_owner_allows(server):
     assert said[0].said["relation"] == "zero_out"
 
 
-def test_a_task_without_noise_says_nothing(server):
-    history = History(":memory:")
+def test_a_task_without_noise_says_nothing(server, history):
     server.submit(query_task(SUM, over_selection=5.0))
     policy = PrivacyPolicy(accept=(Acceptance(epsilon_per_week=2.0),))
     data = {"v": np.array([0.5, 0.25], np.float32)}
