@@ -14,7 +14,8 @@ import numpy as np
 from tornado.httputil import HTTPServerConnectionDelegate
 
 from benchmarks.fuzzing.hostile import Hostile
-from benchmarks.fuzzing.inputs import Fuzzer, Known, Phone
+from benchmarks.fuzzing.inputs import Fuzzer, Known
+from benchmarks.fuzzing.phone import Phone
 from benchmarks.fuzzing.transport import Direct, Request, send_raw
 from benchmarks.fuzzing.watch import Watch, memory
 from fcp_core.aggregation.configuration import configuration_to_proto

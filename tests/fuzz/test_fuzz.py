@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.fuzzing.hostile import Hostile
-from benchmarks.fuzzing.inputs import Fuzzer, Known, Phone
+from benchmarks.fuzzing.inputs import Fuzzer, Known
+from benchmarks.fuzzing.phone import Phone
 from benchmarks.fuzzing.run import ALLOWED, Report, ask, fuzz, make_checkpoint, make_task
 from benchmarks.fuzzing.transport import Direct, Request, send_raw
 from benchmarks.fuzzing.watch import Watch
