@@ -24,9 +24,8 @@ from fcp_core.server.http.connections import (
     Router,
 )
 from fcp_core.server.http.context import Authenticate, Context
-from fcp_core.server.http.devices import RPCHandler, UploadHandler
 from fcp_core.server.http.downloads import DownloadHandler
-from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.handler import Handler, RPCHandler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.pages import HealthHandler, MetricsHandler, NothingHandler
@@ -35,6 +34,7 @@ from fcp_core.server.http.plugin_pages import PagesHandler, name_of
 from fcp_core.server.http.routed import from_members, routed
 from fcp_core.server.http.shared_admin import SharedAdmin
 from fcp_core.server.http.tls import MemberTLS
+from fcp_core.server.http.uploads import UploadHandler
 from fcp_core.server.logs import hide_addresses
 from fcp_core.server.services.members import Members
 from fcp_core.server.services.routing import Routes
