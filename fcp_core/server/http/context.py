@@ -17,8 +17,9 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
-from fcp_core.server.http.body import InFlight
+from fcp_core.server.http.body import BodyReader, InFlight
 from fcp_core.server.http.buffers import Buffers
+from fcp_core.server.http.inflate import reader_of
 from fcp_core.server.http.limits import FREE_OF_CALL, Limits, limits_of_call
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
@@ -201,6 +202,16 @@ class Context:
         """Cancel the service calls in progress; their requests are answered."""
         for task in set(self._calls):
             task.cancel()
+
+    def read_body(self, request: Handler, limits: Limits, room: InFlight) -> BodyReader:
+        """Return what reads the body of a request, with room for what it announced.
+
+        :param room: where it is counted.
+        :raises StatusError: as :func:`reader_of`.
+        """
+        encoding = request.headers.get("Content-Encoding")
+        rest = (request.announced, limits, room, self.executor, self.buffers)
+        return reader_of(encoding, *rest) if encoding else BodyReader(*rest)
 
     def find(self, call: Handler) -> tuple[Route, dict[str, str], Method]:
         """Return the route of a call, the variables of its path, and what serves it.

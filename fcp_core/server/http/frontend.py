@@ -17,6 +17,7 @@ from tornado.httputil import HTTPHeaders
 from fcp_core.admin.api import PREFIX
 from fcp_core.server.http.admin import AdminHandler
 from fcp_core.server.http.admin_auth import AdminCheck
+from fcp_core.server.http.body import UploadHandler
 from fcp_core.server.http.connections import (
     BoundedHTTPServer,
     Connection,
@@ -34,7 +35,6 @@ from fcp_core.server.http.plugin_pages import PagesHandler, name_of
 from fcp_core.server.http.routed import from_members, routed
 from fcp_core.server.http.shared_admin import SharedAdmin
 from fcp_core.server.http.tls import MemberTLS
-from fcp_core.server.http.uploads import UploadHandler
 from fcp_core.server.logs import hide_addresses
 from fcp_core.server.services.members import Members
 from fcp_core.server.services.routing import Routes

@@ -31,9 +31,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import label
 from fcp_core.server.http import answers, refusals
 from fcp_core.server.http.bodies import take_body, take_piece
-from fcp_core.server.http.body import BodyReader, InFlight
 from fcp_core.server.http.connections import Connection, run_now
-from fcp_core.server.http.context import Context
 from fcp_core.server.http.identify import identify
 from fcp_core.server.http.limits import Limits, limits_of_call
 from fcp_core.server.http.rates import address_key
@@ -41,6 +39,8 @@ from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:
+    from fcp_core.server.http.body import BodyReader, InFlight
+    from fcp_core.server.http.context import Context
     from fcp_core.server.http.passing import Passed
 
 logger = logging.getLogger("fcp.server")
@@ -167,16 +167,9 @@ class Handler:
 
         :param limits: say how large it may be.
         :param room: where it is counted.
-        :raises StatusError: as :class:`BodyReader`.
+        :raises StatusError: as ``inflate.reader_of``.
         """
-        self.body = BodyReader(
-            self.headers.get("Content-Encoding", ""),
-            self.announced,
-            limits,
-            room,
-            self.context.executor,
-            self.context.buffers,
-        )
+        self.body = self.context.read_body(self, limits, room)
 
     def discard_body(self) -> None:
         """Drop the body as it comes, up to the size that a body may have."""
