@@ -17,12 +17,11 @@ from fcp_core.rounds.task import FINAL, TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
 from fcp_core.server.services.releases import TaskRelease
-from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.writes import Writes
 
 if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import TaskRunner
+    from fcp_core.server.services.task_runner import TaskRunner, UploadMemory
 
 
 @dataclass(frozen=True)
