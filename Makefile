@@ -18,21 +18,26 @@ help:
 FAST := $(wildcard aggregators/fast/setup.* aggregators/fast/src/fcp_fast/*.[ch] \
   aggregators/privacy/setup.py aggregators/privacy/src/fcp_privacy/*.c)
 
+# Compiles what is faster so, for the Python of an environment.
+define loops
+CC="$(CC)" $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+  --no-build-isolation -e aggregators/fast >$(1)/fast.log 2>&1 || \
+  echo "make: $(CC) could not compile the fast loops, so NumPy folds ($(1)/fast.log says why)" >&2
+cd aggregators/secure_aggregation && $(CURDIR)/$(1)/bin/python setup.py -q build_ext --inplace \
+  >$(CURDIR)/$(1)/secagg.log 2>&1 || \
+  echo "make: $(CC) could not compile the masks' loops, so NumPy adds ($(1)/secagg.log says why)" >&2
+cd $(CURDIR)/aggregators/privacy && $(CURDIR)/$(1)/bin/python setup.py -q build_ext --inplace \
+  >$(CURDIR)/$(1)/privacy.log 2>&1 || \
+  echo "make: $(CC) could not compile the noise's loop, so NumPy draws ($(1)/privacy.log says why)" >&2
+endef
+
 $(READY): requirements/dev.txt setup.cfg pyproject.toml $(FAST)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
 	  { echo "make: the TFF extra needs Python 3.11; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@CC="$(CC)" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --no-build-isolation -e aggregators/fast >$(VENV)/fast.log 2>&1 || \
-	  echo "make: $(CC) could not compile the fast loops, so NumPy folds ($(VENV)/fast.log says why)" >&2
-	@cd aggregators/secure_aggregation && $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace \
-	  >$(CURDIR)/$(VENV)/secagg.log 2>&1 || \
-	  echo "make: $(CC) could not compile the masks' loops, so NumPy adds ($(VENV)/secagg.log says why)" >&2
-	@cd aggregators/privacy && $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace \
-	  >$(CURDIR)/$(VENV)/privacy.log 2>&1 || \
-	  echo "make: $(CC) could not compile the noise's loop, so NumPy draws ($(VENV)/privacy.log says why)" >&2
+	@$(call loops,$(VENV))
 	@touch $@
 
 # mypy and ruff have an environment of their own: mypy wants newer packages than TensorFlow 2.14.
@@ -71,8 +76,11 @@ test: $(READY) lint debian docs-site
 # The light core's tests with another Python: make test-light LIGHT_PYTHON=python3.13
 LIGHT_PYTHON ?= python3.13
 test-light:
-	$(LIGHT_PYTHON) -m venv .venv-light
+	$(LIGHT_PYTHON) -m venv --clear .venv-light
 	.venv-light/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(call loops,.venv-light)
+	@echo "make: all but what needs TensorFlow or PyTorch, with $$(.venv-light/bin/python -V)" \
+	  "and the newest packages that it may have"
 	.venv-light/bin/python -m pytest -q -n 2
 
 protos: $(READY)
@@ -123,9 +131,10 @@ dist: $(DIST)/.ready
 version:
 	$(PYTHON) tools/release.py version $(VERSION)
 
-pin = { echo "\# Pinned for Python 3.11 from '$(2)' by 'make requirements'."; \
+pin = { echo "\# Pinned for Python $(or $(3),3.11) from '$(2)' by 'make requirements'."; \
 	  uv pip compile $(2) --override requirements/overrides.txt --quiet \
-	    --python-version 3.11 --no-annotate --no-header; } > requirements/$(1).new && \
+	    $(if $(3),--universal) --python-version $(or $(firstword $(3)),3.11) \
+	    --no-annotate --no-header; } > requirements/$(1).new && \
 	mv requirements/$(1).new requirements/$(1).txt
 
 # Resolve the pinned requirements anew (needs uv).
@@ -138,7 +147,7 @@ requirements:
 	  uv pip compile requirements/image.in --quiet --python-version 3.13 --no-annotate --no-header \
 	    | grep -v '^[./]'; } > requirements/image.new && mv requirements/image.new requirements/image.txt
 	@rm -rf plugins/*/src/*.egg-info aggregators/[!f]*/src/*.egg-info  # they look installed
-	$(call pin,dist,requirements/dist.in)
+	$(call pin,dist,requirements/dist.in,3.10 and newer)
 
 clean:
 	rm -rf $(VENV) $(LINT) $(DIST) $(SITE) .venv-light build dist *.egg-info demo-out

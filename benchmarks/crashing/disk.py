@@ -149,7 +149,7 @@ class Handle(Storage):
         if self.dead:
             return await answer
         # Whoever gives it up does not take it back. It is no task of the member's.
-        disk.loop.create_task(self._work(body, answer), context=Context())
+        Context().run(disk.loop.create_task, self._work(body, answer))
         return await asyncio.shield(answer)
 
     async def _work(self, body: Callable[[Transaction], T], answer: asyncio.Future[T]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
-from contextvars import Context, ContextVar
+from contextvars import ContextVar
 from typing import Any
 
 #: Which member of the server what runs belongs to; None: the world outside.
@@ -60,7 +60,5 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         **options: Any,
     ) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=loop, **options)
-        context: Context | None = options.get("context")
-        member = MEMBER.get() if context is None else context.get(MEMBER)
-        self.spawned(task, member)
+        self.spawned(task, MEMBER.get())
         return task

@@ -99,7 +99,7 @@ class Member:
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something as this process would."""
-        return self._world.loop.create_task(work, context=self.context.copy())
+        return self.context.copy().run(self._world.loop.create_task, work)
 
     async def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Have this process do something, and wait for the answer.
@@ -178,7 +178,7 @@ class World:
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         """Do what no member does."""
-        task = self.loop.create_task(work, context=Context())
+        task = Context().run(self.loop.create_task, work)
         self.restarting.add(task)
         task.add_done_callback(self.restarting.discard)
 
@@ -248,7 +248,7 @@ class World:
         mark, begins = mark_of_call(request.method, "/" + path.partition("?")[0])
         if fate == "twice":
             work = self._at_owner(mark, begins, lambda one: _serve(one, request))
-            twin = self.loop.create_task(work, context=Context())
+            twin = Context().run(self.loop.create_task, work)
             twin.add_done_callback(lambda done: done.cancelled() or done.exception())
         answer = await self._at_owner(mark, begins, lambda one: _serve(one, request))
         await asyncio.sleep(self.rng.uniform(0.001, 0.05))

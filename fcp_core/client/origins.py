@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import urllib.parse
 from dataclasses import dataclass
 
@@ -45,6 +46,8 @@ def _origin(scheme: str, authority: str) -> Origin:
     # What stands before an "@" looks like a host and is none.
     if usual is None or "@" in authority or not host:
         raise ValueError(f"{scheme}://{authority} is not an HTTP address of a host")
+    if ":" in host:
+        ipaddress.IPv6Address(host)  # before Python 3.11 urlsplit takes anything in brackets
     if not host.isascii():
         host = host.encode("idna").decode()
     if urllib.parse.quote(host, safe=":") != host:

@@ -42,7 +42,6 @@ def _add_limits(add: Callable[..., None]) -> None:
             0,
         ),
         ("max_sessions", "int", 500_000, "device sessions that are kept at a time", 1),
-        ("max_operations", "int", 100_000, "devices that may wait for a task at a time", 1),
     ):
         add(name, type, default, text, minimum=minimum)
     text = (
@@ -68,10 +67,6 @@ def _add_resources(add: Callable[..., None]) -> None:
     add("download_prefix", "str", None, "what stands in front of data/, if not the server: a CDN")
     text = "plans and checkpoints of fewer bytes lie in the assignment; 0: none does"
     add("inline_resources_below", "bytes", "0B", text, minimum=0, scopes=SCOPES)
-    text = "the largest plan or checkpoint in an assignment if the task wants them there; 0: none"
-    add("max_inline_resource", "bytes", "64KiB", text, minimum=0, scopes=SCOPES)
     text = "where plans, checkpoints and slices of federated select are served from"
     choices = ("memory", "storage")
     add("resources_from", "choice", "memory", text, choices=choices, scopes=SCOPES)
-    text = "memory for what was read from the storage lately"
-    add("resource_cache", "bytes", "64MiB", text, minimum=0)

@@ -70,17 +70,8 @@ def _add_check_in_options(add: Callable[..., None]) -> None:
         add(name, "duration", default, text, scopes=population)
     text = "how long a device that checks in waits for a task to open before it is sent away"
     add("check_in_hold", "duration", 0, text, minimum=0, scopes=population)
-    text = "how often a waiting device asks again"
+    text = "how often a waiting device asks again; less often where very many wait"
     add("polling_interval", "duration", "500ms", text, minimum=0.001, scopes=population)
-    add(
-        "max_poll_rate",
-        "float",
-        1000.0,
-        "polls a second of all waiting devices together: with more of them each asks less often, "
-        "at least once a minute; 0: no limit",
-        minimum=0,
-        scopes=population,
-    )
     text = "how long a device session lives from check-in to the start of its last assignment"
     add("session_timeout", "duration", "15m", text, scopes=population)
     text = "devices that may be at work at a time in a population, on all its tasks together"

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from fcp_core.plugins.config import Config
     from fcp_core.rounds.specification import Durability, TaskSpec
 
+#: The largest plan or checkpoint that lies in an assignment if its task wants it there, in bytes.
+LARGEST_INLINE = 64 << 10
+
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -27,8 +30,6 @@ class ServerSettings:
         nothing else.
     :param max_in_flight: how many bytes of uploads may wait to be submitted or accumulated.
     :param max_sessions: how many device sessions are kept, late ones among them.
-    :param max_operations: how many devices may wait for a task.
-    :param resource_cache: how many bytes are kept of what devices download from the storage.
     :param accepts_late: whether a device is answered OK that comes too late to a task that the
         server does not know any more (``late_contributions``).
     :param download_prefix: what stands in front of ``data/`` in the addresses of downloads, with a
@@ -46,8 +47,6 @@ class ServerSettings:
     session_timeout: float
     max_in_flight: int
     max_sessions: int
-    max_operations: int
-    resource_cache: int
     accepts_late: bool
     download_prefix: str
     storage: str
@@ -69,8 +68,6 @@ class ServerSettings:
             session_timeout=config.get("session_timeout"),
             max_in_flight=config.get("max_in_flight"),
             max_sessions=config.get("max_sessions"),
-            max_operations=config.get("max_operations"),
-            resource_cache=config.get("resource_cache"),
             accepts_late=config.get("late_contributions") == "accept",
             download_prefix="" if prefix is None else checked_url(prefix, "download_prefix"),
             storage=config.get("storage"),
@@ -92,7 +89,6 @@ class PopulationSettings:
     :param check_in_hold: how long a device that checks in is kept waiting for a task to open, in
         seconds.
     :param polling_interval: how often a waiting device asks again, in seconds.
-    :param max_poll_rate: polls a second of all waiting devices together; 0: no limit.
     :param session_timeout: how long a device session lives, from check-in to the start of its last
         assignment, in seconds.
     :param max_at_work: how many devices may hold an assignment at a time, over all tasks; None: no
@@ -106,7 +102,6 @@ class PopulationSettings:
     retry: RetryWindow
     check_in_hold: float
     polling_interval: float
-    max_poll_rate: float
     session_timeout: float
     max_at_work: int | None
     max_silent_per_sender: int
@@ -120,7 +115,6 @@ class PopulationSettings:
             retry=RetryWindow(view.get("retry_min"), view.get("retry_max")),
             check_in_hold=view.get("check_in_hold"),
             polling_interval=view.get("polling_interval"),
-            max_poll_rate=view.get("max_poll_rate"),
             session_timeout=view.get("session_timeout"),
             max_at_work=view.get("max_at_work"),
             max_silent_per_sender=view.get("max_silent_per_sender"),
@@ -146,7 +140,8 @@ class TaskSettings:
     :param max_kept_bytes: what aggregators that need all contributions may keep of them.
     :param closing_timeout: how many seconds after its deadline there must be a result.
     :param inline_below: the size in bytes below which its plan and its checkpoint lie in the
-        assignment (``inline_resources_below``, or what is above ``max_inline_resource``).
+        assignment: ``inline_resources_below``, or for a task that wants them there what is above
+        ``LARGEST_INLINE``.
     :param accepts_late: whether a device that comes too late through no fault of its own is
         answered OK (``late_contributions``).
     :param durability: what a crash may lose, if the storage and the aggregators leave a choice.
@@ -201,9 +196,7 @@ def _inline_below(config: Config, spec: TaskSpec) -> int:
         return 0
     if spec.resources is None:
         return int(config.get("inline_resources_below"))
-    # This option is the largest size that does, the other one the smallest that does not.
-    largest = int(config.get("max_inline_resource"))
-    return largest + 1 if largest else 0
+    return LARGEST_INLINE + 1
 
 
 def _metrics_address(config: Config) -> tuple[str, int] | None:

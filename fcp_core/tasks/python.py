@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcp_core.aggregation.configuration import configuration_to_proto
-from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.python_plan import PythonPlan
@@ -28,13 +28,15 @@ from fcp_core.rounds.specification import TaskSpec
 
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
-#: How the devices' arrays of one name become one; only the first regards weights.
-Aggregation: TypeAlias = Literal["weighted_mean", "mean", "sum"]
+#: How the devices' arrays of one name become one; only the first regards weights. A secure sum is
+#: of integers from 0 to a largest one, for an aggregation protocol that hides all but sums.
+Aggregation: TypeAlias = Literal["weighted_mean", "mean", "sum", "secure_sum"]
 
 _URIS: Mapping[str, str] = {
     "weighted_mean": "federated_weighted_mean",
     "mean": "federated_mean",
     "sum": "federated_sum",
+    "secure_sum": "federated_secure_sum",
 }
 _WEIGHT = "weight"
 _DTYPES = {kind.numpy: kind for kind in DataType if kind is not DataType.STRING}
@@ -42,10 +44,14 @@ _DTYPES = {kind.numpy: kind for kind in DataType if kind is not DataType.STRING}
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """The dtype and the shape of an array; -1 is a dimension of any size."""
+    """The dtype and the shape of an array; -1 is a dimension of any size.
+
+    :param largest: for a secure sum: no element of a device's array is above it, or below 0.
+    """
 
     dtype: str
     shape: tuple[int, ...] = ()
+    largest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,8 @@ class PythonTask:
             value = TensorSpec(f"update/{name}", _data_type(name, spec, how), spec.shape)
             output = TensorSpec(f"result/{name}", value.dtype, spec.shape)
             inputs = (value, weight) if how == "weighted_mean" else (value,)
-            intrinsics.append(Intrinsic(_URIS[how], inputs, (output,)))
+            bounds = _bounds(name, spec) if how == "secure_sum" else ()
+            intrinsics.append(Intrinsic(_URIS[how], inputs, (output,), bounds))
         return intrinsics
 
 
@@ -190,8 +197,18 @@ def _data_type(name: str, spec: ArraySpec, how: str) -> DataType:
         found = _DTYPES.get(np.dtype(spec.dtype))
     except TypeError:
         found = None
-    usable = [kind for dtype, kind in _DTYPES.items() if how == "sum" or dtype.kind == "f"]
+    kinds = {"sum": "fiu", "secure_sum": "iu"}.get(how, "f")
+    usable = [kind for dtype, kind in _DTYPES.items() if dtype.kind in kinds]
     if found is None or found not in usable:
         names = ", ".join(kind.numpy.name for kind in usable)
         raise UsageError(f"{name!r}: arrays for a {how} are {names}, not {spec.dtype!r}.")
     return found
+
+
+def _bounds(name: str, spec: ArraySpec) -> tuple[Parameter, ...]:
+    if spec.largest is None or not 0 <= spec.largest < 2**63:
+        raise UsageError(
+            f"{name!r}: a secure sum needs ArraySpec(largest=...), from 0 to below 2**63, which no "
+            "element of a device's array may be above."
+        )
+    return (Parameter("", np.array(spec.largest, np.int64)),)

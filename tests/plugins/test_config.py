@@ -377,7 +377,7 @@ def test_a_removed_option_is_ignored_wherever_it_stands_and_the_log_says_what_to
         "fcp.cfg",
         "[fcp]\nmax-header = 1KiB\nretry_min = 2s\n"
         "[fcp:engine.local]\ninline_bytes = nonsense\n"
-        "[fcp:population:phones]\nburst_per_key = 1\n",
+        "[fcp:population:phones]\nburst_per_key = 1\nmax_poll_rate = 9\n",
     )
     registry.add("engine.local", "workers", "int", 1, "threads")
     config = load(
@@ -396,6 +396,7 @@ def test_a_removed_option_is_ignored_wherever_it_stands_and_the_log_says_what_to
             "environment FCP_STORAGE_SQLITE__BUSY_TIMEOUT",
             "fcp.cfg [fcp:engine.local] inline_bytes",
             "fcp.cfg [fcp:population:phones] burst_per_key",
+            "fcp.cfg [fcp:population:phones] max_poll_rate",
             "fcp.cfg [fcp] max_header",
             "option verify_checksums of engine.local",
             "the program's overrides: burst_per_address",

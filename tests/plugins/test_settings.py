@@ -46,7 +46,7 @@ def test_the_server_s(load, tmp_path):
     assert (found.metrics, found.metrics_address, found.client_ca) == (False, None, None)
     found = ServerSettings.from_config(
         load(
-            "max_in_flight = 3GiB\nmax_sessions = 5\nmax_operations = 6\nresource_cache = 7B\n"
+            "max_in_flight = 3GiB\nmax_sessions = 5\n"
             "download_prefix = https://cdn.example/fcp\nclient_ca = ca.pem\n"
             "client_certificates = optional\nmetrics = yes\nmetrics_address = [::1]:9100\n"
             "log_format = json\nlate_contributions = refuse\n"
@@ -56,8 +56,6 @@ def test_the_server_s(load, tmp_path):
         "session_timeout": 900.0,
         "max_in_flight": 3 << 30,
         "max_sessions": 5,
-        "max_operations": 6,
-        "resource_cache": 7,
         "accepts_late": False,
         "download_prefix": "https://cdn.example/fcp/",
         "storage": "memory",
@@ -86,14 +84,14 @@ def test_an_address_that_is_none_is_refused(load, line, problem):
 def test_a_population_s(load):
     config = load(
         "retry_min = 1s\nsession_timeout = 5m\n[fcp:population:phones/all]\nretry_max = 1m\n"
-        "check_in_hold = 2s\npolling_interval = 3s\nmax_poll_rate = 4\nsession_timeout = 6m\n"
+        "check_in_hold = 2s\npolling_interval = 3s\nsession_timeout = 6m\n"
         "max_at_work = 7\nmax_silent_per_sender = 9\ninline_resources_below = 8B\n"
     )
     assert PopulationSettings.of(config, "phones/all") == PopulationSettings(
-        RetryWindow(1.0, 60.0), 2.0, 3.0, 4.0, 360.0, 7, 9, 8
+        RetryWindow(1.0, 60.0), 2.0, 3.0, 360.0, 7, 9, 8
     )
     assert PopulationSettings.of(config, "others") == PopulationSettings(
-        RetryWindow(1.0, 30.0), 0.0, 0.5, 1000.0, 300.0, None, 10, 0
+        RetryWindow(1.0, 30.0), 0.0, 0.5, 300.0, None, 10, 0
     )
 
 
@@ -131,9 +129,8 @@ def test_a_task_s(load):
 
 
 @pytest.mark.parametrize(
-    ("limit", "resources", "expected"),
-    [("1KiB", None, 8), ("1KiB", "uri", 0), ("1KiB", "inline", 1025), ("0B", "inline", 0)],
+    ("resources", "expected"), [(None, 8), ("uri", 0), ("inline", (64 << 10) + 1)]
 )
-def test_where_a_task_s_plan_lies(load, limit, resources, expected):
-    config = load(f"inline_resources_below = 8B\nmax_inline_resource = {limit}\n")
+def test_where_a_task_s_plan_lies(load, resources, expected):
+    config = load("inline_resources_below = 8B\n")
     assert TaskSettings.of(config, spec(resources=resources)).inline_below == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -133,8 +134,8 @@ def waiting_full(lab):
     devices = [lab.device() for _ in range(2)]
     for device in devices:
         device.check_in()
-    lab.services.task_assignments._max_waiting = 0
-    return lab.status(lambda: lab.start(devices[1]))
+    with mock.patch("fcp_core.server.services.assignments.MOST_WAITING", 0):
+        return lab.status(lambda: lab.start(devices[1]))
 
 
 def start_fault(lab):

@@ -176,13 +176,16 @@ KEPT = {
     "SQLite without a cache": {
         "resources_from": "storage",
         "storage": "sqlite",
-        "resource_cache": "0",
     },
 }
 
 
 @pytest.mark.parametrize("kept", KEPT)
-def test_each_device_gets_the_form_that_it_can_read(make_server, make_device, sum_task, kept):
+def test_each_device_gets_the_form_that_it_can_read(
+    make_server, make_device, sum_task, monkeypatch, kept
+):
+    if kept == "SQLite without a cache":
+        monkeypatch.setattr("fcp_core.server.services.downloads.CACHE", 0)
     thread = make_server(**KEPT[kept])
     task_id = submit(thread, sum_task(goal=4, plan=PLAN, slices=SLICES))
     packed = assignment(make_device(thread.server.url, "people"))
@@ -268,34 +271,25 @@ def test_one_task_may_be_inline_and_another_not(make_server, make_device, sum_ta
 
 
 @pytest.mark.parametrize(
-    ("options", "own", "plan", "checkpoint"),
+    ("options", "largest", "own", "plan", "checkpoint"),
     [
-        ({}, None, "uri", "uri"),
-        ({}, "inline", "inline_resource", "inline_resource"),
+        ({}, None, None, "uri", "uri"),
+        ({}, None, "inline", "inline_resource", "inline_resource"),
         # As large as it may be, as it is sent to a device without gzip; and too large by a byte.
-        ({"max_inline_resource": "1000"}, "inline", "inline_resource", "inline_resource"),
-        ({"max_inline_resource": "999"}, "inline", "inline_resource", "uri"),
-        ({"max_inline_resource": "0"}, "inline", "uri", "uri"),
-        ({"inline_resources_below": "1MiB"}, "uri", "uri", "uri"),
-        # What an operator says of tasks that say nothing is not bounded by the other limit.
-        (
-            {"inline_resources_below": "1MiB", "max_inline_resource": "0"},
-            None,
-            "inline_resource",
-            "inline_resource",
-        ),
-        ({"resources_from": "storage"}, "inline", "inline_resource", "inline_resource"),
-        (
-            {"resources_from": "storage", "max_inline_resource": "999"},
-            "inline",
-            "inline_resource",
-            "uri",
-        ),
+        ({}, 1000, "inline", "inline_resource", "inline_resource"),
+        ({}, 999, "inline", "inline_resource", "uri"),
+        ({"inline_resources_below": "1MiB"}, None, "uri", "uri", "uri"),
+        # What an operator says of tasks that say nothing is not bounded by that limit.
+        ({"inline_resources_below": "1MiB"}, 0, None, "inline_resource", "inline_resource"),
+        ({"resources_from": "storage"}, None, "inline", "inline_resource", "inline_resource"),
+        ({"resources_from": "storage"}, 999, "inline", "inline_resource", "uri"),
     ],
 )
 def test_a_task_says_where_its_resources_are(
-    make_server, make_device, sum_task, options, own, plan, checkpoint
+    make_server, make_device, sum_task, monkeypatch, options, largest, own, plan, checkpoint
 ):
+    if largest is not None:
+        monkeypatch.setattr("fcp_core.plugins.settings.LARGEST_INLINE", largest)
     thread = make_server(**options)
     submit(thread, sum_task(checkpoint=LARGE, resources=own))
     task = assignment(make_device(thread.server.url, "people"), ())

@@ -5,12 +5,15 @@ import asyncio
 import pytest
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.services import assignments
 
 
-def test_waiting_devices_are_bounded(kit):
+def test_waiting_devices_are_bounded(kit, monkeypatch):
+    monkeypatch.setattr(assignments, "MOST_WAITING", 2)
+
     async def main():
         options = {"selection": "uniform", "selection__uniform__window": "5s"}
-        async with kit.world(max_operations="2", session_timeout="60s", **options) as world:
+        async with kit.world(session_timeout="60s", **options) as world:
             await world.submit(goal=3)
             devices = [world.device() for _ in range(3)]
             for device in devices:

@@ -7,6 +7,7 @@ import pytest
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.protos import task_assignments_pb2
 from fcp_core.rounds.policies import Assign, Selection, SelectionPolicy, SelectionPolicyFactory
+from fcp_core.server.services import population
 
 MANY = 150
 
@@ -117,12 +118,14 @@ def test_one_that_leaves_meanwhile_is_not_shown(kit):
 
 @pytest.mark.parametrize(
     ("rate", "waiting", "expected", "alone"),
-    [("10", 4, 0.5, 0.5), ("10", 20, 2.0, 0.5), ("0", 20, 0.5, 0.5), ("0.01", 20, 60.0, 60.0)],
+    [(10, 4, 0.5, 0.5), (10, 20, 2.0, 0.5), (0.01, 20, 60.0, 60.0)],
 )
-def test_the_more_wait_the_less_often_each_asks(kit, rate, waiting, expected, alone):
+def test_the_more_wait_the_less_often_each_asks(kit, monkeypatch, rate, waiting, expected, alone):
+    monkeypatch.setattr(population, "MOST_POLLS", rate)
+
     async def main():
         async with kit.world(
-            selection="cohort", polling_interval="500ms", max_poll_rate=rate, over_selection="1"
+            selection="cohort", polling_interval="500ms", over_selection="1"
         ) as world:
             await world.submit(goal=waiting + 1)
             asked = [await ask(world) for _ in range(waiting)]

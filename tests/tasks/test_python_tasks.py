@@ -1,5 +1,6 @@
 """Python tasks, from the program to the device and back, and what refuses what."""
 
+import os
 import re
 import subprocess
 import sys
@@ -164,6 +165,17 @@ def test_an_array_that_would_lose_its_mask_is_refused():
         ({"outputs": {"a": ArraySpec("nonsense")}}, {}, "not 'nonsense'"),
         ({"aggregation": {"b": "sum"}}, {"a": np.zeros(1)}, "'b', which is no output"),
         ({"aggregation": {"a": "median"}}, {"a": np.zeros(1)}, "weighted_mean, mean, sum"),
+        (
+            {"aggregation": "secure_sum"},
+            {"a": np.zeros(1)},
+            "'a': arrays for a secure_sum are int32, int64",
+        ),
+        ({"aggregation": "secure_sum"}, {"a": np.zeros(1, int)}, r"ArraySpec\(largest=...\)"),
+        (
+            {"aggregation": "secure_sum", "outputs": {"a": ArraySpec("int64", (), largest=-1)}},
+            {},
+            "from 0 to below",
+        ),
         ({"settings": {"a": object()}}, {"a": np.zeros(1)}, "settings of task 't'"),
     ],
 )
@@ -246,6 +258,24 @@ def test_the_example_learns():
     assert len(found) == 6
     assert found[-1] > 0.85
     assert "6 rounds in" in run.stdout
+
+
+def test_one_task_is_aggregated_in_four_ways():
+    """The script compares with what the devices know, and says so."""
+    pytest.importorskip("cryptography")
+    run = subprocess.run(
+        [sys.executable, str(EXAMPLES / "four_ways" / "run.py")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    ways = {line[:15].rstrip(): line[15:].split() for line in run.stdout.splitlines()[:4]}
+    assert list(ways) == ["sum", "weighted mean", "secure sum", "sum with noise"]
+    assert ways["sum"] == ways["secure sum"] != ways["sum with noise"]
+    assert run.stdout.count(": yes") == 4
 
 
 def run_with_pytorch(*arguments):

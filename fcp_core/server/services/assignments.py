@@ -38,14 +38,13 @@ if TYPE_CHECKING:
 
 #: How many forms of a task's assignments are kept.
 _FORMS = 8
+#: How many devices may wait for a task.
+MOST_WAITING = 100_000
 _WITHOUT_OPERATION = (SessionState.CHECKED_IN, SessionState.ENDED)
 
 
 class TaskAssignments:
-    """``google.internal.federatedcompute.v1.TaskAssignments``.
-
-    :param max_waiting: how many devices may wait at a time.
-    """
+    """``google.internal.federatedcompute.v1.TaskAssignments``."""
 
     def __init__(
         self,
@@ -55,7 +54,6 @@ class TaskAssignments:
         populations: Populations,
         tasks: Tasks,
         eligibility_tasks: EligibilityTasks,
-        max_waiting: int | None = None,
     ) -> None:
         self._common = common
         self._plugins = plugins
@@ -64,7 +62,6 @@ class TaskAssignments:
         self._populations = populations
         self._tasks = tasks
         self._eligibility_tasks = eligibility_tasks
-        self._max_waiting = max_waiting
 
     async def start_task_assignment(
         self, request: pb.StartTaskAssignmentRequest, sender: str | None = None
@@ -276,14 +273,12 @@ class TaskAssignments:
     def _check_room(self) -> None:
         if self._common.writes.going or self._common.memory.crowded:
             self._common.check_pressure()
-        if self._max_waiting is not None:
-            waiting = sum(population.waiting for population in self._populations)
-            if waiting >= self._max_waiting:
-                raise StatusError(
-                    Code.UNAVAILABLE,
-                    f"{self._max_waiting} devices wait already, the most that this server keeps; "
-                    "ask again later",
-                )
+        if sum(population.waiting for population in self._populations) >= MOST_WAITING:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"{MOST_WAITING} devices wait already, the most that this server keeps; "
+                "ask again later",
+            )
 
     def _operation(self, population: Population, session: DeviceSession) -> longrunning.Operation:
         """Return a session's operation: nothing but where the session stands.

@@ -17,6 +17,8 @@ from fcp_core.server.services.published import PLAIN, Download, Published
 SECRET = 64
 #: What only this server, or one with the same storage, can have given a device as an address.
 _GROUP = re.compile(rf"[0-9a-f]{{{SECRET},}}")
+#: How many bytes are kept of what was read from the storage.
+CACHE = 64 << 20
 #: What an entry of the cache counts beyond its data.
 _ENTRY = 1024
 
@@ -24,13 +26,13 @@ _ENTRY = 1024
 class Downloads:
     """The resources of all open tasks.
 
-    :param cache: how many bytes are kept of what was read from the storage.
+    :param cache: how many bytes are kept of what was read from the storage; by default ``CACHE``.
     """
 
-    def __init__(self, cache: int = 0) -> None:
+    def __init__(self, cache: int | None = None) -> None:
         #: By the end of the group's name: before it, another release had no mark.
         self._groups: dict[str, Published] = {}
-        self._most = cache
+        self._most = CACHE if cache is None else cache
         self._size = 0
         self._cache: OrderedDict[str, Download] = OrderedDict()
         #: Held by whoever reads a file, so that all who want it at once read it once.

@@ -33,6 +33,8 @@ _LOOK = 20e-6
 
 #: The published client waits no longer than this from one poll to the next, in seconds.
 LONGEST_POLLING_INTERVAL = 60.0
+#: How often all devices that wait ask together, in times a second, before each asks less often.
+MOST_POLLS = 1000.0
 
 #: Seconds after a decision in which what policies keep is written.
 _SAVE = 1.0
@@ -160,10 +162,8 @@ class Population:
     @property
     def polling_interval(self) -> float:
         """The seconds until a waiting device asks again: the more wait, the longer."""
-        interval, rate = self.settings.polling_interval, self.settings.max_poll_rate
-        if rate > 0:
-            interval = max(interval, min(self.waiting / rate, LONGEST_POLLING_INTERVAL))
-        return interval
+        longer = min(self.waiting / MOST_POLLS, LONGEST_POLLING_INTERVAL)
+        return max(self.settings.polling_interval, longer)
 
     def arrive(self, session: DeviceSession, candidate: Candidate, now: float) -> None:
         """Let a device wait for a SINGLE task; it may have one before this returns.

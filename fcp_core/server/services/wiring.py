@@ -177,7 +177,7 @@ class Services:
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
         self._store = TaskStore(self._storage, common.writes, self._fence)
-        self._downloads = Downloads(settings.resource_cache)
+        self._downloads = Downloads()
         self._memory = common.memory
         self.tasks = Tasks(
             plugins=plugins,
@@ -220,7 +220,6 @@ class Services:
             populations=self._populations,
             tasks=self.tasks,
             eligibility_tasks=self.eligibility_tasks,
-            max_waiting=settings.max_operations,
         )
         self.protocol_calls = ProtocolCalls(
             common,
