@@ -20,7 +20,7 @@ from fcp_core.server.http import refusals
 from fcp_core.server.http.body import BodyReader, InFlight
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.inflate import reader_of
-from fcp_core.server.http.limits import FREE_OF_CALL, Limits, limits_of_call
+from fcp_core.server.http.limits import FREE_OF_CALL, SMALL_CALLS, Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
@@ -106,7 +106,9 @@ class Context:
         #: for each route what matches a path, and the service's method.
         self.served: dict[tuple[str, str | None], list[tuple[Match, Route, Method]]] = {}
         #: No call has a limit below so many bytes.
-        self.small = min(FREE_OF_CALL, limits_of_call(limits, "GetOperation").max_decompressed)
+        self.small = min(
+            *SMALL_CALLS.values(), limits.max_call, limits.max_body, limits.max_decompressed
+        )
 
     def is_elsewhere(self, call: Handler) -> bool:
         """Whether a call is about a population of another member, or of none at the moment."""
