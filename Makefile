@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 LINT := .venv-lint
 DIST := .venv-dist
 SITE := .venv-docs
+TORCH := .venv-torch
 
 .DEFAULT_GOAL := help
 .PHONY: help docs-site demo test check lint test-light protos docs dist version requirements bench fuzz crash clean debian
@@ -58,6 +59,14 @@ lint: $(READY) $(LINT)/.ready
 	$(LINT)/bin/kubernetes-validate --quiet --strict \
 	  $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml))
 
+# Packages that one test puts before the others.
+$(TORCH)/.ready: $(READY) requirements/torch.txt
+	@rm -rf $(TORCH)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+	  --target $(TORCH) -r requirements/torch.txt || \
+	  { rm -rf $(TORCH); mkdir $(TORCH); echo "make: no PyTorch, so its example is not tested" >&2; }
+	@touch $@
+
 # Programs of Debian's that some tests run for real: a proxy before the server, a browser on its pages.
 APT := nginx-light chromium chromium-driver
 debian:
@@ -67,10 +76,20 @@ debian:
 	    --no-install-recommends $(APT) >/dev/null; } || \
 	  echo "make: tests will miss some of these programs; install $(APT)" >&2
 
-check: $(READY) lint debian
+# Prometheus' tool for its rules, out of Debian's package: that would start a server.
+PROMTOOL := $(LINT)/bin/promtool
+$(PROMTOOL): $(LINT)/.ready
+	@which promtool >/dev/null && ln -sf "$$(which promtool)" $@ || { \
+	  mkdir -p build/prometheus && cd build/prometheus && { apt-get download -qq prometheus || \
+	  { apt-get update -qq && apt-get download -qq prometheus; }; } 2>/dev/null && \
+	  dpkg-deb --fsys-tarfile prometheus_*.deb | tar -xO ./usr/bin/promtool > $(CURDIR)/$@ && \
+	  chmod +x $(CURDIR)/$@; } || \
+	  { rm -f $@; echo "make: no promtool, so the alerts are not tested; install prometheus" >&2; }
+
+check: $(READY) lint debian $(PROMTOOL)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test: $(READY) lint debian docs-site
+test: $(READY) lint debian $(PROMTOOL) $(TORCH)/.ready docs-site
 	$(BIN)/python -m pytest -q -n 2
 
 # The light core's tests with another Python: make test-light LIGHT_PYTHON=python3.13
@@ -110,7 +129,7 @@ CRASH_FAULTS ?= 10000
 CRASH_KILLS ?= 500
 crash: $(READY)
 	$(BIN)/python benchmarks/crash.py --faults $(CRASH_FAULTS) --kills $(CRASH_KILLS) --secure 1000 \
-	  --releases 1000
+	  --releases 1000 --release-kills 70
 
 FUZZ_INPUTS ?= 1000000
 fuzz: $(READY)
@@ -150,4 +169,4 @@ requirements:
 	$(call pin,dist,requirements/dist.in,3.10 and newer)
 
 clean:
-	rm -rf $(VENV) $(LINT) $(DIST) $(SITE) .venv-light build dist *.egg-info demo-out
+	rm -rf $(VENV) $(LINT) $(DIST) $(SITE) $(TORCH) .venv-light build dist *.egg-info demo-out

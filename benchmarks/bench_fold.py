@@ -161,7 +161,9 @@ def threaded(sizes: Sequence[int], blobs: Sequence[Any], repeats: int, kernels: 
     ids = itertools.count()
 
     def contribute(blobs: Sequence[Any]) -> None:
-        futures = [fold.add(str(next(ids)), memoryview(blob)) for blob in [*blobs, *blobs]]
+        futures = [
+            fold.add(str(next(ids)), memoryview(blob).toreadonly()) for blob in [*blobs, *blobs]
+        ]
         for future in futures:
             future.result()
 

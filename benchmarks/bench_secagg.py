@@ -164,7 +164,7 @@ def server_cost(size: int) -> tuple[float, int]:
     ]
     shared = []
     for client in range(size):
-        sealed = [b"" if other == client else bytes(108) for other in graph.neighbours(client)]
+        sealed = [b"" if other == client else bytes(104) for other in graph.neighbours(client)]
         shared.append(pb.ShareKeysResponse(encrypted_key_shares=sealed))
     masked = pb.MaskedInputCollectionResponse()
     masked.vectors["v"].encoded_vector = bytes(2)

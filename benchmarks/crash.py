@@ -1,6 +1,7 @@
 """Kill a server very often, and hold it to what it promised.
 
     python benchmarks/crash.py [--faults 10000] [--kills 500] [--secure 1000] [--releases 1000]
+                               [--release-kills 70]
     python benchmarks/crash.py --replay FILE
 
 First a simulation: the server's own services and machines, one to three members, in one process and
@@ -15,6 +16,8 @@ any step, sums are refused, and whoever counts is in the sum.
 
 With ``--releases`` runs in which results have noise, until so many of the transactions that release
 one had a fault: a result is drawn once, booked if and only if it is released, and nothing else is.
+
+With ``--release-kills`` a server process dies by SIGKILL so often, at each step of a release.
 
 Then real kills: server processes with SQLite, and members with PostgreSQL if it is installed, are
 killed with SIGKILL while devices contribute.
@@ -53,6 +56,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=0, help="real ones")
     parser.add_argument("--secure", type=int, default=0, help="histories of secure aggregation")
     parser.add_argument("--releases", type=int, default=0, help="of results with noise")
+    parser.add_argument("--release-kills", type=int, default=0, help="real ones, in releases")
     parser.add_argument("--seed", type=int, default=1, help="of the first run")
     parser.add_argument("--minutes", type=float, default=60.0, help="no run begins after that")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="run this plan and no other")
@@ -79,6 +83,10 @@ def main() -> int:
         from benchmarks.crashing.releases import simulate_releases
 
         wrong += simulate_releases(given.releases, given.seed)
+    if given.release_kills:
+        from benchmarks.crashing.release_kills import kill_releases
+
+        wrong += kill_releases(given.release_kills, given.seed, given.folder)
     if given.kills:
         from benchmarks.crashing.kills import kill_often
 

@@ -7,7 +7,6 @@ import os
 import random
 import secrets
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.crashing.nursery import Nursery, is_alive, kill
 from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Client, RetryPolicy, make_query_result
 from fcp_core.tasks.tables import Table
@@ -65,39 +65,31 @@ SETTINGS = {
 class Server:
     """``fcp serve`` as a process, on a port that it keeps when it is started again."""
 
-    def __init__(self, folder: Path, settings: dict[str, str], environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, str], nursery: Nursery) -> None:
         with socket.create_server(("localhost", 0)) as listener:
             self.port = listener.getsockname()[1]
         self.url = f"http://localhost:{self.port}/"
         self.log = folder / f"server-{self.port}.log"
-        self._folder, self._environment = folder, environment
+        self._folder, self._nursery = folder, nursery
         pairs = itertools.chain.from_iterable(("-s", f"{k}={v}") for k, v in settings.items())
-        self._command = [sys.executable, "-m", "fcp_core", *pairs]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._arguments = [*pairs, "serve", "--port", str(self.port)]
+        self._pid = 0
 
     def start(self) -> None:
         """Start it, or start it again."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self._command, "serve", "--port", str(self.port)],
-                cwd=self._folder,
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-            )
+        self._pid = self._nursery.start(self._arguments, self._folder, self.log)
 
     def kill(self) -> None:
         """Kill it, if it runs."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        if self._pid:
+            kill(self._pid)
 
     def listens(self) -> bool:
         """Whether it accepts connections; one that has ended by itself is started again.
 
         While it is down, another program of this machine may have its port for a moment.
         """
-        if self._process is not None and self._process.poll() is not None:
+        if self._pid and not is_alive(self._pid):
             time.sleep(0.5)
             self.start()
         try:
@@ -269,11 +261,8 @@ def _servers(folder: Path, *, shared: bool) -> Iterator[list[Server]]:
     environment = {**os.environ, "FCP_ADMIN__TOKEN": TOKEN, "FCP_TOKEN_KEYS": keys}
     if not shared:
         settings = {**SETTINGS, "storage": "sqlite", "storage.sqlite.path": str(folder / "db")}
-        servers = [Server(folder, settings, environment)]
-        try:
+        with _started(1, folder, settings, environment) as servers:
             yield servers
-        finally:
-            servers[0].kill()
         return
     source = str(ROOT / "plugins" / "storage_postgres" / "src")
     if source not in sys.path:
@@ -289,7 +278,16 @@ def _servers(folder: Path, *, shared: bool) -> Iterator[list[Server]]:
             "storage": "postgres",
             "lease_seconds": "2s",
         }
-        servers = [Server(folder, settings, environment) for _ in range(2)]
+        with _started(2, folder, settings, environment) as servers:
+            yield servers
+
+
+@contextmanager
+def _started(
+    count: int, folder: Path, settings: dict[str, str], environment: dict[str, str]
+) -> Iterator[list[Server]]:
+    with Nursery(environment) as nursery:
+        servers = [Server(folder, settings, nursery) for _ in range(count)]
         try:
             yield servers
         finally:

@@ -22,6 +22,7 @@ from fcp_core.admin.messages import (
     TaskList,
     WaitQuery,
 )
+from fcp_core.admin.schedules import ScheduledTask, ScheduleList, ScheduleSummary
 from fcp_core.protocol.status import Code
 
 #: Where the API lives.
@@ -180,6 +181,31 @@ ENDPOINTS = (
         "/eligibility_tasks/{population}",
         "Take a population's eligibility task away.",
         {JSON: EligibilitySummary},
+        codes=(Code.NOT_FOUND,),
+    ),
+    Endpoint(
+        "list_schedules",
+        "GET",
+        "/schedules",
+        "List the tasks that the server offers again and again.",
+        {JSON: ScheduleList},
+    ),
+    Endpoint(
+        "schedule",
+        "PUT",
+        "/schedules/{population}/{name}",
+        "Offer a task now, and then once in each period, in place of what its name had before; the "
+        "server keeps the schedule.",
+        {JSON: ScheduleSummary},
+        body=ScheduledTask,
+        codes=(Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.ALREADY_EXISTS),
+    ),
+    Endpoint(
+        "unschedule",
+        "DELETE",
+        "/schedules/{population}/{name}",
+        "Offer a task no more; what was offered goes on.",
+        {JSON: ScheduleSummary},
         codes=(Code.NOT_FOUND,),
     ),
     Endpoint(

@@ -31,11 +31,13 @@ from fcp_core.admin.messages import (
     TaskList,
     check_finite,
 )
+from fcp_core.admin.schedules import ScheduledTask, ScheduleList, ScheduleSummary
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError, code_from_http
 from fcp_core.protocol.urls import split_address
 from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.tasks.schedule import Schedule
 
 T = TypeVar("T")
 
@@ -215,6 +217,19 @@ class AdminClient:
             if error.code is not Code.NOT_FOUND:
                 raise
 
+    def schedule(self, spec: TaskSpec, schedule: Schedule) -> ScheduleSummary:
+        """Have the server offer a task now, and then once in each period."""
+        path = _schedule(spec.population, spec.name)
+        return self._call("PUT", path, ScheduleSummary, body=ScheduledTask.of(spec, schedule))
+
+    def schedules(self) -> ScheduleList:
+        """Return the tasks that the server offers again and again."""
+        return self._call("GET", "/schedules", ScheduleList)
+
+    def unschedule(self, population: str, name: str) -> None:
+        """Have a task offered no more."""
+        self._call("DELETE", _schedule(population, name), ScheduleSummary)
+
     def members(self) -> MemberList:
         """Return the processes that share the storage, and who owns which population."""
         return self._call("GET", "/members", MemberList)
@@ -322,6 +337,10 @@ def _path(task_id: str) -> str:
 
 def _eligibility(population: str) -> str:
     return f"/eligibility_tasks/{quote(population, safe='')}"
+
+
+def _schedule(population: str, name: str) -> str:
+    return f"/schedules/{quote(population, safe='')}/{quote(name, safe='')}"
 
 
 def _error(response: urllib3.BaseHTTPResponse) -> StatusError:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcp_core.aggregation.adoption import adopt, can_adopt
 from fcp_core.aggregation.aggregator import Accumulator, Addition, Total
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
@@ -47,13 +48,19 @@ class Additions:
 
     :param members: the accumulators, with the specifications of their inputs.
     :param kernels: what adds.
+    :param empty: whether nothing was accumulated so far.
     :raises StatusError: INTERNAL if an accumulator names additions that cannot be made.
     """
 
     def __init__(
-        self, members: Iterable[tuple[Accumulator, Sequence[TensorSpec]]], kernels: Kernels
+        self,
+        members: Iterable[tuple[Accumulator, Sequence[TensorSpec]]],
+        kernels: Kernels,
+        *,
+        empty: bool = False,
     ) -> None:
         self._kernels = kernels
+        self._empty = empty
         #: The accumulators whose contributions are added here.
         self.accumulators: list[Accumulator] = []
         self._terms: list[_Term] = []
@@ -71,7 +78,8 @@ class Additions:
         self._starts: list[int] = []
         self._pack()
         #: For the arrays that must stay finite and in range: whether they will.
-        self._rooms = {place: Room(array) for place, array in self._arrays.items() if not place[1]}
+        self._rooms: dict[_Place, Room] = {}
+        self._measure()
         #: How many contributions were added and the accumulators do not know of.
         self.pending = 0
 
@@ -86,6 +94,7 @@ class Additions:
 
     def changed(self) -> None:
         """Note that the accumulators themselves changed the totals."""
+        self._empty = False
         for room in self._rooms.values():
             room.forget()
 
@@ -97,6 +106,7 @@ class Additions:
 
     def merge(self, other: Additions) -> None:
         """Add the totals of *other*, of which :meth:`takes` was true, and its counts."""
+        self._empty = False
         for place, array in self._arrays.items():
             # Where infinities are allowed, one is no reason to warn.
             with np.errstate(over="ignore", invalid="ignore"):
@@ -117,6 +127,18 @@ class Additions:
         if count:
             for accumulator in self.accumulators:
                 accumulator.added(count)
+
+    def _adopt(self, place: _Place, array: Tensor) -> None:
+        """Take other memory for the totals of a place; all plans are of no use then."""
+        self._arrays[place] = array
+        for term, start in zip(self._terms, self._starts, strict=True):
+            if term.place == place:
+                old = term.total.array
+                term.total.array = array[start : start + old.size].reshape(old.shape)
+        self._measure()
+
+    def _measure(self) -> None:
+        self._rooms = {place: Room(array) for place, array in self._arrays.items() if not place[1]}
 
     def _pack(self) -> None:
         """Move the totals of each place into one array."""
@@ -231,12 +253,16 @@ class Plan:
             (name, place[0], self._step(place, table)) for (name, place), table in decoded.items()
         ]
 
-    def prepare(self, checkpoint: Checkpoint) -> Callable[[], None] | None:
+    def prepare(
+        self, checkpoint: Checkpoint, own: memoryview | None = None
+    ) -> Callable[[], bool] | None:
         """Read what has to be decoded and return what adds the checkpoint, which cannot fail.
 
-        None if the accumulators have to look at it: a weight is negative or not finite, or it is
-        not sure that all totals stay in range.
+        That returns whether it took the checkpoint's memory for the totals: the checkpoint and all
+        plans are of no use then. None if the accumulators have to look at it: a weight is negative
+        or not finite, or it is not sure that all totals stay in range.
 
+        :param own: the bytes of the checkpoint, if they may be changed and kept.
         :raises StatusError: INVALID_ARGUMENT if a tensor is corrupt.
         """
         tensors: dict[str, Tensor] = {}
@@ -264,19 +290,31 @@ class Plan:
         rooms = self._additions._rooms
         if not all(rooms[place].has(peak) for place, peak in peaks.items()):
             return None
-        return functools.partial(self._add, weights, work, peaks)
+        return functools.partial(self._add, weights, work, peaks, own)
 
     def _add(
         self,
         weights: NDArray[np.float64],
         work: Sequence[tuple[_Step, Bytes]],
         peaks: Mapping[_Place, float],
-    ) -> None:
+        own: memoryview | None,
+    ) -> bool:
+        adopted = None
+        if own is not None and self._additions._empty:
+            able = [step for step in self._steps if can_adopt(own, step.place[0], step.rows)]
+            adopted = able[0] if able else None
+        self._additions._empty = False
         for step, data in work:
-            step.add(data, weights)
+            if step is not adopted:
+                step.add(data, weights)
+        if own is not None and adopted is not None:
+            # Last, for it may overwrite what the others add.
+            total = adopt(own, adopted.place[0], adopted.rows, weights)
+            self._additions._adopt(adopted.place, total)
         for place, peak in peaks.items():
             self._additions._rooms[place].take(peak)
         self._additions.pending += 1
+        return adopted is not None
 
     def _step(
         self,
@@ -288,7 +326,7 @@ class Plan:
         kernels, total = self._additions._kernels, self._additions._arrays[place]
         peak = None if place[1] else kernels.peak(place[0], table)
         known = np.array(peaks, np.int64) if peaks and min(peaks) >= 0 else None
-        return _Step(place, kernels.adder(total, table), peak, known, table[:, 3])
+        return _Step(place, table, kernels.adder(total, table), peak, known)
 
 
 @dataclass(frozen=True)
@@ -296,12 +334,12 @@ class _Step:
     """What adds to one array; and what measures that first, unless anything may be added."""
 
     place: _Place
+    #: As for an adder.
+    rows: NDArray[np.int64]
     add: Adder
     peak: Peak | None
     #: Where the peaks of what is added are in those of a checkpoint; None if they are not there.
     peaks: NDArray[np.int64] | None
-    #: The index of the weight of each of them, or -1.
-    weights: NDArray[np.int64]
 
 
 def _peak(
@@ -313,7 +351,7 @@ def _peak(
     if checkpoint.peaks is None or step.peaks is None:
         return step.peak(data, weights)
     # The last factor is what -1 names.
-    factors = np.append(weights, 1.0)[step.weights]
+    factors = np.append(weights, 1.0)[step.rows[:, 3]]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return float((checkpoint.peaks[step.peaks] * factors).max())
 

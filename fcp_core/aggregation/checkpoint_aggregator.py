@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
 from fcp_core.aggregation.release import Randomised, Release, ReleaseContext, Released
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
-from fcp_core.aggregation.tensors import bytes_field, tensor_nbytes
+from fcp_core.aggregation.tensors import bytes_field, tensor_nbytes, tensor_of
 from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
 from fcp_core.protocol.kernels import Kernels, default_kernels
@@ -96,6 +95,8 @@ class CheckpointAggregator:
         self._specs = [tuple(flat_inputs(item.intrinsic)) for item in bound]
         self._members = list(map(_Member, self._bound, self._specs, accumulators))
         self._finished = False
+        #: Whether nothing was accumulated.
+        self._empty = states is None
         #: Whether an aggregator keeps its inputs.
         self._keeps = any(item.factory.needs_all_inputs for item in self._bound)
         #: Why it cannot be used any more: an aggregator failed, and left what nobody knows.
@@ -165,16 +166,17 @@ class CheckpointAggregator:
             )
         return counts.pop() if counts else 0
 
-    def accumulate(self, checkpoint: Mapping[str, Tensor]) -> None:
+    def accumulate(self, checkpoint: Mapping[str, Tensor], own: memoryview | None = None) -> None:
         """Add one checkpoint; tensors that no intrinsic asks for are ignored.
 
+        :param own: the bytes of the checkpoint, if they may be changed and kept.
         :raises StatusError: NOT_FOUND for a missing tensor; INVALID_ARGUMENT for one of a wrong
             dtype, shape or value; RESOURCE_EXHAUSTED if it would have to be kept and there is no
             room; ABORTED once finished; INTERNAL if an aggregator cannot validate. Nothing is
             changed then. DATA_LOSS if an aggregator fails later, or did: what it holds is not to
             be trusted any more.
         """
-        add = self._prepare(checkpoint)
+        add = self._prepare(checkpoint, own)
         members = self._members if add is None else self._others
         specs = self._specs if add is None else [member.specs for member in members]
         inputs = self._fetch(checkpoint, specs)
@@ -194,8 +196,10 @@ class CheckpointAggregator:
                 for tensor in tensors
             )
             self._budget.take(sum(kept))
+        self._empty = False
         if add is not None:
-            add()
+            if add():
+                self._plans.clear()
         elif self._additions is not None:
             self._additions.changed()
         for member, tensors in zip(members, inputs, strict=True):
@@ -217,6 +221,7 @@ class CheckpointAggregator:
             raise StatusError(Code.INVALID_ARGUMENT, "partial aggregates of two configurations")
         if self._finished:
             return
+        self._empty = False
         self._settle()
         other._settle()
         mine, theirs = self._additions, other._additions
@@ -325,13 +330,15 @@ class CheckpointAggregator:
                 raise member.bound.fault("dump", error) from None
         return pieces
 
-    def _prepare(self, checkpoint: Mapping[str, Tensor]) -> Callable[[], None] | None:
+    def _prepare(
+        self, checkpoint: Mapping[str, Tensor], own: memoryview | None
+    ) -> Callable[[], bool] | None:
         """Return what adds the checkpoint; None if each member has to look at it."""
         if not isinstance(checkpoint, Checkpoint) or checkpoint.layout is None or self._finished:
             return None
         if self._additions is None:
             members = ((member.accumulator, member.specs) for member in self._members)
-            self._additions = Additions(members, self._kernels)
+            self._additions = Additions(members, self._kernels, empty=self._empty)
             adding = set(map(id, self._additions.accumulators))
             self._others = [m for m in self._members if id(m.accumulator) not in adding]
         if not self._additions.accumulators:
@@ -342,7 +349,9 @@ class CheckpointAggregator:
             self._plans[checkpoint.layout] = self._additions.plan(checkpoint.layout)
         plan = self._plans[checkpoint.layout]
         try:
-            return plan.prepare(checkpoint) if plan is not None else None
+            # The others may look at the same bytes later.
+            own = None if self._others else own
+            return plan.prepare(checkpoint, own) if plan is not None else None
         except StatusError:
             # The members say what is wrong with which tensor.
             return None
@@ -365,7 +374,7 @@ class CheckpointAggregator:
             tensors = []
             for spec in specs:
                 if spec.name not in fetched:
-                    fetched[spec.name] = _get(checkpoint, spec.name)
+                    fetched[spec.name] = tensor_of(checkpoint, spec.name)
                 tensor = fetched[spec.name]
                 if not spec.matches(tensor):
                     raise StatusError(
@@ -381,17 +390,6 @@ class CheckpointAggregator:
             raise StatusError(self._broken.code, self._broken.message)
         if self._finished:
             raise StatusError(Code.ABORTED, "the aggregation is finished")
-
-
-def _get(checkpoint: Mapping[str, Tensor], name: str) -> Tensor:
-    try:
-        return checkpoint[name]
-    except KeyError:
-        names = ", ".join(map(repr, itertools.islice(checkpoint, 5))) or "none"
-        more = " and more" if len(checkpoint) > 5 else ""
-        raise StatusError(
-            Code.NOT_FOUND, f"the checkpoint has no tensor {name!r}; it has {names}{more}"
-        ) from None
 
 
 def _describe(tensor: Any) -> str:

@@ -102,7 +102,11 @@ class Fold(ABC):
 
     @abstractmethod
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
-        """Accumulate one checkpoint; the blob is not kept after the future is done."""
+        """Accumulate one checkpoint; the blob is not kept after the future is done.
+
+        :param blob: a memoryview that can be written is handed over: if the contribution is taken,
+            the fold may change it and keep it.
+        """
 
     def add_group(self, contributions: Sequence[str], *blobs: bytes) -> Future[None]:
         """Accumulate what several devices contributed; all count, or none.

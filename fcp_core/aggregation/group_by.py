@@ -25,10 +25,10 @@ from fcp_core.aggregation.checks import (
 )
 from fcp_core.aggregation.configuration import flat_inputs
 from fcp_core.aggregation.group_columns import (
-    COLUMN,
     SUM_URI,
     Column,
     SumColumn,
+    check_keys,
     longer,
 )
 from fcp_core.aggregation.key_index import KeyIndex, Numbering
@@ -290,15 +290,7 @@ class GroupByAccumulator(Accumulator):
 
 
 def _check(intrinsic: Intrinsic, columns: Mapping[str, type[Column]]) -> None:
-    if len(intrinsic.inputs) != len(intrinsic.outputs):
-        raise bad(
-            intrinsic, f"{len(intrinsic.inputs)} key inputs and {len(intrinsic.outputs)} outputs"
-        )
-    for spec, output in zip(intrinsic.inputs, intrinsic.outputs, strict=True):
-        if (spec.dtype, spec.shape) != (output.dtype, output.shape) or spec.shape != COLUMN:
-            raise bad(intrinsic, f"key {spec} and its output {output} must be equal vectors [?]")
-    if not intrinsic.inputs and not intrinsic.nested:
-        raise bad(intrinsic, "it has neither keys nor nested intrinsics")
+    check_keys(intrinsic)
     names = [parameter.name for parameter in intrinsic.parameters]
     if names not in ([], [MIN_CONTRIBUTORS]):
         raise bad(intrinsic, f"its parameters are {names}; only {MIN_CONTRIBUTORS!r} is expected")

@@ -259,6 +259,23 @@ class ExtremumColumn(Column):
         self._ufunc.at(self._values, ordinals, values)
 
 
+def check_keys(intrinsic: Intrinsic) -> None:
+    """Refuse keys of a grouping that have no output like them, and one with nothing to group.
+
+    :param intrinsic: the grouping: its inputs and outputs are the keys.
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    if len(intrinsic.inputs) != len(intrinsic.outputs):
+        raise bad(
+            intrinsic, f"{len(intrinsic.inputs)} key inputs and {len(intrinsic.outputs)} outputs"
+        )
+    for spec, output in zip(intrinsic.inputs, intrinsic.outputs, strict=True):
+        if (spec.dtype, spec.shape) != (output.dtype, output.shape) or spec.shape != COLUMN:
+            raise bad(intrinsic, f"key {spec} and its output {output} must be equal vectors [?]")
+    if not intrinsic.inputs and not intrinsic.nested:
+        raise bad(intrinsic, "it has neither keys nor nested intrinsics")
+
+
 def check_columns(nested: Intrinsic) -> None:
     """Refuse inputs and outputs that are no columns.
 

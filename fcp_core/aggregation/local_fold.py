@@ -218,7 +218,8 @@ class LocalFold(Fold):
 
     def _add(self, contributions: Sequence[str], blob: bytes | bytearray | memoryview) -> None:
         checkpoint = self._reader.open(blob)
-        self._work(contributions, lambda shard: shard.aggregator.accumulate(checkpoint))
+        own = blob if isinstance(blob, memoryview) and not blob.readonly else None
+        self._work(contributions, lambda shard: shard.aggregator.accumulate(checkpoint, own))
 
     def _merge(self, partial: Partial) -> None:
         loaded = CheckpointAggregator.load(self._bound, partial.data, self._budget)

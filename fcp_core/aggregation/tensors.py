@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,3 +205,18 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def tensor_of(checkpoint: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return a tensor of a checkpoint.
+
+    :raises StatusError: NOT_FOUND if there is none of that name.
+    """
+    try:
+        return checkpoint[name]
+    except KeyError:
+        names = ", ".join(map(repr, itertools.islice(checkpoint, 5))) or "none"
+        more = " and more" if len(checkpoint) > 5 else ""
+        raise StatusError(
+            Code.NOT_FOUND, f"the checkpoint has no tensor {name!r}; it has {names}{more}"
+        ) from None

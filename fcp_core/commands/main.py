@@ -24,6 +24,7 @@ from fcp_core.commands.plugins import plugins
 from fcp_core.commands.populations import populations
 from fcp_core.commands.query import query
 from fcp_core.commands.repeat import repeat
+from fcp_core.commands.schedules import schedule, schedules, unschedule
 from fcp_core.commands.serve import serve
 from fcp_core.commands.simulate import simulate
 from fcp_core.commands.tasks import openapi, tasks
@@ -202,7 +203,8 @@ for _command in (
     cli.add_command(_command)
 
 
-tasks.add_command(repeat)
+for command in (repeat, schedule, schedules, unschedule):
+    tasks.add_command(command)
 
 
 def main() -> None:

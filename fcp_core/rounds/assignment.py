@@ -151,6 +151,10 @@ class Assignment(Machine[Stage]):
         self._receiving.append((slot, now))
         return True
 
+    def receives(self, slot: str) -> bool:
+        """Whether an upload is in progress."""
+        return any(receiving == slot for receiving, _ in self._receiving)
+
     def finish_upload(self, slot: str, body: Body, now: float) -> bool:
         """Take the bytes; return whether they count."""
         began = self._forget_upload(slot)

@@ -76,7 +76,6 @@ class Tokens:
     """
 
     def __init__(self, keyring: Keyring, deployment: bytes) -> None:
-        self._deployment = deployment
         self._purpose = _TOKEN_PURPOSE + deployment
         self.use(keyring)
 
@@ -256,6 +255,7 @@ class AssignmentTickets:
 
     :param assignment: its id, 32 hexadecimal digits.
     :param expires: when all of them do, in seconds.
+    :param place: returns where uploads go; None, or ``""``: where everything goes.
     :param key: the key that signed what they follow from, so that they stay the same when keys are
         rotated.
     """
@@ -267,6 +267,7 @@ class AssignmentTickets:
     expires: float
     base_url: Callable[[], str]
     key: int | None = None
+    place: Callable[[], str] | None = None
 
     def make(self, kind: Kind, extra: str = "") -> str:
         """Return a token of the assignment."""
@@ -306,7 +307,8 @@ class AssignmentTickets:
     @property
     def upload_forwarding(self) -> ForwardingInfo:
         """Where uploads go."""
-        return self.forwarding
+        place = "" if self.place is None else self.place()
+        return ForwardingInfo(target_uri_prefix=place) if place else self.forwarding
 
 
 def read_token(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from fcp_core.errors import UsageError
+from fcp_core.storage.contract import Storage
 
 
 class FileLock:
@@ -83,3 +84,10 @@ class FileLock:
             self._file.truncate(0)
             self._file.close()
             self._file = None
+
+
+def lock_of(storage: Storage) -> FileLock | None:
+    """Return what keeps a second server away from a storage that only one may use."""
+    if storage.path is None or storage.shared or not storage.durable:
+        return None
+    return FileLock(storage.path)

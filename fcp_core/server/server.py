@@ -9,7 +9,7 @@ import random
 import socket
 from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, cast
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config
@@ -25,10 +25,13 @@ from fcp_core.server.http.listeners import Listeners
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.http.tls import MemberTLS, ServerTLS
+from fcp_core.server.processes.linked_media import LinkedMedia
+from fcp_core.server.processes.member_links import MemberLinks
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.reached import Reached
 from fcp_core.server.services import Services
+from fcp_core.server.services.media import Media
 from fcp_core.server.services.pages import PluginPages
 
 logger = logging.getLogger("fcp.server")
@@ -88,28 +91,28 @@ class Server:
         rng: random.Random | None = None,
     ) -> None:
         settings = ServerSettings.from_config(plugins.config)
+        reuse_port = reuse_port or processes > 1
         self._tls = tls = _tls(plugins.config, settings, certfile, keyfile)
         self._member_tls = MemberTLS.from_config(plugins.config)
-        limits = Limits.from_config(plugins.config)
+        self._limits = limits = Limits.from_config(plugins.config)
         admin_check = AdminCheck.from_config(plugins.config)
         url = None if external_url is None else checked_url(external_url)
-        group = ProcessGroup(plugins, processes, pin=pin_processes)
-        shared = reuse_port or processes > 1
-        listeners = Listeners(settings, host, port, address_family, reuse_port=shared)
+        self._group = group = ProcessGroup(plugins, processes, pin=pin_processes)
+        listeners = Listeners(settings, host, port, address_family, reuse_port=reuse_port)
         #: The port it listens on.
         self.port = listeners.port
         #: Where devices reach it, with a slash at the end.
         self.url = url or _url(listeners.host, self.port, secure=tls is not None)
         #: Where ``/metrics`` is; 0 if there is none.
         self.metrics_port = listeners.metrics_port
-        self._plugins, self._group = plugins, group
-        clock = SystemClock() if clock is None else clock
+        self._plugins, clock = plugins, SystemClock() if clock is None else clock
         metrics = self._make_metrics(settings, clock)
         with listeners.closed_on_error():
             if plugins.config.get("unsafe_noise_seed") is not None:
                 listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
             storage = plugins.make_storage()
             if storage.shared:
+                group.share(plugins)
                 listeners.listen_for_members(member_address, secure=self._member_tls is not None)
             self._workers = group.make_workers(listeners, certfile, keyfile, metrics, self.url)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
@@ -124,11 +127,34 @@ class Server:
                 rng=rng,
                 observe=None if metrics is None else metrics.event,
             )
+        self._links = self._make_links(known=url is not None or listeners.host not in _EVERY)
         self._frontend = self._make_frontend(listeners, limits, tls, metrics, admin_check)
         with listeners.closed_on_error():
             self._wire_admin(admin_check, metrics)
-        self._state = "new"
-        self._cleanup = AsyncExitStack()
+        self._state, self._cleanup = "new", AsyncExitStack()
+
+    def _make_links(self, *, known: bool) -> MemberLinks | None:
+        """Make the links to other members, if there may be some.
+
+        :param known: whether devices reach this server at its URL.
+        """
+        services, members, engine = self.services, self.services.members, self._group.engine
+        if members is None:
+            return None
+        assert engine is not None  # made for whoever may be a member
+        # The processes of a group pass uploads on, so that no device is to be sent to one.
+        address = self.url if known and self._workers is None else ""
+        media = cast(Media, services.media)
+        links = MemberLinks(
+            members,
+            engine,
+            media,
+            lambda url, member_id, link: self._frontend.dial(url, member_id, link),
+            address,
+        )
+        services.media = LinkedMedia(media, members, links)
+        services.protocol_calls.place = links.place
+        return links
 
     def _make_metrics(self, settings: ServerSettings, clock: Clock) -> ServerMetrics | None:
         """Make what measures, if metrics are served, or there are pages that may show them."""
@@ -161,6 +187,7 @@ class Server:
             member_tls=self._member_tls,
             pages=plugins.config.get("pages"),
             url=self.url,
+            links=self._links,
         )
 
     def _wire_admin(self, check: AdminCheck | None, metrics: ServerMetrics | None) -> None:
@@ -222,9 +249,11 @@ class Server:
             await self.services.start()
             self._cleanup.push_async_callback(self.services.stop)
             if self._workers is not None:
-                self._cleanup.enter_context(on_processors(self._group.share(0)))
+                self._cleanup.enter_context(on_processors(self._group.processors(0)))
                 await self._workers.start(self.services)
             self._frontend.start()
+            if self._links is not None:
+                self._links.start()
         except BaseException:
             await self.stop()
             raise
@@ -248,6 +277,8 @@ class Server:
             # Devices that are kept waiting would make the stop as long as they may wait; the
             # published client takes a refused connection for a failure, and an answer for one.
             waited = self.services.eligibility_eval_tasks.turn_away()
+            if self._links is not None:
+                self._links.announce()
             await asyncio.gather(
                 self._frontend.announce_stop(waited * _POLLS), self.services.give_back()
             )
@@ -255,6 +286,8 @@ class Server:
                 await self._frontend.stop()
             else:
                 await asyncio.gather(self._workers.drain(), self._frontend.stop())
+            if self._links is not None:
+                await self._links.leave(self._limits.drain_timeout)
 
     def reload(self) -> None:
         """Read certificates, their keys and the keys of tokens again, for what comes from now on.

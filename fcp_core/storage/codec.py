@@ -35,7 +35,7 @@ def encode_pieces(record: Record, pieces: Sequence[bytes | memoryview]) -> list[
     return [head + _BYTES + sum(map(len, pieces)).to_bytes(4, "big"), *pieces]
 
 
-def decode(kind: type[R], data: bytes) -> R:
+def decode(kind: type[R], data: bytes | bytearray) -> R:
     """Return the record that *data* holds.
 
     A field that is missing, since the record was written before there was one, gets its default; a

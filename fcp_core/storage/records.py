@@ -107,6 +107,37 @@ class EligibilityTaskRecord(Record):
 
 
 @dataclass(frozen=True)
+class ScheduleRecord(Record):
+    """A task that the owner of its population offers once in each period.
+
+    :param schedule_id: the population and the task's name.
+    :param spec: the serialized specification, without its plan and the plan's checkpoint.
+    :param every: the length of a period, in seconds.
+    :param starting: when one of them begins, in seconds since 1970.
+    :param last: when the last period began whose task was offered, or refused; None: none yet.
+    :param task_id: of that task; empty if it was refused.
+    :param problem: why it was refused.
+    """
+
+    KIND: ClassVar[str] = "schedule"
+    KEY: ClassVar[str] = "schedule_id"
+    INDEXES: ClassVar[tuple[str, ...]] = ("population",)
+
+    schedule_id: str
+    population: str
+    name: str
+    spec: bytes
+    plan: bytes
+    checkpoint: bytes
+    every: float
+    starting: float
+    created: float
+    last: float | None = None
+    task_id: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class PolicyStateRecord(Record):
     """What a selection policy keeps for the tasks of a population that share it.
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+#: More than the digits that a time since 1970 loses as a double, in seconds.
+_SURELY = 1e-3
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -24,6 +27,10 @@ class Schedule:
     def key(self, task: str, now: float) -> str:
         """Return the key that a task is submitted with: a second submission of it is the first."""
         return f"{task} {stamp(self.begin(now))}"
+
+    def next(self, last: float) -> float:
+        """Return when the period after the one that began at *last* has surely begun."""
+        return last + self.every + _SURELY
 
 
 def stamp(seconds: float) -> str:

@@ -28,6 +28,10 @@ _TYPES = {
 }
 
 
+#: The most groups, or rows in a group, that a device may contribute to.
+_MOST = 1_000_000
+
+
 @dataclass
 class Part:
     """A query of devices, and the group-by of what they answer.
@@ -132,6 +136,7 @@ def lower(query: SqlQuery) -> Lowered:
     :raises UsageError: if it cannot be, naming the clause.
     """
     parsed = parse(query)
+    _check_noise(query)
     main = _begin(parsed, "")
     parts = {"": main}
     for place, measure in enumerate(parsed.measures):
@@ -154,6 +159,29 @@ def lower(query: SqlQuery) -> Lowered:
         )
     made = list(parts.values())
     return Lowered(parsed, made, [part.group_by(query, minimum, len(made)) for part in made])
+
+
+def _check_noise(query: SqlQuery) -> None:
+    """Refuse bounds and a budget that are none.
+
+    :raises UsageError: naming the option.
+    """
+    wrong = {
+        "min_devices must be at least 1": query.min_devices is not None and query.min_devices < 1,
+        "epsilon must be above 0, and finite": query.epsilon is not None
+        and not 0 < query.epsilon < math.inf,
+        "delta must be from 0 to below 1": not 0 <= query.delta < 1,
+        f"max_groups must be from 1 to {_MOST:,}": not 1 <= query.max_groups <= _MOST,
+        f"max_rows must be from 1 to {_MOST:,}": not 1 <= query.max_rows <= _MOST,
+    }
+    if found := [words for words, is_wrong in wrong.items() if is_wrong]:
+        raise UsageError(f"{'; '.join(found)}.")
+    for name, values in query.domain.items():
+        literals = [_literal(value) for value in values]
+        if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+            raise UsageError(f"the domain of {name} has a number that is not finite.")
+        if not literals or len(set(literals)) < len(literals):
+            raise UsageError(f"the domain of {name} must have values, each of them once.")
 
 
 def _begin(parsed: Parsed, label: str) -> Part:

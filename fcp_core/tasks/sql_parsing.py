@@ -73,8 +73,12 @@ def parse(query: SqlQuery) -> Parsed:
 
     :raises UsageError: if it cannot be answered by devices and a server, naming the clause.
     """
-    select = _select(query.sql)
-    return _Reader(select, query).read()
+    try:
+        return _Reader(_select(query.sql), query).read()
+    except RecursionError:
+        raise UsageError(
+            "the query is nested too deeply; write it with fewer parentheses."
+        ) from None
 
 
 def _select(sql: str) -> exp.Select:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import math
+import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -17,6 +17,11 @@ from fcp_core.tasks.sql_parsing import Parsed
 from fcp_core.tasks.tables import ERROR, Column, Table
 
 _Row = tuple[Any, ...]
+
+_QUOTED = re.compile(r"'(?:[^']|'')*'", re.DOTALL)
+_BYTES = re.compile(r"X'(?:[0-9A-Fa-f]{2})*'")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,4})?|inf)", re.IGNORECASE)
 
 
 def read_result(lowered: Lowered, checkpoint: bytes, noise: Mapping[str, float]) -> Table:
@@ -32,13 +37,15 @@ def read_result(lowered: Lowered, checkpoint: bytes, noise: Mapping[str, float])
         raise StatusError(
             Code.INVALID_ARGUMENT, f"the result is not that of the query: {error}"
         ) from error
+    # By what devices sent: two literals of one number may both be there, from different devices.
     groups = {key: dict(measures) for key, measures in found[0].items()}
     for more in found[1:]:
         for key, measures in more.items():
             groups.setdefault(key, {}).update(measures)
     count = len(lowered.parsed.measures)
     rows = [
-        (*key, *(measures.get(place) for place in range(count))) for key, measures in groups.items()
+        (*map(_literal, key), *(measures.get(place) for place in range(count)))
+        for key, measures in groups.items()
     ]
     deviations = {
         place: noise[name]
@@ -58,7 +65,7 @@ def _groups(part: Part, tensors: Mapping[str, list[Any]]) -> dict[_Row, dict[int
     """Return the measures of each group, by their places."""
     if part.buckets is not None:
         return _quantiles(part, part.buckets, tensors)
-    keys = [[_literal(value) for value in tensors[spec.name]] for spec in part.keys]
+    keys = [tensors[spec.name] for spec in part.keys]
     columns = [tensors[name] for name in part.measures]
     count = len((keys + columns)[0])
     rows = zip(*keys, strict=True) if keys else [()] * count
@@ -71,18 +78,22 @@ def _groups(part: Part, tensors: Mapping[str, list[Any]]) -> dict[_Row, dict[int
 
 
 def _literal(text: bytes) -> Any:
-    """Return the value that an SQL literal stands for."""
-    literal = text.decode("utf-8", "surrogateescape")
+    """Return the value that an SQL literal stands for; what is none stands for itself.
+
+    A key may be any bytes, if a device wants: one of them must not cost all others the result.
+    """
+    literal = text.decode("utf-8", "backslashreplace")
     if literal == "NULL":
         return None
-    if literal.startswith("'"):
+    if _QUOTED.fullmatch(literal):
         return literal[1:-1].replace("''", "'")
-    if literal.startswith("X'"):
+    if _BYTES.fullmatch(literal):
         return bytes.fromhex(literal[2:-1])
-    number = ast.literal_eval(literal)
-    if not isinstance(number, (int, float)):
-        raise ValueError(f"{literal!r} is no literal of SQL")
-    return number
+    if _INTEGER.fullmatch(literal) and -(2**63) <= (whole := int(literal)) < 2**63:
+        return whole
+    if _NUMBER.fullmatch(literal):
+        return float(literal)
+    return literal
 
 
 def _quantiles(
@@ -90,7 +101,7 @@ def _quantiles(
 ) -> dict[_Row, dict[int, Any]]:
     """Return the quantiles of each group, read from how much is in its buckets."""
     *specs, last = part.keys
-    keys = [[_literal(value) for value in tensors[spec.name]] for spec in specs]
+    keys = [tensors[spec.name] for spec in specs]
     values = tensors[last.name]
     groups: dict[_Row, list[tuple[float, float]]] = {}
     rows = zip(*keys, strict=True) if keys else [()] * len(values)

@@ -13,6 +13,7 @@ import tensorflow_federated as tff
 from fcp_platform import intrinsics, lowering
 from fcp_platform.data_source import check_name
 from fcp_platform.plan_cache import PlanCache
+from fcp_platform.unused import without_unused
 
 
 class FederatedComputation(tff.framework.ConcreteComputation):  # type: ignore[misc]
@@ -78,7 +79,7 @@ class FederatedComputation(tff.framework.ConcreteComputation):  # type: ignore[m
         :raises ValueError: if a part of it cannot be made a TensorFlow graph.
         :raises TypeError: for a tensor that cannot travel.
         """
-        return lowering.lower(*self._split)
+        return without_unused(lowering.lower(*self._split))
 
     def lower(self, cache: PlanCache | None) -> None:
         """Lower the computation, or find it in a cache; nothing happens if it is lowered already.

@@ -20,7 +20,8 @@ from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import AssignmentMode, TaskSpec
-from fcp_platform import naming, plans, rounds, values
+from fcp_platform import dp as noise
+from fcp_platform import intrinsics, naming, plans, rounds, values
 from fcp_platform.computation import FederatedComputation
 from fcp_platform.data_source import (
     DataSelectionConfig,
@@ -67,12 +68,17 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         empty: ``fcp/plans`` in the user's cache folder; None: they are not kept.
     :param tflite: whether plans have a TFLite model beside the graph, where TensorFlow can make
         one: published clients prefer it.
+    :param uris: aggregators with URIs of their own, by the intrinsic of the computation that asks
+        for them: ``{"federated_min": "lowest_quarter"}``. They get the intrinsic's inputs.
+    :param dp: who draws the noise of ``tff.aggregators.DifferentiallyPrivateFactory``: ``program``,
+        as TFF does, or ``server``, by the aggregators of ``fcp-server-privacy``.
     :param task: fields of a :class:`~fcp_core.rounds.tasks.TaskSpec` that hold for every round,
         such as ``deadline`` in seconds, ``over_selection``, ``max_at_work``, ``resources`` or
         ``selection``; what a round makes itself is not among them. With a ``protocol`` other than
         ``simple`` plans route what is aggregated securely to it, as published clients want.
-    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, or a
-        field has a value that no task may have.
+    :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, a
+        field has a value that no task may have, or *uris* names what is no plain aggregation or
+        comes with a *dp* that is the server's.
     :raises TypeError: for a keyword that is no such field.
     :raises UsageError: if the configuration is invalid, or the server cannot listen.
     """
@@ -86,11 +92,17 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         minimum_fraction: float = 1.0,
         plan_cache: str | os.PathLike[str] | None = "",
         tflite: bool = True,
+        uris: Mapping[str, str] | None = None,
+        dp: str = noise.PROGRAM,
         **task: Any,
     ) -> None:
         check_name("population_name", population_name)
         if not 0 < minimum_fraction <= 1:
             raise ValueError(f"minimum_fraction must be above 0, at most 1, not {minimum_fraction}")
+        if dp not in (noise.PROGRAM, noise.SERVER):
+            raise ValueError(f"dp must be {noise.PROGRAM!r} or {noise.SERVER!r}, not {dp!r}")
+        if dp == noise.SERVER and task.get("costs"):
+            raise ValueError("dp='server' books what the server draws: leave costs out")
         chosen = chosen_server(server, task)
         if "round_deadline" in task:
             task = {"deadline": task.pop("round_deadline"), **task}
@@ -105,7 +117,10 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._base_context = base_context
         self._minimum_fraction = minimum_fraction
         self._plan_cache = None if plan_cache is None else PlanCache(plan_cache or default_folder())
-        self._tflite = tflite
+        self._tflite, self._dp = tflite, dp
+        self._uris = intrinsics.own_uris(uris or {})
+        if self._uris and dp != noise.PROGRAM:
+            raise ValueError("uris could take a sum away from the server's noise: leave out one")
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
         self._runner: TaskRunner = chosen.runner(population_name)
 
@@ -156,7 +171,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         :raises TypeError: if there is no base context for *comp*; for a state that is not made of
             values, client data that is not a selection, or of another type than *comp* reads.
         :raises ValueError: for a wrong number of arguments, a state of another structure, another
-            population, or a computation that cannot be lowered.
+            population, a computation that cannot be lowered, or one whose noise the server is to
+            draw and cannot.
         """
         if not isinstance(comp, FederatedComputation):
             if self._base_context is None:
@@ -200,6 +216,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         )
         if key not in self._plans:
             self.lower(comp)
+            if self._dp == noise.SERVER:
+                noise.the_one(comp.lowered)
             plan: plan_pb2.ClientOnlyPlan = plans.build_plan(
                 comp.lowered,
                 selectors,
@@ -231,9 +249,11 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         data: DataSelectionConfig,
         plan: bytes,
     ) -> bytes:
-        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, state)
+        drawn = noise.arranged(comp.lowered, state, self._dp, self._template)
+        prepared = await asyncio.to_thread(rounds.prepare, comp.lowered, drawn.state, self._uris)
         mode = data.task_assignment_mode
         spec = self._template.replace(
+            **drawn.task,
             name=comp.name,
             plan=plan,
             aggregation=prepared.aggregation,
@@ -244,7 +264,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             slices=prepared.slices,
         )
         aggregate = await self._runner.run(spec)
-        return await asyncio.to_thread(rounds.finish, comp.lowered, prepared, aggregate)
+        return await asyncio.to_thread(rounds.finish, comp.lowered, prepared, aggregate, drawn.kept)
 
 
 def _round_template(population: str, fields: Mapping[str, Any]) -> TaskSpec:

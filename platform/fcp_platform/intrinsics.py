@@ -11,7 +11,7 @@ of all there is to select from, and the selecting on the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,9 @@ AGGREGATIONS = frozenset(
 #: Those whose values no server is to see.
 SECURE = frozenset(uri for uri in AGGREGATIONS if uri.startswith("federated_secure_"))
 
+#: Those that an aggregator with a URI of its own may serve instead.
+REPLACEABLE = AGGREGATIONS - SECURE
+
 _LOCAL = frozenset(
     {
         "federated_apply",
@@ -68,6 +71,24 @@ _LOCAL = frozenset(
         "generic_plus",
     }
 )
+
+
+def own_uris(uris: Mapping[str, str]) -> dict[str, str]:
+    """Return URIs of aggregators by the intrinsics that stand for them.
+
+    :raises ValueError: if what is named is not an aggregation, or one whose values no server is to
+        see; or if a URI is empty, or TFF's name for something else.
+    """
+    for intrinsic, uri in uris.items():
+        if intrinsic not in REPLACEABLE:
+            known = ", ".join(sorted(REPLACEABLE))
+            raise ValueError(f"uris: {intrinsic!r} is none of {known}")
+        if not isinstance(uri, str) or not uri or uri in _LOCAL | AGGREGATIONS | {AGGREGATE_URI}:
+            raise ValueError(
+                f"uris[{intrinsic!r}] must be the URI that an aggregator of yours serves, not "
+                f"{uri!r}; one that serves TFF's own is named by 'aggregators'"
+            )
+    return dict(uris)
 
 
 @dataclass(frozen=True)

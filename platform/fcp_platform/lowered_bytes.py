@@ -22,7 +22,7 @@ from fcp_platform.naming import Constant, Leaf
 from fcp_platform.select import Select
 
 #: To be changed with anything here, and with what lowering makes of a computation.
-FORMAT = 3
+FORMAT = 4
 
 
 class _Source(msgspec.Struct, array_like=True):

@@ -35,10 +35,15 @@ class Prepared:
     kept: Mapping[str, np.ndarray[Any, Any]]
 
 
-def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prepared:
+def prepare(
+    lowered: Lowered,
+    state: Mapping[str, np.ndarray[Any, Any]],
+    uris: Mapping[str, str] | None = None,
+) -> Prepared:
     """Run the part of a computation before the broadcast.
 
     :param state: the state's leaves by name, ``server/...``.
+    :param uris: which URIs the aggregation core is asked for instead of those of TFF's intrinsics.
     :raises StatusError: if what the server does fails; the message says in which part.
     """
     with in_words("what the server does before the broadcast"):
@@ -51,6 +56,8 @@ def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prep
     for name, form in lowered.aggregations.parameters.items():
         parameters[name] = form.encode_array(values[name])
     configuration = configuration_from_server_aggregations(lowered.aggregations.configs, parameters)
+    for config in configuration.intrinsic_configs:
+        config.intrinsic_uri = (uris or {}).get(config.intrinsic_uri, config.intrinsic_uri)
     kept = {
         name: value
         for name, value in values.items()
@@ -66,10 +73,16 @@ def prepare(lowered: Lowered, state: Mapping[str, np.ndarray[Any, Any]]) -> Prep
     )
 
 
-def finish(lowered: Lowered, prepared: Prepared, aggregate: bytes) -> bytes:
+def finish(
+    lowered: Lowered,
+    prepared: Prepared,
+    aggregate: bytes,
+    kept: Mapping[str, np.ndarray[Any, Any]] = {},
+) -> bytes:
     """Run the part of a computation after the aggregation.
 
     :param aggregate: the checkpoint that the aggregation gave.
+    :param kept: results by name that are other than what the computation makes.
     :returns: a checkpoint with the new state, ``server/...``, and the metrics, ``metrics/...``.
     :raises StatusError: if what the server does fails.
     """
@@ -80,7 +93,7 @@ def finish(lowered: Lowered, prepared: Prepared, aggregate: bytes) -> bytes:
         form.check(name, tensor)
         values[name] = form.decode_array(tensor)
     with in_words("what the server does with the aggregate"):
-        results = lowered.result.run(values)
+        results = {**lowered.result.run(values), **kept}
     types = {port.leaf.name: port.leaf.type for port in lowered.result.outputs}
     return write_checkpoint(
         {

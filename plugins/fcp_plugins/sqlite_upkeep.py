@@ -54,7 +54,7 @@ class SqliteUpkeep(Upkeep):
             db.execute("BEGIN")
             where, values = ("", ()) if only is None else (" WHERE kind = ?", (only,))
             for row in db.execute(f"SELECT kind, key, data FROM records{where}", values):
-                yield (*row[:2], whole(db, *row))
+                yield (*row[:2], bytes(whole(db, *row)))
 
     async def check(self) -> list[str]:
         """Check the file, and that the index has what is there and nothing else."""

@@ -63,12 +63,9 @@ _CACHE = 12 << 20
 #: How many transactions share a commit at most.
 _MAX_BATCH = 256
 
-
 #: Writes a record.
-_PUT = (
-    "INSERT INTO records VALUES (?, ?, ?)"
-    " ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data"
-)
+_PUT = """
+INSERT INTO records VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data"""
 _PUT_PART = "INSERT INTO parts VALUES (?, ?, ?, ?)"
 #: Larger records are in parts of so many bytes: SQLite copies what it is given.
 _PART = 1 << 20
@@ -165,12 +162,15 @@ def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
             yield view[start : start + _PART]
 
 
-def whole(db: sqlite3.Connection, kind: str, key: str, data: bytes) -> bytes:
+def whole(db: sqlite3.Connection, kind: str, key: str, data: bytes) -> bytes | bytearray:
     """Return the bytes of a record, of which *data* is what the record's row has."""
     if not data.startswith(_IN_PARTS):
         return data
+    found = bytearray()  # which grows in place: all of it is in memory once, and not twice
     query = "SELECT data FROM parts WHERE kind = ? AND key = ? ORDER BY n"
-    return b"".join(row[0] for row in db.execute(query, (kind, key)))
+    for (part,) in db.execute(query, (kind, key)):
+        found += part
+    return found
 
 
 class _Job:

@@ -16,6 +16,7 @@ from fcp_core.client import CallableStore, Client, make_query_result
 from fcp_core.plugins.manager import Plugins
 from fcp_core.server import Server, ServerThread
 from fcp_core.tasks.taskfile import parse_task
+from tests.admin.api_calls import Api
 
 TOKEN = "a-token-of-enough-characters"
 POPULATION = "phones/all"
@@ -134,3 +135,17 @@ def port_of_its_own():
     """A port that was free a moment ago, for a process that is told its port."""
     with socket.create_server(("localhost", 0)) as listener:
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def thread(make_server):
+    """A server with an admin API."""
+    return make_server()
+
+
+@pytest.fixture
+def api(thread, make_server):
+    """Calls it, and holds each answer to the description."""
+    api = Api(thread.server.url, make_server.token)
+    yield api
+    api.pool.clear()

@@ -89,3 +89,19 @@ def test_a_planted_fault_is_seen(plant, expected, monkeypatch):
         if seen:
             break
     assert seen
+
+
+def test_a_process_that_dies_at_each_step_of_a_release_keeps_its_promises(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "crash.py", "--faults", "0"]
+    done = subprocess.run(
+        [*command, "--release-kills", "7"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [line for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert [line.split()[-1] for line in steps] == ["1"] * 7
+    assert "all were kept" in done.stdout

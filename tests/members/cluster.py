@@ -203,9 +203,14 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 
 
 class Cluster:
-    """Members of one server, and a balancer in front of them."""
+    """Members of one server, and a balancer in front of them.
 
-    def __init__(self, folder: Path, url: str, schema: str, *, lease: float = 2.0) -> None:
+    :param apart: whether devices are told each member's own address, not only the balancer's.
+    """
+
+    def __init__(
+        self, folder: Path, url: str, schema: str, *, lease: float = 2.0, apart: bool = False
+    ) -> None:
         self.folder = folder
         self.lease = lease
         self.members: list[Member] = []
@@ -224,8 +229,9 @@ class Cluster:
             "FCP_STORAGE_POSTGRES__URL": url,
             "FCP_TOKEN_KEYS": keys,
             "FCP_ADMIN__TOKEN": TOKEN,
-            "FCP_SERVER__EXTERNAL_URL": self.balancer.url,
         }
+        if not apart:
+            self.environment["FCP_SERVER__EXTERNAL_URL"] = self.balancer.url
 
     def start(self, *options: str, **where: Any) -> Member:
         """Start a member, and have the balancer know it once it is ready."""
@@ -257,9 +263,11 @@ class Cluster:
             member.close()
 
 
-def fleet_task(goal: int, population: str = "people") -> TaskSpec:
-    """Make a task for the devices of a fleet."""
-    return sum_task(goal, population, size=WORDS)
+def fleet_task(
+    goal: int, population: str = "people", *, words: int = WORDS, **fields: Any
+) -> TaskSpec:
+    """Make a task for the devices of a fleet whose contributions have so many words."""
+    return sum_task(goal, population, size=words, **fields)
 
 
 class Fleet:
@@ -270,13 +278,23 @@ class Fleet:
     needs: :func:`fleet_task` makes the task for them.
 
     :param attempts: how often they send a request that finds nobody, or is answered 429 or 503.
+    :param words: how many each contributes.
+    :param options: of each device.
     :ivar accepted: the numbers of those that were told OK.
     :ivar failed: of those whose session failed, with its result.
     """
 
     def __init__(
-        self, url: str, population: str = "people", *, threads: int = 6, attempts: int = 6
+        self,
+        url: str,
+        population: str = "people",
+        *,
+        threads: int = 6,
+        attempts: int = 6,
+        words: int = WORDS,
+        **options: Any,
     ) -> None:
+        self._words, self._options = words, options
         self._attempts = attempts
         self._url = url
         self._population = population
@@ -295,13 +313,14 @@ class Fleet:
             self._contribute(number)
 
     def _contribute(self, number: int) -> None:
-        value = np.zeros(WORDS, np.int64)
+        value = np.zeros(self._words, np.int64)
         value[number // BITS] = 1 << number % BITS
         with make_device(
             self._url,
             {"v": value},
             population=self._population,
             retry=RetryPolicy(attempts=self._attempts, delay=0.05),
+            **self._options,
         ) as device:
             pause = 0.02
             while not self._stopped.wait(pause):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import socket
 
@@ -17,6 +18,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.token_parts import mark_of
 from fcp_core.server.http.passing import HEADER, Passed, sign
 from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
+from fcp_core.tasks.schedule import Schedule
 from fcp_core.testing.servers import COLLECTION
 from tests.members.shared import owned, spread, sum_task, until
 
@@ -173,6 +175,25 @@ def test_calls_for_members_are_signed_and_passed_on_once(member):
     assert answer.status == 401
 
 
+def test_a_schedule_is_kept_by_whoever_owns_its_population(member):
+    one, two = member(lease="2s"), member(lease="2s")
+    name = other_population(one, two)
+    with admin(one) as client, admin(two) as other:
+        client.submit(sum_task(1, name))
+        assert owned(two) == [name]
+        client.schedule(sum_task(1, name, name="again"), Schedule(1.0))
+        assert owned(one) == []
+        for each in (client, other):
+            assert [found.population for found in each.schedules().schedules] == [name]
+        until(lambda: len(client.list()) > 2)
+        two.stop()
+        until(lambda: owned(one) == [name])
+        before = len(client.list())
+        until(lambda: len(client.list()) > before)
+        client.unschedule(name, "again")
+        assert client.schedules().schedules == []
+
+
 def test_members_show_each_other_certificates(member, fcp_client, certificates):
     def start(name, **more):
         tls = {
@@ -285,3 +306,38 @@ def test_a_submission_is_answered_by_the_next_owner_if_the_population_went(membe
         ended = client.wait(task)
         assert (ended.state, ended.contributed) == ("completed", 1)
         assert [x.epoch for x in client.members().leases if x.population == name] > [50]
+
+
+def test_an_upload_that_completes_at_an_owner_that_lost_the_population_is_handed_on(
+    member, fcp_client
+):
+    one, two = member(), member()
+    name = other_population(one, two)
+    with admin(one) as client:
+        task = client.submit(sum_task(1, name)).task_id
+    assert owned(two) == [name]
+    until(lambda: two.server._links.at(one.server.services.members._me.member_url))
+    media = two.server.services.media
+    finish = media.finish_upload
+
+    async def lose_it(*upload):
+        media.finish_upload = finish
+        heir = one.server.services.members.member_id
+
+        def body(tx):
+            tx.put(LeaseRecord(name, heir, 50, tx.now() + 60, tx.now()))
+
+        await two.server.services._storage.transact(body)
+        for server in (two, one):
+            look = server.server.services.members.look()
+            await asyncio.wrap_future(server._thread.run(look))
+        await finish(*upload)
+
+    media.finish_upload = lose_it
+    with fcp_client(two, {"v": [6]}, population=name) as client:
+        result = client.run_once()
+    assert result.outcome is Outcome.CONTRIBUTED, result
+    with admin(one) as client:
+        assert client.get(task).contributed == 1  # it was answered, and it counts
+        assert client.wait(task).state == "completed"
+        assert open_checkpoint(client.result(task))["total"].tolist() == [6]

@@ -24,6 +24,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 import fcp_platform as fcp_demo
+from fcp_aggregators.vector import VectorAccumulator
+from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.client import CallableStore, Client
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.protos import client_runner_example_data_pb2, plan_pb2
@@ -346,6 +348,68 @@ def test_aggregate_on_the_server() -> None:
 
     with serving() as context, devices(context, holding(8, 8, 8)):
         assert asyncio.run(program()) == b"at most 8"
+
+
+class Product(VectorAccumulator):
+    """The product of what devices send: TFF has no such intrinsic."""
+
+    def identity(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return np.ones(shape, dtype)
+
+    def combine(self, vector: Any, value: Any) -> None:
+        vector *= value
+
+
+class Multiplies:
+    @hookimpl
+    def fcp_register_aggregators(self) -> list[AggregatorFactory]:
+        def load(intrinsic: Any, options: Any, data: bytes) -> Product:
+            return Product.load(intrinsic, data, options)
+
+        return [AggregatorFactory("product", frozenset({"test:product"}), "", Product, load)]
+
+
+def test_an_aggregator_with_a_uri_of_its_own() -> None:
+    computation = fcp_demo.FederatedComputation(greatest, name="product")
+
+    async def program() -> Any:
+        _, metrics = computation(np.int64(0), source().iterator().select(3))
+        return await tff.program.materialize_value(metrics)
+
+    with (
+        serving(
+            plugins=[Multiplies()],
+            uris={"federated_max": "test:product"},
+            aggregators={"test:product": "product"},
+        ) as context,
+        devices(context, holding(7, 7, 7)),
+    ):
+        assert asyncio.run(program()) == 343
+    # A server that has none refuses the round in words.
+    with (
+        serving(uris={"federated_max": "test:product"}),
+        pytest.raises(fcp_demo.AggregationFailedError, match="test:product"),
+    ):
+        asyncio.run(program())
+
+
+@pytest.mark.parametrize(
+    ("uris", "words"),
+    [
+        ({"federated_secure_sum": "mine"}, "federated_secure_sum' is none of federated_max"),
+        ({"federated_map": "mine"}, "federated_map' is none of"),
+        ({"federated_sum": "federated_mean"}, "is named by 'aggregators'"),
+        ({"federated_sum": ""}, "must be the URI"),
+    ],
+)
+def test_uris_that_no_aggregator_of_ones_own_can_have(uris: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        fcp_demo.FederatedContext(POPULATION, uris=uris)
+
+
+def test_uris_do_not_take_noise_away() -> None:
+    with pytest.raises(ValueError, match="the server's noise"):
+        fcp_demo.FederatedContext(POPULATION, uris={"federated_sum": "mine"}, dp="server")
 
 
 def test_stopped_context_fails_its_rounds() -> None:

@@ -1,4 +1,4 @@
-"""Several federated programs at a time on one ``fcp serve``; one is killed and comes back."""
+"""Federated programs on one ``fcp serve`` that are killed and come back."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ pytestmark = [pytest.mark.tff, pytest.mark.slow]
 TOKEN = "a-token-that-is-long-enough"
 COLLECTION = "app:/numbers"
 ROUNDS, COHORT = 2, 2
+#: How many rounds a long program has, and after how many it is killed.
+LONG, KILLED_AFTER = 100, 90
 
-#: Adds up the numbers of its devices over two rounds; its name and population are arguments.
-PROGRAM = f"""
+#: Adds up the numbers of its devices; its name, its population and the server are arguments.
+COMMON = f"""
 import asyncio, sys
 import numpy as np
 import tensorflow as tf
@@ -49,15 +51,12 @@ def sum_up(state, data):
     sum_ = tff.federated_sum(tff.federated_map(total, data))
     return tff.federated_map(add, (state, sum_)), sum_
 
-async def main(context):
-    comp = fcp_platform.FederatedComputation(sum_up, name=name)
-    selector = plan_pb2.ExampleSelector(collection_uri={COLLECTION!r})
-    data = fcp_platform.FederatedDataSource(population, selector).iterator()
-    state = np.int64(0)
-    for _ in range({ROUNDS}):
-        state, _ = context.invoke(comp, [state, data.select({COHORT})])
-    return await state.get_value()
+comp = fcp_platform.FederatedComputation(sum_up, name=name)
+selector = plan_pb2.ExampleSelector(collection_uri={COLLECTION!r})
+data = fcp_platform.FederatedDataSource(population, selector).iterator()
+"""
 
+RUN = f"""
 with fcp_platform.FederatedContext(
     population,
     fcp_platform.RemoteServer(url, token={TOKEN!r}, program="program " + name),
@@ -65,6 +64,30 @@ with fcp_platform.FederatedContext(
 ) as context:
     print("sum", asyncio.run(main(context)))
 """
+
+#: Over two rounds.
+PROGRAM = f"""{COMMON}
+async def main(context):
+    state = np.int64(0)
+    for _ in range({ROUNDS}):
+        state, _ = context.invoke(comp, [state, data.select({COHORT})])
+    return await state.get_value()
+{RUN}"""
+
+#: Over a hundred rounds of one device each, and goes on where it was killed.
+LONG_PROGRAM = f"""{COMMON}
+async def main(context):
+    saved = tff.program.FileProgramStateManager("state")
+    state, done = await saved.load_latest(np.int64(0))
+    state = np.int64(0) if state is None else state
+    for number in range(done + 1, {LONG} + 1):
+        print("round", number, flush=True)
+        state, _ = context.invoke(comp, [state, data.select(1)])
+        # What is saved is what TFF gives the next round, too.
+        state = await state.get_value()
+        await saved.save(state, number)
+    return state
+{RUN}"""
 
 
 @pytest.fixture
@@ -104,21 +127,24 @@ def contribute(url, population, number):
 
 
 def sum_of(process):
-    assert process.wait(60) == 0, process.log.read_text()
+    assert process.wait(300) == 0, process.log.read_text()
     return int(process.log.read_text().split("sum ")[1])
+
+
+def serve_command(port, *populations):
+    """Return what starts a server, on which no device is told OK as one too many."""
+    options = ("retry_min=20ms", "retry_max=60ms", "polling_interval=20ms", "over_selection=1")
+    overrides = [word for option in options for word in ("--set", option)]
+    served = [word for population in populations for word in ("--population", population)]
+    return ("-m", "fcp_core", *overrides, "serve", "--port", str(port), *served)
 
 
 def test_programs_share_a_server_and_one_that_is_killed_finds_its_round(
     start, tmp_path, port_of_its_own
 ):
     url = f"http://localhost:{port_of_its_own}/"
-    # There are as many devices as contributions: none may be told OK as one too many.
-    options = ("retry_min=20ms", "retry_max=60ms", "polling_interval=20ms", "over_selection=1")
-    overrides = [word for option in options for word in ("--set", option)]
-    serve = (
-        "-m", "fcp_core", *overrides, "serve", "--port", str(port_of_its_own),
-        "--population", "test/shared", "--population", "test/own",
-    )  # fmt: skip
+    # There are as many devices as contributions.
+    serve = serve_command(port_of_its_own, "test/shared", "test/own")
     server = start(*serve)
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
@@ -152,6 +178,38 @@ def test_programs_share_a_server_and_one_that_is_killed_finds_its_round(
         assert sums["one"] | sums["two"] == sums["one"] + sums["two"] == 0xFF
         assert [sums[name].bit_count() for name in wanted] == [ROUNDS * COHORT] * 3
         assert sums["three"] == 0xF00
+        assert admin.list() == []
+    server.terminate()
+    assert server.wait(30) == 0, server.log.read_text()
+
+
+def test_a_program_that_is_killed_after_round_90_goes_on_at_91(start, tmp_path, port_of_its_own):
+    url = f"http://localhost:{port_of_its_own}/"
+    server = start(*serve_command(port_of_its_own, "test/long"))
+    path = tmp_path / "program.py"
+    path.write_text(LONG_PROGRAM)
+    program = start(str(path), "long", "test/long", url)
+    with AdminClient(url, TOKEN, patience=30) as admin:
+        for number in range(1, KILLED_AFTER + 1):
+            contribute(url, "test/long", number)
+        # The next round is submitted, and waits for its device.
+        while not (submitted := admin.list(None, "open")):
+            assert program.poll() is None, program.log.read_text()
+            time.sleep(0.05)
+        while f"round {KILLED_AFTER + 1}\n" not in program.log.read_text():
+            assert program.poll() is None, program.log.read_text()
+            time.sleep(0.05)
+        submitted = admin.list(None, "open")
+        program.kill()
+        program.wait()
+        assert admin.list(None, "open") == submitted
+        program = start(str(path), "long", "test/long", url)
+        for number in range(KILLED_AFTER + 1, LONG + 1):
+            contribute(url, "test/long", number)
+        assert sum_of(program) == LONG * (LONG + 1) // 2
+        rounds = [line for line in program.log.read_text().splitlines() if "round" in line]
+        assert rounds == [f"round {number}" for number in range(KILLED_AFTER + 1, LONG + 1)]
+        # Had it submitted that round once more, the first task of it would still wait.
         assert admin.list() == []
     server.terminate()
     assert server.wait(30) == 0, server.log.read_text()

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fcp_core.plugins.config import OptionRegistry
 from fcp_core.plugins.manager import Plugins
+from fcp_core.plugins.options import add_core_options
 
 
 @pytest.fixture
@@ -52,3 +54,16 @@ def load(tmp_path):
         return Plugins.load(entry_points=points, **arguments)
 
     return load
+
+
+@pytest.fixture
+def registry():
+    """The declarations of the core's options, and of a plugin's."""
+    options = OptionRegistry()
+    add_core_options(options)
+    options.owner = "plugin 'demo' from demo-dist 1.2"
+    options.add("storage.demo", "path", "path", "demo.db", "a file")
+    options.add("storage.demo", "mode", "choice", "slow", "how", choices=("slow", "fast"))
+    options.add("storage.demo", "password", "str", None, "a secret", secret=True)
+    options.add("storage.demo", "workers", "int", 2, "how many", minimum=1)
+    return options

@@ -3,44 +3,17 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fcp_core.errors import UsageError
-from fcp_core.plugins.config import OptionRegistry, Sources, load_config
-from fcp_core.plugins.manager import Plugins
-from fcp_core.plugins.options import add_core_options, check_core_options
-from fcp_core.plugins.removed_options import REMOVED
-from fcp_core.plugins.values import convert, format_bytes
-
-
-@pytest.fixture
-def registry():
-    options = OptionRegistry()
-    add_core_options(options)
-    options.owner = "plugin 'demo' from demo-dist 1.2"
-    options.add("storage.demo", "path", "path", "demo.db", "a file")
-    options.add("storage.demo", "mode", "choice", "slow", "how", choices=("slow", "fast"))
-    options.add("storage.demo", "password", "str", None, "a secret", secret=True)
-    options.add("storage.demo", "workers", "int", 2, "how many", minimum=1)
-    return options
-
-
-def load(registry, folder, environ=None, **overrides):
-    sources = Sources(working_folder=folder, environ=environ or {}, overrides=overrides)
-    return load_config(registry, sources)
+from fcp_core.plugins.config import Sources, load_config
+from fcp_core.plugins.options import check_core_options
+from tests.plugins.configuring import load, write
 
 
 def mistake(registry, folder, environ=None, **overrides):
     with pytest.raises(UsageError) as caught:
         load(registry, folder, environ, **overrides)
     return str(caught.value)
-
-
-def write(folder, name, text):
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 # Layers.
@@ -288,130 +261,3 @@ def test_a_wrong_declaration_names_who_made_it(registry, arguments, message):
     registry.owner = "plugin 'late' from late-dist 3"
     with pytest.raises(UsageError, match=rf"option \[fcp:x\] \w+ of plugin 'late'.*{message}"):
         registry.add(*arguments)
-
-
-# Types.
-
-
-@pytest.mark.parametrize(
-    ("kind", "raw", "value"),
-    [
-        ("duration", "500ms", 0.5),
-        ("duration", "1h30m", 5400.0),
-        ("duration", " 2d 1s ", 172801.0),
-        ("duration", "1.5", 1.5),
-        ("duration", 3, 3.0),
-        ("bytes", "64MiB", 64 << 20),
-        ("bytes", "1.5 kB", 1500),
-        ("bytes", "10", 10),
-        ("bytes", 10, 10),
-        ("bool", "Yes", True),
-        ("bool", "off", False),
-        ("bool", True, True),
-        ("int", "-3", -3),
-        ("float", "1e3", 1000.0),
-        ("list", "a, b,\n c,,", ("a", "b", "c")),
-        ("list", ["a,b"], ("a,b",)),
-        ("list", "", ()),
-        ("path", "x/y", Path("/base/x/y")),
-        ("path", "/x", Path("/x")),
-    ],
-)
-def test_values(kind, raw, value):
-    result = convert(kind, raw, Path("/base"))
-    assert result == value
-    assert type(result) is type(value) or kind == "path"
-
-
-@pytest.mark.parametrize(
-    ("kind", "raw"),
-    [
-        ("duration", "-1s"),
-        ("duration", "1x"),
-        ("duration", "nan"),
-        ("duration", ""),
-        ("duration", -1),
-        ("duration", True),
-        ("bytes", "-1"),
-        ("bytes", "1.5"),
-        ("bytes", True),
-        ("bytes", 1.5),
-        ("bool", "maybe"),
-        ("bool", 1),
-        ("int", "1.0"),
-        ("int", 1.0),
-        ("int", True),
-        ("float", "inf"),
-        ("float", [1]),
-        ("list", [1]),
-        ("list", 3),
-        ("path", ""),
-        ("path", 3),
-        ("str", 3),
-    ],
-)
-def test_what_is_no_value(kind, raw):
-    with pytest.raises(ValueError, match=r"^(a |true)"):
-        convert(kind, raw, Path())
-
-
-@given(st.integers(min_value=0, max_value=1 << 50))
-def test_a_size_survives_being_shown(size):
-    assert convert("bytes", format_bytes(size), Path()) == size
-
-
-@given(st.integers(min_value=0, max_value=10**9))
-def test_durations_add_up(milliseconds):
-    text = f"{milliseconds // 3600000}h{milliseconds // 1000 % 3600}s{milliseconds % 1000}ms"
-    assert convert("duration", text, Path()) == pytest.approx(milliseconds / 1000)
-
-
-# Options that are gone.
-
-
-def test_a_removed_option_is_ignored_wherever_it_stands_and_the_log_says_what_to_do(
-    registry, tmp_path, caplog
-):
-    write(
-        tmp_path,
-        "fcp.cfg",
-        "[fcp]\nmax-header = 1KiB\nretry_min = 2s\n"
-        "[fcp:engine.local]\ninline_bytes = nonsense\n"
-        "[fcp:population:phones]\nburst_per_key = 1\nmax_poll_rate = 9\n",
-    )
-    registry.add("engine.local", "workers", "int", 1, "threads")
-    config = load(
-        registry,
-        tmp_path,
-        {"FCP_STORAGE_SQLITE__BUSY_TIMEOUT": "1s", "FCP_ENGINE_LOCAL__COMPILED": "no"},
-        burst_per_address=7,
-    )
-    assert config.get("retry_min") == 2.0
-    assert config.section("engine.local", {"verify_checksums": "no"}) == {"workers": 1}
-    warnings = sorted(record.getMessage() for record in caplog.records)
-    origins = [text.partition(": this option is gone and is ignored: ")[0] for text in warnings]
-    assert origins == sorted(
-        [
-            "environment FCP_ENGINE_LOCAL__COMPILED",
-            "environment FCP_STORAGE_SQLITE__BUSY_TIMEOUT",
-            "fcp.cfg [fcp:engine.local] inline_bytes",
-            "fcp.cfg [fcp:population:phones] burst_per_key",
-            "fcp.cfg [fcp:population:phones] max_poll_rate",
-            "fcp.cfg [fcp] max_header",
-            "option verify_checksums of engine.local",
-            "the program's overrides: burst_per_address",
-        ]
-    )
-    assert "a request's header may have 64 KiB." in "".join(warnings)
-
-
-def test_no_removed_option_is_declared():
-    declared = {
-        (v.option.section, v.option.name) for v in Plugins.load(environ={}).config.options()
-    }
-    assert declared & set(REMOVED) == set()
-
-
-def test_a_section_of_removed_options_only_is_no_mistake(registry, tmp_path):
-    write(tmp_path, "fcp.cfg", "[fcp:engine.local]\ncompiled = no\n")
-    assert load(registry, tmp_path).section("engine.local") == {}

@@ -13,7 +13,8 @@ from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
+from fcp_core.server.processes.process_engine import ProcessEngine
+from fcp_core.server.processes.remote_upload import RemoteUpload
 from fcp_core.testing.engines import AGGREGATORS, JOB, EngineConformance, blob
 
 WAIT = 30.0

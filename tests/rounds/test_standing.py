@@ -6,7 +6,7 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.experience import Lately
 from fcp_core.rounds.policies import RetryWindow
 from fcp_core.rounds.standing import explain, span
-from tests.rounds.test_task import assign, contribute, machine
+from tests.rounds.task_events import assign, contribute, machine
 
 NAMES = frozenset({"task"})
 

@@ -95,6 +95,12 @@ class Media:
 
     held = 0
 
+    def on_release(self, call):
+        self.released = call
+
+    def behind(self, behind):
+        pass
+
     def __init__(self) -> None:
         self.names = {"known/upload"}
         self.begun: set[str] = set()

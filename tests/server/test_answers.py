@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -14,8 +18,10 @@ import urllib3
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import write_checkpoint
+from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
 from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.server import Server, ServerThread
 
 PAGE = Path(__file__).parents[2] / "docs" / "answers.md"
@@ -44,16 +50,28 @@ class Lab:
             def fcp_authenticate(self, method, path, headers, peer, certificate):
                 if lab.broken:
                     raise RuntimeError("the directory is down")
+                return "fleet"
 
         self.broken = False
         self.http = http
         self.make_device, self.sum_task, self.Refused = make_device, sum_task, make_device.Refused
+        self._plugin, self._overrides, self._folder = Plugin(), overrides, tmp_path
+        self._serve()
+
+    def _serve(self):
         plugins = Plugins.load(
-            environ={}, extra=[Plugin()], overrides=overrides, working_folder=tmp_path
+            environ={},
+            extra=[self._plugin],
+            overrides=self._overrides,
+            working_folder=self._folder,
         )
         self.thread = ServerThread(Server(plugins, populations=["people"]))
         self.thread.start()
         self.services = self.thread.server.services
+
+    def restart(self):
+        self.thread.stop()
+        self._serve()
 
     def device(self, population="people"):
         return self.make_device(self.thread.server.url, population)
@@ -88,6 +106,14 @@ class Lab:
             population_name="people", session_id=device.session_id
         )
         return device.call(device.forwarding, "TaskAssignments.StartTaskAssignment", request)
+
+    def multiple(self, device):
+        request = assignments_pb2.PerformMultipleTaskAssignmentsRequest(
+            population_name="people", session_id=device.session_id, task_names=["t"]
+        )
+        name = "TaskAssignments.PerformMultipleTaskAssignments"
+        answer = device.call(device.forwarding, name, request)
+        return "200 without a task" if not answer.task_assignments else "200 with a task"
 
 
 async def fails(*arguments):
@@ -147,17 +173,11 @@ def start_fault(lab):
 
 
 def multiple_fault(lab):
-    lab.submit()
+    lab.submit(name="t", assignment_mode=AssignmentMode.MULTIPLE)
     device = lab.device()
     device.check_in()
     lab.services.task_assignments.perform_multiple_task_assignments = fails
-    request = assignments_pb2.PerformMultipleTaskAssignmentsRequest(
-        population_name="people", session_id=device.session_id, task_names=["t"]
-    )
-    name = "TaskAssignments.PerformMultipleTaskAssignments"
-    answer = device.call(device.forwarding, name, request)
-    assert not answer.task_assignments
-    return "200 without a task"
+    return lab.multiple(device)
 
 
 def report_fault(lab):
@@ -277,12 +297,140 @@ def counted(lab):
     return lab.status(lambda: lab.device().contribute(DATA) and None)
 
 
+def silent(lab):
+    """Return a device whose sender holds a place that is overdue."""
+    lab.submit(goal=5)
+    lab.submit(name="t", assignment_mode=AssignmentMode.MULTIPLE)
+    devices = [lab.device() for _ in range(3)]
+    for device in devices:
+        device.check_in()
+    assert lab.start(devices[0]).HasField("task_assignment")
+    senders = lab.services._populations.get("people").senders
+    until = time.monotonic() + WAIT
+    while not lab.do(is_silent(senders)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return devices[1]
+
+
+async def is_silent(senders):
+    return bool(senders.silent)
+
+
+def silent_check_in(lab):
+    return lab.status(silent(lab).check_in)
+
+
+def silent_start(lab):
+    device = silent(lab)
+    return lab.status(lambda: lab.start(device))
+
+
+def silent_multiple(lab):
+    return lab.multiple(silent(lab))
+
+
+def too_many(lab):
+    """The burst that is allowed at once, and what is beyond."""
+    device = lab.device()
+    answers = {lab.status(device.check_in) for _ in range(200)}
+    assert answers == {"200 rejection", "429"}
+    return "429"
+
+
+def lost(lab):
+    """Return a device that checked in before a restart."""
+    lab.submit()
+    lab.submit(name="t", assignment_mode=AssignmentMode.MULTIPLE)
+    device, other = lab.device(), lab.device()
+    device.check_in()
+    other.check_in()
+    assert lab.multiple(other) == "200 with a task"
+    lab.restart()
+    device.forwarding.target_uri_prefix = lab.thread.server.url
+    return device
+
+
+def lost_start(lab):
+    device = lost(lab)
+    return lab.status(lambda: lab.start(device))
+
+
+def lost_multiple(lab):
+    return lab.multiple(lost(lab))
+
+
+def lost_report(lab):
+    device = lost(lab)
+    request = eligibility_pb2.ReportEligibilityEvalTaskResultRequest(
+        population_name="people", session_id=device.session_id
+    )
+    name = "EligibilityEvalTasks.ReportEligibilityEvalTaskResult"
+    return lab.status(lambda: device.call(device.forwarding, name, request))
+
+
+def outgrows(lab):
+    device, upload = uploading(lab)
+    memory = lab.services._memory
+    size = memory._limit // 2
+    memory.hold(memory._limit - size)
+    info = upload.resource.data_upload_forwarding_info
+    base = device.router.resolve(info, "address").base
+    path = f"upload/v1/media/{quote(upload.resource.resource_name, safe='')}?upload_protocol=raw"
+    chunks = (b"x" * 1000 for _ in range(2 + size // 1000))
+    return lab.status(lambda: device.send("POST", base, path, chunks))
+
+
+def unanswered(lab, call):
+    """Return what a call is answered that is not done when the server stops."""
+    begun = threading.Event()
+
+    async def never(*arguments):
+        begun.set()
+        await asyncio.Event().wait()
+
+    lab.services.eligibility_eval_tasks.request_eligibility_eval_task = never
+    lab.services.task_assignments.report_task_result = never
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(lab.status, call)
+        assert begun.wait(WAIT)
+        lab.thread.stop()
+        return answer.result(WAIT)
+
+
+def stops_check_in(lab):
+    return unanswered(lab, lab.device().check_in)
+
+
+def stops_other(lab):
+    lab.submit()
+    device = lab.device()
+    given, *_ = device.assignment()
+    return unanswered(lab, lambda: device.report(given))
+
+
 PRODUCERS = {
     name.replace("_", "-"): value
     for name, value in list(globals().items())
     if callable(value) and name.replace("_", "-") in rows()
 }
-OPTIONS = {"sessions-full": {"max_sessions": 1}, "no-room": {"body_timeout": "1s"}}
+SILENT = {"max_silent_per_sender": 1, "first_sign_timeout": "1ms"}
+STORED = {"storage": "sqlite", "storage.sqlite.path": "answers.sqlite"}
+STOPS = {"drain_timeout": "10ms"}
+OPTIONS = {
+    "sessions-full": {"max_sessions": 1},
+    "no-room": {"body_timeout": "1s"},
+    "silent-check-in": SILENT,
+    "silent-start": SILENT,
+    "silent-multiple": SILENT,
+    "too-many": {"rate_per_address": 0.01},
+    "lost-start": STORED,
+    "lost-multiple": STORED,
+    "lost-report": STORED,
+    "outgrows": {"max_in_flight": 10_000, "max_body": 10_000, "max_decompressed": 10_000},
+    "stops-check-in": STOPS,
+    "stops-other": STOPS,
+}
 
 
 @pytest.mark.parametrize("name", rows())

@@ -19,6 +19,7 @@ from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
 from fcp_core.server.http import downloads
 from fcp_core.server.http.downloads import parse_range
+from fcp_core.server.services import spool
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.published import publish, publish_plan
 
@@ -532,3 +533,39 @@ def test_what_is_written_in_parts_is_whole(make_front, http, monkeypatch, size):
         if size > 9:
             ask = http.head(FILE, "GET", Range="bytes=9-")
             assert connection.send(ask).reply("GET").body == data[9:]
+
+
+def test_a_large_model_lies_in_a_file_and_not_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "SPOOLED", 300_000)
+    monkeypatch.setattr(spool, "_PIECE", 70_000)
+    model = np.random.default_rng(0).standard_normal(100_000).astype("f4").tobytes()
+    small = model[:100_000]
+    spec = TaskSpec("p", "task", b"plan", b"", 1, checkpoint=model, slices={"s": {0: small}})
+    published = publish("group", spec, folder=tmp_path)
+    sent = file_of(published, "checkpoint", compressed=True)
+    assert isinstance(sent.data, spool.Spooled)
+    assert (len(sent.data), bytes(sent.data)) == (len(model), model)
+    assert sent.data.read(5, 300_005) == model[5:300_005]
+    assert isinstance(file_of(published, "s_0", compressed=True).data, bytes)
+    # The file has no name, so that nothing is left of it after a kill.
+    assert not list(tmp_path.iterdir())
+    assert publish("group", spec).facts == published.facts
+
+
+def test_where_no_file_can_be_written_a_large_model_stays_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "SPOOLED", 10)
+    assert spool.spooled(b"0123456789", tmp_path / "missing") == b"0123456789"
+
+
+@pytest.mark.parametrize("header", [{}, {"Range": "bytes=100-299999"}, {"Range": "bytes=-5"}])
+def test_what_lies_in_a_file_is_sent_like_anything_else(make_front, http, tmp_path, header):
+    data = np.random.default_rng(1).bytes(3 * downloads.PART // 2)
+    services = http.Services()
+    kept = spool.Spooled(data, tmp_path)
+    services.media.files["group/plan"] = http.Download(kept, "application/x", "tag", 60.0)
+    wanted = parse_range(header["Range"], len(data)) if header else range(len(data))
+    with make_front(services).connect() as connection:
+        for _ in range(2):
+            reply = connection.send(http.head(FILE, "GET", **header)).reply("GET")
+            assert reply.status == (206 if header else 200)
+            assert reply.body == data[wanted.start : wanted.stop]

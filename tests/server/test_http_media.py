@@ -15,8 +15,8 @@ import pytest
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import ManualClock
-from fcp_core.server.http.body import PART
 from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.http.turns import PART
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
 

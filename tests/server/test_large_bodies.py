@@ -23,10 +23,11 @@ from tornado.iostream import IOStream
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import inflate as bodies
-from fcp_core.server.http.body import DIRECT, PART, InFlight
+from fcp_core.server.http.body import DIRECT, InFlight
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
 from fcp_core.server.http.inflate import AHEAD, GzipReader
 from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.turns import PART
 
 UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
 SIZE = 3_000_001

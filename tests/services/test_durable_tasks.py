@@ -360,7 +360,7 @@ def troubled(kit):
         def fcp_register_storages(self):
             return [storage.factory()]
 
-    return storage, lambda: kit.world(extra=[Plugin()], storage="troubled")
+    return storage, lambda **more: kit.world(extra=[Plugin()], storage="troubled", **more)
 
 
 async def until(true):
@@ -459,6 +459,32 @@ def test_a_storage_that_hangs_turns_devices_away(kit, troubled, monkeypatch):
     asyncio.run(main())
 
 
+def test_what_waits_to_be_stored_holds_no_bytes(kit, troubled):
+    """Its bytes are in the aggregate: there is room for others, and devices are let in."""
+    storage, world_of = troubled
+
+    async def main():
+        async with world_of(max_in_flight=300) as world:
+            task = await world.submit(goal=2, over_selection=2.0)
+            storage.going_on.clear()
+            device = world.device()
+            held = await device.assignment()
+            ticket = await device.start_upload(held)
+            await device.upload(ticket)
+            assert 150 < world.services._memory.held < 300
+            contributing = asyncio.create_task(device.submit(held, ticket))
+            await until(lambda: not world.services._memory.held)
+            other = asyncio.create_task(world.device().run())
+            await until(lambda: world.services.tasks._running[task].machine._accumulating == 2)
+            assert not contributing.done()
+            storage.going_on.set()
+            await contributing
+            assert await other
+            assert await world.result(task) == [0b11, 2]
+
+    asyncio.run(main())
+
+
 def test_devices_are_turned_away_while_uploads_pile_up(kit, sqlite):
     async def main():
         async with sqlite(max_in_flight=300) as world:
@@ -470,6 +496,10 @@ def test_devices_are_turned_away_while_uploads_pile_up(kit, sqlite):
             assert 150 < world.services._memory.held < 300
             assert await kit.code_of(world.device().check_in()) is Code.UNAVAILABLE
             await slow.submit(held, ticket)
+            assert await world.device().run()
+            world.services.media.behind(True)  # so does what is not received yet
+            assert await kit.code_of(world.device().check_in()) is Code.UNAVAILABLE
+            world.services.media.behind(False)
             assert await world.device().run()
 
     asyncio.run(main())

@@ -1,6 +1,7 @@
 """Tasks as programs and operators handle them."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -179,5 +180,25 @@ def test_a_plan_by_privacy_id_is_refused_when_it_is_submitted(kit):
             with pytest.raises(StatusError, match="privacy_id_config") as caught:
                 await world.submit(plan=plan.SerializeToString())
             assert caught.value.code is Code.INVALID_ARGUMENT
+
+    asyncio.run(main())
+
+
+def test_a_result_is_kept_by_the_storage_only(kit):
+    """A large one would be in memory for as long as late devices are answered."""
+
+    async def main():
+        async with kit.world() as world:
+            task = await world.submit(goal=1)
+            runner = world.services.tasks._running[task]
+            waiting = [asyncio.create_task(world.result(task)) for _ in range(2)]
+            gives_up = asyncio.create_task(world.result(task))
+            device = world.device()
+            assignment = await device.assignment()
+            gives_up.cancel()
+            await device.contribute(assignment)
+            first, second = await asyncio.gather(*waiting)
+            assert first == second == await world.result(task)
+            assert not [kept for kept in gc.get_referents(runner.__dict__) if kept == first]
 
     asyncio.run(main())

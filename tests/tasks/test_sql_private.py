@@ -183,3 +183,25 @@ def test_bounds_follow_from_what_is_written(x, bound):
     lowered = SqlQuery(f"SELECT SUM({x}) FROM t", epsilon=1.0, max_rows=2).lowered()
     (nested,) = lowered.intrinsics[0].nested
     assert [float(each.value) for each in nested.parameters] == [bound, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"epsilon": -1.0}, "epsilon must be above 0"),
+        ({"epsilon": math.nan}, "epsilon must be above 0"),
+        ({"epsilon": math.inf}, "epsilon must be above 0, and finite"),
+        ({"delta": 1.0}, "delta must be from 0 to below 1"),
+        ({"delta": math.nan}, "delta must be"),
+        ({"max_groups": 0, "max_rows": 10**9}, "max_groups must be .*; max_rows must be"),
+        ({"min_devices": 0}, "min_devices must be at least 1"),
+        ({"domain": {"app": []}}, "must have values"),
+        ({"domain": {"app": [0, -0.0]}}, "each of them once"),
+        ({"domain": {"app": [math.inf]}}, "is not finite"),
+    ],
+)
+def test_bounds_and_budgets_that_are_none_are_refused(options, words):
+    query = SqlQuery("SELECT app, COUNT(*) FROM t GROUP BY app", **{"epsilon": 1.0, **options})
+    with pytest.raises(UsageError, match=words):
+        query.lowered()

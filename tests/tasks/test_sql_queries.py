@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcp_core.errors import MissingExtraError, UsageError
-from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import plan_pb2, selection_criteria_pb2
 from fcp_core.tasks.sql_query import SqlQuery
 from tests.tasks.sql_simulation import answer, contributions, oracle, rows_of, stores_of
@@ -296,3 +297,29 @@ def test_without_the_parser_there_is_a_word_for_it(monkeypatch):
 def test_what_cannot_be_answered_is_named(sql, words):
     with pytest.raises(UsageError, match=words):
         SqlQuery(sql).lowered()
+
+
+def test_nesting_that_is_too_deep_is_said_in_words():
+    with pytest.raises(UsageError, match="nested too deeply"):
+        SqlQuery(f"SELECT COUNT({'(' * 5000}x{')' * 5000}) FROM t").lowered()
+
+
+def test_infinite_keys_are_groups(tmp_path):
+    tables = [{"t": (("k",), [(value,)])} for value in (math.inf, -math.inf, 1e300, math.inf)]
+    table = answer(
+        SqlQuery("SELECT k, COUNT(*) AS n FROM t GROUP BY k"), stores_of(tmp_path, tables)
+    )
+    assert sorted(rows_of(table)) == [(-math.inf, 1), (1e300, 1), (math.inf, 2)]
+
+
+def test_a_key_that_is_no_literal_costs_nobody_the_result():
+    """A device may send any key, and two literals of one number."""
+    query = SqlQuery("SELECT k, COUNT(*) AS n FROM t GROUP BY k ORDER BY n")
+    keys = [b"1", b"1.0", b"nonsense", b"\xff", b"'open", b"X'0'", b"9" * 30, b"-" * 9999, b""]
+    keys_tensor = np.empty(len(keys), object)
+    keys_tensor[:] = keys
+    counts = np.arange(1, len(keys) + 1)
+    result = write_checkpoint({"k": keys_tensor, "COUNT(*)": counts}, "federated_compute")
+    rows = rows_of(query.table(result))
+    assert [n for _, n in rows] == counts.tolist()
+    assert [k for k, _ in rows][:6] == ["1", "1.0", "nonsense", "\\xff", "'open", "X'0'"]

@@ -433,3 +433,33 @@ def test_the_sensitivities_that_were_computed_elsewhere():
 def test_the_grid_is_finer_than_any_float_of_the_result():
     accumulator = GAUSSIAN.make(SUM, OPTIONS)
     assert accumulator.step * STEPS == 5.0
+
+
+def test_scaled_outputs_have_their_part_of_one_norm() -> None:
+    """A count of half a point with noise of its own, beside a sum of another size."""
+    joint = Intrinsic(JOINT_URI, nested=(SUM, MEAN))
+    options = {"clip": 5.0, "noise_multiplier": 0.01, "clients": 10, "scales": ("A=4",)}
+    accumulator = GAUSSIAN.make(joint, options)
+    value = [np.array([0.5, 0.0], np.float32), np.array([[1.0], [0], [0]])]
+    accumulator.accumulate(value)  # its norm is that of (2, 1): it is within the clip
+    assert np.allclose(accumulator.report()[0], [0.5, 0], atol=1e-6)
+    promised = accumulator.promise(ReleaseContext(10, seeded(1)))
+    assert [noise.stddev for noise in promised.noise] == [0.05 / 4, 0.05 / 10]
+    # (12, 0) is 12 beside (0): scaled down to 5, and that is 1.25 without the factor.
+    other = GAUSSIAN.make(joint, options)
+    other.accumulate([np.array([3.0, 0], np.float32), np.zeros((3, 1))])
+    assert np.allclose(other.report()[0], [1.25, 0], atol=1e-6)
+
+
+def test_a_factor_makes_no_number_that_nothing_bounds() -> None:
+    joint = Intrinsic(JOINT_URI, nested=(MEAN,))
+    options = {"clip": 5.0, "noise_multiplier": 0.01, "clients": 1, "scales": ("B=1e10",)}
+    accumulator = GAUSSIAN.make(joint, options)
+    accumulator.accumulate([np.array([[1.7e308], [-1.7e308], [0]])])
+    assert np.linalg.norm(accumulator.report()[0]) * 1e10 <= 5.0
+
+
+@pytest.mark.parametrize("scales", [("A",), ("A=x",), ("A=0",), ("A=nan",), ("Z=1",), ("=1",)])
+def test_factors_of_nothing_are_refused(scales: tuple[str, ...]) -> None:
+    with pytest.raises(StatusError, match="scales "):
+        GAUSSIAN.make(BOTH, {**OPTIONS, "scales": scales})

@@ -14,7 +14,7 @@ import pytest
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.client import Acceptance, PrivacyPolicy, TaskOutcome
 from fcp_core.plugins.manager import Plugins
-from fcp_core.protocol.status import StatusError
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server
 from fcp_core.testing import RunningServer, make_device, query_task
@@ -65,8 +65,8 @@ class House:
         spec = {"over_selection": 1.0, "deadline": 86400.0, **fields}
         return self.server.submit(query_task(SUM, goal_count=goal, **spec))
 
-    def device(self, vector, protocol=None, **options):
-        data = {"v": np.array(vector, np.int64)}
+    def device(self, vector, protocol=None, dtype=np.int64, **options):
+        data = {"v": np.array(vector, dtype)}
         protocols = [protocol or SecureAggregationDevice()]
         made = make_device(self.server.url, data, protocols=protocols, **options)
         self._stack.enter_context(made)
@@ -217,6 +217,37 @@ def test_a_cohort_that_is_poisoned_does_not_reach_the_median_of_the_cohorts(hous
     assert own.total(task) == [3 * 303, 9, 0]
 
 
+def test_a_sum_that_one_device_spoils_is_not_the_fault_of_the_others(house):
+    """It does not fit the dtype, so it is nobody's; the devices come back, and the task goes on."""
+    whole = TensorSpec("v", DataType.INT32, (3,)), TensorSpec("total", DataType.INT32, (3,))
+    bound = Parameter("", np.array(2**31 - 1, np.int32))
+    own = house(cohort=4, dropout_rate=0.0)
+    task = own.server.submit(
+        query_task(
+            Intrinsic(SUM.uri, whole[:1], whole[1:], (bound,)),
+            goal_count=4,
+            over_selection=1.0,
+            deadline=86400.0,
+        )
+    )
+    first = [own.device([value, 1, 0], dtype=np.int32) for value in (2**31 - 1, 5, 6, 7)]
+    codes = [future.result(WAIT).tasks[0].error.code for future in first]
+    assert codes == [Code.ABORTED] * 4
+    assert told([own.device([n, 1, 0], dtype=np.int32) for n in range(4)]) == ["CONTRIBUTED"] * 4
+    assert own.total(task) == [6, 4, 0]
+
+
+def test_a_device_may_want_a_higher_threshold_than_the_server_has(house):
+    own = house()  # 5 of 8
+    task = own.submit(8)
+    wants = [SecureAggregationDevice(threshold_above=above) for above in (0.62, 0.63)]
+    refused = own.device([9, 9, 9], wants[1]).result(WAIT).tasks[0]
+    assert "5 of 8 neighbours could put a key together" in refused.error.message
+    devices = [own.device([n, 1, 0], wants[0]) for n in range(8)]
+    assert told(devices) == ["CONTRIBUTED"] * 8
+    assert own.total(task) == [28, 8, 0]
+
+
 @pytest.mark.slow
 def test_it_works_on_a_server_of_several_processes(house):
     own = house(processes=2)
@@ -229,7 +260,7 @@ CHILD = """
 import json, random, sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from fcp_core.protocol.status import StatusError
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.testing import make_device
 from fcp_secagg.device import SecureAggregationDevice
 

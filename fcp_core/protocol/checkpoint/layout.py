@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 #: How many sizes of checkpoints a reader remembers.
 _SIZES = 16
+#: The layout of so large a checkpoint is learnt from the first one: it is little beside the rest.
+_LARGE = 16 << 20
 
 
 class Layout:
@@ -152,7 +154,7 @@ class CheckpointReader:
                 return checkpoint
         checkpoint = open_checkpoint(view, verify=self._verify)
         with self._lock:
-            again = size in self._sizes
+            again = size in self._sizes or size >= _LARGE
             _remember(self._sizes, size, None)
         if again:
             try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -20,19 +19,17 @@ from fcp_core.server.http import refusals
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.identify import identify
+from fcp_core.server.http.large_uploads import LARGE
 from fcp_core.server.http.limits import Limits, http_error
 from fcp_core.server.http.passing import UPLOAD
+from fcp_core.server.http.turns import PART, Turns
 
 _QUERIES = frozenset({"", "upload_protocol=raw"})
 
 #: Bodies from this size on are read straight off the socket, if their length was announced.
 DIRECT = 64 << 10
-#: Bytes that are read straight off the socket at once.
-PART = 256 << 10
 #: Seconds of reading, shared by the bodies that come, before other requests have their turn.
 TURN = 1e-3
-#: How often an upload that waits for room looks whether there is some, in seconds.
-PAUSE = 0.05
 
 
 class InFlight:
@@ -42,8 +39,10 @@ class InFlight:
     :param beside: count among these, as uploads do. They must leave room for what *waiting* says;
         calls need not: it is a submission that makes room.
     :param waiting: returns how many bytes of uploads wait to be submitted or folded.
+    :param on_behind: called with whether more than *limit* bytes wait to begin, when that changes.
     :ivar held: how many bytes there are; those that count beside have none of their own.
     :ivar readers: how many bodies are being read straight off their sockets.
+    :ivar turns: says which of them may.
     """
 
     def __init__(
@@ -53,38 +52,15 @@ class InFlight:
         *,
         beside: InFlight | None = None,
         waiting: Callable[[], int] | None = None,
+        on_behind: Callable[[bool], None] = lambda behind: None,
     ) -> None:
         self.limit = limit
         self.free = free
         self.held = 0
         self.readers = 0
+        self.turns = Turns(limit, self.room, on_behind)
         self._pool = self if beside is None else beside
         self._waiting = waiting
-        #: Those who wait for room, in order.
-        self._waiting_for_room: deque[object] = deque()
-        #: How much is missing of the bodies that come and are waited for.
-        self._missing: dict[object, int] = {}
-
-    def goes_on(self, body: object, missing: int) -> bool:
-        """Whether more of a body is to be read now; if not, it is asked again later.
-
-        What the body that lacks the least still lacks is left free by all others, so that one after
-        the other becomes complete; what is merely announced takes nothing from anybody.
-
-        :param missing: how much is still to come of it; 0: it is over.
-        """
-        if not missing:
-            self._missing.pop(body, None)
-            return True
-        self._missing[body] = missing
-        size, room = min(PART, missing), self.room()
-        if size + missing <= room:  # and what the first one lacks is no more
-            return True
-        first = min(self._missing, key=self._missing.__getitem__)
-        if body is first:
-            # The others may have a part each that was not counted when they asked.
-            return size <= room + PART * (len(self._missing) - 1)
-        return size + self._missing[first] <= room
 
     def take(self, size: int) -> None:
         """Count *size* bytes more.
@@ -92,6 +68,10 @@ class InFlight:
         :raises StatusError: UNAVAILABLE if that is over the limit; nothing is counted then.
         """
         self.admit(size)
+        self.force(size)
+
+    def force(self, size: int) -> None:
+        """Count *size* bytes more, even if that is over the limit."""
         self._pool.held += size
 
     def admit(self, size: int) -> None:
@@ -110,6 +90,12 @@ class InFlight:
     def give_back(self, size: int) -> None:
         """Release *size* bytes."""
         self._pool.held -= size
+        self.look()
+
+    def look(self) -> None:
+        """Have those that wait look again, for there may be more room."""
+        if self.turns.paused:
+            self.turns.look()
 
     def room(self) -> int:
         """Return how many bytes more may be taken."""
@@ -117,24 +103,13 @@ class InFlight:
         return self.limit - self._pool.held - waiting
 
     async def wait(self, size: int, timeout: float) -> None:
-        """Wait until *size* bytes may be taken; those who came before are first.
+        """Wait until a body of *size* bytes may begin, as :meth:`Turns.wait`.
 
         What could never be taken is not waited for: taking it says why.
-
-        :param timeout: how long to wait at most, in seconds; taking then fails.
         """
-        if size > self.limit or (not self._waiting_for_room and size <= self.room()):
-            return
-        loop, turn = asyncio.get_running_loop(), object()
-        until = loop.time() + timeout
-        self._waiting_for_room.append(turn)
-        try:
-            while self._waiting_for_room[0] is not turn or size > self.room():
-                if loop.time() >= until:
-                    return
-                await asyncio.sleep(PAUSE)
-        finally:
-            self._waiting_for_room.remove(turn)
+        quiet = not self.turns.missing and not self.turns.paused
+        if size <= self.limit and not (quiet and size <= self.room()):
+            await self.turns.wait(size, timeout)
 
 
 class BodyReader:
@@ -199,16 +174,16 @@ class BodyReader:
                     begun = time.perf_counter()
         finally:
             self._in_flight.readers -= 1
-            self._in_flight.goes_on(self, 0)
+            self._in_flight.turns.goes_on(self, 0)
         self._whole = whole
 
     async def _wait_for_room(self, stream: IOStream) -> None:
         """Read no more while there is no room: the device is slowed down, not turned away."""
         assert self._length is not None  # as in receive_from
-        while not self._in_flight.goes_on(self, self._length - self.received):
+        while not self._in_flight.turns.goes_on(self, self._length - self.received):
             if stream.closed():
                 raise StreamClosedError
-            await asyncio.sleep(PAUSE)
+            await self._in_flight.turns.pause(self)
 
     def receive(self, piece: bytes) -> Awaitable[None] | None:
         """Take the next piece; wait for what is returned before giving another.
@@ -256,7 +231,7 @@ class BodyReader:
         size -= self._in_flight.free
         if size > self._counted and not self.closed:
             if anyway:
-                self._in_flight.give_back(self._counted - size)
+                self._in_flight.force(size - self._counted)
             else:
                 self._in_flight.take(size - self._counted)
             self._counted = size
@@ -270,6 +245,7 @@ class UploadHandler(Handler):
     _name: str | None = None
     _sender: str | None = None
     _wanted = True
+    _has_turn = False
 
     def allowed(self) -> Sequence[str]:
         """Return the only method."""
@@ -300,12 +276,18 @@ class UploadHandler(Handler):
         if await context.services.media.begin_upload(name, self._sender):
             self._name = name
             # A device that is refused stays away for hours; one that is not read from waits.
-            await context.uploads.wait(self.announced or 0, context.limits.body_timeout / 2)
+            size, timeout = self.announced or 0, context.limits.body_timeout / 2
+            if size >= LARGE:
+                await context.large_uploads.begin(timeout)
+                self._has_turn = True
+            await context.uploads.wait(size, timeout)
             if "Content-Encoding" in self.headers:
                 self.open_body(context.limits, context.uploads)
             else:
                 room = (context.uploads, context.executor, context.buffers)
                 self.body = BodyReader(self.announced, context.limits, *room)
+            if self.over:  # the device gave up while it waited
+                self.abandon()
         else:
             # The bytes are there; only the answer was lost. What comes is dropped as it comes.
             self._wanted = False
@@ -314,6 +296,9 @@ class UploadHandler(Handler):
     def abandon(self) -> None:
         """Notify the service that the upload was abandoned."""
         super().abandon()
+        if self._has_turn:
+            self._has_turn = False
+            self.context.large_uploads.end()
         name, self._name = self._name, None
         if name is not None:
             media = self.context.services.media
@@ -332,5 +317,5 @@ class UploadHandler(Handler):
         try:
             await self.context.services.media.finish_upload(name, body, self._sender)
         finally:
-            self.body.close()
+            self.abandon()
         self.answer()

@@ -22,6 +22,8 @@ import numpy as np
 
 #: The most bytes that are kept while nobody uses them.
 KEPT = 64 << 20
+#: Seconds for which one block that is larger than that waits for a body that waits for it.
+SPARE = 1.0
 #: Seconds after which memory that nobody used goes back to the operating system.
 IDLE = 5.0
 #: Memory goes back to the operating system in steps of so many bytes: it takes milliseconds a
@@ -36,15 +38,25 @@ class Buffers:
 
     :param kept: the most bytes to keep for later.
     :param time: tells seconds.
+    :param awaited: whether somebody waits for the memory of a large body.
     """
 
-    def __init__(self, kept: int = KEPT, *, time: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        kept: int = KEPT,
+        *,
+        time: Callable[[], float] = time.monotonic,
+        awaited: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._bound = kept
+        self._awaited = awaited
         self._time = time
         #: What came back, from any thread, even in the middle of a method of this class.
         self._returned: deque[tuple[float, mmap.mmap]] = deque()
         #: What is free, and since when; oldest first.
         self._free: list[tuple[float, mmap.mmap]] = []
+        #: A block that is too large to be kept for long.
+        self._spare: mmap.mmap | None = None
         #: How much is lent, as far as what came back was put among what is free.
         self._lent = 0
         self._closed = False
@@ -76,6 +88,7 @@ class Buffers:
     def close(self) -> None:
         """Free all memory that is not in use, and keep none from now on."""
         self._closed = True
+        self._spare = None
         self._free.clear()
         self._returned.clear()
         if self._timer is not None:
@@ -99,6 +112,10 @@ class Buffers:
 
     def _find(self, wanted: int) -> mmap.mmap | None:
         """Return free memory that is large enough and not much larger; the newest is warm."""
+        spare = self._spare
+        if spare is not None and wanted <= len(spare) <= wanted + wanted // 4:
+            self._spare = None
+            return spare
         for index in reversed(range(len(self._free))):
             if wanted <= len(self._free[index][1]) <= wanted + wanted // 4:
                 return self._free.pop(index)[1]
@@ -109,9 +126,18 @@ class Buffers:
             return
         self._returned.append((self._time(), block))
         if len(block) > self._bound and self._loop is not None:
-            # Nobody will have it again: it need not wait for the next look.
+            # Nobody will have it again, or one who waits: it need not wait for the next look.
             with contextlib.suppress(RuntimeError):  # the loop was closed
                 self._loop.call_soon_threadsafe(self._collect)
+
+    def _drop(self, which: int) -> None:
+        """Free the spare block, unless it found its use."""
+        spare = self._spare
+        if spare is not None and id(spare) == which:
+            self._spare = None
+            beyond = [spare]
+            del spare
+            _release(beyond)
 
     def _collect(self) -> None:
         """Keep the memory that came back, within the bound."""
@@ -119,7 +145,11 @@ class Buffers:
         while self._returned:
             when, block = self._returned.popleft()
             self._lent -= 1
-            if len(block) > self._bound:
+            if len(block) > self._bound and self._spare is None and self._awaited():
+                assert self._loop is not None  # it was set when the block was lent
+                self._spare = block
+                self._loop.call_later(SPARE, self._drop, id(block))
+            elif len(block) > self._bound:
                 beyond.append(block)
             else:
                 self._free.append((when, block))

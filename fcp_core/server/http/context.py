@@ -20,6 +20,7 @@ from fcp_core.server.http import refusals
 from fcp_core.server.http.body import BodyReader, InFlight
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.inflate import reader_of
+from fcp_core.server.http.large_uploads import LargeUploads
 from fcp_core.server.http.limits import FREE_OF_CALL, SMALL_CALLS, Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
@@ -87,12 +88,15 @@ class Context:
             limits.max_in_flight,
             beside=self.in_flight,
             waiting=partial(attrgetter("held"), services.media),
+            on_behind=services.media.behind,
         )
+        services.media.on_release(self.uploads.look)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
-        self.buffers = Buffers()
+        self.large_uploads = LargeUploads(partial(attrgetter("held"), services.media))
+        self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited)
         #: Where populations are owned; None: here.
         self.members: Routes | None = None
         #: The connections to other members.

@@ -13,6 +13,7 @@ from fcp_core.server.http.forward import pass_on
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.limits import http_error
 from fcp_core.server.http.passing import DOWNLOAD
+from fcp_core.server.services.spool import Spooled
 
 _RANGE = re.compile(r"bytes\s*=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})", re.IGNORECASE)
 _TAG = re.compile(r'\*|(?:W/)?"[^"]*"')
@@ -61,21 +62,27 @@ class DownloadHandler(Handler):
                 return
             status = 206
             headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(data)}"
-            data = data[wanted.start : wanted.stop]
+        part = range(len(data)) if wanted is None else wanted
         # The header goes first, so that the data is written as it is, without a copy.
-        self.begin_answer(len(data), status, headers)
+        self.begin_answer(len(part), status, headers)
         if self.method != "HEAD":
             try:
-                await asyncio.wait_for(self._write(data), self.context.limits.body_timeout)
+                await asyncio.wait_for(self._write(data, part), self.context.limits.body_timeout)
             except asyncio.TimeoutError:
                 self.http.close()
         self.end_answer()
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes | Spooled, wanted: range) -> None:
         """Write it part by part: a fast device would have the loop for itself meanwhile."""
-        view = memoryview(data)
-        for start in range(0, len(view), PART):
-            await self.http.write(view[start : start + PART])  # type: ignore[arg-type]
+        loop = asyncio.get_running_loop()
+        for start in range(wanted.start, wanted.stop, PART):
+            stop = min(start + PART, wanted.stop)
+            part: bytes | memoryview
+            if isinstance(data, bytes):
+                part = memoryview(data)[start:stop]
+            else:
+                part = await loop.run_in_executor(self.context.executor, data.read, start, stop)
+            await self.http.write(part)  # type: ignore[arg-type]
             await asyncio.sleep(0)
 
     def _range(self, size: int, etag: str) -> range | None:

@@ -28,6 +28,7 @@ from fcp_core.server.http.context import Authenticate, Context
 from fcp_core.server.http.downloads import DownloadHandler
 from fcp_core.server.http.handler import Handler, RPCHandler
 from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.links import LINKS, LinkHandler, dial
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.pages import HealthHandler, MetricsHandler, NothingHandler
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
@@ -36,6 +37,8 @@ from fcp_core.server.http.routed import from_members, routed
 from fcp_core.server.http.shared_admin import SharedAdmin
 from fcp_core.server.http.tls import MemberTLS
 from fcp_core.server.logs import hide_addresses
+from fcp_core.server.processes.link import Link
+from fcp_core.server.processes.member_links import MemberLinks
 from fcp_core.server.services.members import Members
 from fcp_core.server.services.routing import Routes
 
@@ -65,6 +68,7 @@ class Frontend:
     :param member_tls: what they are called with, and call; None is plain HTTP.
     :param pages: the names of the pages of plugins that are served, if there is an admin API.
     :param url: where devices reach the server; the path in it may stand before all others.
+    :param links: to other members, for whom this one receives uploads; None: it does not.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Frontend:
         member_tls: MemberTLS | None = None,
         pages: Sequence[str] = (),
         url: str = "/",
+        links: MemberLinks | None = None,
     ) -> None:
         self._prefix = urlsplit(url).path.rstrip("/")
         self._sockets = list(sockets)
@@ -94,6 +99,9 @@ class Frontend:
             services, authenticate, limits, metrics, threads, secure=tls is not None
         )
         self._context.members = members
+        self._links = links
+        if links is not None:
+            links.room = self._context.uploads.room
         self._member_tls = None
         if member_tls is not None:
             self._member_tls = member_tls.server.context
@@ -110,6 +118,17 @@ class Frontend:
         self._member_http: BoundedHTTPServer | None = None
         self._check = admin_check
         self._pages = tuple(pages)
+
+    async def dial(self, url: str, member_id: str, link: Link) -> None:
+        """Open a connection to another member for a link.
+
+        :raises OSError: if there is none.
+        """
+        members, links = self._context.members, self._links
+        assert members is not None  # only members dial
+        assert links is not None
+        keys = lambda: members.table.secrets  # noqa: E731
+        await dial(self._context.peers, keys, links.spawn, url, member_id, link)
 
     @property
     def has_admin(self) -> bool:
@@ -131,9 +150,12 @@ class Frontend:
             DOWNLOAD: partial(DownloadHandler, self._context),
         }
         if self._member_sockets:
+            makers: dict[str, MakeHandler] = {**hot, PREFIX: self._make_admin}
+            if self._links is not None:
+                makers[LINKS] = partial(LinkHandler, self._links, self._context)
             self._member_http = BoundedHTTPServer(
                 Router(
-                    from_members(self._context, {**hot, PREFIX: self._make_admin, "": make}),
+                    from_members(self._context, {**makers, "": make}),
                     self._limits.idle_timeout,
                 ),
                 limits=self._limits,
@@ -143,7 +165,11 @@ class Frontend:
             )
             self._member_http.add_sockets(self._member_sockets)
         if self._context.members is not None:
-            hot = {begins: routed(self._context, maker) for begins, maker in hot.items()}
+            linked = {} if self._links is None else {UPLOAD: self._links.at}
+            hot = {
+                begins: routed(self._context, maker, linked=linked.get(begins))
+                for begins, maker in hot.items()
+            }
             make = routed(self._context, make)
         self._http = BoundedHTTPServer(
             Router(make, self._limits.idle_timeout, hot, self._prefix),

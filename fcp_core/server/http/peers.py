@@ -170,6 +170,13 @@ class Peers:
             if not stream.closed():
                 stream.set_close_callback(None)
                 return Exchange(self, url, stream, reused=True)
+        return Exchange(self, url, await self.connect(url), reused=False)
+
+    async def connect(self, url: str) -> IOStream:
+        """Connect to a member.
+
+        :raises OSError: if there is no connection to it; StreamClosedError is one.
+        """
         address = urlsplit(url)
         try:
             stream = await self._client.connect(
@@ -181,7 +188,7 @@ class Peers:
         except TimeoutError:
             raise StreamClosedError from None
         stream.set_nodelay(True)
-        return Exchange(self, url, stream, reused=False)
+        return stream
 
     def keep(self, url: str, stream: IOStream) -> None:
         """Keep a connection for the next call."""

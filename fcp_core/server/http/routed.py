@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tornado.httputil import HTTPHeaders
 
@@ -12,12 +12,21 @@ from fcp_core.server.http.forward import ForwardHandler
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.pages import NothingHandler
 from fcp_core.server.http.passing import HEADER, mark_of_call, verify
+from fcp_core.server.processes.member_links import LARGE
 
 
-def routed(context: Context, make: MakeHandler, *, passes: bool = True) -> MakeHandler:
+def routed(
+    context: Context,
+    make: MakeHandler,
+    *,
+    passes: bool = True,
+    linked: Callable[[str], object] | None = None,
+) -> MakeHandler:
     """Return what makes the handler of a request: *make*, if the population is this server's.
 
     :param passes: whether calls are passed on; if not, they are answered that it moved.
+    :param linked: returns what leads to an owner, given where that is called, if there is a link:
+        *make* can do without its population then.
     """
     members = context.members
     assert members is not None  # there is nothing to route otherwise
@@ -26,12 +35,21 @@ def routed(context: Context, make: MakeHandler, *, passes: bool = True) -> MakeH
         mark, begins = mark_of_call(method, uri.partition("?")[0])
         if mark is not None:
             owner = members.table.owner(mark, members.clock)
+            there = "" if owner is None or linked is None else owner.url
+            if there and linked is not None and _is_large(headers) and linked(there):
+                return make(connection, method, uri, headers)
             if owner is None or owner.url or (owner.giving and begins):
                 request = (connection, method, uri, headers)
                 return ForwardHandler(context, mark, make, passes, begins, *request)
         return make(connection, method, uri, headers)
 
     return choose
+
+
+def _is_large(headers: HTTPHeaders) -> bool:
+    """Whether a body is large enough to be received here, rather than passed on; it may not say."""
+    announced = headers.get("Content-Length", "")
+    return not announced.isdecimal() or int(announced) >= LARGE
 
 
 def from_members(context: Context, makers: Mapping[str, MakeHandler]) -> MakeHandler:

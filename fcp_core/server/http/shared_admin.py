@@ -27,6 +27,7 @@ from fcp_core.admin.messages import (
     Task,
     TaskList,
 )
+from fcp_core.admin.schedules import ScheduleList
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.token_parts import mark_of
 from fcp_core.server.http.passing import HEADER, Passed, sign
@@ -94,6 +95,13 @@ class SharedAdmin:
         others = await self._ask_all("/eligibility_tasks", EligibilityList)
         tasks = [one for each in (found, *others) for one in each.eligibility_tasks]
         return EligibilityList(sorted(tasks, key=lambda one: one.population))
+
+    async def list_schedules(self) -> ScheduleList:
+        """Return the tasks that are offered again and again, by any member."""
+        found = await self._here.list_schedules()
+        others = await self._ask_all("/schedules", ScheduleList)
+        schedules = [one for each in (found, *others) for one in each.schedules]
+        return ScheduleList(sorted(schedules, key=lambda one: (one.population, one.name)))
 
     async def status(self) -> ServerStatus:
         """Return the version, the address and the number of tasks by state, of all members."""

@@ -1,1 +1,1 @@
-"""Several processes that serve as one: one decides, all receive and accumulate."""
+"""Several processes, or members, of one server: one decides, all receive and accumulate."""

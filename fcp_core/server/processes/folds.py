@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -23,6 +24,7 @@ class WorkerFolds:
     The public coroutines are what the process that decides may call.
 
     :ivar held: how many bytes of uploads wait here or are being folded.
+    :ivar on_release: called whenever they have become fewer.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -32,6 +34,17 @@ class WorkerFolds:
         self._folds: dict[int, Fold] = {}
         self._partials: dict[int, memoryview] = {}
         self.held = 0
+        self.on_release: Callable[[], None] = lambda: None
+
+    def clear(self) -> None:
+        """Drop everything: nobody can ask for it any more."""
+        size = sum(map(len, self._bodies.values()))
+        self._bodies.clear()
+        self._partials.clear()
+        self._release(size)
+        folds, self._folds = self._folds, {}
+        for fold in folds.values():
+            fold.abort()
 
     def keep(self, body: Blob) -> int:
         """Keep an upload; return its number."""
@@ -44,7 +57,7 @@ class WorkerFolds:
         """Forget an upload, if it is still there."""
         body = self._bodies.pop(number, None)
         if body is not None:
-            self.held -= len(body)
+            self._release(len(body))
 
     async def read_body(self, number: int, start: int) -> memoryview:
         """Return a piece of an upload.
@@ -74,7 +87,7 @@ class WorkerFolds:
             del body
             await asyncio.wrap_future(future)
         finally:
-            self.held -= size
+            self._release(size)
 
     async def partial(self, fold: int) -> tuple[int, tuple[str, ...]]:
         """Serialize the partial aggregate; return its size and its contributions."""
@@ -95,6 +108,10 @@ class WorkerFolds:
         found = self._folds.pop(fold, None)
         if found is not None:
             found.abort()
+
+    def _release(self, size: int) -> None:
+        self.held -= size
+        self.on_release()
 
     def _find(self, fold: int) -> Fold:
         found = self._folds.get(fold)

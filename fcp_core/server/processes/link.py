@@ -1,4 +1,4 @@
-"""Calls between two processes of one server: frames over a socket pair.
+"""Calls between two processes of one server, or two members: frames over a connection.
 
 A frame is a length of four bytes and as many bytes of MessagePack, an array of three:
 
@@ -101,6 +101,8 @@ class Link(asyncio.Protocol):
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = False
+        #: When the other side was heard last, by the event loop's clock.
+        self.heard = self._loop.time()
         self._out: list[bytes] = []
 
     def serve(self, **handlers: Handler) -> None:
@@ -142,6 +144,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take answers, and begin to answer calls."""
+        self.heard = self._loop.time()
         try:
             frames = self._reader.feed(data)
         except ValueError:  # also what MessagePack raises

@@ -30,7 +30,7 @@ class ProcessGroup:
     def __init__(self, plugins: Plugins, processes: int, *, pin: bool) -> None:
         if processes < 1:
             raise UsageError(f"processes must be at least 1, not {processes}.")
-        #: Accumulates in all processes; None: one process has the usual engine.
+        #: Accumulates in all processes, or members; None: one process has the usual engine.
         self.engine: ProcessEngine | None = None
         #: How many threads decompress at a time in each process; None: the usual number.
         self.threads: int | None = None
@@ -45,7 +45,12 @@ class ProcessGroup:
             if pin:
                 self._shares = shares(processes)
 
-    def share(self, number: int) -> frozenset[int]:
+    def share(self, plugins: Plugins) -> None:
+        """Accumulate in other members, too."""
+        if self.engine is None:
+            self.engine = ProcessEngine(plugins.make_engine(), 1)
+
+    def processors(self, number: int) -> frozenset[int]:
         """Return the processors of a process; none: any.
 
         :param number: of a worker, from 1; 0 is this process.
@@ -65,8 +70,9 @@ class ProcessGroup:
         :param listeners: of this process; workers listen on the same port.
         :param url: where devices reach the server.
         """
-        if self.engine is None:
+        if self._processes == 1:
             return None
+        assert self.engine is not None  # made for several
 
         def settings_of(number: int) -> WorkerSettings:
             return WorkerSettings(
@@ -79,7 +85,7 @@ class ProcessGroup:
                 keyfile=_absolute(keyfile),
                 metrics_apart=bool(listeners.metrics_sockets),
                 threads=self.threads,
-                processors=sorted(self.share(number)),
+                processors=sorted(self.processors(number)),
                 lease_seconds=self._lease if listeners.member_sockets else None,
                 url=url,
                 log_levels=log_levels(),

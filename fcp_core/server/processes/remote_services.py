@@ -109,6 +109,14 @@ class RemoteMedia:
         """How many bytes of uploads wait in this process."""
         return self._folds.held
 
+    def on_release(self, call: Callable[[], None]) -> None:
+        """Call *call* whenever they have become fewer, as ``Media.on_release``."""
+        self._folds.on_release = call
+
+    def behind(self, behind: bool) -> None:
+        """Note whether too many uploads wait in this process, as ``Media.behind``."""
+        self._link.tell("behind", behind)
+
     async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
         """Let an upload begin, as ``Media.begin_upload``."""
         wanted: bool = await self._link.call("begin_upload", resource_name, sender)

@@ -23,7 +23,8 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.process_engine import ProcessEngine, RemoteUpload
+from fcp_core.server.processes.process_engine import ProcessEngine
+from fcp_core.server.processes.remote_upload import RemoteUpload
 from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
@@ -103,6 +104,7 @@ class WorkerProcess:
         self._on_end = on_end
         #: The names of the uploads that it receives, and who sends them.
         self._uploading: dict[str, str | None] = {}
+        self._behind = False
         self._link = Link(
             {
                 "rpc": self._rpc,
@@ -111,6 +113,7 @@ class WorkerProcess:
                 "begin_upload": self._begin_upload,
                 "finish_upload": self._finish_upload,
                 "abandon_upload": self._abandon_upload,
+                "behind": self._is_behind,
                 "download": self._download,
                 "expose": self._exposed,
                 "look": self._look,
@@ -218,6 +221,11 @@ class WorkerProcess:
         self._uploading.pop(name, None)
         await self._services.media.abandon_upload(name, sender)
 
+    async def _is_behind(self, behind: bool) -> None:
+        if behind is not self._behind:
+            self._behind = behind
+            self._services.media.behind(behind)
+
     async def _download(self, name: str, known: str | None) -> tuple[bytes, str, str, float] | None:
         media = self._services.media
         if known is not None and media.is_same(name, known):
@@ -225,7 +233,7 @@ class WorkerProcess:
         found = await media.download(name)
         if found.etag == known:
             return None
-        return found.data, found.content_type, found.etag, found.max_age
+        return bytes(found.data), found.content_type, found.etag, found.max_age
 
     async def _exposed(self, openmetrics: bool) -> bytes:
         assert self._metrics is not None  # a worker measures only if this process does
@@ -242,6 +250,7 @@ class WorkerProcess:
 
     async def abandon_uploads(self) -> None:
         """Let the devices whose uploads it was receiving try again."""
+        await self._is_behind(False)
         while self._uploading:
             await self._services.media.abandon_upload(*self._uploading.popitem())
 

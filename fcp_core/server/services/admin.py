@@ -24,9 +24,11 @@ from fcp_core.admin.messages import (
     TaskList,
     WaitQuery,
 )
+from fcp_core.admin.schedules import ScheduledTask, ScheduleList, ScheduleSummary
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.services.load import Load
 from fcp_core.server.services.routing import alone
+from fcp_core.tasks.schedule import Schedule
 from fcp_core.tasks.sql_query import SqlQuery
 from fcp_core.tasks.tables import Table
 
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from fcp_core.server.services.members import Members
     from fcp_core.server.services.population import Population as DevicePopulation
     from fcp_core.server.services.population import Populations
+    from fcp_core.server.services.schedules import Schedules
     from fcp_core.server.services.tasks import Tasks
+    from fcp_core.storage.records import ScheduleRecord
 
 
 class Admin:
@@ -52,6 +56,7 @@ class Admin:
         *,
         tasks: Tasks,
         eligibility_tasks: EligibilityTasks,
+        schedules: Schedules,
         populations: Populations,
         clock: Clock,
         url: Callable[[], str],
@@ -61,6 +66,7 @@ class Admin:
         self._read_members = None if members is None else members.read
         self._tasks = tasks
         self._eligibility_tasks = eligibility_tasks
+        self._schedules = schedules
         self._populations = populations
         self._clock = clock
         self._url = url
@@ -218,6 +224,46 @@ class Admin:
         """
         found = await self._eligibility_tasks.remove(population)
         return EligibilitySummary.of(found.population, found.task, found.created)
+
+    async def schedule(
+        self, population: str, name: str, scheduled: ScheduledTask
+    ) -> ScheduleSummary:
+        """Offer a task now and once in each period, in place of what its name had before.
+
+        :raises StatusError: as ``Tasks.submit``; INVALID_ARGUMENT if it is another task.
+        """
+        schedule = Schedule(scheduled.every, scheduled.starting)
+        record = await self._schedules.set(scheduled.to_spec(population, name), schedule)
+        return await self._summary(record)
+
+    async def list_schedules(self) -> ScheduleList:
+        """Return the tasks that are offered again and again.
+
+        :raises StatusError: UNAVAILABLE if the storage does not answer.
+        """
+        return ScheduleList([await self._summary(record) for record in self._schedules.list()])
+
+    async def unschedule(self, population: str, name: str) -> ScheduleSummary:
+        """Offer a task no more; return its schedule.
+
+        :raises StatusError: NOT_FOUND if it has none.
+        """
+        return await self._summary(await self._schedules.remove(population, name))
+
+    async def _summary(self, record: ScheduleRecord) -> ScheduleSummary:
+        last = record.created if record.last is None else record.last
+        return ScheduleSummary(
+            population=record.population,
+            name=record.name,
+            every=record.every,
+            starting=record.starting,
+            created=record.created,
+            next=last + record.every,
+            last=record.last,
+            task_id=record.task_id,
+            problem=record.problem,
+            repetitions=await self._schedules.repetitions(record),
+        )
 
     async def members(self) -> MemberList:
         """Return the members of the server and who owns which population.

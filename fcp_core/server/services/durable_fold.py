@@ -76,6 +76,8 @@ class DurableFold(Fold):
     :param begin: opens a fold of the engine.
     :param stored: what an earlier run stored; *begin* is called with its partials first.
     :param counts: returns the numbers of devices that were dropped and that came too late.
+    :ivar on_folded: called on the event loop with the ids of contributions whose bytes are not
+        needed any more: they are accumulated, and to be stored.
     :raises StatusError: as *begin* does.
     """
 
@@ -99,6 +101,7 @@ class DurableFold(Fold):
         self._loose_bytes = sum(sizes)
         self._delta: _Delta | None = None
         self._closed: str | None = None
+        self.on_folded: Callable[[Sequence[str]], None] = lambda contributions: None
         self._on_loss: Callable[[str], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -208,6 +211,7 @@ class DurableFold(Fold):
         error = delta.error or _error_of(inner)
         if error is None:
             delta.ready.append((contributions, future))
+            self.on_folded(contributions)
         else:
             self._ids.difference_update(contributions)
         delta.in_progress -= 1

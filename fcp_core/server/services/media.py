@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,23 @@ class Media:
     #: How many bytes of uploads wait to be accumulated.
     held = property(attrgetter("_memory.held"))
 
+    def on_release(self, call: Callable[[], None]) -> None:
+        """Call *call* whenever they have become fewer."""
+        self._memory.on_release = call
+
     def __init__(self, calls: ProtocolCalls, downloads: Downloads, memory: UploadMemory) -> None:
         self.begin_upload = calls.begin_upload
         self.finish_upload = calls.finish_upload
         self.abandon_upload = calls.abandon_upload
         self._downloads = downloads
         self._memory = memory
+
+    def behind(self, behind: bool) -> None:
+        """Note whether more uploads wait to be received, in a process, than it may hold at a time.
+
+        :param behind: the other of what it was, or True the first time.
+        """
+        self._memory.behind(1 if behind else -1)
 
     async def download(self, name: str) -> Download:
         """Return a resource.

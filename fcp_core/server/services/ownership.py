@@ -8,6 +8,7 @@ from fcp_core.rounds.assignment import Stage
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
 from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
+from fcp_core.server.services.schedules import Schedules
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.server.services.tasks import Tasks
@@ -28,12 +29,14 @@ class Ownership:
         populations: Populations,
         tasks: Tasks,
         eligibility_tasks: EligibilityTasks,
+        schedules: Schedules,
     ) -> None:
         self._store = store
         self._states = states
         self._populations = populations
         self._tasks = tasks
         self._eligibility_tasks = eligibility_tasks
+        self._schedules = schedules
 
     async def take(self, population: str) -> None:
         """Read what the storage holds of a population, and act for it.
@@ -48,6 +51,7 @@ class Ownership:
         self._populations.add(population)
         await self._eligibility_tasks.load(population)
         await self._tasks.restore(loaded.tasks)
+        await self._schedules.load(population)
 
     async def leave(self, population: str, *, saved: bool) -> None:
         """Stop to act for a population; *saved*: and write what is only in memory."""
@@ -55,6 +59,7 @@ class Ownership:
         if saved and known is not None:
             known.save()
             await self._states.flush()
+        await self._schedules.leave(population)
         await self._tasks.leave(population)
         self._eligibility_tasks.leave(population)
         self._populations.remove(population)

@@ -63,6 +63,8 @@ class ProtocolCalls:
         self._base_url = common.base_url
         self._accepts_late = accepts_late
         self._memory = memory
+        #: Returns where uploads of such a size go; ``""``: here.
+        self.place: Callable[[int], str] | None = None
         self._factories = {name: factory for factory in factories for name in factory.services}
         #: The services of the protocols.
         self.services = frozenset(self._factories)
@@ -97,7 +99,7 @@ class ProtocolCalls:
         if task is None:
             if aborting:
                 return _empty(route)
-            tickets = self._tickets(aggregation_id, token, sender)
+            tickets = self._tickets(aggregation_id, token, sender, None)
             return self._late(route, tickets, request, None)
         if (route.service, route.method) not in task.routes:
             raise StatusError(
@@ -110,7 +112,7 @@ class ProtocolCalls:
                 code, message = _why(request)
                 task.drop(known.id, "aborted", code, message)
             return _empty(route)
-        tickets = self._tickets(aggregation_id, token, sender)
+        tickets = self._tickets(aggregation_id, token, sender, task)
         if token.expires <= now and known is None:
             return self._late(route, tickets, request, task)
         assignment = task.find(token.subject.hex(), now, begins=begins)
@@ -185,7 +187,7 @@ class ProtocolCalls:
     async def finish_upload(
         self, resource_name: str, body: Body, sender: str | None = None
     ) -> None:
-        """Take the whole body, decompressed.
+        """Take the whole body, decompressed, wherever the upload began.
 
         :raises StatusError: as :meth:`begin_upload`; UNAVAILABLE if too much is held already, and
             then the device may try again.
@@ -204,6 +206,9 @@ class ProtocolCalls:
             raise
         if task.protocol.reads and isinstance(body, HeldBody):
             body = await body.fetch()
+        if not assignment.receives(slot):
+            # It began at another member, or before this one had the population again.
+            task.begin_upload(assignment, slot, now)
         task.finish_upload(assignment, slot, body, now)
 
     async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
@@ -222,7 +227,12 @@ class ProtocolCalls:
     def _accepts(self, task: TaskRunner | None) -> bool:
         return self._accepts_late if task is None else task.accepts_late
 
-    def _tickets(self, aggregation_id: str, token: Token, sender: str | None) -> AssignmentTickets:
+    def _tickets(
+        self, aggregation_id: str, token: Token, sender: str | None, task: TaskRunner | None
+    ) -> AssignmentTickets:
+        place = None
+        if self.place is not None and task is not None and not task.protocol.reads:
+            place = partial(self.place, task.upload_size)
         return AssignmentTickets(
             self._tokens,
             aggregation_id,
@@ -231,6 +241,7 @@ class ProtocolCalls:
             token.expires,
             self._base_url,
             token.key,
+            place,
         )
 
     def _late(

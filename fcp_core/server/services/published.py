@@ -1,7 +1,8 @@
 """The resources of one task: its plan, checkpoint and slices, in the form that devices are sent.
 
 What is in memory is compressed once when a task opens, if a sample of it shrinks; what a device
-without gzip asks for is then decompressed once, and kept as long as the task is open.
+without gzip asks for is then decompressed once, and kept as long as the task is open. What is large
+lies in a file of its own instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import struct
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeAlias
 
 from fcp_core.protocol.compression import is_worth_compressing
@@ -23,6 +25,7 @@ from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.token_parts import MARK_BYTES, uuid_bytes
+from fcp_core.server.services.spool import Spooled, spooled
 
 #: The files of a task beside its slices, which storages keep under these names too.
 PLAN_FILES = ("plan", "checkpoint")
@@ -79,11 +82,12 @@ class Facts:
 class Download:
     """One resource as it goes over the wire.
 
+    :param data: all of it; what is large may lie in a file.
     :param etag: names the content.
     :param max_age: how long a device may keep it, in seconds; 0: not at all.
     """
 
-    data: bytes
+    data: bytes | Spooled
     content_type: str
     etag: str
     max_age: float
@@ -102,16 +106,17 @@ class Download:
         """Return it without compression."""
         if not self.is_compressed:
             return self
-        data = gzip.decompress(self.data)
+        data = gzip.decompress(bytes(self.data))
         return replace(self, data=data, content_type=self.content_type.removesuffix(_GZIP))
 
     def followed_by(self, tail: bytes) -> Download:
         """Return a plan that was compressed for it with more at its end."""
-        crc, size = _TRAILER.unpack(self.data[-_TRAILER.size :])
+        whole = bytes(self.data)
+        crc, size = _TRAILER.unpack(whole[-_TRAILER.size :])
         compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         data = b"".join(
             (
-                memoryview(self.data)[: -_TRAILER.size - len(_LAST_BLOCK)],
+                memoryview(whole)[: -_TRAILER.size - len(_LAST_BLOCK)],
                 compressor.compress(tail),
                 compressor.flush(),
                 _TRAILER.pack(zlib.crc32(tail, crc), (size + len(tail)) % 2**32),
@@ -170,7 +175,7 @@ class Published:
         if file is not None:
             sent = file if compressed else self._undone(name, file)
             if len(sent.data) < self.inline_below:
-                return _inline(sent.data, sent.is_compressed)
+                return _inline(bytes(sent.data), sent.is_compressed)
         resource = common.Resource(uri=f"{base_url}data/{self._folder(compressed)}/{name}")
         if facts.max_age > 0:
             resource.client_cache_id = facts.etag
@@ -261,12 +266,18 @@ def group_of(aggregation_id: str) -> str:
 
 
 def publish(
-    group: str, spec: TaskSpec, *, inline_below: int = 0, source: FileSource | None = None
+    group: str,
+    spec: TaskSpec,
+    *,
+    inline_below: int = 0,
+    source: FileSource | None = None,
+    folder: Path | None = None,
 ) -> Published:
     """Compress a task's resources. Takes a while: not for the event loop.
 
     :param source: where they are read from; None: they are kept in memory. What may lie in an
         assignment is kept in any case.
+    :param folder: where what is large is kept in a file; None: where temporary files are.
     """
     files = _plan_files(spec.plan, spec.checkpoint)
     facts = {name: file.facts for name, file in files.items()}
@@ -274,6 +285,10 @@ def publish(
         for served_at_id, by_key in spec.slices.items():
             for key, data in by_key.items():
                 files[f"{served_at_id}_{key}"] = _compress(data)
+        files = {
+            name: replace(file, data=spooled(bytes(file.data), folder))
+            for name, file in files.items()
+        }
     else:
         sizes = {"plan": len(spec.plan), "checkpoint": len(spec.checkpoint)}
         files = {

@@ -154,10 +154,18 @@ class TaskRelease:
             if self.planned.series & other.series
         ]
         if self._ledgers:
-            problems += await asyncio.to_thread(self._ask, accounts, others)
+            problems += await asyncio.to_thread(self._ask, self.planned, accounts, others)
         if problems:
             name = self.planned.spec.name
             raise StatusError(Code.INVALID_ARGUMENT, f"task {name}: {' '.join(problems)}")
+
+    async def problems(self, planned: Planned, others: Sequence[Planned]) -> list[str]:
+        """Return what the ledgers have against a release of this task, or of one like it.
+
+        :raises StatusError: UNAVAILABLE if the storage does not answer.
+        """
+        accounts = await self._store.accounts(self._names(planned))
+        return await asyncio.to_thread(self._ask, planned, accounts, others)
 
     def stated(self, spec: TaskSpec) -> TaskSpec:
         """Return the specification with what devices are told of the release in its plan."""
@@ -221,12 +229,14 @@ class TaskRelease:
                 logger.exception("the ledger %s failed to note what it has booked", ledger.name)
         return figures
 
-    def _ask(self, accounts: Mapping[str, Account], others: Sequence[Planned]) -> list[str]:
-        """Return what the ledgers have against the task."""
+    def _ask(
+        self, planned: Planned, accounts: Mapping[str, Account], others: Sequence[Planned]
+    ) -> list[str]:
+        """Return what the ledgers have against a task."""
         problems: list[str] = []
         for ledger in self._ledgers:
             try:
-                problems += ledger.check(self.planned, accounts, others)
+                problems += ledger.check(planned, accounts, others)
             except StatusError as error:
                 problems.append(error.message)
             except PLUGIN_ERRORS as error:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -83,6 +84,11 @@ class TaskStore:
     def durable(self) -> bool:
         """Whether what is written outlives the process."""
         return self._storage.durable
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the storage keeps its file, if it has one."""
+        return None if self._storage.path is None else self._storage.path.parent
 
     async def add(self, record: TaskRecord, spec: TaskSpec) -> None:
         """Write a new task with its plan, checkpoint and slices, unless it is there already."""

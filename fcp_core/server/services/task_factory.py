@@ -34,7 +34,7 @@ from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ProtocolHost
 from fcp_core.server.services.published import Published, group_of, publish
 from fcp_core.server.services.releases import TaskRelease, entropy_of, resume, resumed_options
-from fcp_core.server.services.store import TaskStore
+from fcp_core.server.services.store import TaskStore, new_record
 from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
 from fcp_core.storage.shards import StoredShards
@@ -95,6 +95,16 @@ class TaskFactory:
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
 
+    def release(self, spec: TaskSpec, created: float) -> TaskRelease:
+        """Make what books a task, as if it were submitted then; for a forecast.
+
+        :raises StatusError: INVALID_ARGUMENT if something of it cannot be made.
+        """
+        record = new_record(spec, self._secrets, created, None)
+        bound = self._bound(self._job(record, spec, self.choose(spec).settings))
+        ledgers = self._plugins.ledgers
+        return TaskRelease(spec, created, bound, self._store, ledgers, self._entropy)
+
     async def publish(
         self, record: TaskRecord, spec: TaskSpec, settings: TaskSettings
     ) -> Published:
@@ -106,6 +116,7 @@ class TaskFactory:
             spec,
             inline_below=settings.inline_below,
             source=read if settings.from_storage else None,
+            folder=self._store.folder,
         )
         return await asyncio.get_running_loop().run_in_executor(None, work)
 

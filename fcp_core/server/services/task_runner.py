@@ -44,21 +44,28 @@ _UNKNOWN: tuple[str, Sequence[str], str] = ("", (), "")
 class UploadMemory:
     """Counts what is held of uploads, from their last byte until they are accumulated or dropped.
 
+    What is accumulated and waits to be stored holds no bytes of its own any more.
+
     :param limit: in bytes.
     :ivar held: in bytes.
-    :ivar crowded: whether that is more than half of the limit: no more devices should be given work
-        then, so that those who have it find room.
+    :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
+        received: no more devices should be given work then, so that those who have it find room.
+    :ivar on_release: called when there is more room.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.held = 0
         self.crowded = False
+        self._behind = 0
+        self.on_release: Callable[[], None] = lambda: None
 
     def pressure(self) -> str:
         """Say that it is crowded; ``""`` if it is not."""
         if not self.crowded:
             return ""
+        if self._behind:
+            return f"uploads of more than {self._limit} bytes wait to be received"
         return f"the server holds {self.held} bytes of uploads that wait to be aggregated"
 
     def check(self, size: int) -> None:
@@ -76,12 +83,22 @@ class UploadMemory:
     def hold(self, size: int) -> None:
         """Count bytes."""
         self.held += size
-        self.crowded = 2 * self.held > self._limit
+        self._judge()
 
     def release(self, size: int) -> None:
         """Uncount bytes."""
-        self.held -= size
-        self.crowded = 2 * self.held > self._limit
+        if size:
+            self.held -= size
+            self._judge()
+            self.on_release()
+
+    def behind(self, more: int) -> None:
+        """Count processes in which more waits to be received than may be held."""
+        self._behind += more
+        self._judge()
+
+    def _judge(self) -> None:
+        self.crowded = self._behind > 0 or 2 * self.held > self._limit
 
 
 class TaskRunner(TaskShell):
@@ -173,7 +190,7 @@ class TaskRunner(TaskShell):
         error = assignment.error
         if error is not None and not self.excuses(assignment):
             raise StatusError(Code.ABORTED, error.message)
-        size = len(body)
+        size = self.upload_size = len(body)
         if error is not None or not assignment.finish_upload(slot, body, now):
             if isinstance(body, HeldBody):
                 body.drop()
@@ -246,19 +263,9 @@ class TaskRunner(TaskShell):
         if not self._with.observed():
             return
         machine = self.machine
-        self._with.notify(
-            Contributed(
-                now,
-                machine.population,
-                assignment.session_id,
-                self.task_id,
-                machine.name,
-                assignment.size,
-                now - assignment.assigned,
-                assignment.upload_seconds,
-                now - assignment.queued,
-            )
-        )
+        who = (machine.population, assignment.session_id, self.task_id, machine.name)
+        taken = (now - assignment.assigned, assignment.upload_seconds, now - assignment.queued)
+        self._with.notify(Contributed(now, *who, assignment.size, *taken))
 
     def _accumulate(self, group: Group) -> None:
         """Have the fold accumulate what a group contributes."""

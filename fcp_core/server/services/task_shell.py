@@ -72,6 +72,8 @@ class TaskShell(ABC):
         #: In which the outcomes of the engine are taken.
         self._thread = threading.get_ident()
         self._use(parts.fold)
+        #: Of the last upload, in bytes; 0: there was none.
+        self.upload_size = 0
         #: When it is to be called next, as the ticker knows.
         self._next_tick = math.inf
         #: Whether one that has contributed leaves a place for another.
@@ -79,8 +81,9 @@ class TaskShell(ABC):
         #: How many had left places when the population was last told: in vain, and contributing.
         self._seen = (0, 0)
         self._result: bytes | None = None
+        #: Those who wait for it. It is stored, and kept here no longer: it may be large.
+        self._waiters: list[asyncio.Future[bytes]] = []
         self._ended: TaskStatus | None = None
-        self._done = asyncio.Event()
         self._finishing: asyncio.Task[None] | None = None
 
     @property
@@ -145,15 +148,8 @@ class TaskShell(ABC):
 
         :raises StatusError: why there is none; UNAVAILABLE if the server stops before the end.
         """
-        await self._done.wait()
-        if self._ended is None:
-            raise StatusError(
-                Code.UNAVAILABLE, f"the server stopped before task {self.machine.name} had ended"
-            )
-        if self._ended.error is not None:
-            raise StatusError(*self._ended.error)
-        assert self._result is not None  # a task that ended without an error has a result
-        return self._result
+        self._waiters.append(asyncio.get_running_loop().create_future())
+        return await self._waiters[-1]
 
     async def stop(self) -> None:
         """Let go of everything without ending the task: it may go on after a restart."""
@@ -170,7 +166,8 @@ class TaskShell(ABC):
                     call.waiter.set_exception(stopping)
                     # Nobody may wait for it.
                     call.waiter.exception()
-        self._done.set()
+        why = f"the server stopped before task {self.machine.name} had ended"
+        self._tell(None, (Code.UNAVAILABLE, why))
 
     def cancel(self, code: Code, message: str) -> None:
         """End the task without a result, if it has not ended."""
@@ -189,6 +186,10 @@ class TaskShell(ABC):
         self._perform(self.protocol.gave_up(id_, phase, code, message, now), now)
 
     # Inside.
+
+    def _folded(self, contributions: Sequence[str]) -> None:
+        for id_ in contributions:
+            self._with.memory.release(self.machine.assignments[id_].release())
 
     def _failed(self) -> None:
         """End the task: nothing must wait for ever for a machine that broke."""
@@ -239,10 +240,19 @@ class TaskShell(ABC):
         self.protocol.end()
         self._finishing = asyncio.get_running_loop().create_task(self._finish())
 
+    def _tell(self, result: bytes | None, error: tuple[Code, str] | None) -> None:
+        """Answer those who wait for the result."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done() and result is not None:
+                waiter.set_result(result)
+            elif not waiter.done() and error is not None:
+                waiter.set_exception(StatusError(*error))
+
     async def _finish(self) -> None:
-        status, self._result = await self._keeper.ended(self.runner, self._result)
-        self._ended = status
-        self._done.set()
+        status, result = await self._keeper.ended(self.runner, self._result)
+        self._ended, self._result = status, None
+        self._tell(result, status.error)
         code, message = status.error or (Code.OK, self.machine.story())
         now = self._with.clock.now()
         which = (status.population, status.task_id, status.name, status.contributed)
@@ -252,6 +262,8 @@ class TaskShell(ABC):
         """Accumulate in *fold* from now on."""
         self._cancel_jobs()
         self._fold = fold
+        if isinstance(fold, DurableFold):
+            fold.on_folded = self._folded
 
         def lost(why: str) -> None:
             if fold is self._fold and not self._stopped and self.machine.state not in FINAL:

@@ -69,7 +69,7 @@ class Tasks:
         self._populations = populations
         self._downloads = downloads
         self._with = surroundings
-        self._factory = TaskFactory(plugins, surroundings.engine, secrets, store)
+        self.factory = TaskFactory(plugins, surroundings.engine, secrets, store)
         self._records: dict[str, TaskRecord] = {}
         #: By the key that it was submitted with.
         self._by_key: dict[str, str] = {}
@@ -128,14 +128,14 @@ class Tasks:
         which = (key, spec.population, spec.name)
         created = self._creation_time()
         record = self._uncertain.get(which) or new_record(spec, self._secrets, created, key)
-        choices = self._factory.choose(spec)
-        record, spec = await self._factory.resume(record, spec, choices)
-        parts = self._factory.parts(record, spec, choices, self._clock.now())
+        choices = self.factory.choose(spec)
+        record, spec = await self.factory.resume(record, spec, choices)
+        parts = self.factory.parts(record, spec, choices, self._clock.now())
         record = dataclasses.replace(record, durability=parts.machine.durability)
         try:
-            await parts.release.check(self._planned(spec.population))
+            await parts.release.check(self.planned(spec.population))
             spec = parts.release.stated(spec)
-            published = await self._factory.publish(record, spec, choices.settings)
+            published = await self.factory.publish(record, spec, choices.settings)
             await self._store.add(record, spec)
         except BaseException:
             parts.fold.abort()
@@ -240,8 +240,8 @@ class Tasks:
                     self._populations.add(record.population)
                 continue
             try:
-                choices, now = self._factory.choose(spec), self._clock.now()
-                parts = self._factory.parts(record, spec, choices, now, loaded.shards)
+                choices, now = self.factory.choose(spec), self._clock.now()
+                parts = self.factory.parts(record, spec, choices, now, loaded.shards)
             except StatusError as error:
                 why = error.message.rstrip(".")
                 raise UsageError(
@@ -250,7 +250,7 @@ class Tasks:
                 ) from error
             await parts.release.restored()
             self._populations.add(record.population)
-            published = await self._factory.publish(record, spec, choices.settings)
+            published = await self.factory.publish(record, spec, choices.settings)
             self._open(record, spec, choices, parts, published)
 
     async def stop(self) -> None:
@@ -304,7 +304,8 @@ class Tasks:
         except Exception:
             logger.exception("task %s could not be deleted", task_id)
 
-    def _planned(self, population: str) -> Sequence[Planned]:
+    def planned(self, population: str) -> Sequence[Planned]:
+        """Return what the open tasks of a population are to release."""
         tasks = self._running.values()
         return [task.release.planned for task in tasks if task.spec.population == population]
 
@@ -364,8 +365,8 @@ class Tasks:
             if task.machine.state.is_final:
                 return
             now = self._clock.now()
-            choices = self._factory.choose(task.spec)
-            parts = self._factory.parts(record, task.spec, choices, now, stored)
+            choices = self.factory.choose(task.spec)
+            parts = self.factory.parts(record, task.spec, choices, now, stored)
         except StatusError as error:
             task.cancel(Code.INTERNAL, f"contributions were lost: {why}; {error.message}")
             return

@@ -20,7 +20,7 @@ from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.machine import Clock, SystemClock
 from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.rounds.tokens import Tokens, label
-from fcp_core.server.file_lock import FileLock
+from fcp_core.server.file_lock import lock_of
 from fcp_core.server.keys import keys_path, load_keys, read_file
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.assignments import TaskAssignments
@@ -37,6 +37,7 @@ from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import ProtocolCalls
 from fcp_core.server.services.routing import secrets_of, this_member
+from fcp_core.server.services.schedules import Schedules
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.task_runner import UploadMemory
@@ -49,6 +50,7 @@ from fcp_core.storage.shards import Fence, unfenced
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
+    from fcp_core.server.processes.linked_media import LinkedMedia
 
 logger = logging.getLogger("fcp.services")
 
@@ -97,7 +99,7 @@ class Services:
         observed = plugins.observed if observe is None else partial(bool, True)
         self._clock, self._notify, self._config = clock, notify, plugins.config
         self._storage = plugins.make_storage() if storage is None else storage
-        self._lock = _lock_of(self._storage)
+        self._lock = lock_of(self._storage)
         self._engine = plugins.make_engine() if engine is None else engine
         keys = load_keys(plugins.config, self._storage)
         self.url = url = partial(str, base_url) if isinstance(base_url, str) else base_url
@@ -171,9 +173,8 @@ class Services:
         for name in served:
             self._populations.remove(name)
         self._populations.claim = members.claim
-        members.keeper = Ownership(
-            self._store, self._states, self._populations, self.tasks, self.eligibility_tasks
-        )
+        kept = (self.tasks, self.eligibility_tasks, self.schedules)
+        members.keeper = Ownership(self._store, self._states, self._populations, *kept)
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
         self._store = TaskStore(self._storage, common.writes, self._fence)
@@ -194,6 +195,9 @@ class Services:
                 common.notify,
                 common.observed,
             ),
+        )
+        self.schedules = Schedules(
+            self.tasks, common.clock, self.ticker, self._storage, self._fence
         )
         self.eligibility_tasks = EligibilityTasks(
             plugins=plugins,
@@ -231,7 +235,7 @@ class Services:
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
         )
-        self.media = Media(self.protocol_calls, self._downloads, self._memory)
+        self.media: Media | LinkedMedia = Media(self.protocol_calls, self._downloads, self._memory)
         self._services: dict[str, object] = {
             f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,
             f"{_FCP}.TaskAssignments": self.task_assignments,
@@ -242,6 +246,7 @@ class Services:
         self.admin = Admin(
             tasks=self.tasks,
             eligibility_tasks=self.eligibility_tasks,
+            schedules=self.schedules,
             populations=self._populations,
             clock=self._clock,
             url=self.url,
@@ -347,6 +352,7 @@ class Services:
             self.ticker.start()
             await self.eligibility_tasks.load()
             await self.tasks.restore(loaded.tasks)
+            await self.schedules.load()
         except BaseException:
             await self.stop()
             raise
@@ -360,6 +366,7 @@ class Services:
         """Release everything. Tasks that have not ended go on when the storage is used again."""
         if self.members is not None:
             await self.members.stop()
+        await self.schedules.stop()
         await self.tasks.stop()
         self.ticker.stop()
         for population in self._populations:
@@ -378,13 +385,6 @@ class Services:
                     "the configuration has a section for the population %r, which is not served",
                     name,
                 )
-
-
-def _lock_of(storage: Storage) -> FileLock | None:
-    """Return what keeps a second server away from a storage that only one may use."""
-    if storage.path is None or storage.shared or not storage.durable:
-        return None
-    return FileLock(storage.path)
 
 
 def _both(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ _WITHIN = 1 - 1e-9
 #: What a device has clipped by itself is within the clip, however it has rounded.
 _ABOUT = 1 + 1e-6
 _LARGEST = 1 << 62
+_FINITE = 1e300
 _HEADER = struct.Struct("<4sQQQd")
 _MAGIC = b"FPC1"
 
@@ -42,13 +43,23 @@ class ClippedSums(Randomised):
 
     :param clip: the largest L2 norm of a contribution, over all tensors together.
     :param multiplier: the noise's standard deviation, divided by the clip.
+    :param scales: by what outputs are multiplied before they are clipped, and divided by after the
+        noise; of those that are not named by 1.
     :raises StatusError: INVALID_ARGUMENT if the intrinsic or an option will not do.
     """
 
     def __init__(
-        self, intrinsic: Intrinsic, options: Options, *, clip: float, multiplier: float
+        self,
+        intrinsic: Intrinsic,
+        options: Options,
+        *,
+        clip: float,
+        multiplier: float,
+        scales: Mapping[str, float] = {},
     ) -> None:
         self.vectors = Vectors(intrinsic)
+        self._scales = scales
+        self._scale = self.vectors.scale(scales)
         self.options = options
         if not 0 < clip < math.inf:
             raise bad(intrinsic, f"clip must be above 0 and finite, not {clip:g}")
@@ -102,6 +113,11 @@ class ClippedSums(Randomised):
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Clip the contribution, and add it."""
         vector = self.vectors.join(inputs)
+        if self._scale is not None:
+            with np.errstate(over="ignore"):
+                vector *= self._scale
+            # What a factor has made infinite would become NaN below, which nothing bounds.
+            np.clip(vector, -_FINITE, _FINITE, out=vector)
         norm = norm_of(vector)
         self.within += norm <= self.clip * _ABOUT
         self._count += 1
@@ -144,6 +160,8 @@ class ClippedSums(Randomised):
         """Return the outputs for sums in steps of the grid."""
         values: Floats = sums.astype(np.float64)
         values *= self.step
+        if self._scale is not None:
+            values /= self._scale
         return self.vectors.tensors(values, clients)
 
     def noise(
@@ -154,7 +172,9 @@ class ClippedSums(Randomised):
             Noise(
                 part.outputs[0].name,
                 mechanism,
-                stddev / clients if part.uri == MEAN_URI else stddev,
+                stddev
+                / (clients if part.uri == MEAN_URI else 1)
+                / self._scales.get(part.outputs[0].name, 1.0),
                 {"clip": self.clip, "clients": clients, **more},
             )
             for part in self.vectors.parts

@@ -33,7 +33,13 @@ class FixedClip(ClippedSums):
     def make(cls, intrinsic: Intrinsic, options: Options) -> Self:
         """Make an empty one."""
         clip = wanted(intrinsic, options, "clip")
-        return cls(intrinsic, options, clip=clip, multiplier=_multiplier(intrinsic, options))
+        return cls(
+            intrinsic,
+            options,
+            clip=clip,
+            multiplier=_multiplier(intrinsic, options),
+            scales=_scales(intrinsic, options),
+        )
 
     def promise(self, context: ReleaseContext) -> Promise:
         """Return what it costs."""
@@ -142,6 +148,18 @@ def _count_stddev(intrinsic: Intrinsic, options: Options) -> float:
     if chosen is None and not clients:
         raise bad(intrinsic, "set clients, or clipped_count_stddev")
     return float(chosen if chosen is not None else 0.05 * float(clients or 0))
+
+
+def _scales(intrinsic: Intrinsic, options: Options) -> dict[str, float]:
+    """Return the factors of ``scales``, such as ``("count=4",)``."""
+    scales = {}
+    for pair in options.get("scales") or ():
+        name, _, factor = pair.rpartition("=")
+        try:
+            scales[name] = float(factor)
+        except ValueError:
+            raise bad(intrinsic, f"scales has {pair!r}; write NAME=FACTOR") from None
+    return scales
 
 
 def _multiplier(intrinsic: Intrinsic, options: Options) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fcp_core.aggregation.checks import bad, check_counts
-from fcp_core.aggregation.group_columns import COLUMN, check_columns
+from fcp_core.aggregation.group_columns import check_columns, check_keys
 from fcp_core.aggregation.key_index import KeyIndex
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, Tensor
 from fcp_core.protocol.status import Code, StatusError
@@ -103,7 +103,7 @@ class GroupByPlan:
         :raises StatusError: INVALID_ARGUMENT if it does not fit, UNIMPLEMENTED if it nests anything
             but sums, FAILED_PRECONDITION if it asks for no noise and may not.
         """
-        _check_keys(intrinsic)
+        check_keys(intrinsic)
         values, domain = _parameters(intrinsic)
         epsilon, delta, groups = (
             _number(intrinsic, name, values) for name in (_EPSILON, _DELTA, _GROUPS)
@@ -196,18 +196,6 @@ class GroupByPlan:
                 raise bad(nested, "one of its three bounds must be above 0")
         # Whatever cannot be served is said when the task is submitted.
         _ = self.selection, self.mechanisms
-
-
-def _check_keys(intrinsic: Intrinsic) -> None:
-    if len(intrinsic.inputs) != len(intrinsic.outputs):
-        raise bad(
-            intrinsic, f"{len(intrinsic.inputs)} key inputs and {len(intrinsic.outputs)} outputs"
-        )
-    for spec, output in zip(intrinsic.inputs, intrinsic.outputs, strict=True):
-        if (spec.dtype, spec.shape) != (output.dtype, output.shape) or spec.shape != COLUMN:
-            raise bad(intrinsic, f"key {spec} and its output {output} must be equal vectors [?]")
-    if not intrinsic.inputs and not intrinsic.nested:
-        raise bad(intrinsic, "it has neither keys nor nested intrinsics")
 
 
 def _parameters(intrinsic: Intrinsic) -> tuple[dict[str, Tensor], tuple[Tensor, ...] | None]:

@@ -185,8 +185,8 @@ def _word(policy: Policy, planned: Planned) -> str | None:
     return (
         f"the population {planned.spec.population} demands differential privacy, and takes "
         "nobody's word for it: the task says that its program adds the noise (costs). Let the "
-        "server add it, by an aggregator such as dp_gaussian; or the operator trusts programs with "
-        "results that have none yet (trust_programs)."
+        "server add it, by an aggregator such as dp_gaussian or FederatedContext(dp='server'); or "
+        "the operator trusts programs with results that have none yet (trust_programs)."
     )
 
 

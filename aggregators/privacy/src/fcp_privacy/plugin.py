@@ -192,6 +192,11 @@ def _add_options(options: OptionRegistry, section: str, factory: AggregatorFacto
         text = "what a result costs at delta, instead of a noise multiplier"
         add("epsilon", "float", None, text)
         add("delta", "float", 1e-6, "the delta of epsilon")
+        text = (
+            "NAME=FACTOR of outputs that are multiplied before the clip and divided after the "
+            "noise, so that those of other sizes have their part of one norm"
+        )
+        add("scales", "list", (), text, None)
     else:
         add(
             "series", "str", "", "the tasks that go on with one another; not set: of one name", None

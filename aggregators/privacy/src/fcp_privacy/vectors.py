@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,26 @@ class Vectors:
         for part, value in zip(self.parts, inputs, strict=True):
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise bad(part, f"{part.inputs[0].name!r} has a NaN or an infinity in it")
+
+    def scale(self, scales: Mapping[str, float]) -> Floats | None:
+        """Return a factor for each number of the vector; None if all are 1.
+
+        :param scales: by name of output.
+        :raises StatusError: INVALID_ARGUMENT for the name of no output, or a factor that is not
+            above 0 and finite.
+        """
+        known = {spec.name for spec in self.specs}
+        for name, factor in scales.items():
+            if name not in known:
+                raise bad(self.intrinsic, f"scales names {name!r}, which is no output of it")
+            if not 0 < factor < math.inf:
+                raise bad(self.intrinsic, f"scales has {factor:g} for {name!r}: take more than 0")
+        if not scales:
+            return None
+        vector = np.empty(self.size)
+        for spec, target in zip(self.specs, self._split(vector), strict=True):
+            target[...] = scales.get(spec.name, 1.0)
+        return vector
 
     def join(self, inputs: Sequence[Tensor]) -> Floats:
         """Return the values of one contribution as a new vector."""

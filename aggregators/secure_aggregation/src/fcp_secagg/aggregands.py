@@ -50,27 +50,6 @@ class Aggregand:
             )
         return VectorSpec(self.tensor.name, math.prod(self.tensor.shape), modulus)
 
-    def to_vector(self, value: Tensor) -> Vector:
-        """Return a device's tensor as the elements of a vector.
-
-        :raises StatusError: INVALID_ARGUMENT if it is not of the dtype, the shape or the range.
-        """
-        if not self.tensor.matches(value):
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"the task expects {self.tensor}, the plan yields {value.dtype}{list(value.shape)}",
-            )
-        flat = value.reshape(-1)
-        if self.modulus is not None:
-            return np.mod(flat, flat.dtype.type(self.modulus)).astype(np.uint64)
-        if flat.size and (int(flat.min()) < 0 or int(flat.max()) > self.bound):
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"tensor {self.tensor.name!r} has elements from {flat.min()} to {flat.max()}; the "
-                f"task allows 0 to {self.bound}",
-            )
-        return flat.astype(np.uint64)
-
     def to_tensor(self, total: Vector) -> Tensor:
         """Return a sum as a tensor.
 

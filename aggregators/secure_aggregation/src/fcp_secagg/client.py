@@ -56,14 +56,15 @@ class _Neighbour:
     """What a client knows of one of its list, itself included.
 
     :ivar died: the round in which it was gone; 0: it is alive.
+    :ivar sent: the encrypted shares of the client's own keys that are for it.
     :ivar share: of its keys, as it gave it.
     """
 
-    __slots__ = ("died", "enc_key", "noise", "share")
+    __slots__ = ("died", "enc_key", "noise", "sent", "share")
 
     def __init__(self, died: int, noise: bytes) -> None:
         self.died, self.noise = died, noise
-        self.enc_key = b""
+        self.enc_key = self.sent = b""
         self.share: Any = None
 
 
@@ -199,6 +200,7 @@ class SecAggClient(Machine[ClientState]):
                 sealed = primitives.seal(
                     neighbour.enc_key, shares.SerializeToString(), self._secrets
                 )
+                neighbour.sent = sealed
             response.encrypted_key_shares.append(sealed)
         self.move(_SHARED[self.state])
         return response
@@ -217,9 +219,10 @@ class SecAggClient(Machine[ClientState]):
                 raise _AbortError("a neighbour's public key has a wrong size")
         if len(mine) > 1:
             raise _AbortError("the own keys come twice in the list of neighbours")
-        # A neighbour under two indices could be called dead under one and alive under the other.
+        # A neighbour under two indices could be called dead under one and alive under the other,
+        # and masks of two pairs with one key could cancel.
         for keys in ([pair.noise_pk for pair in alive], [pair.enc_pk for pair in alive]):
-            if len(set(keys)) < len(keys):
+            if len({primitives.x_of(key) for key in keys}) < len(keys):
                 raise _AbortError("a neighbour's keys come twice in the list of neighbours")
         if not mine:
             raise _AbortError("the own keys are missing in the list of neighbours")
@@ -252,6 +255,9 @@ class SecAggClient(Machine[ClientState]):
                     raise _AbortError("a neighbour that was gone in round 1 has sent a share")
             elif not data:
                 neighbour.died = 2
+            elif data == neighbour.sent:
+                # Both directions have one key, so it could be read, and told as the neighbour's.
+                raise _AbortError("a share of the own keys came back as a neighbour's")
             else:
                 neighbour.share = _unsealed(neighbour.enc_key, data)
         if self._alive() < self._minimum:

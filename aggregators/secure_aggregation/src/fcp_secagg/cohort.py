@@ -88,7 +88,6 @@ class Cohort:
         self.parts: list[bytes] = []
         self.missing_parts = 0
         self.unmasks: set[str] = set()
-        self.accumulating = False
         self._free = list(range(parameters.size))[::-1]
 
     @property

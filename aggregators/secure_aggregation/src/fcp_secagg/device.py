@@ -34,12 +34,18 @@ class SecureAggregationDevice(DeviceProtocol):
     """Masks what is to be summed under masks, and helps to unmask the sum.
 
     :param random: returns bytes that nobody can predict.
+    :param threshold_above: of which fraction of its neighbours more must be needed to put a key
+        together, whatever the server says; with 0.5, none that lies about who is gone has both keys
+        of the device.
     """
 
     comes_back = (Code.ABORTED, Code.DEADLINE_EXCEEDED)
 
-    def __init__(self, random: Secrets = secrets.token_bytes) -> None:
+    def __init__(
+        self, random: Secrets = secrets.token_bytes, *, threshold_above: float = 0.0
+    ) -> None:
         self._secrets = random
+        self._threshold_above = threshold_above
 
     def accepts(self, assignment: TaskAssignment) -> bool:
         """Whether an assignment is one of secure aggregation."""
@@ -66,6 +72,7 @@ class SecureAggregationDevice(DeviceProtocol):
         )
         session = _Session(assignment, started)
         try:
+            _check_threshold(started.protocol_execution_info, self._threshold_above)
             vectors, plain = split(results, started)
             yield from session.run(vectors, plain, self._secrets)
         except _GaveUpError as error:
@@ -143,6 +150,15 @@ class _Session:
 
     def _call(self, method: str, request: Any, best_effort: bool = False) -> CallStep:
         return CallStep(f"SecureAggregations.{method}", request, self._forwarding, best_effort)
+
+
+def _check_threshold(info: Any, above: float) -> None:
+    needed, of = info.minimum_surviving_clients_for_reconstruction, info.expected_number_of_clients
+    if needed <= above * of:
+        raise _GaveUpError(
+            f"{needed} of {of} neighbours could put a key together; this device wants more than "
+            f"{above:g} of them"
+        )
 
 
 def _reply(client: SecAggClient, message: Any) -> Any:

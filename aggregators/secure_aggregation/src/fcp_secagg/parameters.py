@@ -188,10 +188,6 @@ class Hypergeometric:
     def __init__(self, total: int, marked: int, drawn: int) -> None:
         self._total, self._marked, self._drawn = total, marked, drawn
 
-    def cdf(self, count: int) -> float:
-        """Return the chance of at most *count*."""
-        return math.fsum(self._chance(found) for found in range(self._least, count + 1))
-
     def lower_quantile(self, chance: float) -> int:
         """Return the least count whose cumulative chance reaches *chance*."""
         return self._quantile(chance, self._chance)

@@ -25,6 +25,8 @@ PUBLIC_KEY_BYTES = 33
 KEY_BYTES = 32
 SESSION_ID_BYTES = 32
 _IV_BYTES, _TAG_BYTES = 12, 16
+#: By how many bytes :func:`seal` lengthens what it encrypts.
+SEAL_BYTES = _IV_BYTES + _TAG_BYTES
 
 _CURVE = ec.SECP256R1()
 #: How many points there are: a private key is a number from 1 to one less.
@@ -97,6 +99,14 @@ def point(public: bytes) -> Point:
     return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, bytes(public))
 
 
+def x_of(public: bytes) -> bytes:
+    """Return the x-coordinate of a compressed point, which it shares with its negative.
+
+    All that two parties agree on is an x-coordinate, so a point and its negative are one key.
+    """
+    return public[1:]
+
+
 def seal(key: bytes, plaintext: bytes, secrets: Secrets) -> bytes:
     """Encrypt: a random initialisation vector of 12 bytes, the ciphertext, a tag of 16 bytes."""
     vector = secrets(_IV_BYTES)
@@ -108,7 +118,7 @@ def unseal(key: bytes, sealed: bytes) -> bytes:
 
     :raises ValueError: if it is too short, or was made with another key or changed.
     """
-    if len(sealed) < _IV_BYTES + _TAG_BYTES:
+    if len(sealed) < SEAL_BYTES:
         raise ValueError("an encrypted share is too short")
     try:
         return AESGCM(key).decrypt(sealed[:_IV_BYTES], sealed[_IV_BYTES:], None)

@@ -343,19 +343,18 @@ class SecureAggregation(AggregationProtocol):
                 for aggregand in self._inputs.secure
             }
         except StatusError as error:
-            return self._give_up(cohort, error.message, error.code)
+            return self._give_up(cohort, error.message)
         parts = [write_checkpoint(tensors, "federated_compute")]
         parts += [device.plain for device in devices if device.plain is not None]
         cohort.total, cohort.parts = b"", []
-        cohort.accumulating = True
         return [Accumulate(tuple(d.assignment for d in devices), parts=tuple(parts))]
 
-    def _give_up(self, cohort: Cohort, why: str, code: Code = Code.ABORTED) -> list[Effect]:
+    def _give_up(self, cohort: Cohort, why: str) -> list[Effect]:
         """End a cohort without a sum; its devices come back by the retry window."""
         self._course.ended(cohort, why)
         devices = [device.assignment for device in cohort.devices.values()]
         self._forget(cohort)
-        return [Drop(assignment, "cohort", code, why) for assignment in devices]
+        return [Drop(assignment, "cohort", Code.ABORTED, why) for assignment in devices]
 
     def _forget(self, cohort: Cohort) -> None:
         self._cohorts.pop(cohort.number, None)

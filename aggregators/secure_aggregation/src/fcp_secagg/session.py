@@ -22,6 +22,12 @@ from fcp_secagg.states import (
 )
 
 _SHARE_BYTES = shamir.share_size(KEY_BYTES)
+#: Shares of two keys, encrypted: whoever is sent anything else could not read it.
+_SEALED_BYTES = primitives.SEAL_BYTES + len(
+    pb.PairOfKeyShares(
+        noise_sk_share=bytes(_SHARE_BYTES), prf_sk_share=bytes(_SHARE_BYTES)
+    ).SerializeToString()
+)
 
 #: Who has been heard in a round, by its state.
 ANSWERED = {
@@ -84,7 +90,7 @@ class SessionFacts(Machine[ServerState]):
         super().__init__(ServerState.R0_ADVERTISE_KEYS)
         self._graph, self.specs, self.minimum = graph, tuple(specs), minimum
         self._clients = [Client() for _ in range(graph.size)]
-        #: All public keys that clients brought.
+        #: All public keys that clients brought, without their signs.
         self._keys: set[bytes] = set()
         self._inputs: list[list[bytes]] = []
         self.session_id = b""
@@ -198,11 +204,11 @@ class SessionFacts(Machine[ServerState]):
                     DropReason.INVALID_PUBLIC_KEY,
                     f"a public key is no compressed point of P-256 ({PUBLIC_KEY_BYTES} bytes)",
                 ) from None
-            if key in self._keys:
+            if primitives.x_of(key) in self._keys:
                 # Its owner would take it for a lie of the server.
                 raise Dropping(DropReason.INVALID_PUBLIC_KEY, "a public key is another client's")
         record.noise, record.enc = pair.noise_pk, pair.enc_pk
-        self._keys |= {record.noise, record.enc}
+        self._keys |= {primitives.x_of(record.noise), primitives.x_of(record.enc)}
         record.move(ClientStatus.ADVERTISE_KEYS_RECEIVED)
 
     def _take_shares(self, client: int, record: Client, message: pb.ShareKeysResponse) -> None:
@@ -224,6 +230,12 @@ class SessionFacts(Machine[ServerState]):
             if not data and not (other == client or never):
                 raise Dropping(
                     DropReason.INVALID_SHARE_KEYS_RESPONSE, "a neighbour's share is missing"
+                )
+            if data and len(data) != _SEALED_BYTES:
+                # The neighbour would have to give up for it.
+                raise Dropping(
+                    DropReason.INVALID_SHARE_KEYS_RESPONSE,
+                    f"an encrypted share has {len(data)} bytes, not {_SEALED_BYTES}",
                 )
         for other, data in zip(neighbours, sealed, strict=True):
             if data:
@@ -267,13 +279,10 @@ class SessionFacts(Machine[ServerState]):
             kind = entry.WhichOneof("oneof_shares")
             if kind != self._wanted(other):
                 raise Dropping(DropReason.INVALID_UNMASKING_RESPONSE, "a share is of another key")
-            if kind is not None:
-                share = getattr(entry, kind)
-                if len(share) != _SHARE_BYTES:
-                    raise Dropping(
-                        DropReason.INVALID_UNMASKING_RESPONSE, "a share has a wrong size"
-                    )
-                found.append((other, share))
+            if kind is not None and len(getattr(entry, kind)) == _SHARE_BYTES:
+                found.append((other, getattr(entry, kind)))
+            # One of another size is as good as none. The neighbour may have sent it so, encrypted,
+            # to have others blamed for it.
         for other, share in found:
             self._clients[other].shares[self._place(other, client)] = share
         record.move(ClientStatus.UNMASKING_RESPONSE_RECEIVED)

@@ -1,0 +1,114 @@
+"""Uploads at any member: they are received here, whoever owns their populations."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from fcp_core.aggregation.engine import HeldBody
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.protocols import Body
+from fcp_core.rounds.tokens import mark_in
+from fcp_core.server.processes.member_links import MOVED, MemberLinks, Peer
+
+if TYPE_CHECKING:
+    from fcp_core.server.services.media import Media
+    from fcp_core.server.services.members import Members
+
+T = TypeVar("T")
+
+#: For how many lease times an upload waits for an owner.
+PATIENCE = 3.0
+#: The pause before the owner is looked for again, and how long to wait for the storage's answer.
+PAUSE, LOOK = 0.05, 1.0
+
+
+class LinkedMedia:
+    """Has the interface of ``Media``; uploads of other members' populations go over the links.
+
+    :param media: this member's own.
+    """
+
+    def __init__(self, media: Media, members: Members, links: MemberLinks) -> None:
+        self._media, self._members, self._links = media, members, links
+        self.download, self.is_same, self.behind = media.download, media.is_same, media.behind
+
+    @property
+    def held(self) -> int:
+        """How many bytes of uploads wait here."""
+        return int(self._media.held) + self._links.held
+
+    def on_release(self, call: Callable[[], None]) -> None:
+        """Call *call* whenever they have become fewer, as ``Media.on_release``."""
+        self._links.on_release = call
+        self._media.on_release(call)
+
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
+        """Let an upload begin, as ``Media.begin_upload``."""
+        name = resource_name
+        return await self._at_owner(
+            name,
+            lambda: self._media.begin_upload(name, sender),
+            lambda peer: peer.call("begin_upload", name, sender),
+        )
+
+    async def finish_upload(
+        self, resource_name: str, body: Body, sender: str | None = None
+    ) -> None:
+        """Keep the body for the owner, whoever that is by now, as ``Media.finish_upload``."""
+        name = resource_name
+
+        async def there(peer: Peer) -> None:
+            data = await body.fetch() if isinstance(body, HeldBody) else body
+            number = peer.folds.keep(data)
+            try:
+                await peer.call("finish_upload", name, sender, len(data), number)
+            except BaseException:
+                await peer.folds.drop_body(number)
+                raise
+
+        await self._at_owner(name, lambda: self._media.finish_upload(name, body, sender), there)
+
+    async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
+        """Forget an upload, as ``Media.abandon_upload``; who lost it has forgotten it anyway."""
+        mark, members = mark_in(resource_name), self._members
+        owner = None if mark is None else members.table.owner(mark, members.clock)
+        peer = None if owner is None else self._links.at(owner.url)
+        if peer is None:
+            await self._media.abandon_upload(resource_name, sender)
+        else:
+            peer.tell("abandon_upload", resource_name, sender)
+
+    async def _at_owner(
+        self,
+        name: str,
+        here: Callable[[], Awaitable[T]],
+        there: Callable[[Peer], Awaitable[T]],
+    ) -> T:
+        """Have the owner of an upload's population take it, and the next one if that changes.
+
+        :raises StatusError: what the owner says; UNAVAILABLE if there is none for too long.
+        """
+        members, mark = self._members, mark_in(name)
+        end = asyncio.get_running_loop().time() + PATIENCE * members.seconds
+        while True:
+            owner = None if mark is None else members.table.owner(mark, members.clock)
+            if (owner is not None and not owner.url) or mark not in members.table.known:
+                return await here()
+            peer = None if owner is None else self._links.at(owner.url)
+            if peer is not None:
+                try:
+                    return await there(peer)
+                except StatusError as error:
+                    if error.http != MOVED and not peer.gone.is_set():
+                        raise
+            if asyncio.get_running_loop().time() >= end:
+                raise StatusError(
+                    Code.UNAVAILABLE,
+                    "no member of the server owns this population now; upload again later",
+                )
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(members.look(), LOOK)
+            await asyncio.sleep(PAUSE)

@@ -1,0 +1,326 @@
+"""Links between members: each receives and accumulates uploads for the owners of populations.
+
+Any two members keep one link. Over it each does for the other what a worker process does for the
+one that decides: it receives and decompresses an upload, keeps it, and accumulates it when the
+owner of its population says so. The owner alone decides what counts, stores it, and answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.tokens import mark_in
+from fcp_core.server.processes.folds import WorkerFolds
+from fcp_core.server.processes.link import Link
+from fcp_core.server.processes.process_engine import ProcessEngine
+from fcp_core.server.processes.remote_upload import RemoteUpload
+
+if TYPE_CHECKING:
+    from fcp_core.server.services.members import Members
+    from fcp_core.server.services.routing import RoutingTable
+
+logger = logging.getLogger("fcp.server")
+
+#: What a member answers that does not own the population.
+MOVED = 421
+#: How often members tell each other how much room they have, in the time of a lease.
+BEATS = 6.0
+#: After how many lease times without a word a link is given up.
+SILENCE = 3.0
+#: The pause before a member is called again that did not answer, and the longest, in seconds.
+PAUSE, LONGEST_PAUSE = 0.2, 10.0
+#: Uploads from this size on are worth the calls that it takes to have another member receive them.
+LARGE = 64 << 10
+#: The names of this host that mean another one elsewhere.
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+#: Opens a connection to a member, says who calls, and attaches a link.
+Dial = Callable[[str, str, Link], Awaitable[None]]
+
+
+class Uploads(Protocol):
+    """What takes uploads for the populations of this member."""
+
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
+        """Begin an upload; return whether its bytes are wanted."""
+        ...
+
+    async def finish_upload(self, resource_name: str, body: Any, sender: str | None = None) -> None:
+        """Take the whole body."""
+        ...
+
+    async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
+        """Forget an upload whose bytes will not come."""
+        ...
+
+
+class Peer:
+    """Another member, as long as one link to it lasts.
+
+    :param url: where members call it.
+    :ivar address: where it is to be sent uploads; ``""``: nowhere.
+    :ivar free: how many bytes of uploads it has room for, as it said last.
+    :ivar named: how many devices were sent there since.
+    """
+
+    def __init__(self, links: MemberLinks, member_id: str, url: str) -> None:
+        self.member_id, self.url = member_id, url
+        self.address = ""
+        self.free = self.named = 0
+        self.gone = asyncio.Event()
+        self.folds = folds = WorkerFolds(links.engine.inner)
+        folds.on_release = lambda: links.on_release()
+        self._links = links
+        #: The uploads that it receives for this member, and who sends them.
+        self._uploading: dict[str, str | None] = {}
+        #: Those that it holds.
+        self._held: weakref.WeakSet[RemoteUpload] = weakref.WeakSet()
+        self.link = Link(
+            {
+                # What an owner asks this member to do.
+                "fold": folds.fold,
+                "open_fold": folds.open_fold,
+                "drop_fold": folds.drop_fold,
+                "drop_body": folds.drop_body,
+                "read_body": folds.read_body,
+                "partial": folds.partial,
+                "piece": folds.piece,
+                # What it tells this member, if that is the owner.
+                "begin_upload": self._begin_upload,
+                "finish_upload": self._finish_upload,
+                "abandon_upload": self._abandon_upload,
+                "room": self._room,
+                "take_over": self._take_over,
+            },
+            self._lost,
+            prompt=(
+                *("fold", "open_fold", "drop_fold", "drop_body", "partial", "piece", "room"),
+                *("begin_upload", "finish_upload", "abandon_upload"),
+            ),
+        )
+        self.call = self.link.call
+        self.tell = self.link.tell
+
+    # What it calls.
+
+    async def _begin_upload(self, name: str, sender: str | None) -> bool:
+        self._links.check_owned(name)
+        wanted = await self._links.uploads.begin_upload(name, sender)
+        if wanted:
+            self._uploading[name] = sender
+        return wanted
+
+    async def _finish_upload(self, name: str, sender: str | None, size: int, number: int) -> None:
+        self._uploading.pop(name, None)
+        self._links.check_owned(name)
+        body = RemoteUpload(self, number, size)
+        self._held.add(body)
+        await self._links.uploads.finish_upload(name, body, sender)
+
+    async def _abandon_upload(self, name: str, sender: str | None) -> None:
+        self._uploading.pop(name, None)
+        await self._links.uploads.abandon_upload(name, sender)
+
+    async def _room(self, address: str, host: str, free: int) -> None:
+        local = urlsplit(address).hostname in _LOCAL
+        self.address = "" if local and host != socket.gethostname() else address
+        self.free, self.named = free, 0
+
+    async def _take_over(self) -> None:
+        """Bring here what it holds and has accumulated: it is about to end."""
+        self.address = ""
+        await asyncio.gather(*(body.fetch() for body in list(self._held)), return_exceptions=True)
+        await self._links.engine.take_over(self)
+
+    def _lost(self) -> None:
+        self.address = ""
+        self.folds.clear()
+        self._links.lost(self)
+        uploading, self._uploading = self._uploading, {}
+        for name, sender in uploading.items():
+            # Their devices try again, or this member's new link takes the whole upload.
+            self._links.spawn(self._links.uploads.abandon_upload(name, sender))
+        self.gone.set()
+
+
+class MemberLinks:
+    """The links of one member to all others.
+
+    :param engine: accumulates here and in other members.
+    :param uploads: takes what is uploaded for this member's populations.
+    :param dial: opens a connection to another member.
+    :param address: where devices reach this member; ``""``: others cannot send any.
+    :ivar room: how many bytes of uploads this member has room for.
+    :ivar on_release: called whenever fewer bytes of others' uploads are held.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        engine: ProcessEngine,
+        uploads: Uploads,
+        dial: Dial,
+        address: str,
+    ) -> None:
+        self.engine, self.uploads = engine, uploads
+        self._members, self._dial, self._address = members, dial, address
+        self.room: Callable[[], int] = lambda: 0
+        self.on_release: Callable[[], None] = lambda: None
+        self._named = 0
+        self._peers: dict[str, Peer] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._leaving = False
+
+    @property
+    def held(self) -> int:
+        """How many bytes of other members' uploads wait here."""
+        return sum(peer.folds.held for peer in self._peers.values())
+
+    def start(self) -> None:
+        """Call the other members, now and whenever one comes."""
+        self._members.on_change.append(self._changed)
+        self._changed(self._members.table)
+
+    def at(self, url: str) -> Peer | None:
+        """Return the member that others call at *url*, if there is a link to it."""
+        return next((peer for peer in self._peers.values() if peer.url == url), None)
+
+    def place(self, size: int) -> str:
+        """Return where a device is to send an upload: to the member with most room.
+
+        :param size: of such uploads, in bytes; small ones are best received here.
+        :returns: ``""`` for this member.
+        """
+        if size < LARGE:
+            return ""
+        best, most = None, self.room() - self._named * size
+        for peer in self._peers.values():
+            if peer.address not in ("", self._address):
+                free = peer.free - peer.named * size
+                # If both have as much, the owner has other things to do.
+                if free >= most:
+                    best, most = peer, free
+        if best is None:
+            self._named += 1
+            return ""
+        best.named += 1
+        return best.address
+
+    def check_owned(self, name: str) -> None:
+        """Check that the population of an upload is this member's.
+
+        :raises StatusError: 421 if not.
+        """
+        mark, members = mark_in(name), self._members
+        owner = None if mark is None else members.table.owner(mark, members.clock)
+        if mark in members.table.known and (owner is None or owner.url):
+            raise StatusError(Code.FAILED_PRECONDITION, "it is another member's", http=MOVED)
+
+    async def accept(self, member_id: str) -> Peer:
+        """Return the other end of a link that a member opens.
+
+        :raises StatusError: UNAVAILABLE if there is no such member.
+        """
+        url = self._members.table.members.get(member_id)
+        if url is None:
+            await self._members.look()
+            url = self._members.table.members.get(member_id)
+        if url is None or self._leaving:
+            raise StatusError(Code.UNAVAILABLE, "this member takes no links of that one")
+        return Peer(self, member_id, url)
+
+    def joined(self, peer: Peer) -> None:
+        """Use a link from now on; an older one to the same member ends."""
+        older = self._peers.get(peer.member_id)
+        self._peers[peer.member_id] = peer
+        if older is not None:
+            older.link.close()
+        self.spawn(self._beat(peer))
+
+    def lost(self, peer: Peer) -> None:
+        """Do without a link that has ended."""
+        if self._peers.get(peer.member_id) is peer:
+            del self._peers[peer.member_id]
+        self.engine.lost(peer)
+
+    def spawn(self, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> None:
+        """Do something beside."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def announce(self) -> None:
+        """Have the others send no more devices here."""
+        self._address = ""
+        for peer in self._peers.values():
+            self._tell_room(peer)
+
+    async def leave(self, timeout: float) -> None:
+        """Hand over what is here of others, for so many seconds at most, and end all links."""
+        self._leaving = True
+        if self._changed in self._members.on_change:
+            self._members.on_change.remove(self._changed)
+        for keeper in self._keepers.values():
+            keeper.cancel()
+
+        async def hand_over(peer: Peer) -> None:
+            with contextlib.suppress(StatusError, asyncio.TimeoutError):
+                await asyncio.wait_for(peer.call("take_over"), timeout)
+
+        await asyncio.gather(*map(hand_over, list(self._peers.values())))
+        for peer in list(self._peers.values()):
+            peer.link.close()
+        await asyncio.gather(*self._keepers.values(), *self._tasks, return_exceptions=True)
+
+    # Inside.
+
+    def _changed(self, table: RoutingTable) -> None:
+        """Call members that came. Of any two the one whose id comes first calls."""
+        for member_id, url in table.members.items():
+            if member_id > table.me and member_id not in self._keepers:
+                keeper = asyncio.get_running_loop().create_task(self._keep(member_id, url))
+                self._keepers[member_id] = keeper
+
+    async def _keep(self, member_id: str, url: str) -> None:
+        """Keep a link to a member as long as it is one."""
+        pause = PAUSE
+        try:
+            while self._members.table.members.get(member_id) == url:
+                peer = Peer(self, member_id, url)
+                try:
+                    await self._dial(url, self._members.member_id, peer.link)
+                except OSError:
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                else:
+                    self.joined(peer)
+                    pause = PAUSE
+                    await peer.gone.wait()
+                await asyncio.sleep(pause)
+        finally:
+            del self._keepers[member_id]
+
+    async def _beat(self, peer: Peer) -> None:
+        """Say how much room there is, until the other one is gone or says nothing any more."""
+        seconds = self._members.seconds
+        loop = asyncio.get_running_loop()
+        while not peer.gone.is_set():
+            self._tell_room(peer)
+            self._named = 0
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(peer.gone.wait(), seconds / BEATS)
+            if not peer.gone.is_set() and loop.time() - peer.link.heard > SILENCE * seconds:
+                logger.warning("the member at %s says nothing any more", peer.url)
+                peer.link.close()
+                return
+
+    def _tell_room(self, peer: Peer) -> None:
+        peer.tell("room", self._address, socket.gethostname(), self.room())

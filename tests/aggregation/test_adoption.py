@@ -1,0 +1,171 @@
+"""A large contribution to an empty fold becomes the totals where it lies, with the same numbers."""
+
+from __future__ import annotations
+
+import mmap
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fcp_aggregators.plugin import fcp_register_aggregators
+from fcp_core.aggregation import adoption
+from fcp_core.aggregation.binding import bind
+from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator
+from fcp_core.aggregation.configuration import configuration_to_proto
+from fcp_core.aggregation.engine import FoldJob
+from fcp_core.aggregation.local import LocalEngine
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.protocol.checkpoint import CheckpointReader, open_checkpoint, write_checkpoint
+from fcp_core.protocol.checkpoint import layout as layouts
+
+FACTORIES = {factory.name: factory for factory in fcp_register_aggregators()}
+FORMATS = ["tf_v1", "federated_compute"]
+WEIGHT = TensorSpec("weight", DataType.FLOAT)
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch):
+    monkeypatch.setattr(adoption, "ADOPTED", 64)
+    monkeypatch.setattr(layouts, "_LARGE", 0)
+    # So that a contribution is moved in several steps.
+    monkeypatch.setattr(adoption, "_CHUNK", 7)
+
+
+@pytest.fixture
+def adopted(monkeypatch):
+    """What was adopted, in bytes."""
+    sizes = []
+    adopt = adoption.adopt
+
+    def count(*arguments):
+        total = adopt(*arguments)
+        sizes.append(total.nbytes)
+        return total
+
+    monkeypatch.setattr("fcp_core.aggregation.additions.adopt", count)
+    return sizes
+
+
+def intrinsics(sizes, uri="federated_sum"):
+    found = []
+    for index, size in enumerate(sizes):
+        value = TensorSpec(f"v{index}", DataType.FLOAT, (size,))
+        inputs = (value, WEIGHT) if "weighted" in uri else (value,)
+        found.append(Intrinsic(uri, inputs, (TensorSpec(f"o{index}", DataType.FLOAT, (size,)),)))
+    return found
+
+
+def contribution(rng, sizes, format, weight=2.5):
+    values = {f"v{i}": rng.standard_normal(size).astype("f4") for i, size in enumerate(sizes)}
+    for value in values.values():
+        value[::3] = -0.0
+    return write_checkpoint({**values, "weight": np.float32(weight)}, format)
+
+
+def memory(blob):
+    """Return what a body is received into: writable, at the beginning of a page."""
+    block = mmap.mmap(-1, len(blob))
+    block[:] = blob
+    return memoryview(block)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=6),
+    st.sampled_from(["federated_sum", "federated_weighted_mean", "federated_mean"]),
+    st.sampled_from(FORMATS),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_the_state_is_that_of_adding(sizes, uri, format, count, random):
+    rng = np.random.default_rng(random.getrandbits(32))
+    bound = bind(intrinsics(sizes, uri), FACTORIES, {}, {})
+    reader = CheckpointReader()
+    one, other = CheckpointAggregator(bound), CheckpointAggregator(bound)
+    for blob in [contribution(rng, sizes, format) for _ in range(count)]:
+        one.accumulate(open_checkpoint(blob))
+        own = memory(blob)
+        other.accumulate(reader.open(own), own)
+    assert one.dump() == other.dump()
+    assert other.num_inputs == count
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_only_the_first_contribution_is_adopted(format, adopted):
+    sizes = [1000]
+    rng = np.random.default_rng(1)
+    aggregator = CheckpointAggregator(bind(intrinsics(sizes), FACTORIES, {}, {}))
+    reader, held = CheckpointReader(), []
+    for _ in range(3):
+        own = memory(contribution(rng, sizes, format))
+        aggregator.accumulate(reader.open(own), own)
+        held.append(own)
+    assert adopted == [4000]
+    state = np.frombuffer(held[0], np.uint8)
+    total = next(iter(aggregator._additions._arrays.values()))
+    assert np.shares_memory(total, state)
+
+
+def test_what_was_merged_or_loaded_before_is_kept(adopted):
+    sizes = [100]
+    rng = np.random.default_rng(2)
+    bound = bind(intrinsics(sizes), FACTORIES, {}, {})
+    blobs = [contribution(rng, sizes, "federated_compute") for _ in range(2)]
+    first, merged, plain = (CheckpointAggregator(bound) for _ in range(3))
+    first.accumulate(open_checkpoint(blobs[0]))
+    merged.merge(first)
+    loaded = CheckpointAggregator.load(bound, first.dump())
+    for blob in blobs:
+        plain.accumulate(open_checkpoint(blob))
+    for aggregator in (merged, loaded):
+        own = memory(blobs[1])
+        aggregator.accumulate(CheckpointReader().open(own), own)
+        assert aggregator.dump() == plain.dump()
+    assert not adopted
+
+
+def test_what_others_look_at_is_not_adopted(adopted):
+    kept = TensorSpec("v0", DataType.FLOAT, (100,))
+    largest = Intrinsic("federated_max", (kept,), (TensorSpec("m", DataType.FLOAT, (100,)),))
+    bound = bind([*intrinsics([100]), largest], FACTORIES, {}, {})
+    blob = contribution(np.random.default_rng(3), [100], "federated_compute")
+    plain, other = CheckpointAggregator(bound), CheckpointAggregator(bound)
+    plain.accumulate(open_checkpoint(blob))
+    own = memory(blob)
+    other.accumulate(CheckpointReader().open(own), own)
+    assert other.dump() == plain.dump()
+    assert not adopted
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_refused_contribution_is_not_adopted(wrong, adopted):
+    sizes = [100]
+    bound = bind(intrinsics(sizes), FACTORIES, {}, {})
+    values = np.ones(100, np.float32)
+    values[50] = wrong
+    aggregator = CheckpointAggregator(bound)
+    own = memory(write_checkpoint({"v0": values}, "federated_compute"))
+    with pytest.raises(Exception, match="v0"):
+        aggregator.accumulate(CheckpointReader().open(own), own)
+    assert aggregator.dump() == CheckpointAggregator(bound).dump()
+    assert not adopted
+
+
+@pytest.mark.parametrize(("body", "count"), [(bytes, 0), (bytearray, 0), (memory, 1)])
+def test_a_fold_adopts_what_is_handed_over(body, count, adopted):
+    configuration = configuration_to_proto(intrinsics([100])).SerializeToString()
+    blob = contribution(np.random.default_rng(4), [100], "federated_compute")
+    given_blob = body(blob)
+    engine = LocalEngine(FACTORIES, workers=1)
+    engine.start()
+    fold = engine.open(FoldJob(configuration))
+    fold.add("a", given_blob).result(30)
+    fold.add("b", blob).result(30)
+    found = open_checkpoint(fold.report().result(30))["o0"]
+    engine.stop()
+    assert np.array_equal(found, 2 * open_checkpoint(blob)["v0"])
+    assert len(adopted) == count
+    if not count:
+        assert bytes(given_blob) == blob
