@@ -241,6 +241,7 @@ class UploadHandler(Handler):
     """``POST /upload/v1/media/{resource_name}?upload_protocol=raw``: one contribution's bytes."""
 
     label = "upload"
+    of_device = True
     #: The name of the upload, from its beginning until its body is complete.
     _name: str | None = None
     _sender: str | None = None

@@ -82,6 +82,8 @@ class Handler:
     passed: Passed | None = None
     #: Whether requests count for the limits by address.
     throttled = True
+    #: Whether the log says, now and then, why such a request was refused.
+    of_device = False
 
     def __init__(
         self,
@@ -297,6 +299,7 @@ class Handler:
 class RPCHandler(Handler):
     """One call of the protocol, whichever: the routing table says which."""
 
+    of_device = True
     _variables: dict[str, str]
 
     @property
