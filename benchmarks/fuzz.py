@@ -15,6 +15,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from pathlib import Path
+
+# Run as a file, it sees its own folder only.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.fuzzing.run import fuzz
 

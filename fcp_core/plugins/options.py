@@ -131,6 +131,11 @@ def _add_key_options(options: OptionRegistry) -> None:
     options.add("", "token_keys_file", "path", None, text)
     text = "what that file says, instead of a file; only from the environment"
     options.add("", "token_keys", "str", None, text, secret=True)
+    text = (
+        "a file with keys, 64 hexadecimal digits in each line; with it, what aggregators keep of "
+        "contributions is stored, encrypted with the first and read with any"
+    )
+    options.add("", "kept_keys_file", "path", None, text)
 
 
 def check_core_options(config: Config) -> None:

@@ -151,6 +151,22 @@ class Released:
     figures: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class LedgerRead:
+    """A server that begins to act for a population has read what was booked for it.
+
+    :param figures: what the ledgers say of it, as in :class:`Released`.
+    :param releases: how many were booked.
+    :param last: when the last one was.
+    """
+
+    at: float
+    population: str
+    figures: Mapping[str, float]
+    releases: int
+    last: float
+
+
 Event: TypeAlias = (
     CheckedIn
     | Rejected
@@ -160,5 +176,6 @@ Event: TypeAlias = (
     | Surplus
     | TaskOpened
     | Released
+    | LedgerRead
     | TaskClosed
 )

@@ -109,6 +109,13 @@ class Ledger(ABC):
         :raises UsageError: if they are not what they must be: a backup was restored, for instance.
         """
 
+    def figures(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
+        """Return what is shown of a population's accounts: what :meth:`booked` returns of them.
+
+        :param accounts: all of its accounts in this ledger, in the order of their names.
+        """
+        return {}
+
     def booked(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
         """Note what was written; called after the transaction, and not if the server dies.
 

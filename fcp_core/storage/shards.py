@@ -103,6 +103,11 @@ def _merge(tx: Transaction, task_id: str, work: Merge) -> bool:
     shards = [tx.get(ShardRecord, key) for key in work.shards]
     if any(shard is None or shard.merged for shard in shards):
         return False
+    names = tx.keys(BlobRecord, task_id=task_id)
+    totals = [name for name in names if name.startswith(_blob(task_id, "total-"))]
+    if totals != ([_blob(task_id, work.replaced)] if work.replaced else []):
+        # A write that was given up for lost has happened since the writer read what there is.
+        return False
     for shard in shards:
         assert shard is not None
         tx.put(replace(shard, merged=True))

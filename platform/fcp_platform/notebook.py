@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +27,9 @@ def progress(rounds: Iterable[T], description: str = "rounds") -> Iterator[T]:
 
     :param rounds: such as ``range(1, 11)``.
     """
+    if _in_notebook():
+        yield from _notebook_progress(rounds, description)
+        return
     from rich.progress import track
 
     yield from track(rounds, description, total=_length(rounds))
@@ -86,6 +93,31 @@ def plot(
         for name, line in lines.items()
     ]
     return Plot(page(title, [], panels))
+
+
+def _in_notebook() -> bool:
+    """Whether a kernel runs this."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+def _notebook_progress(rounds: Iterable[T], description: str) -> Iterator[T]:
+    """Iterate with a bar that is HTML: rich's wants ipywidgets there, and shows nothing without."""
+    shows: Any = importlib.import_module("IPython.display")  # where there is a kernel, it is
+    began, length = time.monotonic(), _length(rounds)
+    of, most = ("", "") if length is None else (f" of {length:.0f}", f' max="{length:.0f}"')
+
+    def bar(done: int) -> Any:
+        value = "" if length is None else f' value="{done}"'
+        text = f"{done}{of}, {time.monotonic() - began:.0f} s"
+        return shows.HTML(
+            f"<div>{escape(description)} <progress{value}{most}></progress> {text}</div>"
+        )
+
+    shown = shows.display(bar(0), display_id=True)
+    for done, each in enumerate(rounds, 1):
+        yield each
+        shown.update(bar(done))
 
 
 def _length(rounds: Iterable[Any]) -> float | None:

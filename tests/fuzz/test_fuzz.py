@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +24,8 @@ from fcp_core.protocol import routes
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server
 from fcp_core.server.http.connections import Router
+
+ROOT = Path(__file__).parents[2]
 
 
 def check(report):
@@ -189,3 +194,10 @@ def test_bombs_are_refused_or_small(live, caplog):
             assert len(statuses) <= 1
     assert refused > 5
     assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+def test_the_command_runs_from_anywhere(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--help"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "--inputs" in ran.stdout

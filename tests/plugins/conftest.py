@@ -10,6 +10,7 @@ import pytest
 from fcp_core.plugins.config import OptionRegistry
 from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.options import add_core_options
+from fcp_core.testing.pytest_plugin import fcp_client, fcp_server  # noqa: F401
 
 
 @pytest.fixture

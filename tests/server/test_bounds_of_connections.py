@@ -14,13 +14,16 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
 
 
-def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_front, http):
+def test_connections_beyond_the_limit_are_closed_and_then_there_is_room(make_front, http, caplog):
     front = make_front(max_connections=3)
     health = http.head("/healthz", "GET")
     open_connections = [front.connect().send(health) for _ in range(3)]
     assert [c.reply("GET").status for c in open_connections] == [200] * 3
     with front.connect() as one_more:
         assert one_more.is_closed()
+    assert caplog.messages == [
+        "a device is turned away: there are 3 connections already (max_connections)"
+    ]
     # Those that are there go on.
     assert open_connections[0].send(health).reply("GET").status == 200
     for connection in open_connections:

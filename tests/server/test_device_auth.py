@@ -279,7 +279,7 @@ CALL = "/v1/eligibilityevaltasks/p:request?%24alt=proto"
 
 
 @pytest.mark.parametrize("what", ["address", "key"])
-def test_who_asks_too_often_is_told_when_to_come_back(make_front, http, what):
+def test_who_asks_too_often_is_told_when_to_come_back(make_front, http, what, caplog):
     front = make_front(**{f"rate_per_{what}": 0.001, f"burst_per_{what}": 3})
     head = http.head(CALL, Content_Length=0, X_Goog_Api_Key="k")
     assert [front.ask(head).status for _ in range(3)] == [501] * 3  # no such service here
@@ -288,6 +288,11 @@ def test_who_asks_too_often_is_told_when_to_come_back(make_front, http, what):
     assert int(reply.headers["Retry-After"]) > 900
     other = front.ask(http.head(CALL, Content_Length=0, X_Goog_Api_Key="other"))
     assert other.status == (501 if what == "key" else 429)
+    # The operator is told as well, but not each time.
+    assert front.ask(head).status == 429
+    said = [line for line in caplog.messages if f"(rate_per_{what})" in line]
+    assert len(said) == 1
+    assert said[0].startswith("a device is turned away: ")
     if what == "address":
         assert front.ask(http.head("/data/x/y", "GET"), method="GET").status == 429
     assert front.ask(http.head("/healthz", "GET"), method="GET").status == 200

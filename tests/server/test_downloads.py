@@ -557,11 +557,20 @@ def test_where_no_file_can_be_written_a_large_model_stays_in_memory(tmp_path, mo
     assert spool.spooled(b"0123456789", tmp_path / "missing") == b"0123456789"
 
 
+class Watched(spool.Spooled):
+    """Remembers how much was read at a time."""
+
+    def read(self, start, stop):
+        self.sizes.add(stop - start)
+        return super().read(start, stop)
+
+
 @pytest.mark.parametrize("header", [{}, {"Range": "bytes=100-299999"}, {"Range": "bytes=-5"}])
 def test_what_lies_in_a_file_is_sent_like_anything_else(make_front, http, tmp_path, header):
     data = np.random.default_rng(1).bytes(3 * downloads.PART // 2)
     services = http.Services()
-    kept = spool.Spooled(data, tmp_path)
+    kept, sizes = Watched(data, tmp_path), set()
+    kept.sizes = sizes
     services.media.files["group/plan"] = http.Download(kept, "application/x", "tag", 60.0)
     wanted = parse_range(header["Range"], len(data)) if header else range(len(data))
     with make_front(services).connect() as connection:
@@ -569,3 +578,5 @@ def test_what_lies_in_a_file_is_sent_like_anything_else(make_front, http, tmp_pa
             reply = connection.send(http.head(FILE, "GET", **header)).reply("GET")
             assert reply.status == (206 if header else 200)
             assert reply.body == data[wanted.start : wanted.stop]
+    # Each device that is slow has as much of it in memory.
+    assert max(sizes) <= downloads.READ <= 1 << 17

@@ -313,6 +313,38 @@ def test_what_is_no_larger_than_its_deltas_takes_their_place(of, blobs):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_total_takes_the_place_of_no_other_than_it_was_made_from(before):
+    """Seen in the simulation: a write that was given up for lost happened after the next start."""
+
+    async def main():
+        storage = Faulty()
+        await storage.transact(lambda tx: tx.put(RECORD))
+        engine, store = LocalEngine(AGGREGATORS, workers=0), _Store(storage)
+        engine.start()
+
+        def begin(partials):
+            return engine.open(JOB, partials)
+
+        async def contribute(fold, *numbers):
+            for number in numbers:
+                await asyncio.wrap_future(fold.add(str(number), blob(number)))
+
+        first = DurableFold("t", "task", begin, store, await store.shards("t"))
+        await contribute(first, *range(before))
+        second = DurableFold("t", "task", begin, store, await store.shards("t"))
+        await contribute(first, before)
+        await contribute(second, before + 1, before + 2)
+        stored = await store.shards("t")
+        count = before + 3
+        assert sorted(stored.contributions) == sorted(map(str, range(count)))
+        report = begin(stored.partials).report().result()
+        assert open_checkpoint(report).get_tensor("sum").tolist() == [(1 << count) - 1, count]
+        engine.stop()
+
+    asyncio.run(main())
+
+
 def test_an_aggregate_that_is_full_takes_no_more_and_keeps_what_it_has():
     """A group-by has as many groups as it may: those in deltas are found out when they merge."""
     column = TensorSpec("k", DataType.INT64, (-1,))

@@ -169,7 +169,7 @@ def test_this_machine_and_whoever_lifts_the_limit_have_none(kit):
     asyncio.run(main())
 
 
-def test_who_waits_is_rejected_once_its_other_places_are_silent(kit):
+def test_who_waits_is_rejected_once_its_other_places_are_silent(kit, caplog):
     async def main():
         async with kit.world(max_silent_per_sender="2", selection__uniform__window="300s") as world:
             await world.submit(goal=2, name="first", over_selection=1.0)
@@ -186,6 +186,13 @@ def test_who_waits_is_rejected_once_its_other_places_are_silent(kit):
                 fine = await other.start()
             world.advance(121)
             assert waits.answer(await waits.poll(operation.name)).HasField("rejection_info")
+            with at("203.0.113.9"):
+                response = await world.device().check_in()
+                assert response.HasField("rejection_info")
+            assert [m for m in caplog.messages if "max_silent_per_sender" in m] == [
+                "a device is turned away: phones/all: its sender holds too many silent places "
+                "(max_silent_per_sender)"
+            ]
             # The other one was given a place that is free now.
             assert other.answer(await other.poll(fine.name)).HasField("task_assignment")
 

@@ -31,6 +31,7 @@ from tornado.iostream import IOStream
 
 from fcp_core.server.http.chunks import take_chunks
 from fcp_core.server.http.rates import address_key, is_loopback
+from fcp_core.server.seldom import Seldom
 
 if TYPE_CHECKING:
     from fcp_core.server.http.handler import Handler
@@ -254,16 +255,21 @@ class BoundedHTTPServer(HTTPServer):
         self.router = router
         self.conn_params.header_timeout = None
         self._limits = limits
+        self._seldom = Seldom()
         #: How many connections each address has.
         self._of_address: Counter[str] = Counter()
 
     def handle_stream(self, stream: IOStream, address: tuple[Any, ...]) -> None:
         """Take a connection, or close it if there are too many."""
         key = address_key(str(address[0]))
-        most = self._limits.max_connections_per_address
-        if self.connections >= self._limits.max_connections or (
-            0 < most <= self._of_address[key] and not is_loopback(key)
-        ):
+        limits, reached = self._limits, ""
+        if self.connections >= limits.max_connections:
+            reached = "max_connections"
+        elif 0 < limits.max_connections_per_address <= self._of_address[key]:
+            reached = "" if is_loopback(key) else "max_connections_per_address"
+        if reached:
+            most = getattr(limits, reached)
+            self._seldom.warn(reached, f"there are {most} connections already ({reached})")
             stream.close()
             return
         self.connections += 1

@@ -22,6 +22,7 @@ from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
+from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Context:
         services.media.on_release(self.uploads.look)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
+        self.seldom = Seldom()
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
         self.large_uploads = LargeUploads(partial(attrgetter("held"), services.media))

@@ -72,6 +72,7 @@ def _digest(key: str) -> str:
 class RPCHandler(Handler):
     """One call of the protocol, whichever: the routing table says which."""
 
+    of_device = True
     _variables: dict[str, str]
 
     @property
@@ -184,6 +185,7 @@ class UploadHandler(Handler):
     """``POST /upload/v1/media/{resource_name}?upload_protocol=raw``: one contribution's bytes."""
 
     label = "upload"
+    of_device = True
     #: The name of the upload, from its beginning until its body is complete.
     _name: str | None = None
     _sender: str | None = None

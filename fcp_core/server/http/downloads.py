@@ -20,12 +20,15 @@ _TAG = re.compile(r'\*|(?:W/)?"[^"]*"')
 
 #: Bytes that are written before others have their turn.
 PART = 1 << 20
+#: Bytes that are read from a file at once: a device that does not take them keeps them in memory.
+READ = 128 << 10
 
 
 class DownloadHandler(Handler):
     """``GET /data/...``: a plan, a checkpoint or a slice, as it is stored."""
 
     label = "download"
+    of_device = True
 
     def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
         """Return what an error is answered with."""
@@ -75,8 +78,9 @@ class DownloadHandler(Handler):
     async def _write(self, data: bytes | Spooled, wanted: range) -> None:
         """Write it part by part: a fast device would have the loop for itself meanwhile."""
         loop = asyncio.get_running_loop()
-        for start in range(wanted.start, wanted.stop, PART):
-            stop = min(start + PART, wanted.stop)
+        step = PART if isinstance(data, bytes) else READ
+        for start in range(wanted.start, wanted.stop, step):
+            stop = min(start + step, wanted.stop)
             part: bytes | memoryview
             if isinstance(data, bytes):
                 part = memoryview(data)[start:stop]

@@ -77,6 +77,8 @@ class Handler:
     passed: Passed | None = None
     #: Whether requests count for the limits by address.
     throttled = True
+    #: Whether the log says, now and then, why such a request was refused.
+    of_device = False
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from fcp_core.rounds.events import (
     Contributed,
     Dropped,
     Event,
+    LedgerRead,
     Rejected,
     Released,
     Surplus,
@@ -211,10 +212,15 @@ class ServerMetrics:
             self._open[where, event.task_name] += 1
         elif isinstance(event, Released):
             self.releases.add(where, event.task_name)
-            for name, value in event.figures.items():
-                self.ledger.set(where, _word(name), value=value)
+            self._book(where, event.figures)
+        elif isinstance(event, LedgerRead):
+            self._book(where, event.figures)
         else:
             self._close(event)
+
+    def _book(self, population: str, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self.ledger.set(population, _word(name), value=value)
 
     def _version(self, text: str) -> str:
         """Return the version of a client that may have made it up, if it looks like one."""

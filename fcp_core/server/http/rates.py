@@ -28,7 +28,8 @@ class RateLimitError(StatusError):
         self.wait = math.ceil(wait)
         super().__init__(
             Code.RESOURCE_EXHAUSTED,
-            f"too many requests from this {what}; come back in {self.wait} s",
+            f"too many requests from this {what} (rate_per_{what.split()[-1]}); "
+            f"come back in {self.wait} s",
         )
 
 

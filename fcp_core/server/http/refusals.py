@@ -30,6 +30,9 @@ RETRY_AFTER = 5
 #: The most parameters of a query.
 MAX_PARAMETERS = 100
 
+#: What keeps devices out that mean well: a limit, a key, a rule.
+_TOLD = (*(Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED), Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
+_CHECK_IN = "EligibilityEvalTasks.RequestEligibilityEvalTask"
 _RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 
@@ -89,11 +92,22 @@ def as_status(handler: Handler, error: Exception) -> StatusError:
     """Return the error to send; a fault of the server's own is logged and not described."""
     if isinstance(error, StatusError):
         logger.debug("%s %s: %s", handler.label, handler.subject, error)
+        if handler.of_device and _is_of_configuration(handler, error):
+            handler.context.seldom.warn(
+                f"{handler.label} {error.code}", f"{handler.label}: {error.message}"
+            )
         return error
     if isinstance(error, StreamClosedError):
         return StatusError(Code.CANCELLED, "the client went away")
     logger.error("%s %s failed", handler.label, handler.subject, exc_info=error)
     return StatusError(Code.INTERNAL, "the server failed; its log says why")
+
+
+def _is_of_configuration(handler: Handler, error: StatusError) -> bool:
+    """Whether an operator may want to know that a device is answered this."""
+    if error.code is Code.NOT_FOUND:  # the population; anybody may ask for other things in vain
+        return handler.label == _CHECK_IN
+    return error.code in _TOLD
 
 
 def wrong_method(handler: Handler) -> StatusError:

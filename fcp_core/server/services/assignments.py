@@ -267,6 +267,7 @@ class TaskAssignments:
         senders = population.senders
         if not senders.silent or senders.trusts(session.origin):
             return False
+        self._common.warn_of_silent(population.name)
         self._common.notify(Rejected(now, population.name, label(session.session_id), "silent"))
         return True
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.rounds.tokens import Tokens
+from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.writes import Writes
 
@@ -48,6 +49,12 @@ class Common:
     observed: Callable[[], bool]
     writes: Writes
     memory: UploadMemory
+    seldom: Seldom = field(default_factory=Seldom)
+
+    def warn_of_silent(self, population: str) -> None:
+        """Say that the sender of a device holds too many silent places."""
+        reason = f"{population}: its sender holds too many silent places (max_silent_per_sender)"
+        self.seldom.warn(f"silent {population}", reason)
 
     def check_pressure(self) -> None:
         """Check that what devices bring is stored and accumulated as fast as it comes.

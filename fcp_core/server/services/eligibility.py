@@ -101,7 +101,7 @@ class EligibilityEvalTasks:
         if not (trusted and population.has_room_for(offer.names)):
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
-            reason = _reason(population.name, refusal, trusted)
+            reason = _reason(common, population.name, refusal, trusted)
             who = (population.name, label(session_key.hex()))
             self._common.notify(Rejected(now, *who, reason, check_in.client_version))
             response.rejection_info.SetInParent()
@@ -270,11 +270,13 @@ class EligibilityEvalTasks:
             self._common.notify(CheckedIn(now, *who, names, version))
 
 
-def _reason(population: str, refusal: Refusal | None, trusted: bool) -> str:
-    """Return the word for why a device is sent away, and log what policies say of it."""
+def _reason(common: Common, population: str, refusal: Refusal | None, trusted: bool) -> str:
+    """Return the word for why a device is sent away, and log what is of the configuration."""
     if refusal is not None:
         logger.info("%s: a device is turned away: %s", population, clean(refusal.reason))
         return "refused"
+    if not trusted:
+        common.warn_of_silent(population)
     return "no_task" if trusted else "silent"
 
 

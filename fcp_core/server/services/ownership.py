@@ -46,7 +46,7 @@ class Ownership:
             older than the results.
         """
         loaded = await self._store.load(population)
-        self._tasks.verify(loaded)
+        await self._tasks.verify(loaded)
         self._states.load(loaded.policy_states)
         self._populations.add(population)
         await self._eligibility_tasks.load(population)

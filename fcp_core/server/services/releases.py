@@ -27,18 +27,19 @@ from fcp_core.aggregation.release import (
     Released,
     Resumed,
 )
-from fcp_core.errors import PLUGIN_ERRORS, UsageError
+from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.statement import add_statement
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.ledger import Account, Ledger, Planned, ReleaseRefusedError
 from fcp_core.rounds.specification import TaskSpec
+from fcp_core.server.services.ledgers import of_ledger
 from fcp_core.storage.accounts import SERIES, Booking
 from fcp_core.storage.contract import StorageError
 from fcp_core.storage.records import TaskRecord
 
 if TYPE_CHECKING:
-    from fcp_core.server.services.store import Loaded, TaskStore
+    from fcp_core.server.services.store import TaskStore
 
 logger = logging.getLogger("fcp.services")
 
@@ -224,7 +225,7 @@ class TaskRelease:
         for ledger in self._ledgers:
             try:
                 population = self.planned.spec.population
-                figures.update(ledger.booked(population, _of(ledger, accounts)))
+                figures.update(ledger.booked(population, of_ledger(ledger, accounts)))
             except PLUGIN_ERRORS:
                 logger.exception("the ledger %s failed to note what it has booked", ledger.name)
         return figures
@@ -340,44 +341,6 @@ def series_of(spec: TaskSpec, bound: Sequence[BoundIntrinsic]) -> dict[int, str]
         for place, item in enumerate(bound)
         if item.factory.resume is not None
     }
-
-
-def verify(loaded: Loaded, ledgers: Sequence[Ledger]) -> None:
-    """Check that what is stored of results and what is booked belong together.
-
-    :raises UsageError: if there is a result that is not booked, or a ledger that has gone back.
-    """
-    populations: dict[str, dict[str, Account]] = {}
-    for account in loaded.accounts:
-        of = populations.setdefault(account.population, {})
-        of[account.account] = Account(account.account, account.version, account.data)
-    booked = {entry.task_id for entry in loaded.entries}
-    for task in loaded.tasks:
-        if task.record.release and task.record.task_id not in booked:
-            raise UsageError(
-                f"the result of task {task.record.name} ({task.record.task_id}) is not booked in "
-                "the ledger: the ledger is older than the results, as after a backup that was "
-                "restored in parts. What was released since is not accounted for. Restore the "
-                "whole storage, or delete the results that are newer: docs/privacy.md."
-            )
-    for entry in loaded.entries:
-        for name, version in entry.accounts.items():
-            known = populations.get(entry.population, {}).get(name)
-            if known is None or known.version < version:
-                raise UsageError(
-                    f"the ledger's account {name} is older than its entries: entry {version} is "
-                    f"there, the account is at {0 if known is None else known.version}. Restore "
-                    "the whole storage from one backup: docs/privacy.md."
-                )
-    for ledger in ledgers:
-        names = {*populations, *(task.record.population for task in loaded.tasks)}
-        for population in sorted(names):
-            ledger.verify(population, _of(ledger, populations.get(population, {})))
-
-
-def _of(ledger: Ledger, accounts: Mapping[str, Account]) -> dict[str, Account]:
-    prefix = f"{ledger.name}/"
-    return {name: account for name, account in accounts.items() if name.startswith(prefix)}
 
 
 def _promised(item: BoundIntrinsic, accumulator: Randomised, context: ReleaseContext) -> Promise:

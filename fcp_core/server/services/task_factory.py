@@ -30,10 +30,11 @@ from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.rounds.tokens import RETENTION
-from fcp_core.server.services.durable_fold import DurableFold
+from fcp_core.server.services.durable_fold import DurableFold, ShardStore
 from fcp_core.server.services.protocol_host import ProtocolHost
 from fcp_core.server.services.published import Published, group_of, publish
 from fcp_core.server.services.releases import TaskRelease, entropy_of, resume, resumed_options
+from fcp_core.server.services.sealed import SealedStore, read_seals, unsealed
 from fcp_core.server.services.store import TaskStore, new_record
 from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
@@ -70,6 +71,7 @@ class TaskFactory:
         self._engine = engine
         self._store = store
         self._secrets = secrets
+        self._seals = read_seals(plugins.config.get("kept_keys_file"))
         self._entropy = entropy_of(plugins.config.get("unsafe_noise_seed"))
 
     def choose(self, spec: TaskSpec) -> Choices:
@@ -134,7 +136,7 @@ class TaskFactory:
         :raises StatusError: INVALID_ARGUMENT if the aggregation cannot be done.
         """
         chosen = self._plugins.for_task(spec)
-        stored = StoredShards() if stored is None else stored
+        stored = unsealed(stored or StoredShards(), record.task_id, self._seals)
         job = self._job(record, spec, choices.settings)
         durable = bool(stored.contributions) or self._is_durable(spec, choices.settings, job)
         folded_by = _folded_by(chosen, spec)
@@ -150,7 +152,10 @@ class TaskFactory:
 
         def open_durable() -> Fold:
             counts = lambda: (machine.dropped, machine.surplus)  # noqa: E731
-            return DurableFold(record.task_id, spec.name, open_fold, self._store, stored, counts)
+            store: ShardStore = self._store
+            if self._seals is not None and self._keeping(job):
+                store = SealedStore(store, self._seals)
+            return DurableFold(record.task_id, spec.name, open_fold, store, stored, counts)
 
         fold = _opened(open_durable if durable else open_fold, folded_by, spec)
         bound, ledgers = self._bound(job), self._plugins.ledgers
@@ -227,8 +232,11 @@ class TaskFactory:
         if not self._store.durable:
             storage = self._plugins.config.get("storage")
             why = f"the storage {storage!r} forgets everything when the process ends"
-        elif keeping := self._keeping(job):
-            why = f"{keeping} keeps every contribution as it is, and those are never stored"
+        elif self._seals is None and (keeping := self._keeping(job)):
+            why = (
+                f"{keeping} keeps every contribution as it is, and those are not stored without "
+                "kept_keys_file"
+            )
         if not why:
             return True
         message = f"task {spec.name}: its durability can only be 'round': {why}"

@@ -19,9 +19,9 @@ from fcp_core.rounds.tasks import TaskSpec, TaskStatus
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.endings import store_end
+from fcp_core.server.services.ledgers import read_ledgers
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published
-from fcp_core.server.services.releases import verify
 from fcp_core.server.services.store import (
     Loaded,
     LoadedTask,
@@ -224,9 +224,9 @@ class Tasks:
         ticks = (self._kept.next_expiry(), self._ended.next_expiry())
         return min((tick for tick in ticks if tick is not None), default=None)
 
-    def verify(self, loaded: Loaded) -> None:
+    async def verify(self, loaded: Loaded) -> None:
         """Raise UsageError if what is stored of results and of ledgers does not fit together."""
-        verify(loaded, self._plugins.ledgers)
+        await read_ledgers(loaded, self._plugins.ledgers, self._clock.now(), self._with.notify)
 
     async def restore(self, tasks: Sequence[LoadedTask]) -> None:
         """Take up the tasks of an earlier run; those that go on have what was stored of them."""

@@ -347,7 +347,7 @@ class Services:
                 await self.members.start()
                 return
             loaded = await self._store.load()
-            self.tasks.verify(loaded)
+            await self.tasks.verify(loaded)
             self._states.load(loaded.policy_states)
             self.ticker.start()
             await self.eligibility_tasks.load()

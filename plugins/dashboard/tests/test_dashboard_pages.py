@@ -17,6 +17,7 @@ from fcp_core.rounds.events import Released
 from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.testing.servers import query_task
+from fcp_dashboard import marks
 from fcp_dashboard.plugin import DashboardPlugin
 from fcp_dashboard.views.results import result_page
 
@@ -26,7 +27,8 @@ SUM = Intrinsic("federated_sum", (VALUE,), (TensorSpec("sum", DataType.INT64, (2
 
 def text_of(answer):
     """Return a page as it is read, without tags."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", answer.text)).replace("\u202f", " ")
+    text = answer.text.replace("<wbr>", "")
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text)).replace("\u202f", " ")
 
 
 def test_an_empty_server_says_what_to_do(dashboard, browser):
@@ -281,6 +283,10 @@ def test_a_task_file_is_submitted_by_those_who_may(lively, dashboard, browser):
     assert other.ask("/submit", form=form).status == 403
 
 
+def test_names_break_between_their_words():
+    assert marks.name("a/b_c__d<") == "a/<wbr>b_<wbr>c__<wbr>d&lt;"
+
+
 def test_what_a_device_says_is_never_markup(dashboard, browser, fcp_client, fcp_population):
     evil = "<img src=x onerror=alert(1)>\"'&\u202e"
     server = dashboard()
@@ -334,11 +340,11 @@ def test_what_privacy_has_cost_is_shown_where_there_is_a_ledger(dashboard, fcp_s
     )
     somebody = browser(server).log_in()
     assert ">Privacy</a>" in somebody.ask("/").text
-    assert "Nothing was released since the server began." in text_of(somebody.ask("/privacy"))
+    assert "Nothing was released with noise." in text_of(somebody.ask("/privacy"))
     figures = {"privacy_spent": 0.75, "privacy_budget": 3.0}
     server._run(_notify(server, Released(1e9, "people", "id", "count", figures)))
     end = time.monotonic() + 60
-    while "Nothing was released" in (text := text_of(somebody.ask("/privacy"))):
+    while "Nothing was released with" in (text := text_of(somebody.ask("/privacy"))):
         assert time.monotonic() < end
         time.sleep(0.1)  # what all look at may be a second old
     assert re.search(r"people 0.75 3 75 % 1 2001-09-09 01:46:40", text)

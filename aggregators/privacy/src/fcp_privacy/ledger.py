@@ -156,8 +156,12 @@ class PrivacyLedger(Ledger):
 
     def booked(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
         """Write down how far the ledger is; return what is spent, and the budget."""
+        watermark.write(self.policy(population).watermark, accounts)
+        return self.figures(population, accounts)
+
+    def figures(self, population: str, accounts: Mapping[str, Account]) -> Mapping[str, float]:
+        """Return what is spent, and the budget; of accounts by day those of the last one."""
         policy = self.policy(population)
-        watermark.write(policy.watermark, accounts)
         figures = {}
         for account in accounts.values():
             total = Balance.read(account.data).spent(policy.sums_for, policy.delta)

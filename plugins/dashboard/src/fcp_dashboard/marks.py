@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from urllib.parse import quote
+
+
+def name(text: str) -> str:
+    """Return a name as markup that breaks between its words, if it must be broken."""
+    return re.sub(r"(?<=[/_])(?=[^/_])", "<wbr>", escape(text))
 
 
 def bar(parts: Sequence[tuple[str, float]], whole: float) -> str:

@@ -12,6 +12,7 @@ from fcp_core.rounds.events import (
     Contributed,
     Dropped,
     Event,
+    LedgerRead,
     Rejected,
     Released,
     Surplus,
@@ -123,6 +124,7 @@ class Recorder:
             Surplus: self._surplus,
             TaskOpened: self._opened,
             Released: self._released,
+            LedgerRead: self._ledger_read,
             TaskClosed: lambda event: None,
         }
         for kind in self._handlers:
@@ -201,6 +203,11 @@ class Recorder:
         population = self._population(event.population)
         population.releases += 1
         population.last = event.at
+        population.figures = dict(event.figures)
+
+    def _ledger_read(self, event: LedgerRead) -> None:
+        population = self._population(event.population)
+        population.releases, population.last = event.releases, event.last
         population.figures = dict(event.figures)
 
     def _opened(self, event: TaskOpened) -> None:
@@ -317,7 +324,7 @@ def _shown(event: Event) -> Seen:
         text = f"{event.phase} {event.code.name}: {event.message}"
     elif isinstance(event, Surplus):
         text = event.message
-    elif isinstance(event, Released):
+    elif isinstance(event, Released | LedgerRead):
         text = ", ".join(f"{name} {value:.4g}" for name, value in event.figures.items())
     elif isinstance(event, TaskOpened):
         text = f"wants {event.goal_count} contributions"

@@ -219,6 +219,8 @@ def _both(one: Any, other: Any) -> Any:
         mine, theirs = getattr(one, name), getattr(other, name)
         if name == "figures":  # of the last release, wherever it was
             values[name] = mine if (one.last or 0.0) >= (other.last or 0.0) else theirs
+        elif name == "releases":  # each knows of all that were booked when it read the ledger
+            values[name] = max(mine, theirs)
         elif isinstance(mine, dict):
             values[name] = {
                 key: mine.get(key, 0) + theirs.get(key, 0) for key in {**mine, **theirs}

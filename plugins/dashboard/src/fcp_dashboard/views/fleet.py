@@ -215,7 +215,9 @@ def errors(snapshot: Snapshot) -> Plain:
             )
         ],
         lead=f"{formats.number(sum(group.count for group in groups))} devices with a task did not "
-        f"contribute, in {formats.number(len(groups))} ways.",
+        f"contribute, in {formats.number(len(groups))} ways."
+        if groups
+        else "",
     )
 
 
@@ -267,8 +269,8 @@ def privacy(snapshot: Snapshot) -> Plain:
         [
             Section(
                 "Spent",
-                "In the measure of each population's policy, as of its last release since the "
-                "server began; 'fcp privacy show' reads the whole ledger.",
+                "In the measure of each population's policy, as of its last release; "
+                "'fcp privacy show' says the same, and for how many more results it lasts.",
                 [
                     ("Population", "name"),
                     ("Spent", "n"),
@@ -279,7 +281,7 @@ def privacy(snapshot: Snapshot) -> Plain:
                     ("Last", "nowrap"),
                 ],
                 [_account(seen) for seen in snapshot.populations_seen().values() if seen.releases],
-                "Nothing was released since the server began.",
+                "Nothing was released with noise.",
             ),
             Section(
                 "Results with noise",
