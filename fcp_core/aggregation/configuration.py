@@ -20,6 +20,7 @@ from fcp_core.protocol.status import Code, StatusError
 
 GROUP_BY_URI = "fedsql_group_by"
 DP_GROUP_BY_URI = "fedsql_dp_group_by"
+DP_DISTINCT_URI = "fcp:dp_approx_count_distinct"
 DP_BUNDLE_URI = "differential_privacy_tensor_aggregator_bundle"
 DP_QUANTILE_URI = "GoogleSQL:$differential_privacy_percentile_cont"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fcp_core.aggregation.configuration import DP_GROUP_BY_URI, GROUP_BY_URI
+from fcp_core.aggregation.configuration import DP_DISTINCT_URI, DP_GROUP_BY_URI, GROUP_BY_URI
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, Tensor, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import data_type_pb2
@@ -55,6 +55,8 @@ class Part:
     #: are read from them, each with its place among the measures.
     buckets: float | None = None
     quantiles: dict[int, float] = field(default_factory=dict)
+    #: Under noise: whether it counts distinct values, by their codes.
+    codes: bool = False
 
     def column(self, name: str, sql: str, dtype: DataType) -> TensorSpec:
         """Have devices select something, under a name."""
@@ -85,6 +87,13 @@ class Part:
         """
         parameters: list[Parameter] = []
         keys = tuple(self.keys)
+        if self.codes and query.epsilon is not None:
+            (nested,) = self.nested
+            bounds = (
+                Parameter("epsilon", np.array(query.epsilon / parts)),
+                Parameter("max_values", np.array(query.max_rows, np.int64)),
+            )
+            return Intrinsic(DP_DISTINCT_URI, nested.inputs, nested.outputs, bounds)
         if query.epsilon is not None:
             groups = query.max_groups * (1 if self.buckets is None else query.max_rows)
             parameters = [
@@ -144,10 +153,12 @@ def lower(query: SqlQuery) -> Lowered:
             part = _bucketed(parsed, parts, measure)
             (_add_quantile if query.epsilon is None else _add_buckets)(query, part, place, measure)
         elif measure.kind == "distinct":
-            _add_distinct(parsed, parts, place, measure)
+            _add_distinct(query, parsed, parts, place, measure)
         else:
             _add(query, main, place, measure)
-    if not main.columns or (query.epsilon is not None and not main.nested):
+    if not main.nested and not main.keys and any(part.codes for part in parts.values()):
+        del parts[""]  # it would take a share of the budget for nothing
+    elif not main.columns or (query.epsilon is not None and not main.nested):
         # There is nothing but sketches, and no groups; or noise needs a number that it is added to.
         _add(query, main, -1, DEVICES)
     grouped = _grouped(len(main.keys))
@@ -269,14 +280,22 @@ def _strings(texts: Iterable[str]) -> Tensor:
     return tensor
 
 
-def _add_distinct(parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure) -> None:
+def _add_distinct(
+    query: SqlQuery, parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure
+) -> None:
     """Add a count of distinct values: devices send codes of theirs."""
+    if query.epsilon is not None and parsed.keys:
+        raise UsageError(
+            f"{measure.label}: with noise distinct values are counted over all devices, not in "
+            "groups; leave GROUP BY out, or take the values themselves as groups."
+        )
     label = f"{measure.sql} codes: "
     part = parts[label] = _begin(parsed, label)
     code = part.column("code", f"fcp_distinct_code({measure.sql})", DataType.INT64)
     inner = f"SELECT {', '.join(part.selected)} {parsed.from_sql}{_grouped(len(part.keys) + 1)}"
     part.sql = f"{parsed.with_sql}SELECT * FROM ({inner}) WHERE c{len(part.keys)} <> 0"
     output = TensorSpec(measure.label, DataType.INT64, _COLUMN)
+    part.codes = query.epsilon is not None
     part.nest(place, "fcp:approx_count_distinct", [code], output)
 
 

@@ -107,10 +107,11 @@ class Measures:
         if isinstance(aggregate, exp.Avg):
             text = "CASE WHEN n > 0 THEN s / n END"
             return _formula(text, n=self._count(x), s=self._total(x))
-        if self._private and isinstance(aggregate, (exp.Min, exp.Max, exp.ApproxDistinct)):
+        if self._private and isinstance(aggregate, (exp.Min, exp.Max)):
+            quantile = "0.01" if isinstance(aggregate, exp.Min) else "0.99"
             raise UsageError(
-                f"{shown} cannot be hidden by noise: one device could change it by anything. With "
-                "an epsilon there are counts, sums, averages, variances and APPROX_QUANTILE."
+                f"{shown} cannot be hidden by noise: one device could change it by anything. Write "
+                f"APPROX_QUANTILE({x.sql('sqlite')}, {quantile}), which many devices decide."
             )
         if isinstance(aggregate, (exp.Min, exp.Max)):
             return self._extreme(aggregate.key, x)

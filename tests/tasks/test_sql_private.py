@@ -145,8 +145,9 @@ def test_the_budget_is_that_of_all_parts_together():
         ("SELECT AVG(x) FROM t", {}, "noise can only hide what is bounded"),
         ("SELECT VAR_POP(x) FROM t", {}, "noise can only hide what is bounded"),
         ("SELECT SUM(CLAMP(x, 5, 1)) FROM t", {}, "two limits in their order"),
-        ("SELECT MIN(x) FROM t", {}, "cannot be hidden by noise"),
-        ("SELECT APPROX_DISTINCT(x) FROM t", {}, "cannot be hidden by noise"),
+        ("SELECT MIN(x) FROM t", {}, r"cannot be hidden by noise.*APPROX_QUANTILE\(x, 0.01\)"),
+        ("SELECT MAX(x) FROM t", {}, r"Write APPROX_QUANTILE\(x, 0.99\)"),
+        ("SELECT APPROX_DISTINCT(x) FROM t GROUP BY y", {}, "leave GROUP BY out"),
         (
             "SELECT a, COUNT(*) FROM t GROUP BY a",
             {"domain": {"b": [1]}},
@@ -205,3 +206,14 @@ def test_bounds_and_budgets_that_are_none_are_refused(options, words):
     query = SqlQuery("SELECT app, COUNT(*) FROM t GROUP BY app", **{"epsilon": 1.0, **options})
     with pytest.raises(UsageError, match=words):
         query.lowered()
+
+
+def test_distinct_values_are_counted_with_noise(ask):
+    table, noise = ask("SELECT APPROX_DISTINCT(app) AS apps FROM launches", epsilon=20.0)
+    (row,) = rows_of(table)
+    # Maps, mail and one of its own; the noise of two values at epsilon 20 is next to none.
+    assert row[0] == pytest.approx(3, abs=2)
+    assert list(noise.values()) == [pytest.approx(math.sqrt(2) * 2 / 20, rel=0.01)]
+    assert [column.name for column in table.columns] == ["apps", "apps stddev"]
+    table, noise = ask("SELECT APPROX_DISTINCT(app) AS apps, COUNT(*) AS n FROM launches")
+    assert len(noise) == 2

@@ -77,8 +77,8 @@ class TaskRunner:
         self._engine = TaskEngine(surroundings, self._folded, self._lost, self._failed)
         self._engine.use(parts.fold)
         self._with, self._places, self._keeper = surroundings, places, keeper
-        #: Of the last upload, in bytes; 0: there was none.
-        self.upload_size = 0
+        #: Of the last upload, in bytes; of the first ones what the specification says.
+        self.upload_size = parts.upload_size
         #: When it is to be called next, as the ticker knows.
         self._next_tick = math.inf
         #: Whether one that has contributed leaves a place for another.

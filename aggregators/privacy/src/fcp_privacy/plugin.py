@@ -16,7 +16,7 @@ from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.tasks import TaskSpec
-from fcp_privacy import commands, group_by, percentile, policy
+from fcp_privacy import commands, distinct, group_by, percentile, policy
 from fcp_privacy.clipped import ClippedSums
 from fcp_privacy.correlated import Matrix, Tree, resume_series
 from fcp_privacy.gaussian import AdaptiveClip, FixedClip, resume_clip
@@ -109,7 +109,7 @@ class PrivacyPlugin:
     def fcp_register_aggregators(self, config: Config) -> list[AggregatorFactory]:
         """Offer the aggregators."""
         self._config = config
-        return [*FACTORIES, group_by.DP_GROUP_BY, percentile.BUNDLE]
+        return [*FACTORIES, group_by.DP_GROUP_BY, percentile.BUNDLE, distinct.DISTINCT]
 
     @hookimpl
     def fcp_register_ledgers(self, config: Config) -> list[Ledger]:

@@ -202,8 +202,8 @@ def _vector(name: str, tensor: Any, modulus: int) -> tuple[VectorSpec, Vector]:
         raise _GaveUpError(f"tensor {name!r} is {tensor.dtype}, and only integers can be masked")
     flat = tensor.reshape(-1)
     if int(flat.min()) < 0 or int(flat.max()) >= modulus:
+        # The server is told this, and the modulus is its choice: so no element is named.
         raise _GaveUpError(
-            f"tensor {name!r} has elements from {flat.min()} to {flat.max()}, which do not all lie "
-            f"from 0 to below {modulus}"
+            f"tensor {name!r} has elements that do not all lie from 0 to below {modulus}"
         )
     return spec, flat.astype(np.uint64)
