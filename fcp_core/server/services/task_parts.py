@@ -31,6 +31,7 @@ class TaskParts:
     :param routes: those of the protocol's calls, by service and method.
     :param release: how the result is drawn and booked, if it has noise.
     :param begun: what the protocol wanted when it began, and the machine after an earlier run.
+    :param upload_size: of a contribution in bytes, as far as the specification says.
     """
 
     machine: TaskMachine
@@ -39,6 +40,7 @@ class TaskParts:
     routes: Mapping[tuple[str, str], Route]
     release: TaskRelease
     begun: Sequence[ShellEffect] = ()
+    upload_size: int = 0
 
 
 class Places(Protocol):

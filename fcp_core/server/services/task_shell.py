@@ -72,8 +72,8 @@ class TaskShell(ABC):
         #: In which the outcomes of the engine are taken.
         self._thread = threading.get_ident()
         self._use(parts.fold)
-        #: Of the last upload, in bytes; 0: there was none.
-        self.upload_size = 0
+        #: Of the last upload, in bytes; of the first ones what the specification says.
+        self.upload_size = parts.upload_size
         #: When it is to be called next, as the ticker knows.
         self._next_tick = math.inf
         #: Whether one that has contributed leaves a place for another.
