@@ -22,6 +22,7 @@ from fcp_core.server import Server
 from fcp_core.testing import RunningServer, make_device, query_task
 from fcp_core.testing import masked_sum as masked
 from fcp_core.testing.masked_sum.messages import FILE, read_integers
+from tests.testing_kit.device_steps import each
 
 _PATH = Path(__file__).parents[1] / "testing_kit" / "plain_protocol.py"
 _SPEC = importlib.util.spec_from_file_location("plain_protocol_over_http", _PATH)
@@ -127,34 +128,28 @@ class Reports(masked.MaskedSumDevice):
         self.uploaded = uploaded
 
     def contribute(self, assignment, results):
-        steps = super().contribute(assignment, results)
-        answer = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration:
-                return
-            answer = yield step
-            if isinstance(step, UploadStep):
-                self.uploaded.release()
+        return each(super().contribute(assignment, results), self.carry)
+
+    def carry(self, step):
+        answer = yield step
+        if isinstance(step, UploadStep):
+            self.uploaded.release()
+        return answer
 
 
 class Stutters(masked.MaskedSumDevice):
     """Does everything several times, as the published client does when answers get lost."""
 
     def contribute(self, assignment, results):
-        steps = super().contribute(assignment, results)
-        answer = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration:
-                return
-            answer = yield step
-            for _ in range(3):
-                again = yield step
-                if isinstance(step, CallStep):
-                    assert again == answer
+        return each(super().contribute(assignment, results), self.carry)
+
+    def carry(self, step):
+        answer = yield step
+        for _ in range(3):
+            again = yield step
+            if isinstance(step, CallStep):
+                assert again == answer
+        return answer
 
 
 class Keeps(masked.MaskedSumDevice):
@@ -164,16 +159,12 @@ class Keeps(masked.MaskedSumDevice):
         self.sent = []
 
     def contribute(self, assignment, results):
-        steps = super().contribute(assignment, results)
-        answer = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration:
-                return
-            if isinstance(step, UploadStep):
-                self.sent.append(step.data)
-            answer = yield step
+        return each(super().contribute(assignment, results), self.carry)
+
+    def carry(self, step):
+        if isinstance(step, UploadStep):
+            self.sent.append(step.data)
+        return (yield step)
 
 
 def test_masked_sums_by_one_line_of_configuration(house):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import aggregations_pb2 as pb
 from fcp_core.protocol.protos.common_pb2 import ForwardingInfo
 from fcp_core.protocol.status import Code, StatusError
@@ -15,6 +16,7 @@ from fcp_core.rounds.protocols import Accumulate, Answer, Drop, Keep, Pending, W
 from fcp_core.testing import AggregationProtocolConformance
 from fcp_core.testing.masked_sum import FILE, MASKED_SUM, MaskedSum, MaskedSumDevice
 from fcp_core.testing.masked_sum.messages import add_mask
+from tests.testing_kit.device_steps import each
 from tests.testing_kit.kept_protocols import OPTIONS, START, SUBMIT, Kept, plain
 
 
@@ -233,19 +235,13 @@ class WrongMask(MaskedSumDevice):
     """A device that masks with a mask of its own."""
 
     def contribute(self, assignment, results):
-        steps = super().contribute(assignment, results)
-        answer = None
-        while True:
-            try:
-                step = steps.send(answer)
-            except StopIteration:
-                return
-            if hasattr(step, "data"):
-                from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+        return each(super().contribute(assignment, results), self.carry)
 
-                vector = add_mask(dict(open_checkpoint(step.data)), b"mine", 0, 1)
-                step = replace(step, data=write_checkpoint(vector, "federated_compute"))
-            answer = yield step
+    def carry(self, step):
+        if hasattr(step, "data"):
+            vector = add_mask(dict(open_checkpoint(step.data)), b"mine", 0, 1)
+            step = replace(step, data=write_checkpoint(vector, "federated_compute"))
+        return (yield step)
 
 
 class OtherToken(plain.Upload):

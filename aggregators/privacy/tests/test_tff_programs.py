@@ -67,12 +67,16 @@ class Bookings:
 def run(comp: Any, state: Any, *, rounds: int = 1, **given: Any) -> tuple[Any, dict[str, float]]:
     """Run rounds of three devices; return state and result of the last, and what was booked.
 
-    :param given: options of the context, and ``trusted``, ``rho`` of the server.
+    :param given: options of the context, and ``trusted``, ``rho``, ``ledger`` of the server.
     """
     bookings = Bookings()
     books = {**BOOKS, "privacy.trust_programs": given.pop("trusted", False)}
     books["privacy.rho"] = given.pop("rho", 1.0)
-    server = fcp_platform.LocalServer(config=books, plugins=[PrivacyPlugin(), bookings])
+    plugins = [PrivacyPlugin(), bookings]
+    if not given.pop("ledger", True):
+        books = {name: value for name, value in books.items() if name.startswith("retry")}
+        plugins = [bookings]
+    server = fcp_platform.LocalServer(config=books, plugins=plugins)
     context = fcp_platform.FederatedContext(
         POPULATION, server, plan_cache=None, over_selection=1.0, **given
     )
@@ -163,6 +167,16 @@ def test_what_tffs_noise_costs_is_booked_without_a_word_of_the_program() -> None
     state, _, _ = simulated(comp, initialize)
     _, figures = run(comp, state, trusted=True)
     assert figures["privacy_spent"] == pytest.approx(gaussian_rho(2.0))
+
+
+def test_a_server_without_a_ledger_runs_programs_with_noise_and_cannot_draw_it() -> None:
+    comp, initialize = aggregated(FACTORY.gaussian_fixed(1e-6, 3, 0.5))
+    state, _, wanted = simulated(comp, initialize)
+    (_, found), figures = run(comp, state, ledger=False)
+    assert np.allclose(found, wanted, atol=1e-4)
+    assert figures == {}
+    with pytest.raises(Exception, match="dp_gaussian"):
+        run(comp, state, ledger=False, dp="server")
 
 
 @pytest.mark.parametrize(
