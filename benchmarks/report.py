@@ -45,6 +45,7 @@ MODULES = (
     "privacy",
     "group_by",
     "members",
+    "network",
     "demo",
     "dashboard",
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, ClassVar
 
 from google.protobuf.message import Message
@@ -18,7 +17,6 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import aggregations_pb2 as pb
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.machine import Machine
 from fcp_core.rounds.protocols import (
     Accumulate,
     AggregationProtocol,
@@ -40,33 +38,6 @@ _START = "StartAggregationDataUpload"
 _SUBMIT = "SubmitAggregationResult"
 _ABORT = "AbortAggregation"
 _SLOT = "checkpoint"
-
-
-class DeviceState(Enum):
-    """Where a device stands, from its start until it is counted or gone."""
-
-    STARTED = "started"
-    UPLOADED = "uploaded"
-    SUBMITTED = "submitted"
-
-
-MOVES: dict[DeviceState, tuple[DeviceState, ...]] = {
-    DeviceState.STARTED: (DeviceState.UPLOADED,),
-    DeviceState.UPLOADED: (DeviceState.SUBMITTED,),
-    DeviceState.SUBMITTED: (),
-}
-
-
-class _Device(Machine[DeviceState]):
-    """A device that has started; *since* is when, in seconds."""
-
-    __slots__ = ("since",)
-
-    MOVES = MOVES
-
-    def __init__(self, since: float) -> None:
-        super().__init__(DeviceState.STARTED)
-        self.since = since
 
 
 @dataclass(frozen=True)
@@ -109,7 +80,9 @@ class SimpleProtocol(AggregationProtocol):
 
     def __init__(self, outliers: OutlierDetection | None = None) -> None:
         self._outliers = outliers
-        self._devices: dict[str, _Device] = {}
+        #: When those began that have not submitted, in seconds, and who of them has uploaded.
+        self._since: dict[str, float] = {}
+        self._uploaded: set[str] = set()
         self._latency = _Latency()
         self._next_detection: float | None = None
 
@@ -122,33 +95,31 @@ class SimpleProtocol(AggregationProtocol):
         if call.method == _START:
             return [self._start(call, now)]
         _check_name(call)
-        device = self._devices.get(call.assignment)
-        if device is None:
+        since = self._since.get(call.assignment)
+        if since is None:
             # Its place is for somebody else.
             message = "the server was restarted and this upload is lost; check in again"
             return [Drop(call.assignment, "protocol", Code.ABORTED, message, late=True)]
-        if device.state is DeviceState.STARTED:
+        if call.assignment not in self._uploaded:
             raise StatusError(
                 Code.ABORTED,
                 "nothing has been uploaded here; upload the checkpoint, then submit again",
             )
-        device.move(DeviceState.SUBMITTED)
+        self._forget(call.assignment)
         if self._outliers is not None:
-            self._latency.add(now - device.since)
+            self._latency.add(now - since)
         return [Accumulate((call.assignment,), slot=_SLOT)]
 
     def uploaded(self, upload: Upload, now: float) -> Sequence[Effect]:
         """Let the device submit."""
-        device = self._devices.setdefault(upload.assignment, _Device(now))
-        device.move(DeviceState.UPLOADED)
+        self._since.setdefault(upload.assignment, now)
+        self._uploaded.add(upload.assignment)
         return ()
 
     def accumulated(
         self, assignments: Sequence[str], error: StatusError | None, now: float
     ) -> Sequence[Effect]:
         """Answer the submission."""
-        for assignment in assignments:
-            self._devices.pop(assignment, None)
         if error is not None:
             return ()
         response = pb.SubmitAggregationResultResponse()
@@ -156,7 +127,7 @@ class SimpleProtocol(AggregationProtocol):
 
     def left(self, assignment: str, code: Code, now: float) -> Sequence[Effect]:
         """Forget a device."""
-        self._devices.pop(assignment, None)
+        self._forget(assignment)
         return ()
 
     def tick(self, now: float) -> Sequence[Effect]:
@@ -176,19 +147,22 @@ class SimpleProtocol(AggregationProtocol):
                 assignment,
                 "protocol",
                 Code.ABORTED,
-                f"no input after {now - device.since:.1f} s, far longer than the other clients "
-                "took",
+                f"no input after {now - since:.1f} s, far longer than the other clients took",
             )
-            for assignment, device in self._devices.items()
-            if device.state is not DeviceState.SUBMITTED and now - device.since > longest
+            for assignment, since in self._since.items()
+            if now - since > longest
         ]
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
         return self._next_detection
 
+    def _forget(self, assignment: str) -> None:
+        self._since.pop(assignment, None)
+        self._uploaded.discard(assignment)
+
     def _start(self, call: Call, now: float) -> Answer:
-        self._devices[call.assignment] = _Device(now)
+        self._since[call.assignment] = now
         if self._outliers is not None and self._next_detection is None:
             self._next_detection = now + self._outliers.detection_interval
         return Answer(call.assignment, _START, _ticket(call.tickets))

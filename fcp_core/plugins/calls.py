@@ -231,14 +231,6 @@ class HookCaller:
                 logger.exception("%s failed to shut down", call.source)
 
 
-def _bound(call: Call, *names: str) -> Callable[..., Any]:
-    """Return what calls an implementation with these arguments of the hook, in this order."""
-    if call.arguments == names:
-        return call.function
-    places = [names.index(name) for name in call.arguments]
-    return lambda *values: call.function(*[values[place] for place in places])
-
-
 def _taking(call: Call, names: tuple[str, ...]) -> Callable[..., Any]:
     """Return what calls a plugin with these arguments of the hook, in this order."""
     if call.arguments == names:

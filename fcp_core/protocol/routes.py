@@ -202,9 +202,19 @@ _BY_METHOD: dict[tuple[str, str], Route] = {}
 _BY_NAME: dict[str, Route] = {}
 
 
+def key_of(route: Route) -> tuple[str, str | None]:
+    """Return the verb of a route, and what its paths end with after the last colon, or None."""
+    template = route.template
+    return route.verb, template.rpartition(":")[2] if ":" in template else None
+
+
+def alike(key: tuple[str, str | None]) -> tuple[Route, ...]:
+    """Return the routes that have a key in common, in the order in which they are tried."""
+    return tuple(_BY_ENDING.get(key, ()))
+
+
 def _register(new: Route) -> None:
-    ending = new.template.rpartition(":")[2] if ":" in new.template else None
-    _BY_ENDING.setdefault((new.verb, ending), []).append(new)
+    _BY_ENDING.setdefault(key_of(new), []).append(new)
     _BY_METHOD[new.service, new.method] = new
     _BY_NAME[new.name] = new
 

@@ -3,12 +3,12 @@
 Tasks of one name in one population, such as the rounds of a program, share it. Nothing in it says
 which device did what, and it may be lost: a server that begins again learns again.
 
-Two questions are answered from it:
+Two questions are answered from it, by ``rounds.task``:
 
 * *How many devices for so many contributions?* The drop-outs of the last assignments give a share,
   which begins as one in ten and weighs no more than ten of them. Until m devices have brought a
-  contribution, a negative binomial number of devices is needed; its mean and :data:`DEVIATIONS`
-  standard deviations are asked for at once, and at most twice m.
+  contribution, a negative binomial number of devices is needed; its mean and one
+  standard deviation are asked for at once, and at most twice m.
 * *How long may a device be silent?* Of an assigned device the server sees nothing until it begins
   to upload: it fetches, computes, and may have gone away; and after that until it has uploaded. The
   times of others for each of these two steps have a mean and a mean deviation, and one that takes
@@ -32,8 +32,6 @@ from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.policies import RetryWindow
 from fcp_core.rounds.reasons import Reasons
 
-#: Standard deviations above the mean number of devices; chosen in the policy lab.
-DEVIATIONS = 1.0
 #: A device is not overdue before this, in seconds, however fast the others are.
 SHORTEST = 1.0
 
@@ -59,7 +57,12 @@ _CREDIT = 1_000
 class Experience:
     """What was seen of the devices of one task name.
 
+    There are two steps: 0: to a device's first sign of life, 1: from there to its contribution.
+
     :param first: how many seconds a device may be silent while nothing is known of the others.
+    :ivar drop_outs: the share of assignments that come to nothing, as far as is known.
+    :ivar times: of each step, how many times were seen.
+    :ivar learned: of each step, how long a device may take by these times, in seconds.
     """
 
     def __init__(self, first: float = 120.0) -> None:
@@ -67,46 +70,22 @@ class Experience:
         #: Whether the devices may drop a result without a word, so that silence is usual.
         self.wordless = False
         self._ended = self._lost = 0.0
-        #: Of each step: how many times were seen, their mean and their mean deviation.
-        self._steps = [(0, 0.0, 0.0), (0, 0.0, 0.0)]
-
-    @property
-    def drop_outs(self) -> float:
-        """The share of assignments that come to nothing, as far as is known."""
-        return (self._lost + _PRIOR * _WEIGHT) / (self._ended + _WEIGHT)
-
-    def devices_for(self, missing: int) -> int:
-        """Return how many devices are to be at work for so many contributions."""
-        if missing < 1:
-            return 0
-        share = min(self.drop_outs, 0.9)
-        wanted = (missing + DEVIATIONS * math.sqrt(missing * share)) / (1 - share)
-        # A whole number of devices stands for half a device on either side.
-        return max(missing, min(2 * missing, math.ceil(wanted - 0.5)))
-
-    def patience(self, step: int, silent: int) -> float:
-        """Return how many seconds a device may take for a step until it is overdue.
-
-        Who comes first is fast: as long as more are silent than ever came, those prove nothing.
-
-        :param step: 0: to its first sign of life, 1: from there to its contribution.
-        :param silent: how many devices of the task are awaited.
-        """
-        times, mean, deviation = self._steps[step]
-        if not times:
-            return self.first
-        learned = max(SHORTEST, mean + 4 * deviation)
-        return learned if times >= silent else max(self.first, learned)
+        self.drop_outs = _PRIOR
+        self.times, self.learned = [0, 0], [0.0, 0.0]
+        #: Of each step: the mean of the times and their mean deviation.
+        self._means = [(0.0, 0.0), (0.0, 0.0)]
 
     def took(self, step: int, seconds: float) -> None:
         """Take how long a device took for a step."""
-        times, mean, deviation = self._steps[step]
-        if not times:
-            self._steps[step] = (1, seconds, seconds / 2)
-            return
-        weight = 1 / min(times + 1, _TIMES_OF)
-        deviation += weight * (abs(seconds - mean) - deviation)
-        self._steps[step] = (times + 1, mean + weight * (seconds - mean), deviation)
+        times, (mean, deviation) = self.times[step], self._means[step]
+        if times:
+            weight = 1 / min(times + 1, _TIMES_OF)
+            deviation += weight * (abs(seconds - mean) - deviation)
+            mean += weight * (seconds - mean)
+        else:
+            mean, deviation = seconds, seconds / 2
+        self.times[step], self._means[step] = times + 1, (mean, deviation)
+        self.learned[step] = max(SHORTEST, mean + 4 * deviation)
 
     def ended(self, *, lost: bool) -> None:
         """Take how an assignment ended: with a contribution, or lost."""
@@ -114,10 +93,15 @@ class Experience:
             self._ended, self._lost = self._ended / 2, self._lost / 2
         self._ended += 1
         self._lost += lost
+        self._share()
 
     def found(self) -> None:
         """Take back that an assignment was lost: the device came after all."""
         self._ended, self._lost = max(0.0, self._ended - 1), max(0.0, self._lost - 1)
+        self._share()
+
+    def _share(self) -> None:
+        self.drop_outs = (self._lost + _PRIOR * _WEIGHT) / (self._ended + _WEIGHT)
 
 
 class Experiences:
@@ -219,12 +203,11 @@ class Senders:
 class Awaited:
     """Of which of a task's devices something is awaited, since when, and who is overdue.
 
-    There are two steps: 0: the first sign of life, 1: the contribution.
-
+    :ivar steps: for each step, those that are not overdue, by id, in the order of since when.
     :ivar due: when somebody may be overdue; it is never later.
     :ivar overdue: how many are.
     :ivar ever_overdue: how many ever were.
-    :ivar came_back: how many of those came after all.
+    :ivar ever_came_back: how many of those came after all.
     :ivar silences: of how many devices of each client version there is no sign.
     """
 
@@ -232,44 +215,26 @@ class Awaited:
         self, experiences: Experiences, task_name: str, first: float, wordless: bool
     ) -> None:
         self.experience = experiences.of(task_name, first, wordless)
-        self._senders = experiences.senders
-        #: Those that are not overdue, in the order of since when.
-        self._steps: tuple[dict[str, Assignment], dict[str, Assignment]] = ({}, {})
+        self.senders = experiences.senders
+        self.steps: tuple[dict[str, Assignment], dict[str, Assignment]] = ({}, {})
         self.due = math.inf
-        self.overdue = self.ever_overdue = self.came_back = 0
+        self.overdue = self.ever_overdue = self.ever_came_back = 0
         self.silences = Reasons()
 
     @property
     def begun(self) -> int:
         """How many devices have shown themselves, have not contributed and are not overdue."""
-        return len(self._steps[1])
+        return len(self.steps[1])
 
-    def add(self, step: int, record: Assignment) -> None:
-        """Await something of a device."""
-        those = self._steps[step]
-        those[record.id] = record
-        if len(those) == 1:
-            self.due = self.next_tick()
-
-    def came(self, record: Assignment, step: int, now: float) -> None:
-        """Take that a device came as far as it was awaited."""
-        if self._steps[step].pop(record.id, None) is None and not record.overdue:
-            return
-        self.experience.took(step, now - _since(record, step))
-        self.due = self.next_tick()
-        if record.overdue:
-            record.overdue = False
-            self.overdue -= 1
-            self.came_back += 1
-            if step == 0:
-                self.silences.note(record.version or "unknown", -1)
-            self.experience.found()
-            self._senders.spoke(record.origin)
-
-    def contributed(self, record: Assignment) -> None:
-        """Take that a contribution is in the aggregate."""
-        self.experience.ended(lost=False)
-        self._senders.contributed(record.origin)
+    def came_back(self, record: Assignment, step: int) -> None:
+        """Take that a device came that was overdue."""
+        record.overdue = False
+        self.overdue -= 1
+        self.ever_came_back += 1
+        if step == 0:
+            self.silences.note(record.version or "unknown", -1)
+        self.experience.found()
+        self.senders.spoke(record.origin)
 
     def drop(self, record: Assignment, *, silent: bool) -> bool:
         """Stop awaiting a device; return whether it was overdue.
@@ -277,24 +242,13 @@ class Awaited:
         :param silent: whether it is now, at the latest.
         """
         if silent and not record.overdue:
-            self._lose(record, 0)
-        for those in self._steps:
+            self.lose(record, 0)
+        for those in self.steps:
             those.pop(record.id, None)
         if record.overdue:
             self.overdue -= 1
-            self._senders.left(record.origin)
+            self.senders.left(record.origin)
         return record.overdue
-
-    def tick(self, now: float) -> None:
-        """Take who is overdue."""
-        for step, those in enumerate(self._steps):
-            while those and self._due(step) <= now:
-                self._lose(next(iter(those.values())), step)
-        self.due = self.next_tick()
-
-    def next_tick(self) -> float:
-        """Return when somebody is overdue next."""
-        return min(self._due(0), self._due(1))
 
     def validate(self, unready: Collection[Assignment]) -> None:
         """Check what always holds.
@@ -303,29 +257,18 @@ class Awaited:
         :raises AssertionError: naming what does not hold.
         """
         assert self.overdue == sum(a.overdue for a in unready), "who is overdue is counted"
-        for step, those in enumerate(self._steps):
+        for step, those in enumerate(self.steps):
             assert {*those.values()} == {
                 a for a in unready if not a.overdue and (a.state is not Stage.ASSIGNED) == step
             }, "who is awaited is known"
 
-    def _due(self, step: int) -> float:
-        those = self._steps[step]
-        if not those:
-            return math.inf
-        since = _since(next(iter(those.values())), step)
-        return since + self.experience.patience(step, len(those) + self.overdue)
-
-    def _lose(self, record: Assignment, step: int) -> None:
+    def lose(self, record: Assignment, step: int) -> None:
         """Give a device's place to another one, too."""
-        self._steps[step].pop(record.id, None)
+        self.steps[step].pop(record.id, None)
         record.overdue = True
         self.overdue += 1
         self.ever_overdue += 1
         if step == 0:
             self.silences.note(record.version or "unknown")
         self.experience.ended(lost=True)
-        self._senders.fell_silent(record.origin)
-
-
-def _since(record: Assignment, step: int) -> float:
-    return record.begun if step else record.assigned
+        self.senders.fell_silent(record.origin)

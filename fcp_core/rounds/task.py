@@ -34,6 +34,7 @@ from fcp_core.rounds.effects import (
     KeptEffect,
     TaskEffect,
 )
+from fcp_core.rounds.experience import Experience
 from fcp_core.rounds.machine import InvalidTransition
 from fcp_core.rounds.policies import OpenTask
 from fcp_core.rounds.task_facts import FINAL, MOVES, TaskFacts
@@ -52,6 +53,9 @@ __all__ = [
     "TaskEffect",
     "TaskMachine",
 ]
+
+#: Standard deviations above the mean number of devices; chosen in the policy lab.
+DEVIATIONS = 1.0
 
 
 class TaskMachine(TaskFacts):
@@ -89,7 +93,7 @@ class TaskMachine(TaskFacts):
     def _devices_for(self, missing: int) -> int:
         """Return how many devices are to be at work for so many contributions."""
         if self._over_selection is None:
-            wanted = self.awaited.experience.devices_for(missing)
+            wanted = devices_for(missing, self.awaited.experience.drop_outs)
         else:
             # Without the small term, 1.1 times 10 would be 12.
             wanted = math.ceil(self._over_selection * missing - 1e-9)
@@ -143,16 +147,19 @@ class TaskMachine(TaskFacts):
         self._forget(now)
         record = Assignment(assignment, session_id, now, origin=origin, version=version)
         self._add(record)
-        self.awaited.add(0, record)
+        self.awaited.steps[0][assignment] = record
+        if len(self.awaited.steps[0]) == 1:
+            self._watch()
         self._unready[assignment] = record
         return record
 
     def begin(self, assignment: Assignment, now: float) -> None:
         """Take a device's first sign of life: it has something to contribute."""
-        self.awaited.came(assignment, 0, now)
+        self._came(assignment, 0, now)
         assignment.move(Stage.STARTED)
         assignment.begun = now
-        self.awaited.add(1, assignment)
+        self.awaited.steps[1][assignment.id] = assignment
+        self._watch()
 
     def turn_away(self, assignment: str, now: float) -> list[TaskEffect]:
         """Know a device from now on, which is not known yet, that comes too late for a place."""
@@ -176,8 +183,9 @@ class TaskMachine(TaskFacts):
             raise InvalidTransition(f"{self!r} cannot keep {assignments}")
         for record in known:
             self._unready.pop(record.id, None)
-            self.awaited.came(record, 1, now)
+            self._came(record, 1, now)
             record.move(Stage.KEPT)
+        self._watch()
         return [KeptEffect(record) for record in known]
 
     def queue(self, group: Group, now: float) -> list[TaskEffect]:
@@ -191,11 +199,12 @@ class TaskMachine(TaskFacts):
         if self._state is not TaskState.OPEN or not ready or not distinct:
             raise InvalidTransition(f"{self!r} cannot accumulate {group.assignments}")
         for assignment in group.assignments:
-            self.awaited.came(assignment, 1, now)
+            self._came(assignment, 1, now)
             self._unready.pop(assignment.id, None)
             assignment.queued = now
             assignment.move(Stage.QUEUED)
         self._queue.append(group)
+        self._watch()
         return self._fill()
 
     def accumulated(self, group: Group, code: Code, message: str, now: float) -> list[TaskEffect]:
@@ -211,7 +220,9 @@ class TaskMachine(TaskFacts):
                 assignment.move(Stage.CONTRIBUTED)
                 self.contributed += 1
                 self.pending -= 1
-                self.awaited.contributed(assignment)
+                self.awaited.experience.ended(lost=False)
+                if assignment.origin:
+                    self.awaited.senders.contributed(assignment.origin)
             else:
                 effects.append(self._drop(assignment, "submit", code, message))
         if code is Code.RESOURCE_EXHAUSTED and self._state is TaskState.OPEN:
@@ -284,7 +295,10 @@ class TaskMachine(TaskFacts):
             late = self._drop(record, "assignment_timeout", Code.DEADLINE_EXCEEDED, message)
             effects.append(late)
         # Last: when fewer are silent, less patience is due to the others.
-        self.awaited.tick(now)
+        for step, those in enumerate(self.awaited.steps):
+            while those and self._due(step) <= now:
+                self.awaited.lose(next(iter(those.values())), step)
+        self._watch()
         return effects
 
     def next_tick(self) -> float | None:
@@ -296,7 +310,7 @@ class TaskMachine(TaskFacts):
         due = self.deadline
         if self._unready:
             due = min(due, next(iter(self._unready.values())).assigned + self._assignment_timeout)
-        return min(due, self.awaited.next_tick())
+        return min(due, self._watch())
 
     # Inside.
 
@@ -304,6 +318,29 @@ class TaskMachine(TaskFacts):
         self.assignments[record.id] = record
         self._order.append(record)
         self.pending += 1
+
+    def _came(self, record: Assignment, step: int, now: float) -> None:
+        """Take that a device came as far as it was awaited; :meth:`_watch` must follow."""
+        awaited = self.awaited
+        if awaited.steps[step].pop(record.id, None) is None and not record.overdue:
+            return
+        awaited.experience.took(step, now - (record.begun if step else record.assigned))
+        if record.overdue:
+            awaited.came_back(record, step)
+
+    def _watch(self) -> float:
+        """Return when somebody is overdue next, and note it."""
+        due = self.awaited.due = min(self._due(0), self._due(1))
+        return due
+
+    def _due(self, step: int) -> float:
+        """Return when a device that a step is awaited of is overdue next."""
+        those = self.awaited.steps[step]
+        if not those:
+            return math.inf
+        longest = next(iter(those.values()))
+        since = longest.begun if step else longest.assigned
+        return since + patience(self.awaited.experience, step, len(those) + self.awaited.overdue)
 
     def _hopeless(self, now: float) -> list[TaskEffect] | None:
         """End the task if its first devices all failed in the same way, else return None."""
@@ -330,3 +367,29 @@ class TaskMachine(TaskFacts):
             self._accumulating += len(group.assignments)
             effects.append(AccumulateEffect(group))
         return effects
+
+
+def patience(known: Experience, step: int, silent: int) -> float:
+    """Return how many seconds a device may take for a step until it is overdue.
+
+    Who comes first is fast: as long as more are silent than ever came, those prove nothing.
+
+    :param silent: how many devices of the task are awaited.
+    """
+    if not known.times[step]:
+        return known.first
+    learned = known.learned[step]
+    return learned if known.times[step] >= silent else max(known.first, learned)
+
+
+def devices_for(missing: int, drop_outs: float) -> int:
+    """Return how many devices are to be at work for so many contributions.
+
+    :param drop_outs: the share that is expected to come to nothing.
+    """
+    if missing < 1:
+        return 0
+    share = min(drop_outs, 0.9)
+    wanted = (missing + DEVIATIONS * math.sqrt(missing * share)) / (1 - share)
+    # A whole number of devices stands for half a device on either side.
+    return max(missing, min(2 * missing, math.ceil(wanted - 0.5)))

@@ -330,7 +330,7 @@ class TaskFacts(Machine[TaskState]):
         self.awaited.validate([a for a in self.live() if a.state not in done])
         cap = self.max_at_work
         at_work = self.pending - self.awaited.overdue
-        assert cap is None or at_work <= cap + self.awaited.came_back, "the cap holds"
+        assert cap is None or at_work <= cap + self.awaited.ever_came_back, "the cap holds"
         assert self._state not in FINAL or not self.pending, "nothing is left at the end"
         if self._state is TaskState.CLOSING:
             assert bool(running) != self._completing, "closing goes on to an end"

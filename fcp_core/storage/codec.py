@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import msgspec
 
+from fcp_core.protocol.joining import LARGE, join
 from fcp_core.storage.contract import R, Record
 
 _encoder = msgspec.msgpack.Encoder()
@@ -15,6 +17,8 @@ _decoders: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {}
 
 #: How bytes begin in MessagePack: none, and those whose length takes four bytes.
 _NO_BYTES, _BYTES = b"\xc4\x00", b"\xc6"
+#: What comes before the bytes of a large record is shorter than this.
+_HEAD = 4096
 
 
 class CodecError(Exception):
@@ -47,6 +51,14 @@ def decode(kind: type[R], data: bytes | bytearray) -> R:
         decoder = _decoders.get(kind)
         if decoder is None:
             decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+        if len(data) >= LARGE:
+            # The decoder would copy the bytes in one go, and nothing else could run.
+            last = fields(kind)[-1].name
+            begin = data.find(_encoder.encode(last) + _BYTES, 0, _HEAD) + len(last) + 2
+            size = int.from_bytes(data[begin : begin + 4], "big")
+            if begin > len(last) + 1 and begin + 4 + size == len(data):
+                record: R = decoder.decode(bytes(data[: begin - 1]) + _NO_BYTES)
+                return replace(record, **{last: join([memoryview(data)[begin + 4 :]])})
         return decoder.decode(data)  # type: ignore[no-any-return]
     except msgspec.MsgspecError as error:
         raise CodecError(f"a stored record of kind {kind.KIND!r} cannot be read: {error}") from None

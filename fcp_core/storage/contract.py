@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from fcp_core.errors import UsageError
+from fcp_core.protocol.joining import join
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.upkeep import Upkeep
 
@@ -81,7 +82,7 @@ class Transaction(ABC):
         :param record: with no bytes in that field.
         """
         last = fields(record)[-1].name
-        self.put(replace(record, **{last: b"".join(pieces)}))
+        self.put(replace(record, **{last: join(pieces)}))
 
     @abstractmethod
     def delete(self, kind: type[Record], key: str) -> None:

@@ -24,17 +24,11 @@ def command(folder: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "fcp_core", "demo", "--folder", str(folder), *options]
 
 
-def run(
-    folder: Path, *options: str, status: int = 0, plugins: str = ""
-) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command(folder, *options),
         # Distributions that are not installed are on the path of the tests only.
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            **({"FCP_PLUGINS": plugins} if plugins else {}),
-        },
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         timeout=600,
@@ -101,17 +95,6 @@ def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path)
     run(tmp_path, *SMALL, "--resume")
     assert len(outcome(tmp_path)["accuracy"]) == 3 - finished
     assert (tmp_path / "state" / "round_3").exists()
-
-
-def test_it_learns_under_masks_while_a_fifth_of_the_devices_vanish(tmp_path: Path) -> None:
-    """Clipping and rounding cost less than which devices come, some hundredths either way."""
-    pytest.importorskip("cryptography")
-    options = ["--protocol", "secagg", "--drop", "0.2", "--rounds", "7"]
-    run(tmp_path, *options, plugins="fcp_secagg.plugin")
-    result = outcome(tmp_path)
-    assert len(result["accuracy"]) == 7
-    assert result["devices"]["failed"] > 0
-    assert max(result["accuracy"]) >= 0.85
 
 
 def test_privacy_is_bought_and_booked(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def make(kind, state):
 def test_the_machines_are_found():
     names = {kind.__name__ for kind in MACHINES}
     assert names >= {
-        "Assignment", "DeviceSession", "ProtocolCall", "TaskMachine", "Waiting", "_Device"
+        "Assignment", "DeviceSession", "ProtocolCall", "TaskMachine", "Waiting"
     }  # fmt: skip
 
 

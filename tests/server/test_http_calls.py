@@ -198,6 +198,20 @@ def test_routes_that_are_not(make_front, http, services):
     assert "SecureAggregations.StartSecureAggregation" in reply.error[1]
 
 
+def test_what_clients_ask_for_is_not_remembered(make_front, http, services):
+    front = make_front(services)
+    front.ask(post(http))
+    served = front.frontend._context.served
+    known = {key: len(calls) for key, calls in served.items()}
+    assert ("POST", "request") in known
+    for number in range(20):
+        assert front.ask(http.head(f"/v1/a/b:{number}", Content_Length=0)).status == 404
+        assert (
+            front.ask(http.head(f"/v1/operations/{number}:other", Content_Length=0)).status == 404
+        )
+    assert {key: len(calls) for key, calls in served.items()} == known
+
+
 def test_head_of_a_call_has_no_body(make_front, http, services):
     reply = make_front(services).ask(http.head(CHECK_IN, "HEAD"), method="HEAD")
     assert (reply.status, reply.body) == (405, b"")

@@ -23,8 +23,9 @@ from tornado.iostream import IOStream
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import inflate as bodies
-from fcp_core.server.http.body import AHEAD, DIRECT, BodyReader, InFlight
+from fcp_core.server.http.body import DIRECT, InFlight
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
+from fcp_core.server.http.inflate import AHEAD, GzipReader
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.turns import PART
 
@@ -349,7 +350,7 @@ def read(data, pieces, limit=1 << 20):
         buffers = Buffers()
         limits = Limits(max_decompressed=limit)
         with ThreadPoolExecutor(1) as pool:
-            body = BodyReader("gzip", None, limits, InFlight(1 << 30), pool, buffers)
+            body = GzipReader(None, limits, InFlight(1 << 30), pool, buffers)
             try:
                 for piece in pieces:
                     rest = body.receive(data[piece])
@@ -501,7 +502,7 @@ def test_a_body_that_comes_faster_than_it_is_unpacked_waits():
     async def main():
         with Held(1) as pool:
             stream = IOStream(ours)
-            reader = BodyReader("gzip", len(packed), Limits(), InFlight(1 << 30), pool, Buffers())
+            reader = GzipReader(len(packed), Limits(), InFlight(1 << 30), pool, Buffers())
             whole = asyncio.ensure_future(reader.receive_from(stream))
             while reader.received <= AHEAD:
                 await asyncio.sleep(0.001)

@@ -103,12 +103,12 @@ def test_a_device_that_repeats_its_calls_after_a_restart_is_answered_as_before(k
 
 
 def test_a_goal_that_was_reached_before_the_restart_ends_the_task(kit, sqlite, monkeypatch):
-    from fcp_core.server.services.task_engine import TaskEngine
+    from fcp_core.server.services.task_runner import TaskRunner
 
     async def main():
         with monkeypatch.context() as patch:
             # The server dies between the last contribution and the result.
-            patch.setattr(TaskEngine, "report", lambda self, release, form, then: None)
+            patch.setattr(TaskRunner, "_report", lambda self: None)
             async with sqlite() as world:
                 task = await world.submit(goal=2)
                 assert await asyncio.gather(*(world.device().run() for _ in range(2))) == [True] * 2

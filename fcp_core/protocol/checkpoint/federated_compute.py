@@ -31,6 +31,7 @@ from fcp_core.protocol.checkpoint.base import (
     string_values,
 )
 from fcp_core.protocol.checkpoint.table import Buffer
+from fcp_core.protocol.joining import join
 
 HEADER = b"FCv1"
 _TERMINATOR = b"\0\0\0\0"
@@ -206,7 +207,7 @@ def write_federated_compute(tensors: Mapping[str, Tensor]) -> bytes:
         parts.append(wire.varint(len(encoded)) + encoded + wire.varint(total) + head)
         parts += content
     parts.append(_TERMINATOR)
-    return b"".join(parts)
+    return join(parts)
 
 
 def _content(name: str, tensor: Tensor) -> tuple[int, list[Buffer]]:

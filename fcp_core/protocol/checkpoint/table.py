@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fcp_core.protocol.checkpoint.base import Span, invalid
 from fcp_core.protocol.checkpoint.wire import read_varint, varint
+from fcp_core.protocol.joining import join
 
 FOOTER_SIZE = 48
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
@@ -155,7 +156,7 @@ class TableWriter:
         tail = struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
         handles = metaindex + self._block([*entries, tail])
         self._parts.append(handles.ljust(FOOTER_SIZE - len(MAGIC), b"\0") + MAGIC)
-        return b"".join(self._parts)
+        return join(self._parts)
 
     def _block(self, contents: list[Buffer]) -> bytes:
         """Append a block and return its handle."""

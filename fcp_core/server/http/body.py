@@ -1,33 +1,35 @@
-"""Receives one request body: into one buffer, decompressed, within the limits."""
+"""Receives request bodies, each into one buffer and within the limits; the handler of uploads.
+
+Those that are compressed are read by :mod:`fcp_core.server.http.inflate`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
+from typing import Any
+from urllib.parse import unquote
 
 from tornado.iostream import IOStream, StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http import refusals
 from fcp_core.server.http.buffers import Buffers
-from fcp_core.server.http.inflate import Inflater, Output
+from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.identify import identify
+from fcp_core.server.http.large_uploads import LARGE
 from fcp_core.server.http.limits import Limits, http_error
+from fcp_core.server.http.passing import UPLOAD
 from fcp_core.server.http.turns import PART, Turns
+
+_QUERIES = frozenset({"", "upload_protocol=raw"})
 
 #: Bodies from this size on are read straight off the socket, if their length was announced.
 DIRECT = 64 << 10
 #: Seconds of reading, shared by the bodies that come, before other requests have their turn.
 TURN = 1e-3
-#: Compressed bytes that are gathered before they are decompressed.
-GATHER = 1 << 20
-#: Compressed bytes of one body that may wait for it.
-AHEAD = 4 << 20
-#: Decompressed bytes that are made in one go.
-STEP = 4 << 20
-#: Compressed bodies up to this size are decompressed on the event loop; a hop costs more.
-INLINE = 4 << 10
 
 
 class InFlight:
@@ -111,38 +113,26 @@ class InFlight:
 
 
 class BodyReader:
-    """Takes the pieces of a body as they come and gives back the whole.
+    """Takes the pieces of a body as they come and gives back the whole, if it is not compressed.
 
-    :param encoding: the request's Content-Encoding, ``""`` if it has none.
     :param length: the announced Content-Length; None for a chunked body.
     :param in_flight: where the bytes are counted until :meth:`close`.
     :param executor: where larger bodies are decompressed.
     :param buffers: where the memory of larger bodies comes from.
     :ivar received: how many bytes came, as they were sent.
     :ivar direct: whether :meth:`receive_from` is to take the body.
-    :raises StatusError: INVALID_ARGUMENT for an unknown encoding; HTTP 413 if the announced length
-        is over the limit; UNAVAILABLE if too much is in flight.
+    :raises StatusError: HTTP 413 if the announced length is over the limit; UNAVAILABLE if too much
+        is in flight.
     """
 
     def __init__(
         self,
-        encoding: str,
         length: int | None,
         limits: Limits,
         in_flight: InFlight,
         executor: Executor,
         buffers: Buffers,
     ) -> None:
-        self._inflater: Inflater | None = None
-        if encoding:
-            coding = encoding.strip().lower()
-            if coding not in ("", "identity", "gzip", "x-gzip"):
-                raise StatusError(
-                    Code.INVALID_ARGUMENT,
-                    f"the Content-Encoding {encoding!r} is not supported; send gzip or none",
-                )
-            if coding.endswith("gzip"):
-                self._inflater = Inflater()
         self._limits = limits
         self._in_flight = in_flight
         self._executor = executor
@@ -152,13 +142,12 @@ class BodyReader:
         self.direct = length is not None and length >= DIRECT
         self._counted = 0
         self.closed = False
-        self._gathered = bytearray()
         if length:
             if length > limits.max_body:
                 raise self._too_large(length)
             if length > in_flight.free:
                 in_flight.admit(length - in_flight.free)
-        self._buffer: bytearray | Output = bytearray()
+        self._buffer = bytearray()
         self._whole: memoryview | None = None
 
     async def receive_from(self, stream: IOStream) -> None:
@@ -171,9 +160,6 @@ class BodyReader:
         :raises StreamClosedError: if the connection breaks.
         """
         assert self._length is not None  # see direct
-        if self._inflater is not None:
-            await self._inflate_from(stream, self._length)
-            return
         whole = self._buffers.take(self._length)
         self._in_flight.readers += 1
         try:
@@ -199,47 +185,6 @@ class BodyReader:
                 raise StreamClosedError
             await self._in_flight.turns.pause(self)
 
-    async def _inflate_from(self, stream: IOStream, length: int) -> None:
-        """Take a compressed body: more of it comes while what has come is decompressed."""
-        inflater, loop, news = self._inflater, asyncio.get_running_loop(), asyncio.Event()
-        assert inflater is not None  # or nobody would call this
-        call = functools.partial(loop.call_soon_threadsafe, news.set)
-        self._buffer = Output(self._buffers, length + length // 4)
-        job: asyncio.Future[None] | None = None
-        try:
-            while self.received < length:
-                piece = self._buffers.take(min(PART, length - self.received))
-                await self._fill(piece, stream)
-                inflater.feed(piece)
-                if job is None or job.done():
-                    job = asyncio.ensure_future(self._inflate())
-                    job.add_done_callback(_retrieve)  # nobody asks after the connection broke
-                    job.add_done_callback(lambda job: news.set())
-                await asyncio.sleep(0)
-                while inflater.waiting > AHEAD and not job.done():
-                    inflater.on_piece = call
-                    await news.wait()
-                    news.clear()
-                inflater.on_piece = None
-                if job.done():
-                    job.result()
-            if job is not None:
-                await job
-        finally:
-            if job is not None and not job.done():
-                self.close()  # which ends it soon
-                await asyncio.wait((job,))
-
-    async def _fill(self, piece: memoryview, stream: IOStream) -> None:
-        """Read a piece of a compressed body, and count it as it comes."""
-        assert self._inflater is not None  # nothing else is read like this
-        filled = 0
-        while filled < len(piece):
-            more = await stream.read_into(piece[filled:], partial=True)  # type: ignore[arg-type]
-            filled += more
-            self.received += more
-            self._count(len(self._buffer) + self._inflater.waiting + filled)
-
     def receive(self, piece: bytes) -> Awaitable[None] | None:
         """Take the next piece; wait for what is returned before giving another.
 
@@ -251,35 +196,19 @@ class BodyReader:
         self.received += len(piece)
         if self.received > self._limits.max_body:
             raise self._too_large(self.received)
-        if self._inflater is None:
-            if self.received > self._in_flight.free:
-                self._count(self.received)
-            assert isinstance(self._buffer, bytearray)  # the other is for what is decompressed
-            self._buffer += piece
-            return None
-        self._gathered += piece
-        self._count(len(self._buffer) + len(self._gathered))
-        return self._inflate_gathered() if len(self._gathered) >= GATHER else None
+        if self.received > self._in_flight.free:
+            self._count(self.received)
+        self._buffer += piece
+        return None
 
     async def finish(self) -> bytearray | memoryview:
         """Return the whole body, decompressed; the reader keeps nothing of it.
 
         :raises StatusError: as :meth:`receive`, and INVALID_ARGUMENT for truncated gzip.
         """
-        if self._inflater is not None and self.received:
-            if self._gathered:
-                await self._inflate_gathered()
-            if not self._inflater.complete:
-                raise StatusError(
-                    Code.INVALID_ARGUMENT,
-                    f"the gzip body is truncated: {self.received} bytes came and the stream does "
-                    "not end",
-                )
         # A connection keeps its last request, and this with it, until the next one comes.
         buffer, self._buffer = self._buffer, bytearray()
         whole, self._whole = self._whole, None
-        if isinstance(buffer, Output):
-            return await buffer.whole(self._executor)
         return buffer if whole is None else whole
 
     def close(self) -> None:
@@ -288,38 +217,6 @@ class BodyReader:
         if self._counted:
             self._in_flight.give_back(self._counted)
             self._counted = 0
-
-    async def _inflate_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, bytearray()
-        assert self._inflater is not None  # or nobody would call this
-        self._inflater.feed(memoryview(gathered))
-        await self._inflate()
-
-    async def _inflate(self) -> None:
-        """Decompress until nothing is left, whatever comes meanwhile."""
-        inflater, output = self._inflater, self._buffer
-        assert inflater is not None  # or nobody would call this
-        inline = self.received <= INLINE
-        more = True
-        while (more or inflater.waiting) and not self.closed:
-            # One byte more than the limit, to tell "full" from "too much".
-            room = min(STEP, self._limits.max_decompressed + 1 - len(output))
-            if isinstance(output, Output):
-                room = min(room, await output.reserve(self._executor))
-            if inline:
-                more = inflater.step(room, output)
-                inline = False  # so little that makes more than one step is a bomb, or close to it
-            else:
-                more = await asyncio.get_running_loop().run_in_executor(
-                    self._executor, inflater.step, room, output
-                )
-            if len(output) > self._limits.max_decompressed:
-                raise http_error(
-                    413,
-                    f"the body is larger than {self._limits.max_decompressed} bytes after "
-                    "decompression, the limit of this server",
-                )
-            self._count(len(output) + inflater.waiting)
 
     def _too_large(self, size: int) -> StatusError:
         return http_error(
@@ -340,6 +237,86 @@ class BodyReader:
             self._counted = size
 
 
-def _retrieve(job: asyncio.Future[None]) -> None:
-    if not job.cancelled():
-        job.exception()
+class UploadHandler(Handler):
+    """``POST /upload/v1/media/{resource_name}?upload_protocol=raw``: one contribution's bytes."""
+
+    label = "upload"
+    of_device = True
+    #: The name of the upload, from its beginning until its body is complete.
+    _name: str | None = None
+    _sender: str | None = None
+    _wanted = True
+    _has_turn = False
+
+    def allowed(self) -> Sequence[str]:
+        """Return the only method."""
+        return ("POST",)
+
+    def admit(self) -> Coroutine[Any, Any, None]:
+        """Authenticate, make room, and only then let the upload begin."""
+        context = self.context
+        self._sender = identify(self) if context.identifies else None
+        if self.method != "POST":
+            raise refusals.wrong_method(self)
+        if self.query not in _QUERIES:
+            protocol = refusals.parameters(self).get("upload_protocol", ["raw"])[-1]
+            if protocol != "raw":
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"upload_protocol {protocol!r} is not supported; use raw",
+                )
+        self.connection.limit(context.limits.body_timeout)
+        return self._begin(unquote(self.path[len(UPLOAD) :]))
+
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Return what an error is answered with."""
+        return refusals.never_503(*super().reply_to(error))
+
+    async def _begin(self, name: str) -> None:
+        context = self.context
+        if await context.services.media.begin_upload(name, self._sender):
+            self._name = name
+            # A device that is refused stays away for hours; one that is not read from waits.
+            size, timeout = self.announced or 0, context.limits.body_timeout / 2
+            if size >= LARGE:
+                await context.large_uploads.begin(timeout)
+                self._has_turn = True
+            await context.uploads.wait(size, timeout)
+            if "Content-Encoding" in self.headers:
+                self.open_body(context.limits, context.uploads)
+            else:
+                room = (context.uploads, context.executor, context.buffers)
+                self.body = BodyReader(self.announced, context.limits, *room)
+            if self.over:  # the device gave up while it waited
+                self.abandon()
+        else:
+            # The bytes are there; only the answer was lost. What comes is dropped as it comes.
+            self._wanted = False
+            self.discard_body()
+
+    def abandon(self) -> None:
+        """Notify the service that the upload was abandoned."""
+        super().abandon()
+        if self._has_turn:
+            self._has_turn = False
+            self.context.large_uploads.end()
+        name, self._name = self._name, None
+        if name is not None:
+            media = self.context.services.media
+            self.context.spawn(media.abandon_upload(name, self._sender))
+
+    async def serve(self) -> None:
+        """Hand the whole body to the service."""
+        if not self._wanted:
+            self.answer()
+            return
+        assert self.body is not None  # made by admit, which did not refuse
+        body = await self.body.finish()
+        name, self._name = self._name, None
+        if name is None:
+            return  # the connection was lost while the last bytes were decompressed
+        try:
+            await self.context.services.media.finish_upload(name, body, self._sender)
+        finally:
+            self.abandon()
+        self.answer()

@@ -29,7 +29,7 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream
 
-from fcp_core.server.http.chunks import take_chunks
+from fcp_core.server.http.bodies import take_chunks
 from fcp_core.server.http.rates import address_key, is_loopback
 from fcp_core.server.seldom import Seldom
 

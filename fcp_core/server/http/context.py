@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
+from fcp_core.protocol import routes
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http.body import InFlight
+from fcp_core.server.http import refusals
+from fcp_core.server.http.body import BodyReader, InFlight
 from fcp_core.server.http.buffers import Buffers
+from fcp_core.server.http.inflate import reader_of
 from fcp_core.server.http.large_uploads import LargeUploads
-from fcp_core.server.http.limits import FREE_OF_CALL, Limits
+from fcp_core.server.http.limits import FREE_OF_CALL, SMALL_CALLS, Limits
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
@@ -26,6 +30,7 @@ from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
+    from fcp_core.server.http.connections import MakeHandler
     from fcp_core.server.http.handler import Handler
     from fcp_core.server.services import Services
 
@@ -33,6 +38,8 @@ T = TypeVar("T")
 
 #: A method of a service: the request and who sent it, to the response.
 Method = Callable[[Message, "str | None"], Awaitable[Message]]
+#: Matches a path with a route's template.
+Match = Callable[[str], "re.Match[str] | None"]
 
 
 class Authenticate(Protocol):
@@ -101,8 +108,13 @@ class Context:
         self.awaited: set[object] = set()
         self._settled = asyncio.Event()
         self._calls: set[asyncio.Future[Any]] = set()
-        #: What serves the calls, by the names of their routes.
-        self.methods: dict[str, Method] = {}
+        #: What serves the calls, by their verb and what their paths end with after the last colon:
+        #: for each route what matches a path, and the service's method.
+        self.served: dict[tuple[str, str | None], list[tuple[Match, Route, Method]]] = {}
+        #: No call has a limit below so many bytes.
+        self.small = min(
+            *SMALL_CALLS.values(), limits.max_call, limits.max_body, limits.max_decompressed
+        )
 
     def is_elsewhere(self, call: Handler) -> bool:
         """Whether a call is about a population of another member, or of none at the moment."""
@@ -121,6 +133,17 @@ class Context:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.members.look(), self.members.seconds)
         return self.is_elsewhere(call)
+
+    async def pass_on(self, call: Handler, make: MakeHandler, request: Message) -> None:
+        """Have another member answer a call, whose population it has since the call came.
+
+        :param make: makes what answers it if the population comes back.
+        :raises StatusError: as ``forward.pass_on``.
+        """
+        from fcp_core.server.http.forward import pass_on  # which has handlers of its own
+
+        call.headers.pop("Content-Encoding", None)
+        await pass_on(call, make, request.SerializeToString())
 
     def leave(self, request: object) -> None:
         """Stop waiting for a request. May be repeated."""
@@ -188,16 +211,36 @@ class Context:
         for task in set(self._calls):
             task.cancel()
 
-    def method(self, route: Route) -> Method:
-        """Return the service's method behind a route.
+    def read_body(self, request: Handler, limits: Limits, room: InFlight) -> BodyReader:
+        """Return what reads the body of a request, with room for what it announced.
 
-        :raises StatusError: UNIMPLEMENTED if this server has none.
+        :param room: where it is counted.
+        :raises StatusError: as :func:`reader_of`.
         """
+        encoding = request.headers.get("Content-Encoding")
+        rest = (request.announced, limits, room, self.executor, self.buffers)
+        return reader_of(encoding, *rest) if encoding else BodyReader(*rest)
+
+    def find(self, call: Handler) -> tuple[Route, dict[str, str], Method]:
+        """Return the route of a call, the variables of its path, and what serves it.
+
+        :raises StatusError: NOT_FOUND or HTTP 405 if there is no such route; UNIMPLEMENTED if this
+            server does not serve it; INVALID_ARGUMENT for a path that is malformed.
+        """
+        found = routes.match(call.method, call.path)
+        if found is None:
+            if call.allowed():
+                raise refusals.wrong_method(call)
+            raise StatusError(Code.NOT_FOUND, "there is no such route")
+        route, variables = found
+        key = routes.key_of(route)
+        if key[1] is not None and key not in self.served:
+            self.served[key] = [
+                (each.pattern.fullmatch, each, served)
+                for each in routes.alike(key)
+                if (served := self.services.method(each)) is not None
+            ]
         method = self.services.method(route)
         if method is None:
-            raise StatusError(
-                Code.UNIMPLEMENTED,
-                f"this server does not offer {route.name}",
-            )
-        self.methods[route.name] = method
-        return method
+            raise StatusError(Code.UNIMPLEMENTED, f"this server does not offer {route.name}")
+        return route, variables, method

@@ -17,6 +17,7 @@ from tornado.httputil import HTTPHeaders
 from fcp_core.admin.api import PREFIX
 from fcp_core.server.http.admin import AdminHandler
 from fcp_core.server.http.admin_auth import AdminCheck
+from fcp_core.server.http.body import UploadHandler
 from fcp_core.server.http.connections import (
     BoundedHTTPServer,
     Connection,
@@ -24,9 +25,8 @@ from fcp_core.server.http.connections import (
     Router,
 )
 from fcp_core.server.http.context import Authenticate, Context
-from fcp_core.server.http.devices import RPCHandler, UploadHandler
 from fcp_core.server.http.downloads import DownloadHandler
-from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.handler import Handler, RPCHandler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.links import LINKS, LinkHandler, dial
 from fcp_core.server.http.metrics import ServerMetrics

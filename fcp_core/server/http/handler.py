@@ -1,4 +1,4 @@
-"""One HTTP request and its answer: what all handlers of this server have in common.
+"""One HTTP request and its answer: what all handlers have in common, and that of calls.
 
 A handler is given what Tornado's HTTP/1 connection says, which parses headers, frames bodies and
 keeps connections alive. ``tornado.web`` stands between the two elsewhere; here it would cost more
@@ -10,9 +10,8 @@ than the calls themselves. A request goes through these steps:
   socket into the buffer that the service will get;
 * ``finish``: :meth:`Handler.serve` answers, at once if it need not wait.
 
-A refused request is answered at once; a bounded rest of its body is then read and dropped, so that
-a reset does not eat the answer. Nothing of that is on the way of a request that is served: it is in
-:mod:`fcp_core.server.http.refusals`.
+A refused request is answered at once, and a bounded rest of its body is then read and dropped, so
+that a reset does not eat the answer (:mod:`fcp_core.server.http.refusals`).
 """
 
 from __future__ import annotations
@@ -21,27 +20,30 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from email.utils import formatdate
-from functools import lru_cache, partial
-from http.client import responses
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tornado.httputil import HTTPHeaders, ResponseStartLine
-from tornado.iostream import StreamClosedError
+from google.protobuf.message import DecodeError, Message
+from tornado.httputil import HTTPHeaders
 
-from fcp_core.protocol.status import StatusError
-from fcp_core.server.http import refusals
-from fcp_core.server.http.body import BodyReader, InFlight
+from fcp_core.protocol import routes
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.tokens import label
+from fcp_core.server.http import answers, refusals
+from fcp_core.server.http.bodies import take_body, take_piece
 from fcp_core.server.http.connections import Connection, run_now
-from fcp_core.server.http.context import Context
-from fcp_core.server.http.limits import Limits
+from fcp_core.server.http.identify import identify
+from fcp_core.server.http.limits import Limits, limits_of_call
 from fcp_core.server.http.rates import address_key
+from fcp_core.server.reached import HOST
+from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:
+    from fcp_core.server.http.body import BodyReader, InFlight
+    from fcp_core.server.http.context import Context
     from fcp_core.server.http.passing import Passed
 
 logger = logging.getLogger("fcp.server")
-_date = lru_cache(maxsize=2)(partial(formatdate, usegmt=True))
 
 PROTOBUF = "application/x-protobuf"
 _PLAIN: Mapping[str, str] = {"Content-Type": PROTOBUF}
@@ -50,6 +52,9 @@ _OK = (
     "HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Type: application/x-protobuf\r\n"
     "Content-Length: %d\r\n\r\n"
 )
+
+#: The queries that devices send.
+_QUERIES = frozenset({"", "%24alt=proto", "$alt=proto", "alt=proto"})
 
 #: Answers from this size on are not copied behind their header.
 WRITE_APART = 64 << 10
@@ -98,6 +103,8 @@ class Handler:
         self.http = connection.http
         self.announced: int | None = None
         self.body: BodyReader | None = None
+        #: A small body, which is neither counted nor compressed.
+        self.small: bytearray | None = None
         #: Whether the connection goes on after a POST, and nothing need be said of that.
         self.kept = False
         #: The status of the answer, once its header is written.
@@ -138,15 +145,17 @@ class Handler:
         if self.body is not None and not self.body.closed:
             self.body.close()
 
-    def describe(self, error: StatusError) -> tuple[bytes, dict[str, str]]:
-        """Return an error as a body with its headers."""
-        return refusals.describe(self, error)
-
     def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
         """Return what an error is answered with: status, body and headers."""
         return (error.http, *self.describe(error))
 
+    #: Returns an error as a body with its headers.
+    describe = refusals.describe
+
     # What handlers use.
+
+    #: Sends the header of an answer that is not sent whole.
+    begin_answer = answers.begin
 
     @property
     def address(self) -> str:
@@ -160,16 +169,9 @@ class Handler:
 
         :param limits: say how large it may be.
         :param room: where it is counted.
-        :raises StatusError: as :class:`BodyReader`.
+        :raises StatusError: as ``inflate.reader_of``.
         """
-        self.body = BodyReader(
-            self.headers.get("Content-Encoding", ""),
-            self.announced,
-            limits,
-            room,
-            self.context.executor,
-            self.context.buffers,
-        )
+        self.body = self.context.read_body(self, limits, room)
 
     def discard_body(self) -> None:
         """Drop the body as it comes, up to the size that a body may have."""
@@ -186,7 +188,7 @@ class Handler:
             if not self.over:
                 # Tornado would check and join these headers for a tenth of a whole session's time.
                 self.status = 200
-                head = _OK % (_date(int(time.time())), len(body))
+                head = _OK % (answers.date(int(time.time())), len(body))
                 self.http.write(head.encode("latin-1") + body)
                 self.end_answer()
             return
@@ -195,31 +197,6 @@ class Handler:
         if apart and not self.over:
             self.http.write(body)
         self.end_answer()
-
-    def begin_answer(
-        self,
-        length: int,
-        status: int = 200,
-        headers: Mapping[str, str] | None = None,
-        body: bytes = b"",
-    ) -> None:
-        """Send the header and what there is of the body.
-
-        :param length: of the whole body, in bytes.
-        :param headers: instead of, and in addition to, those of every answer.
-        """
-        if self.over:
-            return
-        self.status = status
-        fields = HTTPHeaders({"Date": _date(int(time.time())), **self.answer_headers})
-        fields["Content-Length"] = str(length)
-        if headers:
-            fields.update(headers)
-        if status == 304:  # it has no body that these could describe
-            del fields["Content-Length"]
-            fields.pop("Content-Type", None)
-        start = ResponseStartLine("HTTP/1.1", status, responses.get(status, "Unknown"))
-        self.http.write_headers(start, fields, None if self.method == "HEAD" else body)
 
     def end_answer(self) -> None:
         """Complete the answer, and count the request."""
@@ -259,39 +236,14 @@ class Handler:
             return None
         if admitted is None and (self.body is None or not self.body.direct):
             return None
-        return self._go_on(admitted)
-
-    async def _go_on(self, admitted: Awaitable[None] | None) -> None:
-        """Wait for the admission, then take a large body straight off the socket."""
-        try:
-            if admitted is not None:
-                await self.context.call(admitted)
-        except Exception as error:
-            refusals.refuse(self, refusals.as_status(self, error))
-            return
-        headers = self.headers
-        if self.body is None or not self.body.direct or self.over:
-            return
-        stream = self.http.stream
-        try:
-            if headers.get("Expect") == "100-continue":
-                # The connection would say so only later.
-                del headers["Expect"]
-                stream.write(b"HTTP/1.1 100 (Continue)\r\n\r\n")
-            await self.body.receive_from(stream)
-        except StreamClosedError:
-            # A stream that broke here must not be read again: it holds on to our buffer.
-            self.http.detach()
-            self.on_connection_close()
-            return
-        except Exception as error:
-            refusals.refuse(self, refusals.as_status(self, error))
-        # The connection reads as much of a body as the header says when this returns.
-        headers["Content-Length"] = str(int(headers["Content-Length"]) - self.body.received)
+        return take_body(self, admitted)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         """Take a piece of the body, or drop it if the request was refused."""
-        if self.dropping is not None or self.body is None:
+        if self.small is not None and self.dropping is None:
+            self.small += chunk
+            return None
+        if self.body is None or self.dropping is not None:
             refusals.drop(self, chunk)
             return None
         try:
@@ -299,13 +251,7 @@ class Handler:
         except StatusError as error:
             refusals.refuse(self, error)
             return None
-        return None if rest is None else self._receive(rest)
-
-    async def _receive(self, rest: Awaitable[None]) -> None:
-        try:
-            await rest
-        except Exception as error:
-            refusals.refuse(self, refusals.as_status(self, error))
+        return None if rest is None else take_piece(self, rest)
 
     def finish(self) -> None:
         """Serve the request: its body is complete."""
@@ -342,8 +288,105 @@ class Handler:
         if context.awaited:
             context.leave(self)
         if context.metrics is not None:
-            received = 0 if self.body is None else self.body.received
+            small = len(self.small or ())
+            received = small if self.body is None else self.body.received
             seconds = time.perf_counter() - self.began
             context.metrics.request(self.label, status, seconds, received)
         if logger.isEnabledFor(logging.DEBUG):
             refusals.log(self, status)
+
+
+class RPCHandler(Handler):
+    """One call of the protocol, whichever: the routing table says which."""
+
+    of_device = True
+    _variables: dict[str, str]
+
+    @property
+    def subject(self) -> str:
+        """What the log calls the session: not its id, which is a capability."""
+        session_id = getattr(self, "_variables", {}).get("session_id")
+        return label(session_id) if session_id else ""
+
+    def allowed(self) -> Sequence[str]:
+        """Return the verbs of the routes that match."""
+        return routes.verbs(self.path)
+
+    def admit(self) -> None:
+        """Authenticate, find the route, make room for the body."""
+        context = self.context
+        self._caller = identify(self) if context.identifies else None
+        path = self.path
+        # What a path of ours ends with, after its last colon, nearly always tells the call.
+        served = context.served.get((self.method, path.rpartition(":")[2]), ())
+        for matches, route, method in served:
+            found = matches(path)
+            if found is not None and "%" not in path:
+                self._route, self._variables, self._method = route, found.groupdict(), method
+                break
+        else:
+            self._route, self._variables, self._method = context.find(self)
+            route = self._route
+        self.label = route.name
+        if self.query not in _QUERIES:
+            given = refusals.parameters(self)
+            if {*given.get("$alt", ()), *given.get("alt", ())} - {"proto"}:
+                raise StatusError(Code.INVALID_ARGUMENT, "answers are protobuf only: $alt=proto")
+        size = self.announced
+        if size is not None and size <= context.small and "Content-Encoding" not in self.headers:
+            self.small = bytearray()
+        else:
+            # What is parsed on the loop is small, and never counted with uploads.
+            self.open_body(limits_of_call(context.limits, route.method), context.calls)
+
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Turn a device away gently that cannot be served now, if the call has a way to say so."""
+        response = None
+        if error.http >= 500 and error.code is not Code.UNIMPLEMENTED:
+            try:
+                found = routes.match(self.method, self.path)
+            except StatusError:  # the path is malformed
+                found = None
+            if found is not None:
+                response = self.context.services.turn_away(*found)
+        if response is None:
+            return refusals.never_503(*super().reply_to(error))
+        return 200, response.SerializeToString(), {}
+
+    async def serve(self) -> None:
+        """Parse, call, answer."""
+        data: bytearray | memoryview | None = self.small
+        if data is None:
+            assert self.body is not None  # made by admit, which did not refuse
+            try:
+                data = await self.body.finish()
+            finally:
+                self.body.close()
+        request: Message = self._route.request_class()
+        try:
+            request.ParseFromString(bytes(data))
+        except DecodeError:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the body is not a {request.DESCRIPTOR.full_name} (malformed protobuf, "
+                f"{len(data)} bytes)",
+            ) from None
+        for name, value in self._variables.items():
+            setattr(request, name, value)
+        ADDRESS.set(self.connection.origin if self.passed is None else self.passed.peer)
+        given = self.headers.get
+        HOST.set((given("Host", ""), given("X-Forwarded-Proto", "")))
+        elsewhere = self.context.members is not None and self.context.is_elsewhere(self)
+        try:
+            response = None if elsewhere else await self._method(request, self._caller)
+        except StatusError as error:
+            if not await self.context.went(self, error):
+                raise
+            response = None
+        if response is None:
+            await self.context.pass_on(self, partial(RPCHandler, self.context), request)
+            return
+        answer = response.SerializeToString()
+        if len(answer) >= answers.COMPRESS and await answers.compressed(self, answer):
+            return
+        self.answer(answer)

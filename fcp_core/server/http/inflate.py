@@ -1,25 +1,38 @@
-"""Undoes gzip step by step, into memory that is used again."""
+"""Reads bodies in gzip: undoes it step by step, into memory that is used again."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
+from tornado.iostream import IOStream
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http.body import BodyReader, InFlight
 from fcp_core.server.http.buffers import Buffers
+from fcp_core.server.http.limits import Limits, http_error
+from fcp_core.server.http.turns import PART
 
 #: Compressed bytes that are handed to the decompressor at once, and decompressed bytes that it
 #: makes at once: they stay in the processor's cache until they are copied to where they belong, and
 #: the memory of more than this would be fresh each time.
 SLICE = 64 << 10
 PIECE = 128 << 10
+#: Compressed bytes that are gathered before they are decompressed.
+GATHER = 1 << 20
+#: Compressed bytes of one body that may wait for it.
+AHEAD = 4 << 20
+#: Decompressed bytes that are made in one go.
+STEP = 4 << 20
+#: Compressed bodies up to this size are decompressed on the event loop; a hop costs more.
+INLINE = 4 << 10
 #: How each gzip member begins.
 MAGIC = b"\x1f\x8b"
 
@@ -160,3 +173,147 @@ class Inflater:
         self._position += len(piece)
         self._taken += len(piece)
         return piece
+
+
+class GzipReader(BodyReader):
+    """Decompresses a body as it comes."""
+
+    def __init__(
+        self,
+        length: int | None,
+        limits: Limits,
+        in_flight: InFlight,
+        executor: Executor,
+        buffers: Buffers,
+    ) -> None:
+        super().__init__(length, limits, in_flight, executor, buffers)
+        self._inflater = Inflater()
+        self._gathered = bytearray()
+        self._output: bytearray | Output = bytearray()
+
+    async def receive_from(self, stream: IOStream) -> None:
+        """Take the whole body off a connection: more comes while what has come is decompressed."""
+        assert self._length is not None  # see direct
+        await self._inflate_from(stream, self._length)
+
+    def receive(self, piece: bytes) -> Awaitable[None] | None:
+        """Take the next piece; wait for what is returned before giving another."""
+        if self.closed:
+            return None
+        self.received += len(piece)
+        if self.received > self._limits.max_body:
+            raise self._too_large(self.received)
+        self._gathered += piece
+        self._count(len(self._output) + len(self._gathered))
+        return self._inflate_gathered() if len(self._gathered) >= GATHER else None
+
+    async def finish(self) -> bytearray | memoryview:
+        """Return the whole body, decompressed; the reader keeps nothing of it."""
+        if self.received:
+            if self._gathered:
+                await self._inflate_gathered()
+            if not self._inflater.complete:
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"the gzip body is truncated: {self.received} bytes came and the stream does "
+                    "not end",
+                )
+        output, self._output = self._output, bytearray()
+        return await output.whole(self._executor) if isinstance(output, Output) else output
+
+    async def _inflate_from(self, stream: IOStream, length: int) -> None:
+        """Take a compressed body: more of it comes while what has come is decompressed."""
+        inflater, loop, news = self._inflater, asyncio.get_running_loop(), asyncio.Event()
+        call = functools.partial(loop.call_soon_threadsafe, news.set)
+        self._output = Output(self._buffers, length + length // 4)
+        job: asyncio.Future[None] | None = None
+        try:
+            while self.received < length:
+                piece = self._buffers.take(min(PART, length - self.received))
+                await self._fill(piece, stream)
+                inflater.feed(piece)
+                if job is None or job.done():
+                    job = asyncio.ensure_future(self._inflate())
+                    job.add_done_callback(_retrieve)  # nobody asks after the connection broke
+                    job.add_done_callback(lambda job: news.set())
+                await asyncio.sleep(0)
+                while inflater.waiting > AHEAD and not job.done():
+                    inflater.on_piece = call
+                    await news.wait()
+                    news.clear()
+                inflater.on_piece = None
+                if job.done():
+                    job.result()
+            if job is not None:
+                await job
+        finally:
+            if job is not None and not job.done():
+                self.close()  # which ends it soon
+                await asyncio.wait((job,))
+
+    async def _fill(self, piece: memoryview, stream: IOStream) -> None:
+        """Read a piece of a compressed body, and count it as it comes."""
+        filled = 0
+        while filled < len(piece):
+            more = await stream.read_into(piece[filled:], partial=True)  # type: ignore[arg-type]
+            filled += more
+            self.received += more
+            self._count(len(self._output) + self._inflater.waiting + filled)
+
+    async def _inflate_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, bytearray()
+        self._inflater.feed(memoryview(gathered))
+        await self._inflate()
+
+    async def _inflate(self) -> None:
+        """Decompress until nothing is left, whatever comes meanwhile."""
+        inflater, output = self._inflater, self._output
+        inline = self.received <= INLINE
+        more = True
+        while (more or inflater.waiting) and not self.closed:
+            # One byte more than the limit, to tell "full" from "too much".
+            room = min(STEP, self._limits.max_decompressed + 1 - len(output))
+            if isinstance(output, Output):
+                room = min(room, await output.reserve(self._executor))
+            if inline:
+                more = inflater.step(room, output)
+                inline = False  # so little that makes more than one step is a bomb, or close to it
+            else:
+                more = await asyncio.get_running_loop().run_in_executor(
+                    self._executor, inflater.step, room, output
+                )
+            if len(output) > self._limits.max_decompressed:
+                raise http_error(
+                    413,
+                    f"the body is larger than {self._limits.max_decompressed} bytes after "
+                    "decompression, the limit of this server",
+                )
+            self._count(len(output) + inflater.waiting)
+
+
+def reader_of(
+    encoding: str,
+    length: int | None,
+    limits: Limits,
+    in_flight: InFlight,
+    executor: Executor,
+    buffers: Buffers,
+) -> BodyReader:
+    """Return what reads a body.
+
+    :param encoding: the request's Content-Encoding, ``""`` if it has none.
+    :raises StatusError: INVALID_ARGUMENT for an unknown encoding; and as :class:`BodyReader`.
+    """
+    coding = encoding.strip().lower()
+    if coding not in ("", "identity", "gzip", "x-gzip"):
+        raise StatusError(
+            Code.INVALID_ARGUMENT,
+            f"the Content-Encoding {encoding!r} is not supported; send gzip or none",
+        )
+    make = GzipReader if coding.endswith("gzip") else BodyReader
+    return make(length, limits, in_flight, executor, buffers)
+
+
+def _retrieve(job: asyncio.Future[None]) -> None:
+    if not job.cancelled():
+        job.exception()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.protocol_calls import ProtocolCalls
 from fcp_core.server.services.published import Download
-from fcp_core.server.services.task_engine import UploadMemory
+
+if TYPE_CHECKING:
+    from fcp_core.server.services.task_runner import UploadMemory
 
 
 class Media:

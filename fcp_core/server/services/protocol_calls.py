@@ -27,10 +27,10 @@ from fcp_core.rounds.text import clean
 from fcp_core.rounds.token_parts import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.rounds.tokens import AssignmentTickets, operation, operation_name, read_token
 from fcp_core.server.services.common import Common
-from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.task_runner import TaskRunner
 
 if TYPE_CHECKING:
+    from fcp_core.server.services.task_runner import UploadMemory
     from fcp_core.server.services.tasks import Tasks
 
 logger = logging.getLogger("fcp.services")

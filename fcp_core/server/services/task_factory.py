@@ -172,7 +172,8 @@ class TaskFactory:
                     stored.contributions, now, dropped=stored.dropped, surplus=stored.surplus
                 )
             table = {(route.service, route.method): route for route in found}
-            return TaskParts(machine, host, fold, table, release, begun)
+            size = sum(spec.nbytes for each in bound for spec in each.intrinsic.inputs)
+            return TaskParts(machine, host, fold, table, release, begun, size)
         except StatusError:
             fold.abort()
             raise

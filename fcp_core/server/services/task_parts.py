@@ -17,12 +17,11 @@ from fcp_core.rounds.task import FINAL, TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
 from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
 from fcp_core.server.services.releases import TaskRelease
-from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.writes import Writes
 
 if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import TaskRunner
+    from fcp_core.server.services.task_runner import TaskRunner, UploadMemory
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class TaskParts:
     :param routes: those of the protocol's calls, by service and method.
     :param release: how the result is drawn and booked, if it has noise.
     :param begun: what the protocol wanted when it began, and the machine after an earlier run.
+    :param upload_size: of a contribution in bytes, as far as the specification says.
     """
 
     machine: TaskMachine
@@ -40,6 +40,7 @@ class TaskParts:
     routes: Mapping[tuple[str, str], Route]
     release: TaskRelease
     begun: Sequence[ShellEffect] = ()
+    upload_size: int = 0
 
 
 class Places(Protocol):

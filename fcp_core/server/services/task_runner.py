@@ -1,4 +1,4 @@
-"""The shell around one task: carries out what its machines ask for.
+"""What devices do with one task; carries out what its machines ask for.
 
 Two machines meet here: the task with its assignments (who is in progress, when it ends) and the
 aggregation protocol (how contributions come in). The engine's fold does the arithmetic, in threads
@@ -7,146 +7,105 @@ of its own; its outcomes come back to the event loop.
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import math
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from fcp_core.aggregation.engine import HeldBody
-from fcp_core.plugins.settings import TaskSettings
+from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import (
     AccumulateEffect,
     CompleteEffect,
     DroppedEffect,
-    EndEffect,
     Group,
     KeptEffect,
 )
-from fcp_core.rounds.events import (
-    Assigned,
-    Contributed,
-    Dropped,
-    Event,
-    Surplus,
-    TaskClosed,
-    TaskOpened,
-)
+from fcp_core.rounds.events import Assigned, Contributed
 from fcp_core.rounds.protocols import Body, Tickets, Work
 from fcp_core.rounds.session import DeviceSession, assignment_id
 from fcp_core.rounds.task import FINAL
-from fcp_core.rounds.tasks import TaskSpec, TaskStatus
-from fcp_core.rounds.text import clean
 from fcp_core.rounds.tokens import label
 from fcp_core.server.services.protocol_host import ShellEffect
-from fcp_core.server.services.published import Published
-from fcp_core.server.services.task_engine import TaskEngine, outcome_of
-from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts, explained
+from fcp_core.server.services.task_shell import TaskShell, outcome_of
+
+logger = logging.getLogger("fcp.services")
 
 #: What is known of the device of an earlier run: its session, origin and version.
 _UNKNOWN: tuple[str, Sequence[str], str] = ("", (), "")
 
 
-class TaskRunner:
-    """One task that is offered, until it has ended.
+class UploadMemory:
+    """Counts what is held of uploads, from their last byte until they are accumulated or dropped.
 
-    :param spec: the specification without its large parts.
+    What is accumulated and waits to be stored holds no bytes of its own any more.
+
+    :param limit: in bytes.
+    :ivar held: in bytes.
+    :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
+        received: no more devices should be given work then, so that those who have it find room.
+    :ivar on_release: called when there is more room.
     """
 
-    def __init__(
-        self,
-        spec: TaskSpec,
-        aggregation_id: str,
-        parts: TaskParts,
-        published: Published,
-        settings: TaskSettings,
-        surroundings: Surroundings,
-        places: Places,
-        keeper: Keeper,
-    ) -> None:
-        self.spec, self.aggregation_id = spec, aggregation_id
-        self.machine, self.protocol = parts.machine, parts.protocol
-        self.task_id = parts.machine.task_id
-        self.published = published
-        self.messages: dict[tuple[str, bool, int | None], Any] = {}
-        self.settings, self.accepts_late = settings, settings.accepts_late
-        self._begun, self.routes, self.release = parts.begun, parts.routes, parts.release
-        self._engine = TaskEngine(surroundings, self._folded, self._lost, self._failed)
-        self._engine.use(parts.fold)
-        self._with, self._places, self._keeper = surroundings, places, keeper
-        #: Of the last upload, in bytes; 0: there was none.
-        self.upload_size = 0
-        #: When it is to be called next, as the ticker knows.
-        self._next_tick = math.inf
-        #: Whether one that has contributed leaves a place for another.
-        self._capped = places.capped or self.machine.max_at_work is not None
-        #: How many had left places when the population was last told: in vain, and contributing.
-        self._seen = (0, 0)
-        self._result: bytes | None = None
-        #: Those who wait for it. It is stored, and kept here no longer: it may be large.
-        self._waiters: list[asyncio.Future[bytes]] = []
-        self._ended: TaskStatus | None = None
-        self._finishing: asyncio.Task[None] | None = None
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.held = 0
+        self.crowded = False
+        self._behind = 0
+        self.on_release: Callable[[], None] = lambda: None
 
-    def status(self) -> TaskStatus:
-        """Return the task's status; it is final only once the end has been stored."""
-        if self._ended is not None:
-            return self._ended
-        return explained(self.machine, self._places, self._with)
+    def pressure(self) -> str:
+        """Say that it is crowded; ``""`` if it is not."""
+        if not self.crowded:
+            return ""
+        if self._behind:
+            return f"uploads of more than {self._limit} bytes wait to be received"
+        return f"the server holds {self.held} bytes of uploads that wait to be aggregated"
 
-    def open(self, now: float) -> None:
-        """Begin: from now on the task takes devices and keeps its times."""
-        self._perform(self._begun, now)
-        task = self.machine
-        who = (task.population, task.task_id, task.name)
-        self._with.notify(TaskOpened(now, *who, task.goal_count))
-        self._schedule()
+    def check(self, size: int) -> None:
+        """Check that there is room.
 
-    def restart(self, parts: TaskParts, now: float) -> None:
-        """Begin again with what is stored, as after a restart of the server.
-
-        Those who are in progress are answered ABORTED; those who have contributed hear nothing.
+        :raises StatusError: UNAVAILABLE if not; the device may upload again.
         """
-        why = "the task was restarted"
-        for effect in self.machine.cancel(Code.ABORTED, why, now, needed=True):
-            if isinstance(effect, DroppedEffect):
-                self._dropped(effect, now)
-        self.protocol.end()
-        parts.machine.silence = self.machine.silence
-        parts.machine.share(self.machine.experiences)
-        self.machine, self.protocol = parts.machine, parts.protocol
-        self.release = parts.release
-        self._engine.use(parts.fold)
-        self._seen = (0, 0)
-        self._perform(parts.begun, now)
-        self._schedule()
-        self._places.left(self, contributed=False, now=now)
+        if self.held + size > self._limit:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"the server holds {self.held} bytes of uploads that wait to be aggregated and "
+                f"takes no more than {self._limit}; upload again later",
+            )
 
-    async def wait(self) -> bytes:
-        """Return the result as soon as it is stored.
+    def hold(self, size: int) -> None:
+        """Count bytes."""
+        self.held += size
+        self._judge()
 
-        :raises StatusError: why there is none; UNAVAILABLE if the server stops before the end.
-        """
-        self._waiters.append(asyncio.get_running_loop().create_future())
-        return await self._waiters[-1]
+    def release(self, size: int) -> None:
+        """Uncount bytes."""
+        if size:
+            self.held -= size
+            self._judge()
+            self.on_release()
 
-    async def stop(self) -> None:
-        """Let go of everything without ending the task: it may go on after a restart."""
-        self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
-        await self._engine.settle(self._finishing, self.machine.name)
-        self._engine.stop(abort=self._finishing is None)
-        stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
-        for assignment in self.machine.all():
-            for call in assignment.calls.values():
-                if call.waiter is not None and not call.waiter.done():
-                    call.waiter.set_exception(stopping)
-                    # Nobody may wait for it.
-                    call.waiter.exception()
-        why = f"the server stopped before task {self.machine.name} had ended"
-        self._tell(None, (Code.UNAVAILABLE, why))
+    def behind(self, more: int) -> None:
+        """Count processes in which more waits to be received than may be held."""
+        self._behind += more
+        self._judge()
+
+    def _judge(self) -> None:
+        self.crowded = self._behind > 0 or 2 * self.held > self._limit
+
+
+class TaskRunner(TaskShell):
+    """One task that is offered, until it has ended; made as :class:`TaskShell`."""
+
+    #: Whether an outcome is being taken that was there at once.
+    _taking = False
 
     # What devices do.
 
@@ -240,47 +199,7 @@ class TaskRunner:
         read = body if self.protocol.reads else None
         self._perform(self.protocol.uploaded(assignment, slot, size, read, now), now)
 
-    def drop(self, id_: str, phase: str, code: Code, message: str) -> None:
-        """Release a device that gave up."""
-        now = self._with.clock.now()
-        self._perform(self.protocol.gave_up(id_, phase, code, message, now), now)
-
-    # What the server does.
-
-    def cancel(self, code: Code, message: str) -> None:
-        """End the task without a result, if it has not ended."""
-        now = self._with.clock.now()
-        self._perform(self.machine.cancel(code, message, now), now)
-
-    def tick(self, now: float) -> None:
-        """Let time pass."""
-        self._next_tick, stuck = math.inf, bool(self._with.writes.trouble())
-        self._perform([*self.machine.tick(now, stuck=stuck), *self.protocol.tick(now)], now)
-        self._schedule()
-
     # Inside.
-
-    def _folded(self, contributions: Sequence[str]) -> None:
-        for id_ in contributions:
-            self._with.memory.release(self.machine.assignments[id_].release())
-
-    def _lost(self, why: str) -> None:
-        if self.machine.state not in FINAL:
-            self._keeper.lost(self, why)
-
-    def _failed(self) -> None:
-        """End the task: nothing must wait for ever for a machine that broke."""
-        now = self._with.clock.now()
-        message = "the server failed; its log says why"
-        self._perform(self.machine.fail(Code.INTERNAL, message, now), now)
-
-    def _schedule(self) -> None:
-        """Be called in time; too early does no harm, so that most devices leave this as it is."""
-        ticks = (self.machine.next_tick(), self.protocol.next_tick())
-        when = min((tick for tick in ticks if tick is not None), default=None)
-        if when is None or when < self._next_tick:
-            self._next_tick = math.inf if when is None else when
-            self._with.ticker.at(f"task:{self.task_id}", when, self.tick)
 
     def _assign(self, id_: str, now: float, session: DeviceSession | None = None) -> Assignment:
         machine, who = self.machine, _UNKNOWN
@@ -300,15 +219,15 @@ class TaskRunner:
         while queue:
             effect = queue.popleft()
             if isinstance(effect, AccumulateEffect):
-                self._engine.accumulate(effect.group, self._accumulated)
+                self._accumulate(effect.group)
             elif isinstance(effect, DroppedEffect):
                 queue.extend(self._dropped(effect, now))
             elif isinstance(effect, KeptEffect):
                 self._with.memory.release(effect.assignment.release())
             elif isinstance(effect, CompleteEffect):
-                self._engine.report(self.release, self.spec.result_format, self._reported)
+                self._report()
             elif isinstance(effect, Work):
-                self._engine.run(effect, self._worked)
+                self._run(effect)
             else:
                 self._end(effect, now)
                 self._schedule()
@@ -323,7 +242,9 @@ class TaskRunner:
 
     def _accumulated(self, group: Group, future: Future[None]) -> None:
         now = self._with.clock.now()
-        code, message = outcome_of(future)
+        code, message = Code.OK, ""
+        if future.cancelled() or future.exception() is not None:
+            code, message = outcome_of(future)
         ended = self.machine.state in FINAL
         effects: list[ShellEffect] = [*self.machine.accumulated(group, code, message, now)]
         if ended:
@@ -346,55 +267,61 @@ class TaskRunner:
         taken = (now - assignment.assigned, assignment.upload_seconds, now - assignment.queued)
         self._with.notify(Contributed(now, *who, assignment.size, *taken))
 
-    def _worked(self, work: Work, future: Future[bytes]) -> None:
-        now = self._with.clock.now()
-        code, message = outcome_of(future)
-        result = future.result() if code is Code.OK else StatusError(code, message)
-        self._perform(self.protocol.worked(work.key, result, now), now)
+    def _accumulate(self, group: Group) -> None:
+        """Have the fold accumulate what a group contributes."""
+        then, fold = partial(self._accumulated, group), self._fold
+        if group.slot is None:
+            ids = [assignment.id for assignment in group.assignments]
+            self._when_done(then, fold.add_group, ids, *group.checkpoints)
+        else:
+            (assignment,) = group.assignments
+            body = assignment.take(group.slot)
+            add = fold.add_held if isinstance(body, HeldBody) else fold.add
+            self._when_done(then, add, assignment.id, body)
 
-    def _dropped(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
-        assignment, machine = effect.assignment, self.machine
-        self._with.memory.release(assignment.release())
-        effects = self.protocol.left(effect, now, excused=self.excuses(assignment))
-        who = (now, machine.population, assignment.session_id, self.task_id, machine.name)
-        message = clean(effect.message)
-        outcome = (effect.phase, effect.code, message, assignment.version)
-        event: Event = Dropped(*who, *outcome, effect.reached)
-        if assignment.late and effect.phase != "silent":
-            event = Surplus(*who, message, effect.reached)
-        self._with.notify(event)
-        return effects
+    def _when_done(
+        self,
+        then: Callable[[Future[Any]], None],
+        begin: Callable[..., Future[Any]],
+        *arguments: Any,
+    ) -> Future[Any]:
+        """Have the engine begin something, and call *then* on the event loop once it is done.
 
-    def _reported(self, future: Future[bytes]) -> None:
-        now = self._with.clock.now()
-        code, message = outcome_of(future)
-        if code is Code.OK:
-            self._result = future.result()
-            if not isinstance(self._result, bytes):
-                code, message = Code.INTERNAL, f"its result is {self._result!r:.200}, not bytes"
-        self._perform(self.machine.reported(code, message, now), now)
+        It is not called any more once the task has another fold or is stopped. An engine that
+        raises or returns no future has failed.
+        """
+        fold, loop = self._fold, self._loop
+        try:
+            future = begin(*arguments)
+            if not isinstance(future, Future):
+                raise TypeError(f"expected a Future, not {future!r:.200}")
+        except PLUGIN_ERRORS as error:
+            future = Future()
+            future.set_exception(error)
 
-    def _end(self, effect: EndEffect, now: float) -> None:
-        if effect.code is not Code.OK:
-            self._result = None
-            self._engine.abort()
-        self.protocol.end()
-        self._finishing = asyncio.get_running_loop().create_task(self._finish())
+        def on_loop(done: Future[Any]) -> None:
+            if self._stopped or fold is not self._fold:
+                return
+            try:
+                then(done)
+            except PLUGIN_ERRORS:
+                logger.exception("the outcome of a task's work could not be taken")
+                self._failed()
 
-    def _tell(self, result: bytes | None, error: tuple[Code, str] | None) -> None:
-        """Answer those who wait for the result."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done() and result is not None:
-                waiter.set_result(result)
-            elif not waiter.done() and error is not None:
-                waiter.set_exception(StatusError(*error))
+        def from_engine(done: Future[Any]) -> None:
+            # A loop's own thread need not wake it; one that is closed has nobody left who waits.
+            here = threading.get_ident() == self._thread
+            if not loop.is_closed():
+                (loop.call_soon if here else loop.call_soon_threadsafe)(on_loop, done)
 
-    async def _finish(self) -> None:
-        status, result = await self._keeper.ended(self, self._result)
-        self._ended, self._result = status, None
-        self._tell(result, status.error)
-        code, message = status.error or (Code.OK, self.machine.story())
-        now = self._with.clock.now()
-        which = (status.population, status.task_id, status.name, status.contributed)
-        self._with.notify(TaskClosed(now, *which, code, clean(message)))
+        if not self._taking and future.done() and threading.get_ident() == self._thread:
+            # As it is with small contributions: the device has its answer in this turn. What that
+            # leads to has the next, or one could lead to another without end.
+            self._taking = True
+            try:
+                on_loop(future)
+            finally:
+                self._taking = False
+        else:
+            future.add_done_callback(from_engine)
+        return future

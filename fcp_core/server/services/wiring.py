@@ -39,8 +39,8 @@ from fcp_core.server.services.protocol_calls import ProtocolCalls
 from fcp_core.server.services.routing import secrets_of, this_member
 from fcp_core.server.services.schedules import Schedules
 from fcp_core.server.services.store import TaskStore
-from fcp_core.server.services.task_engine import UploadMemory
 from fcp_core.server.services.task_parts import Surroundings
+from fcp_core.server.services.task_runner import UploadMemory
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection

@@ -1,4 +1,7 @@
-"""Bodies that come in chunks, read strictly: Tornado would answer a malformed one a second time."""
+"""Bodies that are not just taken piece by piece: those in chunks, and large ones.
+
+Chunks are read strictly: Tornado would answer a malformed one a second time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import TYPE_CHECKING
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPInputError
 from tornado.iostream import IOStream, StreamClosedError
+
+from fcp_core.server.http import refusals
 
 if TYPE_CHECKING:
     from fcp_core.server.http.handler import Handler
@@ -77,3 +82,40 @@ async def read_chunks(stream: IOStream) -> AsyncIterator[bytes]:
         count += 1
         if count % CHUNKS_IN_A_ROW == 0:
             await asyncio.sleep(0)
+
+
+async def take_body(handler: Handler, admitted: Awaitable[None] | None) -> None:
+    """Wait for the admission, then take a large body straight off the socket."""
+    try:
+        if admitted is not None:
+            await handler.context.call(admitted)
+    except Exception as error:
+        refusals.refuse(handler, refusals.as_status(handler, error))
+        return
+    headers = handler.headers
+    if handler.body is None or not handler.body.direct or handler.over:
+        return
+    stream = handler.http.stream
+    try:
+        if headers.get("Expect") == "100-continue":
+            # The connection would say so only later.
+            del headers["Expect"]
+            stream.write(b"HTTP/1.1 100 (Continue)\r\n\r\n")
+        await handler.body.receive_from(stream)
+    except StreamClosedError:
+        # A stream that broke here must not be read again: it holds on to our buffer.
+        handler.http.detach()
+        handler.on_connection_close()
+        return
+    except Exception as error:
+        refusals.refuse(handler, refusals.as_status(handler, error))
+    # The connection reads as much of a body as the header says when this returns.
+    headers["Content-Length"] = str(int(headers["Content-Length"]) - handler.body.received)
+
+
+async def take_piece(handler: Handler, rest: Awaitable[None]) -> None:
+    """Wait until a piece of a body is taken."""
+    try:
+        await rest
+    except Exception as error:
+        refusals.refuse(handler, refusals.as_status(handler, error))

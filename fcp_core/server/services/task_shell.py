@@ -1,0 +1,338 @@
+"""The shell of one task, from its beginning to its end: what the server does with it.
+
+What devices do with it is in ``task_runner``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from fcp_core.aggregation.engine import Fold
+from fcp_core.errors import describe
+from fcp_core.plugins.settings import TaskSettings
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.assignment import Assignment
+from fcp_core.rounds.effects import DroppedEffect, EndEffect
+from fcp_core.rounds.events import Dropped, Event, Surplus, TaskClosed, TaskOpened
+from fcp_core.rounds.protocols import Work
+from fcp_core.rounds.task import FINAL
+from fcp_core.rounds.tasks import TaskSpec, TaskStatus
+from fcp_core.rounds.text import clean
+from fcp_core.server.services.durable_fold import DurableFold
+from fcp_core.server.services.protocol_host import ShellEffect
+from fcp_core.server.services.published import Published
+from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts, explained
+
+if TYPE_CHECKING:
+    from fcp_core.server.services.task_runner import TaskRunner
+
+logger = logging.getLogger("fcp.services")
+
+#: How many seconds a server that stops waits for what is being stored.
+_PATIENCE = 10.0
+
+
+class TaskShell(ABC):
+    """One task that is offered, until it has ended.
+
+    :param spec: the specification without its large parts.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        aggregation_id: str,
+        parts: TaskParts,
+        published: Published,
+        settings: TaskSettings,
+        surroundings: Surroundings,
+        places: Places,
+        keeper: Keeper,
+    ) -> None:
+        self.spec, self.aggregation_id = spec, aggregation_id
+        self.machine, self.protocol = parts.machine, parts.protocol
+        self.task_id = parts.machine.task_id
+        self.published = published
+        self.messages: dict[tuple[str, bool, int | None], Any] = {}
+        self.settings, self.accepts_late = settings, settings.accepts_late
+        self._begun, self.routes, self.release = parts.begun, parts.routes, parts.release
+        self._with, self._places, self._keeper = surroundings, places, keeper
+        self._fold = parts.fold
+        self._jobs: set[Future[bytes]] = set()
+        self._stopped = False
+        self._loop = asyncio.get_running_loop()
+        #: In which the outcomes of the engine are taken.
+        self._thread = threading.get_ident()
+        self._use(parts.fold)
+        #: Of the last upload, in bytes; of the first ones what the specification says.
+        self.upload_size = parts.upload_size
+        #: When it is to be called next, as the ticker knows.
+        self._next_tick = math.inf
+        #: Whether one that has contributed leaves a place for another.
+        self._capped = places.capped or self.machine.max_at_work is not None
+        #: How many had left places when the population was last told: in vain, and contributing.
+        self._seen = (0, 0)
+        self._result: bytes | None = None
+        #: Those who wait for it. It is stored, and kept here no longer: it may be large.
+        self._waiters: list[asyncio.Future[bytes]] = []
+        self._ended: TaskStatus | None = None
+        self._finishing: asyncio.Task[None] | None = None
+
+    @property
+    def runner(self) -> TaskRunner:
+        """The same, as those who keep it know it."""
+        return cast("TaskRunner", self)
+
+    @abstractmethod
+    def excuses(self, assignment: Assignment) -> bool:
+        """Whether a device is answered OK although it does not count."""
+
+    @abstractmethod
+    def _perform(self, effects: Sequence[ShellEffect], now: float) -> None:
+        """Carry out effects, in order."""
+
+    @abstractmethod
+    def _when_done(
+        self,
+        then: Callable[[Future[Any]], None],
+        begin: Callable[..., Future[Any]],
+        *arguments: Any,
+    ) -> Future[Any]:
+        """Have the engine begin something, and call *then* on the event loop once it is done."""
+
+    def status(self) -> TaskStatus:
+        """Return the task's status; it is final only once the end has been stored."""
+        if self._ended is not None:
+            return self._ended
+        return explained(self.machine, self._places, self._with)
+
+    def open(self, now: float) -> None:
+        """Begin: from now on the task takes devices and keeps its times."""
+        self._perform(self._begun, now)
+        task = self.machine
+        who = (task.population, task.task_id, task.name)
+        self._with.notify(TaskOpened(now, *who, task.goal_count))
+        self._schedule()
+
+    def restart(self, parts: TaskParts, now: float) -> None:
+        """Begin again with what is stored, as after a restart of the server.
+
+        Those who are in progress are answered ABORTED; those who have contributed hear nothing.
+        """
+        why = "the task was restarted"
+        for effect in self.machine.cancel(Code.ABORTED, why, now, needed=True):
+            if isinstance(effect, DroppedEffect):
+                self._dropped(effect, now)
+        self.protocol.end()
+        parts.machine.silence = self.machine.silence
+        parts.machine.share(self.machine.experiences)
+        self.machine, self.protocol = parts.machine, parts.protocol
+        self.release = parts.release
+        self._fold.abort()
+        self._use(parts.fold)
+        self._seen = (0, 0)
+        self._perform(parts.begun, now)
+        self._schedule()
+        self._places.left(self.runner, contributed=False, now=now)
+
+    async def wait(self) -> bytes:
+        """Return the result as soon as it is stored.
+
+        :raises StatusError: why there is none; UNAVAILABLE if the server stops before the end.
+        """
+        self._waiters.append(asyncio.get_running_loop().create_future())
+        return await self._waiters[-1]
+
+    async def stop(self) -> None:
+        """Let go of everything without ending the task: it may go on after a restart."""
+        self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
+        await self._settle()
+        self._stopped = True
+        self._cancel_jobs()
+        if self._finishing is None:
+            self._abort()
+        stopping = StatusError(Code.UNAVAILABLE, "the server is stopping")
+        for assignment in self.machine.all():
+            for call in assignment.calls.values():
+                if call.waiter is not None and not call.waiter.done():
+                    call.waiter.set_exception(stopping)
+                    # Nobody may wait for it.
+                    call.waiter.exception()
+        why = f"the server stopped before task {self.machine.name} had ended"
+        self._tell(None, (Code.UNAVAILABLE, why))
+
+    def cancel(self, code: Code, message: str) -> None:
+        """End the task without a result, if it has not ended."""
+        now = self._with.clock.now()
+        self._perform(self.machine.cancel(code, message, now), now)
+
+    def tick(self, now: float) -> None:
+        """Let time pass."""
+        self._next_tick, stuck = math.inf, bool(self._with.writes.trouble())
+        self._perform([*self.machine.tick(now, stuck=stuck), *self.protocol.tick(now)], now)
+        self._schedule()
+
+    def drop(self, id_: str, phase: str, code: Code, message: str) -> None:
+        """Release a device that gave up."""
+        now = self._with.clock.now()
+        self._perform(self.protocol.gave_up(id_, phase, code, message, now), now)
+
+    # Inside.
+
+    def _folded(self, contributions: Sequence[str]) -> None:
+        for id_ in contributions:
+            self._with.memory.release(self.machine.assignments[id_].release())
+
+    def _failed(self) -> None:
+        """End the task: nothing must wait for ever for a machine that broke."""
+        now = self._with.clock.now()
+        message = "the server failed; its log says why"
+        self._perform(self.machine.fail(Code.INTERNAL, message, now), now)
+
+    def _schedule(self) -> None:
+        """Be called in time; too early does no harm, so that most devices leave this as it is."""
+        ticks = (self.machine.next_tick(), self.protocol.next_tick())
+        when = min((tick for tick in ticks if tick is not None), default=None)
+        if when is None or when < self._next_tick:
+            self._next_tick = math.inf if when is None else when
+            self._with.ticker.at(f"task:{self.task_id}", when, self.tick)
+
+    def _dropped(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
+        assignment, machine = effect.assignment, self.machine
+        self._with.memory.release(assignment.release())
+        effects = self.protocol.left(effect, now, excused=self.excuses(assignment))
+        who = (now, machine.population, assignment.session_id, self.task_id, machine.name)
+        message = clean(effect.message)
+        outcome = (effect.phase, effect.code, message, assignment.version)
+        event: Event = Dropped(*who, *outcome, effect.reached)
+        if assignment.late and effect.phase != "silent":
+            event = Surplus(*who, message, effect.reached)
+        self._with.notify(event)
+        return effects
+
+    def _worked(self, work: Work, future: Future[bytes]) -> None:
+        now = self._with.clock.now()
+        code, message = outcome_of(future)
+        result = future.result() if code is Code.OK else StatusError(code, message)
+        self._perform(self.protocol.worked(work.key, result, now), now)
+
+    def _reported(self, future: Future[bytes]) -> None:
+        now = self._with.clock.now()
+        code, message = outcome_of(future)
+        if code is Code.OK:
+            self._result = future.result()
+            if not isinstance(self._result, bytes):
+                code, message = Code.INTERNAL, f"its result is {self._result!r:.200}, not bytes"
+        self._perform(self.machine.reported(code, message, now), now)
+
+    def _end(self, effect: EndEffect, now: float) -> None:
+        if effect.code is not Code.OK:
+            self._result = None
+            self._abort()
+        self.protocol.end()
+        self._finishing = asyncio.get_running_loop().create_task(self._finish())
+
+    def _tell(self, result: bytes | None, error: tuple[Code, str] | None) -> None:
+        """Answer those who wait for the result."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done() and result is not None:
+                waiter.set_result(result)
+            elif not waiter.done() and error is not None:
+                waiter.set_exception(StatusError(*error))
+
+    async def _finish(self) -> None:
+        status, result = await self._keeper.ended(self.runner, self._result)
+        self._ended, self._result = status, None
+        self._tell(result, status.error)
+        code, message = status.error or (Code.OK, self.machine.story())
+        now = self._with.clock.now()
+        which = (status.population, status.task_id, status.name, status.contributed)
+        self._with.notify(TaskClosed(now, *which, code, clean(message)))
+
+    def _use(self, fold: Fold) -> None:
+        """Accumulate in *fold* from now on."""
+        self._cancel_jobs()
+        self._fold = fold
+        if isinstance(fold, DurableFold):
+            fold.on_folded = self._folded
+
+        def lost(why: str) -> None:
+            if fold is self._fold and not self._stopped and self.machine.state not in FINAL:
+                self._keeper.lost(self.runner, why)
+
+        def from_engine(why: str) -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(lost, why)
+
+        fold.on_loss(from_engine)
+
+    def _report(self) -> None:
+        """Report the aggregate, or draw its result if it has noise."""
+        release, result_format = self.release, self.spec.result_format
+        if release.has_noise:
+            drawing = release.draw(self._fold, result_format)
+            begin = asyncio.run_coroutine_threadsafe
+            self._when_done(self._reported, begin, drawing, self._loop)
+        else:
+            self._when_done(self._reported, self._fold.report, result_format)
+
+    def _run(self, work: Work) -> None:
+        """Do a protocol's heavy work."""
+        then = partial(self._worked, work)
+        future = self._when_done(then, self._with.engine.run, work.function, work.arguments)
+        self._jobs.add(future)
+        future.add_done_callback(self._jobs.discard)
+
+    def _abort(self) -> None:
+        """Drop what was accumulated, and cancel the jobs."""
+        self._cancel_jobs()
+        try:
+            self._fold.abort()
+        except Exception:
+            logger.exception("the engine could not drop an aggregate")
+
+    async def _settle(self) -> None:
+        """Take nothing more; wait for what is being stored, but not for long.
+
+        What cannot be stored now was answered to nobody.
+        """
+        ending = self._finishing
+        if ending is None:
+            if not isinstance(self._fold, DurableFold):
+                return
+            ending = self._loop.create_task(self._fold.flush())
+        await asyncio.wait([ending], timeout=1.0 if self._with.writes.trouble() else _PATIENCE)
+        if not ending.done():
+            ending.cancel()
+            logger.warning(
+                "task %s is stopped although its last writes are not done; the next start judges "
+                "it by what is stored",
+                self.machine.name,
+            )
+
+    def _cancel_jobs(self) -> None:
+        """Cancel the jobs whose outcomes nobody waits for any more."""
+        for future in list(self._jobs):
+            future.cancel()
+
+
+def outcome_of(future: Future[Any]) -> tuple[Code, str]:
+    """Return how a future of the engine ended; OK if it has a result."""
+    if future.cancelled():
+        return Code.ABORTED, "the task is over"
+    error = future.exception()
+    if error is None:
+        return Code.OK, ""
+    if isinstance(error, StatusError):
+        return error.code, error.message
+    logger.error("the aggregation engine failed", exc_info=error)
+    return Code.INTERNAL, f"the aggregation engine failed: {describe(error)}"

@@ -1,0 +1,69 @@
+"""Large records are put together and taken apart in steps: other threads have their turn."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcp_core.protocol import joining
+from fcp_core.storage import codec
+from fcp_core.storage.codec import decode, encode, encode_pieces
+from fcp_core.storage.records import BlobRecord, TaskRecord
+
+#: What the bytes of a record begin with, in its name too.
+TRAP = "\xa4data\xc6\x00\x00\x00\x03abc"
+
+
+class Spy:
+    """A decoder that remembers how much it was given."""
+
+    def __init__(self, decoder):
+        self.decoder, self.sizes = decoder, []
+
+    def decode(self, data):
+        self.sizes.append(len(data))
+        return self.decoder.decode(data)
+
+
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch):
+    monkeypatch.setattr(codec, "LARGE", 200)
+    monkeypatch.setattr(joining, "LARGE", 200)
+    monkeypatch.setattr(joining, "_STEP", 7)
+
+
+@given(st.lists(st.binary(max_size=300)), st.sampled_from([bytes, bytearray, memoryview]))
+def test_pieces_are_joined_as_ever(pieces, kind):
+    given_pieces = [kind(piece) for piece in pieces]
+    found = joining.join(given_pieces)
+    assert type(found) is bytes
+    assert found == b"".join(pieces)
+
+
+@given(st.text(max_size=30) | st.just(TRAP), st.binary(max_size=70_000), st.booleans())
+def test_a_record_comes_back(name, data, mutable):
+    record = BlobRecord(name, "task", data)
+    stored = encode(record)
+    assert decode(BlobRecord, bytearray(stored) if mutable else stored) == record
+    if len(data) > 1 << 16:
+        pieces = [data[:100], memoryview(data)[100:]]
+        assert b"".join(encode_pieces(BlobRecord(name, "task", b""), pieces)) == stored
+
+
+def test_the_decoder_sees_nothing_of_the_large_part(monkeypatch):
+    data = bytes(range(256)) * 400
+    stored = encode(BlobRecord("a/result", "a", data))
+    assert decode(BlobRecord, stored).data == data
+    spy = Spy(codec._decoders[BlobRecord])
+    monkeypatch.setitem(codec._decoders, BlobRecord, spy)
+    found = decode(BlobRecord, bytearray(stored))
+    assert (found.data, type(found.data)) == (data, bytes)
+    assert max(spy.sizes) < 100
+
+
+def test_a_large_record_of_another_form_is_decoded_as_a_whole():
+    record = TaskRecord(
+        "id", "p", "name", "open", "aggregation", b"x" * 100_000, 1.0, submission_key="data" * 50
+    )
+    assert decode(TaskRecord, encode(record)) == record
