@@ -21,6 +21,9 @@ from fcp_core.storage.records import BlobRecord, ShardRecord, TaskRecord
 
 #: Checks, in the transaction that writes, that a population is still the writer's; raises if not.
 Fence: TypeAlias = Callable[[Transaction, str], None]
+#: Makes a fence of what is the writer's now: a write that is late by a change of owner must fail,
+#: even if the population came back to its writer since.
+FenceMaker: TypeAlias = Callable[[], Fence]
 
 
 class TaskOverError(StatusError):
@@ -35,8 +38,13 @@ class TaskOverError(StatusError):
         return (TaskOverError, (self.task_id,))
 
 
-def unfenced(tx: Transaction, population: str) -> None:
-    """Check nothing: the storage has one server."""
+def unfenced() -> Fence:
+    """Return what checks nothing: the storage has one server."""
+    return _check_nothing
+
+
+def _check_nothing(tx: Transaction, population: str) -> None:
+    pass
 
 
 def open_task(tx: Transaction, task_id: str, fence: Fence) -> TaskRecord:

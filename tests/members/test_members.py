@@ -17,6 +17,7 @@ from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.token_parts import mark_of
 from fcp_core.server.http.passing import HEADER, Passed, sign
+from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from fcp_core.tasks.schedule import Schedule
 from fcp_core.testing.servers import COLLECTION
@@ -256,6 +257,26 @@ def test_a_member_that_lost_a_population_writes_nothing(member):
 
     assert one._run(stored()).state == "open"
     until(lambda: owned(one) == [])
+
+
+def test_a_write_that_was_begun_before_the_population_went_and_came_back_is_refused(member):
+    one = member(lease="1s")
+    with admin(one) as client:
+        client.submit(sum_task(1))
+    transact = one.server.services._storage.transact
+    begun = one.server.services.members.fence()
+    # Somebody took it over and is gone again.
+    write(one, lambda now: LeaseRecord("people", "thief", 9, now - 1, now))
+
+    def own():
+        lease = one._run(transact(lambda tx: tx.get(LeaseRecord, "people")))
+        return lease.epoch > 9 and owned(one) == ["people"]
+
+    until(own)
+    with pytest.raises(LeaseLostError):
+        one._run(transact(lambda tx: begun(tx, "people")))
+    now = one.server.services.members.fence()
+    one._run(transact(lambda tx: now(tx, "people")))
 
 
 def test_a_new_member_is_given_its_share(member, fcp_client):

@@ -22,7 +22,7 @@ from fcp_core.server.services.published import Published, publish_plan
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import EligibilityTaskRecord
-from fcp_core.storage.shards import Fence
+from fcp_core.storage.shards import Fence, FenceMaker
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -61,7 +61,8 @@ class EligibilityTasks:
 
     All of it runs on the event loop.
 
-    :param fence: checks, in the transaction that writes, that a population is this server's.
+    :param fence: makes what checks, in the transaction that writes, that a population is this
+        server's.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class EligibilityTasks:
         ticker: Ticker,
         tokens: TokenSource,
         storage: Storage,
-        fence: Fence,
+        fence: FenceMaker,
         populations: Populations,
         downloads: Downloads,
     ) -> None:
@@ -122,7 +123,7 @@ class EligibilityTasks:
                 Code.INVALID_ARGUMENT, f"eligibility task of {population}: {error}"
             ) from error
         async with self._changing:
-            await self._storage.transact(partial(_put, record=record, fence=self._fence))
+            await self._storage.transact(partial(_put, record=record, fence=self._fence()))
             self._populations.add(population)
             self._use(population, in_use)
         return in_use.set
@@ -134,7 +135,9 @@ class EligibilityTasks:
         """
         async with self._changing:
             removed = self.get(population)
-            await self._storage.transact(partial(_delete, population=population, fence=self._fence))
+            await self._storage.transact(
+                partial(_delete, population=population, fence=self._fence())
+            )
             self._use(population, None)
         return removed
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -35,6 +35,7 @@ from fcp_core.server.services.routing import RoutingTable, agree, listed, lives
 from fcp_core.storage.contract import Storage, StorageError, Transaction
 from fcp_core.storage.leases import Beat, View, beat, check, leave, read
 from fcp_core.storage.records import MemberRecord
+from fcp_core.storage.shards import Fence
 
 logger = logging.getLogger("fcp.services")
 
@@ -137,12 +138,12 @@ class Members:
         now = self.clock.now()
         return [lease.population for lease in self._leases if lease.acts(now)]
 
-    def fence(self, tx: Transaction, population: str) -> None:
-        """Check, in the transaction that writes, that a population is still this member's.
+    def fence(self) -> Fence:
+        """Return what checks, in a transaction that writes, that a population is this member's.
 
-        :raises LeaseLostError: if it is another one's.
+        It raises LeaseLostError if the population is another one's, or was since this call.
         """
-        check(tx, population, self._epochs.get(population, -1))
+        return partial(_check, dict(self._epochs))
 
     async def start(self) -> None:
         """Join the others, and take what nobody owns.
@@ -391,3 +392,7 @@ class Members:
                 self._publish()
                 self._spawn(self._give(lease, SETTLING * self.seconds))
                 return
+
+
+def _check(epochs: Mapping[str, int], tx: Transaction, population: str) -> None:
+    check(tx, population, epochs.get(population, -1))

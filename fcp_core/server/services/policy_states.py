@@ -17,7 +17,7 @@ from fcp_core.rounds.machine import Clock
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import PolicyStateRecord
-from fcp_core.storage.shards import Fence, unfenced
+from fcp_core.storage.shards import Fence, FenceMaker, unfenced
 
 logger = logging.getLogger("fcp.services")
 
@@ -31,14 +31,15 @@ class PolicyStates:
     They are written behind the decisions, many in one transaction: a crash can lose the last of
     them. A storage that does not outlive the process is not written to at all.
 
-    :param fence: raises, in the transaction that writes, if a population is another member's.
+    :param fence: makes what raises, in the transaction that writes, if a population is another
+        member's.
     """
 
     def __init__(
         self,
         storage: Storage,
         clock: Clock,
-        fence: Fence = unfenced,
+        fence: FenceMaker = unfenced,
     ) -> None:
         self._storage = storage
         self._fence = fence
@@ -90,7 +91,7 @@ class PolicyStates:
             while self._batch:
                 batch, self._batch = self._batch, {}
                 try:
-                    await self._storage.transact(partial(_apply, batch=batch, fence=self._fence))
+                    await self._storage.transact(partial(_apply, batch=batch, fence=self._fence()))
                 except Exception:
                     logger.exception("%d states of selection policies were not written", len(batch))
         finally:

@@ -18,7 +18,7 @@ from fcp_core.server.services.ticker import Ticker
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import ScheduleRecord
-from fcp_core.storage.shards import Fence
+from fcp_core.storage.shards import Fence, FenceMaker
 from fcp_core.tasks.schedule import Schedule
 
 logger = logging.getLogger("fcp.services")
@@ -35,11 +35,12 @@ class Schedules:
     that is tried; and a record says which period was the last, so that a clock that is set back
     offers nothing twice.
 
-    :param fence: checks, in the transaction that writes, that a population is this server's.
+    :param fence: makes what checks, in the transaction that writes, that a population is this
+        server's.
     """
 
     def __init__(
-        self, tasks: Tasks, clock: Clock, ticker: Ticker, storage: Storage, fence: Fence
+        self, tasks: Tasks, clock: Clock, ticker: Ticker, storage: Storage, fence: FenceMaker
     ) -> None:
         self._tasks = tasks
         self._clock = clock
@@ -76,7 +77,7 @@ class Schedules:
                 last=begin,
                 task_id=await self._tasks.submit(spec, key=schedule.key(name, begin)),
             )
-            await self._storage.transact(partial(_put, record=record, fence=self._fence))
+            await self._storage.transact(partial(_put, record=record, fence=self._fence()))
             self._keep(record)
         return record
 
@@ -87,7 +88,7 @@ class Schedules:
         """
         async with self._changing:
             record = self.get(population, name)
-            delete = partial(_delete, record=record, fence=self._fence)
+            delete = partial(_delete, record=record, fence=self._fence())
             await self._storage.transact(delete)
             self._drop(record.schedule_id)
         return record
@@ -190,7 +191,7 @@ class Schedules:
         async with self._changing:
             if self._records.get(name) is not record:
                 return
-            await self._storage.transact(partial(_put, record=after, fence=self._fence))
+            await self._storage.transact(partial(_put, record=after, fence=self._fence()))
             self._keep(after)
 
     def _offered(self, name: str, offering: asyncio.Task[None]) -> None:

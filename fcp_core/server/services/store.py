@@ -28,7 +28,7 @@ from fcp_core.storage.records import (
     ShardRecord,
     TaskRecord,
 )
-from fcp_core.storage.shards import Fence, Merge, StoredShards, unfenced
+from fcp_core.storage.shards import FenceMaker, Merge, StoredShards, unfenced
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,13 @@ class Ended:
 class TaskStore:
     """Reads and writes tasks.
 
-    :param fence: checks, in each transaction that changes an open task, that it is ours to change.
+    :param fence: makes what checks, in each transaction that changes an open task, that it is ours
+        to change.
     :ivar writes: those of open tasks, which are tried again until they are done.
     """
 
     def __init__(
-        self, storage: Storage, writes: Writes | None = None, fence: Fence = unfenced
+        self, storage: Storage, writes: Writes | None = None, fence: FenceMaker = unfenced
     ) -> None:
         self._storage = storage
         self._fence = fence
@@ -102,8 +103,10 @@ class TaskStore:
                 for key, data in slices.items()
             ]
 
+        fence = self._fence()
+
         def body(tx: Transaction) -> None:
-            self._fence(tx, record.population)
+            fence(tx, record.population)
             if tx.get(TaskRecord, record.task_id) is not None:
                 return  # an earlier attempt, whose answer was lost; it may have gone on since
             tx.put(record)
@@ -134,13 +137,15 @@ class TaskStore:
         if booking is not None:
             record = dataclasses.replace(record, release=booking.release)
 
+        fence = self._fence()
+
         def body(tx: Transaction) -> Ended:
             stored = tx.get(TaskRecord, record.task_id)
             if stored is not None and TaskState(stored.state).is_final:
                 # Of two results that were drawn the one that is stored is the only one.
                 kept = tx.get(BlobRecord, _result(record.task_id))
                 return Ended(stored, None if kept is None else kept.data)
-            shards.open_task(tx, record.task_id, self._fence)
+            shards.open_task(tx, record.task_id, fence)
             booked = {} if booking is None else accounts.book(tx, record, booking)
             for blob in _blob_names(tx, record.task_id):
                 tx.delete(BlobRecord, blob)
@@ -169,10 +174,11 @@ class TaskStore:
         :returns: whether it did.
         :raises StatusError: if it never will be: the task is not open, or not ours.
         """
+        fence = self._fence()
 
         async def attempt() -> bool:
             return await self._storage.transact(
-                lambda tx: shards.add(tx, shard, pieces, self._fence, total)
+                lambda tx: shards.add(tx, shard, pieces, fence, total)
             )
 
         return await self.writes.until_done(f"contributions to task {name}", attempt)

@@ -46,7 +46,7 @@ from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection
 from fcp_core.server.services.writes import Writes
 from fcp_core.storage.contract import Storage, check_contract
-from fcp_core.storage.shards import Fence, unfenced
+from fcp_core.storage.shards import FenceMaker, unfenced
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins
@@ -156,7 +156,7 @@ class Services:
         #: The other servers that share the storage; None: there can be none.
         self.members: Members | None = None
         #: Checks, in a transaction that writes, that a population is ours.
-        self._fence: Fence = unfenced
+        self._fence: FenceMaker = unfenced
         if self._storage.shared:
             self.members = Members(
                 self._storage,
