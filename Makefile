@@ -94,7 +94,7 @@ test: $(READY) lint debian $(PROMTOOL) $(TORCH)/.ready docs-site
 
 # The light core's tests with another Python: make test-light LIGHT_PYTHON=python3.13
 LIGHT_PYTHON ?= python3.13
-test-light:
+test-light: debian $(PROMTOOL)
 	$(LIGHT_PYTHON) -m venv --clear .venv-light
 	.venv-light/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@$(call loops,.venv-light)

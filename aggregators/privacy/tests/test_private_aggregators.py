@@ -256,6 +256,7 @@ def test_sums_that_the_server_sees_only_as_such_are_not_clipped(check):
 @pytest.mark.tff
 def test_the_clip_follows_the_quantile_as_upstream_s_does():
     """Given the same bits: 40 rounds, norms that lie around 3."""
+    pytest.importorskip("tensorflow_privacy")
     import tensorflow as tf
     import tensorflow_privacy as tfp
 
