@@ -39,6 +39,9 @@ def test_a_task_of_durability_round_begins_again_with_nothing(kit, sqlite):
             waiting = asyncio.create_task(kit.code_of(world.services.tasks.wait(task)))
             await kit.settle()
         assert await waiting is Code.UNAVAILABLE
+        # Whoever comes later hears the same, at once.
+        late = kit.code_of(world.services.tasks.wait(task))
+        assert await asyncio.wait_for(late, 60) is Code.UNAVAILABLE
         async with sqlite() as world:
             status = await world.status(task)
             assert (status.state, status.contributed) == (TaskState.OPEN, 0)

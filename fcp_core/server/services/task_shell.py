@@ -148,6 +148,8 @@ class TaskShell(ABC):
 
         :raises StatusError: why there is none; UNAVAILABLE if the server stops before the end.
         """
+        if self._stopped:
+            raise self._stopping()
         self._waiters.append(asyncio.get_running_loop().create_future())
         return await self._waiters[-1]
 
@@ -166,8 +168,7 @@ class TaskShell(ABC):
                     call.waiter.set_exception(stopping)
                     # Nobody may wait for it.
                     call.waiter.exception()
-        why = f"the server stopped before task {self.machine.name} had ended"
-        self._tell(None, (Code.UNAVAILABLE, why))
+        self._tell(None, self._stopping())
 
     def cancel(self, code: Code, message: str) -> None:
         """End the task without a result, if it has not ended."""
@@ -240,19 +241,23 @@ class TaskShell(ABC):
         self.protocol.end()
         self._finishing = asyncio.get_running_loop().create_task(self._finish())
 
-    def _tell(self, result: bytes | None, error: tuple[Code, str] | None) -> None:
+    def _stopping(self) -> StatusError:
+        why = f"the server stopped before task {self.machine.name} had ended"
+        return StatusError(Code.UNAVAILABLE, why)
+
+    def _tell(self, result: bytes | None, error: StatusError | None) -> None:
         """Answer those who wait for the result."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done() and result is not None:
                 waiter.set_result(result)
             elif not waiter.done() and error is not None:
-                waiter.set_exception(StatusError(*error))
+                waiter.set_exception(error)
 
     async def _finish(self) -> None:
         status, result = await self._keeper.ended(self.runner, self._result)
         self._ended, self._result = status, None
-        self._tell(result, status.error)
+        self._tell(result, StatusError(*status.error) if status.error else None)
         code, message = status.error or (Code.OK, self.machine.story())
         now = self._with.clock.now()
         which = (status.population, status.task_id, status.name, status.contributed)
