@@ -306,6 +306,7 @@ def test_what_the_server_cannot_draw_is_refused_in_words() -> None:
         fcp_platform.FederatedContext(POPULATION, dp="server", costs=COSTS)
     with pytest.raises(ValueError, match="dp must be 'program' or 'server'"):
         fcp_platform.FederatedContext(POPULATION, dp="device")
+    context.__exit__(None, None, None)  # it listens since it was made
 
 
 def test_a_population_that_demands_noise_takes_no_programs_word_for_it() -> None:
