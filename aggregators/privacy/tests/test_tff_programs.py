@@ -16,7 +16,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 import fcp_platform
-from fcp_core.client import CallableStore, Client
+from fcp_core.client import CallableStore, Client, Outcome
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.events import Released
@@ -80,11 +80,17 @@ def run(comp: Any, state: Any, *, rounds: int = 1, **given: Any) -> tuple[Any, d
     context = fcp_platform.FederatedContext(
         POPULATION, server, plan_cache=None, over_selection=1.0, **given
     )
-    done = threading.Event()
+    done, round_over = threading.Event(), threading.Barrier(len(NUMBERS))
 
     def live(client: Client) -> None:
         while not done.is_set():
-            done.wait(min(client.run_once().retry_after, 0.1))
+            result = client.run_once()
+            if result.outcome is not Outcome.CONTRIBUTED:
+                done.wait(min(result.retry_after, 0.1))
+                continue
+            # Nobody contributes twice to a round because another is slow.
+            with contextlib.suppress(threading.BrokenBarrierError):
+                round_over.wait()
 
     async def program() -> Any:
         source = fcp_platform.FederatedDataSource(POPULATION, SELECTOR)
@@ -109,6 +115,7 @@ def run(comp: Any, state: Any, *, rounds: int = 1, **given: Any) -> tuple[Any, d
         for thread in threads:
             thread.start()
             stack.callback(thread.join)
+            stack.callback(round_over.abort)
             stack.callback(done.set)
         return asyncio.run(program()), bookings.figures
 
