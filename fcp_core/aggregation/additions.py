@@ -20,7 +20,7 @@ from fcp_core.aggregation.adoption import adopt, can_adopt
 from fcp_core.aggregation.aggregator import Accumulator, Addition, Total
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
-from fcp_core.protocol.kernels import Adder, Bytes, Kernels, Peak
+from fcp_core.protocol.checkpoint.kernels import Adder, Bytes, Kernels, Peak
 from fcp_core.protocol.status import Code, StatusError
 
 _Place = tuple[np.dtype[Any], bool]

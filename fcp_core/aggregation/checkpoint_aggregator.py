@@ -20,7 +20,7 @@ from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import bytes_field, tensor_nbytes, tensor_of
 from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import Checkpoint, Layout
-from fcp_core.protocol.kernels import Kernels, default_kernels
+from fcp_core.protocol.checkpoint.kernels import Kernels, default_kernels
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 
