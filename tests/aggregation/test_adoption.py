@@ -48,7 +48,7 @@ def adopted(monkeypatch):
         sizes.append(total.nbytes)
         return total
 
-    monkeypatch.setattr("fcp_core.aggregation.additions.adopt", count)
+    monkeypatch.setattr("fcp_core.aggregation.checkpoint_aggregator.adopt", count)
     return sizes
 
 
