@@ -18,12 +18,12 @@ import msgspec
 import tensorflow as tf
 
 from fcp_core.admin import AdminClient
-from fcp_core.admin.messages import Submission
+from fcp_core.admin.messages import Submission, Task
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.eligibility import EligibilityTask
-from fcp_core.rounds.tasks import TaskSpec, TaskStatus
+from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server.server import Server
 from fcp_core.server.thread import ServerThread
 
@@ -217,7 +217,7 @@ class RemoteRunner(TaskRunner):
         await self._call(self._client.forget, task.task_id)
         return result
 
-    def _offer(self, spec: TaskSpec, key: str | None) -> TaskStatus:
+    def _offer(self, spec: TaskSpec, key: str | None) -> Task:
         task = self._client.submit(spec, key=key)
         if task.error is not None:
             # It failed while the program was away, or before the program tried again.
@@ -225,7 +225,7 @@ class RemoteRunner(TaskRunner):
             task = self._client.submit(spec, key=key)
         return task
 
-    def _cancel(self, offered: Future[TaskStatus]) -> None:
+    def _cancel(self, offered: Future[Task]) -> None:
         """Cancel a task, which may be on its way to the server still."""
         try:
             task_id = offered.result().task_id
