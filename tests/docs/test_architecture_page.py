@@ -18,6 +18,7 @@ from fcp_core.rounds.machine import Machine
 from fcp_core.rounds.membership import Lease
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.task import TaskMachine
+from fcp_core.server.services.streams import Stream
 from fcp_core.storage import reference
 from fcp_core.storage.integrity import kinds
 
@@ -30,6 +31,7 @@ MACHINES = {
     "Candidate": Waiting,
     "Protocol call": ProtocolCall,
     "Lease": Lease,
+    "Stream": Stream,
 }
 END = "[*]"
 
@@ -59,7 +61,8 @@ def test_diagrams_are_the_tables(title: str) -> None:
 def test_every_machine_of_the_core_is_drawn() -> None:
     for module in pkgutil.iter_modules(fcp_core.rounds.__path__, "fcp_core.rounds."):
         importlib.import_module(module.name)
-    machines = {kind for kind in leaves(Machine) if kind.__module__.startswith("fcp_core.rounds.")}
+    homes = ("fcp_core.rounds.", "fcp_core.server.")
+    machines = {kind for kind in leaves(Machine) if kind.__module__.startswith(homes)}
     assert machines == set(MACHINES.values())
 
 

@@ -138,6 +138,10 @@ class Members:
         now = self.clock.now()
         return [lease.population for lease in self._leases if lease.acts(now)]
 
+    def epoch(self, population: str) -> int:
+        """Return the epoch that the tasks of a population were read under; -1 if none was."""
+        return self._epochs.get(population, -1)
+
     def fence(self) -> Fence:
         """Return what checks, in a transaction that writes, that a population is this member's.
 

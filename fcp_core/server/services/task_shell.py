@@ -91,6 +91,11 @@ class TaskShell(ABC):
         """The same, as those who keep it know it."""
         return cast("TaskRunner", self)
 
+    @property
+    def streams(self) -> Sequence[str]:
+        """The names of the streams of shards that other members write for it."""
+        return self._fold.streams if isinstance(self._fold, DurableFold) else ()
+
     @abstractmethod
     def excuses(self, assignment: Assignment) -> bool:
         """Whether a device is answered OK although it does not count."""
@@ -268,7 +273,7 @@ class TaskShell(ABC):
         self._cancel_jobs()
         self._fold = fold
         if isinstance(fold, DurableFold):
-            fold.on_folded = self._folded
+            fold.on_folded(self._folded)
 
         def lost(why: str) -> None:
             if fold is self._fold and not self._stopped and self.machine.state not in FINAL:
