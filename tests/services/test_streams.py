@@ -69,12 +69,12 @@ class Helper:
         self.gone, self.streams, self.epoch = asyncio.Event(), set(), epoch
         #: The member's own connection to the storage.
         self.disk = disk
-        self.folds = MemberFolds(engine, TaskStore(disk), self.folded)
+        self.folds = MemberFolds(engine, TaskStore(disk), self.told)
         self.names = []
 
-    def folded(self, stream, contributions):
+    def told(self, stream, what, *arguments):
         for each in self.streams:
-            each.folded(contributions)
+            each.hear(what, *arguments)
 
     def begin_stream(self, task_id, name, population, job):
         stream = f"{self.epoch}-{len(self.names)}"
@@ -111,7 +111,7 @@ class Task:
     def __init__(self, disk, engine):
         self.disk, self.store, self.engine = disk, TaskStore(disk), engine
         self.fold = None
-        self.folded = []
+        self.folded, self.commits = [], []
 
     async def start(self):
         stored = await self.store.shards("t")
@@ -120,7 +120,8 @@ class Task:
             *("t", "task", begin, self.store, stored),
             begin_stream=lambda helper: helper.begin_stream("t", "task", "p", JOB),
         )
-        self.fold.on_folded(self.folded.extend)
+        self.fold.on_folded = self.folded.extend
+        self.fold.on_committed = lambda *written: self.commits.append(written)
         return stored
 
     def at(self, helper, *numbers):
@@ -182,6 +183,7 @@ async def test_what_members_store_is_in_the_result():
         assert sorted(task.folded) == ["0", "1", "2"]
         stored = await task.store.shards("t")
         assert sorted(stored.contributions) == ["0", "1", "2"]
+        assert sum(count for count, _, _ in task.commits) == 3
         # Each has one total, and the owner does not write what the helper has.
         assert len(stored.totals) == 2
         assert await refused(task.at(helper, 1)) == {Code.ALREADY_EXISTS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,15 +33,13 @@ class MemberFolds(WorkerFolds):
     """Keeps uploads by number, accumulates them on request, and writes streams of shards.
 
     :param store: of this member.
-    :param folded: called with a stream's name and the ids of contributions that are accumulated,
-        and are to be stored.
+    :param tell: tells the owner something of a stream, given its name: ``folded`` with the ids of
+        contributions that are accumulated, and to be stored; ``committed`` after each write.
     """
 
-    def __init__(
-        self, engine: Engine, store: TaskStore, folded: Callable[[str, Sequence[str]], None]
-    ) -> None:
+    def __init__(self, engine: Engine, store: TaskStore, tell: Callable[..., None]) -> None:
         super().__init__(engine)
-        self._store, self._tell_folded = store, folded
+        self._store, self._tell = store, tell
         self._written: dict[str, _Written] = {}
         #: The bytes of contributions that are being accumulated.
         self._sizes: dict[str, int] = {}
@@ -75,9 +74,10 @@ class MemberFolds(WorkerFolds):
         def folded(contributions: Sequence[str]) -> None:
             for each in contributions:
                 self._forget(each)
-            self._tell_folded(stream, contributions)
+            self._tell(stream, "folded", contributions)
 
-        made.fold.on_folded(folded)
+        made.fold.on_folded = folded
+        made.fold.on_committed = partial(self._tell, stream, "committed")
         self._written[stream] = made
 
     async def contribute(

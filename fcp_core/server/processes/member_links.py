@@ -15,7 +15,7 @@ import logging
 import math
 import socket
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -91,7 +91,7 @@ class Peer:
         self.silent = math.inf
         self.gone = asyncio.Event()
         self.streams: set[Stream] = set()
-        self.folds = folds = MemberFolds(links.engine.inner, links.store, self._tell_folded)
+        self.folds = folds = MemberFolds(links.engine.inner, links.store, self._tell_owner)
         folds.on_release = lambda: links.on_release()
         self._links = links
         #: The uploads that it receives for this member, and who sends them.
@@ -115,14 +115,14 @@ class Peer:
                 "begin_upload": self._begin_upload,
                 "finish_upload": self._finish_upload,
                 "abandon_upload": self._abandon_upload,
-                "folded": self._folded,
+                "stream": self._stream,
                 "room": self._room,
                 "take_over": self._take_over,
             },
             self._lost,
             prompt=(
                 *("fold", "open_fold", "drop_fold", "drop_body", "partial", "piece", "room"),
-                *("open_stream", "contribute", "drop_stream", "folded"),
+                *("open_stream", "contribute", "drop_stream", "stream"),
                 *("begin_upload", "finish_upload", "abandon_upload"),
             ),
         )
@@ -137,15 +137,15 @@ class Peer:
         self.tell("open_stream", stream, task_id, name, epoch, job)
         return stream
 
-    def _tell_folded(self, stream: str, contributions: Sequence[str]) -> None:
-        self.tell("folded", stream, contributions)
+    def _tell_owner(self, *what: Any) -> None:
+        self.tell("stream", *what)
 
     # What it calls.
 
-    async def _folded(self, stream: str, contributions: list[str]) -> None:
+    async def _stream(self, name: str, what: str, *arguments: Any) -> None:
         for each in self.streams:
-            if each.name == stream:
-                each.folded(contributions)
+            if each.name == name:
+                each.hear(what, *arguments)
 
     async def _begin_upload(self, name: str, sender: str | None) -> bool:
         self._links.check_owned(name)

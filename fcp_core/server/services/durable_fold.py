@@ -63,6 +63,10 @@ class DurableFold(Fold):
     :param stream: what it writes; ``""``: what the owner of a task does.
     :param begin_stream: has another member begin one; None: what it holds is accumulated as the
         engine does that.
+    :ivar on_folded: called on the event loop with the ids of contributions whose bytes are not
+        needed any more: they are accumulated, and to be stored.
+    :ivar on_committed: called on the event loop after each write: with how many contributions are
+        stored by it, the bytes that were written, and the seconds that it took.
     :raises StatusError: as *begin* does.
     """
 
@@ -83,9 +87,16 @@ class DurableFold(Fold):
         self._whole = self._stored.fold
         self._ids = set(stored.contributions)
         self._delta: _Delta | None = None
-        self._streams = Streams(begin_stream, self._take) if begin_stream else None
+        self._streams: Streams | None = None
+        if begin_stream is not None:
+            heard = {
+                "folded": lambda contributions: self.on_folded(contributions),
+                "committed": lambda *written: self.on_committed(*written),
+            }
+            self._streams = Streams(begin_stream, self._take, heard)
         self._closed: str | None = None
-        self._when_folded: Callable[[Sequence[str]], None] = lambda contributions: None
+        self.on_folded: Callable[[Sequence[str]], None] = lambda contributions: None
+        self.on_committed: Callable[[int, int, float], None] = lambda count, size, seconds: None
         self._on_loss: Callable[[str], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -101,15 +112,6 @@ class DurableFold(Fold):
     def streams(self) -> Sequence[str]:
         """The names of the streams that other members may write to."""
         return [] if self._streams is None else self._streams.names
-
-    def on_folded(self, callback: Callable[[Sequence[str]], None]) -> None:
-        """Call *callback* with the ids of contributions whose bytes are not needed any more.
-
-        They are accumulated, and to be stored. It is called on the event loop.
-        """
-        self._when_folded = callback
-        if self._streams is not None:
-            self._streams.on_folded = callback
 
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
         """Accumulate one checkpoint, and store it."""
@@ -271,7 +273,7 @@ class DurableFold(Fold):
         error = delta.error or _error_of(inner)
         if error is None:
             delta.ready.append((contributions, future))
-            self._when_folded(contributions)
+            self.on_folded(contributions)
         else:
             self._ids.difference_update(contributions)
         delta.in_progress -= 1
@@ -331,15 +333,17 @@ class DurableFold(Fold):
 
     async def _commit(self, delta: _Delta) -> None:
         try:
-            await self._stored.add(delta.fold, [i for ids, _ in delta.ready for i in ids])
+            written = await self._stored.add(delta.fold, [i for ids, _ in delta.ready for i in ids])
         except NotStoredError as error:
             self._refuse(delta, error.reason)
             if isinstance(error, NeverStoredError):
                 self._close(error.reason.message)
             return
+        count = sum(len(ids) for ids, _ in delta.ready)
         for _, future in delta.ready:
             future.set_result(None)
         delta.ready = []
+        self.on_committed(count, *written)
 
     def _refuse(self, delta: _Delta, error: Exception) -> None:
         delta.error = error

@@ -107,14 +107,14 @@ class StoredWhole:
                 await outcome(self.fold.merge(part))
             self._know(stored)
 
-    async def add(self, delta: Fold, contributions: Sequence[str]) -> None:
-        """Take in a delta, and store it.
+    async def add(self, delta: Fold, contributions: Sequence[str]) -> tuple[int, float]:
+        """Take in a delta, and store it; return how many bytes were written, and in what time.
 
         :param contributions: all that are in it.
         :raises NotStoredError: if that cannot be.
         """
         async with self._changing:
-            await self._add(delta, contributions)
+            return await self._add(delta, contributions)
 
     # Inside.
 
@@ -127,7 +127,7 @@ class StoredWhole:
         self._unmerged += stored.unmerged
         self._loose_bytes += sum(sizes)
 
-    async def _add(self, delta: Fold, contributions: Sequence[str]) -> None:
+    async def _add(self, delta: Fold, contributions: Sequence[str]) -> tuple[int, float]:
         try:
             part = await outcome(delta.finish())
         except Exception as error:
@@ -142,9 +142,10 @@ class StoredWhole:
             raise NotStoredError(error) from None
         if sorted(part.contributions) != sorted(contributions):
             raise StatusError(Code.DATA_LOSS, "the engine's partial aggregate holds other ids")
-        await self._store_it(part)
+        return await self._write(part)
 
-    async def _store_it(self, part: Finished) -> None:
+    async def _write(self, part: Finished) -> tuple[int, float]:
+        loop = asyncio.get_running_loop()
         name = shard_id(self._task_id, part.contributions)
         dropped, surplus = self._counts()
         shard = ShardRecord(
@@ -159,16 +160,20 @@ class StoredWhole:
         large = self._total_bytes > self._loose_bytes + size
         apart = large and len(self._unmerged) + 1 < FAN_IN
         total = None if apart else await self._total_with(name)
+        began = loop.time()
         try:
             merged = await self._store.add_shard(shard, part.pieces, self._name, total)
         except StatusError as error:
             raise NeverStoredError(error) from None
+        seconds = loop.time() - began
         if merged and total is not None:
             self._unmerged, self._totals = [], [total.name]
-            self._total_bytes, self._loose_bytes = sum(map(len, total.pieces)), 0
+            size = self._total_bytes = sum(map(len, total.pieces))
+            self._loose_bytes = 0
         else:
             self._unmerged.append(name)
             self._loose_bytes += size
+        return size, seconds
 
     async def _total_with(self, new: str) -> Merge:
         """Return what merges the shards in storage, a new one too, as they are in memory."""

@@ -11,7 +11,7 @@ to it, was when it broke.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from enum import Enum
 from typing import Any, Protocol
 
@@ -110,11 +110,12 @@ class Stream(Machine[StreamState]):
         there = self._state is StreamState.OPEN and not self.helper.gone.is_set()
         return there and error.http != OVER
 
-    def folded(self, contributions: Sequence[str]) -> None:
-        """Note that the bytes of contributions are not needed any more."""
-        found = [each for each in contributions if each in self._adding]
-        if found:
-            self._owner.on_folded(found)
+    def hear(self, what: str, *arguments: Any) -> None:
+        """Take what its member tells of it.
+
+        :param what: ``folded`` or ``committed``.
+        """
+        self._owner.hear(what, *arguments)
 
     def end(self) -> asyncio.Task[frozenset[str]]:
         """Close it, and take in what was stored of it; its result is the ids of that."""
@@ -163,16 +164,17 @@ class Streams:
     :param begin: has a member begin one; returns its name.
     :param take: closes one in the storage, takes in what is in it, and returns the ids of those
         contributions; it is given the ids of those that must be there.
-    :ivar on_folded: called with the ids of contributions whose bytes are not needed any more.
+    :param heard: what is called with what members tell: ``folded``, with the ids of contributions
+        whose bytes are not needed any more; ``committed``, after each write.
     """
 
     def __init__(
         self,
         begin: Callable[[Any], str],
         take: Callable[[str, Set[str]], Awaitable[frozenset[str]]],
+        heard: Mapping[str, Callable[..., None]],
     ) -> None:
-        self._begin, self.take = begin, take
-        self.on_folded: Callable[[Sequence[str]], None] = lambda contributions: None
+        self._begin, self.take, self._heard = begin, take, heard
         self._open: dict[Helper, Stream] = {}
         self._closing: dict[Stream, None] = {}
 
@@ -191,6 +193,10 @@ class Streams:
         if stream is None:
             stream = self._open[helper] = Stream(helper, self._begin(helper), self)
         await stream.add(contribution, body, counts)
+
+    def hear(self, what: str, *arguments: Any) -> None:
+        """Take what a member tells."""
+        self._heard[what](*arguments)
 
     def leave(self, stream: Stream) -> None:
         """Note that a stream takes nothing more: the next contribution begins another."""
