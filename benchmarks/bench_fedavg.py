@@ -90,7 +90,7 @@ def devices(folders: Sequence[Path], server: str) -> Iterator[None]:
     """Let devices come to a server from two processes, as those of the demonstration do."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "fcp_platform.demo.devices", POPULATION, "1"]
+            [sys.executable, "-m", "fcp_platform.demo.devices", POPULATION, "1", "0"]
             + [str(folder) for folder in folders[number::2]],
             stdin=subprocess.PIPE,
             text=True,
