@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ssl
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -462,6 +463,52 @@ def test_optional_certificates_may_stand_for_a_key(
     assert status(None, "key") == 200
     with pytest.raises((urllib3.exceptions.HTTPError, ssl.SSLError, OSError)):
         status("stranger", "key")
+
+
+def revocations(tls, authority, number, *names):
+    """Return an authority's certificate with its list of revoked ones, as PEM."""
+    subject, key = authority
+    now = datetime.datetime.now(datetime.timezone.utc)
+    listed = x509.CertificateRevocationListBuilder().issuer_name(subject)
+    listed = listed.last_update(now - datetime.timedelta(hours=9 - number))
+    listed = listed.next_update(now + datetime.timedelta(days=1))
+    listed = listed.add_extension(x509.CRLNumber(number), critical=False)
+    for name in names:
+        shown = x509.load_pem_x509_certificate((tls / f"{name}.pem").read_bytes())
+        one = x509.RevokedCertificateBuilder().serial_number(shown.serial_number)
+        listed = listed.add_revoked_certificate(one.revocation_date(now).build())
+    encoded = listed.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return (tls / "enrolled.pem").read_bytes() + encoded
+
+
+def test_a_revoked_certificate_is_refused_once_the_file_is_read_again(make_server, tls, tmp_path):
+    authority = certificate_of(tls, "enrolled", ca=True)
+    for name in ("first", "second"):
+        certificate_of(tls, name, authority)
+    path = tmp_path / "client-ca.pem"
+    path.write_bytes((tls / "enrolled.pem").read_bytes())
+    thread = secure(make_server, tls, client_ca=str(path))
+
+    def let_in():
+        found = []
+        for name in ("first", "second"):
+            with pool(tls, name) as client, suppress(urllib3.exceptions.HTTPError, OSError):
+                client.request("GET", f"{thread.server.url}healthz")
+                found.append(name)
+        return found
+
+    def read_again(content):
+        async def reload():
+            thread.server.reload()
+
+        path.write_bytes(content)
+        thread.run(reload()).result(WAIT)
+
+    assert let_in() == ["first", "second"]
+    read_again(revocations(tls, authority, 1))
+    assert let_in() == ["first", "second"]
+    read_again(revocations(tls, authority, 2, "first"))
+    assert let_in() == ["second"]
 
 
 def test_client_certificates_that_cannot_be_checked(make_server, tls, tmp_path):

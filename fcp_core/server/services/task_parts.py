@@ -15,7 +15,8 @@ from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.standing import explain
 from fcp_core.rounds.task import FINAL, TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
-from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
+from fcp_core.server.services.protocol_calls import ProtocolHost
+from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.releases import TaskRelease
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.writes import Writes
