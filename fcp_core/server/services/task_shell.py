@@ -29,7 +29,14 @@ from fcp_core.rounds.text import clean
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
-from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts, explained
+from fcp_core.server.services.task_parts import (
+    LARGE,
+    Keeper,
+    Places,
+    Surroundings,
+    TaskParts,
+    explained,
+)
 
 if TYPE_CHECKING:
     from fcp_core.server.services.task_runner import TaskRunner
@@ -195,7 +202,11 @@ class TaskShell(ABC):
 
     def _folded(self, contributions: Sequence[str]) -> None:
         for id_ in contributions:
-            self._with.memory.release(self.machine.assignments[id_].release())
+            assignment = self.machine.assignments[id_]
+            if assignment.held < LARGE:
+                # Else the next one would come while this one's sum waits to be stored: a third
+                # in memory beside that and the sum of all.
+                self._with.memory.release(assignment.release())
 
     def _committed(self, *written: Any) -> None:
         if self._with.observed():
