@@ -131,7 +131,7 @@ class Peer:
 
     def begin_stream(self, task_id: str, name: str, population: str, job: FoldJob) -> str:
         """Have it begin a stream, as ``streams.Helper``."""
-        epoch = self._links.members.epoch(population)
+        epoch = self._links.members.epochs.get(population, -1)
         # An epoch is one run's of one member, so no other stream has this name.
         stream = f"{epoch}-{next(self._links.numbers)}"
         self.tell("open_stream", stream, task_id, name, epoch, job)
