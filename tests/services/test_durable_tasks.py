@@ -14,8 +14,8 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.server.services import writes
-from fcp_core.server.services.durable_fold import FAN_IN
 from fcp_core.server.services.sealed import Seals, read_seals
+from fcp_core.server.services.stored_whole import FAN_IN
 from fcp_core.storage.contract import StorageError, StorageFactory
 from fcp_core.storage.records import BlobRecord, ShardRecord, TaskRecord
 from fcp_plugins.storage_memory import MemoryStorage
@@ -151,7 +151,7 @@ def test_a_full_disk_does_not_cost_a_task_its_result(kit, troubled):
             task = await world.submit(goal=2, minimum_count=1, deadline=60)
             storage.fault = "before"
             contributing = asyncio.create_task(world.device().run())
-            await until(lambda: world.services._store.writes.trouble())
+            await until(lambda: world.services.store.writes.trouble())
             for _ in range(3):
                 world.advance(1000)
                 assert (await world.status(task)).state is TaskState.CLOSING
@@ -484,7 +484,7 @@ def test_an_end_that_cannot_be_stored_is_stored_later(kit, troubled, ends):
             assert await world.device().run()
             storage.refuses, storage.fault = writes_an_end, "before"
             assert await world.device().run()
-            await until(lambda: world.services._store.writes.trouble())
+            await until(lambda: world.services.store.writes.trouble())
             status = await world.status(task)
             assert (status.state, status.contributed) == (TaskState.CLOSING, 2)
             assert status.error is None
@@ -546,7 +546,7 @@ def test_a_storage_that_hangs_turns_devices_away(kit, troubled, monkeypatch):
             task = await world.submit(goal=2)
             storage.going_on.clear()
             contributing = asyncio.create_task(world.device().run())
-            await until(lambda: world.services._store.writes.trouble())
+            await until(lambda: world.services.store.writes.trouble())
             assert "contributions to task sum has been written for" in (
                 await world.services.problem()
             )
@@ -584,6 +584,30 @@ def test_what_waits_to_be_stored_holds_no_bytes(kit, troubled):
             await contributing
             assert await other
             assert await world.result(task) == [0b11, 2]
+
+    asyncio.run(main())
+
+
+def test_what_is_large_holds_its_bytes_until_it_is_stored(kit, troubled, monkeypatch):
+    """Else the next one would come while this one's sum is in memory beside the sum of all."""
+    storage, world_of = troubled
+    monkeypatch.setattr("fcp_core.server.services.task_shell.LARGE", 100)
+
+    async def main():
+        async with world_of() as world:
+            task = await world.submit(goal=1)
+            storage.going_on.clear()
+            device = world.device()
+            held = await device.assignment()
+            ticket = await device.start_upload(held)
+            await device.upload(ticket)
+            contributing = asyncio.create_task(device.submit(held, ticket))
+            fold = world.services.tasks._running[task]._fold
+            await until(lambda: fold._writer is not None)
+            assert world.services._memory.held > 100
+            storage.going_on.set()
+            await contributing
+            assert not world.services._memory.held
 
     asyncio.run(main())
 
