@@ -1,0 +1,212 @@
+"""Devices that show a certificate."""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+
+import numpy as np
+import pytest
+import urllib3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fcp_core.client import CallableStore, Client, make_query_result
+from fcp_core.client.transport import RetryPolicy
+from fcp_core.errors import UsageError
+from fcp_core.protocol.checkpoint import open_checkpoint
+from fcp_core.protocol.status import Code
+from fcp_core.rounds.token_parts import principal_of, sender_of
+from fcp_core.tasks.taskfile import parse_task
+from tests.server.fronts import WAIT
+from tests.server.servers import BODY, line, result, submit
+
+COUNT = """
+[task]
+population = "people"
+name = "count"
+goal_count = 1
+[[query]]
+collection_uri = "app:/n"
+[query.vectors]
+n = "int64"
+[result]
+sum = ["n"]
+"""
+
+
+# Client certificates.
+
+
+def certificate_of(folder, name, issuer=None, ca=False):
+    """Write a certificate and its key; return what signs others."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    signer, signer_key = issuer or (subject, key)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(signer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), True)
+        .sign(signer_key, hashes.SHA256())
+    )
+    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return subject, key
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mtls")
+    certificate_of(folder, "localhost", ca=True)
+    authority = certificate_of(folder, "devices", ca=True)
+    certificate_of(folder, "device", authority)
+    certificate_of(folder, "other device", authority)
+    certificate_of(folder, "stranger")
+    (folder / "text.pem").write_text("hello")
+    return folder
+
+
+def pool(tls, name=None):
+    files = {}
+    if name is not None:
+        files = {"cert_file": str(tls / f"{name}.pem"), "key_file": str(tls / f"{name}.key")}
+    ca = str(tls / "localhost.pem")
+    return urllib3.PoolManager(ca_certs=ca, retries=False, timeout=WAIT, **files)
+
+
+def secure(make_server, tls, **overrides):
+    return make_server(
+        {"client_ca": str(tls / "devices.pem"), **overrides},
+        certfile=tls / "localhost.pem",
+        keyfile=tls / "localhost.key",
+    )
+
+
+def test_required_certificates(make_server, make_device, sum_task, tls):
+    thread = secure(make_server, tls)
+    task_id = submit(thread, sum_task(goal=1))
+    for name in (None, "stranger"):
+        device = make_device(thread.server.url, "people")
+        device.pool = pool(tls, name)
+        with pytest.raises((urllib3.exceptions.HTTPError, ssl.SSLError, OSError)):
+            device.check_in()
+    device = make_device(thread.server.url, "people")
+    device.pool = pool(tls, "device")
+    device.contribute(BODY)
+    assert result(thread, task_id)
+
+
+def test_what_belongs_to_a_certificate_is_not_for_another(make_server, make_device, sum_task, tls):
+    """The session, its operation and its tokens, even if all else is known."""
+    thread = secure(make_server, tls)
+    task_id = submit(thread, sum_task(goal=1))
+    ours, other = (make_device(thread.server.url, "people") for _ in range(2))
+    ours.pool, other.pool = pool(tls, "device"), pool(tls, "other device")
+    ours.check_in()
+    other.session_id, other.forwarding = ours.session_id, ours.forwarding
+    base, operation = ours.forwarding.target_uri_prefix, f"v1/operations/{ours.session_id}"
+
+    def refused(call, *arguments):
+        with pytest.raises(make_device.Refused) as caught:
+            call(*arguments)
+        return caught.value.status
+
+    assert refused(other.start) == 403
+    assignment = ours.start()
+    assert refused(other.send, "GET", base, operation) == 403
+    assert refused(other.send, "POST", base, f"{operation}:cancel") == 403
+    assert ours.send("GET", base, operation)
+    assert refused(other.report, assignment, Code.INTERNAL) == 403
+    assert refused(other.start_upload, assignment) == 403
+    # The token is not used up by that.
+    ticket = ours.start_upload(assignment)
+    ours.upload(ticket, BODY)
+    assert refused(other.submit, assignment, ticket) == 403
+    ours.submit(assignment, ticket)
+    assert result(thread, task_id)
+
+
+def test_plugins_see_the_principal_and_not_the_certificate():
+    assert sender_of("key:app", None) == "key:app"
+    assert sender_of(None, None) is principal_of(None) is None
+    bound = sender_of("key:app", b"der")
+    assert bound not in {"key:app", sender_of("key:app", b"red"), sender_of(None, b"der")}
+    assert principal_of(bound) == principal_of("key:app") == "key:app"
+    assert principal_of(sender_of(None, b"der")) is None
+
+
+def test_our_client_shows_its_certificate(make_server, tls):
+    """A round through mutual TLS; without a right certificate the server cannot be used."""
+    thread = secure(make_server, tls)
+    task_id = submit(thread, parse_task(COUNT).to_spec())
+    vectors = {"n": np.array([7], np.int64)}
+    store = CallableStore(lambda selector: (), query=lambda query: make_query_result(vectors))
+
+    def run(name, keyfile=True):
+        files = {} if name is None else {"certfile": str(tls / f"{name}.pem")}
+        if name is not None and keyfile:
+            files["keyfile"] = str(tls / f"{name}.key")
+        ca = str(tls / "localhost.pem")
+        url = thread.server.url
+        once = RetryPolicy(attempts=1)
+        with Client(
+            url, "people", stores={"app:/n": store}, ca_file=ca, retry=once, **files
+        ) as client:
+            return client.run_once().outcome.name
+
+    assert run(None) == run("stranger") != "CONTRIBUTED"
+    assert run("device") == "CONTRIBUTED"
+    assert dict(open_checkpoint(result(thread, task_id)))["n"].tolist() == [7]
+    with pytest.raises(UsageError, match=r"text\.pem cannot be used"):
+        run("text", keyfile=False)
+
+
+def test_optional_certificates_may_stand_for_a_key(
+    make_server, make_device, sum_task, tls, tmp_path
+):
+    (tmp_path / "keys").write_text(line("key", "the app"))
+    thread = secure(
+        make_server,
+        tls,
+        client_certificates="optional",
+        plugins="fcp_plugins.api_keys:APIKeys",
+        **{"api_keys.file": str(tmp_path / "keys"), "api_keys.certificate_suffices": "true"},
+    )
+    submit(thread, sum_task(goal=10))
+
+    def status(certificate, key):
+        with pool(tls, certificate) as client:
+            headers = {"x-goog-api-key": key}
+            url = f"{thread.server.url}v1/eligibilityevaltasks/people:request"
+            return client.request("POST", url, body=b"", headers=headers).status
+
+    assert status("device", "") == 200
+    assert status("device", "wrong") == 403
+    assert status(None, "") == 401
+    assert status(None, "key") == 200
+    with pytest.raises((urllib3.exceptions.HTTPError, ssl.SSLError, OSError)):
+        status("stranger", "key")
+
+
+def test_client_certificates_that_cannot_be_checked(make_server, tls, tmp_path):
+    with pytest.raises(UsageError, match=r"client_ca \(from .*\) needs a server that speaks HTTPS"):
+        make_server({"client_ca": str(tls / "devices.pem")})
+    files = {"certfile": tls / "localhost.pem", "keyfile": tls / "localhost.key"}
+    with pytest.raises(UsageError, match=r"client CA file .*text\.pem cannot be used"):
+        make_server({"client_ca": str(tls / "text.pem")}, **files)
+    with pytest.raises(UsageError, match=r"client CA file .*missing cannot be read"):
+        make_server({"client_ca": str(tmp_path / "missing")}, **files)
