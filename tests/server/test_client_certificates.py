@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
 import ssl
 
 import numpy as np
 import pytest
 import urllib3
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from fcp_core.client import CallableStore, Client, make_query_result
 from fcp_core.client.transport import RetryPolicy
@@ -19,6 +15,7 @@ from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.token_parts import principal_of, sender_of
 from fcp_core.tasks.taskfile import parse_task
+from tests.certificates import make_certificate
 from tests.server.fronts import WAIT
 from tests.server.servers import BODY, line, result, submit
 
@@ -36,46 +33,14 @@ sum = ["n"]
 """
 
 
-# Client certificates.
-
-
-def certificate_of(folder, name, issuer=None, ca=False):
-    """Write a certificate and its key; return what signs others."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    signer, signer_key = issuer or (subject, key)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(signer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=0 if ca else None), True)
-        .sign(signer_key, hashes.SHA256())
-    )
-    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / f"{name}.key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return subject, key
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mtls")
-    certificate_of(folder, "localhost", ca=True)
-    authority = certificate_of(folder, "devices", ca=True)
-    certificate_of(folder, "device", authority)
-    certificate_of(folder, "other device", authority)
-    certificate_of(folder, "stranger")
+    make_certificate(folder, "localhost")
+    authority = make_certificate(folder, "devices")
+    make_certificate(folder, "device", authority)
+    make_certificate(folder, "other device", authority)
+    make_certificate(folder, "stranger")
     (folder / "text.pem").write_text("hello")
     return folder
 
