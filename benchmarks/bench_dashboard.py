@@ -116,7 +116,9 @@ def painted(url: str, cookie: str, looks: int) -> tuple[float, float] | None:
             )
             page = context.new_page()
             page.goto(f"{url}dashboard/{what}", timeout=180_000)
-            page.wait_for_function(f"{entry}.length > 0", timeout=180_000)
+            # Not wait_for_function: the pages' own security policy forbids what that does.
+            while not page.evaluate(f"{entry}.length"):
+                page.wait_for_timeout(20)
             found[what].append(page.evaluate(f"{entry}[0].startTime") / 1000)
             context.close()
             time.sleep(1.1)  # no two are of one snapshot

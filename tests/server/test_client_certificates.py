@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import ssl
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import urllib3
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 from fcp_core.client import CallableStore, Client, make_query_result
 from fcp_core.client.transport import RetryPolicy
@@ -15,7 +19,7 @@ from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.token_parts import principal_of, sender_of
 from fcp_core.tasks.taskfile import parse_task
-from tests.certificates import make_certificate
+from tests.certificates import PEM, make_certificate
 from tests.server.fronts import WAIT
 from tests.server.servers import BODY, line, result, submit
 
@@ -165,6 +169,52 @@ def test_optional_certificates_may_stand_for_a_key(
     assert status(None, "key") == 200
     with pytest.raises((urllib3.exceptions.HTTPError, ssl.SSLError, OSError)):
         status("stranger", "key")
+
+
+def revocations(tls, authority, number, *names):
+    """Return an authority's certificate with its list of revoked ones, as PEM."""
+    subject, key = authority
+    now = datetime.datetime.now(datetime.timezone.utc)
+    listed = x509.CertificateRevocationListBuilder().issuer_name(subject)
+    listed = listed.last_update(now - datetime.timedelta(hours=9 - number))
+    listed = listed.next_update(now + datetime.timedelta(days=1))
+    listed = listed.add_extension(x509.CRLNumber(number), critical=False)
+    for name in names:
+        shown = x509.load_pem_x509_certificate((tls / f"{name}.crt").read_bytes())
+        one = x509.RevokedCertificateBuilder().serial_number(shown.serial_number)
+        listed = listed.add_revoked_certificate(one.revocation_date(now).build())
+    encoded = listed.sign(key, hashes.SHA256()).public_bytes(PEM)
+    return (tls / "enrolled.crt").read_bytes() + encoded
+
+
+def test_a_revoked_certificate_is_refused_once_the_file_is_read_again(make_server, tls, tmp_path):
+    authority = make_certificate(tls, "enrolled")
+    for name in ("first", "second"):
+        make_certificate(tls, name, authority)
+    path = tmp_path / "client-ca.pem"
+    path.write_bytes((tls / "enrolled.crt").read_bytes())
+    thread = secure(make_server, tls, client_ca=str(path))
+
+    def let_in():
+        found = []
+        for name in ("first", "second"):
+            with pool(tls, name) as client, suppress(urllib3.exceptions.HTTPError, OSError):
+                client.request("GET", f"{thread.server.url}healthz")
+                found.append(name)
+        return found
+
+    def read_again(content):
+        async def reload():
+            thread.server.reload()
+
+        path.write_bytes(content)
+        thread.run(reload()).result(WAIT)
+
+    assert let_in() == ["first", "second"]
+    read_again(revocations(tls, authority, 1))
+    assert let_in() == ["first", "second"]
+    read_again(revocations(tls, authority, 2, "first"))
+    assert let_in() == ["second"]
 
 
 def test_client_certificates_that_cannot_be_checked(make_server, tls, tmp_path):

@@ -21,6 +21,12 @@ def test_what_was_answered_is_there_after_a_restart(kit, sqlite):
                 assert await world.device().run()
             before = await world.status(task)
             assert (before.contributed, before.durability) == (3, "contribution")
+            # A commit is told before the contributions that are in it.
+            ways = ("Committed", "Contributed")
+            told = [e for e in world.recorder.events if type(e).__name__ in ways]
+            assert [type(e).__name__ for e in told] == [*ways] * 3
+            assert [e.contributions for e in told[::2]] == [1, 1, 1]
+            assert all(e.task_id == task and e.size > 0 <= e.seconds for e in told[::2])
         async with sqlite() as world:
             status = await world.status(task)
             assert (status.state, status.assigned, status.contributed) == (TaskState.OPEN, 3, 3)

@@ -196,3 +196,27 @@ def test_what_waits_to_be_stored_holds_no_bytes(kit, troubled):
             assert await world.result(task) == [0b11, 2]
 
     asyncio.run(main())
+
+
+def test_what_is_large_holds_its_bytes_until_it_is_stored(kit, troubled, monkeypatch):
+    """Else the next one would come while this one's sum is in memory beside the sum of all."""
+    storage, world_of = troubled
+    monkeypatch.setattr("fcp_core.server.services.task_shell.LARGE", 100)
+
+    async def main():
+        async with world_of() as world:
+            task = await world.submit(goal=1)
+            storage.going_on.clear()
+            device = world.device()
+            held = await device.assignment()
+            ticket = await device.start_upload(held)
+            await device.upload(ticket)
+            contributing = asyncio.create_task(device.submit(held, ticket))
+            fold = world.services.tasks._running[task]._fold
+            await until(lambda: fold._writer is not None)
+            assert world.services._memory.held > 100
+            storage.going_on.set()
+            await contributing
+            assert not world.services._memory.held
+
+    asyncio.run(main())

@@ -19,10 +19,10 @@ from fcp_core.server.http import refusals
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.identify import identify
-from fcp_core.server.http.large_uploads import LARGE
 from fcp_core.server.http.limits import Limits, http_error
 from fcp_core.server.http.passing import UPLOAD
 from fcp_core.server.http.turns import PART, Turns
+from fcp_core.server.services.task_parts import LARGE
 
 _QUERIES = frozenset({"", "upload_protocol=raw"})
 

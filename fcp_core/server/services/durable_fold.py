@@ -78,6 +78,8 @@ class DurableFold(Fold):
     :param counts: returns the numbers of devices that were dropped and that came too late.
     :ivar on_folded: called on the event loop with the ids of contributions whose bytes are not
         needed any more: they are accumulated, and to be stored.
+    :ivar on_committed: called on the event loop after each write: with how many contributions are
+        stored by it, the bytes that were written, and the seconds that it took.
     :raises StatusError: as *begin* does.
     """
 
@@ -102,6 +104,7 @@ class DurableFold(Fold):
         self._delta: _Delta | None = None
         self._closed: str | None = None
         self.on_folded: Callable[[Sequence[str]], None] = lambda contributions: None
+        self.on_committed: Callable[[int, int, float], None] = lambda count, size, seconds: None
         self._on_loss: Callable[[str], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -291,6 +294,7 @@ class DurableFold(Fold):
         large = self._total_bytes > self._loose_bytes + size
         apart = large and len(self._unmerged) + 1 < FAN_IN
         total = None if apart else await self._total_with(name)
+        began = self._loop.time()
         try:
             merged = await self._store.add_shard(shard, part.pieces, self._name, total)
         except StatusError as error:
@@ -298,15 +302,18 @@ class DurableFold(Fold):
             self._refuse(delta, error)
             self._close(error.message)
             return
+        seconds = self._loop.time() - began
         if merged and total is not None:
             self._unmerged, self._total = [], total.name
-            self._total_bytes, self._loose_bytes = sum(map(len, total.pieces)), 0
+            size = self._total_bytes = sum(map(len, total.pieces))
+            self._loose_bytes = 0
         else:
             self._unmerged.append(name)
             self._loose_bytes += size
         for _, future in delta.ready:
             future.set_result(None)
         delta.ready = []
+        self.on_committed(len(part.contributions), size, seconds)
 
     def _refuse(self, delta: _Delta, error: Exception) -> None:
         delta.error = error

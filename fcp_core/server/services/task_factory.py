@@ -31,7 +31,7 @@ from fcp_core.rounds.text import clean
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.rounds.tokens import RETENTION
 from fcp_core.server.services.durable_fold import DurableFold, ShardStore
-from fcp_core.server.services.protocol_host import ProtocolHost
+from fcp_core.server.services.protocol_calls import ProtocolHost
 from fcp_core.server.services.published import Published, group_of, publish
 from fcp_core.server.services.releases import TaskRelease, entropy_of, resume, resumed_options
 from fcp_core.server.services.sealed import SealedStore, read_seals, unsealed

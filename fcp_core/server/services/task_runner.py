@@ -182,11 +182,24 @@ class TaskRunner(TaskShell):
             )
         return assignment.begin_upload(slot, now)
 
-    def finish_upload(self, assignment: Assignment, slot: str, body: Body, now: float) -> None:
+    async def finish_upload(
+        self, assignment: Assignment, slot: str, body: Body, now: float
+    ) -> None:
         """Take the bytes of an upload; of two of one slot the first counts, and late ones do not.
 
-        :raises StatusError: ABORTED if the assignment was dropped meanwhile.
+        :raises StatusError: ABORTED if the assignment was dropped meanwhile; UNAVAILABLE if too
+            much is held already, and then the device may try again.
         """
+        try:
+            self._with.memory.check(len(body))
+        except StatusError:
+            assignment.abandon_upload(slot)
+            raise
+        if self.protocol.reads and isinstance(body, HeldBody):
+            body = await body.fetch()
+        if not assignment.receives(slot):
+            # It began at another member, or before this one had the population again.
+            self.begin_upload(assignment, slot, now)
         error = assignment.error
         if error is not None and not self.excuses(assignment):
             raise StatusError(Code.ABORTED, error.message)

@@ -230,7 +230,6 @@ class Services:
             tasks=self.tasks,
             factories=plugins.protocols.values(),
             accepts_late=settings.accepts_late,
-            memory=self._memory,
         )
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
