@@ -7,7 +7,7 @@ import pytest
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.tasks import TaskState
-from fcp_core.server.services.durable_fold import FAN_IN
+from fcp_core.server.services.stored_whole import FAN_IN
 from fcp_core.storage.contract import StorageError
 from fcp_core.storage.records import BlobRecord, ShardRecord, TaskRecord
 from tests.services.worlds import stored

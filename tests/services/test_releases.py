@@ -241,7 +241,7 @@ def test_of_two_results_that_were_drawn_the_first_that_was_stored_counts(start):
 
     async def main():
         async with start() as world:
-            store = world.services._store
+            store = world.services.store
             end = store.end
             first = []
 

@@ -23,7 +23,7 @@ def test_a_full_disk_does_not_cost_a_task_its_result(kit, troubled):
             task = await world.submit(goal=2, minimum_count=1, deadline=60)
             storage.fault = "before"
             contributing = asyncio.create_task(world.device().run())
-            await until(lambda: world.services._store.writes.trouble())
+            await until(lambda: world.services.store.writes.trouble())
             for _ in range(3):
                 world.advance(1000)
                 assert (await world.status(task)).state is TaskState.CLOSING
@@ -94,7 +94,7 @@ def test_an_end_that_cannot_be_stored_is_stored_later(kit, troubled, ends):
             assert await world.device().run()
             storage.refuses, storage.fault = writes_an_end, "before"
             assert await world.device().run()
-            await until(lambda: world.services._store.writes.trouble())
+            await until(lambda: world.services.store.writes.trouble())
             status = await world.status(task)
             assert (status.state, status.contributed) == (TaskState.CLOSING, 2)
             assert status.error is None
@@ -156,7 +156,7 @@ def test_a_storage_that_hangs_turns_devices_away(kit, troubled, monkeypatch):
             task = await world.submit(goal=2)
             storage.going_on.clear()
             contributing = asyncio.create_task(world.device().run())
-            await until(lambda: world.services._store.writes.trouble())
+            await until(lambda: world.services.store.writes.trouble())
             assert "contributions to task sum has been written for" in (
                 await world.services.problem()
             )
