@@ -24,7 +24,7 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.events import Assigned, Rejected, Released, TaskClosed, TaskOpened
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server, ServerThread
-from fcp_core.server.http import connections
+from fcp_core.server.http import handler
 from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.metrics import KEPT, ServerMetrics
 from fcp_core.server.http.prometheus import Counter, Gauge, Histogram, Info, render
@@ -231,7 +231,7 @@ def scrape(port, path="/metrics", accept=None):
 def test_silent_devices_are_counted_and_their_sender_gets_no_more(
     make_server, make_device, sum_task, monkeypatch
 ):
-    monkeypatch.setattr(connections, "is_loopback", lambda key: False)
+    monkeypatch.setattr(handler, "is_loopback", lambda key: False)
     thread = make_server(metrics="true", first_sign_timeout="50ms", max_silent_per_sender="4")
     services = thread.server.services
     task_id = thread.run(services.tasks.submit(sum_task(goal=3))).result(WAIT)
