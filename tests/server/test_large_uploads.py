@@ -9,7 +9,8 @@ import pytest
 
 from fcp_core.server.http import calls, large_uploads
 from fcp_core.server.http.buffers import GRAIN, Buffers
-from fcp_core.server.http.large_uploads import LARGE, LargeUploads
+from fcp_core.server.http.large_uploads import LargeUploads
+from fcp_core.server.services.task_parts import LARGE
 
 UPLOAD = "/upload/v1/media/known%2Fupload?upload_protocol=raw"
 LONG = 600.0

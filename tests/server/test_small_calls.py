@@ -22,10 +22,10 @@ from fcp_core.server.http.limits import (
     Limits,
     limits_of_call,
 )
+from tests.server.calls import UPLOAD
 
 CHECK_IN = "/v1/eligibilityevaltasks/p:request"
 ABORT = "/v1/aggregations/a/clients/t:abort"
-UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
 
 
 class EligibilityEvalTasks:

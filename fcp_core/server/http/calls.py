@@ -16,11 +16,11 @@ from fcp_core.server.http import answers, refusals
 from fcp_core.server.http.body import BodyReader
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.identify import identify
-from fcp_core.server.http.large_uploads import LARGE
 from fcp_core.server.http.limits import limits_of_call
 from fcp_core.server.http.passing import UPLOAD
 from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
+from fcp_core.server.services.task_parts import LARGE
 
 #: The queries that devices send.
 _QUERIES = frozenset({"", "%24alt=proto", "$alt=proto", "alt=proto"})
