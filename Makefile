@@ -105,10 +105,12 @@ test-light: debian $(PROMTOOL)
 protos: $(READY)
 	$(BIN)/python -m fcp_core.protocol.generate
 
-# The reference of the hooks, the tables of the options and the data model, from the declarations.
+# The reference of the hooks, the tables of the options and the data model, from the declarations,
+# and the README's badges.
 docs: $(READY)
 	$(BIN)/python -m fcp_core.plugins.reference docs
 	$(BIN)/python -m fcp_core.storage.reference docs
+	$(BIN)/python tools/release.py badges
 
 $(SITE)/.ready: requirements/docs.txt
 	$(PYTHON) -m venv $(SITE)

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from goals import Goal
 
-POPULATION = "bench/fedavg"
+#: How long devices may take for a round, in seconds, before they are given up.
+DEADLINE = 300
 DEVICES = 10
 EXAMPLES = 50
 HIDDEN = 964
@@ -85,32 +83,6 @@ def batches(examples: Any) -> Any:
     return examples.map(parse).batch(10)
 
 
-@contextmanager
-def devices(folders: Sequence[Path], server: str) -> Iterator[None]:
-    """Let devices come to a server from two processes, as those of the demonstration do."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "fcp_platform.demo.devices", POPULATION, "1"]
-            + [str(folder) for folder in folders[number::2]],
-            stdin=subprocess.PIPE,
-            text=True,
-            stdout=subprocess.DEVNULL,
-        )
-        for number in range(2)
-    ]
-    try:
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{server}\n")
-            process.stdin.flush()
-        yield
-    finally:
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
-
-
 def measure(rounds: int) -> tuple[float, float]:
     """Return the seconds of the shortest round: on devices, and in the simulation."""
     import tensorflow as tf
@@ -125,6 +97,8 @@ def measure(rounds: int) -> tuple[float, float]:
     )
     from fcp_platform.demo import data
     from fcp_platform.demo.devices import EXAMPLES as FILE
+    from fcp_platform.demo.hosts import hosted
+    from fcp_platform.demo.settings import POPULATION
     from fcp_platform.learning import learning_process_computation
     from fcp_platform.runtime import LocalRuntime
 
@@ -150,7 +124,10 @@ def measure(rounds: int) -> tuple[float, float]:
             print(f"simulation: {simulated[-1]:.2f} s", file=sys.stderr)
         config = {"retry_min": 0, "retry_max": 0, "check_in_hold": 30}
         context = FederatedContext(
-            POPULATION, LocalServer(config=config), base_context=runtime.federated_context
+            POPULATION,
+            LocalServer(config=config),
+            base_context=runtime.federated_context,
+            deadline=DEADLINE,
         )
         tff.framework.set_default_context(context)
         program = FederatedComputation(computation, name="bench/fedavg")
@@ -168,7 +145,8 @@ def measure(rounds: int) -> tuple[float, float]:
                 print(f"devices: {found[-1]:.2f} s", file=sys.stderr)
             return found
 
-        with context, devices(folders, context.server_url):
+        with context, hosted(folders, 2, {}) as hosts:
+            hosts.start(context.server_url)
             real = asyncio.run(run())
     return min(real), min(simulated)
 

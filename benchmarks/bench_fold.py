@@ -29,7 +29,7 @@ from fcp_core.aggregation.fold import bind_job
 from fcp_core.aggregation.local import LocalEngine
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
-from fcp_core.protocol.kernels import Kernels, NumpyKernels, default_kernels
+from fcp_core.protocol.checkpoint.kernels import Kernels, NumpyKernels, default_kernels
 
 FACTORIES = {factory.name: factory for factory in fcp_register_aggregators()}
 WEIGHT = TensorSpec("weight", DataType.FLOAT)

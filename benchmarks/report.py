@@ -48,6 +48,7 @@ MODULES = (
     "network",
     "demo",
     "dashboard",
+    "start",
 )
 #: How long one may take, in seconds.
 TIME_LIMIT = 1800

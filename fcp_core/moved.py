@@ -14,6 +14,7 @@ from types import ModuleType
 #: that moved the module.
 MOVED = {
     "fcp_core.cli": "fcp_core.commands.main",
+    "fcp_core.protocol.kernels": "fcp_core.protocol.checkpoint.kernels",
     "fcp_core.rounds.clock": "fcp_core.rounds.machine",
     "fcp_core.rounds.transitions": "fcp_core.rounds.machine",
     "fcp_core.server.urls": "fcp_core.plugins.urls",

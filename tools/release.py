@@ -1,7 +1,8 @@
 """Builds the distributions of this repository, and sets their version. See CONTRIBUTING.md.
 
     python tools/release.py build dist       sdists and wheels of all, in the folder dist
-    python tools/release.py version 0.3.0    that version in every setup.cfg
+    python tools/release.py version 0.3.0    that version in every setup.cfg, and where it is shown
+    python tools/release.py badges           the README's badges, from the root's setup.cfg
 
 The same commit makes the same bytes, wherever and whenever it is built: files have the time of
 ``SOURCE_DATE_EPOCH`` (without it, of the last commit), and neither owners nor this machine's paths.
@@ -11,6 +12,7 @@ It needs nothing but the setuptools of the environment it runs in.
 from __future__ import annotations
 
 import argparse
+import configparser
 import gzip
 import io
 import os
@@ -38,6 +40,11 @@ _ROOT_PARTS = (
 )
 #: What names the image, in ``deploy``.
 _IMAGE_TAGS = ("compose.yaml", "kubernetes/kustomization.yaml")
+#: The column of the README's comparison that is about us.
+_README_CELL = re.compile(r"(\| fcp-server )\d[\d.]*( \|)")
+_BADGES = "docs/images/badges.svg"
+#: Of a badge: its height, the room at each side of a text, and of a letter, in pixels.
+_HEIGHT, _ROOM, _LETTER = 20, 6, 6.6
 #: What work in a checkout leaves behind.
 _LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so", "build", "dist", ".*")
 
@@ -154,7 +161,7 @@ def _normalise(sdist: Path, epoch: int) -> None:
 def set_version(version: str) -> list[str]:
     """Write a version, and what requires it, into every ``setup.cfg``; return the folders changed.
 
-    The image of ``deploy`` has it as its tag.
+    The image of ``deploy`` has it as its tag, and the README shows it.
 
     :raises ValueError: if it is no version of three numbers.
     """
@@ -180,7 +187,42 @@ def set_version(version: str) -> list[str]:
             text = path.read_text(encoding="utf-8")
             text = re.sub(r"(fcp-server:|newTag: )\d[\d.]*", rf"\g<1>{version}", text)
             path.write_text(text, encoding="utf-8")
+    readme = ROOT / "README.md"
+    text = _README_CELL.sub(rf"\g<1>{major}.{minor}\g<2>", readme.read_text(encoding="utf-8"))
+    readme.write_text(text, encoding="utf-8")
+    (ROOT / _BADGES).write_text(badges(), encoding="utf-8")
     return changed
+
+
+def badges() -> str:
+    """Return the README's badges as one SVG: what the root's ``setup.cfg`` says, and no more."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    told = parser["metadata"]
+    pythons = re.findall(r"Python :: (3\.\d+)", told["classifiers"])
+    shown = [
+        ("fcp-server", told["version"], "#0059a0"),
+        ("Python", f"{pythons[0]} to {pythons[-1]}", "#00694d"),
+        ("license", told["license"], "#6b4a7a"),
+    ]
+    parts, x = [], 0
+    for label, value, colour in shown:
+        for text, fill in ((label, "#444"), (value, colour)):
+            width = round(len(text) * _LETTER) + 2 * _ROOM
+            parts.append(f'<rect x="{x}" width="{width}" height="{_HEIGHT}" fill="{fill}"/>')
+            # The length is said, so that any font fits.
+            parts.append(
+                f'<text x="{x + _ROOM}" y="14" textLength="{width - 2 * _ROOM}" '
+                f'lengthAdjust="spacingAndGlyphs">{text}</text>'
+            )
+            x += width
+        x += _ROOM
+    title = ", ".join(f"{label} {value}" for label, value, _ in shown)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{x - _ROOM}" height="{_HEIGHT}" '
+        f'role="img"><title>{title}</title>\n<g fill="#fff" font-family="sans-serif" '
+        'font-size="11">\n' + "\n".join(parts) + "\n</g>\n</svg>\n"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -193,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     building.add_argument("out", type=Path, help="the folder that they go to")
     building.add_argument("folders", nargs="*", help="such as plugins/webhook; '.' is the root's")
     commands.add_parser("version", help="set the version of all").add_argument("version")
+    commands.add_parser("badges", help="draw the README's badges")
     given = parser.parse_args(arguments)
     if given.command == "version":
         try:
@@ -200,6 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except ValueError as error:
             parser.error(str(error))
         print("\n".join(changed) or "nothing to change")
+        return
+    if given.command == "badges":
+        (ROOT / _BADGES).write_text(badges(), encoding="utf-8")
         return
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or default_epoch())
     unknown = sorted(set(given.folders) - set(folders()))

@@ -2,28 +2,28 @@
 
 An accumulator that only adds says so with :meth:`Accumulator.additions`. The totals of all of them
 then lie side by side, one array for each dtype, and the elements of a contribution are added where
-they lie in its bytes, without a call, a view or a check for each tensor.
+they lie in its bytes, without a call, a view or a check for each tensor. How is worked out here,
+once for each structure of contributions; ``aggregation.checkpoint_aggregator`` does it.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_core.aggregation.adoption import adopt, can_adopt
 from fcp_core.aggregation.aggregator import Accumulator, Addition, Total
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
-from fcp_core.protocol.checkpoint import Checkpoint, Layout
-from fcp_core.protocol.kernels import Adder, Bytes, Kernels, Peak
+from fcp_core.protocol.checkpoint import Layout
+from fcp_core.protocol.checkpoint.kernels import Adder, Kernels, Peak
 from fcp_core.protocol.status import Code, StatusError
 
-_Place = tuple[np.dtype[Any], bool]
+#: Which array totals are in: its dtype, and whether that may hold what is not finite.
+Place = tuple[np.dtype[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class _Term:
     total: Total
     value: TensorSpec
     weight: TensorSpec | None
-    #: Which array the total is in: its dtype, and whether that may hold what is not finite.
-    place: _Place
+    place: Place
 
     @property
     def order(self) -> tuple[str, bool, str]:
@@ -60,7 +59,8 @@ class Additions:
         empty: bool = False,
     ) -> None:
         self._kernels = kernels
-        self._empty = empty
+        #: Whether nothing was added so far.
+        self.empty = empty
         #: The accumulators whose contributions are added here.
         self.accumulators: list[Accumulator] = []
         self._terms: list[_Term] = []
@@ -74,11 +74,11 @@ class Additions:
         if len(set(totals)) < len(totals):
             raise StatusError(Code.INTERNAL, "two additions of an accumulator share a total")
         self._terms.sort(key=lambda term: term.order)
-        self._arrays: dict[_Place, Tensor] = {}
+        self._arrays: dict[Place, Tensor] = {}
         self._starts: list[int] = []
         self._pack()
         #: For the arrays that must stay finite and in range: whether they will.
-        self._rooms: dict[_Place, Room] = {}
+        self.rooms: dict[Place, Room] = {}
         self._measure()
         #: How many contributions were added and the accumulators do not know of.
         self.pending = 0
@@ -90,29 +90,65 @@ class Additions:
             for spec in (term.value, term.weight):
                 if spec is not None and not _fits(spec, entries.get(spec.name)):
                     return None
-        return Plan(self, layout)
+        weights: dict[tuple[str, np.dtype[Any]], int] = {}
+        rows: dict[Place, list[tuple[int, int, int, int]]] = {}
+        names: dict[Place, list[str]] = {}
+        decoded: dict[tuple[str, Place], list[tuple[int, int, int, int]]] = {}
+        for term, start in zip(self._terms, self._starts, strict=True):
+            dtype = term.place[0]
+            weight = -1
+            if term.weight is not None:
+                weight = weights.setdefault((term.weight.name, dtype), len(weights))
+            span = layout.elements.get(term.value.name)
+            size = term.total.array.size
+            if not size:
+                # Nothing to add, but what is stored has to be right.
+                decoded.setdefault((term.value.name, term.place), [])
+            elif span is not None and term.value.dtype.numpy == dtype:
+                rows.setdefault(term.place, []).append((start, span[0], size, weight))
+                names.setdefault(term.place, []).append(term.value.name)
+            else:
+                row = (start, 0, size, weight)
+                decoded.setdefault((term.value.name, term.place), []).append(row)
+        steps = [
+            self._step(place, table, [layout.peaks.get(name, -1) for name in names[place]])
+            for place, table in rows.items()
+        ]
+        apart = [(name, at[0], self._step(at, table)) for (name, at), table in decoded.items()]
+        return Plan(list(weights), steps, apart)
+
+    def _step(
+        self,
+        place: Place,
+        rows: Sequence[tuple[int, int, int, int]],
+        peaks: Sequence[int] = (),
+    ) -> Step:
+        table = np.array(rows, np.int64).reshape(-1, 4)
+        peak = None if place[1] else self._kernels.peak(place[0], table)
+        known = np.array(peaks, np.int64) if peaks and min(peaks) >= 0 else None
+        return Step(place, table, self._kernels.adder(self._arrays[place], table), peak, known)
 
     def changed(self) -> None:
         """Note that the accumulators themselves changed the totals."""
-        self._empty = False
-        for room in self._rooms.values():
+        self.empty = False
+        for room in self.rooms.values():
             room.forget()
 
     def takes(self, other: Additions) -> bool:
         """Whether :meth:`merge` can add what *other* holds: it is sure to stay in range."""
         return self._shape() == other._shape() and all(
-            room.has(other._rooms[place].peak) for place, room in self._rooms.items()
+            room.after(other.rooms[place].peak) is not None for place, room in self.rooms.items()
         )
 
     def merge(self, other: Additions) -> None:
         """Add the totals of *other*, of which :meth:`takes` was true, and its counts."""
-        self._empty = False
+        self.empty = False
         for place, array in self._arrays.items():
             # Where infinities are allowed, one is no reason to warn.
             with np.errstate(over="ignore", invalid="ignore"):
                 np.add(array, other._arrays[place], out=array)
-        for place, room in self._rooms.items():
-            room.take(other._rooms[place].peak)
+        for place, room in self.rooms.items():
+            room.bound = (room.bound + other.rooms[place].peak) * room.slack
         for mine, theirs in zip(self.accumulators, other.accumulators, strict=True):
             mine.added(theirs.num_inputs)
 
@@ -128,7 +164,7 @@ class Additions:
             for accumulator in self.accumulators:
                 accumulator.added(count)
 
-    def _adopt(self, place: _Place, array: Tensor) -> None:
+    def adopt(self, place: Place, array: Tensor) -> None:
         """Take other memory for the totals of a place; all plans are of no use then."""
         self._arrays[place] = array
         for term, start in zip(self._terms, self._starts, strict=True):
@@ -138,11 +174,11 @@ class Additions:
         self._measure()
 
     def _measure(self) -> None:
-        self._rooms = {place: Room(array) for place, array in self._arrays.items() if not place[1]}
+        self.rooms = {place: Room(array) for place, array in self._arrays.items() if not place[1]}
 
     def _pack(self) -> None:
         """Move the totals of each place into one array."""
-        sizes: dict[_Place, int] = {}
+        sizes: dict[Place, int] = {}
         for term in self._terms:
             self._starts.append(sizes.get(term.place, 0))
             sizes[term.place] = sizes.get(term.place, 0) + term.total.array.size
@@ -167,48 +203,47 @@ class Room:
     """Says of sums that they stay in the range of their dtype, by a bound on their magnitudes.
 
     :param totals: the sums, one array; it is read again whenever the bound does not tell.
+    :ivar bound: no magnitude is larger: infinite if that is not known, NaN if one is not finite.
+    :ivar limit: the largest magnitude of the dtype.
+    :ivar slack: by how much an addition may round up, as a factor: half a unit in the last place.
     """
 
     def __init__(self, totals: Tensor) -> None:
         self._totals = totals
-        self._limit: float
-        # Each addition may round up, by half a unit in the last place.
-        self._slack: float = 1
+        self.limit: float
+        self.slack: float = 1
         if totals.dtype.kind == "f":
-            self._limit = np.finfo(totals.dtype).max.item()
-            self._slack += 2 * np.finfo(totals.dtype).eps.item()
+            self.limit = np.finfo(totals.dtype).max.item()
+            self.slack += 2 * np.finfo(totals.dtype).eps.item()
         else:
-            self._limit = int(np.iinfo(totals.dtype).max)
-        self._bound: float | None = None
+            self.limit = int(np.iinfo(totals.dtype).max)
+        self.bound: float = math.inf
 
-    def has(self, peak: float) -> bool:
-        """Whether numbers up to *peak* in magnitude can be added; False also if that is open.
+    def after(self, peak: float) -> float | None:
+        """Return the bound once numbers up to *peak* in magnitude are added; None: no room.
+
+        None also if that is open.
 
         :param peak: NaN if they are not finite.
         """
-        if not peak <= self._limit:
-            return False
-        if self._bound is None or not self._after(peak) <= self._limit:
-            self._bound = self._largest()
-        return self._after(peak) <= self._limit
+        if not peak <= self.limit:
+            return None
+        bound = (self.bound + peak) * self.slack
+        if not bound <= self.limit:
+            self.bound = self._largest()
+            bound = (self.bound + peak) * self.slack
+        return bound if bound <= self.limit else None
 
     @property
     def peak(self) -> float:
         """A bound on the magnitudes of the sums; NaN if they are not finite."""
-        if self._bound is None:
-            self._bound = self._largest()
-        return self._bound
-
-    def take(self, peak: float) -> None:
-        """Note that they were added."""
-        self._bound = self._after(peak)
+        if self.bound == math.inf:
+            self.bound = self._largest()
+        return self.bound
 
     def forget(self) -> None:
         """Note that the sums were changed in some other way."""
-        self._bound = None
-
-    def _after(self, peak: float) -> float:
-        return ((self._bound or 0) + peak) * self._slack
+        self.bound = math.inf
 
     def _largest(self) -> float:
         if not self._totals.size:
@@ -218,122 +253,11 @@ class Room:
         return max(abs(low), abs(high)) if low == low else math.nan
 
 
-class Plan:
-    """How checkpoints of one layout are added; made by :meth:`Additions.plan`."""
-
-    def __init__(self, additions: Additions, layout: Layout) -> None:
-        self._additions = additions
-        weights: dict[tuple[str, np.dtype[Any]], int] = {}
-        rows: dict[_Place, list[tuple[int, int, int, int]]] = {}
-        names: dict[_Place, list[str]] = {}
-        decoded: dict[tuple[str, _Place], list[tuple[int, int, int, int]]] = {}
-        for term, start in zip(additions._terms, additions._starts, strict=True):
-            dtype = term.place[0]
-            weight = -1
-            if term.weight is not None:
-                weight = weights.setdefault((term.weight.name, dtype), len(weights))
-            span = layout.elements.get(term.value.name)
-            size = term.total.array.size
-            if not size:
-                # Nothing to add, but what is stored has to be right.
-                decoded.setdefault((term.value.name, term.place), [])
-            elif span is not None and term.value.dtype.numpy == dtype:
-                rows.setdefault(term.place, []).append((start, span[0], size, weight))
-                names.setdefault(term.place, []).append(term.value.name)
-            else:
-                row = (start, 0, size, weight)
-                decoded.setdefault((term.value.name, term.place), []).append(row)
-        self._weights = list(weights)
-        self._steps = [
-            self._step(place, table, [layout.peaks.get(name, -1) for name in names[place]])
-            for place, table in rows.items()
-        ]
-        # What is not stored as it is in the total is decoded first.
-        self._decoded = [
-            (name, place[0], self._step(place, table)) for (name, place), table in decoded.items()
-        ]
-
-    def prepare(
-        self, checkpoint: Checkpoint, own: memoryview | None = None
-    ) -> Callable[[], bool] | None:
-        """Read what has to be decoded and return what adds the checkpoint, which cannot fail.
-
-        That returns whether it took the checkpoint's memory for the totals: the checkpoint and all
-        plans are of no use then. None if the accumulators have to look at it: a weight is negative
-        or not finite, or it is not sure that all totals stay in range.
-
-        :param own: the bytes of the checkpoint, if they may be changed and kept.
-        :raises StatusError: INVALID_ARGUMENT if a tensor is corrupt.
-        """
-        tensors: dict[str, Tensor] = {}
-        weights = np.ones(len(self._weights))
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            for index, (name, dtype) in enumerate(self._weights):
-                if name not in tensors:
-                    tensors[name] = checkpoint[name].reshape(())
-                number = tensors[name][()]
-                if not 0 <= number < math.inf:
-                    return None
-                weights[index] = dtype.type(number)
-        work: list[tuple[_Step, Bytes]] = [(step, checkpoint.data) for step in self._steps]
-        for name, dtype, step in self._decoded:
-            tensor = tensors[name] if name in tensors else checkpoint[name]
-            elements = tensor.reshape(-1).astype(dtype, copy=False)
-            work.append((step, elements.view(np.uint8)))
-        peaks: dict[_Place, float] = {}
-        for step, data in work:
-            peak = _peak(step, checkpoint, data, weights)
-            if peak is not None:
-                before = peaks.get(step.place, peak)
-                # A NaN stays one.
-                peaks[step.place] = before if before > peak or before != before else peak
-        rooms = self._additions._rooms
-        if not all(rooms[place].has(peak) for place, peak in peaks.items()):
-            return None
-        return functools.partial(self._add, weights, work, peaks, own)
-
-    def _add(
-        self,
-        weights: NDArray[np.float64],
-        work: Sequence[tuple[_Step, Bytes]],
-        peaks: Mapping[_Place, float],
-        own: memoryview | None,
-    ) -> bool:
-        adopted = None
-        if own is not None and self._additions._empty:
-            able = [step for step in self._steps if can_adopt(own, step.place[0], step.rows)]
-            adopted = able[0] if able else None
-        self._additions._empty = False
-        for step, data in work:
-            if step is not adopted:
-                step.add(data, weights)
-        if own is not None and adopted is not None:
-            # Last, for it may overwrite what the others add.
-            total = adopt(own, adopted.place[0], adopted.rows, weights)
-            self._additions._adopt(adopted.place, total)
-        for place, peak in peaks.items():
-            self._additions._rooms[place].take(peak)
-        self._additions.pending += 1
-        return adopted is not None
-
-    def _step(
-        self,
-        place: _Place,
-        rows: Sequence[tuple[int, int, int, int]],
-        peaks: Sequence[int] = (),
-    ) -> _Step:
-        table = np.array(rows, np.int64).reshape(-1, 4)
-        kernels, total = self._additions._kernels, self._additions._arrays[place]
-        peak = None if place[1] else kernels.peak(place[0], table)
-        known = np.array(peaks, np.int64) if peaks and min(peaks) >= 0 else None
-        return _Step(place, table, kernels.adder(total, table), peak, known)
-
-
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """What adds to one array; and what measures that first, unless anything may be added."""
 
-    place: _Place
+    place: Place
     #: As for an adder.
     rows: NDArray[np.int64]
     add: Adder
@@ -342,18 +266,19 @@ class _Step:
     peaks: NDArray[np.int64] | None
 
 
-def _peak(
-    step: _Step, checkpoint: Checkpoint, data: Bytes, weights: NDArray[np.float64]
-) -> float | None:
-    """Return the peak of what is added, as opening the checkpoint found it if it did."""
-    if step.peak is None:
-        return None
-    if checkpoint.peaks is None or step.peaks is None:
-        return step.peak(data, weights)
-    # The last factor is what -1 names.
-    factors = np.append(weights, 1.0)[step.rows[:, 3]]
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return float((checkpoint.peaks[step.peaks] * factors).max())
+@dataclass(frozen=True)
+class Plan:
+    """How checkpoints of one layout are added; made by :meth:`Additions.plan`.
+
+    :param weights: the tensors that are factors, and the dtype of what they are factors of.
+    :param steps: what adds elements where they lie in the checkpoint.
+    :param decoded: what adds tensors that are not stored as they are in the total: the name and the
+        dtype that they are decoded to.
+    """
+
+    weights: Sequence[tuple[str, np.dtype[Any]]]
+    steps: Sequence[Step]
+    decoded: Sequence[tuple[str, np.dtype[Any], Step]]
 
 
 def _term(accumulator: Accumulator, addition: Addition, specs: Sequence[TensorSpec]) -> _Term:

@@ -1,75 +1,35 @@
-"""Aggregates whole checkpoints: several intrinsics that are fed, merged and reported as one."""
+"""Accumulates whole checkpoints: several intrinsics that are fed, merged and reported as one."""
 
 from __future__ import annotations
 
-import threading
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from typing_extensions import Self
+from numpy.typing import NDArray
 
-from fcp_core.aggregation.additions import Additions, Plan
-from fcp_core.aggregation.aggregator import Accumulator
-from fcp_core.aggregation.binding import BoundIntrinsic
-from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
-from fcp_core.aggregation.release import Randomised, Release, ReleaseContext, Released
-from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
-from fcp_core.aggregation.tensors import bytes_field, tensor_nbytes, tensor_of
+from fcp_core.aggregation.additions import Additions, Place, Plan, Step
+from fcp_core.aggregation.adoption import adopt, can_adopt
+from fcp_core.aggregation.aggregate import Aggregate, KeptBudget, description
+from fcp_core.aggregation.spec import Tensor, TensorSpec
+from fcp_core.aggregation.tensors import tensor_nbytes, tensor_of
 from fcp_core.errors import PLUGIN_ERRORS
-from fcp_core.protocol.checkpoint import Checkpoint, Layout
-from fcp_core.protocol.kernels import Kernels, default_kernels
-from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
+from fcp_core.protocol.checkpoint import Checkpoint
+from fcp_core.protocol.checkpoint.kernels import Bytes
 from fcp_core.protocol.status import Code, StatusError
 
-#: The field of a ``CheckpointAggregatorState`` that has them.
-_AGGREGATORS = state_pb2.CheckpointAggregatorState.AGGREGATORS_FIELD_NUMBER
+__all__ = ["CheckpointAggregator", "KeptBudget"]
+
 #: How many layouts of checkpoints an aggregator remembers.
 _MAX_PLANS = 16
 
 
-class KeptBudget:
-    """How many bytes the aggregators that need all inputs may keep together. Thread-safe."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._lock = threading.Lock()
-
-    def take(self, nbytes: int) -> None:
-        """Count *nbytes* more.
-
-        :raises StatusError: RESOURCE_EXHAUSTED if that would exceed the limit; nothing is counted.
-        """
-        with self._lock:
-            if self._used + nbytes > self._limit:
-                raise StatusError(
-                    Code.RESOURCE_EXHAUSTED,
-                    f"an aggregator that needs all inputs would keep {self._used + nbytes} bytes; "
-                    f"max_kept_bytes is {self._limit}",
-                )
-            self._used += nbytes
-
-
-#: What no checkpoint format packs.
-_AS_IN_MEMORY = (DataType.FLOAT, DataType.DOUBLE)
-
-
-@dataclass(frozen=True)
-class _Member:
-    """An intrinsic with its accumulator and the specifications of its inputs."""
-
-    bound: BoundIntrinsic
-    specs: tuple[TensorSpec, ...]
-    accumulator: Accumulator
-
-
-class CheckpointAggregator:
+class CheckpointAggregator(Aggregate):
     """The accumulators of several intrinsics. Not thread-safe: one owner at a time.
 
-    A checkpoint is accumulated by all of them or by none.
+    A checkpoint is accumulated by all of them or by none. Of one whose layout is known, nothing is
+    looked at but the numbers, which are added where they lie (``aggregation.additions``).
 
     :param bound: the intrinsics in the order of their outputs.
     :param budget: what bounds the aggregators that need all inputs; None: nothing does.
@@ -77,94 +37,6 @@ class CheckpointAggregator:
     :param kernels: what adds; None: the fastest that is installed.
     :raises StatusError: whatever an aggregator has against its intrinsic.
     """
-
-    def __init__(
-        self,
-        bound: Sequence[BoundIntrinsic],
-        budget: KeptBudget | None = None,
-        *,
-        states: Sequence[bytes] | None = None,
-        kernels: Kernels | None = None,
-    ) -> None:
-        self._bound = tuple(bound)
-        self._budget = budget
-        if states is None:
-            accumulators = [item.make() for item in bound]
-        else:
-            accumulators = [item.make(state) for item, state in zip(bound, states, strict=True)]
-        self._specs = [tuple(flat_inputs(item.intrinsic)) for item in bound]
-        self._members = list(map(_Member, self._bound, self._specs, accumulators))
-        self._finished = False
-        #: Whether nothing was accumulated.
-        self._empty = states is None
-        #: Whether an aggregator keeps its inputs.
-        self._keeps = any(item.factory.needs_all_inputs for item in self._bound)
-        #: Why it cannot be used any more: an aggregator failed, and left what nobody knows.
-        self._broken: StatusError | None = None
-        self._kernels = kernels or default_kernels()
-        # Made for the first checkpoint whose layout is known, and the members that it leaves over.
-        self._additions: Additions | None = None
-        self._others: list[_Member] = []
-        self._plans: dict[Layout, Plan | None] = {}
-
-    @classmethod
-    def load(
-        cls,
-        bound: Sequence[BoundIntrinsic],
-        data: bytes,
-        budget: KeptBudget | None = None,
-        kernels: Kernels | None = None,
-    ) -> Self:
-        """Rebuild an aggregator from :meth:`dump`.
-
-        :raises StatusError: INVALID_ARGUMENT for bytes that are no such state; RESOURCE_EXHAUSTED
-            if it holds more than *budget* has left.
-        """
-        try:
-            states = state_pb2.CheckpointAggregatorState.FromString(data).aggregators
-        except DecodeError as error:
-            raise StatusError(
-                Code.INVALID_ARGUMENT, f"not a serialized CheckpointAggregatorState: {error}"
-            ) from None
-        if len(states) != len(bound):
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"the state holds {len(states)} aggregators, the configuration {len(bound)}",
-            )
-        if budget is not None:
-            budget.take(
-                sum(
-                    len(state)
-                    for item, state in zip(bound, states, strict=True)
-                    if item.factory.needs_all_inputs
-                )
-            )
-        return cls(bound, budget, states=states, kernels=kernels)
-
-    @property
-    def only_adds(self) -> bool:
-        """Whether a checkpoint is nothing but numbers to add, stored as they are in memory."""
-        return all(
-            member.accumulator.additions() is not None
-            and all(spec.dtype in _AS_IN_MEMORY for spec in member.specs)
-            for member in self._members
-        )
-
-    @property
-    def num_inputs(self) -> int:
-        """How many checkpoints it holds.
-
-        :raises StatusError: ABORTED once finished; FAILED_PRECONDITION if the intrinsics disagree.
-        """
-        self._check_not_finished()
-        self._settle()
-        counts = {member.accumulator.num_inputs for member in self._members}
-        if len(counts) > 1:
-            raise StatusError(
-                Code.FAILED_PRECONDITION,
-                f"the intrinsics disagree on the number of inputs: {sorted(counts)}",
-            )
-        return counts.pop() if counts else 0
 
     def accumulate(self, checkpoint: Mapping[str, Tensor], own: memoryview | None = None) -> None:
         """Add one checkpoint; tensors that no intrinsic asks for are ignored.
@@ -179,8 +51,9 @@ class CheckpointAggregator:
         add = self._prepare(checkpoint, own)
         members = self._members if add is None else self._others
         specs = self._specs if add is None else [member.specs for member in members]
-        inputs = self._fetch(checkpoint, specs)
-        self._check_not_finished()
+        inputs = _fetch(checkpoint, specs)
+        if self._finished or self._broken is not None:
+            self._check_not_finished()
         for member, tensors in zip(members, inputs, strict=True):
             try:
                 member.accumulator.validate(tensors)
@@ -209,189 +82,150 @@ class CheckpointAggregator:
                 self._broken = member.bound.fault("accumulate", error, Code.DATA_LOSS)
                 self._check_not_finished()
 
-    def merge(self, other: CheckpointAggregator) -> None:
-        """Add what *other* holds; ignored once finished, as upstream does.
-
-        :raises StatusError: INVALID_ARGUMENT if the two are not of one configuration; ABORTED if
-            *other* is finished; OUT_OF_RANGE if a sum would leave its dtype. Nothing is changed
-            then.
-        """
-        other._check_not_finished()
-        if [item.intrinsic for item in self._bound] != [item.intrinsic for item in other._bound]:
-            raise StatusError(Code.INVALID_ARGUMENT, "partial aggregates of two configurations")
-        if self._finished:
-            return
-        self._empty = False
-        self._settle()
-        other._settle()
-        mine, theirs = self._additions, other._additions
-        if mine is not None and theirs is not None and mine.takes(theirs):
-            members = list(zip(self._others, other._others, strict=True))
-        else:
-            members, theirs = list(zip(self._members, other._members, strict=True)), None
-        for one, another in members:
-            one.accumulator.validate_merge(another.accumulator)
-        if mine is not None and theirs is not None:
-            mine.merge(theirs)
-        elif mine is not None:
-            mine.changed()
-        for one, another in members:
-            try:
-                one.accumulator.merge(another.accumulator)
-            except StatusError:
-                raise
-            except PLUGIN_ERRORS as error:
-                self._broken = one.bound.fault("merge", error, Code.DATA_LOSS)
-                self._check_not_finished()
-
-    def report(self) -> dict[str, Tensor]:
-        """Finish and return the outputs by name, in order; those without a name are left out.
-
-        :raises StatusError: ABORTED once finished; INTERNAL if an aggregator reports something that
-            is not what its intrinsic promises.
-        """
-        if drawn := [item.factory.name for item in self._bound if item.factory.randomised]:
-            raise StatusError(Code.INTERNAL, f"the result of {drawn[0]!r} is drawn, not reported")
-        return self._finish({}, ())
-
-    def release(self, contexts: Sequence[ReleaseContext]) -> Released:
-        """Finish and draw the outputs; those of aggregators without noise are as they are.
-
-        :param contexts: one for each intrinsic.
-        :raises StatusError: as :meth:`report`.
-        """
-        drawn: dict[int, Release] = {}
-        return Released(self._finish(drawn, contexts), drawn)
-
-    def _finish(
-        self, releases: dict[int, Release], contexts: Sequence[ReleaseContext]
-    ) -> dict[str, Tensor]:
-        self._check_not_finished()
-        self._settle()
-        self._finished = True
-        result: dict[str, Tensor] = {}
-        for place, member in enumerate(self._members):
-            item, specs = member.bound, tuple(flat_outputs(member.bound.intrinsic))
-            found: Sequence[Tensor]
-            try:
-                if isinstance(member.accumulator, Randomised):
-                    releases[place] = member.accumulator.release(contexts[place])
-                    found = releases[place].tensors
-                else:
-                    found = member.accumulator.report()
-                tensors = [np.asarray(tensor) for tensor in found]
-            except StatusError:
-                raise
-            except PLUGIN_ERRORS as error:
-                raise item.fault("report", error) from None
-            if len(tensors) != len(specs):
-                raise StatusError(
-                    Code.INTERNAL,
-                    f"aggregator {item.factory.name!r} reports {len(tensors)} tensors, "
-                    f"its intrinsic has {len(specs)} outputs",
-                )
-            for spec, tensor in zip(specs, tensors, strict=True):
-                if not spec.matches(tensor):
-                    raise StatusError(
-                        Code.INTERNAL,
-                        f"aggregator {item.factory.name!r} reports {_describe(tensor)} for {spec}",
-                    )
-                if spec.name:
-                    result[spec.name] = tensor
-        self._drop()
-        return result
-
-    def abort(self) -> None:
-        """Finish and drop everything."""
-        self._finished = True
-        self._drop()
-
-    def dump(self) -> bytes:
-        """Return the state as a serialized ``CheckpointAggregatorState``.
-
-        :raises StatusError: ABORTED once finished.
-        """
-        return b"".join(self.pieces())
-
-    def pieces(self) -> list[bytes | memoryview]:
-        """Return :meth:`dump` in pieces, which may be views on what is accumulated.
-
-        :raises StatusError: ABORTED once finished.
-        """
-        self._check_not_finished()
-        self._settle()
-        pieces: list[bytes | memoryview] = []
-        for member in self._members:
-            try:
-                pieces += bytes_field(_AGGREGATORS, member.accumulator.pieces())
-            except StatusError:
-                raise
-            except PLUGIN_ERRORS as error:
-                raise member.bound.fault("dump", error) from None
-        return pieces
-
     def _prepare(
         self, checkpoint: Mapping[str, Tensor], own: memoryview | None
     ) -> Callable[[], bool] | None:
-        """Return what adds the checkpoint; None if each member has to look at it."""
+        """Return what adds the checkpoint, which cannot fail; None: each member has to look at it.
+
+        That returns whether it took the checkpoint's memory for the totals: the checkpoint and all
+        plans are of no use then. None also if a weight is negative or not finite, or if it is not
+        sure that all totals stay in range.
+        """
         if not isinstance(checkpoint, Checkpoint) or checkpoint.layout is None or self._finished:
             return None
-        if self._additions is None:
-            members = ((member.accumulator, member.specs) for member in self._members)
-            self._additions = Additions(members, self._kernels, empty=self._empty)
-            adding = set(map(id, self._additions.accumulators))
-            self._others = [m for m in self._members if id(m.accumulator) not in adding]
-        if not self._additions.accumulators:
+        additions, plans = self._additions, self._plans
+        if additions is None:
+            additions = self._begin_to_add()
+        if not additions.accumulators:
             return None
-        if checkpoint.layout not in self._plans:
-            if len(self._plans) == _MAX_PLANS:
-                self._plans.clear()
-            self._plans[checkpoint.layout] = self._additions.plan(checkpoint.layout)
-        plan = self._plans[checkpoint.layout]
+        if checkpoint.layout not in plans:
+            if len(plans) == _MAX_PLANS:
+                plans.clear()
+            plans[checkpoint.layout] = additions.plan(checkpoint.layout)
+        plan = plans[checkpoint.layout]
+        if plan is None:
+            return None
         try:
-            # The others may look at the same bytes later.
-            own = None if self._others else own
-            return plan.prepare(checkpoint, own) if plan is not None else None
+            read = _read(plan, checkpoint)
         except StatusError:
             # The members say what is wrong with which tensor.
             return None
+        if read is None:
+            return None
+        weights, work = read
+        bounds: dict[Place, float] = {}
+        for place, peak in _peaks(work, checkpoint, weights).items():
+            room = additions.rooms[place]
+            bound = (room.bound + peak) * room.slack
+            if not bound <= room.limit:  # as it is if nothing is known of the totals
+                measured = room.after(peak)
+                if measured is None:
+                    return None
+                bound = measured
+            bounds[place] = bound
+        # The others may look at the same bytes later.
+        own = None if self._others else own
+        return functools.partial(self._add, additions, plan, weights, work, bounds, own)
 
-    def _settle(self) -> None:
-        if self._additions is not None:
-            self._additions.settle()
+    def _begin_to_add(self) -> Additions:
+        """Find out which members only add."""
+        members = ((member.accumulator, member.specs) for member in self._members)
+        self._additions = Additions(members, self._kernels, empty=self._empty)
+        adding = set(map(id, self._additions.accumulators))
+        self._others = [m for m in self._members if id(m.accumulator) not in adding]
+        return self._additions
 
-    def _drop(self) -> None:
-        self._members, self._others = [], []
-        self._additions = None
-        self._plans = {}
-
-    def _fetch(
-        self, checkpoint: Mapping[str, Tensor], wanted: Sequence[Sequence[TensorSpec]]
-    ) -> list[list[Tensor]]:
-        fetched: dict[str, Tensor] = {}
-        inputs = []
-        for specs in wanted:
-            tensors = []
-            for spec in specs:
-                if spec.name not in fetched:
-                    fetched[spec.name] = tensor_of(checkpoint, spec.name)
-                tensor = fetched[spec.name]
-                if not spec.matches(tensor):
-                    raise StatusError(
-                        Code.INVALID_ARGUMENT,
-                        f"the task expects {spec}, the checkpoint has {_describe(tensor)}",
-                    )
-                tensors.append(tensor)
-            inputs.append(tensors)
-        return inputs
-
-    def _check_not_finished(self) -> None:
-        if self._broken is not None:
-            raise StatusError(self._broken.code, self._broken.message)
-        if self._finished:
-            raise StatusError(Code.ABORTED, "the aggregation is finished")
+    def _add(
+        self,
+        additions: Additions,
+        plan: Plan,
+        weights: NDArray[np.float64],
+        work: Sequence[tuple[Step, Bytes]],
+        bounds: Mapping[Place, float],
+        own: memoryview | None,
+    ) -> bool:
+        adopted = None
+        if own is not None and additions.empty:
+            able = (step for step in plan.steps if can_adopt(own, step.place[0], step.rows))
+            adopted = next(able, None)
+        additions.empty = False
+        for step, data in work:
+            if step is not adopted:
+                step.add(data, weights)
+        if own is not None and adopted is not None:
+            # Last, for it may overwrite what the others add.
+            total = adopt(own, adopted.place[0], adopted.rows, weights)
+            additions.adopt(adopted.place, total)
+        for place, bound in bounds.items():
+            additions.rooms[place].bound = bound
+        additions.pending += 1
+        return adopted is not None
 
 
-def _describe(tensor: Any) -> str:
-    kind = "string" if tensor.dtype == object else str(tensor.dtype)
-    return f"{kind}[{','.join(map(str, tensor.shape))}]"
+def _fetch(
+    checkpoint: Mapping[str, Tensor], wanted: Sequence[Sequence[TensorSpec]]
+) -> list[list[Tensor]]:
+    fetched: dict[str, Tensor] = {}
+    inputs = []
+    for specs in wanted:
+        tensors = []
+        for spec in specs:
+            if spec.name not in fetched:
+                fetched[spec.name] = tensor_of(checkpoint, spec.name)
+            tensor = fetched[spec.name]
+            if not spec.matches(tensor):
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"the task expects {spec}, the checkpoint has {description(tensor)}",
+                )
+            tensors.append(tensor)
+        inputs.append(tensors)
+    return inputs
+
+
+def _read(
+    plan: Plan, checkpoint: Checkpoint
+) -> tuple[NDArray[np.float64], list[tuple[Step, Bytes]]] | None:
+    """Return the weights, and what adds which bytes.
+
+    None if a weight is negative or not finite.
+
+    :raises StatusError: INVALID_ARGUMENT if a tensor is corrupt.
+    """
+    tensors: dict[str, Tensor] = {}
+    weights = np.ones(len(plan.weights))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for index, (name, dtype) in enumerate(plan.weights):
+            if name not in tensors:
+                tensors[name] = checkpoint[name].reshape(())
+            number = tensors[name][()]
+            if not 0 <= number < math.inf:
+                return None
+            weights[index] = dtype.type(number)
+    work: list[tuple[Step, Bytes]] = [(step, checkpoint.data) for step in plan.steps]
+    for name, dtype, step in plan.decoded:
+        tensor = tensors[name] if name in tensors else checkpoint[name]
+        elements = tensor.reshape(-1).astype(dtype, copy=False)
+        work.append((step, elements.view(np.uint8)))
+    return weights, work
+
+
+def _peaks(
+    work: Sequence[tuple[Step, Bytes]], checkpoint: Checkpoint, weights: NDArray[np.float64]
+) -> dict[Place, float]:
+    """Return the peak of what is added to each array, as opening the checkpoint found it if so."""
+    peaks: dict[Place, float] = {}
+    for step, data in work:
+        if step.peak is None:
+            continue
+        if checkpoint.peaks is None or step.peaks is None:
+            peak = step.peak(data, weights)
+        else:
+            # The last factor is what -1 names.
+            factors = np.append(weights, 1.0)[step.rows[:, 3]]
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                peak = float((checkpoint.peaks[step.peaks] * factors).max())
+        before = peaks.get(step.place, peak)
+        # A NaN stays one.
+        peaks[step.place] = before if before > peak or before != before else peak
+    return peaks

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from fcp_core.aggregation.spec import DataType, Tensor
 
+#: Up to so many rows are looked up one by one; of more, the distinct ones are sorted out first.
+_FEW = 1 << 13
+
 
 @dataclass(frozen=True)
 class Numbering:
@@ -59,16 +62,21 @@ class KeyIndex:
             return np.zeros(0, np.int64)
         columns = [_canonical(column) for column in columns]
         codes = [self._codes(position, column) for position, column in enumerate(columns)]
-        first, inverse = _distinct(codes)
-        keys = _keys(codes, first)
-        ordinals = self._ordinals
-        known = len(ordinals)
-        numbers = np.fromiter(map(ordinals.__getitem__, keys), np.int64, len(keys))
-        fresh = first[numbers >= known]
-        if fresh.size:
+        known = len(self._ordinals)
+        if codes[0].size <= _FEW:
+            first: Any = slice(None)
+            inverse: Any = slice(None)
+        else:
+            first, inverse = _distinct(codes)
+        keys = _keys([code[first] for code in codes])
+        numbers = np.fromiter(map(self._ordinals.__getitem__, keys), np.int64, len(keys))
+        if len(self._ordinals) > known:
+            # A new key has a number above all before it.
+            highest = np.maximum.accumulate(np.concatenate(([known - 1], numbers)))
+            fresh = np.flatnonzero(highest[1:] > highest[:-1])
             for kept, column in zip(self._columns, columns, strict=True):
-                kept.append(column[fresh])
-        return numbers[inverse]
+                kept.append(column[first][fresh])
+        return np.asarray(numbers[inverse], np.int64)
 
     def find(self, columns: Sequence[Tensor]) -> Numbering:
         """Return what :meth:`add` would, without adding anything."""
@@ -93,7 +101,7 @@ class KeyIndex:
         first, inverse = _distinct(codes)
         groups = len(self)
         numbers = np.empty(first.size, np.int64)
-        for place, key in enumerate(_keys(codes, first)):
+        for place, key in enumerate(_keys([code[first] for code in codes])):
             ordinal = self._ordinals.get(key)
             if ordinal is None:
                 ordinal, groups = groups, groups + 1
@@ -147,8 +155,8 @@ def _numbered(numbers: dict[Any, int], column: Tensor) -> NDArray[np.int64]:
     return np.fromiter(map(numbers.__getitem__, column.tolist()), np.int64, column.size)
 
 
-def _keys(codes: Sequence[NDArray[Any]], rows: NDArray[np.int64]) -> list[Any]:
-    parts = [code[rows].tolist() for code in codes]
+def _keys(codes: Sequence[NDArray[Any]]) -> list[Any]:
+    parts = [code.tolist() for code in codes]
     return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
 
 
@@ -169,7 +177,10 @@ def _distinct(codes: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray
         _, left = np.unique(combined, return_inverse=True)
         values, right = np.unique(code, return_inverse=True)
         combined = left.astype(np.int64) * len(values) + right
-    _, first, inverse = np.unique(combined, return_index=True, return_inverse=True)
+    values, inverse = np.unique(combined, return_inverse=True)
+    # The last assignment is the one that stays. NumPy would sort stably to find the same.
+    first = np.empty(len(values), np.int64)
+    first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
     order = np.argsort(first)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))

@@ -22,7 +22,7 @@ from fcp_core.aggregation.fold import bind_job, shards_of
 from fcp_core.aggregation.local_fold import LocalFold
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.protocol.checkpoint import CheckpointReader
-from fcp_core.protocol.kernels import NumpyKernels, default_kernels
+from fcp_core.protocol.checkpoint.kernels import NumpyKernels, default_kernels
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,11 @@ from urllib.parse import quote
 from fcp_core.client.sql_files import DATABASES, SUFFIXES, read_table
 from fcp_core.errors import UsageError
 from fcp_core.protocol import sketches
+from fcp_core.protocol.sql import DISTINCT_CODE, SUMMED_GROUPS
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.protocol.summed_groups import Layout
 
-#: The function that gives the code of a value for an approximate count of distinct values.
-DISTINCT_CODE = "fcp_distinct_code"
-
-#: What a query may call beside that; SQLite's functions that read files, load code or name its
+#: What a query may call beside ours; SQLite's functions that read files, load code or name its
 #: parts are not among them.
 FUNCTIONS = frozenset(
     [
@@ -234,6 +233,7 @@ class SQLiteEngine:
             except sqlite3.OperationalError:
                 database.create_function(name, arguments, function, deterministic=True)
         database.create_function(DISTINCT_CODE, 1, _distinct_code, deterministic=True)
+        database.create_aggregate(SUMMED_GROUPS, -1, _SummedGroups)  # type: ignore[arg-type]
         if hasattr(database, "setlimit"):
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self._limits.value_bytes)
             database.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000)
@@ -297,7 +297,7 @@ class _Guard:
                 return _ALLOWED
             return self._refuse(f"the table {first!r} is not for it")
         if action == sqlite3.SQLITE_FUNCTION:
-            if (second or "").lower() in (DISTINCT_CODE, *FUNCTIONS):
+            if (second or "").lower() in (DISTINCT_CODE, SUMMED_GROUPS, *FUNCTIONS):
                 return _ALLOWED
             return self._refuse(f"the function {second!r} is not for it")
         return self._refuse(_WHAT.get(action, "it does more than reading"))
@@ -305,6 +305,29 @@ class _Guard:
     def _refuse(self, why: str) -> int:
         self._refused = self._refused or why
         return _REFUSED
+
+
+class _SummedGroups:
+    """The table of a device's groups, of which only the sum over devices is seen.
+
+    Its arguments are the capacity, the bytes of a key and the salt of the table, and then a group:
+    its key, or NULL for none, and its numbers.
+    """
+
+    def __init__(self) -> None:
+        self._layout: Layout | None = None
+        self._groups: dict[bytes, list[int]] = {}
+
+    def step(
+        self, capacity: int, key_bytes: int, salt: str, key: str | None, *numbers: int
+    ) -> None:
+        self._layout = Layout(capacity, key_bytes, len(numbers), salt)
+        if key is not None:
+            before = self._groups.get(key.encode(), [0] * len(numbers))
+            self._groups[key.encode()] = [a + b for a, b in zip(before, numbers, strict=True)]
+
+    def finalize(self) -> bytes | None:
+        return None if self._layout is None else self._layout.write(self._groups).tobytes()
 
 
 def _distinct_code(value: Any) -> int:

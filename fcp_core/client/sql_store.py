@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from fcp_core.client.sql_engine import SQLiteEngine, SQLLimits
@@ -119,7 +120,11 @@ def _sql(selector: ExampleSelector) -> str:
 
 def _checked(name: str, data_type: int, values: list[Any]) -> list[Any]:
     """Return a column as what the plan wants."""
-    if data_type in _BITS:
+    if data_type == data_type_pb2.INT64 and len(values) == 1 and isinstance(values[0], bytes):
+        # One value of bytes is a whole vector, such as a table of groups.
+        if len(values[0]) % 8 == 0:
+            return np.frombuffer(values[0], "<i8").tolist()  # type: ignore[no-any-return]
+    elif data_type in _BITS:
         limit = 2 ** (_BITS[data_type] - 1)
         if all(_is_whole(value) and -limit <= value < limit for value in values):
             return [int(value) for value in values]

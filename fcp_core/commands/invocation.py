@@ -77,3 +77,18 @@ class Invocation:
                 owners = {o.name: o.plugin for o in offers if o.kind == "command"}
                 self._commands = Commands(self.plugins.commands, owners)
         return self._commands
+
+
+def refuse_uninstalled(name: str) -> None:
+    """Refuse a command that a distribution of ours would bring.
+
+    :param name: as the plugin calls it: ``tasks-report`` for ``fcp tasks report``.
+    :raises UsageError: saying what to install.
+    """
+    from fcp_core.errors import UsageError
+    from fcp_core.plugins.choices import ELSEWHERE
+
+    source = ELSEWHERE.get(("command", name))
+    if source is not None:
+        shown = name.replace("-", " ")
+        raise UsageError(f"'fcp {shown}' comes with {source}: pip install {source}.")

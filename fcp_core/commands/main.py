@@ -15,7 +15,7 @@ from fcp_core.commands.client import client
 from fcp_core.commands.db import db
 from fcp_core.commands.eligibility import eligibility
 from fcp_core.commands.history import history
-from fcp_core.commands.invocation import Invocation
+from fcp_core.commands.invocation import Invocation, refuse_uninstalled
 from fcp_core.commands.keys import keys
 from fcp_core.commands.members import members
 from fcp_core.commands.output import make_table, print_tables
@@ -51,8 +51,14 @@ class _Root(click.Group):
         return sorted({*self.commands, *_plugin_commands(self, ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command, or None."""
-        return self.commands.get(cmd_name) or _plugin_commands(self, ctx).get(cmd_name)
+        """Return a command, or None.
+
+        :raises UsageError: if it is one that a distribution of ours would bring.
+        """
+        found = self.commands.get(cmd_name) or _plugin_commands(self, ctx).get(cmd_name)
+        if found is None:
+            refuse_uninstalled(cmd_name)
+        return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

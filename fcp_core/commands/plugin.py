@@ -111,9 +111,16 @@ def _values(identifier: str, kind: str, code: str) -> dict[str, str]:
         "package": f"fcp_{identifier}",
         "cls": class_name,
         "summary": KINDS[kind].summary,
-        "version": importlib.metadata.version(DISTRIBUTION),
+        "range": _compatible(importlib.metadata.version(DISTRIBUTION)),
         "section": f"\n    [fcp:{kind}.{identifier}]\n    {option}\n" if option else "",
     }
+
+
+def _compatible(version: str) -> str:
+    """Return the releases that take no name away which this one has, as a requirement."""
+    major, minor = map(int, version.split(".")[:2])
+    end = major + 1 if major else f"0.{minor + 1}"
+    return f">={major}.{minor},<{end}"
 
 
 def _refuse_taken(invocation: Invocation, name: str, kind: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fcp_core.tasks.tables import Table
 
 #: The options that say how private the answer is.
-_PRIVATE = ("min_devices", "epsilon", "delta", "max_groups", "max_rows")
+_PRIVATE = ("min_devices", "epsilon", "delta", "max_groups", "max_rows", "capacity", "key_bytes")
 _FORMATS = {"csv": ".csv", "json": ".json", "parquet": ".parquet", "plot": ".svg"}
 
 
@@ -33,7 +33,10 @@ _FORMATS = {"csv": ".csv", "json": ".json", "parquet": ".parquet", "plot": ".svg
 @click.option("--epsilon", type=float, help="What the answer may cost a device; adds noise.")
 @click.option("--delta", type=float, help="The same [default: 1e-8].")
 @click.option("--max-groups", type=int, help="With noise: groups of a device [default: 10].")
-@click.option("--max-rows", type=int, help="With noise: its rows in a group [default: 10].")
+@click.option("--max-rows", type=int, help="With noise or masks: its rows in a group.")
+@click.option("--masked", is_flag=True, help="Ask for sums under masks (secure aggregation).")
+@click.option("--capacity", type=int, help="Under masks: groups of all devices [default: 1000].")
+@click.option("--key-bytes", type=int, help="Under masks: the longest key [default: 48].")
 @click.option(
     "--format",
     "shape",
@@ -103,12 +106,20 @@ def query(
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """Take from the options those that say how private the answer is, as far as they are given."""
     taken = {name: options.pop(name) for name in _PRIVATE}
-    if taken["epsilon"] is None and any(taken[name] is not None for name in _PRIVATE[2:]):
-        raise UsageError("--delta, --max-groups and --max-rows go with --epsilon.")
+    masked = options.pop("masked")
+    given = {name for name, value in taken.items() if value is not None}
+    if taken["epsilon"] is None and given & {"delta", "max_groups"}:
+        raise UsageError("--delta and --max-groups go with --epsilon.")
+    if taken["epsilon"] is None and not masked and "max_rows" in given:
+        raise UsageError("--max-rows goes with --epsilon, or with --masked.")
+    if not masked and given & {"capacity", "key_bytes"}:
+        raise UsageError("--capacity and --key-bytes go with --masked.")
     for name, value in taken.items():
-        if value is not None and (not 0 <= value < 1 if name == "delta" else not value > 0):
+        least = 8 if name == "key_bytes" else 1e-300
+        if value is not None and (not 0 <= value < 1 if name == "delta" else not value >= least):
             raise UsageError(f"--{name.replace('_', '-')}: {value} will not do.")
-    return {name: value for name, value in taken.items() if value is not None}
+    chosen = {name: value for name, value in taken.items() if value is not None}
+    return {**chosen, **({"masked": True} if masked else {})}
 
 
 def _shape(shape: str | None, output: Path | None) -> str:

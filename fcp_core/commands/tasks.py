@@ -40,8 +40,16 @@ class _Group(click.Group):
         return sorted({*self.commands, *self._more(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command, or None."""
-        return self.commands.get(cmd_name) or self._more(ctx).get(cmd_name)
+        """Return a command, or None.
+
+        :raises UsageError: if it is one that a distribution of ours would bring.
+        """
+        from fcp_core.commands.invocation import refuse_uninstalled
+
+        found = self.commands.get(cmd_name) or self._more(ctx).get(cmd_name)
+        if found is None:
+            refuse_uninstalled(f"{self.name}-{cmd_name}")
+        return found
 
     def _more(self, ctx: click.Context) -> dict[str, click.Command]:
         from fcp_core.commands.invocation import Invocation

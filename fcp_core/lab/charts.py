@@ -68,10 +68,11 @@ class Lines:
                 share = x / most
             return _LEFT + min(share, 1.0) * _INNER_WIDTH
 
-        y_ticks = _ticks(self.y_limit or max((y for _, y in points), default=1.0))
+        ys = [y for _, y in points] or [1.0]
+        y_ticks = _ticks(self.y_limit or max(ys), min(ys))
 
         def height(y: float) -> float:
-            return _y(min(y / y_ticks[-1], 1.0))
+            return _y(min((y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1.0))
 
         parts = [part for band in self.bands for part in _area(band, place, height)]
         parts += _frame(self.title, self.x_label, self.y_label, y_ticks)
@@ -208,7 +209,7 @@ def _frame(title: str, x_label: str, y_label: str, y_ticks: Sequence[float]) -> 
         _text(14, middle, y_label, "middle", f'transform="rotate(-90 14 {middle})"'),
     ]
     for tick in y_ticks:
-        y = _y(tick / y_ticks[-1])
+        y = _y((tick - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]))
         parts.append(
             f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#ddd"/>'
         )
@@ -220,13 +221,15 @@ def _y(share: float) -> float:
     return _HEIGHT - _BOTTOM - share * _INNER_HEIGHT
 
 
-def _ticks(largest: float) -> list[float]:
-    """Return four to six round numbers from 0 to *largest* or a little more."""
-    if not largest > 0:
+def _ticks(largest: float, least: float = 0.0) -> list[float]:
+    """Return three to seven round numbers: 0, and *least* and *largest* or a little more."""
+    least, largest = min(least, 0.0), max(largest, 0.0)
+    if not largest > least:
         return [0.0, 1.0]
-    power = 10.0 ** math.floor(math.log10(largest / 4))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if largest / (s * power) <= 5)
-    return [number * step for number in range(math.ceil(largest / step - 1e-9) + 1)]
+    power = 10.0 ** math.floor(math.log10((largest - least) / 4))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if (largest - least) / (s * power) <= 5)
+    below, above = (math.ceil(end / step - 1e-9) for end in (-least, largest))
+    return [number * step for number in range(-below, above + 1)]
 
 
 def _powers(least: float, most: float) -> range:
@@ -236,7 +239,7 @@ def _powers(least: float, most: float) -> range:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if 1e3 <= value < 1e7 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e7 else f"{value:.4g}"
 
 
 def _colour(number: int) -> str:

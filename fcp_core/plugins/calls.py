@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,7 +50,7 @@ class HookCaller:
         self.config = config
         self.hook = manager.hook
         self._calls = calls
-        self._pacing: dict[str, tuple[RetryWindow, dict[str, Mapping[str, Any]]]] = {}
+        self._pacing: dict[str, _Pacing] = {}
         # Those that are called for each device, ready to be called.
         self._observers = self._bound("fcp_event", "event")
         #: Returns whether anybody would hear of an event of a device.
@@ -138,18 +139,18 @@ class HookCaller:
         known = self._pacing.get(population)
         if known is None:
             known = self._pacing[population] = self._pacing_of(population)
-        default, pacing = known
-        if self._chain is None:
-            return self._chained_window(default, population, accepted, load, now, pacing)
-        for source, choose in self._chain:
+        if known.chain is None:
+            values = (population, accepted, load, now, known.options)
+            return self._chained_window(known.default, *values)
+        for source, choose in known.chain:
             try:
-                window = choose(population, accepted, load, now, pacing)
+                window = choose(population, accepted, load, now, known.options)
                 if window is not None:
                     return checked_window(window)
             except PLUGIN_ERRORS:
                 logger.exception("%s failed to choose a retry window", source)
-                return default
-        return default
+                return known.default
+        return known.default
 
     def _chained_window(self, default: RetryWindow, *values: Any) -> RetryWindow:
         """Choose a window where wrappers make it impossible to say which plugin does."""
@@ -183,15 +184,30 @@ class HookCaller:
         impls: Sequence[pluggy.HookImpl] = getattr(self.hook, hook).get_hookimpls()
         return any(impl.wrapper or impl.hookwrapper for impl in impls)
 
-    def _pacing_of(self, population: str) -> tuple[RetryWindow, dict[str, Mapping[str, Any]]]:
-        """Return the configured window and the options of pace steering by name."""
+    def _pacing_of(self, population: str) -> _Pacing:
+        """Return what says when devices of a population come back."""
         config = self.config.scoped(population)
-        sections = {value.option.section for value in config.options()}
-        return PopulationSettings.of(self.config, population).retry, {
-            section.partition(".")[2]: config.section(section)
-            for section in sections
-            if section.startswith("pacing.")
+        owners: dict[str, set[str]] = {}
+        for value in config.options():
+            if value.option.section.startswith("pacing."):
+                owners.setdefault(value.option.declared_by, set()).add(value.option.section)
+        options = {
+            section: config.section(section) for found in owners.values() for section in found
         }
+        chain = self._chain
+        if chain is not None:
+            # Who is switched off has nothing to say, and need not be asked at each check-in.
+            off = {
+                owner
+                for owner, sections in owners.items()
+                if not any(options[section].get("enabled", True) for section in sections)
+            }
+            chain = [(source, choose) for source, choose in chain if str(source) not in off]
+        return _Pacing(
+            PopulationSettings.of(self.config, population).retry,
+            {section.partition(".")[2]: found for section, found in options.items()},
+            chain,
+        )
 
     def check_task(self, task: TaskSpec) -> list[str]:
         """Return the problems that plugins find in a task, one sentence each."""
@@ -229,6 +245,20 @@ class HookCaller:
                 await _settle(call())
             except PLUGIN_ERRORS:
                 logger.exception("%s failed to shut down", call.source)
+
+
+@dataclass(frozen=True)
+class _Pacing:
+    """What says when devices of one population come back.
+
+    :param default: if no plugin says.
+    :param options: of pace steering, by name.
+    :param chain: those who are asked, in order; None: wrappers are, too.
+    """
+
+    default: RetryWindow
+    options: Mapping[str, Mapping[str, Any]]
+    chain: Sequence[tuple[PluginSource, Callable[..., Any]]] | None
 
 
 def _taking(call: Call, names: tuple[str, ...]) -> Callable[..., Any]:

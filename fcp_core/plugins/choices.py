@@ -30,6 +30,10 @@ T = TypeVar("T")
 
 #: Where what our other distributions offer comes from, by kind and name.
 ELSEWHERE: Mapping[tuple[str, str], str] = {
+    ("command", "dashboard"): "fcp-server-dashboard",
+    ("command", "privacy"): "fcp-server-privacy",
+    ("command", "tasks-report"): "fcp-server-dashboard",
+    ("command", "top"): "fcp-server-dashboard",
     ("engine", "dask"): "fcp-server-dask",
     ("ledger", "privacy"): "fcp-server-privacy",
     ("pages", "dashboard"): "fcp-server-dashboard",

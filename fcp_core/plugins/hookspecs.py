@@ -261,7 +261,9 @@ def fcp_retry_window(
     """Say when a device should come back.
 
     Claim; twice a check-in, on the event loop: be quick. The first answer that is not None counts.
-    If no plugin answers, the window is ``retry_min`` to ``retry_max`` of the configuration.
+    If no plugin answers, the window is ``retry_min`` to ``retry_max`` of the configuration. Where
+    all sections ``[fcp:pacing.NAME]`` of a plugin have an option ``enabled`` that is off, it is not
+    asked.
 
     :param population: the population that the device checks in to.
     :param accepted: whether the window is for a device that was given work.

@@ -54,7 +54,8 @@ def _add_limits(add: Callable[..., None]) -> None:
     text = f"{each} address, or one IPv6 /64; 0: no limit"
     add("rate_per_address", "float", "0", text, minimum=0)
     add("rate_per_key", "float", "0", f"{each} API key; 0: no limit", minimum=0)
-    add("client_ca", "path", None, "PEM certificates that sign those of devices: mutual TLS")
+    text = "PEM certificates that sign those of devices, and their revocation lists: mutual TLS"
+    add("client_ca", "path", None, text)
     text = "whether a device must have a certificate of client_ca"
     add("client_certificates", "choice", "required", text, choices=("required", "optional"))
     text = "a PEM certificate that this member shows the others of its server: TLS between them"

@@ -9,6 +9,10 @@ from fcp_core.protocol.protos.selection_criteria_pb2 import SelectionCriteria
 TYPE_URL = "type.googleapis.com/fedsql.SelectionCriteria"
 #: The version of SQL queries that our client knows.
 CLIENT_SQL_VERSION = 1
+#: Functions that devices have beside SQLite's: the code of a value for an approximate count of
+#: distinct values, and the table of all groups that is summed under masks.
+DISTINCT_CODE = "fcp_distinct_code"
+SUMMED_GROUPS = "fcp_summed_groups"
 
 
 def selection_criteria(sql: str, columns: dict[str, int]) -> bytes:

@@ -240,10 +240,14 @@ class ProtocolCall(Machine[CallState]):
         self.waiter: Any = None
 
     def finish(self, result: Any | StatusError) -> None:
-        """Answer it.
+        """Answer it, whoever waits for that.
 
         :raises InvalidTransition: if it has an answer.
         """
         self.move(CallState.DONE)
         self.result = result
         self.metadata = None
+        # It is not kept as long as the answer is.
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

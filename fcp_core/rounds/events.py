@@ -73,6 +73,27 @@ class Contributed:
 
 
 @dataclass(frozen=True)
+class Committed:
+    """A task's aggregate was stored, and with it what several devices contributed meanwhile.
+
+    It comes before the :class:`Contributed` of each of them. A task with durability ``round`` has
+    none.
+
+    :param contributions: how many, one or more.
+    :param size: of what was written, in bytes.
+    :param seconds: how long the storage took.
+    """
+
+    at: float
+    population: str
+    task_id: str
+    task_name: str
+    contributions: int
+    size: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Dropped:
     """An assigned device will not contribute; *phase* says how far it came.
 
@@ -172,6 +193,7 @@ Event: TypeAlias = (
     | Rejected
     | Assigned
     | Contributed
+    | Committed
     | Dropped
     | Surplus
     | TaskOpened

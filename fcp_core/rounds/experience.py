@@ -3,7 +3,7 @@
 Tasks of one name in one population, such as the rounds of a program, share it. Nothing in it says
 which device did what, and it may be lost: a server that begins again learns again.
 
-Two questions are answered from it, by ``rounds.task``:
+Two questions are answered from it, by ``rounds.task``, which also notes in it how devices do:
 
 * *How many devices for so many contributions?* The drop-outs of the last assignments give a share,
   which begins as one in ten and weighs no more than ten of them. Until m devices have brought a
@@ -24,9 +24,11 @@ with as many of those as it has brought contributions.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.policies import RetryWindow
@@ -39,9 +41,9 @@ SHORTEST = 1.0
 WORDLESS = 30.0
 
 #: How many assignments the share of drop-outs, and how many the times, are taken from, about.
-_SHARE_OF, _TIMES_OF = 200.0, 64
+SHARE_OF, TIMES_OF = 200.0, 64
 #: The share before anything was seen, and how many assignments it weighs as much as.
-_PRIOR, _WEIGHT = 0.1, 10.0
+PRIOR, WEIGHT = 0.1, 10.0
 
 
 #: Of so many task names it is remembered how their devices did.
@@ -52,56 +54,47 @@ OFFERS = 100
 _REMEMBERED = 10_000
 #: The most contributions that are held to a sender's credit.
 _CREDIT = 1_000
+#: So many contributions may wait to be credited.
+LATER = 4_096
 
 
+@dataclass
 class Experience:
     """What was seen of the devices of one task name.
 
     There are two steps: 0: to a device's first sign of life, 1: from there to its contribution.
 
     :param first: how many seconds a device may be silent while nothing is known of the others.
-    :ivar drop_outs: the share of assignments that come to nothing, as far as is known.
+    :ivar wordless: whether the devices may drop a result without a word, so that silence is usual.
+    :ivar ended: how many assignments ended, or were overdue; what is long ago counts less.
+    :ivar lost: how many of those came to nothing.
     :ivar times: of each step, how many times were seen.
-    :ivar learned: of each step, how long a device may take by these times, in seconds.
+    :ivar means: of each step, the mean of the times and their mean deviation, in seconds.
+    :ivar learned: of each step, how long a device may take by these, in seconds.
     """
 
-    def __init__(self, first: float = 120.0) -> None:
-        self.first = first
-        #: Whether the devices may drop a result without a word, so that silence is usual.
-        self.wordless = False
-        self._ended = self._lost = 0.0
-        self.drop_outs = _PRIOR
-        self.times, self.learned = [0, 0], [0.0, 0.0]
-        #: Of each step: the mean of the times and their mean deviation.
-        self._means = [(0.0, 0.0), (0.0, 0.0)]
+    first: float = 120.0
+    wordless: bool = False
+    ended: float = 0.0
+    lost: float = 0.0
+    times: list[int] = field(default_factory=lambda: [0, 0])
+    means: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.0)] * 2)
+    learned: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
-    def took(self, step: int, seconds: float) -> None:
-        """Take how long a device took for a step."""
-        times, (mean, deviation) = self.times[step], self._means[step]
-        if times:
-            weight = 1 / min(times + 1, _TIMES_OF)
-            deviation += weight * (abs(seconds - mean) - deviation)
-            mean += weight * (seconds - mean)
-        else:
-            mean, deviation = seconds, seconds / 2
-        self.times[step], self._means[step] = times + 1, (mean, deviation)
-        self.learned[step] = max(SHORTEST, mean + 4 * deviation)
+    def lose(self) -> None:
+        """Take that an assignment came to nothing."""
+        if self.ended >= SHARE_OF:
+            self.fade()
+        self.ended += 1
+        self.lost += 1
 
-    def ended(self, *, lost: bool) -> None:
-        """Take how an assignment ended: with a contribution, or lost."""
-        if self._ended >= _SHARE_OF:
-            self._ended, self._lost = self._ended / 2, self._lost / 2
-        self._ended += 1
-        self._lost += lost
-        self._share()
-
-    def found(self) -> None:
+    def find(self) -> None:
         """Take back that an assignment was lost: the device came after all."""
-        self._ended, self._lost = max(0.0, self._ended - 1), max(0.0, self._lost - 1)
-        self._share()
+        self.ended, self.lost = max(0.0, self.ended - 1), max(0.0, self.lost - 1)
 
-    def _share(self) -> None:
-        self.drop_outs = (self._lost + _PRIOR * _WEIGHT) / (self._ended + _WEIGHT)
+    def fade(self) -> None:
+        """Let what was seen so far count half."""
+        self.ended, self.lost = self.ended / 2, self.lost / 2
 
 
 class Experiences:
@@ -153,10 +146,12 @@ class Senders:
     """Counts the overdue places and the contributions of each sender, of one population.
 
     :param limit: how many places of one sender may be silent in any case; 0: any number.
+    :ivar later: whose contributions are not credited yet: nobody asks while no place is silent.
     """
 
     def __init__(self, limit: int = 0) -> None:
         self._limit = limit
+        self.later: list[Sequence[str]] = []
         #: Who has overdue places, and how many.
         self.silent: dict[str, int] = {}
         self._credit: OrderedDict[str, int] = OrderedDict()
@@ -165,14 +160,16 @@ class Senders:
         """Whether a device may be given a place, by all that it is known by."""
         if not self._limit or not self.silent:
             return True
+        self.settle()
         return all(
             self.silent.get(name, 0) < max(self._limit, self._credit.get(name, 0))
             for name in origin
         )
 
-    def contributed(self, origin: Sequence[str]) -> None:
-        """Take that one of its devices contributed."""
-        for name in origin:
+    def settle(self) -> None:
+        """Credit the contributions that wait for it."""
+        later, self.later = self.later, []
+        for name in itertools.chain.from_iterable(later if self._limit else ()):
             self._credit[name] = min(self._credit.pop(name, 0) + 1, _CREDIT)
             if len(self._credit) > _REMEMBERED:
                 self._credit.popitem(last=False)
@@ -188,6 +185,7 @@ class Senders:
 
     def left(self, origin: Sequence[str]) -> None:
         """Take that an overdue place was given up: each costs what a contribution brought."""
+        self.settle()
         for name in origin:
             if self._credit.get(name, 0) > 0:
                 self._credit[name] -= 1
@@ -233,7 +231,7 @@ class Awaited:
         self.ever_came_back += 1
         if step == 0:
             self.silences.note(record.version or "unknown", -1)
-        self.experience.found()
+        self.experience.find()
         self.senders.spoke(record.origin)
 
     def drop(self, record: Assignment, *, silent: bool) -> bool:
@@ -270,5 +268,5 @@ class Awaited:
         self.ever_overdue += 1
         if step == 0:
             self.silences.note(record.version or "unknown")
-        self.experience.ended(lost=True)
+        self.experience.lose()
         self.senders.fell_silent(record.origin)

@@ -21,9 +21,10 @@ returns effects, which the shell carries out in order.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from fcp_core.protocol.status import Code
+from fcp_core.rounds import experience
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import (
     AccumulateEffect,
@@ -34,7 +35,7 @@ from fcp_core.rounds.effects import (
     KeptEffect,
     TaskEffect,
 )
-from fcp_core.rounds.experience import Experience
+from fcp_core.rounds.experience import Experience, Senders
 from fcp_core.rounds.machine import InvalidTransition
 from fcp_core.rounds.policies import OpenTask
 from fcp_core.rounds.task_facts import FINAL, MOVES, TaskFacts
@@ -93,7 +94,7 @@ class TaskMachine(TaskFacts):
     def _devices_for(self, missing: int) -> int:
         """Return how many devices are to be at work for so many contributions."""
         if self._over_selection is None:
-            wanted = devices_for(missing, self.awaited.experience.drop_outs)
+            wanted = devices_for(missing, drop_outs(self.awaited.experience))
         else:
             # Without the small term, 1.1 times 10 would be 12.
             wanted = math.ceil(self._over_selection * missing - 1e-9)
@@ -112,21 +113,6 @@ class TaskMachine(TaskFacts):
         )
 
     # What happens to it.
-
-    def restore(
-        self, contributions: Collection[str], now: float, *, dropped: int = 0, surplus: int = 0
-    ) -> list[TaskEffect]:
-        """Go on after an earlier run, whose aggregate is there; call it before anything else.
-
-        :param contributions: the assignments that are in the aggregate.
-        :param dropped: how many had been dropped, and *surplus* how many came too late.
-        """
-        for id_ in contributions:
-            record = self.assignments[id_] = Assignment(id_, "", now, Stage.CONTRIBUTED)
-            self._order.append(record)
-        self.contributed, self.dropped, self.surplus = len(contributions), dropped, surplus
-        self._expired = self.deadline <= now
-        return [] if self.missing else self._close(now)
 
     def assign(
         self,
@@ -220,9 +206,7 @@ class TaskMachine(TaskFacts):
                 assignment.move(Stage.CONTRIBUTED)
                 self.contributed += 1
                 self.pending -= 1
-                self.awaited.experience.ended(lost=False)
-                if assignment.origin:
-                    self.awaited.senders.contributed(assignment.origin)
+                bring(self.awaited.experience, self.awaited.senders, assignment.origin)
             else:
                 effects.append(self._drop(assignment, "submit", code, message))
         if code is Code.RESOURCE_EXHAUSTED and self._state is TaskState.OPEN:
@@ -232,7 +216,7 @@ class TaskMachine(TaskFacts):
             had = f"it has {self.contributed} of {self.minimum_count} contributions"
             message = f"task {self.name} has no room for more, and {had}: {message}"
             return effects + self._end(TaskState.FAILED, code, message, now)
-        if (end := self._hopeless(now)) is not None:
+        if not self.contributed and (end := self._hopeless(now)) is not None:
             return effects + end
         goes_on = self.missing and self._state is TaskState.OPEN
         return effects + (self._fill() if goes_on else self._close(now))
@@ -324,7 +308,7 @@ class TaskMachine(TaskFacts):
         awaited = self.awaited
         if awaited.steps[step].pop(record.id, None) is None and not record.overdue:
             return
-        awaited.experience.took(step, now - (record.begun if step else record.assigned))
+        learn(awaited.experience, step, now - (record.begun if step else record.assigned))
         if record.overdue:
             awaited.came_back(record, step)
 
@@ -341,14 +325,6 @@ class TaskMachine(TaskFacts):
         longest = next(iter(those.values()))
         since = longest.begun if step else longest.assigned
         return since + patience(self.awaited.experience, step, len(those) + self.awaited.overdue)
-
-    def _hopeless(self, now: float) -> list[TaskEffect] | None:
-        """End the task if its first devices all failed in the same way, else return None."""
-        failures = self.failures
-        if self.contributed or self._state is not TaskState.OPEN or not failures.enough:
-            return None
-        message = f"task {self.name} ended early, since {failures}; {self.story()}"
-        return self._end(TaskState.FAILED, failures.code, message, now)
 
     def _forget(self, now: float) -> None:
         """Forget what ended so long ago that no token of it is valid."""
@@ -369,6 +345,30 @@ class TaskMachine(TaskFacts):
         return effects
 
 
+def learn(known: Experience, step: int, seconds: float) -> None:
+    """Take how long a device took for a step."""
+    times, (mean, deviation) = known.times[step], known.means[step]
+    if times:
+        weight = 1 / min(times + 1, experience.TIMES_OF)
+        deviation += weight * (abs(seconds - mean) - deviation)
+        mean += weight * (seconds - mean)
+    else:
+        mean, deviation = seconds, seconds / 2
+    known.times[step], known.means[step] = times + 1, (mean, deviation)
+    known.learned[step] = max(experience.SHORTEST, mean + 4 * deviation)
+
+
+def bring(known: Experience, senders: Senders, origin: Sequence[str]) -> None:
+    """Take that a device has contributed, and whose it is."""
+    if known.ended >= experience.SHARE_OF:
+        known.fade()
+    known.ended += 1
+    if origin:
+        senders.later.append(origin)
+        if len(senders.later) >= experience.LATER:
+            senders.settle()
+
+
 def patience(known: Experience, step: int, silent: int) -> float:
     """Return how many seconds a device may take for a step until it is overdue.
 
@@ -380,6 +380,11 @@ def patience(known: Experience, step: int, silent: int) -> float:
         return known.first
     learned = known.learned[step]
     return learned if known.times[step] >= silent else max(known.first, learned)
+
+
+def drop_outs(known: Experience) -> float:
+    """Return the share of assignments that is expected to come to nothing."""
+    return (known.lost + experience.PRIOR * experience.WEIGHT) / (known.ended + experience.WEIGHT)
 
 
 def devices_for(missing: int, drop_outs: float) -> int:

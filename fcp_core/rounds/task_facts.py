@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -200,7 +200,22 @@ class TaskFacts(Machine[TaskState]):
         story = f"{devices} assigned: {', '.join(parts)}"
         return f"{story}; not assigned: {others}" if others else story
 
-    # How it ends.
+    # How it begins again, and how it ends.
+
+    def restore(
+        self, contributions: Collection[str], now: float, *, dropped: int = 0, surplus: int = 0
+    ) -> list[TaskEffect]:
+        """Go on after an earlier run, whose aggregate is there; call it before anything else.
+
+        :param contributions: the assignments that are in the aggregate.
+        :param dropped: how many had been dropped, and *surplus* how many came too late.
+        """
+        for id_ in contributions:
+            record = self.assignments[id_] = Assignment(id_, "", now, Stage.CONTRIBUTED)
+            self._order.append(record)
+        self.contributed, self.dropped, self.surplus = len(contributions), dropped, surplus
+        self._expired = self.deadline <= now
+        return [] if self.contributed < self.goal_count else self._close(now)
 
     def cancel(
         self, code: Code, message: str, now: float, *, needed: bool = False
@@ -230,6 +245,14 @@ class TaskFacts(Machine[TaskState]):
         if code is Code.INTERNAL:
             message = f"{self._folded_by} gave no result: {message}"
         return self._end(state, code, message, now)
+
+    def _hopeless(self, now: float) -> list[TaskEffect] | None:
+        """End the task if its first devices all failed in the same way, else return None."""
+        failures = self.failures
+        if self.contributed or self._state is not TaskState.OPEN or not failures.enough:
+            return None
+        message = f"task {self.name} ended early, since {failures}; {self.story()}"
+        return self._end(TaskState.FAILED, failures.code, message, now)
 
     def _close(self, now: float) -> list[TaskEffect]:
         """Take nothing more; once nothing is accumulating, decide how the task ends."""
@@ -287,7 +310,7 @@ class TaskFacts(Machine[TaskState]):
             return DroppedEffect(assignment, phase, code, message, reached)
         else:
             if not overdue and phase != "round_over":  # the server began it again
-                self.awaited.experience.ended(lost=True)
+                self.awaited.experience.lose()
             self.failures.take(assignment.origin, phase, code, message)
         self.dropped += 1
         # Of what the server itself could not do, its own words say more than the code.

@@ -148,6 +148,7 @@ class Server:
         links = MemberLinks(
             members,
             engine,
+            services.store,
             media,
             lambda url, member_id, link: self._frontend.dial(url, member_id, link),
             address,

@@ -35,6 +35,7 @@ _INTEGERS = ("int32", "int64")
 _WIDER = {DataType.INT32: DataType.INT64, DataType.FLOAT: DataType.DOUBLE}
 _SUM_URI = "GoogleSQL:sum"
 _VECTOR_SUM_URI = "federated_sum"
+_SECURE_SUM_URI = "federated_secure_sum"
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,13 @@ class Vector:
 
     :param dtype: a key of :data:`DTYPES`.
     :param length: its fixed length, if it is summed element by element; None: any.
+    :param largest: then: that it is summed under masks, and that none of its elements is above
+        this, or below 0; None: it is summed in the clear.
     """
 
     dtype: str
     length: int | None = None
+    largest: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,7 @@ class Analytics:
                     )
                 if vector.length is not None and vector.length < 1:
                     raise UsageError(f"vector {name!r}: its length must be at least 1.")
+                _check_largest(name, vector)
                 vectors[name] = vector
         return vectors
 
@@ -233,15 +238,7 @@ class Analytics:
             )
         if self.minimum_group_size is not None:
             raise UsageError("a minimum group size needs keys to group by.")
-        return [
-            Intrinsic(
-                _VECTOR_SUM_URI,
-                # A federated_sum adds what it gets, in the dtype that it gets it in.
-                (TensorSpec(source, DTYPES[summed.dtype][1], (summed.length or 0,)),),
-                (TensorSpec(name, DTYPES[summed.dtype][1], (summed.length or 0,)),),
-            )
-            for name, source, summed in sums
-        ] + own
+        return [_vector_sum(name, source, summed) for name, source, summed in sums] + own
 
     @staticmethod
     def _own(name: str, own: Aggregate, vector: Callable[[str, str], Vector]) -> Intrinsic:
@@ -250,6 +247,11 @@ class Analytics:
         given = [
             (source, vector(source, f"aggregate {name!r}: the vector")) for source in own.vectors
         ]
+        for source, each in given:
+            if each.largest is not None:
+                raise UsageError(
+                    f"aggregate {name!r}: vector {source!r} has a 'largest', which only sums have."
+                )
         result = own.result or given[0][1]
         if result.dtype not in DTYPES:
             raise UsageError(
@@ -261,18 +263,22 @@ class Analytics:
     def _group_by(
         self, keys: list[tuple[str, Vector]], sums: list[tuple[str, str, Vector]]
     ) -> Intrinsic:
-        parameters: tuple[Parameter, ...] = ()
+        parameters: dict[str, int] = {}
         if self.minimum_group_size is not None:
             if not keys:
                 raise UsageError("a minimum group size needs keys to group by.")
-            value = np.array(self.minimum_group_size, np.int64)
-            parameters = (Parameter("min_contributors_to_group", value),)
+            parameters["min_contributors_to_group"] = self.minimum_group_size
+        used = {name for name, _ in keys} | {source for _, source, _ in sums}
+        # The columns are of one length, so the query that wants the most rows decides.
+        rows = max(query.minimum_rows for query in self.queries if used & set(query.vectors))
+        if rows > 0:
+            parameters["minimum_rows"] = rows
         columns = tuple(TensorSpec(name, DTYPES[key.dtype][1], (-1,)) for name, key in keys)
         return Intrinsic(
             GROUP_BY_URI,
             columns,
             columns,
-            parameters,
+            tuple(Parameter(name, np.array(value, np.int64)) for name, value in parameters.items()),
             tuple(
                 _column_sum(name, source, DTYPES[summed.dtype][1]) for name, source, summed in sums
             ),
@@ -289,6 +295,31 @@ def with_policies(
     options = {name: given for name, given in eligibility.items() if given}
     more = {"eligibility": tuple(eligibility), "options": {**fields.get("options", {}), **options}}
     return {**fields, **more}
+
+
+def _check_largest(name: str, vector: Vector) -> None:
+    """Refuse a bound that no sum under masks can have."""
+    if vector.largest is None:
+        return
+    if vector.length is None or vector.dtype not in _INTEGERS:
+        raise UsageError(
+            f"vector {name!r}: 'largest' has it summed under masks, element by element: give it a "
+            f"length, and one of {', '.join(_INTEGERS)} as dtype."
+        )
+    most = int(np.iinfo(vector.dtype).max)
+    if not 0 <= vector.largest <= most:
+        raise UsageError(f"vector {name!r}: its largest must be from 0 to {most}.")
+
+
+def _vector_sum(name: str, source: str, summed: Vector) -> Intrinsic:
+    """Return the sum of a vector of fixed length, element by element."""
+    # Such a sum adds what it gets, in the dtype that it gets it in.
+    dtype, shape = DTYPES[summed.dtype][1], (summed.length or 0,)
+    inputs, outputs = (TensorSpec(source, dtype, shape),), (TensorSpec(name, dtype, shape),)
+    if summed.largest is None:
+        return Intrinsic(_VECTOR_SUM_URI, inputs, outputs)
+    bound = Parameter("", np.array(summed.largest, np.int64))
+    return Intrinsic(_SECURE_SUM_URI, inputs, outputs, (bound,))
 
 
 def _check_name(what: str, name: str) -> None:

@@ -13,6 +13,7 @@ from fcp_core.aggregation.configuration import DP_DISTINCT_URI, DP_GROUP_BY_URI,
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, Tensor, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import data_type_pb2
+from fcp_core.tasks.sql_masks import Masks, put_masks
 from fcp_core.tasks.sql_measures import DEVICES, Measure
 from fcp_core.tasks.sql_parsing import Parsed, parse
 
@@ -51,12 +52,15 @@ class Part:
     keys: list[TensorSpec] = field(default_factory=list)
     nested: list[Intrinsic] = field(default_factory=list)
     measures: dict[str, int] = field(default_factory=dict)
-    #: Under noise: the relative error of the buckets that the last key is, and the quantiles that
-    #: are read from them, each with its place among the measures.
+    #: Under noise or masks: the relative error of the buckets that the last key is, and the
+    #: quantiles that are read from them, each with its place among the measures.
     buckets: float | None = None
     quantiles: dict[int, float] = field(default_factory=dict)
     #: Under noise: whether it counts distinct values, by their codes.
     codes: bool = False
+    #: Under masks: what a device contributes to each measure at most, and how the sums are read.
+    most: dict[str, float] = field(default_factory=dict)
+    masks: Masks | None = None
 
     def column(self, name: str, sql: str, dtype: DataType) -> TensorSpec:
         """Have devices select something, under a name."""
@@ -85,17 +89,14 @@ class Part:
 
         :param parts: how many share the budget.
         """
+        if self.masks is not None:
+            return self.masks.intrinsic
         parameters: list[Parameter] = []
         keys = tuple(self.keys)
         if self.codes and query.epsilon is not None:
-            (nested,) = self.nested
-            bounds = (
-                Parameter("epsilon", np.array(query.epsilon / parts)),
-                Parameter("max_values", np.array(query.max_rows, np.int64)),
-            )
-            return Intrinsic(DP_DISTINCT_URI, nested.inputs, nested.outputs, bounds)
+            return self._distinct(query, minimum, parts)
         if query.epsilon is not None:
-            groups = query.max_groups * (1 if self.buckets is None else query.max_rows)
+            groups = query.max_groups * (1 if self.buckets is None else query.rows_bound)
             parameters = [
                 Parameter("epsilon", np.array(query.epsilon / parts)),
                 Parameter("delta", np.array(query.delta / parts)),
@@ -105,8 +106,32 @@ class Part:
         if minimum is not None and keys:
             value = np.array(minimum, np.int64)
             parameters.append(Parameter("min_contributors_to_group", value))
+        if query.minimum_rows > 0 and query.epsilon is None:
+            value = np.array(query.minimum_rows, np.int64)
+            parameters.append(Parameter("minimum_rows", value))
         uri = GROUP_BY_URI if query.epsilon is None else DP_GROUP_BY_URI
         return Intrinsic(uri, keys, keys, tuple(parameters), tuple(self.nested))
+
+    def _distinct(self, query: SqlQuery, minimum: int | None, parts: int) -> Intrinsic:
+        """Return the count of distinct values under noise, of all or in each group."""
+        (nested,) = self.nested
+        parameters = {
+            "epsilon": np.array((query.epsilon or 0.0) / parts),
+            "max_values": np.array(query.rows_bound, np.int64),
+        }
+        if query.domain:
+            raise UsageError("a domain does not go together with APPROX_DISTINCT; ask twice.")
+        if self.keys:
+            parameters["delta"] = np.array(query.delta / parts)
+            parameters["max_groups_contributed"] = np.array(query.max_groups, np.int64)
+        if self.keys and minimum is not None:
+            parameters["min_contributors_to_group"] = np.array(minimum, np.int64)
+        return Intrinsic(
+            DP_DISTINCT_URI,
+            (*self.keys, *nested.inputs),
+            (*self.keys, *nested.outputs),
+            tuple(Parameter(name, value) for name, value in parameters.items()),
+        )
 
     def _domain(self, domain: Mapping[str, Sequence[object]]) -> list[Parameter]:
         """Return the values that the keys have, if they are given."""
@@ -151,12 +176,13 @@ def lower(query: SqlQuery) -> Lowered:
     for place, measure in enumerate(parsed.measures):
         if measure.kind == "quantile":
             part = _bucketed(parsed, parts, measure)
-            (_add_quantile if query.epsilon is None else _add_buckets)(query, part, place, measure)
+            plain = query.epsilon is None and not query.masked
+            (_add_quantile if plain else _add_buckets)(query, part, place, measure)
         elif measure.kind == "distinct":
             _add_distinct(query, parsed, parts, place, measure)
         else:
             _add(query, main, place, measure)
-    if not main.nested and not main.keys and any(part.codes for part in parts.values()):
+    if not main.nested and any(part.codes for part in parts.values()):
         del parts[""]  # it would take a share of the budget for nothing
     elif not main.columns or (query.epsilon is not None and not main.nested):
         # There is nothing but sketches, and no groups; or noise needs a number that it is added to.
@@ -169,6 +195,9 @@ def lower(query: SqlQuery) -> Lowered:
             "a domain is for queries with an epsilon; others have the groups there are."
         )
     made = list(parts.values())
+    if query.masked:
+        for part in made:
+            put_masks(query, part, minimum or 1)
     return Lowered(parsed, made, [part.group_by(query, minimum, len(made)) for part in made])
 
 
@@ -183,7 +212,8 @@ def _check_noise(query: SqlQuery) -> None:
         and not 0 < query.epsilon < math.inf,
         "delta must be from 0 to below 1": not 0 <= query.delta < 1,
         f"max_groups must be from 1 to {_MOST:,}": not 1 <= query.max_groups <= _MOST,
-        f"max_rows must be from 1 to {_MOST:,}": not 1 <= query.max_rows <= _MOST,
+        f"max_rows must be from 1 to {_MOST:,}": query.max_rows is not None
+        and not 1 <= query.max_rows <= _MOST,
     }
     if found := [words for words, is_wrong in wrong.items() if is_wrong]:
         raise UsageError(f"{'; '.join(found)}.")
@@ -213,10 +243,11 @@ def _add(query: SqlQuery, part: Part, place: int, measure: Measure) -> None:
     if measure.valid:
         inputs.append(part.column(measure.valid, measure.valid, DataType.INT64))
     output = TensorSpec(f"{part.label}{measure.label}", dtype, _COLUMN)
+    part.most[output.name] = measure.row_bound * query.rows_bound or 1.0
     if query.epsilon is None:
         part.nest(place, f"GoogleSQL:{measure.kind}", inputs, output)
         return
-    part.nest(place, _DP_SUM, inputs, output, _bounds(measure.row_bound * query.max_rows or 1.0))
+    part.nest(place, _DP_SUM, inputs, output, _bounds(part.most[output.name]))
 
 
 def _bounds(largest: float, l1: float = 0.0) -> list[tuple[str, float]]:
@@ -260,7 +291,8 @@ def _add_buckets(query: SqlQuery, part: Part, place: int, measure: Measure) -> N
     part.buckets = measure.relative_error
     part.keys.append(TensorSpec(f"{part.label}value", DataType.DOUBLE, _COLUMN))
     rows = TensorSpec(f"{part.label}rows", DataType.INT64, _COLUMN)
-    bounds = _bounds(float(query.max_rows), float(query.max_rows * query.max_groups))
+    part.most[rows.name] = float(query.rows_bound)
+    bounds = _bounds(float(query.rows_bound), float(query.rows_bound * query.max_groups))
     part.nest(-1, _DP_SUM, [rows], rows, bounds)
 
 
@@ -269,6 +301,8 @@ def _literal(value: object) -> str:
     if value is None:
         return "NULL"
     if isinstance(value, str):
+        if "\0" in value:
+            return f"CAST(X'{value.encode().hex().upper()}' AS TEXT)"
         return "'" + value.replace("'", "''") + "'"
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
@@ -284,11 +318,6 @@ def _add_distinct(
     query: SqlQuery, parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure
 ) -> None:
     """Add a count of distinct values: devices send codes of theirs."""
-    if query.epsilon is not None and parsed.keys:
-        raise UsageError(
-            f"{measure.label}: with noise distinct values are counted over all devices, not in "
-            "groups; leave GROUP BY out, or take the values themselves as groups."
-        )
     label = f"{measure.sql} codes: "
     part = parts[label] = _begin(parsed, label)
     code = part.column("code", f"fcp_distinct_code({measure.sql})", DataType.INT64)

@@ -60,11 +60,15 @@ class Measures:
 
     :param types: the types of columns, by their names in lower case.
     :param private: whether noise is to hide what one device sends, so that each measure costs.
+    :param masked: whether only sums over devices are seen.
     """
 
-    def __init__(self, types: Mapping[str, str], *, private: bool = False) -> None:
+    def __init__(
+        self, types: Mapping[str, str], *, private: bool = False, masked: bool = False
+    ) -> None:
         self._types = types
         self._private = private
+        self._masked = masked
         #: All measures, in their order.
         self.found: list[Measure] = []
 
@@ -107,17 +111,21 @@ class Measures:
         if isinstance(aggregate, exp.Avg):
             text = "CASE WHEN n > 0 THEN s / n END"
             return _formula(text, n=self._count(x), s=self._total(x))
-        if self._private and isinstance(aggregate, (exp.Min, exp.Max)):
-            quantile = "0.01" if isinstance(aggregate, exp.Min) else "0.99"
-            raise UsageError(
-                f"{shown} cannot be hidden by noise: one device could change it by anything. Write "
-                f"APPROX_QUANTILE({x.sql('sqlite')}, {quantile}), which many devices decide."
-            )
         if isinstance(aggregate, (exp.Min, exp.Max)):
-            return self._extreme(aggregate.key, x)
+            if not self._private and not self._masked:
+                return self._extreme(aggregate.key, x)
+            # What can be summed, and have noise, is how many numbers are in each bucket.
+            end = float(isinstance(aggregate, exp.Max))
+            bucket = Measure("quantile", shown, _sql(x), quantile=end, relative_error=PRIVATE_ERROR)
+            return self.place(bucket)
         if isinstance(aggregate, exp.ApproxQuantile):
-            error = PRIVATE_ERROR if self._private else RELATIVE_ERROR
+            error = PRIVATE_ERROR if self._private or self._masked else RELATIVE_ERROR
             return self.place(_quantile(aggregate, _sql(x), shown, error))
+        if isinstance(aggregate, exp.ApproxDistinct) and self._masked:
+            raise UsageError(
+                f"{shown} cannot be summed under masks; write SELECT DISTINCT {x.sql('sqlite')} "
+                "and count the rows."
+            )
         if isinstance(aggregate, exp.ApproxDistinct):
             return self.place(Measure("distinct", f"APPROX_DISTINCT({_sql(x)})", _sql(x)))
         return self._spread(aggregate, x, shown)
@@ -179,9 +187,14 @@ class Measures:
         :raises UsageError: if that has to be known, and is not.
         """
         bound = _row_bound(x)
-        if self._private and not bound < math.inf:
+        if (self._private or self._masked) and not bound < math.inf:
+            why = (
+                "noise can only hide what is bounded"
+                if self._private
+                else "a sum under masks has room for what is bounded only"
+            )
             raise UsageError(
-                f"{label}: noise can only hide what is bounded; write how large a value may be, as "
+                f"{label}: {why}; write how large a value may be, as "
                 f"CLAMP({x.sql('sqlite')}, 0, 100)."
             )
         return bound

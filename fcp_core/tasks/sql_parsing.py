@@ -108,6 +108,7 @@ class _Reader:
         self._measures = Measures(
             {name.lower(): kind.lower() for name, kind in query.types.items()},
             private=query.epsilon is not None,
+            masked=query.masked,
         )
         self._items = [item.unalias() for item in select.expressions]
         self._aliases = {
@@ -285,4 +286,9 @@ def _key(key: exp.Expression) -> Key:
     sql = sqlite(key)
     whole = f"CAST({sql} AS INTEGER)"
     is_whole = f"typeof({sql}) = 'real' AND {sql} = {whole}"
-    return Key(key.sql("sqlite"), f"quote(CASE WHEN {is_whole} THEN {whole} ELSE {sql} END)")
+    literal = f"quote(CASE WHEN {is_whole} THEN {whole} ELSE {sql} END)"
+    # SQLite quotes a text up to its first NUL only.
+    data = f"CAST({sql} AS BLOB)"
+    cut = f"typeof({sql}) = 'text' AND instr({data}, X'00')"
+    whole_text = f"'CAST(' || quote({data}) || ' AS TEXT)'"
+    return Key(key.sql("sqlite"), f"CASE WHEN {cut} THEN {whole_text} ELSE {literal} END")

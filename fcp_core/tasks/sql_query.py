@@ -37,7 +37,12 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         none.
     :param delta: the same.
     :param max_groups: to how many groups a device contributes at most, if there is an epsilon.
-    :param max_rows: of how many rows in a group a device contributes what they add, then.
+    :param max_rows: of how many rows in a group a device contributes what they add, then and if it
+        is masked; None: 10, or 10,000 if it is masked.
+    :param masked: ask for sums under masks, of which an aggregation protocol lets the server see
+        those over many devices only.
+    :param capacity: how many groups all devices together may have, then.
+    :param key_bytes: how long the keys of a group may be as text, then.
     :param domain: for each key, by its text, the values that it has: all of their combinations are
         in the result, and no others; only with an epsilon.
     """
@@ -50,8 +55,16 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     epsilon: Annotated[float, Meta(gt=0)] | None = None
     delta: Annotated[float, Meta(ge=0, lt=1)] = 1e-8
     max_groups: Annotated[int, Meta(ge=1)] = 10
-    max_rows: Annotated[int, Meta(ge=1)] = 10
+    max_rows: Annotated[int, Meta(ge=1)] | None = None
     domain: Mapping[str, Sequence[str | int | float | None]] = {}
+    masked: bool = False
+    capacity: Annotated[int, Meta(ge=1)] = 1000
+    key_bytes: Annotated[int, Meta(ge=8)] = 48
+
+    @property
+    def rows_bound(self) -> int:
+        """Of how many rows in a group a device contributes what they add, if that is bounded."""
+        return self.max_rows or (10_000 if self.masked else 10)
 
     def lowered(self) -> Lowered:
         """Return what devices, the server and the reader of the result do.

@@ -19,6 +19,7 @@ from fcp_core.tasks.tables import ERROR, Column, Table
 _Row = tuple[Any, ...]
 
 _QUOTED = re.compile(r"'(?:[^']|'')*'", re.DOTALL)
+_CAST = re.compile(r"CAST\(X'((?:[0-9A-Fa-f]{2})*)' AS TEXT\)")
 _BYTES = re.compile(r"X'(?:[0-9A-Fa-f]{2})*'")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _NUMBER = re.compile(r"-?(?:[0-9]+(?:\.[0-9]*)?(?:e[+-]?[0-9]{1,4})?|inf)", re.IGNORECASE)
@@ -63,6 +64,8 @@ def read_result(lowered: Lowered, checkpoint: bytes, noise: Mapping[str, float])
 
 def _groups(part: Part, tensors: Mapping[str, list[Any]]) -> dict[_Row, dict[int, Any]]:
     """Return the measures of each group, by their places."""
+    if part.masks is not None:
+        tensors = part.masks.columns(tensors[part.masks.name])
     if part.buckets is not None:
         return _quantiles(part, part.buckets, tensors)
     keys = [tensors[spec.name] for spec in part.keys]
@@ -87,6 +90,8 @@ def _literal(text: bytes) -> Any:
         return None
     if _QUOTED.fullmatch(literal):
         return literal[1:-1].replace("''", "'")
+    if (cast := _CAST.fullmatch(literal)) is not None:
+        return bytes.fromhex(cast[1]).decode("utf-8", "backslashreplace")
     if _BYTES.fullmatch(literal):
         return bytes.fromhex(literal[2:-1])
     if _INTEGER.fullmatch(literal) and -(2**63) <= (whole := int(literal)) < 2**63:

@@ -129,7 +129,11 @@ def _query(table: TomlTable) -> Query:
     for name in given.names():
         if isinstance(given.raw(name), dict):
             vector = given.table(name)
-            vectors[name] = Vector(vector.get("dtype", str), vector.get("length", int, None))
+            vectors[name] = Vector(
+                vector.get("dtype", str),
+                vector.get("length", int, None),
+                vector.get("largest", int, None),
+            )
             vector.check_all_read()
         else:
             vectors[name] = Vector(given.get(name, str))

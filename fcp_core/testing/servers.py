@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.configuration import configuration_to_proto, flat_inputs
@@ -180,7 +179,7 @@ def make_device(
     :param vectors: by name; see :func:`fcp_core.client.make_query_result`.
     :param options: of the :class:`fcp_core.client.Client`; ``stores`` replaces the vectors.
     """
-    result = make_query_result({name: np.asarray(vector) for name, vector in vectors.items()})
+    result = make_query_result(vectors)
     data = [result.SerializeToString()]
     options.setdefault("stores", {COLLECTION: CallableStore(lambda selector: data)})
     options.setdefault("retry", RetryPolicy(delay=0.01))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ import msgspec
 import tensorflow as tf
 
 from fcp_core.admin import AdminClient
-from fcp_core.admin.messages import Submission
+from fcp_core.admin.messages import Submission, Task
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import StatusError
@@ -117,13 +118,15 @@ class LocalRunner(TaskRunner):
     async def _run(self, spec: TaskSpec) -> bytes:
         """Do so on the server's event loop."""
         tasks = self._thread.server.services.tasks
-        task_id = await tasks.submit(spec)
+        # Shielded: a submission that is cut off half-way would leave a task that nobody knows of.
+        offered = asyncio.ensure_future(tasks.submit(spec))
         try:
-            result: bytes = await tasks.wait(task_id)
+            result: bytes = await tasks.wait(await asyncio.shield(offered))
         except asyncio.CancelledError:
-            await tasks.cancel(task_id, "the program does not wait for it any more")
+            with contextlib.suppress(StatusError):
+                await tasks.cancel(await offered, "the program does not wait for it any more")
             raise
-        await tasks.forget(task_id)
+        await tasks.forget(offered.result())
         return result
 
 
@@ -199,25 +202,35 @@ class RemoteRunner(TaskRunner):
             self._waiting.discard(key or "")
 
     async def _run(self, spec: TaskSpec, key: str | None) -> bytes:
-        task = await self._call(self._client.submit, spec, key=key)
-        if task.error is not None:
-            # It failed while the program was away, or before the program tried again.
-            await self._call(self._client.forget, task.task_id)
-            task = await self._call(self._client.submit, spec, key=key)
+        offered = self._threads.submit(self._offer, spec, key)
         try:
+            task = await asyncio.wrap_future(offered)
             while not task.is_final:
                 task = await self._call(self._client.wait, task.task_id, _POLL)
         except asyncio.CancelledError:
             if self._program is None:
                 # Apart from the event loop, which may be about to close.
-                self._cancelling.append(self._threads.submit(self._cancel, task.task_id))
+                self._cancelling.append(self._threads.submit(self._cancel, offered))
             raise
         task.check()
         result = await self._call(self._client.result, task.task_id)
         await self._call(self._client.forget, task.task_id)
         return result
 
-    def _cancel(self, task_id: str) -> None:
+    def _offer(self, spec: TaskSpec, key: str | None) -> Task:
+        task = self._client.submit(spec, key=key)
+        if task.error is not None:
+            # It failed while the program was away, or before the program tried again.
+            self._client.forget(task.task_id)
+            task = self._client.submit(spec, key=key)
+        return task
+
+    def _cancel(self, offered: Future[Task]) -> None:
+        """Cancel a task, which may be on its way to the server still."""
+        try:
+            task_id = offered.result().task_id
+        except (CancelledError, StatusError):
+            return  # it never got there
         try:
             self._client.cancel(task_id, "the program does not wait for it any more")
         except StatusError as error:

@@ -10,7 +10,7 @@ from fcp_aggregators.plugin import fcp_register_aggregators
 from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
-from fcp_core.protocol.kernels import NumpyKernels, compiled_kernels
+from fcp_core.protocol.checkpoint.kernels import NumpyKernels, compiled_kernels
 from fcp_core.protocol.status import StatusError
 
 FACTORIES = {factory.name: factory for factory in fcp_register_aggregators()}

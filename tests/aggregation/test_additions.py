@@ -14,7 +14,7 @@ from fcp_core.aggregation.binding import bind
 from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator, KeptBudget
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.checkpoint import CheckpointReader, open_checkpoint, write_checkpoint
-from fcp_core.protocol.kernels import NumpyKernels
+from fcp_core.protocol.checkpoint.kernels import NumpyKernels
 from fcp_core.protocol.status import Code, StatusError
 from tests.aggregation.adding import (
     EVERY,

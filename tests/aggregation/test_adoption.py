@@ -17,8 +17,12 @@ from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.engine import FoldJob
 from fcp_core.aggregation.local import LocalEngine
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
-from fcp_core.protocol.checkpoint import CheckpointReader, open_checkpoint, write_checkpoint
-from fcp_core.protocol.checkpoint import layout as layouts
+from fcp_core.protocol.checkpoint import (
+    CheckpointReader,
+    kernels,
+    open_checkpoint,
+    write_checkpoint,
+)
 
 FACTORIES = {factory.name: factory for factory in fcp_register_aggregators()}
 FORMATS = ["tf_v1", "federated_compute"]
@@ -28,7 +32,7 @@ WEIGHT = TensorSpec("weight", DataType.FLOAT)
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch):
     monkeypatch.setattr(adoption, "ADOPTED", 64)
-    monkeypatch.setattr(layouts, "_LARGE", 0)
+    monkeypatch.setattr(kernels, "_LARGE", 0)
     # So that a contribution is moved in several steps.
     monkeypatch.setattr(adoption, "_CHUNK", 7)
 
@@ -44,7 +48,7 @@ def adopted(monkeypatch):
         sizes.append(total.nbytes)
         return total
 
-    monkeypatch.setattr("fcp_core.aggregation.additions.adopt", count)
+    monkeypatch.setattr("fcp_core.aggregation.checkpoint_aggregator.adopt", count)
     return sizes
 
 

@@ -65,6 +65,22 @@ def test_the_demonstration_misses_its_packages_in_one_sentence(fcp, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("typed", "brought_by"),
+    [
+        (["top"], "dashboard"),
+        (["tasks", "report", "ID"], "dashboard"),
+        (["privacy", "show"], "privacy"),
+    ],
+)
+def test_a_command_of_a_distribution_says_which_to_install(fcp, typed, brought_by):
+    result = fcp(*typed)
+    assert result.returncode == 2
+    name = f"fcp-server-{brought_by}"
+    shown = " ".join(typed[: 2 if typed[0] == "tasks" else 1])
+    assert result.stderr == f"fcp: 'fcp {shown}' comes with {name}: pip install {name}.\n"
+
+
+@pytest.mark.parametrize(
     ("typed", "meant"),
     [
         (["servr"], "serve"),

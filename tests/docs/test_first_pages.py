@@ -6,13 +6,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fcp_core.client import write_tfrecord
 from fcp_core.lab import DeviceModel, Scenario, TaskModel, simulate
 from fcp_core.plugins.manager import Plugins
+from fcp_core.rounds.policies import CheckIn
+from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.server import Server
 from fcp_core.tasks.taskfile import read_task_file
+from fcp_core.testing.servers import RunningServer
 from fcp_robust.plugin import RobustPlugin
 from fcp_secagg import plugin as secure_aggregation
 
@@ -39,7 +44,8 @@ def test_the_readme_is_two_screens_long() -> None:
 @pytest.mark.parametrize("text", blocks(COOK_BOOK, "ini"), ids=lambda text: text.split("\n")[1])
 def test_each_recipe_is_a_configuration(text: str, tmp_path: Path) -> None:
     (tmp_path / "setup.cfg").write_text(text)
-    (tmp_path / "coin.py").write_text(block(COOK_BOOK, "python", '"""coin.py"""'))
+    for name in ("coin.py", "only.py"):
+        (tmp_path / name).write_text(block(COOK_BOOK, "python", f'"""{name}"""'))
     (tmp_path / "keys").write_text("")
     installed = [RobustPlugin(), secure_aggregation]
     plugins = Plugins.load(environ={}, working_folder=tmp_path, extra=installed)
@@ -71,6 +77,35 @@ def test_the_plugin_of_20_lines_loads_and_its_effect_is_seen(tmp_path: Path) -> 
     )
     assert 2 * len(coin.completed) < len(fifo.completed)
     assert coin.waste < fifo.waste
+
+
+def test_a_recipe_says_why_a_task_waits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "task.toml").write_text(block(COOK_BOOK, "toml", "[task]"))
+    names: dict[str, Any] = {}
+    exec(block(COOK_BOOK, "python", '"""waiting.py"""'), names)
+    token = "a-token-of-the-cook-book"
+    plugins = Plugins.load(
+        environ={}, working_folder=tmp_path, overrides={"admin.token": token, "storage": "memory"}
+    )
+    with RunningServer(Server(plugins, populations=["phones/all"])) as server:
+        server.submit(read_task_file(tmp_path / "task.toml").to_spec())
+        names["why"](server.url, token)
+    assert capsys.readouterr().out == block(COOK_BOOK, "output", "launches: ")
+
+
+def test_a_recipe_lets_only_some_devices_in(tmp_path: Path) -> None:
+    (tmp_path / "only.py").write_text(block(COOK_BOOK, "python", '"""only.py"""'))
+    (tmp_path / "setup.cfg").write_text(block(COOK_BOOK, "ini", "only"))
+    (tmp_path / "keys").write_text("")
+    plugins = Plugins.load(working_folder=tmp_path, environ={})
+    spec = TaskSpec("people", "ward_study", b"", b"", b"", 1)
+    (policy,) = plugins.for_task(spec).own_eligibility_policies() or ()
+
+    def let_in(key: str | None) -> bool:
+        check_in = CheckIn("phones/all", "", "", False, True, principal=key and f"key:{key}")
+        return plugins.judge(policy, check_in, 0.0) is None
+
+    assert [let_in(key) for key in ("st mary", "charite", "elsewhere", None)] == [1, 1, 0, 0]
 
 
 @pytest.mark.tff

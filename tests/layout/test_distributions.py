@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fcp_core.commands.invocation import refuse_uninstalled
+from fcp_core.errors import UsageError
 from fcp_core.plugins.discovery import PluginSource, check_plugin
 from fcp_core.plugins.manager import Plugins
 
@@ -145,9 +147,12 @@ def test_whoever_lacks_it_is_told_what_to_install(folder, tmp_path):
     new = {(offer.kind, offer.name) for offer in plugins.offers()}
     new -= {(offer.kind, offer.name) for offer in without.offers()}
     for kind, name in new:
-        if kind == "command" or (
-            name in plugins.aggregators and plugins.aggregators[name].protocol
-        ):
+        if name in plugins.aggregators and plugins.aggregators[name].protocol:
             continue
-        told = without.offered.missing(kind, name)
+        if kind == "command":
+            with pytest.raises(UsageError) as refused:
+                refuse_uninstalled(name)
+            told = str(refused.value)
+        else:
+            told = without.offered.missing(kind, name)
         assert f"pip install {metadata(folder)['metadata']['name']}" in told, (kind, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def test_single_numbers_are_drawn_by_round(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.svg").read_text() == picture.svg
     with pytest.raises(UsageError, match="cannot be written"):
         picture.save(tmp_path / "nowhere" / "metrics.svg")
+
+
+def test_negative_numbers_are_drawn_within_their_panel() -> None:
+    for values in ([-3.0, -1.0, -0.5], [-3.0, 1.0, 2.0], [0.0, 0.0, 0.0]):
+        svg = plot([{"log_likelihood": value} for value in values]).svg
+        points = re.findall(r"[\d.-]+,([\d.-]+)", re.search(r'points="([^"]*)"', svg)[1])
+        heights = [float(y) for y in points]
+        grid = [float(y) for y in re.findall(r'y1="([\d.]+)"', svg)]
+        assert all(min(grid) <= y <= max(grid) for y in heights)
+        assert heights == sorted(heights, reverse=True)
 
 
 def test_metrics_are_chosen_by_the_end_of_their_names() -> None:

@@ -23,6 +23,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server, ServerThread
+from fcp_core.server.services.tasks import Tasks
 from fcp_platform.runners import RemoteRunner
 
 pytestmark = [pytest.mark.tff, pytest.mark.slow]
@@ -127,7 +128,7 @@ def test_rounds_run_on_the_server_elsewhere(server, admin):
     assert admin.list() == []
 
 
-def interrupted(running, admin):
+def interrupt(running, admin, at_the_end=lambda: None):
     """Run a program that ends while its round is open; return the round's task."""
 
     async def program():
@@ -137,10 +138,16 @@ def interrupted(running, admin):
         waiting.cancel()
         for other in asyncio.all_tasks() - {asyncio.current_task()}:
             other.cancel()
+        at_the_end()
         return task
 
+    return asyncio.run(asyncio.wait_for(program(), 60))
+
+
+def interrupted(running, admin, at_the_end=lambda: None):
+    """The same, and the program's context is left."""
     with running:
-        return asyncio.run(asyncio.wait_for(program(), 30))
+        return interrupt(running, admin, at_the_end)
 
 
 def test_a_program_that_is_started_again_finds_its_round(server, admin):
@@ -167,6 +174,40 @@ def test_a_program_that_is_started_again_finds_its_round(server, admin):
 def test_a_program_without_a_name_leaves_nothing_open(server, admin):
     task = interrupted(context(server), admin)
     assert admin.wait(task, 20).state == "cancelled"
+
+
+def test_a_program_that_ends_before_it_knows_its_task_leaves_nothing_open(
+    server, admin, monkeypatch
+):
+    ended, submit = threading.Event(), AdminClient.submit
+
+    def slow(*args, **kwargs):
+        task = submit(*args, **kwargs)
+        assert ended.wait(60)
+        return task
+
+    monkeypatch.setattr(AdminClient, "submit", slow)
+    task = interrupted(context(server), admin, ended.set)
+    assert admin.wait(task, 60).state == "cancelled"
+
+
+def test_a_program_that_ends_while_its_own_server_stores_its_task_leaves_nothing_open(monkeypatch):
+    ended, submit = threading.Event(), Tasks.submit
+
+    async def slow(*args, **kwargs):
+        task = await submit(*args, **kwargs)
+        while not ended.is_set():
+            await asyncio.sleep(0.01)
+        return task
+
+    monkeypatch.setattr(Tasks, "submit", slow)
+    local = fcp_platform.LocalServer(config={"admin.token": TOKEN})
+    with (
+        fcp_platform.FederatedContext(POPULATION, local, over_selection=1.0) as running,
+        AdminClient(running.server_url, TOKEN, patience=0) as admin,
+    ):
+        task = interrupt(running, admin, ended.set)
+        assert admin.wait(task, 60).state == "cancelled"
 
 
 def test_another_program_gets_a_round_of_its_own(server, admin):

@@ -228,6 +228,27 @@ def test_pacing_is_the_options_unless_a_plugin_says_otherwise(load):
     assert plugins.retry_window("p", False, {}, 1.0) == RetryWindow(1, 2)
 
 
+def test_pacing_that_is_switched_off_is_not_asked(load):
+    asked = []
+
+    class Pacing:
+        @hookimpl
+        def fcp_add_options(self, options):
+            for name in ("one", "two"):
+                options.add(f"pacing.{name}", "enabled", "bool", False, "x", scopes=("population",))
+
+        @hookimpl
+        def fcp_retry_window(self, population, pacing):
+            asked.append((population, pacing["two"]["enabled"]))
+            return RetryWindow(7, 8)
+
+    on = {"population:there.pacing.two.enabled": "true"}
+    plugins = load(overrides=on, extra=[Pacing()])
+    assert plugins.retry_window("here", True, {}, 1.0) == RetryWindow(10, 30)
+    assert plugins.retry_window("there", True, {}, 1.0) == RetryWindow(7, 8)
+    assert asked == [("there", True)]
+
+
 @pytest.mark.parametrize("answer", [RetryWindow(5, 4), RetryWindow(-1, 4), 30, None])
 def test_a_window_that_is_none_falls_back(load, caplog, answer):
     plugins = load(extra=[plugin("fcp_retry_window", lambda: answer)])

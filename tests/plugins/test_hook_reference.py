@@ -17,6 +17,7 @@ from fcp_core.plugins.discovery import hook_specs
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.events import TaskClosed
+from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import CheckIn
 from fcp_core.rounds.tasks import TaskSpec
 
@@ -42,6 +43,7 @@ def traced(tmp_path):
             "fcp_webhook.plugin:WebhookPlugin, fcp_plugins.api_keys:APIKeys",
             "api_keys.file": str(keys),
             "admission.minimum_version": "2",
+            "pacing.adaptive.enabled": "yes",
         },
         trace=calls.append,
     )
@@ -54,7 +56,7 @@ def authenticate(plugins):
 
 
 def pace(plugins):
-    load = {"open_tasks": 1, "missing": 5, "needs": 5, "waiting": 0, "check_in_rate": 1.0}
+    load = {"pace": Pace(), "needs": 5, "population_size": 3}
     plugins.retry_window("p", True, load, 1.0)
 
 

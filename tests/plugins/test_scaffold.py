@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -105,7 +106,9 @@ def test_the_metadata_name_the_plugin(tmp_path):
     parser.read(tmp_path / "setup.cfg")
     assert parser["metadata"]["name"] == "fcp-server-trimmed-mean"
     assert parser["options"]["packages"].split() == ["fcp_trimmed_mean"]
-    assert parser["options"]["install_requires"].split()[0].startswith("fcp-server>=")
+    major, minor = map(int, importlib.metadata.version("fcp-server").split(".")[:2])
+    bounds = f">={major}.{minor},<{major + 1 if major else f'0.{minor + 1}'}"
+    assert parser["options"]["install_requires"].split() == [f"fcp-server{bounds}"]
     points = parser["options.entry_points"]["fcp"].strip()
     assert points == "trimmed_mean = fcp_trimmed_mean.plugin"
     assert (tmp_path / "src" / "fcp_trimmed_mean" / "py.typed").exists()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcp_core.protocol.kernels import NumpyKernels, compiled_kernels, default_kernels
+from fcp_core.protocol.checkpoint.kernels import NumpyKernels, compiled_kernels, default_kernels
 
 DTYPES = ["<f4", "<f8", "<i4", "<i8", "<u8"]
 NO_FLOATS = np.empty((0, 3), np.int64)

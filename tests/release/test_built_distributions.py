@@ -165,6 +165,8 @@ def copied(tmp_path, monkeypatch):
     for folder in release.folders():
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / folder / "setup.cfg", tmp_path / folder / "setup.cfg")
+    shutil.copyfile(ROOT / "README.md", tmp_path / "README.md")
+    (tmp_path / "docs" / "images").mkdir(parents=True)
     monkeypatch.setattr(release, "ROOT", tmp_path)
     return tmp_path
 
@@ -175,6 +177,15 @@ def test_one_command_sets_the_version_everywhere(copied):
         text = (copied / folder / "setup.cfg").read_text(encoding="utf-8")
         assert text.count("version = 9.8.7\n") == 1
         assert folder == "." or "fcp-server>=9.8,<10\n" in text
+    assert "| fcp-server 9.8 |" in (copied / "README.md").read_text(encoding="utf-8")
+    assert ">9.8.7<" in (copied / "docs/images/badges.svg").read_text(encoding="utf-8")
     assert release.set_version("9.8.7") == []
     with pytest.raises(ValueError, match=r"1\.2\.3"):
         release.set_version("9.8")
+
+
+def test_the_readme_shows_this_version_and_true_badges():
+    version = release.current_version().rpartition(".")[0]
+    assert f"| fcp-server {version} |" in (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = (ROOT / "docs/images/badges.svg").read_text(encoding="utf-8")
+    assert shown == release.badges(), "'make docs' draws them"

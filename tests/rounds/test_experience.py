@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.experience import SHORTEST, WORDLESS, Experience, Experiences, Senders
 from fcp_core.rounds.failures import Failures
-from fcp_core.rounds.task import devices_for, patience
+from fcp_core.rounds.task import bring, devices_for, drop_outs, learn, patience
 
 
 def share_of(goal, devices, drop_outs):
@@ -26,31 +26,31 @@ def share_of(goal, devices, drop_outs):
     ("missing", "devices"), [(0, 0), (1, 1), (2, 3), (3, 4), (10, 12), (100, 115), (1000, 1122)]
 )
 def test_at_first_one_device_in_ten_is_expected_to_drop_out(missing, devices):
-    assert devices_for(missing, Experience().drop_outs) == devices
+    assert devices_for(missing, drop_outs(Experience())) == devices
 
 
 def test_the_devices_asked_for_suffice_in_most_rounds():
     for goal in (1, 3, 10, 30, 100):
-        asked = devices_for(goal, Experience().drop_outs)
+        asked = devices_for(goal, drop_outs(Experience()))
         assert 0.8 < share_of(goal, asked, 0.1) < 0.97
 
 
 def test_the_number_of_devices_follows_the_drop_outs_and_is_bounded():
     known = Experience()
     for _ in range(300):
-        known.ended(lost=False)
-    assert known.drop_outs < 0.01
-    assert devices_for(100, known.drop_outs) == 101
+        bring(known, Senders(), ())
+    assert drop_outs(known) < 0.01
+    assert devices_for(100, drop_outs(known)) == 101
     for number in range(1000):
-        known.ended(lost=number % 3 == 0)
-    assert 0.3 < known.drop_outs < 0.36
-    assert devices_for(100, known.drop_outs) in range(150, 170)
+        known.lose() if number % 3 == 0 else bring(known, Senders(), ())
+    assert 0.3 < drop_outs(known) < 0.36
+    assert devices_for(100, drop_outs(known)) in range(150, 170)
     for _ in range(3000):
-        known.ended(lost=True)
-    assert devices_for(100, known.drop_outs) == 200
+        known.lose()
+    assert devices_for(100, drop_outs(known)) == 200
     for _ in range(2000):
-        known.found()
-    assert 0 <= known.drop_outs <= 1
+        known.find()
+    assert 0 <= drop_outs(known) <= 1
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), st.integers(0, 100))
@@ -58,7 +58,7 @@ def test_who_takes_as_long_as_all_others_is_never_overdue(times, silent):
     known = Experience(first=50.0)
     assert patience(known, 0, silent) == 50.0
     for seconds in times:
-        known.took(0, seconds)
+        learn(known, 0, seconds)
     allowed = patience(known, 0, silent)
     assert allowed >= SHORTEST
     assert allowed >= sum(times) / len(times) * 0.999
@@ -70,7 +70,7 @@ def test_the_patience_is_that_of_most_devices():
     rng = random.Random(5)
     known = Experience()
     for _ in range(500):
-        known.took(0, 60 * rng.lognormvariate(0, 0.5))
+        learn(known, 0, 60 * rng.lognormvariate(0, 0.5))
     allowed = patience(known, 0, 10)
     late = sum(60 * rng.lognormvariate(0, 0.5) > allowed for _ in range(10_000))
     assert 60 < allowed < 400
@@ -80,7 +80,7 @@ def test_the_patience_is_that_of_most_devices():
 def test_each_name_has_its_own_and_names_are_forgotten():
     known = Experiences(3)
     one = known.of("a", 7.0, False)
-    one.took(0, 2.0)
+    learn(one, 0, 2.0)
     assert known.of("a", 8.0, False) is one
     assert one.first == 8.0
     assert known.of("query", 100.0, True).first == WORDLESS
@@ -99,7 +99,7 @@ def test_a_sender_may_have_as_many_silent_places_as_allowed_or_as_it_brought_con
     assert not senders.trusts(attacker)
     assert senders.trusts(router)
     for _ in range(5):
-        senders.contributed(router)
+        bring(Experience(), senders, router)
     for _ in range(4):
         senders.fell_silent(router)
     assert senders.trusts(router)

@@ -1,7 +1,7 @@
 """Devices that give no sign, and those that all fail alike."""
 
 from fcp_core.protocol.status import Code
-from fcp_core.rounds.task import DroppedEffect, EndEffect
+from fcp_core.rounds.task import DroppedEffect, EndEffect, drop_outs
 from fcp_core.rounds.tasks import TaskState
 from tests.rounds.task_events import assign, contribute, dropped, machine, queue
 
@@ -17,7 +17,7 @@ def test_a_silent_device_s_place_is_given_away_and_it_counts_all_the_same():
     other = task.assign("other", "", 4.0)
     assert task.capacity == 0
     task.begin(silent, 6.0)
-    assert (task.status().silent, task.awaited.experience.drop_outs < 0.11) == ({}, True)
+    assert (task.status().silent, drop_outs(task.awaited.experience) < 0.11) == ({}, True)
     effects = contribute(task, silent, 6.0)
     # The other one is not needed any more, and not silent: it had no time yet.
     assert dropped(effects) == {"other": ("round_over", Code.ABORTED)}

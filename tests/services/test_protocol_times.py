@@ -18,8 +18,8 @@ from fcp_core.rounds.protocols import (
     Work,
 )
 from fcp_core.rounds.tasks import TaskState
-from fcp_core.server.services.protocol_calls import POLLING_INTERVAL
-from fcp_core.server.services.protocol_calls import _operation as operation_message
+from fcp_core.server.services.late_calls import POLLING_INTERVAL
+from fcp_core.server.services.protocol_calls import operation_message
 from tests.services.faulty_protocols import (
     DEADLINE,
     START,

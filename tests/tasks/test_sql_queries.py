@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fcp_core.aggregation.configuration import parse_configuration
 from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import plan_pb2, selection_criteria_pb2
@@ -105,7 +106,7 @@ CELLS = st.one_of(
     st.none(),
     st.integers(-5, 5),
     st.floats(-100, 100, width=16),
-    st.sampled_from(["", "a", "A", "it's", "1", "NULL", "é", "x" * 40]),
+    st.sampled_from(["", "a", "A", "it's", "1", "NULL", "é", "x" * 40, "a\0b", "\0", "a\0"]),
     st.binary(max_size=2),
 )
 NUMBERS = st.one_of(st.none(), st.integers(-1000, 1000), st.floats(-1e3, 1e3, width=32))
@@ -224,8 +225,12 @@ def test_numbers_are_put_into_buckets(tmp_path):
 
 
 def test_a_plan_is_one_that_published_clients_run():
-    query = SqlQuery("SELECT app, COUNT(*) AS n FROM launches GROUP BY app")
+    query = SqlQuery("SELECT app, COUNT(*) AS n FROM launches GROUP BY app", minimum_rows=4)
     spec = query.to_spec(population="people", name="question", goal_count=5)
+    (intrinsic,) = parse_configuration(spec.aggregation)
+    assert [(each.name, each.value.tolist()) for each in intrinsic.parameters] == [
+        ("minimum_rows", 4)
+    ]
     plan = plan_pb2.ClientOnlyPlan.FromString(spec.plan)
     (asked,) = plan.phase.example_query_spec.example_queries
     assert asked.example_selector.collection_uri == "app:/tables"
@@ -302,6 +307,14 @@ def test_what_cannot_be_answered_is_named(sql, words):
 def test_nesting_that_is_too_deep_is_said_in_words():
     with pytest.raises(UsageError, match="nested too deeply"):
         SqlQuery(f"SELECT COUNT({'(' * 5000}x{')' * 5000}) FROM t").lowered()
+
+
+def test_a_nul_does_not_cut_a_key(tmp_path):
+    texts = ["a", "a\0", "a\0b", "\0", "", "it's \0 é", "CAST(X'00' AS TEXT)"]
+    tables = [{"t": (("k",), [(text,), ("a\0b",)])} for text in texts]
+    sql = "SELECT k, COUNT(*) AS n FROM t GROUP BY k"
+    table = answer(SqlQuery(sql), stores_of(tmp_path, tables))
+    assert sorted(rows_of(table)) == sorted((text, 8 if text == "a\0b" else 1) for text in texts)
 
 
 def test_infinite_keys_are_groups(tmp_path):

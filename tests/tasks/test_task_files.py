@@ -72,7 +72,8 @@ def test_a_file_becomes_a_plan_and_an_aggregation():
         assert kind == "tf_v1_checkpoint_aggregation"
     (intrinsic,) = parse_configuration(spec.aggregation)
     assert intrinsic.uri == "fedsql_group_by"
-    assert [parameter.name for parameter in intrinsic.parameters] == ["min_contributors_to_group"]
+    parameters = {each.name: each.value.tolist() for each in intrinsic.parameters}
+    assert parameters == {"min_contributors_to_group": 5, "minimum_rows": 2}
     nested = [(str(i.inputs[0]), str(i.outputs[0])) for i in intrinsic.nested]
     assert nested == [
         ("launches: int32[?]", "total: int64[?]"),
@@ -94,6 +95,29 @@ def test_vectors_of_fixed_length_are_summed_element_by_element():
     (intrinsic,) = parse_configuration(parse_task(text).to_spec().aggregation)
     assert intrinsic.uri == "federated_sum"
     assert str(intrinsic.inputs[0]) == str(intrinsic.outputs[0]) == "hours: float[24]"
+
+
+def test_a_bound_has_a_vector_summed_under_masks():
+    form = '{ dtype = "int32", length = 24, largest = 1000 }'
+    text = TASK.split("[query.vectors]")[0] + (
+        f'[query.vectors]\nhours = {form}\n[result]\nsum = ["hours"]\n'
+    )
+    (intrinsic,) = parse_configuration(parse_task(text).to_spec().aggregation)
+    assert intrinsic.uri == "federated_secure_sum"
+    assert str(intrinsic.inputs[0]) == str(intrinsic.outputs[0]) == "hours: int32[24]"
+    assert [parameter.value.tolist() for parameter in intrinsic.parameters] == [1000]
+    for wrong, words in (
+        (form.replace("int32", "float32"), "give it a length, and one of int32, int64"),
+        (form.replace("length = 24, ", ""), "give it a length"),
+        (form.replace("1000", "-1"), "its largest must be from 0 to 2147483647"),
+        (form.replace("1000", "4000000000"), "its largest must be from 0"),
+        (form.replace("1000", '"1"'), "largest: it must be a whole number"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            parse_task(text.replace(form, wrong)).to_spec()
+    own = '[result.aggregate.x]\nuri = "u"\nvectors = ["hours"]\n'
+    with pytest.raises(UsageError, match="'hours' has a 'largest', which only sums have"):
+        parse_task(text.replace('[result]\nsum = ["hours"]\n', "[result]\n" + own)).to_spec()
 
 
 def test_the_example_is_a_task():

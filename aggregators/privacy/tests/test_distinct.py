@@ -13,7 +13,8 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
 from fcp_core.protocol.sketches import distinct_codes
 from fcp_core.protocol.status import StatusError
 from fcp_core.testing.aggregators import AggregatorConformance
-from fcp_privacy.distinct import DISTINCT, codes_of, values_of
+from fcp_privacy.codes import codes_of, values_of
+from fcp_privacy.distinct import DISTINCT
 from fcp_privacy.events import EpsilonDelta, from_cost
 
 

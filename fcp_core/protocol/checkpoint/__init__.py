@@ -11,7 +11,8 @@ from typing import Literal
 
 from fcp_core.protocol.checkpoint.base import Checkpoint, Tensor
 from fcp_core.protocol.checkpoint.federated_compute import write_federated_compute
-from fcp_core.protocol.checkpoint.layout import CheckpointReader, Layout
+from fcp_core.protocol.checkpoint.kernels import CheckpointReader
+from fcp_core.protocol.checkpoint.layout import Layout
 from fcp_core.protocol.checkpoint.reader import open_checkpoint
 from fcp_core.protocol.checkpoint.tf_v1 import write_tf_v1
 

@@ -17,6 +17,7 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.events import (
     Assigned,
     CheckedIn,
+    Committed,
     Contributed,
     Dropped,
     Event,
@@ -66,6 +67,7 @@ class ServerMetrics:
         #: Returns the dumps of the server's other processes; None: there are none.
         self.others: Callable[[], Awaitable[Sequence[Dump]]] | None = None
         self._declare_task_metrics()
+        self._declare_times()
         self._declare_release_metrics()
         self._declare_http_metrics()
         self._metrics: list[Metric] = [
@@ -117,6 +119,8 @@ class ServerMetrics:
             "Tasks that ended, by status code; OK if there is a result.",
             [*_TASK, "code"],
         )
+
+    def _declare_times(self) -> None:
         self.contribution_seconds = Histogram(
             "fcp_contribution_seconds",
             "Time from a device's assignment to its contribution in the aggregate.",
@@ -129,6 +133,12 @@ class ServerMetrics:
         self.fold_seconds = Histogram(
             "fcp_fold_seconds",
             "Time from a contribution's submission to the aggregate.",
+            _TASK,
+            buckets=_SECONDS,
+        )
+        self.commit_seconds = Histogram(
+            "fcp_commit_seconds",
+            "Time that the storage took for an aggregate and all that came for it meanwhile.",
             _TASK,
             buckets=_SECONDS,
         )
@@ -202,6 +212,8 @@ class ServerMetrics:
             self.contribution_seconds.observe(where, name, value=event.seconds)
             self.upload_seconds.observe(where, name, value=event.upload_seconds)
             self.fold_seconds.observe(where, name, value=event.fold_seconds)
+        elif isinstance(event, Committed):
+            self.commit_seconds.observe(where, event.task_name, value=event.seconds)
         elif isinstance(event, Dropped):
             self.drops.add(where, event.task_name, _word(event.phase))
             if event.phase == "silent":

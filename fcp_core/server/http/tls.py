@@ -43,7 +43,7 @@ class ServerTLS:
         """Serve new connections with what is in the files now.
 
         A certificate that signed those of clients, and is gone from its file, is trusted until the
-        server is started again.
+        server is started again; of two revocation lists of one authority the newer one counts.
 
         :raises UsageError: if that cannot be used; nothing is changed then.
         """
@@ -51,7 +51,7 @@ class ServerTLS:
         certfile, keyfile, client_ca = self._files
         self.context.load_cert_chain(certfile, keyfile)
         if client_ca is not None:
-            self.context.load_verify_locations(client_ca)
+            _trust(self.context, client_ca)
 
 
 class MemberTLS:
@@ -100,7 +100,7 @@ class MemberTLS:
     def _load(self) -> None:
         certfile, keyfile, ca = self._files
         self.client.load_cert_chain(certfile, keyfile)
-        self.client.load_verify_locations(ca)
+        _trust(self.client, ca)
 
 
 def server_context(
@@ -114,7 +114,8 @@ def server_context(
 
     :param certfile: PEM; the certificate, then its chain, and the key if *keyfile* is None.
     :param keyfile: PEM, without a passphrase.
-    :param client_ca: PEM; the certificates that sign those of clients. None: clients show none.
+    :param client_ca: PEM; the certificates that sign those of clients, and their revocation lists
+        if there are any. None: clients show none.
     :param required: refuse a client without one; otherwise only those with a bad one are.
     :raises UsageError: naming the file and what is wrong with it.
     """
@@ -144,7 +145,7 @@ def server_context(
         logger.warning("devices refuse the TLS certificate %s: %s", os.fspath(certfile), fault)
     if client_ca is not None:
         try:
-            context.load_verify_locations(client_ca)
+            _trust(context, client_ca)
         except ssl.SSLError as error:
             raise UsageError(
                 f"the TLS client CA file {os.fspath(client_ca)} cannot be used: "
@@ -152,6 +153,13 @@ def server_context(
             ) from None
         context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     return context
+
+
+def _trust(context: ssl.SSLContext, path: str | os.PathLike[str]) -> None:
+    """Trust what the certificates of a file signed, but for what its revocation lists name."""
+    context.load_verify_locations(path)
+    if context.cert_store_stats()["crl"]:
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
 def _untimely(certfile: str | os.PathLike[str], server: ssl.SSLContext) -> str | None:

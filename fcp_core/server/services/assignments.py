@@ -28,8 +28,8 @@ from fcp_core.rounds.tokens import (
 )
 from fcp_core.server.services.common import Common
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
+from fcp_core.server.services.late_calls import code_of
 from fcp_core.server.services.population import Population, Populations
-from fcp_core.server.services.protocol_calls import code_of
 from fcp_core.server.services.task_runner import TaskRunner
 from fcp_core.server.services.tasks import Tasks
 

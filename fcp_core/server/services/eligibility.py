@@ -21,9 +21,9 @@ from fcp_core.rounds.token_parts import Kind, principal_of, scope_of
 from fcp_core.rounds.tokens import label, read_session
 from fcp_core.server.services.common import Common
 from fcp_core.server.services.eligibility_tasks import EligibilityTasks
+from fcp_core.server.services.late_calls import code_of
 from fcp_core.server.services.load import Load
 from fcp_core.server.services.population import Population, Populations
-from fcp_core.server.services.protocol_calls import code_of
 
 if TYPE_CHECKING:
     from fcp_core.plugins.manager import Plugins

@@ -1,17 +1,18 @@
-"""The calls of aggregation protocols: how devices bring their contributions.
+"""What devices send in an aggregation protocol, and what the protocol makes of it.
 
-Which services there are, the protocols say; what all of them have in common is here: the token in
-the path names the assignment, the same call sent again gets the same answer, and a call that is
-long-running answers with an operation.
+Which services there are, the protocols say; what all of them have in common is here.
+:class:`ProtocolCalls`: the token in the path names the assignment, the same call sent again gets
+the same answer, and a call that is long-running answers with an operation. :class:`ProtocolHost`:
+what a protocol wants of the task becomes effects, which the task's shell carries out, and what it
+answers to devices is checked and recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 
@@ -20,61 +21,36 @@ from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.assignment import Assignment, ProtocolCall
-from fcp_core.rounds.pacing import duration
-from fcp_core.rounds.protocols import AggregationProtocolFactory, Body, Call
-from fcp_core.rounds.text import clean
+from fcp_core.rounds.assignment import Assignment, CallState, ProtocolCall, Stage
+from fcp_core.rounds.effects import Group
+from fcp_core.rounds.machine import InvalidTransition
+from fcp_core.rounds.protocols import (
+    Accumulate,
+    Answer,
+    Body,
+    Call,
+    Drop,
+    Effect,
+    Keep,
+    Pending,
+    Tickets,
+    Upload,
+    Work,
+)
+from fcp_core.rounds.tasks import TaskState
 from fcp_core.rounds.token_parts import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.rounds.tokens import AssignmentTickets, operation, operation_name, read_token
-from fcp_core.server.services.common import Common
-from fcp_core.server.services.task_runner import TaskRunner
+from fcp_core.server.services.late_calls import LateCalls, empty, set_polling_interval, too_late
+from fcp_core.server.services.protocol_host import ProtocolGuard, ShellEffect
 
 if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import UploadMemory
-    from fcp_core.server.services.tasks import Tasks
+    from fcp_core.server.services.task_runner import TaskRunner
 
-logger = logging.getLogger("fcp.services")
-
-#: How often a device asks about an operation whose protocol does not say, in seconds.
-POLLING_INTERVAL = 0.5
+_BYTES = (bytes, bytearray, memoryview)
 
 
-class ProtocolCalls:
-    """The services of all installed aggregation protocols.
-
-    :param factories: the installed protocols.
-    :param accepts_late: whether a device that comes too late is answered OK if its task is not
-        known any more; otherwise the task says.
-    :param memory: counts the uploads that wait.
-    """
-
-    def __init__(
-        self,
-        common: Common,
-        *,
-        tasks: Tasks,
-        factories: Collection[AggregationProtocolFactory],
-        accepts_late: bool,
-        memory: UploadMemory,
-    ) -> None:
-        self._clock = common.clock
-        self._tokens = common.tokens
-        self._tasks = tasks
-        self._base_url = common.base_url
-        self._accepts_late = accepts_late
-        self._memory = memory
-        #: Returns where uploads of such a size go; ``""``: here.
-        self.place: Callable[[int], str] | None = None
-        self._factories = {name: factory for factory in factories for name in factory.services}
-        #: The services of the protocols.
-        self.services = frozenset(self._factories)
-        #: The calls with which devices give up, whatever protocol they are of.
-        self._aborting = frozenset(
-            (service, method)
-            for factory in factories
-            for service in factory.services
-            for method in factory.aborting
-        )
+class ProtocolCalls(LateCalls):
+    """The services of all installed aggregation protocols; made as :class:`LateCalls`."""
 
     def method(self, route: Route) -> Callable[[Message, str | None], Awaitable[Message]]:
         """Return what serves one method."""
@@ -95,40 +71,37 @@ class ProtocolCalls:
         aggregation_id = request.aggregation_id
         token = self._read(text, kind, aggregation_id, now, sender)
         task = self._tasks.find(aggregation_id)
-        aborting = (route.service, route.method) in self._aborting
-        if task is None:
-            if aborting:
-                return _empty(route)
-            tickets = self._tickets(aggregation_id, token, sender, None)
-            return self._late(route, tickets, request, None)
-        if (route.service, route.method) not in task.routes:
+        if task is not None and (route.service, route.method) not in task.routes:
             raise StatusError(
                 Code.INVALID_ARGUMENT,
                 f"the aggregation protocol of task {task.spec.name} has no {route.name}",
             )
-        known = task.machine.get(token.subject.hex())
-        if aborting:
-            if known is not None:
-                code, message = _why(request)
-                task.drop(known.id, "aborted", code, message)
-            return _empty(route)
+        if (route.service, route.method) in self._aborting:
+            return self._abort(route, request, token, task)
         tickets = self._tickets(aggregation_id, token, sender, task)
-        if token.expires <= now and known is None:
-            return self._late(route, tickets, request, task)
-        assignment = task.find(token.subject.hex(), now, begins=begins)
+        if task is None:
+            return self._late(route, tickets, request, None)
+        assignment = task.machine.get(token.subject.hex())
+        if assignment is None:
+            if token.expires <= now:
+                return self._late(route, tickets, request, task)
+            assignment = task.find(token.subject.hex(), now, begins=begins)
         earlier = assignment.calls.get(route.method)
         answered = earlier is not None and not isinstance(earlier.result, StatusError)
-        if (assignment.restored or task.excuses(assignment)) and not answered:
+        if not answered and (assignment.restored or task.excuses(assignment)):
             return self._late(route, tickets, request, task, counted=assignment.restored)
         call = task.call(assignment, route.method, request, tickets, now)
         if route.long_running:
-            return _operation(route, tickets.operation(route.method), call)
+            return operation_message(route, tickets.operation(route.method), call)
         if call.result is None:
             if call.waiter is None:
                 call.waiter = asyncio.get_running_loop().create_future()
             # The call goes on even if nobody waits for its answer any more.
             await asyncio.shield(call.waiter)
-        return _response(call)
+        if isinstance(call.result, StatusError):
+            raise call.result.with_traceback(None)
+        response: Message = call.result
+        return response
 
     def operation(self, text: str, now: float, sender: str | None) -> longrunning.Operation:
         """Return the operation of a call.
@@ -147,9 +120,9 @@ class ProtocolCalls:
         if call is None:
             restored = assignment is not None and assignment.restored
             if not ((restored or task.accepts_late) and task.protocol.concludes(method)):
-                raise _too_late()
-            return operation(operation_name(text), None, _empty(route))
-        return _operation(route, text, call)
+                raise too_late()
+            return operation(operation_name(text), None, empty(route))
+        return operation_message(route, text, call)
 
     def upload(
         self, name: str, now: float, sender: str | None
@@ -165,7 +138,7 @@ class ProtocolCalls:
         expired = token.expires <= now
         if task is None or (expired and task.machine.get(token.subject.hex()) is None):
             if not self._accepts(task):
-                raise _too_late()
+                raise too_late()
             return None
         return task, task.find(token.subject.hex(), now, begins=False), token.extra.decode()
 
@@ -194,22 +167,11 @@ class ProtocolCalls:
         """
         now = self._clock.now()
         found = self.upload(resource_name, now, sender)
-        if found is None:
-            if isinstance(body, HeldBody):
-                body.drop()
-            return
-        task, assignment, slot = found
-        try:
-            self._memory.check(len(body))
-        except StatusError:
-            assignment.abandon_upload(slot)
-            raise
-        if task.protocol.reads and isinstance(body, HeldBody):
-            body = await body.fetch()
-        if not assignment.receives(slot):
-            # It began at another member, or before this one had the population again.
-            task.begin_upload(assignment, slot, now)
-        task.finish_upload(assignment, slot, body, now)
+        if found is not None:
+            task, assignment, slot = found
+            await task.finish_upload(assignment, slot, body, now)
+        elif isinstance(body, HeldBody):
+            body.drop()
 
     async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
         """Forget an upload whose bytes will not come; the device may try again."""
@@ -223,9 +185,6 @@ class ProtocolCalls:
         assignment.abandon_upload(slot)
 
     # Inside.
-
-    def _accepts(self, task: TaskRunner | None) -> bool:
-        return self._accepts_late if task is None else task.accepts_late
 
     def _tickets(
         self, aggregation_id: str, token: Token, sender: str | None, task: TaskRunner | None
@@ -244,117 +203,178 @@ class ProtocolCalls:
             place,
         )
 
-    def _late(
-        self,
-        route: Route,
-        tickets: AssignmentTickets,
-        request: Any,
-        task: TaskRunner | None,
-        *,
-        counted: bool = False,
-    ) -> Message:
-        """Answer a device that comes too late, or that contributed in an earlier run.
-
-        :param task: None: it is not known any more.
-        :param counted: whether it contributed.
-        :raises StatusError: ABORTED if such devices are refused, or the protocol has no answer;
-            what the protocol says of a call that is wrong.
-        """
-        if not (counted or self._accepts(task)):
-            raise _too_late()
-        factory = self._factories[route.service]
-        response, empty = None, _empty(route)
-        try:
-            if factory.late is not None:
-                response = factory.late(Call(tickets.assignment, route.method, request, tickets))
-            if response is not None and not isinstance(response, type(empty)):
-                raise TypeError(f"expected a {empty.DESCRIPTOR.full_name}, not {response!r}")
-        except StatusError:
-            raise
-        except PLUGIN_ERRORS:
-            logger.exception("the aggregation protocol %s failed on a late call", factory.name)
-            response = None
-        if response is None and task is not None and task.protocol.concludes(route.method):
-            response = empty
-        if response is None:
-            raise _too_late()
-        if route.long_running:
-            name = operation_name(tickets.operation(route.method))
-            return cast(Message, operation(name, None, response))
-        return response
-
     def _read(
         self, text: str, kind: Kind, aggregation_id: str, now: float, sender: str | None
     ) -> Token:
-        token = None
+        error = None
         try:
             token = read_token(self._tokens, text, kind, now, sender, late=True)
-        except StatusError as error:
-            if error.code is not Code.UNAUTHENTICATED or self._tasks.knows(aggregation_id):
-                raise
-        if token is not None:
-            if _is_scope(token, aggregation_id):
+            if token.scope == uuid_bytes(aggregation_id):
                 return token
-            if self._tasks.knows(aggregation_id):
-                raise StatusError(
-                    Code.UNAUTHENTICATED,
-                    "this token is for another aggregation than the one that is named",
-                )
-        raise StatusError(
-            Code.NOT_FOUND, f"this server never had an aggregation {aggregation_id!r}"
-        )
+        except ValueError:
+            pass
+        except StatusError as found:
+            error = found
+        raise self._invalid(aggregation_id, error)
 
 
-def _too_late() -> StatusError:
-    return StatusError(Code.ABORTED, "the task is over; check in again")
-
-
-def _is_scope(token: Token, aggregation_id: str) -> bool:
-    try:
-        return token.scope == uuid_bytes(aggregation_id)
-    except ValueError:
-        return False
-
-
-def _empty(route: Route) -> Message:
-    response: Message = (route.operation_response_class or route.response_class)()
-    return response
-
-
-def _why(request: Any) -> tuple[Code, str]:
-    """Return why a device gives up, as far as it says."""
-    status = getattr(request, "status", None)
-    code = code_of(0 if status is None else status.code)
-    message = "" if status is None else clean(status.message)
-    return Code.CANCELLED if code is Code.OK else code, message or "the device aborted"
-
-
-def code_of(value: int) -> Code:
-    """Return a code that a device reports; one that does not exist is UNKNOWN."""
-    try:
-        return Code(value)
-    except ValueError:
-        return Code.UNKNOWN
-
-
-def _operation(route: Route, token: str, call: ProtocolCall) -> longrunning.Operation:
+def operation_message(route: Route, token: str, call: ProtocolCall) -> longrunning.Operation:
+    """Return the operation of a call as it stands."""
     metadata = call.metadata
     if metadata is None and route.operation_metadata_class is not None:
         metadata = route.operation_metadata_class()
     if metadata is not None and call.result is None:
-        _set_polling_interval(metadata)
+        set_polling_interval(metadata)
     return operation(operation_name(token), metadata, call.result)
 
 
-def _set_polling_interval(metadata: Any) -> None:
-    """Set it if it is missing: without one, devices ask again without a pause."""
-    field = metadata.DESCRIPTOR.fields_by_name.get("polling_interval")
-    if field is not None and not metadata.HasField("polling_interval"):
-        metadata.polling_interval.CopyFrom(duration(POLLING_INTERVAL))
+class ProtocolHost(ProtocolGuard):
+    """One task's protocol machine, held to its laws.
 
+    :param name: the protocol's name, for the log.
+    :param empty: the class of each method's response.
+    """
 
-def _response(call: ProtocolCall) -> Message:
-    if isinstance(call.result, StatusError):
-        raise call.result.with_traceback(None)
-    response: Message = call.result  # type: ignore[assignment]
-    return response
+    def receive(
+        self, assignment: Assignment, method: str, request: Any, tickets: Tickets, now: float
+    ) -> tuple[ProtocolCall, list[ShellEffect]]:
+        """Have the protocol take a call, unless it is one that was sent before.
+
+        :raises StatusError: the device's answer; the call may be sent again.
+        """
+        known = assignment.calls.get(method)
+        if known is not None and (assignment.ended or not isinstance(known.result, StatusError)):
+            return known, []
+        if assignment.error is not None:
+            raise StatusError(Code.ABORTED, assignment.error.message)
+        concluding = method in self._protocol.concluding
+        if assignment.state is Stage.ASSIGNED:
+            self._machine.begin(assignment, now)
+        call = assignment.calls[method] = ProtocolCall()
+        if assignment.state is Stage.CONTRIBUTED and concluding:
+            # It is counted, whenever it asks.
+            call.finish(self._empty[method]())
+            return call, []
+        try:
+            effects = self._protocol.receive(Call(assignment.id, method, request, tickets), now)
+        except StatusError as error:
+            if error.code is Code.OK:
+                return call, self._refuse(assignment, f"raises an OK for a {method}", now)
+            if concluding and assignment.state in (Stage.QUEUED, Stage.ACCUMULATING):
+                return call, self._carry_out([Answer(assignment.id, method, error)], now)
+            del assignment.calls[method]
+            raise
+        except PLUGIN_ERRORS:
+            self._log(method)
+            return call, self._give_up([assignment], now)
+        return call, self._carry_out(effects, now, [assignment])
+
+    def uploaded(
+        self, assignment: Assignment, slot: str, size: int, body: Any, now: float
+    ) -> list[ShellEffect]:
+        """Notify the protocol of an upload."""
+        upload = Upload(assignment.id, slot, size, body)
+        ask = partial(self._protocol.uploaded, upload, now)
+        return self._ask("uploaded", ask, now, [assignment])
+
+    def accumulated(self, group: Group, error: StatusError | None, now: float) -> list[ShellEffect]:
+        """Notify the protocol of the outcome of an accumulation."""
+        ids = tuple(assignment.id for assignment in group.assignments)
+        ask = partial(self._protocol.accumulated, ids, error, now)
+        found = self._ask("accumulated", ask, now, group.assignments)
+        if self._owed:
+            self._conclude_owed(group.assignments)
+        return found
+
+    def next_tick(self) -> float | None:
+        """Return when :meth:`tick` must be called next, or None."""
+        if self._machine.state is not TaskState.OPEN:
+            return None
+        try:
+            when = self._protocol.next_tick()
+            return None if when is None else max(self._quiet_until, float(when))
+        except PLUGIN_ERRORS:
+            self._log("next_tick")
+            return None
+
+    def _ask(
+        self,
+        what: str,
+        ask: Callable[[], Sequence[Effect]],
+        now: float,
+        about: Sequence[Assignment] = (),
+    ) -> list[ShellEffect]:
+        try:
+            effects = ask()
+        except PLUGIN_ERRORS:
+            self._log(what)
+            return self._give_up(about, now)
+        return self._carry_out(effects, now, about)
+
+    def _carry_out(
+        self, effects: Sequence[Effect], now: float, about: Sequence[Assignment] = ()
+    ) -> list[ShellEffect]:
+        """Translate a protocol's effects, in order."""
+        found: list[ShellEffect] = []
+        try:
+            for effect in effects:
+                if isinstance(effect, Work):
+                    found.append(effect)
+                elif isinstance(effect, Accumulate):
+                    found += self._accumulate(effect, now)
+                elif isinstance(effect, Keep):
+                    found += self._machine.keep(effect.assignments, now)
+                elif isinstance(effect, Drop):
+                    found += self._drop(effect, now)
+                else:
+                    found += self._answer(effect, now)
+        except PLUGIN_ERRORS:
+            # A protocol may return anything.
+            self._log("an effect")
+            found += self._give_up(about, now)
+        return found
+
+    def _accumulate(self, effect: Accumulate, now: float) -> list[ShellEffect]:
+        records = [self._machine.get(assignment) for assignment in effect.assignments]
+        known = tuple(record for record in records if record is not None)
+        slot = effect.slot
+        checkpoints = effect.parts if effect.checkpoint is None else (effect.checkpoint,)
+        complete = len(known) == len(records) and (
+            bool(checkpoints) and all(isinstance(c, _BYTES) for c in checkpoints)
+            if slot is None
+            else len(known) == 1 and slot in known[0].uploads
+        )
+        if complete:
+            try:
+                return [*self._machine.queue(Group(known, slot, checkpoints), now)]
+            except InvalidTransition:
+                pass
+        return self._cannot(known, now)
+
+    def _answer(self, effect: Answer | Pending, now: float) -> list[ShellEffect]:
+        assignment = self._machine.get(effect.assignment)
+        call = None if assignment is None else assignment.calls.get(effect.method)
+        if assignment is None or call is None or call.state is not CallState.PENDING:
+            return self._unasked(effect.method)
+        if isinstance(effect, Pending):
+            return self._pending(call, effect, now)
+        response = effect.response
+        failed = isinstance(response, StatusError) and response.code is not Code.OK
+        if not failed and not isinstance(response, self._empty[effect.method]):
+            return self._refuse(assignment, f"answers a {effect.method} with {response!r}", now)
+        if effect.method not in self._protocol.concluding:
+            call.finish(response)
+            return []
+        dropped: list[ShellEffect] = []
+        if failed and not assignment.ended:
+            # Its answer is that it does not count: it must not be counted later.
+            dropped += self._machine.drop(
+                assignment.id, "protocol", response.code, response.message, now
+            )
+        if assignment.state is (Stage.DROPPED if failed else Stage.CONTRIBUTED):
+            call.finish(response)
+            return dropped
+        answer = response.code.name if failed else "OK"
+        count = "counted" if assignment.state is Stage.CONTRIBUTED else "not counted yet"
+        what = f"answers {answer} to a device whose contribution is {count}"
+        return self._refuse(assignment, what, now)

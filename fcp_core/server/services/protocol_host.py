@@ -1,14 +1,15 @@
-"""Holds one task's aggregation protocol to the laws of ``rounds.protocols``.
+"""What holds one task's aggregation protocol to the laws of ``rounds.protocols``.
 
-What a protocol wants of the task becomes effects, which the task's shell carries out; what it
-answers to devices is checked and recorded here. A plugin's fault never passes: it is logged with
-the protocol's name and costs, at most, the assignments that it was about.
+A plugin's fault never passes: it is logged with the protocol's name and costs, at most, the
+assignments that it was about. What a protocol makes of the calls of devices, and what it wants, is
+in ``services.protocol_calls``; here are its beginning and its end, who leaves, ticks and faults.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -18,22 +19,16 @@ from google.protobuf.message import Message
 from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, CallState, ProtocolCall, Stage
-from fcp_core.rounds.effects import DroppedEffect, Group, TaskEffect
+from fcp_core.rounds.effects import DroppedEffect, TaskEffect
 from fcp_core.rounds.protocols import (
-    Accumulate,
     AggregationProtocol,
-    Answer,
-    Call,
     Drop,
     Effect,
-    Keep,
     Pending,
     ProtocolTask,
-    Tickets,
-    Upload,
     Work,
 )
-from fcp_core.rounds.task import InvalidTransition, TaskMachine
+from fcp_core.rounds.task import TaskMachine
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.server.services.common import device_status
 
@@ -45,12 +40,11 @@ ShellEffect: TypeAlias = TaskEffect | Work
 #: Seconds between two ticks; and after one that failed, or that changed nothing.
 _PAUSE, _LONG_PAUSE = 0.01, 1.0
 
-_BYTES = (bytes, bytearray, memoryview)
 _FAULT = "the server could not take the contribution; its log says why"
 
 
-class ProtocolHost:
-    """One task's protocol machine, guarded.
+class ProtocolGuard(ABC):
+    """One task's protocol machine, guarded; made as ``ProtocolHost``.
 
     :param name: the protocol's name, for the log.
     :param empty: the class of each method's response.
@@ -124,59 +118,6 @@ class ProtocolHost:
             return [*self._machine.drop(id_, phase, code, why, now)]
         return self._ask("left", partial(self._protocol.left, id_, code, now), now)
 
-    def receive(
-        self, assignment: Assignment, method: str, request: Any, tickets: Tickets, now: float
-    ) -> tuple[ProtocolCall, list[ShellEffect]]:
-        """Have the protocol take a call, unless it is one that was sent before.
-
-        :raises StatusError: the device's answer; the call may be sent again.
-        """
-        known = assignment.calls.get(method)
-        if known is not None and (assignment.ended or not isinstance(known.result, StatusError)):
-            return known, []
-        if assignment.error is not None:
-            raise StatusError(Code.ABORTED, assignment.error.message)
-        concluding = method in self._protocol.concluding
-        if assignment.state is Stage.ASSIGNED:
-            self._machine.begin(assignment, now)
-        call = assignment.calls[method] = ProtocolCall()
-        if assignment.state is Stage.CONTRIBUTED and concluding:
-            # It is counted, whenever it asks.
-            _finish(call, self._empty[method]())
-            return call, []
-        try:
-            effects = self._protocol.receive(Call(assignment.id, method, request, tickets), now)
-        except StatusError as error:
-            if error.code is Code.OK:
-                return call, self._refuse(assignment, f"raises an OK for a {method}", now)
-            if concluding and assignment.state in (Stage.QUEUED, Stage.ACCUMULATING):
-                return call, self._carry_out([Answer(assignment.id, method, error)], now)
-            del assignment.calls[method]
-            raise
-        except PLUGIN_ERRORS:
-            self._log(method)
-            return call, self._give_up([assignment], now)
-        return call, self._carry_out(effects, now, [assignment])
-
-    def uploaded(
-        self, assignment: Assignment, slot: str, size: int, body: Any, now: float
-    ) -> list[ShellEffect]:
-        """Notify the protocol of an upload."""
-        upload = Upload(assignment.id, slot, size, body)
-        ask = partial(self._protocol.uploaded, upload, now)
-        return self._ask("uploaded", ask, now, [assignment])
-
-    def accumulated(self, group: Group, error: StatusError | None, now: float) -> list[ShellEffect]:
-        """Notify the protocol of the outcome of an accumulation."""
-        ids = tuple(assignment.id for assignment in group.assignments)
-        ask = partial(self._protocol.accumulated, ids, error, now)
-        found = self._ask("accumulated", ask, now, group.assignments)
-        for assignment in group.assignments:
-            if assignment.id in self._owed:
-                self._owed.discard(assignment.id)
-                self._conclude(assignment)
-        return found
-
     def worked(self, key: str, result: bytes | StatusError, now: float) -> list[ShellEffect]:
         """Notify the protocol of the outcome of a job."""
         if self._machine.state is not TaskState.OPEN:
@@ -194,7 +135,7 @@ class ProtocolHost:
         for method, call in assignment.calls.items():
             if call.state is CallState.PENDING:
                 ok = excused and method in self._protocol.concluding
-                _finish(call, self._empty[method]() if ok else error)
+                call.finish(self._empty[method]() if ok else error)
         # At the task's end the whole protocol ends.
         if not called or self._machine.state is not TaskState.OPEN or effect.phase == "submit":
             return []
@@ -212,17 +153,6 @@ class ProtocolHost:
         self._quiet_until = now + (_LONG_PAUSE if over else _PAUSE)
         return effects
 
-    def next_tick(self) -> float | None:
-        """Return when :meth:`tick` must be called next, or None."""
-        if self._machine.state is not TaskState.OPEN:
-            return None
-        try:
-            when = self._protocol.next_tick()
-            return None if when is None else max(self._quiet_until, float(when))
-        except PLUGIN_ERRORS:
-            self._log("next_tick")
-            return None
-
     def end(self) -> None:
         """Answer the calls that still wait, since the task has ended."""
         for assignment in self._machine.all():
@@ -230,12 +160,19 @@ class ProtocolHost:
                 if call.state is not CallState.PENDING:
                     continue
                 if assignment.state is Stage.CONTRIBUTED:
-                    _finish(call, self._empty[method]())
+                    call.finish(self._empty[method]())
                 else:
-                    _finish(call, StatusError(Code.ABORTED, "the task is over"))
+                    call.finish(StatusError(Code.ABORTED, "the task is over"))
 
     # Inside.
 
+    @abstractmethod
+    def _carry_out(
+        self, effects: Sequence[Effect], now: float, about: Sequence[Assignment] = ()
+    ) -> list[ShellEffect]:
+        """Translate a protocol's effects, in order."""
+
+    @abstractmethod
     def _ask(
         self,
         what: str,
@@ -243,104 +180,52 @@ class ProtocolHost:
         now: float,
         about: Sequence[Assignment] = (),
     ) -> list[ShellEffect]:
-        try:
-            effects = ask()
-        except PLUGIN_ERRORS:
-            self._log(what)
-            return self._give_up(about, now)
-        return self._carry_out(effects, now, about)
+        """Have the protocol say what it wants, and carry that out."""
 
-    def _carry_out(
-        self, effects: Sequence[Effect], now: float, about: Sequence[Assignment] = ()
-    ) -> list[ShellEffect]:
-        """Translate a protocol's effects, in order."""
-        found: list[ShellEffect] = []
-        try:
-            for effect in effects:
-                if isinstance(effect, Work):
-                    found.append(effect)
-                elif isinstance(effect, Accumulate):
-                    found += self._accumulate(effect, now)
-                elif isinstance(effect, Keep):
-                    found += self._machine.keep(effect.assignments, now)
-                elif isinstance(effect, Drop):
-                    if Code(effect.code) is Code.OK:
-                        raise ValueError("a device cannot be dropped with OK")
-                    found += self._machine.drop(
-                        effect.assignment,
-                        str(effect.phase),
-                        Code(effect.code),
-                        str(effect.message),
-                        now,
-                        late=effect.late,
-                    )
-                else:
-                    found += self._answer(effect, now)
-        except PLUGIN_ERRORS:
-            # A protocol may return anything.
-            self._log("an effect")
-            found += self._give_up(about, now)
-        return found
+    @abstractmethod
+    def next_tick(self) -> float | None:
+        """Return when :meth:`tick` must be called next, or None."""
 
-    def _accumulate(self, effect: Accumulate, now: float) -> list[ShellEffect]:
-        records = [self._machine.get(assignment) for assignment in effect.assignments]
-        known = tuple(record for record in records if record is not None)
-        slot = effect.slot
-        checkpoints = effect.parts if effect.checkpoint is None else (effect.checkpoint,)
-        complete = len(known) == len(records) and (
-            bool(checkpoints) and all(isinstance(c, _BYTES) for c in checkpoints)
-            if slot is None
-            else len(known) == 1 and slot in known[0].uploads
-        )
-        if complete:
-            try:
-                return [*self._machine.queue(Group(known, slot, checkpoints), now)]
-            except InvalidTransition:
-                pass
+    def _drop(self, effect: Drop, now: float) -> list[ShellEffect]:
+        if Code(effect.code) is Code.OK:
+            raise ValueError("a device cannot be dropped with OK")
+        why = (str(effect.phase), Code(effect.code), str(effect.message))
+        return [*self._machine.drop(effect.assignment, *why, now, late=effect.late)]
+
+    def _pending(self, call: ProtocolCall, effect: Pending, now: float) -> list[ShellEffect]:
+        """Let a long-running call wait."""
+        if isinstance(effect.metadata, Message):
+            call.metadata = effect.metadata
+            return []
+        assignment = self._machine.assignments[effect.assignment]
+        return self._refuse(assignment, f"says {effect.metadata!r} of an operation", now)
+
+    def _conclude_owed(self, assignments: Sequence[Assignment]) -> None:
+        """Answer those whose answers came too early."""
+        for assignment in assignments:
+            if assignment.id in self._owed:
+                self._owed.discard(assignment.id)
+                self._conclude(assignment)
+
+    def _cannot(self, assignments: Sequence[Assignment], now: float) -> list[ShellEffect]:
+        """Log what cannot be accumulated, and give up the devices that it is for."""
         logger.error(
             "the aggregation protocol %s of task %s wants to accumulate what it cannot: %s",
             self._name,
             self._machine.name,
-            [str(record) for record in known],
+            [str(record) for record in assignments],
         )
-        return self._give_up(known, now)
+        return self._give_up(assignments, now)
 
-    def _answer(self, effect: Answer | Pending, now: float) -> list[ShellEffect]:
-        assignment = self._machine.get(effect.assignment)
-        call = None if assignment is None else assignment.calls.get(effect.method)
-        if assignment is None or call is None or call.state is not CallState.PENDING:
-            logger.error(
-                "the aggregation protocol %s of task %s answers a %s that does not wait",
-                self._name,
-                self._machine.name,
-                effect.method,
-            )
-            return []
-        if isinstance(effect, Pending):
-            if not isinstance(effect.metadata, Message):
-                return self._refuse(assignment, f"says {effect.metadata!r} of an operation", now)
-            call.metadata = effect.metadata
-            return []
-        response = effect.response
-        failed = isinstance(response, StatusError) and response.code is not Code.OK
-        if not failed and not isinstance(response, self._empty[effect.method]):
-            return self._refuse(assignment, f"answers a {effect.method} with {response!r}", now)
-        if effect.method not in self._protocol.concluding:
-            _finish(call, response)
-            return []
-        dropped: list[ShellEffect] = []
-        if failed and not assignment.ended:
-            # Its answer is that it does not count: it must not be counted later.
-            dropped += self._machine.drop(
-                assignment.id, "protocol", response.code, response.message, now
-            )
-        if assignment.state is (Stage.DROPPED if failed else Stage.CONTRIBUTED):
-            _finish(call, response)
-            return dropped
-        answer = response.code.name if failed else "OK"
-        count = "counted" if assignment.state is Stage.CONTRIBUTED else "not counted yet"
-        what = f"answers {answer} to a device whose contribution is {count}"
-        return self._refuse(assignment, what, now)
+    def _unasked(self, method: str) -> list[ShellEffect]:
+        """Log an answer to a call that does not wait."""
+        logger.error(
+            "the aggregation protocol %s of task %s answers a %s that does not wait",
+            self._name,
+            self._machine.name,
+            method,
+        )
+        return []
 
     def _refuse(self, assignment: Assignment, what: str, now: float) -> list[ShellEffect]:
         """Log an answer that cannot be given, and give up the device that it is for."""
@@ -367,7 +252,7 @@ class ProtocolHost:
             for method in self._protocol.concluding:
                 call = assignment.calls.get(method)
                 if call is not None and call.state is CallState.PENDING:
-                    _finish(call, self._empty[method]())
+                    call.finish(self._empty[method]())
 
     def _log(self, what: str) -> None:
         """Log the exception that is being handled, and tell who watches the task."""
@@ -381,11 +266,3 @@ class ProtocolHost:
             self._machine.name,
             what,
         )
-
-
-def _finish(call: ProtocolCall, result: Any) -> None:
-    call.finish(result)
-    # It is not kept as long as the answer is.
-    waiter, call.waiter = call.waiter, None
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)

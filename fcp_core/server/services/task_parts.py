@@ -15,13 +15,17 @@ from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.standing import explain
 from fcp_core.rounds.task import FINAL, TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
-from fcp_core.server.services.protocol_host import ProtocolHost, ShellEffect
+from fcp_core.server.services.protocol_calls import ProtocolHost
+from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.releases import TaskRelease
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.writes import Writes
 
 if TYPE_CHECKING:
     from fcp_core.server.services.task_runner import TaskRunner, UploadMemory
+
+#: Uploads from this size on, in bytes, take turns: two of them would be in memory at once.
+LARGE = 64 << 20
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ class UploadMemory:
     :ivar held: in bytes.
     :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
         received: no more devices should be given work then, so that those who have it find room.
-    :ivar on_release: called when there is more room.
+    :ivar on_release: called when there is more room and somebody is *waiting* for that.
     """
 
     def __init__(self, limit: int) -> None:
@@ -59,6 +59,7 @@ class UploadMemory:
         self.crowded = False
         self._behind = 0
         self.on_release: Callable[[], None] = lambda: None
+        self.waiting: Sized = ()
 
     def pressure(self) -> str:
         """Say that it is crowded; ``""`` if it is not."""
@@ -90,7 +91,8 @@ class UploadMemory:
         if size:
             self.held -= size
             self._judge()
-            self.on_release()
+            if self.waiting:
+                self.on_release()
 
     def behind(self, more: int) -> None:
         """Count processes in which more waits to be received than may be held."""
@@ -182,11 +184,24 @@ class TaskRunner(TaskShell):
             )
         return assignment.begin_upload(slot, now)
 
-    def finish_upload(self, assignment: Assignment, slot: str, body: Body, now: float) -> None:
+    async def finish_upload(
+        self, assignment: Assignment, slot: str, body: Body, now: float
+    ) -> None:
         """Take the bytes of an upload; of two of one slot the first counts, and late ones do not.
 
-        :raises StatusError: ABORTED if the assignment was dropped meanwhile.
+        :raises StatusError: ABORTED if the assignment was dropped meanwhile; UNAVAILABLE if too
+            much is held already, and then the device may try again.
         """
+        try:
+            self._with.memory.check(len(body))
+        except StatusError:
+            assignment.abandon_upload(slot)
+            raise
+        if self.protocol.reads and isinstance(body, HeldBody):
+            body = await body.fetch()
+        if not assignment.receives(slot):
+            # It began at another member, or before this one had the population again.
+            self.begin_upload(assignment, slot, now)
         error = assignment.error
         if error is not None and not self.excuses(assignment):
             raise StatusError(Code.ABORTED, error.message)

@@ -21,7 +21,7 @@ from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment
 from fcp_core.rounds.effects import DroppedEffect, EndEffect
-from fcp_core.rounds.events import Dropped, Event, Surplus, TaskClosed, TaskOpened
+from fcp_core.rounds.events import Committed, Dropped, Event, Surplus, TaskClosed, TaskOpened
 from fcp_core.rounds.protocols import Work
 from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tasks import TaskSpec, TaskStatus
@@ -29,7 +29,14 @@ from fcp_core.rounds.text import clean
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
-from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts, explained
+from fcp_core.server.services.task_parts import (
+    LARGE,
+    Keeper,
+    Places,
+    Surroundings,
+    TaskParts,
+    explained,
+)
 
 if TYPE_CHECKING:
     from fcp_core.server.services.task_runner import TaskRunner
@@ -90,6 +97,11 @@ class TaskShell(ABC):
     def runner(self) -> TaskRunner:
         """The same, as those who keep it know it."""
         return cast("TaskRunner", self)
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """The names of the streams of shards that other members write for it."""
+        return self._fold.streams if isinstance(self._fold, DurableFold) else ()
 
     @abstractmethod
     def excuses(self, assignment: Assignment) -> bool:
@@ -190,7 +202,17 @@ class TaskShell(ABC):
 
     def _folded(self, contributions: Sequence[str]) -> None:
         for id_ in contributions:
-            self._with.memory.release(self.machine.assignments[id_].release())
+            assignment = self.machine.assignments[id_]
+            if assignment.held < LARGE:
+                # Else the next one would come while this one's sum waits to be stored: a third
+                # in memory beside that and the sum of all.
+                self._with.memory.release(assignment.release())
+
+    def _committed(self, *written: Any) -> None:
+        if self._with.observed():
+            machine, now = self.machine, self._with.clock.now()
+            which = (machine.population, self.task_id, machine.name)
+            self._with.notify(Committed(now, *which, *written))
 
     def _failed(self) -> None:
         """End the task: nothing must wait for ever for a machine that broke."""
@@ -268,7 +290,7 @@ class TaskShell(ABC):
         self._cancel_jobs()
         self._fold = fold
         if isinstance(fold, DurableFold):
-            fold.on_folded = self._folded
+            fold.on_folded, fold.on_committed = self._folded, self._committed
 
         def lost(why: str) -> None:
             if fold is self._fold and not self._stopped and self.machine.state not in FINAL:

@@ -11,15 +11,18 @@ from fcp_core.rounds.assignment import Stage
 from fcp_core.rounds.events import (
     Assigned,
     CheckedIn,
+    Committed,
     Contributed,
     Dropped,
     Rejected,
     Surplus,
 )
+from fcp_dashboard import formats
 from fcp_dashboard import recorder as recording
 from fcp_dashboard.failures import shape_of
 from fcp_dashboard.recorder import Recorder, Series
 from fcp_dashboard.shapes import _REACHED, shape_of_drop, shape_of_late
+from fcp_dashboard.views.task import times
 
 WHERE = (1000.0, "people")
 TASK = ("id", "train")
@@ -81,6 +84,7 @@ def test_every_kind_of_event_is_taken():
     recorder = Recorder()
     samples = {"at": 1.0, "code": Code.OK, "figures": {}, "offered": ()}
     numbers = {"size", "goal_count", "contributed", "seconds", "upload_seconds", "fold_seconds"}
+    numbers.add("contributions")
     for kind in get_args(events.Event):
         values = {
             field.name: samples.get(field.name, 1 if field.name in numbers else "x")
@@ -107,6 +111,19 @@ def test_how_far_devices_came_is_counted_by_task():
     assert (task.offered, task.eligible, task.assigned) == (3, 3, 2)
     (population,) = recorder.populations(1000.0)
     assert (population.total, population.turned_away) == (3, {"no_task": 1})
+
+
+def test_the_times_of_contributions_and_of_writes_are_kept():
+    recorder = Recorder()
+    recorder.event(Committed(*WHERE, *TASK, 2, 4096, 0.02))
+    for session in "ab":
+        recorder.event(Contributed(*WHERE, session, *TASK, 8, 3.0, 0.5, 0.25))
+    (task,) = recorder.tasks(1000.0)
+    assert (task.times, task.commits) == ([(2.25, 0.5, 0.25)] * 2, [0.02])
+    assert times(task)[-1] == ("Of that, one write of the storage", *[formats.seconds(0.02)] * 3)
+    task.commits = []
+    assert [row[0] for row in times(task)][-1] == "Wait, add and store"
+    assert any("2 stored in 4096 bytes" in event.text for event in recorder.events())
 
 
 def test_what_is_kept_is_bounded(monkeypatch):

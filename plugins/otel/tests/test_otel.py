@@ -17,6 +17,7 @@ from fcp_core.protocol.status import Code
 from fcp_core.rounds.events import (
     Assigned,
     CheckedIn,
+    Committed,
     Contributed,
     Dropped,
     Rejected,
@@ -30,6 +31,7 @@ OPENED = TaskOpened(100.0, "phones", "id", "train", 3)
 CHECKED_IN = CheckedIn(101.0, "phones", "session-1", ("train",))
 ASSIGNED = Assigned(102.0, "phones", "session-1", "id", "train")
 CONTRIBUTED = Contributed(110.0, "phones", "session-1", "id", "train", 4000, 8.0, 2.0, 0.5)
+COMMITTED = Committed(109.9, "phones", "id", "train", 7, 8000, 0.25)
 CLOSED = TaskClosed(120.0, "phones", "id", "train", 1, Code.OK)
 
 
@@ -59,7 +61,7 @@ def run(events, plugin=None, **options):
 
 
 def test_a_session_is_one_trace_from_the_check_in_to_the_contribution(environ):
-    spans, _ = run([OPENED, CHECKED_IN, ASSIGNED, CONTRIBUTED, CLOSED])
+    spans, _ = run([OPENED, CHECKED_IN, ASSIGNED, COMMITTED, CONTRIBUTED, CLOSED])
     times = {name: (s.start_time / 1e9, s.end_time / 1e9) for name, s in spans.items()}
     assert times == {
         "task": (100, 120),
@@ -67,12 +69,15 @@ def test_a_session_is_one_trace_from_the_check_in_to_the_contribution(environ):
         "assignment": (102, 110),
         "upload": (107.5, 109.5),
         "fold": (109.5, 110),
+        "commit": (109.65, 109.9),
     }
     session, assignment = spans["session"], spans["assignment"]
     assert session.parent is None
     assert assignment.parent.span_id == session.context.span_id
     assert spans["upload"].parent.span_id == assignment.context.span_id
     assert spans["fold"].parent.span_id == assignment.context.span_id
+    assert spans["commit"].parent.span_id == spans["fold"].context.span_id
+    assert spans["commit"].attributes == {"fcp.contributions": 7, "fcp.size": 8000}
     assert {s.context.trace_id for n, s in spans.items() if n != "task"} == {
         session.context.trace_id
     }
@@ -103,6 +108,17 @@ def test_devices_that_do_not_contribute_say_why(environ):
     failed = TaskClosed(120.0, "phones", "id", "train", 1, Code.ABORTED, "too few")
     spans, _ = run([OPENED, failed])
     assert spans["task"].status.description == "ABORTED: too few"
+
+
+def test_an_earlier_commit_and_one_of_another_task_are_not_of_the_contribution(environ):
+    early = Committed(109.4, "phones", "id", "train", 1, 8000, 0.25)
+    other = Committed(109.9, "phones", "id2", "other", 1, 8000, 0.25)
+    spans, _ = run([CHECKED_IN, ASSIGNED, early, other, CONTRIBUTED])
+    assert "fold" in spans
+    assert "commit" not in spans
+    long = Committed(109.9, "phones", "id", "train", 1, 8000, 5.0)  # it cannot have begun before
+    spans, _ = run([CHECKED_IN, ASSIGNED, long, CONTRIBUTED])
+    assert spans["commit"].start_time == spans["fold"].start_time
 
 
 def test_a_session_with_several_tasks_ends_with_the_last(environ):

@@ -2,10 +2,8 @@
 
 Devices send codes of their values, as for HyperLogLog: a register and a rank. The server notes
 which codes there are at all. One device brings ``max_values`` codes at most, so their number
-changes by no more than that, whatever it sends; it has Laplace noise. How many values make so many
-codes follows from the number of codes alone, as in Flajolet and Martin, "Probabilistic counting
-algorithms for data base applications" (1985). The registers of HyperLogLog itself have no such
-bound: one value can change its estimate by any amount.
+changes by no more than that, whatever it sends; it has Laplace noise. The registers of
+HyperLogLog itself have no such bound: one value can change its estimate by any amount.
 """
 
 from __future__ import annotations
@@ -18,12 +16,13 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
-from fcp_core.aggregation.checks import bad, check_counts
+from fcp_core.aggregation.checks import bad, check_counts, same_configuration
 from fcp_core.aggregation.configuration import DP_DISTINCT_URI
 from fcp_core.aggregation.release import Noise, Promise, Randomised, Release, ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol import sketches
-from fcp_core.protocol.status import Code, StatusError
+from fcp_privacy.codes import MOST_VALUES, check_codes, number_of, values_of
+from fcp_privacy.distinct_groups import NoisyDistinctGroups
 from fcp_privacy.events import EpsilonDelta, to_cost
 from fcp_privacy.group_by_device import sample_of
 from fcp_privacy.noise import discrete_laplace
@@ -31,34 +30,8 @@ from fcp_privacy.randomness import Randomness
 
 #: The scale of the noise in steps of a grid, about; codes are whole multiples of a step.
 _STEPS = 1 << 20
-_MOST_VALUES = 1 << 16
-_RANKS = np.arange(1, sketches.MAX_RANK + 1)
-#: log of the probability that a value has not the code of a register and a rank, by rank.
-_MISSED = np.log1p(-(0.5**_RANKS) / sketches.REGISTERS)
 _HEADER = struct.Struct("<4sQ")
 _MAGIC = b"FPD1"
-
-
-def codes_of(values: float) -> float:
-    """Return how many codes so many distinct values have, on average."""
-    return float(-sketches.REGISTERS * np.expm1(values * _MISSED).sum())
-
-
-def values_of(codes: float) -> tuple[float, float]:
-    """Return how many distinct values have so many codes, and how much one code more adds.
-
-    A number below 0, which noise makes, stands for itself.
-    """
-    if codes <= 0:
-        return codes, 1.0
-    low, high = 0.0, 1.0
-    while codes_of(high) < codes and high < 1e15:
-        low, high = high, 2 * high
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if codes_of(middle) < codes else (low, middle)
-    slope = float(-sketches.REGISTERS * (_MISSED * np.exp(high * _MISSED)).sum())
-    return high, 1 / slope
 
 
 class NoisyDistinct(Randomised):
@@ -75,16 +48,15 @@ class NoisyDistinct(Randomised):
         if any(spec.dtype is not DataType.INT64 or spec.shape != (-1,) for spec in specs):
             raise bad(intrinsic, "it takes one column of int64 and gives one")
         found = {parameter.name: parameter.value for parameter in intrinsic.parameters}
-        if set(found) != {"epsilon", "max_values"} or any(
-            value.dtype.kind not in "iuf" or value.size != 1 for value in found.values()
-        ):
+        if set(found) != {"epsilon", "max_values"}:
             raise bad(intrinsic, "its parameters must be two numbers, epsilon and max_values")
-        self._epsilon = float(found["epsilon"].reshape(())[()])
-        most = float(found["max_values"].reshape(())[()])
+        self._epsilon, most = (
+            number_of(intrinsic, name, found[name]) for name in ("epsilon", "max_values")
+        )
         if not 1e-6 <= self._epsilon <= 1e3:
             raise bad(intrinsic, f"epsilon must be from 1e-6 to 1000, not {self._epsilon:g}")
-        if not (1 <= most <= _MOST_VALUES and most == int(most)):
-            raise bad(intrinsic, f"max_values must be from 1 to {_MOST_VALUES}, not {most:g}")
+        if not (1 <= most <= MOST_VALUES and most == int(most)):
+            raise bad(intrinsic, f"max_values must be from 1 to {MOST_VALUES}, not {most:g}")
         self._most = int(most)
         self._intrinsic = intrinsic
         self._seen = np.zeros(sketches.MAX_CODE, np.bool_)
@@ -114,15 +86,7 @@ class NoisyDistinct(Randomised):
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Refuse what is no code."""
-        codes = inputs[0]
-        ranks = sketches.split_codes(codes)[1]
-        known = (codes > 0) & (codes < sketches.MAX_CODE)
-        good = (codes == 0) | (known & (ranks > 0) & (ranks <= sketches.MAX_RANK))
-        if codes.ndim != 1 or not good.all():
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"column {self._intrinsic.inputs[0].name!r} has what is no code of a value",
-            )
+        check_codes(self._intrinsic.inputs[0].name, inputs[0])
 
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Note the codes; of too many, as many at random as a device may bring."""
@@ -134,7 +98,9 @@ class NoisyDistinct(Randomised):
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration."""
-        if type(other) is not type(self) or other._intrinsic != self._intrinsic:
+        if type(other) is not type(self) or not same_configuration(
+            other._intrinsic, self._intrinsic
+        ):
             raise bad(self._intrinsic, "only states of one configuration can be merged")
 
     def merge(self, other: Self) -> None:
@@ -180,14 +146,18 @@ def _column(values: float) -> Tensor:
     return np.array([round(values)], np.int64)
 
 
-def make_distinct(intrinsic: Intrinsic, options: Options) -> NoisyDistinct:
-    """Make an empty one; it has no options."""
-    return NoisyDistinct(intrinsic, options)
+def make_distinct(intrinsic: Intrinsic, options: Options) -> Randomised:
+    """Make an empty one, of all or of each group."""
+    return _kind(intrinsic)(intrinsic, options)
 
 
-def load_distinct(intrinsic: Intrinsic, options: Options, data: bytes) -> NoisyDistinct:
+def load_distinct(intrinsic: Intrinsic, options: Options, data: bytes) -> Randomised:
     """Rebuild one."""
-    return NoisyDistinct.load(intrinsic, data, options)
+    return _kind(intrinsic).load(intrinsic, data, options)
+
+
+def _kind(intrinsic: Intrinsic) -> type[NoisyDistinct] | type[NoisyDistinctGroups]:
+    return NoisyDistinctGroups if len(intrinsic.inputs) > 1 else NoisyDistinct
 
 
 DISTINCT = AggregatorFactory(

@@ -18,6 +18,7 @@ class TaskSeen(msgspec.Struct):
     :param lost: how many devices were dropped, by the stage that they had reached.
     :param late: the same of those of which nothing more was needed.
     :param times: of the last contributions: seconds to compute, to upload and to accumulate.
+    :param commits: of the last writes of the aggregate: seconds.
     """
 
     task_id: str
@@ -34,6 +35,7 @@ class TaskSeen(msgspec.Struct):
     lost: dict[str, int] = {}
     late: dict[str, int] = {}
     times: list[tuple[float, float, float]] = []
+    commits: list[float] = []
 
 
 class PopulationSeen(msgspec.Struct):

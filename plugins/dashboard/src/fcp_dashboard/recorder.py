@@ -9,6 +9,7 @@ from typing import Any
 from fcp_core.rounds.events import (
     Assigned,
     CheckedIn,
+    Committed,
     Contributed,
     Dropped,
     Event,
@@ -25,7 +26,7 @@ from fcp_dashboard.shapes import CONTRIBUTED, TURNED_AWAY, Shapes, shape_of_drop
 
 #: How many sessions, tasks and populations are remembered; the oldest go first.
 SESSIONS, TASKS, POPULATIONS = 100_000, 2_000, 1_000
-#: How many contributions the times of a task are taken from.
+#: How many contributions, and writes, the times of a task are taken from.
 TIMES = 64
 #: How many events of each kind are kept for the feed.
 FEED = 50
@@ -71,13 +72,14 @@ class Series:
 class _Task:
     """The counters of a task."""
 
-    __slots__ = ("last", "seen", "series", "times")
+    __slots__ = ("commits", "last", "seen", "series", "times")
 
     def __init__(self, event: Any) -> None:
         self.seen = TaskSeen(event.task_id, event.population, event.task_name, event.at)
         self.seen.lost, self.seen.late = {}, {}
         self.series = Series()
         self.times: deque[tuple[float, float, float]] = deque(maxlen=TIMES)
+        self.commits: deque[float] = deque(maxlen=TIMES)
 
 
 class _Population:
@@ -120,6 +122,7 @@ class Recorder:
             Rejected: self._rejected,
             Assigned: self._assigned,
             Contributed: self._contributed,
+            Committed: lambda event: self._task(event).commits.append(event.seconds),
             Dropped: self._dropped,
             Surplus: self._surplus,
             TaskOpened: self._opened,
@@ -230,7 +233,7 @@ class Recorder:
         for task in self._tasks.values():
             seen = task.seen
             seen.contributions = task.series.values(now)
-            seen.times = list(task.times)
+            seen.times, seen.commits = list(task.times), list(task.commits)
             seen.offered, seen.eligible = reached.get((seen.population, seen.name), (0, 0))
             found.append(seen)
         return found
@@ -320,6 +323,8 @@ def _shown(event: Event) -> Seen:
             text += f" and {len(event.offered) - 3} more"
     elif isinstance(event, Contributed):
         text = f"{event.size} bytes after {event.seconds:.1f} s"
+    elif isinstance(event, Committed):
+        text = f"{event.contributions} stored in {event.size} bytes, {1000 * event.seconds:.1f} ms"
     elif isinstance(event, Dropped):
         text = f"{event.phase} {event.code.name}: {event.message}"
     elif isinstance(event, Surplus):

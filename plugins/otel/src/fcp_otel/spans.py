@@ -15,6 +15,7 @@ from opentelemetry.trace import Link, Span, Status, StatusCode, set_span_in_cont
 from fcp_core.rounds.events import (
     Assigned,
     CheckedIn,
+    Committed,
     Contributed,
     Dropped,
     Event,
@@ -47,6 +48,8 @@ class Spans:
         self._bound = bound
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._tasks: OrderedDict[str, Span] = OrderedDict()
+        #: The last commit of each task: the contributions that follow it are in it.
+        self._commits: OrderedDict[str, Committed] = OrderedDict()
 
     def take(self, event: Event) -> None:
         """Begin, add to or end the spans that an event is about."""
@@ -58,6 +61,10 @@ class Spans:
             self._assign(event)
         elif isinstance(event, Contributed):
             self._contributed(event)
+        elif isinstance(event, Committed):
+            self._commits[event.task_id] = event
+            if len(self._commits) > self._bound:
+                self._commits.popitem(last=False)
         elif isinstance(event, Dropped):
             name = event.code.name
             more = {"fcp.phase": event.phase, "fcp.code": name}
@@ -115,17 +122,26 @@ class Spans:
         session = self._sessions.get(event.session_id)
         span = None if session is None else session.assignments.get(event.task_id)
         if span is not None:
-            inside = set_span_in_context(span, Context())
             submitted = event.at - event.fold_seconds
-            for name, begin, end in (
-                ("upload", submitted - event.upload_seconds, submitted),
-                ("fold", submitted, event.at),
-            ):
-                part = self._sessions_tracer.start_span(
-                    name, inside, start_time=_nanoseconds(begin)
-                )
-                part.end(_nanoseconds(end))
+            self._part(span, "upload", submitted - event.upload_seconds, submitted)
+            fold = self._part(span, "fold", submitted, event.at)
+            commit = self._commits.get(event.task_id)
+            if commit is not None and commit.at >= submitted:
+                began = max(submitted, commit.at - commit.seconds)
+                shared = {"fcp.contributions": commit.contributions, "fcp.size": commit.size}
+                self._part(fold, "commit", began, commit.at, shared)
         self._finish(event, "contributed", {"fcp.size": event.size}, Status(StatusCode.OK))
+
+    def _part(
+        self, outer: Span, name: str, begin: float, end: float, more: dict[str, Any] | None = None
+    ) -> Span:
+        """Make a span inside another one that is over already."""
+        inside = set_span_in_context(outer, Context())
+        part = self._sessions_tracer.start_span(
+            name, inside, attributes=more, start_time=_nanoseconds(begin)
+        )
+        part.end(_nanoseconds(end))
+        return part
 
     def _finish(
         self,
@@ -156,6 +172,7 @@ class Spans:
             self._tasks.popitem(last=False)[1].end(_nanoseconds(event.at))
 
     def _close(self, event: TaskClosed) -> None:
+        self._commits.pop(event.task_id, None)
         span = self._tasks.pop(event.task_id, None)
         if span is None:
             return

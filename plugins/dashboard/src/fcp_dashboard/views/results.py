@@ -264,7 +264,7 @@ def _metrics(rounds: list[Task], metrics: dict[str, dict[str, float]], names: li
             for number, task in enumerate(rounds, 1)
             if name in metrics.get(task.task_id, {})
         ]
-        if len(points) > 1 and all(value >= 0 for _, value in points):
+        if len(points) > 1:
             panels.append(Lines(name, "round", "", [(name, _floats(points))], float(len(rounds))))
     rows = [
         [

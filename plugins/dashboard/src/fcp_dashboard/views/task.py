@@ -173,12 +173,15 @@ def times(seen: TaskSeen) -> list[tuple[str, str, str, str]]:
     """Return how long the phases of the last contributions took."""
     if not seen.times:
         return []
-    labels = ("Download and compute", "Upload", "Wait, add and store")
+    columns = [list(column) for column in zip(*seen.times, strict=True)]
+    labels = ["Download and compute", "Upload", "Wait, add and store"]
+    if seen.commits:
+        columns.append(seen.commits)
+        labels.append("Of that, one write of the storage")
     rows = []
-    for place, label in enumerate(labels):
-        values = [each[place] for each in seen.times]
-        figures = [formats.quantile(values, share) for share in (0.5, 0.9)]
-        rows.append((label, *(formats.seconds(figure) for figure in (*figures, max(values)))))
+    for label, values in zip(labels, columns, strict=True):
+        figures = (*(formats.quantile(values, share) for share in (0.5, 0.9)), max(values))
+        rows.append((label, *map(formats.seconds, figures)))
     return rows  # type: ignore[return-value]
 
 
