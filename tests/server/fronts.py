@@ -79,7 +79,7 @@ class Media:
 
     held = 0
 
-    def on_release(self, call):
+    def on_release(self, call, waiting):
         self.released = call
 
     def behind(self, behind):

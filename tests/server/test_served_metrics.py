@@ -17,7 +17,7 @@ from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server
-from fcp_core.server.http import connections
+from fcp_core.server.http import handler
 from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.metrics import ServerMetrics
 from tests.server.fronts import WAIT
@@ -34,7 +34,7 @@ def scrape(port, path="/metrics", accept=None):
 def test_silent_devices_are_counted_and_their_sender_gets_no_more(
     make_server, make_device, sum_task, monkeypatch
 ):
-    monkeypatch.setattr(connections, "is_loopback", lambda key: False)
+    monkeypatch.setattr(handler, "is_loopback", lambda key: False)
     thread = make_server(
         {"metrics": "true", "first_sign_timeout": "50ms", "max_silent_per_sender": "4"}
     )
