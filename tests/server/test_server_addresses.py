@@ -77,7 +77,19 @@ def test_every_interface_without_an_address_for_devices_warns(load, new_server, 
     assert "set external_url" not in caplog.text
 
 
-def test_an_ipv6_address_may_stand_in_brackets(new_server):
+@pytest.mark.parametrize(("known", "name"), [(True, "localhost"), (False, "[::1]")])
+def test_an_ipv6_address_may_stand_in_brackets(new_server, monkeypatch, known, name):
+    """Devices are told a name that leads to it: some machines have localhost for IPv4 only."""
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host, *arguments, **options):
+        if host != "localhost":
+            return look_up(host, *arguments, **options)
+        if not known:
+            raise socket.gaierror
+        return look_up("::1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     thread = new_server(host="[::1]")
     with socket.create_connection(("::1", thread.server.port), timeout=WAIT):
-        assert thread.server.url == f"http://localhost:{thread.server.port}/"
+        assert thread.server.url == f"http://{name}:{thread.server.port}/"
