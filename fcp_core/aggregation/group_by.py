@@ -38,6 +38,8 @@ from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 
 MIN_CONTRIBUTORS = "min_contributors_to_group"
+#: A parameter of ours: a device with fewer rows is refused.
+MINIMUM_ROWS = "minimum_rows"
 
 #: The options that bound a group-by.
 MAX_GROUPS = "max_groups"
@@ -54,7 +56,8 @@ class GroupByAccumulator(Accumulator):
 
     Without keys all rows are one group, which exists once there has been a row. With
     ``min_contributors_to_group`` only groups of at least that many devices are reported, in random
-    order.
+    order. With ``minimum_rows`` a contribution of fewer rows is refused: the published client does
+    not keep to a query's ``min_output_row_count`` unless a flag of its embedder is on.
 
     :param intrinsic: its inputs and outputs are the keys; it nests what :attr:`columns` names.
     :param options: ``allow_non_finite``, which is about values, keys may be anything;
@@ -72,10 +75,12 @@ class GroupByAccumulator(Accumulator):
         self.max_groups = int(options.get(MAX_GROUPS, DEFAULT_MAX_GROUPS))
         self._max_bytes = int(options.get(MAX_BYTES, DEFAULT_MAX_BYTES))
         self._specs = tuple(flat_inputs(intrinsic))
-        self._minimum = 0
-        if intrinsic.parameters:
-            value = intrinsic.parameters[0].value
-            self._minimum = integer_parameter(intrinsic, value, MIN_CONTRIBUTORS, 1)
+        given = {
+            parameter.name: integer_parameter(intrinsic, parameter.value, parameter.name, 1)
+            for parameter in intrinsic.parameters
+        }
+        self._minimum = given.get(MIN_CONTRIBUTORS, 0)
+        self._minimum_rows = given.get(MINIMUM_ROWS, 0)
         self._num_inputs = 0
         self._groups = 0
         self._index = (
@@ -151,6 +156,11 @@ class GroupByAccumulator(Accumulator):
                 )
         keys, values = self._split(inputs)
         rows = inputs[0].size
+        if rows < self._minimum_rows:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the contribution has {rows} rows; at least {self._minimum_rows} are asked for",
+            )
         number = self._numberer(keys, rows)
         for column, own in zip(self._columns, values, strict=True):
             column.check(own, number)
@@ -292,9 +302,10 @@ class GroupByAccumulator(Accumulator):
 def _check(intrinsic: Intrinsic, columns: Mapping[str, type[Column]]) -> None:
     check_keys(intrinsic)
     names = [parameter.name for parameter in intrinsic.parameters]
-    if names not in ([], [MIN_CONTRIBUTORS]):
-        raise bad(intrinsic, f"its parameters are {names}; only {MIN_CONTRIBUTORS!r} is expected")
+    known = (MIN_CONTRIBUTORS, MINIMUM_ROWS)
+    if len(set(names)) < len(names) or not set(names) <= set(known):
+        raise bad(intrinsic, f"its parameters are {names}; only {' and '.join(known)} are expected")
     for nested in intrinsic.nested:
         if nested.uri not in columns:
-            known = ", ".join(map(repr, columns))
-            raise bad(intrinsic, f"it nests {nested.uri!r}; only {known} can be nested")
+            uris = ", ".join(map(repr, columns))
+            raise bad(intrinsic, f"it nests {nested.uri!r}; only {uris} can be nested")

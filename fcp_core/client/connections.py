@@ -261,7 +261,7 @@ class Pool:
 
         :param timeout: for connecting, in seconds.
         :param fresh: connect in any case.
-        :param exempt: although the others were shut down.
+        :param exempt: although the others were shut down, or are while it is in use.
         :raises OSError: if the host cannot be reached.
         :raises NoTLSError: if it does not speak TLS, or its certificate is not trusted.
         """
@@ -269,8 +269,9 @@ class Pool:
             with self._lock:
                 kept = self._idle.get(origin)
                 connection = kept.pop() if kept else None
-            if connection is None:
-                break
+                if connection is None:
+                    break
+                self._watch(connection.sock, exempt)
             if not connection.dropped():
                 return connection
             self.drop(connection)
@@ -301,12 +302,18 @@ class Pool:
             self.drop(connection)
 
     def shut_down(self) -> None:
-        """Cut off whatever waits on a connection, now and later."""
+        """Cut off whatever waits on a connection, now and later, but what is exempt."""
         with self._lock:
             self._down = True
-            sockets = list(self._sockets)
-        for sock in sockets:
-            _cut(sock)
+            for sock in self._sockets:
+                _cut(sock)
+
+    def _watch(self, sock: socket.socket, exempt: bool) -> None:
+        """Have a socket cut off or not when the others are. The lock is held."""
+        if exempt:
+            self._sockets.discard(sock)
+        else:
+            self._sockets.add(sock)
 
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
@@ -340,7 +347,7 @@ class Pool:
             sock.close()
             raise
         with self._lock:
-            self._sockets.add(sock)
+            self._watch(sock, exempt)
             late = self._down and not exempt
         if late:
             _cut(sock)

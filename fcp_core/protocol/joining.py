@@ -14,11 +14,32 @@ _STEP = 1 << 20
 def join(pieces: Iterable[bytes | bytearray | memoryview]) -> bytes:
     """Return what ``b"".join`` returns."""
     found = list(pieces)
-    if sum(map(len, found)) < LARGE:
+    size = sum(map(len, found))
+    if size < LARGE:
         return b"".join(found)
-    whole = io.BytesIO()
+    whole = Whole(size)
     for piece in found:
+        whole.add(piece)
+    return whole.get()
+
+
+class Whole:
+    """Bytes of a known size, put together piece by piece; in memory once, and not a byte more.
+
+    :param size: how many bytes there will be.
+    """
+
+    def __init__(self, size: int) -> None:
+        # Nobody else has these bytes, so they are written to as they lie.
+        self._bytes = io.BytesIO(bytes(size))
+
+    def add(self, piece: bytes | bytearray | memoryview) -> None:
+        """Put another piece behind those that are there."""
         view = memoryview(piece)
         for start in range(0, len(view), _STEP):
-            whole.write(view[start : start + _STEP])
-    return whole.getvalue()  # which is no copy
+            self._bytes.write(view[start : start + _STEP])
+
+    def get(self) -> bytes:
+        """Return the bytes: those that came, if they were fewer or more than was said."""
+        self._bytes.truncate()
+        return self._bytes.getvalue()  # which is no copy

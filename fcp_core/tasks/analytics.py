@@ -263,18 +263,22 @@ class Analytics:
     def _group_by(
         self, keys: list[tuple[str, Vector]], sums: list[tuple[str, str, Vector]]
     ) -> Intrinsic:
-        parameters: tuple[Parameter, ...] = ()
+        parameters: dict[str, int] = {}
         if self.minimum_group_size is not None:
             if not keys:
                 raise UsageError("a minimum group size needs keys to group by.")
-            value = np.array(self.minimum_group_size, np.int64)
-            parameters = (Parameter("min_contributors_to_group", value),)
+            parameters["min_contributors_to_group"] = self.minimum_group_size
+        used = {name for name, _ in keys} | {source for _, source, _ in sums}
+        # The columns are of one length, so the query that wants the most rows decides.
+        rows = max(query.minimum_rows for query in self.queries if used & set(query.vectors))
+        if rows > 0:
+            parameters["minimum_rows"] = rows
         columns = tuple(TensorSpec(name, DTYPES[key.dtype][1], (-1,)) for name, key in keys)
         return Intrinsic(
             GROUP_BY_URI,
             columns,
             columns,
-            parameters,
+            tuple(Parameter(name, np.array(value, np.int64)) for name, value in parameters.items()),
             tuple(
                 _column_sum(name, source, DTYPES[summed.dtype][1]) for name, source, summed in sums
             ),

@@ -106,6 +106,9 @@ class Part:
         if minimum is not None and keys:
             value = np.array(minimum, np.int64)
             parameters.append(Parameter("min_contributors_to_group", value))
+        if query.minimum_rows > 0 and query.epsilon is None:
+            value = np.array(query.minimum_rows, np.int64)
+            parameters.append(Parameter("minimum_rows", value))
         uri = GROUP_BY_URI if query.epsilon is None else DP_GROUP_BY_URI
         return Intrinsic(uri, keys, keys, tuple(parameters), tuple(self.nested))
 

@@ -14,21 +14,17 @@ An example, complete::
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
-import random
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from fcp_core.aggregation.aggregator import Accumulator
 from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
-from fcp_core.aggregation.release import Randomised, ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import MissingExtraError
 from fcp_core.protocol.status import StatusError
-from fcp_core.testing.aggregator_subject import AggregatorSubject, Contribution
+from fcp_core.testing.aggregator_noise import NoiseLaws
+from fcp_core.testing.aggregator_subject import Contribution
 from fcp_core.testing.laws import applies_if
 from fcp_core.testing.tensor_strategies import tensors, unaligned
 
@@ -39,9 +35,6 @@ except ImportError as error:
     raise MissingExtraError("the conformance kit", "testing") from error
 
 __all__ = ["AggregatorConformance", "tensors"]
-
-#: How often a result is drawn to see whether its noise is as it is described.
-_DRAWS = 400
 
 #: How much a state may grow by counters alone.
 _STATE_GROWTH = 64
@@ -59,17 +52,7 @@ def _keeps_nothing(kit: type[AggregatorConformance]) -> bool:
     return factory is None or not factory.needs_all_inputs
 
 
-def _draws(kit: type[AggregatorConformance]) -> bool:
-    factory = getattr(kit, "factory", None)
-    return factory is None or factory.randomised
-
-
-def _seeded(seed: int) -> Callable[[int], bytes]:
-    """Return a source of bytes that follow from a seed."""
-    return random.Random(seed).randbytes
-
-
-class AggregatorConformance(AggregatorSubject):
+class AggregatorConformance(NoiseLaws):
     """The laws of :mod:`fcp_core.aggregation.aggregator`, checked for one factory.
 
     Override :meth:`contributions` if not every tensor of the right dtype and shape is acceptable,
@@ -128,6 +111,23 @@ class AggregatorConformance(AggregatorSubject):
             self._assert_equal(self.fold(contributions).report(), expected)
 
         self._check(law, self._many())
+
+    @applies_if(lambda kit: kit.reference is not AggregatorConformance.reference)
+    def test_numbers_of_any_size_are_right_or_refused(self) -> None:
+        """What is accepted of tiny and of huge numbers counts as the reference says."""
+
+        def law(contributions: list[Contribution], size: int) -> None:
+            accumulator, kept = self.make(), []
+            for contribution in contributions:
+                numbers = self.resized(contribution, size)
+                with contextlib.suppress(StatusError):
+                    self.accumulate(accumulator, numbers)
+                    kept.append(numbers)
+            expected = self.reference(kept)
+            if expected is not None and accumulator.can_report():
+                self._assert_equal(accumulator.report(), expected, exact=False)
+
+        self._check(law, self._many(), st.integers(-1, 1))
 
     def test_inputs_are_counted(self) -> None:
         """num_inputs is the number of contributions, over merges and dumps too."""
@@ -206,6 +206,22 @@ class AggregatorConformance(AggregatorSubject):
             assert other.dump() == before
 
         self._check(law, self._many(), self._many())
+
+    def test_another_configuration_is_not_merged(self) -> None:
+        """Other parameters, dtypes or sizes are refused with StatusError, and change nothing."""
+
+        def law(contributions: list[Contribution], data: st.DataObject) -> None:
+            for intrinsic, other in self.others():
+                strategies = [tensors(spec) for spec in flat_inputs(intrinsic)]
+                with contextlib.suppress(StatusError):
+                    self.accumulate(other, list(data.draw(st.tuples(*strategies))))
+                accumulator = self.fold(contributions)
+                before = accumulator.dump()
+                with pytest.raises(StatusError):
+                    accumulator.merge(other)
+                assert accumulator.dump() == before
+
+        self._check(law, self._many(), st.data())
 
     def test_a_loaded_dump_goes_on(self) -> None:
         """Dumping and loading at any point changes nothing afterwards."""
@@ -342,45 +358,3 @@ class AggregatorConformance(AggregatorSubject):
             assert len(many.dump()) <= len(few.dump()) + _STATE_GROWTH
 
         self._check(law, self.contributions())
-
-    @applies_if(_draws)
-    def test_a_result_is_drawn_with_the_entropy_that_is_given(self) -> None:
-        """It follows from it, has the outputs' dtypes and shapes, and costs what JSON holds."""
-        specs = list(flat_outputs(self.intrinsic))
-
-        def law(contributions: list[Contribution], seed: int) -> None:
-            promise = self._drawn(self.make()).promise(ReleaseContext(goal_count=3))
-            assert json.loads(json.dumps(promise.cost)) == promise.cost
-            json.dumps([noise.to_json() for noise in promise.noise])
-            results = []
-            for _ in range(2):
-                context = ReleaseContext(goal_count=3, entropy=_seeded(seed))
-                results.append(self._drawn(self.fold(contributions)).release(context).tensors)
-            for spec, one, other in zip(specs, *results, strict=True):
-                assert spec.matches(np.asarray(one))
-                np.testing.assert_array_equal(one, other)
-
-        self._check(law, self._many(), st.integers(0, 1 << 30))
-
-    @applies_if(_draws)
-    def test_the_noise_is_as_it_is_described(self) -> None:
-        """Its standard deviation is the one stated, for outputs of floats whose shape is known."""
-        drawn = []
-        for seed in range(_DRAWS):
-            context = ReleaseContext(goal_count=3, entropy=_seeded(seed))
-            drawn.append(self._drawn(self.make()).release(context))
-        stated = {noise.output: noise.stddev for noise in drawn[0].promise.noise}
-        for place, spec in enumerate(flat_outputs(self.intrinsic)):
-            floats = spec.dtype in (DataType.FLOAT, DataType.DOUBLE)
-            if not floats or not spec.is_fully_defined or not stated.get(spec.name):
-                continue
-            values = np.array([release.tensors[place] for release in drawn], np.float64)
-            found = float(np.std(values - values.mean(axis=0)))
-            # The square of Laplace noise spreads by the root of 5 times its mean.
-            error = 5 * np.sqrt(5 / values.size) / 2
-            assert abs(found / stated[spec.name] - 1) < error, (spec.name, found, stated)
-
-    @staticmethod
-    def _drawn(accumulator: Accumulator) -> Randomised:
-        assert isinstance(accumulator, Randomised), "its factory says that it is randomised"
-        return accumulator

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+#: The probability that a fair choice is taken for an unfair one, over all of a check's bounds.
+_FALSE_ALARM = 1e-9
 
 
 def binomial_bounds(trials: int, probability: float, alarm: float) -> tuple[int, int]:
@@ -32,3 +36,25 @@ def binomial_bounds(trials: int, probability: float, alarm: float) -> tuple[int,
         return trials
 
     return first(masses), trials - first(masses[::-1])
+
+
+def assert_even(chosen: Callable[[int], set[int]], pool: int, rounds: int, what: str) -> None:
+    """Check that all of a pool are chosen equally often, within what chance allows.
+
+    :param chosen: returns who is chosen with a seed, as numbers below *pool*.
+    :param rounds: with how many seeds.
+    :param what: a number of the pool, in words.
+    :raises AssertionError: if one is chosen too seldom or too often.
+    """
+    counts: Counter[int] = Counter()
+    for seed in range(rounds):
+        counts.update(chosen(seed))
+    total = sum(counts.values())
+    assert total, "nobody is ever assigned"
+    # A policy that takes m of n at a time varies less than independent draws do.
+    low, high = binomial_bounds(rounds, total / rounds / pool, _FALSE_ALARM / pool)
+    for number in range(pool):
+        assert low <= counts[number] <= high, (
+            f"{what} {number} was chosen {counts[number]} times in {rounds} rounds; "
+            f"equal chances give {low} to {high}"
+        )

@@ -11,10 +11,20 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from fcp_core.rounds.policies import Assign, Candidate, OpenTask, Selection, SelectionView
+from fcp_core.rounds.policies import (
+    Assign,
+    Candidate,
+    OpenTask,
+    Selection,
+    SelectionPolicy,
+    SelectionView,
+)
 
 #: The names of the tasks that the kit opens.
 TASK_NAMES = ("train", "evaluate", "count/words")
+
+#: The versions of clients; the published client's is whatever its embedder says.
+VERSIONS = ("1", "v2024.2", "")
 
 #: A device's eligibility weights by task name; None if they were not evaluated.
 Weights = Mapping[str, float] | None
@@ -79,6 +89,7 @@ def scripts() -> SearchStrategy[list[Step]]:
 class Population:
     """What a server keeps of a population: who waits, which tasks are open, what is decided.
 
+    :param versions: the clients' versions, in turns.
     :param tick: when the policy wants to be asked again.
     """
 
@@ -90,11 +101,13 @@ class Population:
     candidates: dict[str, Candidate] = field(default_factory=dict)
     tasks: dict[str, OpenTask] = field(default_factory=dict)
     last: list[Assign] = field(default_factory=list)
+    versions: tuple[str, ...] = VERSIONS
 
     def __post_init__(self) -> None:
         # Names tell nothing of the order.
         self._names = random.Random(self.seed)
         self._asked = itertools.count()
+        self._versions = itertools.cycle(self.versions)
 
     def advance(self, step: Step) -> None:
         """Let a step happen."""
@@ -116,7 +129,7 @@ class Population:
     def arrive(self, weights: Weights) -> str:
         """Let a device arrive; return its name."""
         name = self._name()
-        self.candidates[name] = Candidate(name, self.now, weights, "1")
+        self.candidates[name] = Candidate(name, self.now, weights, next(self._versions))
         return name
 
     def give_room(self, task_id: str, places: int) -> None:
@@ -157,3 +170,19 @@ class Population:
 
     def _name(self) -> str:
         return f"{self._names.getrandbits(64):016x}"
+
+
+class FirstCome(SelectionPolicy):
+    """First come, first served."""
+
+    def select(self, view: SelectionView) -> Selection:
+        """Give places in the order in which devices came."""
+        room = {task.task_id: task.capacity for task in view.tasks}
+        decisions = []
+        for candidate in view.candidates:
+            for task in view.tasks:
+                if room[task.task_id] and candidate.eligible(task.name):
+                    room[task.task_id] -= 1
+                    decisions.append(Assign(candidate.id, task.task_id))
+                    break
+        return Selection(decisions)

@@ -34,13 +34,22 @@ from fcp_core.rounds.policies import (
     SelectionPolicyFactory,
     SelectionView,
 )
-from fcp_core.testing.binomial import binomial_bounds
+from fcp_core.testing.binomial import assert_even
 from fcp_core.testing.kit import Conformance, outside_calls
 from fcp_core.testing.laws import applies_if
-from fcp_core.testing.populations import TASK_NAMES, Opening, Population, Step, Weights, scripts
+from fcp_core.testing.populations import (
+    TASK_NAMES,
+    VERSIONS,
+    FirstCome,
+    Opening,
+    Population,
+    Step,
+    Weights,
+    scripts,
+)
 
-#: The probability that a fair policy is taken for an unfair one, over all of a check's bounds.
-_FALSE_ALARM = 1e-9
+#: Devices that are equal before a task: their other weights say nothing about it.
+_EQUAL: Sequence[Weights] = ({"train": 1.0}, {"train": 1.0, "evaluate": 0.0})
 
 
 class SelectionPolicyConformance(Conformance):
@@ -182,7 +191,7 @@ class SelectionPolicyConformance(Conformance):
             population.candidates = {name: population.candidates[name] for name in names}
             return {names.index(assign.candidate) for assign in self._first_round(population)}
 
-        self._assert_even(chosen_places, pool, rounds, "the candidate at place")
+        assert_even(chosen_places, pool, rounds, "the candidate at place")
 
     @applies_if(lambda kit: kit.fair)
     def test_equal_devices_have_equal_chances(self) -> None:
@@ -197,7 +206,7 @@ class SelectionPolicyConformance(Conformance):
             before = population
             return {names.index(assign.candidate) for assign in self._first_round(population)}
 
-        self._assert_even(chosen_devices, pool, rounds, "the device that arrives as number")
+        assert_even(chosen_devices, pool, rounds, "the device that arrives as number")
 
     def test_a_round_is_filled(self) -> None:
         """While eligible devices keep coming, a task gets all that it can take, in time."""
@@ -206,6 +215,11 @@ class SelectionPolicyConformance(Conformance):
             self._fill(seed, capacity, vanish=False)
 
         self.check(law, st.integers(1, 20), st.integers(0, 2**31))
+
+    def test_no_kind_of_device_is_left_out(self) -> None:
+        """So it does if all of them are of one kind: of one version, with one weight or none."""
+        for version, weights in itertools.product(VERSIONS, (None, {"train": 1e-3}, {"train": 9})):
+            self._fill(0, 2, vanish=False, weights=weights, versions=(version,))
 
     def test_a_round_is_filled_although_devices_vanish(self) -> None:
         """A device that was chosen and does not start leaves a place, which is given again."""
@@ -248,7 +262,7 @@ class SelectionPolicyConformance(Conformance):
 
     def wrapped(self) -> SelectionPolicy:
         """Make the policy that is wrapped, if one is: first come, first served."""
-        return BoundPolicy(_FirstCome(), {})
+        return BoundPolicy(FirstCome(), {})
 
     def _play(
         self,
@@ -310,14 +324,16 @@ class SelectionPolicyConformance(Conformance):
     ) -> Population:
         """Return a population of equal devices, with one task that has too few places.
 
+        They are equal though not alike: in their versions, and in what else they are eligible for.
+
         :param apart: how many seconds lie between two arrivals.
         :param after: the population's last round, whose time and state go on.
         """
         population = Population(self.options, seed)
         if after is not None:
             population.now, population.state = after.now, after.state
-        for _ in range(size):
-            population.advance(Step(elapsed=apart, arrivals=({"train": 1.0},)))
+        for number in range(size):
+            population.advance(Step(elapsed=apart, arrivals=(_EQUAL[number % len(_EQUAL)],)))
         population.advance(Step(elapsed=0.0, opens=(Opening("train", places),)))
         return population
 
@@ -331,32 +347,23 @@ class SelectionPolicyConformance(Conformance):
             population.advance(Step(elapsed=60.0 if population.tick is None else None))
         return []
 
-    def _assert_even(
-        self, chosen: Callable[[int], set[int]], pool: int, rounds: int, what: str
+    def _fill(
+        self,
+        seed: int,
+        capacity: int,
+        *,
+        vanish: bool,
+        weights: Weights = _EQUAL[0],
+        versions: tuple[str, ...] = VERSIONS,
     ) -> None:
-        """Check that all are chosen equally often, within what chance allows."""
-        counts: Counter[int] = Counter()
-        for seed in range(rounds):
-            counts.update(chosen(seed))
-        total = sum(counts.values())
-        assert total, "nobody is ever assigned"
-        # A policy that takes m of n at a time varies less than independent draws do.
-        low, high = binomial_bounds(rounds, total / rounds / pool, _FALSE_ALARM / pool)
-        for number in range(pool):
-            assert low <= counts[number] <= high, (
-                f"{what} {number} was chosen {counts[number]} times in {rounds} rounds; "
-                f"equal chances give {low} to {high}"
-            )
-
-    def _fill(self, seed: int, capacity: int, *, vanish: bool) -> None:
         """Run a round in which devices keep coming; every device vanishes once if they do."""
-        population = Population(self.options, seed)
+        population = Population(self.options, seed, versions=versions)
         population.advance(Step(opens=(Opening("train", capacity),)))
         until = population.now + self.patience
         filled, vanishing = 0, capacity if vanish else 0
         while population.now <= until:
             missing = 2 * capacity - len(population.candidates)
-            population.advance(Step(elapsed=0.0, arrivals=({"train": 1.0},) * missing))
+            population.advance(Step(elapsed=0.0, arrivals=(weights,) * missing))
             population.take(self.make().select(population.view()))
             gone = min(vanishing, len(population.last))
             vanishing -= gone
@@ -369,19 +376,6 @@ class SelectionPolicyConformance(Conformance):
             f"after {self.patience:.0f} s {filled} of {capacity} places were given to devices, "
             "although eligible ones were waiting all the time"
         )
-
-
-class _FirstCome(SelectionPolicy):
-    def select(self, view: SelectionView) -> Selection:
-        room = {task.task_id: task.capacity for task in view.tasks}
-        decisions = []
-        for candidate in view.candidates:
-            for task in view.tasks:
-                if room[task.task_id] and candidate.eligible(task.name):
-                    room[task.task_id] -= 1
-                    decisions.append(Assign(candidate.id, task.task_id))
-                    break
-        return Selection(decisions)
 
 
 def _assigns(selection: Selection) -> list[Assign]:

@@ -56,9 +56,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 GROUPS = ("", "g", "G", "g\0", "ü")
 SIZES = (0, 1, -1, 2**53 + 1, 2**53)
 
-#: Keys that differ in ways that a store may get wrong: case, order, zero bytes, normal forms.
+#: Keys that differ in ways that a store may get wrong: case, order, zero bytes, normal forms, and
+#: at their ends only.
+LONG = "k" * 1000
 keys = st.sampled_from(
     ["a", "A", "B", "", "a\0", "é", "e\u0301", "\U0001f600", "\uffff", "10", "9"]
+    + [LONG, f"{LONG}1", f"{LONG}2"]
 )
 groups = st.sampled_from(GROUPS)
 sizes = st.sampled_from(SIZES)

@@ -49,3 +49,24 @@ def unaligned(tensor: Tensor) -> Tensor:
     view = view.reshape(tensor.shape)
     view[...] = tensor
     return view
+
+
+def resized(tensor: Tensor, size: int) -> Tensor:
+    """Return a tensor with tiny (-1), small (0) or huge (1) numbers in place of small ones.
+
+    Floats are multiplied by a power of two, so that their sums stay as exact as they were; their
+    squares have no room. Integers are huge only, and then have no room in a double.
+    """
+    dtype = tensor.dtype
+    if dtype.hasobject or not size:
+        return tensor
+    if dtype.kind == "f":
+        return np.asarray(tensor * dtype.type(2.0 ** (size * (60 if dtype.itemsize == 4 else 500))))
+    if size < 0:
+        return tensor
+    factor = 2 ** (21 if dtype.itemsize == 4 else 50) + 1
+    limit = int(np.iinfo(dtype).max) // factor
+    small = tensor <= limit
+    if dtype.kind == "i":
+        small &= tensor >= -limit
+    return np.asarray(np.where(small, tensor * dtype.type(factor), tensor), dtype)

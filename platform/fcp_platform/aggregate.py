@@ -16,6 +16,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.checks import same_configuration
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.errors import MissingExtraError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
@@ -70,10 +71,16 @@ class FunctionAccumulator(Accumulator):
             self._leaves = self._accumulate([*self._leaves, *inputs])
         self._num_inputs += 1
 
+    def validate_merge(self, other: Self) -> None:
+        """Refuse an accumulator of another computation."""
+        if type(other) is not type(self) or not same_configuration(
+            other._intrinsic, self._intrinsic
+        ):
+            raise _bad("the accumulators to merge are of different computations")
+
     def merge(self, other: Self) -> None:
         """Add what *other* holds."""
-        if len(other._leaves) != len(self._leaves):
-            raise _bad("the accumulators to merge are of different computations")
+        self.validate_merge(other)
         if not other._num_inputs:
             return
         self._ahead = None

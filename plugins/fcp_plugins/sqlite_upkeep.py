@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fcp_core.errors import UsageError
 from fcp_core.storage.upkeep import KindSize, StorageInfo, Upkeep
+from fcp_plugins.sqlite_parts import whole
 
 #: How many problems of the file are listed.
 _PROBLEMS = 100
@@ -47,14 +48,12 @@ class SqliteUpkeep(Upkeep):
 
     async def scan(self, only: str | None = None) -> AsyncIterator[tuple[str, str, bytes]]:
         """Iterate over the records."""
-        from fcp_plugins.storage_sqlite import whole
-
         with self._opened() as db:
             # It sees the file as it is now, whatever is written meanwhile.
             db.execute("BEGIN")
             where, values = ("", ()) if only is None else (" WHERE kind = ?", (only,))
             for row in db.execute(f"SELECT kind, key, data FROM records{where}", values):
-                yield (*row[:2], bytes(whole(db, *row)))
+                yield (*row[:2], whole(db, *row))
 
     async def check(self) -> list[str]:
         """Check the file, and that the index has what is there and nothing else."""

@@ -15,16 +15,17 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.storage.codec import decode, encode, encode_pieces, index_value
+from fcp_core.storage.codec import encode, encode_pieces, index_value
 from fcp_core.storage.contract import R, Record, Storage, StorageError, T, Transaction
 from fcp_core.storage.upkeep import Upkeep
+from fcp_plugins.sqlite_parts import put_parts, read
 
 #: "fcps", in the header of our files.
 APPLICATION_ID = 0x66637073
@@ -66,11 +67,6 @@ _MAX_BATCH = 256
 #: Writes a record.
 _PUT = """
 INSERT INTO records VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET data = excluded.data"""
-_PUT_PART = "INSERT INTO parts VALUES (?, ?, ?, ?)"
-#: Larger records are in parts of so many bytes: SQLite copies what it is given.
-_PART = 1 << 20
-#: Stands, before their size, for the bytes of those; no value of MessagePack begins with it.
-_IN_PARTS = b"\xc1"
 
 
 class _SqliteTransaction(Transaction):
@@ -85,7 +81,7 @@ class _SqliteTransaction(Transaction):
         row = self._db.execute(
             "SELECT data FROM records WHERE kind = ? AND key = ?", (kind.KIND, key)
         ).fetchone()
-        return None if row is None else decode(kind, whole(self._db, kind.KIND, key, row[0]))
+        return None if row is None else read(self._db, kind, key, row[0])
 
     def put(self, record: Record) -> None:
         self._put(record, [encode(record)])
@@ -96,14 +92,9 @@ class _SqliteTransaction(Transaction):
     def _put(self, record: Record, pieces: Sequence[bytes | memoryview]) -> None:
         kind, key = type(record), record.key
         self._check_indexes(kind)
-        size = sum(map(len, pieces))
-        data = b"".join(pieces) if size <= _PART else _IN_PARTS + size.to_bytes(8, "big")
-        self._db.execute(_PUT, (kind.KIND, key, data))
         self._db.execute("DELETE FROM entries WHERE kind = ? AND key = ?", (kind.KIND, key))
-        self._db.execute("DELETE FROM parts WHERE kind = ? AND key = ?", (kind.KIND, key))
-        if size > _PART:
-            parts = enumerate(_cut(pieces))
-            self._db.executemany(_PUT_PART, ((kind.KIND, key, n, part) for n, part in parts))
+        data = put_parts(self._db, kind.KIND, key, pieces)
+        self._db.execute(_PUT, (kind.KIND, key, data))
         self._index(record)
 
     def delete(self, kind: type[Record], key: str) -> None:
@@ -113,7 +104,7 @@ class _SqliteTransaction(Transaction):
     def select(self, kind: type[R], **equals: Any) -> Iterator[R]:
         # Fetched at once, so that the caller may write while it goes over them.
         rows = self._select("key, data", kind, equals)
-        return iter([decode(kind, whole(self._db, kind.KIND, *row)) for row in rows])
+        return iter([read(self._db, kind, *row) for row in rows])
 
     def keys(self, kind: type[Record], **equals: Any) -> list[str]:
         return [row[0] for row in self._select("key", kind, equals)]
@@ -152,25 +143,7 @@ class _SqliteTransaction(Transaction):
         self._db.execute("INSERT OR REPLACE INTO kinds VALUES (?, ?)", (kind.KIND, wanted))
         self._db.execute("DELETE FROM entries WHERE kind = ?", (kind.KIND,))
         for row in self._db.execute("SELECT key, data FROM records WHERE kind = ?", (kind.KIND,)):
-            self._index(decode(kind, whole(self._db, kind.KIND, *row)))
-
-
-def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
-    for piece in pieces:
-        view = memoryview(piece)
-        for start in range(0, len(view), _PART):
-            yield view[start : start + _PART]
-
-
-def whole(db: sqlite3.Connection, kind: str, key: str, data: bytes) -> bytes | bytearray:
-    """Return the bytes of a record, of which *data* is what the record's row has."""
-    if not data.startswith(_IN_PARTS):
-        return data
-    found = bytearray()  # which grows in place: all of it is in memory once, and not twice
-    query = "SELECT data FROM parts WHERE kind = ? AND key = ? ORDER BY n"
-    for (part,) in db.execute(query, (kind, key)):
-        found += part
-    return found
+            self._index(read(self._db, kind, *row))
 
 
 class _Job:

@@ -121,7 +121,7 @@ class WeightedMeanLaws(AggregatorConformance):
         if not contributions:
             return [np.full(3, np.nan, dtype)]
         total = sum(value * dtype.type(weight.reshape(())) for value, weight in contributions)
-        weights = sum(int(weight.reshape(())) for _, weight in contributions)
+        weights = sum(weight.reshape(())[()].item() for _, weight in contributions)
         with np.errstate(invalid="ignore"):
             return [total / dtype.type(weights)]
 
@@ -272,7 +272,7 @@ class GroupByLaws(AggregatorConformance):
         keys = len(self.intrinsic.inputs)
         totals, counts = {}, Counter()
         for contribution in contributions:
-            rows = list(zip(*contribution, strict=True))
+            rows = list(zip(*(column.tolist() for column in contribution), strict=True))
             counts.update({row[:keys] for row in rows})
             for row in rows:
                 key = row[:keys]

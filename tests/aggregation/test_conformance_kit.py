@@ -24,20 +24,21 @@ INTRINSIC = Intrinsic(
 class Good(Accumulator):
     """A sum of numbers below 50, with its state in JSON."""
 
-    def __init__(self):
+    def __init__(self, intrinsic=INTRINSIC):
+        self.intrinsic = intrinsic
         self.count = 0
-        self.total = np.zeros(2, np.int64)
+        self.total = np.zeros(intrinsic.inputs[0].shape, np.int64)
         self.kept = []
 
     @classmethod
     def make(cls, intrinsic, options):
         if (len(intrinsic.inputs), len(intrinsic.outputs), len(intrinsic.nested)) != (1, 1, 0):
             raise StatusError(Code.INVALID_ARGUMENT, "one input and one output are expected")
-        return cls()
+        return cls(intrinsic)
 
     @classmethod
     def load(cls, intrinsic, options, data):
-        self = cls()
+        self = cls(intrinsic)
         try:
             self.count, total, self.kept = json.loads(bytes(data))
             self.total[...] = total
@@ -58,6 +59,8 @@ class Good(Accumulator):
         self.count += 1
 
     def merge(self, other):
+        if other.intrinsic != self.intrinsic:
+            raise StatusError(Code.INVALID_ARGUMENT, "another configuration")
         self.total += other.total
         self.count += other.count
 
@@ -103,8 +106,8 @@ class TestGood(Laws):
 class Adds(Good):
     """It only adds, and says so."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, intrinsic=INTRINSIC):
+        super().__init__(intrinsic)
         self.sum = Total(self.total)
 
     @property
@@ -237,6 +240,20 @@ class WantsAligned(Good):
         super().accumulate(inputs)
 
 
+class MergesAnything(Good):
+    def merge(self, other):
+        self.total += other.total
+        self.count += other.count
+
+
+class WrapsAround(Good):
+    """It adds in 32 bits."""
+
+    def accumulate(self, inputs):
+        self.total = (self.total + inputs[0]).astype(np.int32).astype(np.int64)
+        self.count += 1
+
+
 class Hoards(Good):
     def accumulate(self, inputs):
         super().accumulate(inputs)
@@ -268,6 +285,8 @@ BROKEN = [
     ("test_a_contribution_is_not_kept_or_changed", KeepsTheBuffer, {}),
     ("test_an_unaligned_contribution_counts_the_same", WantsAligned, {}),
     ("test_additions_do_what_accumulate_does", AddsTwice, {}),
+    ("test_another_configuration_is_not_merged", MergesAnything, {}),
+    ("test_numbers_of_any_size_are_right_or_refused", WrapsAround, {}),
     ("test_the_state_does_not_grow_with_the_contributions", Hoards, {}),
 ]
 
@@ -309,10 +328,17 @@ class SaysHalf(Noisy):
     stated = 1.0
 
 
+class SaysNothing(Noisy):
+    """It draws no noise, and says so."""
+
+    stated = 0.0
+
+
 NOISY = Intrinsic("total", INTRINSIC.inputs, (TensorSpec("out", DataType.FLOAT, (2,)),))
 DRAWN = [
     ("test_a_result_is_drawn_with_the_entropy_that_is_given", DrawsByItself),
     ("test_the_noise_is_as_it_is_described", SaysHalf),
+    ("test_the_noise_is_as_it_is_described", SaysNothing),
 ]
 
 

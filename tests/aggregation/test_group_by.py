@@ -37,11 +37,12 @@ def nested(uri, inputs, output, parameters=()):
     return Intrinsic(f"{uri}", specs, (column(f"{uri} {inputs[0][0]}", output),), parameters)
 
 
-def group_by(keys, *values, minimum=None):
+def group_by(keys, *values, minimum=None, rows=None):
     specs = tuple(column(name, dtype) for name, dtype in keys)
-    parameters = ()
-    if minimum is not None:
-        parameters = (Parameter("min_contributors_to_group", np.array(minimum)),)
+    given = {"min_contributors_to_group": minimum, "minimum_rows": rows}
+    parameters = tuple(
+        Parameter(name, np.array(value)) for name, value in given.items() if value is not None
+    )
     return Intrinsic("fedsql_group_by", specs, specs, parameters, values)
 
 
@@ -369,3 +370,19 @@ class TestGroupByOfEveryColumn(AggregatorConformance):
         there = (counts > 0).astype("i4")
         codes = distinct_codes(members.tolist())
         return [keys.astype("i4"), numbers, there, numbers, numbers, counts.copy(), codes]
+
+
+def test_a_device_with_too_few_rows_is_refused():
+    # Published clients of 2026 do not keep to min_output_row_count with their default flags.
+    accumulator = make(
+        group_by([("k", INT32)], nested("GoogleSQL:sum", [("v", INT64)], INT64), rows=3)
+    )
+    few, enough = ([np.arange(n, dtype="i4"), np.ones(n, "i8")] for n in (2, 3))
+    words = refusal(Code.INVALID_ARGUMENT, accumulator.validate, few)
+    assert words == "the contribution has 2 rows; at least 3 are asked for"
+    assert accumulator.num_inputs == 0
+    assert [tensor.tolist() for tensor in feed(accumulator, enough).report()] == [
+        [0, 1, 2],
+        [1, 1, 1],
+    ]
+    refusal(Code.INVALID_ARGUMENT, make, group_by([("k", INT32)], rows=0))

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import urllib3
 
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.client.results import Outcome
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.server import Server, ServerThread
+from fcp_core.testing.servers import make_device as client_of
+from fcp_core.testing.servers import query_task
 
 WAIT = 30.0
 DATA = write_checkpoint({"update": np.ones(3, np.float32)}, "tf_v1")
@@ -68,39 +72,69 @@ class Proxy:
         reader.close()
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("step", range(STEPS))
-def test_an_answer_that_is_lost_changes_nothing(step, times, tmp_path, make_device, sum_task):
+@pytest.fixture
+def behind(tmp_path):
+    """A proxy that loses answers, and the server behind it."""
     proxy = Proxy()
     plugins = Plugins.load(environ={}, working_folder=tmp_path)
     thread = ServerThread(Server(plugins, populations=["people"], external_url=proxy.url))
     thread.start()
     try:
         proxy.target = thread.server.port
-        tasks = thread.server.services.tasks
-        task = thread.run(tasks.submit(sum_task(goal=2))).result(WAIT)
-        proxy.lose[step] = times
-        for _ in range(2):
-            device = make_device(proxy.url, "people")
-            request = device.pool.request
-
-            def again(*arguments, request=request, **values):
-                """Send a request up to four times, as the published client does."""
-                for _ in range(3):
-                    try:
-                        return request(*arguments, **values)
-                    except urllib3.exceptions.HTTPError:
-                        continue
-                return request(*arguments, **values)
-
-            device.pool.request = again
-            device.contribute(DATA)
-        assert proxy.lose[step] == 0
-        assert proxy.answered == 2 * STEPS
-        result = thread.run(tasks.wait(task)).result(WAIT)
-        assert list(open_checkpoint(result)["total"]) == [2.0] * 3
-        status = thread.run(tasks.status(task)).result(WAIT)
-        assert (status.assigned, status.contributed, status.dropped) == (2, 2, 0)
+        yield proxy, thread
     finally:
         thread.stop()
         proxy.listener.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("step", range(STEPS))
+def test_an_answer_that_is_lost_changes_nothing(step, times, behind, make_device, sum_task):
+    proxy, thread = behind
+    tasks = thread.server.services.tasks
+    task = thread.run(tasks.submit(sum_task(goal=2))).result(WAIT)
+    proxy.lose[step] = times
+    for _ in range(2):
+        device = make_device(proxy.url, "people")
+        request = device.pool.request
+
+        def again(*arguments, request=request, **values):
+            """Send a request up to four times, as the published client does."""
+            for _ in range(3):
+                try:
+                    return request(*arguments, **values)
+                except urllib3.exceptions.HTTPError:
+                    continue
+            return request(*arguments, **values)
+
+        device.pool.request = again
+        device.contribute(DATA)
+    assert proxy.lose[step] == 0
+    assert proxy.answered == 2 * STEPS
+    result = thread.run(tasks.wait(task)).result(WAIT)
+    assert list(open_checkpoint(result)["total"]) == [2.0] * 3
+    status = thread.run(tasks.status(task)).result(WAIT)
+    assert (status.assigned, status.contributed, status.dropped) == (2, 2, 0)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("step", range(STEPS - 1))
+def test_so_it_does_with_our_client(step, times, behind):
+    """It sends again what was not answered, and has nothing but the plan to download."""
+    proxy, thread = behind
+    total = Intrinsic(
+        "federated_sum",
+        (TensorSpec("update", DataType.FLOAT, (3,)),),
+        (TensorSpec("total", DataType.FLOAT, (3,)),),
+    )
+    tasks = thread.server.services.tasks
+    task = thread.run(tasks.submit(query_task(total, goal_count=2))).result(WAIT)
+    proxy.lose[step] = times
+    for _ in range(2):
+        with client_of(proxy.url, {"update": np.ones(3, np.float32)}) as client:
+            assert client.run_once().outcome is Outcome.CONTRIBUTED
+    assert proxy.lose[step] == 0
+    result = thread.run(tasks.wait(task)).result(WAIT)
+    assert list(open_checkpoint(result)["total"]) == [2.0] * 3
+    status = thread.run(tasks.status(task)).result(WAIT)
+    assert (status.assigned, status.contributed, status.dropped) == (2, 2, 0)

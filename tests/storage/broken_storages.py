@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
+from dataclasses import replace
 
 from fcp_core.storage.contract import Storage, StorageError
 from fcp_plugins.storage_memory import MemoryStorage, _MemoryTransaction
@@ -57,6 +58,24 @@ class Unordered(MemoryStorage):
 
     async def transact(self, body):
         transaction = _Unordered(self._tables)
+        result = body(transaction)
+        transaction.commit()
+        return result
+
+
+class _CutsKeys(_MemoryTransaction):
+    def get(self, kind, key):
+        return super().get(kind, key[:400])
+
+    def put(self, record):
+        super().put(replace(record, **{record.KEY: record.key[:400]}))
+
+
+class CutsKeys(MemoryStorage):
+    """Has room for 400 characters of a key."""
+
+    async def transact(self, body):
+        transaction = _CutsKeys(self._tables)
         result = body(transaction)
         transaction.commit()
         return result

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fcp_core.protocol import joining
 from fcp_core.storage import codec
-from fcp_core.storage.codec import decode, encode, encode_pieces
+from fcp_core.storage.codec import CodecError, decode, decode_parts, encode, encode_pieces
 from fcp_core.storage.records import BlobRecord, TaskRecord
 
 #: What the bytes of a record begin with, in its name too.
@@ -67,3 +69,27 @@ def test_a_large_record_of_another_form_is_decoded_as_a_whole():
         "id", "p", "name", "open", "aggregation", b"x" * 100_000, 1.0, submission_key="data" * 50
     )
     assert decode(TaskRecord, encode(record)) == record
+
+
+@given(st.binary(max_size=70_000), st.integers(1, 5000))
+def test_a_record_in_parts_comes_back(data, size):
+    record = BlobRecord("a/result", "a", data)
+    stored = encode(record)
+    parts = [stored[start : start + size] for start in range(0, len(stored), size)]
+    assert decode_parts(BlobRecord, iter(parts), len(stored)) == record
+    if len(parts) > 1:
+        with pytest.raises(CodecError):
+            decode_parts(BlobRecord, iter(parts[:-1]), len(stored))
+
+
+def test_what_is_put_together_lies_in_memory_once():
+    parts = [bytes([number]) * (1 << 20) for number in range(4)]
+    stored = b"".join(encode_pieces(BlobRecord("a/result", "a", b""), parts))
+    pieces = [stored[start : start + 65536] for start in range(0, len(stored), 65536)]
+    tracemalloc.start()
+    try:
+        record = decode_parts(BlobRecord, iter(pieces), len(stored))
+        assert tracemalloc.get_traced_memory()[1] < len(stored) + (1 << 18)
+    finally:
+        tracemalloc.stop()
+    assert record.data == b"".join(parts)

@@ -13,7 +13,7 @@ import pytest
 from fcp_core.storage.codec import decode
 from fcp_core.storage.records import BlobRecord
 from fcp_core.testing.storage import Item
-from fcp_plugins import storage_sqlite
+from fcp_plugins import sqlite_parts
 from fcp_plugins.storage_memory import MemoryStorage
 from fcp_plugins.storage_sqlite import SqliteStorage
 from tests.storage.sqlite_files import put
@@ -103,7 +103,7 @@ def test_a_damaged_record_is_an_error_that_names_its_kind(tmp_path):
 
 def test_a_large_record_is_in_parts_and_none_is_left_behind(tmp_path):
     """Whatever takes the place of what; the limit itself is on neither side of a part's end."""
-    path, part = tmp_path / "store.db", storage_sqlite._PART
+    path, part = tmp_path / "store.db", sqlite_parts.PART
     sizes = (3, part - 40, part, part + 1, 3 * part + 5, 2 * part, 7)
     random = np.random.default_rng(1)
     contents = [random.bytes(size) for size in sizes]

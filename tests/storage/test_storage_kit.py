@@ -66,6 +66,7 @@ def kit_for(make, **flags):
         ("StoredKeys", "test_a_transaction_reads_its_own_writes"),
         ("StoredKeys", "test_refuses_an_unknown_index"),
         ("Unordered", "test_behaves_like_a_dictionary"),
+        ("CutsKeys", "test_behaves_like_a_dictionary"),
         ("Lenient", "test_refuses_an_unknown_index"),
         ("Lazy", "test_writes_while_it_iterates"),
         ("Forgetful", "test_says_whether_it_is_durable"),

@@ -126,6 +126,23 @@ def test_a_new_file_has_large_pages_and_an_old_one_goes_on_with_its_own(tmp_path
         db.close()
 
 
+def test_a_commit_waits_for_the_disk(tmp_path):
+    # A kill does not show it: the system has what was written. Only a lost machine would.
+    pragmas = ("synchronous", "journal_mode")
+
+    async def main():
+        storage = SqliteStorage(tmp_path / "store.db")
+        await storage.start()
+        try:
+            return await storage.transact(
+                lambda tx: [tx._db.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas]
+            )
+        finally:
+            await storage.stop()
+
+    assert asyncio.run(main()) == [2, "wal"]
+
+
 def test_use_outside_of_start_and_stop_is_an_error_of_the_program(tmp_path):
     async def main():
         storage = SqliteStorage(tmp_path / "store.db")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fcp_core.aggregation.configuration import parse_configuration
 from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import plan_pb2, selection_criteria_pb2
@@ -224,8 +225,12 @@ def test_numbers_are_put_into_buckets(tmp_path):
 
 
 def test_a_plan_is_one_that_published_clients_run():
-    query = SqlQuery("SELECT app, COUNT(*) AS n FROM launches GROUP BY app")
+    query = SqlQuery("SELECT app, COUNT(*) AS n FROM launches GROUP BY app", minimum_rows=4)
     spec = query.to_spec(population="people", name="question", goal_count=5)
+    (intrinsic,) = parse_configuration(spec.aggregation)
+    assert [(each.name, each.value.tolist()) for each in intrinsic.parameters] == [
+        ("minimum_rows", 4)
+    ]
     plan = plan_pb2.ClientOnlyPlan.FromString(spec.plan)
     (asked,) = plan.phase.example_query_spec.example_queries
     assert asked.example_selector.collection_uri == "app:/tables"

@@ -72,7 +72,8 @@ def test_a_file_becomes_a_plan_and_an_aggregation():
         assert kind == "tf_v1_checkpoint_aggregation"
     (intrinsic,) = parse_configuration(spec.aggregation)
     assert intrinsic.uri == "fedsql_group_by"
-    assert [parameter.name for parameter in intrinsic.parameters] == ["min_contributors_to_group"]
+    parameters = {each.name: each.value.tolist() for each in intrinsic.parameters}
+    assert parameters == {"min_contributors_to_group": 5, "minimum_rows": 2}
     nested = [(str(i.inputs[0]), str(i.outputs[0])) for i in intrinsic.nested]
     assert nested == [
         ("launches: int32[?]", "total: int64[?]"),

@@ -232,6 +232,29 @@ class CountsOnThem(Good):
         return Selection(decisions, {"given": given}, 1.0)
 
 
+class OnlyTheNewest(Good):
+    """Leaves out the devices of all versions but one."""
+
+    def decide(self, view):
+        newest = [c for c in view.candidates if c.client_version == "v2024.2"]
+        return assign(newest, view.tasks)
+
+
+class OnlyTheEvaluated(Good):
+    """Leaves out the devices that evaluated no policy."""
+
+    def decide(self, view):
+        return assign([c for c in view.candidates if c.weights is not None], view.tasks)
+
+
+class NewestFirst(Good):
+    """Leaves out the others only while there are enough of one version."""
+
+    def decide(self, view):
+        drawn = view.rng.sample(view.candidates, len(view.candidates))
+        return assign(sorted(drawn, key=lambda c: c.client_version != "v2024.2"), view.tasks)
+
+
 class NeedsSomebody(Good):
     def decide(self, view):
         view.rng.choice(view.candidates)
@@ -270,6 +293,9 @@ BROKEN = [
     ("test_it_uses_no_global_randomness", SystemRandomness, {}),
     ("test_the_order_of_candidates_does_not_matter", FirstInTheList, {}),
     ("test_equal_devices_have_equal_chances", LongestWaiting, {}),
+    ("test_equal_devices_have_equal_chances", NewestFirst, {}),
+    ("test_no_kind_of_device_is_left_out", OnlyTheNewest, {}),
+    ("test_no_kind_of_device_is_left_out", OnlyTheEvaluated, {}),
     ("test_a_round_is_filled", Holds, {}),
     ("test_a_round_is_filled", HoldsTheLast, {}),
     ("test_a_round_is_filled_although_devices_vanish", CountsOnThem, {}),

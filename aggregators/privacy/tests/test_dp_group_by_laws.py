@@ -49,6 +49,10 @@ class DpLaws(AggregatorConformance):
     def refused(self):
         return self.contributions().map(lambda c: [*c[:3], np.append(c[3], np.nan)])
 
+    def resized(self, contribution, size):
+        # The second column is a key.
+        return [*contribution[:2], *super().resized(contribution[2:], size)]
+
     def normalise(self, result):
         order = sorted(range(result[0].size), key=lambda row: (result[0][row], result[1][row]))
         return [tensor[order] for tensor in result]

@@ -6,8 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-#: Uploads from this size on, in bytes, take turns: two of them would be in memory at once.
-LARGE = 64 << 20
+from fcp_core.server.services.task_parts import LARGE
+
 #: None waits longer than this for the end of one before it, in seconds: that may be a slow device.
 PATIENCE = 5.0
 #: How often one that waits looks, in seconds.
@@ -15,9 +15,10 @@ _PAUSE = 0.05
 
 
 class LargeUploads:
-    """Has a large upload wait until the one before it was received and aggregated.
+    """Has a large upload wait until the one before it was received, aggregated and stored.
 
-    :param kept: returns how many bytes of uploads were received and are not aggregated yet.
+    :param kept: returns how many bytes of uploads were received and are not aggregated yet, or are
+        large and not stored yet.
     :ivar coming: how many large uploads come at the moment.
     """
 

@@ -24,6 +24,9 @@ from fcp_core.server.services.writes import Writes
 if TYPE_CHECKING:
     from fcp_core.server.services.task_runner import TaskRunner, UploadMemory
 
+#: Uploads from this size on, in bytes, take turns: two of them would be in memory at once.
+LARGE = 64 << 20
+
 
 @dataclass(frozen=True)
 class TaskParts:

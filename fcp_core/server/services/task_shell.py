@@ -29,7 +29,14 @@ from fcp_core.rounds.text import clean
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.published import Published
-from fcp_core.server.services.task_parts import Keeper, Places, Surroundings, TaskParts, explained
+from fcp_core.server.services.task_parts import (
+    LARGE,
+    Keeper,
+    Places,
+    Surroundings,
+    TaskParts,
+    explained,
+)
 
 if TYPE_CHECKING:
     from fcp_core.server.services.task_runner import TaskRunner
@@ -90,6 +97,11 @@ class TaskShell(ABC):
     def runner(self) -> TaskRunner:
         """The same, as those who keep it know it."""
         return cast("TaskRunner", self)
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """The names of the streams of shards that other members write for it."""
+        return self._fold.streams if isinstance(self._fold, DurableFold) else ()
 
     @abstractmethod
     def excuses(self, assignment: Assignment) -> bool:
@@ -190,7 +202,11 @@ class TaskShell(ABC):
 
     def _folded(self, contributions: Sequence[str]) -> None:
         for id_ in contributions:
-            self._with.memory.release(self.machine.assignments[id_].release())
+            assignment = self.machine.assignments[id_]
+            if assignment.held < LARGE:
+                # Else the next one would come while this one's sum waits to be stored: a third
+                # in memory beside that and the sum of all.
+                self._with.memory.release(assignment.release())
 
     def _committed(self, *written: Any) -> None:
         if self._with.observed():

@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
-from fcp_core.aggregation.checks import bad, check_counts
+from fcp_core.aggregation.checks import bad, check_counts, same_configuration
 from fcp_core.aggregation.configuration import DP_DISTINCT_URI
 from fcp_core.aggregation.release import Noise, Promise, Randomised, Release, ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
@@ -98,7 +98,9 @@ class NoisyDistinct(Randomised):
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration."""
-        if type(other) is not type(self) or other._intrinsic != self._intrinsic:
+        if type(other) is not type(self) or not same_configuration(
+            other._intrinsic, self._intrinsic
+        ):
             raise bad(self._intrinsic, "only states of one configuration can be merged")
 
     def merge(self, other: Self) -> None:
