@@ -147,8 +147,7 @@ def client(
     from fcp_core.client.history import History
     from fcp_core.protocol.status import Code, StatusError
 
-    tables = _sql_stores(safety.pop("sql"), safety.pop("sql_engine"))
-    store = _store(example_data_path, num_empty_examples, tfrecord, tables)
+    store = _store(example_data_path, num_empty_examples, tfrecord, _sql_stores(safety))
     sleep = _sleep(sleep_after_round_secs)
     succeeded = False
     with ExitStack() as cleanup:
@@ -293,8 +292,9 @@ def _store(
     return stores.CollectionStore({**collections, **tables})
 
 
-def _sql_stores(given: tuple[str, ...], engine: str) -> dict[str, ExampleStore]:
-    """Return the stores that are asked in SQL, by the collections that they are."""
+def _sql_stores(options: dict[str, Any]) -> dict[str, ExampleStore]:
+    """Take the options about SQL; return the stores, by the collections that they are."""
+    given, engine = options.pop("sql"), options.pop("sql_engine")
     if not given:
         return {}
     from fcp_core.client.sql_store import SQLStore
