@@ -27,6 +27,8 @@ from fcp_core.errors import UsageError
 _KEPT = 8
 #: What is sent or received at once; the time limit is for each piece.
 _PIECE = 256 << 10
+#: Up to this size there is room for a body as soon as its length is known.
+_IN_PLACE = 64 << 20
 #: How long the other side may take for each step of TLS's handshake.
 _HANDSHAKE_SECONDS = 10.0
 
@@ -219,14 +221,30 @@ class Connection:
 
     @staticmethod
     def _body(response: http.client.HTTPResponse) -> bytes:
-        if response.length is not None and response.length <= _PIECE:
-            return response.read()
+        length = response.length
+        if length is not None and length <= _IN_PLACE:
+            return _in_place(response, length) if length > _PIECE else response.read()
         body = io.BytesIO()  # a list of tiny chunks would take many times their size
         while piece := response.read1(_PIECE):
             body.write(piece)
         if response.length:
             raise BadAnswerError("it is cut short")
         return body.getvalue()
+
+
+def _in_place(response: http.client.HTTPResponse, length: int) -> bytes:
+    """Read a large body to where it stays: what was announced takes no memory before it comes.
+
+    :raises BadAnswerError: if it is cut short.
+    """
+    body, at = io.BytesIO(bytes(length)), 0
+    with body.getbuffer() as whole:
+        while at < length:
+            more = response.readinto(whole[at : at + _PIECE])
+            if not more:
+                raise BadAnswerError("it is cut short")
+            at += more
+    return body.getvalue()  # which is no copy
 
 
 class Pool:
