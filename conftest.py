@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,11 @@ from hypothesis import settings
 # drawn afresh each time, and one that fails says how to draw it again.
 settings.register_profile("fcp", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("fcp")
+
+# Hundreds of processes are started here, each of which would compile what it imports where somebody
+# wants no compiled files of what runs once.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A PostgreSQL server, which is started when a test asks for it.
 pytest_plugins = ["fcp_postgres.testing"]

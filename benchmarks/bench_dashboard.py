@@ -176,11 +176,11 @@ def goals(quick: bool = False) -> list[Goal]:
         visitor.close()
     share = 100 * (counted + each * 60 / EVERY) / 60
     sent = sum(map(len, (page, *assets)))
-    lines = gzip.decompress(page).count(b"\n")
+    size = len(gzip.decompress(page)) / 1000
     print(
         f"{DEVICES:,} devices: {counted:.2f} s of a processor, "
         f"{1e6 * counted / (EVENTS * DEVICES):.2g} µs an event; a look at {TASKS:,} tasks: "
-        f"{1000 * each:.1f} ms ({lines} lines of HTML)",
+        f"{1000 * each:.1f} ms ({size:.0f} KB of HTML)",
         file=sys.stderr,
     )
     what = f"painted in Chromium, {TASKS:,} tasks"

@@ -110,7 +110,7 @@ def goals(quick: bool) -> list[Goal]:
             WHOLE, "s",
         ),
         Goal(
-            "digits", "held-out digits that are told right",
+            "digits", "held-out digits that are classified correctly",
             100 * statistics.median(times.accuracy), ACCURACY, "%", at_most=False,
         ),
     ]  # fmt: skip

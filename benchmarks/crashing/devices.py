@@ -26,7 +26,7 @@ from fcp_core.client.steps import Compute, Computed, Evaluate, Reply, Request, S
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
-from fcp_core.server.services.durable_fold import FAN_IN
+from fcp_core.server.services.stored_whole import FAN_IN
 
 #: How many contributions a run may have: each has a place of its own in the sum.
 PLACES = 1024

@@ -18,6 +18,8 @@ KINDS = {
     "disk full": 1,
     "clock": 1,
     "cut off": 2,
+    "link": 4,
+    "pause": 1,
 }
 #: What may become of a device's call: it does not arrive, its answer does not, it comes twice.
 CALLS = ("lost", "answer lost", "twice")
@@ -32,7 +34,8 @@ class Fault:
 
     :param at: in virtual seconds.
     :param kind: of :data:`KINDS`.
-    :param details: what each kind needs: ``member``, ``seconds``, ``fate``, ``count``.
+    :param details: what each kind needs: ``member``, ``seconds``, ``fate``, ``count``, ``other``
+        (how many members on), ``after`` (so many messages).
     """
 
     at: float
@@ -75,7 +78,7 @@ def draw(seed: int, count: int) -> Plan:
     :param count: how many faults.
     """
     rng = random.Random(seed)
-    members = rng.choice((1, 1, 2, 3))
+    members = rng.choice((1, 2, 3))
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=count)
     faults = [_fault(rng, kind, members) for kind in kinds]
     return Plan(seed, members, rng.random() < 0.5, tuple(sorted(faults, key=lambda f: f.at)))
@@ -97,4 +100,8 @@ def _fault(rng: random.Random, kind: str, members: int) -> Fault:
         # -1: the storage's own.
         by = rng.choice((-HOUR, HOUR))
         return Fault(at, kind, {"member": rng.randrange(-1, members), "by": by})
+    if kind == "link":
+        other, after = rng.randint(1, max(1, members - 1)), rng.choice((0, rng.randint(1, 60)))
+        cut = rng.choice((0.0, round(rng.uniform(0.0, 20.0), 3)))
+        return Fault(at, kind, {"member": member, "other": other, "after": after, "seconds": cut})
     return Fault(at, kind, {"member": member, "seconds": round(rng.uniform(0.5, 40.0), 3)})

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context, ContextVar
 from typing import Any
 
 #: Which member of the server what runs belongs to; None: the world outside.
 MEMBER: ContextVar[Any] = ContextVar("member", default=None)
+
+
+class LostError(Exception):
+    """No answer came."""
 
 
 class NothingHappensError(Exception):
@@ -31,6 +35,8 @@ class _Selector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """A loop in which a sleep takes no time, and a thread's work is done in place.
 
+    A member that is paused (its ``wakes`` is a time to come) does nothing until it wakes.
+
     :ivar spawned: called with each task and the member that it belongs to.
     """
 
@@ -43,6 +49,52 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual time in seconds."""
         return self._virtual.passed
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Any:
+        """Call it in the next turn, or once its member wakes."""
+        member = MEMBER.get() if context is None else context.get(MEMBER)
+        if member is not None and member.wakes > self.time():
+            return super().call_at(self._turn(member), callback, *args, context=context)
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call it at a time, or once its member wakes."""
+        member = MEMBER.get() if context is None else context.get(MEMBER)
+        if member is None:
+            return super().call_at(when, callback, *args, context=context)
+        timer: list[asyncio.TimerHandle] = []
+        timer.append(
+            super().call_at(when, self._due, timer, member, callback, args, context=context)
+        )
+        return timer[0]
+
+    def _due(
+        self,
+        timer: list[asyncio.TimerHandle],
+        member: Any,
+        callback: Callable[..., object],
+        args: Sequence[Any],
+    ) -> None:
+        if timer[0].cancelled():
+            return
+        if member.wakes > self.time():
+            super().call_at(self._turn(member), self._due, timer, member, callback, args)
+        else:
+            callback(*args)
+
+    @staticmethod
+    def _turn(member: Any) -> float:
+        """Return when a member that sleeps does the next thing, in the order in which it came."""
+        member.turns += 1
+        return float(member.wakes + 1e-6 * member.turns)
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
         """Run it here and now: a thread would come back at a time that nobody can repeat."""

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from benchmarks.crashing import releases
 from benchmarks.crashing.disk import Disk, Handle
 from benchmarks.crashing.faults import Fault, Plan
-from benchmarks.crashing.virtual import MEMBER, VirtualLoop
-from fcp_core.aggregation.local import LocalEngine
+from benchmarks.crashing.virtual import MEMBER, LostError, VirtualLoop
+from benchmarks.crashing.wires import Wires, engine_of, links_of
 from fcp_core.client.steps import Reply, Request
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
@@ -25,6 +25,7 @@ from fcp_core.rounds.keys import DeploymentKeys, format_keys
 from fcp_core.rounds.machine import SystemClock
 from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.server.http.passing import mark_of_call
+from fcp_core.server.processes.member_links import MemberLinks
 from fcp_core.server.services import Services
 from fcp_core.storage.contract import StorageError
 
@@ -42,10 +43,6 @@ STOP = 90.0
 _plugins: dict[tuple[bool, bool], Plugins] = {}
 
 
-class LostError(Exception):
-    """No answer came."""
-
-
 class Member:
     """One server process: its services, from a start to a kill."""
 
@@ -59,7 +56,11 @@ class Member:
             world.disk, shared=world.plan.members > 1, die=lambda: world.kill(number, 3.0)
         )
         self.offset = 0.0
-        self._world = world
+        #: Until when it is paused, and how much it has to do then.
+        self.wakes, self.turns = 0.0, 0
+        #: To other members; None: there can be none.
+        self.links: MemberLinks | None = None
+        self.world = world
         #: What its tasks run in.
         self.context = copy_context()
         self.context.run(MEMBER.set, self)
@@ -77,13 +78,25 @@ class Member:
             else:
                 break
         self.ready = True
+        if self.links is not None:
+            self.links.start()
+
+    async def stop(self) -> None:
+        """Stop, as after SIGTERM."""
+        if self.links is not None:
+            self.links.announce()
+        await self.services.give_back()
+        if self.links is not None:
+            await self.links.leave(PATIENCE)
+        await self.services.stop()
 
     def _make(self) -> Services:
-        world = self._world
+        world = self.world
         clock = SystemClock(
             lambda: 1_800_000_000.0 + world.loop.time() + self.offset, world.loop.time
         )
         plugins = plugins_of(world.plan.late, noisy=bool(world.plan.releases))
+        engine = engine_of(plugins.aggregators, shared=self.handle.shared)
         made = Services(
             plugins,
             populations=POPULATIONS,
@@ -93,13 +106,15 @@ class Member:
             rng=random.Random(world.rng.random()),
             secrets=TokenSource(world.rng.randbytes),
             storage=self.handle,
-            engine=LocalEngine(plugins.aggregators, workers=0),
+            engine=engine,
         )
+        if self.handle.shared:
+            self.links = links_of(self, made, engine)
         return made
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something as this process would."""
-        return self.context.copy().run(self._world.loop.create_task, work)
+        return self.context.copy().run(self.world.loop.create_task, work)
 
     async def call(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Have this process do something, and wait for the answer.
@@ -129,6 +144,7 @@ class World:
         self.rng = random.Random(plan.seed)
         self.disk = Disk(loop, random.Random(plan.seed + 1))
         self.disk.releases.extend(plan.releases)
+        self.wires = Wires(loop, random.Random(plan.seed + 2), self.disk.effects)
         self.members: list[Member | None] = [None] * plan.members
         self.offsets = [0.0] * plan.members
         #: What becomes of the next calls.
@@ -165,6 +181,7 @@ class World:
         self.effects["kill"] += counts
         member.handle.dead = True
         member.dead.set_result(None)
+        self.wires.dies(member)
         if hasattr(member, "services"):
             member.services.ticker.stop()
         for task in member.tasks:
@@ -188,7 +205,7 @@ class World:
         if member is None or not member.ready:
             return
         self.effects["stop"] += 1
-        stopping = member.spawn(_stop(member.services))
+        stopping = member.spawn(member.stop())
 
         async def end() -> None:
             await asyncio.wait((stopping, member.dead), timeout=STOP)
@@ -225,7 +242,14 @@ class World:
             member = self.members[details["member"]]
             if member is None:
                 return
-            if fault.kind == "transaction":
+            if fault.kind == "pause":
+                self.effects["pause"] += 1
+                member.wakes, member.turns = self.loop.time() + details["seconds"], 0
+            elif fault.kind == "link":
+                other = (details["member"] + details["other"]) % self.plan.members
+                after, seconds = details["after"], details["seconds"]
+                self.wires.break_soon(details["member"], other, after, seconds)
+            elif fault.kind == "transaction":
                 member.handle.fates.extend([details["fate"]] * details["count"])
             else:
                 member.handle.cut_until = self.loop.time() + details["seconds"]
@@ -246,11 +270,13 @@ class World:
             raise LostError
         path = request.url.partition("//")[2].partition("/")[2]
         mark, begins = mark_of_call(request.method, "/" + path.partition("?")[0])
+        carry = partial(self._at_owner, mark, begins)
+        if request.name == "upload" and self.plan.members > 1:
+            carry = self._at_any
         if fate == "twice":
-            work = self._at_owner(mark, begins, lambda one: _serve(one, request))
-            twin = Context().run(self.loop.create_task, work)
+            twin = Context().run(self.loop.create_task, carry(lambda one: _serve(one, request)))
             twin.add_done_callback(lambda done: done.cancelled() or done.exception())
-        answer = await self._at_owner(mark, begins, lambda one: _serve(one, request))
+        answer = await carry(lambda one: _serve(one, request))
         await asyncio.sleep(self.rng.uniform(0.001, 0.05))
         if fate == "answer lost":
             raise LostError
@@ -263,6 +289,14 @@ class World:
         """
         await asyncio.sleep(self.rng.uniform(0.001, 0.05))
         return await self._at_owner(mark_of(population), True, work)
+
+    async def _at_any(self, work: Callable[[Services], Any]) -> Any:
+        """Have any member receive an upload, whoever owns its population."""
+        living = [each for each in self.members if each is not None and each.ready]
+        if not living:
+            raise LostError
+        entry = self.rng.choice(living)
+        return await entry.call(lambda: work(entry.services))
 
     async def _at_owner(
         self, mark: bytes | None, begins: bool, work: Callable[[Services], Any]
@@ -297,11 +331,6 @@ class World:
             return None if owner.giving and begins else entry
         found = (each for each in self.members if each is not None and each.url == owner.url)
         return None if passed else next((each for each in found if each.ready), None)
-
-
-async def _stop(services: Services) -> None:
-    await services.give_back()
-    await services.stop()
 
 
 async def _look(services: Services) -> None:

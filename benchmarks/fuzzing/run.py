@@ -8,10 +8,8 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
-from tornado.httputil import HTTPServerConnectionDelegate
 
 from benchmarks.fuzzing.hostile import Hostile
 from benchmarks.fuzzing.inputs import Fuzzer, Known
@@ -135,7 +133,7 @@ class _Run:
         self._hostile = Hostile(rng)
         http = server._frontend._http
         assert http is not None  # the server runs
-        self._direct = Direct(cast(HTTPServerConnectionDelegate, http.request_callback))
+        self._direct = Direct(http)
 
     async def prepare(self) -> None:
         """Open the round that is fuzzed and the one that must not mind."""

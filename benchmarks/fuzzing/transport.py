@@ -11,14 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tornado.httputil import (
-    HTTPHeaders,
-    HTTPInputError,
-    HTTPServerConnectionDelegate,
-    RequestStartLine,
-)
+from tornado.httputil import HTTPHeaders, HTTPInputError, RequestStartLine
 
 from fcp_core.bench.answers import Answer, AnswerReader
+from fcp_core.server.http.connections import BoundedHTTPServer
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,12 @@ class Request:
 class Direct:
     """Gives requests to handlers as Tornado's connections do, but without a connection.
 
-    :param router: makes the server's handlers.
+    :param server: makes what takes a connection's requests.
     :param patience: seconds after which a request without an answer is an error.
     """
 
-    def __init__(self, router: HTTPServerConnectionDelegate, patience: float = 30.0) -> None:
-        self._router = router
+    def __init__(self, server: BoundedHTTPServer, patience: float = 30.0) -> None:
+        self._server = server
         self._patience = patience
 
     async def send(self, request: Request, pieces: int = 1) -> Answer:
@@ -61,14 +57,12 @@ class Direct:
             return Answer(400, b"")
 
     async def _send(self, request: Request, pieces: int) -> Answer:
-        connection = _Connection(request.body)
-        try:
-            return await self._exchange(request, pieces, connection)
-        finally:
-            self._router.on_close(connection)
+        return await self._exchange(request, pieces, _Connection(request.body))
 
     async def _exchange(self, request: Request, pieces: int, connection: _Connection) -> Answer:
-        delegate = self._router.start_request(connection, connection)  # type: ignore[arg-type]
+        stream: Any = connection.stream
+        taken = self._server.connect(stream, "203.0.113.7")
+        delegate = taken.start_request(connection, connection)
         headers = HTTPHeaders({"Host": "localhost"})
         for name, value in request.headers:
             headers.add(name, value)
@@ -110,12 +104,7 @@ class _Stream:
 class _Connection:
     """Stands for a connection to one handler."""
 
-    class _Context:
-        remote_ip = "203.0.113.7"
-        protocol = "http"
-
     def __init__(self, body: bytes) -> None:
-        self.context = self._Context()
         self.stream = _Stream(body)
         self.status = 0
         self.body = bytearray()

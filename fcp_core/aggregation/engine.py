@@ -72,7 +72,12 @@ class Finished:
 
 
 class HeldBody(ABC):
-    """A checkpoint in the memory of another process of this server, which accumulates it there."""
+    """A checkpoint in the memory of another process of this server, which accumulates it there.
+
+    :ivar helper: the member of the server that it is at, if that stores what it accumulates.
+    """
+
+    helper: Any = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -88,6 +93,15 @@ class HeldBody(ABC):
 
         :raises StatusError: ABORTED if the other process has lost it.
         """
+
+    async def contribute(self, stream: str, contribution: str, counts: Sequence[int]) -> None:
+        """Have its helper accumulate it, and return when that is stored.
+
+        :param stream: the shards that it is one of.
+        :param counts: the numbers of devices that were dropped and that came too late.
+        :raises StatusError: what the helper says; UNAVAILABLE if it was lost on its way.
+        """
+        raise NotImplementedError
 
 
 class Fold(ABC):

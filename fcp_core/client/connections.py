@@ -22,6 +22,7 @@ from typing import Any
 
 from fcp_core.client.origins import Origin
 from fcp_core.errors import UsageError
+from fcp_core.protocol.joining import read_in_place
 
 #: Idle connections that are kept to one host.
 _KEPT = 8
@@ -222,29 +223,18 @@ class Connection:
     @staticmethod
     def _body(response: http.client.HTTPResponse) -> bytes:
         length = response.length
+        if length is not None and length <= _PIECE:
+            return response.read()
         if length is not None and length <= _IN_PLACE:
-            return _in_place(response, length) if length > _PIECE else response.read()
-        body = io.BytesIO()  # a list of tiny chunks would take many times their size
-        while piece := response.read1(_PIECE):
-            body.write(piece)
+            found = read_in_place(response.readinto, length, _PIECE)
+        else:
+            body = io.BytesIO()  # a list of tiny chunks would take many times their size
+            while piece := response.read1(_PIECE):
+                body.write(piece)
+            found = body.getvalue()
         if response.length:
             raise BadAnswerError("it is cut short")
-        return body.getvalue()
-
-
-def _in_place(response: http.client.HTTPResponse, length: int) -> bytes:
-    """Read a large body to where it stays: what was announced takes no memory before it comes.
-
-    :raises BadAnswerError: if it is cut short.
-    """
-    body, at = io.BytesIO(bytes(length)), 0
-    with body.getbuffer() as whole:
-        while at < length:
-            more = response.readinto(whole[at : at + _PIECE])
-            if not more:
-                raise BadAnswerError("it is cut short")
-            at += more
-    return body.getvalue()  # which is no copy
+        return found
 
 
 class Pool:
@@ -279,7 +269,7 @@ class Pool:
 
         :param timeout: for connecting, in seconds.
         :param fresh: connect in any case.
-        :param exempt: although the others were shut down.
+        :param exempt: although the others were shut down, or are while it is in use.
         :raises OSError: if the host cannot be reached.
         :raises NoTLSError: if it does not speak TLS, or its certificate is not trusted.
         """
@@ -287,8 +277,9 @@ class Pool:
             with self._lock:
                 kept = self._idle.get(origin)
                 connection = kept.pop() if kept else None
-            if connection is None:
-                break
+                if connection is None:
+                    break
+                self._watch(connection.sock, exempt)
             if not connection.dropped():
                 return connection
             self.drop(connection)
@@ -319,12 +310,18 @@ class Pool:
             self.drop(connection)
 
     def shut_down(self) -> None:
-        """Cut off whatever waits on a connection, now and later."""
+        """Cut off whatever waits on a connection, now and later, but what is exempt."""
         with self._lock:
             self._down = True
-            sockets = list(self._sockets)
-        for sock in sockets:
-            _cut(sock)
+            for sock in self._sockets:
+                _cut(sock)
+
+    def _watch(self, sock: socket.socket, exempt: bool) -> None:
+        """Have a socket cut off or not when the others are. The lock is held."""
+        if exempt:
+            self._sockets.discard(sock)
+        else:
+            self._sockets.add(sock)
 
     @functools.cached_property
     def _context(self) -> ssl.SSLContext:
@@ -358,7 +355,7 @@ class Pool:
             sock.close()
             raise
         with self._lock:
-            self._sockets.add(sock)
+            self._watch(sock, exempt)
             late = self._down and not exempt
         if late:
             _cut(sock)

@@ -78,17 +78,13 @@ class Interruption:
                 timer.cancel()
 
     @contextlib.contextmanager
-    def unblocking(
-        self, callback: Callable[[], None], *, although_requested: bool = False
-    ) -> Iterator[None]:
+    def unblocking(self, callback: Callable[[], None]) -> Iterator[None]:
         """Have *callback* called, from the interrupting thread, if the switch is thrown inside.
 
-        :param although_requested: whether it may have been thrown before.
-        :raises StatusError: CANCELLED if it was, unless that is allowed.
+        :raises StatusError: CANCELLED if it was before.
         """
         with self._lock:
-            if not although_requested:
-                self.check()
+            self.check()
             key = self._next
             self._next += 1
             self._callbacks[key] = callback

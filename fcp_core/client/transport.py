@@ -6,6 +6,7 @@ again) and nothing of the messages.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import random
@@ -256,10 +257,9 @@ class Transport:
         if isinstance(connection, StatusError):
             raise connection
         try:
-            # A request that may go out after an interruption was cut off by it all the same.
-            with self.interruption.unblocking(
-                self._pool.shut_down, although_requested=sent.request.best_effort
-            ):
+            with contextlib.ExitStack() as stack:
+                if not sent.request.best_effort:
+                    stack.enter_context(self.interruption.unblocking(self._pool.shut_down))
                 answer = connection.receive(self._limits.answer_bytes, self._limits.answer_seconds)
         except BaseException as error:
             self._pool.drop(connection)

@@ -312,13 +312,22 @@ def check_owner() -> None:
 
     :raises UsageError: naming it.
     """
-    owners = importlib.metadata.packages_distributions().get("fcp_core", [])
-    others = sorted({owner for owner in owners if _canonical(owner) != DISTRIBUTION})
+    # Not packages_distributions(): it parses what all that is installed says of itself.
+    owners = [each for each in importlib.metadata.distributions() if _installs(each, "fcp_core")]
+    others = sorted({each.name for each in owners if _canonical(each.name) != DISTRIBUTION})
     if others:
         raise UsageError(
             f"the package fcp_core is also installed by {', '.join(others)}, which is unrelated to "
             f"this server; uninstall that and reinstall {DISTRIBUTION}."
         )
+
+
+def _installs(distribution: importlib.metadata.Distribution, package: str) -> bool:
+    listed = distribution.read_text("top_level.txt")
+    if listed is not None:
+        return package in listed.split()
+    files = distribution.read_text("RECORD") or ""
+    return f"\n{package}/" in f"\n{files}"
 
 
 def explain(error: BaseException) -> str:

@@ -148,6 +148,7 @@ class Server:
         links = MemberLinks(
             members,
             engine,
+            services.store,
             media,
             lambda url, member_id, link: self._frontend.dial(url, member_id, link),
             address,
@@ -349,6 +350,16 @@ def _url(host: str, port: int, *, secure: bool) -> str:
             "devices are sent on to the address at which they reach this server, which is not "
             "known here; set external_url if it is another, or for clients before August 2024"
         )
-    name = "localhost" if host in _LOCAL else host
+    name = "localhost" if host in _LOCAL and _by_name(host) else host
     name = f"[{name}]" if ":" in name else name
     return checked_url(f"{'https' if secure else 'http'}://{name}:{port}/")
+
+
+def _by_name(host: str) -> bool:
+    """Whether "localhost" leads there: of ::1 not every machine knows that."""
+    if host != "::1":
+        return True
+    try:
+        return bool(socket.getaddrinfo("localhost", None, socket.AF_INET6))
+    except OSError:
+        return False

@@ -18,6 +18,7 @@ from fcp_core.storage.records import (
     ShardRecord,
     TaskRecord,
 )
+from fcp_core.storage.shards import stream_of
 from fcp_core.storage.upkeep import Upkeep
 
 #: How long a member that gave no sign of life is listed, in seconds.
@@ -61,6 +62,7 @@ class _Task:
     record: TaskRecord
     blobs: set[str] = field(default_factory=set)
     shards: dict[str, bool] = field(default_factory=dict)
+    merged: set[str] = field(default_factory=set)
     contributions: Counter[str] = field(default_factory=Counter)
 
 
@@ -119,6 +121,7 @@ def _compare(found: _Found, now: float, retention: Retention) -> Iterator[Findin
     for shard in found.shards:
         if shard.task_id in tasks:
             tasks[shard.task_id].shards[shard.shard_id] = shard.merged
+            tasks[shard.task_id].merged.update([shard.stream] if shard.merged else [])
             tasks[shard.task_id].contributions.update(shard.contributions)
         else:
             yield _orphan(ShardRecord, shard.shard_id, shard.task_id)
@@ -169,10 +172,12 @@ def _of_open(task: _Task) -> Iterator[Finding]:
             yield damage(f"has no {name}")
     parts = {name[6:] for name in task.blobs if name.startswith("shard/")}
     totals = {name for name in parts if name.startswith("total-")}
+    streams = {stream_of(name) for name in totals}
     for shard_id, merged in task.shards.items():
         if not merged and shard_id not in parts:
             yield damage(f"lacks the bytes of shard {shard_id}")
-    if len(totals) > 1 or (any(task.shards.values()) and not totals):
+    # What was in the total of a closed stream is in the owner's, which belongs to none.
+    if len(totals) > len(streams) or (task.merged - streams and "" not in streams):
         yield damage(f"has {len(totals)} totals of the shards that were merged")
     for shard_id in sorted(parts - totals - set(task.shards)):
         yield damage(f"has bytes of shard {shard_id}, of which nothing is known")

@@ -20,6 +20,7 @@ class TaskRecord(Record):
     :param release: what was booked for its result, as JSON; empty if no noise was drawn.
     :param resumed: the options that its round of a series began with, by aggregator, as JSON.
     :param course: of a task that ended, its ``reasons`` and ``notes``, as JSON; empty if none.
+    :param closed: the streams of shards that take nothing more.
     """
 
     KIND: ClassVar[str] = "task"
@@ -45,6 +46,7 @@ class TaskRecord(Record):
     release: bytes = b""
     resumed: bytes = b""
     course: bytes = b""
+    closed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class ShardRecord(Record):
     :param shard_id: follows from the contributions, so that a shard written twice is there once.
     :param contributions: the ids of their assignments.
     :param merged: whether its bytes are in a total, ``<task_id>/shard/total-...``.
+    :param stream: what it belongs to: ``""`` for those of the owner, and one more for each member
+        that accumulates for it. The total of a stream has it at the end of its name.
     """
 
     KIND: ClassVar[str] = "shard"
@@ -85,6 +89,7 @@ class ShardRecord(Record):
     merged: bool = False
     dropped: int = 0
     surplus: int = 0
+    stream: str = ""
 
 
 @dataclass(frozen=True)

@@ -263,3 +263,22 @@ def make_client(server: ScriptedServer) -> Iterator[Callable[..., Client]]:
     yield make
     for client in clients:
         client.close()
+
+
+@pytest.fixture(scope="module")
+def executor() -> Any:
+    """Runs TensorFlow plans."""
+    from fcp_core.client.tensorflow_plan import TensorFlowExecutor
+
+    return TensorFlowExecutor()
+
+
+@pytest.fixture(scope="module")
+def counting_plan() -> Any:
+    """A plan that adds up the lengths of the examples of one collection."""
+    from tests.client.graphs import constant, counting_graph, external, make_plan, selector
+
+    graph_def = counting_graph()
+    constant(graph_def, "selector", selector("app:/x"))
+    external(graph_def, "data_0", "selector")
+    return make_plan(graph_def, restores=True)

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from fcp_core.client.connections import Pool
+from fcp_core.client.connections import Connection, Pool
 from fcp_core.client.origins import split_url
 from fcp_core.client.steps import Request
 from fcp_core.client.transport import Transport
@@ -140,6 +140,28 @@ def test_what_is_said_in_the_end_goes_out_after_an_interruption():
         transport.close()
 
 
+def test_what_is_said_in_the_end_is_not_cut_off_and_so_goes_out_once(monkeypatch):
+    receive, over = Connection.receive, threading.Event()
+
+    def interrupted(self, *limits):
+        transport.interruption.request()
+        over.set()
+        return receive(self, *limits)
+
+    def answer(request):
+        over.wait(WAIT)
+        return OK
+
+    with scripted([OK, answer], [OK]) as (url, requests, made):
+        transport = Transport(compress=False)
+        assert transport.send(post(url)).body == b"ok"
+        monkeypatch.setattr(Connection, "receive", interrupted)
+        # It goes over the connection that is kept.
+        assert transport.send(post(url, best_effort=True)).body == b"ok"
+        assert (len(requests), len(made)) == (2, 1)
+        transport.close()
+
+
 @pytest.mark.parametrize("count", [0, 1, 20])
 def test_many_downloads_come_in_their_order(count):
     def echo(request):
@@ -210,6 +232,22 @@ def test_only_some_connections_are_kept():
         ]
         pool.close()
         assert all(connection.sock.fileno() == -1 for connection in connections)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_exempt_outlives_the_others(kept):
+    pool = Pool()
+    with socket.create_server(("localhost", 0)) as listener:
+        origin, _ = split_url(f"http://localhost:{listener.getsockname()[1]}/")
+        if kept:
+            first = [pool.take(origin, WAIT, fresh=True) for _ in range(2)]
+            for connection in first:
+                pool.give_back(connection)
+        other, exempt = pool.take(origin, WAIT), pool.take(origin, WAIT, exempt=True)
+        pool.shut_down()
+        assert (other.dropped(), exempt.dropped()) == (True, False)
+        for connection in (other, exempt):
+            pool.drop(connection)
 
 
 def test_a_pool_that_nobody_closed_closes_its_connections():

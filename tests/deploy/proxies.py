@@ -11,9 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import urllib3
 
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.client import Outcome
+from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.testing.servers import query_task
 
 ROOT = Path(__file__).parents[2]
@@ -39,14 +42,14 @@ def until(condition, process, log):
 class Site:
     """A server and a proxy before it, which subclasses configure."""
 
-    #: What the proxy says of a port that somebody else took.
-    taken = "Address already in use"
-
     def __init__(self, folder, certificates):
-        self.folder, self.certificates = folder, certificates
+        self.folder = folder
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        #: The files by the names that the examples have for them.
+        pem = certificates / "server.pem"
+        self.keys = {"/etc/fcp/tls.crt": pem, "/etc/fcp/tls.key": pem}
         self.url = f"https://localhost:{self.port}/fcp/"
         self.ca = str(certificates / "authority.pem")
         self.server = self.proxy = self.server_port = None
@@ -81,13 +84,13 @@ class Site:
                 return True
             except OSError:
                 time.sleep(0.02)
-        assert self.taken in log.read_text(), log.read_text()
+        assert "Address already in use" in log.read_text(), log.read_text()
         return False
 
     def example(self, path, pairs):
-        """Return an example with this machine's ports and files."""
+        """Return an example with this machine's ports and files; *pairs* are of this proxy."""
         text = (ROOT / "deploy" / path).read_text()
-        for there, here in pairs.items():
+        for there, here in {**self.keys, **pairs}.items():
             assert there in text
             text = text.replace(there, str(here))
         return text
@@ -98,9 +101,21 @@ class Site:
                 process.send_signal(signal.SIGTERM)
                 process.wait(WAIT)
 
-    def check_what_devices_do_not_see(self, http):
+    def check_devices(self, admin, make_client):
+        """Devices take part in a task; return its id."""
+        task_id = admin.submit(sum_task(goal_count=2, resources="uri")).task_id
+        for base in (self.url, f"https://[::1]:{self.port}/fcp"):
+            data = {"v": np.full(SIZE, 21)}
+            device = make_client(base, data, population="phones/all", ca_file=self.ca)
+            assert device.run_once().outcome is Outcome.CONTRIBUTED
+        assert admin.wait(task_id).state == "completed"
+        total = open_checkpoint(admin.result(task_id))["total"]
+        assert np.array_equal(total, np.full(SIZE, 42))
+        return task_id
+
+    def check_what_devices_do_not_see(self, http, *more):
         """Nothing but the protocol is for devices; and nothing is there without the prefix."""
-        for path in ("fcp/healthz", "fcp/metrics", "fcp/", "v1/", "healthz"):
+        for path in (*more, "fcp/healthz", "fcp/metrics", "fcp/", "v1/", "healthz"):
             assert http.request("GET", f"https://localhost:{self.port}/{path}").status == 404
 
     def check_that_devices_come_later(self, http):

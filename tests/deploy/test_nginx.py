@@ -8,13 +8,10 @@ import re
 import shutil
 from urllib.parse import urljoin
 
-import numpy as np
 import pytest
 
 from fcp_core.admin import AdminClient
-from fcp_core.client import Outcome
-from fcp_core.protocol.checkpoint import open_checkpoint
-from tests.deploy.proxies import ROOT, SIZE, TOKEN, Site, browser, sites, sum_task
+from tests.deploy.proxies import ROOT, TOKEN, Site, browser, sites
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -29,8 +26,6 @@ class Nginx(Site):
                 "443": self.port,
                 "127.0.0.1:8080": f"127.0.0.1:{self.server_port}",
                 "fcp.example.org": "localhost",
-                "/etc/fcp/tls.crt": self.certificates / "server.pem",
-                "/etc/fcp/tls.key": self.certificates / "server.pem",
                 "/var/log/nginx/fcp.log": self.folder / "access.log",
                 "/etc/nginx/fcp-proxy.conf": ROOT / "deploy" / "nginx" / "fcp-proxy.conf",
             },
@@ -77,15 +72,7 @@ def pages_of(url, http):
 
 def test_devices_and_programs_go_through_nginx(site, fcp_client):
     with AdminClient(site.url, TOKEN, ca_file=site.ca) as admin:
-        task_id = admin.submit(sum_task(goal_count=2, resources="uri")).task_id
-        for base in (site.url, f"https://[::1]:{site.port}/fcp"):
-            device = fcp_client(
-                base, {"v": np.full(SIZE, 21)}, population="phones/all", ca_file=site.ca
-            )
-            assert device.run_once().outcome is Outcome.CONTRIBUTED
-        assert admin.wait(task_id).state == "completed"
-        total = open_checkpoint(admin.result(task_id))["total"]
-    assert np.array_equal(total, np.full(SIZE, 42))
+        task_id = site.check_devices(admin, fcp_client)
     with browser(site) as http:
         pages = pages_of(f"{site.url}dashboard/", http)
         assert len(pages) > 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib.metadata
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fcp_core.admin.api import ENDPOINTS, PREFIX
 from fcp_core.commands.invocation import Invocation
 from fcp_core.commands.main import cli
 from fcp_core.plugins.manager import Plugins
+from fcp_core.tasks.taskfile import parse_task
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -125,6 +127,19 @@ def test_options_in_blocks_of_configuration_are_declared(page: Path, declared: s
         else:
             where = section.partition(":")[2]
         assert (where, name) in declared | brought, f"[{section}] {name}"
+
+
+def test_task_files_of_the_documents_are_read() -> None:
+    read = set()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fenced = re.findall(r"^```toml[^\n]*\n(.*?)^```", text, re.M | re.S)
+        indented = re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", text, re.M)
+        for block in (*fenced, *map(textwrap.dedent, indented)):
+            if "[task]\n" in block and "[query" in block:
+                parse_task(block, page.name).to_spec()
+                read.add(page.name)
+    assert read >= {"serving.md", "queries.md", "cookbook.md"}
 
 
 def test_the_page_has_each_call_of_the_admin_api() -> None:

@@ -24,7 +24,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.server import Server
-from fcp_core.server.http.connections import Router
+from fcp_core.server.http.connections import BoundedHTTPServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,9 +89,9 @@ class Live:
         self.run(self.server.start())
         self.run(self.server.services.tasks.submit(make_task("fuzzed", 10**6)))
         self.run(ask(self.server, "fuzzed"))
-        router = self.server._frontend._http.request_callback
-        assert isinstance(router, Router)
-        self.direct = Direct(router)
+        http = self.server._frontend._http
+        assert isinstance(http, BoundedHTTPServer)
+        self.direct = Direct(http)
         self.known = Known(populations=["fuzzed"])
         for steps in (1, 2, 3, 4, 5):
             phone = Phone(self.direct.send, "fuzzed", make_checkpoint(1), self.known)

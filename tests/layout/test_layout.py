@@ -140,6 +140,17 @@ def test_files_and_functions_are_small():
     assert found == set()
 
 
+def test_test_files_are_small():
+    folders = [
+        ROOT / "tests",
+        *(path for folder in PLAIN for path in (ROOT / folder).glob("*/tests")),
+    ]
+    paths = [path for folder in folders for path in folder.rglob("*.py")]
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in paths}
+    assert lines
+    assert [path.name for path in paths if lines[path] > MAX_FILE_LINES] == []
+
+
 # The hooks.
 
 

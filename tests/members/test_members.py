@@ -40,7 +40,7 @@ def device(fcp_client, server, value, population):
 
 
 def test_a_task_is_submitted_and_served_at_any_member(member, fcp_client):
-    one, two = member(), member()
+    one, two = member(), member(host="::1", member_address="[::1]:0")
     populations = spread([s.server.services.members.member_id for s in (one, two)], 3)
     with admin(one) as first, admin(two) as second:
         tasks = {name: first.submit(sum_task(2, name)).task_id for name in populations}

@@ -44,7 +44,10 @@ def start(cluster, network, count):
     for _ in range(count):
         name, address = network.add()
         where = ("-s", f"server.host={address}", "-s", f"server.member_address={address}:0")
-        member = cluster.start(*where, command=("ip", "netns", "exec", name), host=address)
+        # One whose answers get lost gives its connections up: no test waits a minute for that.
+        patience = ("-s", "storage.postgres.timeout=5s")
+        inside = ("ip", "netns", "exec", name)
+        member = cluster.start(*where, *patience, command=inside, host=address)
         places[member] = name
     return places
 

@@ -247,12 +247,15 @@ def test_a_disabled_plugin_does_not_satisfy_a_requirement(load):
     assert "is not installed" in mistakes(load, overrides=overrides)[0]
 
 
-def test_a_second_owner_of_our_package_is_refused(monkeypatch):
-    monkeypatch.setattr(
-        importlib.metadata,
-        "packages_distributions",
-        lambda: {"fcp_core": ["fcp-server", "fcp-core"]},
-    )
+@pytest.mark.parametrize(
+    ("file", "text"), [("top_level.txt", "other\nfcp_core\n"), ("RECORD", "fcp_core/x.py,,\n")]
+)
+def test_a_second_owner_of_our_package_is_refused(file, text, monkeypatch, tmp_path):
+    folder = tmp_path / "fcp_core-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: fcp-core\nVersion: 1.0\n")
+    (folder / file).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
     check_owner.cache_clear()
     try:
         with pytest.raises(UsageError, match="also installed by fcp-core, which is unrelated"):

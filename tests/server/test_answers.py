@@ -11,22 +11,17 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 import urllib3
 
-from fcp_core.plugins import hookimpl
-from fcp_core.plugins.manager import Plugins
-from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
-from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import AssignmentMode
-from fcp_core.server import Server, ServerThread
+from tests.server.answer_lab import Lab
+from tests.server.fronts import WAIT
+from tests.server.servers import BODY
 
 PAGE = Path(__file__).parents[2] / "docs" / "answers.md"
-DATA = write_checkpoint({"update": np.ones(3, np.float32)}, "tf_v1")
-WAIT = 30
 
 
 def rows():
@@ -37,83 +32,6 @@ def rows():
         if len(cells) == 6 and (name := re.fullmatch(r"`([a-z-]+)`", cells[0])):
             found[name[1]] = cells[3]
     return found
-
-
-class Lab:
-    """A server, its devices, and a plugin that breaks when it is told to."""
-
-    def __init__(self, tmp_path, make_device, sum_task, http, **overrides):
-        lab = self
-
-        class Plugin:
-            @hookimpl
-            def fcp_authenticate(self, method, path, headers, peer, certificate):
-                if lab.broken:
-                    raise RuntimeError("the directory is down")
-                return "fleet"
-
-        self.broken = False
-        self.http = http
-        self.make_device, self.sum_task, self.Refused = make_device, sum_task, make_device.Refused
-        self._plugin, self._overrides, self._folder = Plugin(), overrides, tmp_path
-        self._serve()
-
-    def _serve(self):
-        plugins = Plugins.load(
-            environ={},
-            extra=[self._plugin],
-            overrides=self._overrides,
-            working_folder=self._folder,
-        )
-        self.thread = ServerThread(Server(plugins, populations=["people"]))
-        self.thread.start()
-        self.services = self.thread.server.services
-
-    def restart(self):
-        self.thread.stop()
-        self._serve()
-
-    def device(self, population="people"):
-        return self.make_device(self.thread.server.url, population)
-
-    def do(self, work):
-        return self.thread.run(work).result(WAIT)
-
-    def submit(self, goal=1, **fields):
-        return self.do(self.services.tasks.submit(self.sum_task(goal=goal).replace(**fields)))
-
-    def late(self):
-        """Return a device with an upload whose task was cancelled."""
-        task = self.submit()
-        device = self.device()
-        given, *_ = device.assignment()
-        upload = device.start_upload(given)
-        self.do(self.services.tasks.cancel(task))
-        return device, given, upload
-
-    def status(self, call):
-        """Return what a call was answered, as the page says it."""
-        try:
-            answer = call()
-        except self.Refused as error:
-            return str(error.status)
-        if answer is not None and "rejection_info" in answer.DESCRIPTOR.fields_by_name:
-            return "200 rejection" if answer.HasField("rejection_info") else "200"
-        return "200"
-
-    def start(self, device):
-        request = assignments_pb2.StartTaskAssignmentRequest(
-            population_name="people", session_id=device.session_id
-        )
-        return device.call(device.forwarding, "TaskAssignments.StartTaskAssignment", request)
-
-    def multiple(self, device):
-        request = assignments_pb2.PerformMultipleTaskAssignmentsRequest(
-            population_name="people", session_id=device.session_id, task_names=["t"]
-        )
-        name = "TaskAssignments.PerformMultipleTaskAssignments"
-        answer = device.call(device.forwarding, name, request)
-        return "200 without a task" if not answer.task_assignments else "200 with a task"
 
 
 async def fails(*arguments):
@@ -210,14 +128,14 @@ def ended_download(lab):
 
 def late_upload(lab):
     device, _, upload = lab.late()
-    answer = lab.status(lambda: device.upload(upload, DATA))
+    answer = lab.status(lambda: device.upload(upload, BODY))
     assert lab.services.media.held == 0
     return answer
 
 
 def late_submit(lab):
     device, given, upload = lab.late()
-    device.upload(upload, DATA)
+    device.upload(upload, BODY)
     return lab.status(lambda: device.submit(given, upload))
 
 
@@ -234,7 +152,7 @@ def refused_submit(lab):
     device = lab.device()
     given, *_ = device.assignment()
     upload = device.start_upload(given)
-    device.upload(upload, DATA)
+    device.upload(upload, BODY)
     lab.do(lab.services.tasks.cancel(task))
     return lab.status(lambda: device.submit(given, upload))
 
@@ -256,7 +174,7 @@ def uploading(lab):
 def no_room(lab):
     device, upload = uploading(lab)
     lab.services._memory.hold(lab.services._memory._limit)
-    return lab.status(lambda: device.upload(upload, DATA))
+    return lab.status(lambda: device.upload(upload, BODY))
 
 
 def waits_for_room(lab):
@@ -271,7 +189,7 @@ def waits_for_room(lab):
 
     lab.services.media.begin_upload = begins
     memory.hold(memory._limit)
-    return f"{lab.status(lambda: device.upload(upload, DATA))} after a wait"
+    return f"{lab.status(lambda: device.upload(upload, BODY))} after a wait"
 
 
 def wrong_name(lab):
@@ -279,7 +197,7 @@ def wrong_name(lab):
     device = lab.device()
     given, *_ = device.assignment()
     upload = device.start_upload(given)
-    device.upload(upload, DATA)
+    device.upload(upload, BODY)
     return lab.status(lambda: device.submit(given, upload, "another"))
 
 
@@ -294,7 +212,7 @@ def unfit(lab):
 
 def counted(lab):
     lab.submit()
-    return lab.status(lambda: lab.device().contribute(DATA) and None)
+    return lab.status(lambda: lab.device().contribute(BODY) and None)
 
 
 def silent(lab):
@@ -414,6 +332,7 @@ PRODUCERS = {
     for name, value in list(globals().items())
     if callable(value) and name.replace("_", "-") in rows()
 }
+
 SILENT = {"max_silent_per_sender": 1, "first_sign_timeout": "1ms"}
 STORED = {"storage": "sqlite", "storage.sqlite.path": "answers.sqlite"}
 STOPS = {"drain_timeout": "10ms"}

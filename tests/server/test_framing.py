@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
-from fcp_core.server.http.connections import check_header
+from fcp_core.server.http.handler import check_header
 
 TABLE = json.loads((Path(__file__).parents[1] / "data/framing.json").read_text())
 NEXT = b"GET /healthz HTTP/1.1\r\nHost: next\r\nConnection: close\r\n\r\n"

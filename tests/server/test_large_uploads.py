@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from fcp_core.server.http import body, large_uploads
+from fcp_core.server.http import calls, large_uploads
 from fcp_core.server.http.buffers import GRAIN, Buffers
 from fcp_core.server.http.large_uploads import LargeUploads
 from fcp_core.server.services.task_parts import LARGE
@@ -77,10 +77,10 @@ def test_who_gives_up_leaves_the_line(monkeypatch):
 
 
 def test_every_way_out_of_an_upload_ends_its_turn(make_front, http, monkeypatch):
-    monkeypatch.setattr(body, "LARGE", 1000)
+    monkeypatch.setattr(calls, "LARGE", 1000)
     services = http.Services()
     services.media.names = {"known/upload"}
-    front = make_front(services, max_body=4000)
+    front = make_front(services, max_body=4000, max_in_flight=100_000)
     media, held = services.media, front.frontend._context.large_uploads
     assert front.ask(http.head(UPLOAD, Content_Length=5000)).status == 413
     assert media.abandoned.acquire(timeout=http.WAIT)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fcp_core.server.http.connections import run_now
+from fcp_core.server.http.handler import run_now
 
 
 def test_what_need_not_wait_is_done_at_once():

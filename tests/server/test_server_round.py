@@ -16,6 +16,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server import Server, ServerThread
+from tests.server.servers import result, submit
 
 
 def update(number, name="update", dtype=np.float32, shape=(3,), format="federated_compute"):
@@ -24,32 +25,6 @@ def update(number, name="update", dtype=np.float32, shape=(3,), format="federate
 
 def total(result):
     return list(open_checkpoint(result)["total"])
-
-
-@pytest.fixture
-def make_server(tmp_path):
-    running = []
-
-    def make(overrides=None, extra=(), **arguments):
-        plugins = Plugins.load(
-            environ={}, overrides=overrides, extra=extra, working_folder=tmp_path
-        )
-        thread = ServerThread(Server(plugins, **arguments))
-        running.append(thread)
-        thread.start()
-        return thread
-
-    yield make
-    for thread in running:
-        thread.stop()
-
-
-def submit(thread, spec):
-    return thread.run(thread.server.services.tasks.submit(spec)).result(30)
-
-
-def result(thread, task_id):
-    return thread.run(thread.server.services.tasks.wait(task_id)).result(30)
 
 
 def test_a_round(make_server, make_device, sum_task):

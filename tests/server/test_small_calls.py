@@ -14,7 +14,7 @@ from tornado.netutil import bind_sockets
 
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
-from fcp_core.server.http.connections import BoundedHTTPServer, Router
+from fcp_core.server.http.connections import BoundedHTTPServer
 from fcp_core.server.http.limits import (
     CALLS_AT_ONCE,
     FREE_OF_CALL,
@@ -22,10 +22,10 @@ from fcp_core.server.http.limits import (
     Limits,
     limits_of_call,
 )
+from tests.server.calls import UPLOAD
 
 CHECK_IN = "/v1/eligibilityevaltasks/p:request"
 ABORT = "/v1/aggregations/a/clients/t:abort"
-UPLOAD = "/upload/v1/media/known/upload?upload_protocol=raw"
 
 
 class EligibilityEvalTasks:
@@ -134,10 +134,31 @@ def test_large_calls_leave_room_for_small_ones(make_front, http, services):
     wait_for(lambda: front.frontend.in_flight == 0)
 
 
+def test_a_small_upload_is_taken_uncounted_while_there_is_room(make_front, http, services):
+    front = make_front(services, body_timeout=0.5, max_body=1 << 20)
+    context = front.frontend._context
+    assert context.always_taken == FREE_OF_CALL
+    body = bytes(FREE_OF_CALL)
+    with front.connect() as connection:
+        connection.send(http.head(UPLOAD, Content_Length=len(body)), body[:100])
+        assert services.media.started.acquire(timeout=http.WAIT)
+        assert front.frontend.in_flight == 0
+    assert services.media.abandoned.acquire(timeout=http.WAIT)
+    assert front.ask(http.head(UPLOAD, Content_Length=len(body)), body).status == 200
+    assert services.media.received["known/upload"] == body
+    # Where much waits to be accumulated, it waits like any other, and is turned away in the end.
+    services.media.names.add("second")
+    services.media.held = context.limits.max_in_flight
+    header = http.head(UPLOAD.replace("known/upload", "second"), Content_Length=len(body))
+    assert front.ask(header, body).status == 429
+    services.media.held = 0
+    assert front.ask(header, body).status == 200
+
+
 def test_the_connections_of_one_address_are_bounded():
     async def main():
         limits = Limits(max_connections_per_address=2)
-        server = BoundedHTTPServer(Router(lambda request: None, 60.0), limits=limits)
+        server = BoundedHTTPServer(lambda *request: None, limits)
         (listener,) = bind_sockets(0, "127.0.0.1")
         clients = []
 

@@ -326,3 +326,14 @@ def kit():
         output=OUTPUT,
         sum_configuration=sum_configuration,
     )
+
+
+@pytest.fixture
+def sqlite(tmp_path):
+    """Return a way to start services on one SQLite file."""
+
+    def start(**overrides):
+        path = str(tmp_path / "fcp.sqlite")
+        return make_world(storage="sqlite", storage__sqlite__path=path, **overrides)
+
+    return start

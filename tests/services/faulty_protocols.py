@@ -15,6 +15,7 @@ from fcp_core.rounds.protocols import (
     Answer,
     Drop,
 )
+from tests.services.worlds import until
 
 START, SUBMIT = "StartAggregationDataUpload", "SubmitAggregationResult"
 OK = pb.SubmitAggregationResultResponse()
@@ -124,15 +125,6 @@ async def fare(one, device, assignment, body=None):
     except StatusError as error:
         return error.code
     return Code.OK
-
-
-async def until(condition):
-    """Wait for what threads of the engine do."""
-    for _ in range(10_000):
-        if condition():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("it never came to this")
 
 
 async def both(kit, one, protocol, body=None, wait=False):

@@ -22,7 +22,7 @@ from fcp_core.aggregation.local import LocalEngine
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.services import durable_fold, writes
+from fcp_core.server.services import stored_whole, writes
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.store import TaskStore
 from fcp_core.storage.contract import StorageError
@@ -232,7 +232,7 @@ class Growing(Machine):
 
 @pytest.mark.parametrize("machine", [Machine, Growing])
 def test_whatever_the_storage_does_each_answer_is_kept_once(monkeypatch, machine):
-    monkeypatch.setattr(durable_fold, "FAN_IN", 3)
+    monkeypatch.setattr(stored_whole, "FAN_IN", 3)
     monkeypatch.setattr(writes, "_FIRST_PAUSE", 0.0)
     run_state_machine_as_test(
         machine, settings=settings(max_examples=120, stateful_step_count=30, deadline=None)
@@ -241,7 +241,7 @@ def test_whatever_the_storage_does_each_answer_is_kept_once(monkeypatch, machine
 
 @pytest.mark.parametrize("when", ["at once", "after the next merge"])
 def test_a_merge_that_was_given_up_for_lost_happens_all_the_same(monkeypatch, when):
-    monkeypatch.setattr(durable_fold, "FAN_IN", 2)
+    monkeypatch.setattr(stored_whole, "FAN_IN", 2)
 
     async def main():
         storage = Faulty()
@@ -302,7 +302,7 @@ def test_what_is_no_larger_than_its_deltas_takes_their_place(of, blobs):
                 await asyncio.wrap_future(fold.add(str(number), blob(number)))
                 stored = await store.shards("t")
                 assert len(stored.contributions) == number + 1
-                found.append((len(stored.unmerged), bool(stored.total)))
+                found.append((len(stored.unmerged), bool(stored.totals)))
             fold.abort()
 
         await run(range(4))

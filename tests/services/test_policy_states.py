@@ -1,6 +1,7 @@
 """What selection policies keep outlives the server; when they want devices back reaches devices."""
 
 import asyncio
+import functools
 
 import pytest
 
@@ -10,6 +11,7 @@ from fcp_core.rounds.policies import Assign, Selection, SelectionPolicy, Selecti
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.server.services.policy_states import LIFETIME
 from fcp_core.storage.records import PolicyStateRecord
+from tests.services.worlds import stored
 
 CAPPED = {
     "selection": "rate_capped",
@@ -53,19 +55,13 @@ def mapping(count=None, more=0):
 
 
 @pytest.fixture
-def sqlite(kit, tmp_path):
+def sqlite(sqlite):
     """Return a way to start services on one SQLite file; the clock goes on."""
-    clock = ManualClock()
-
-    def start(**overrides):
-        path = str(tmp_path / "fcp.sqlite")
-        return kit.world(storage="sqlite", storage__sqlite__path=path, clock=clock, **overrides)
-
-    return start
+    return functools.partial(sqlite, clock=ManualClock())
 
 
-async def records(world):
-    return await world.services._storage.transact(lambda tx: [*tx.select(PolicyStateRecord)])
+def records(world):
+    return stored(world, PolicyStateRecord)
 
 
 def test_a_rate_cap_holds_over_a_restart(sqlite):

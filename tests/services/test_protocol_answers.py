@@ -26,9 +26,9 @@ from tests.services.faulty_protocols import (
     garbage,
     on,
     start,
-    until,
     world,
 )
+from tests.services.worlds import until
 
 
 def with_right(more):

@@ -12,7 +12,8 @@ from fcp_core.plugins import hookimpl
 from fcp_core.rounds.protocols import (
     Work,
 )
-from tests.services.faulty_protocols import Plugin, until, world
+from tests.services.faulty_protocols import Plugin, world
+from tests.services.worlds import until
 
 
 def test_work_that_fails_comes_back_as_an_error(kit):

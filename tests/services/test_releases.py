@@ -17,6 +17,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.ledger import Ledger, ReleaseRefusedError
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.storage.records import AccountRecord, BlobRecord, EntryRecord, TaskRecord
+from tests.services.worlds import stored
 
 NAME = "noisy_sum"
 
@@ -117,10 +118,6 @@ async def fetched(world, resource):
     """Fetch a resource that has an address, as a device does."""
     download = await world.services.media.download(resource.uri.partition("/data/")[2])
     return gzip.decompress(download.data)
-
-
-def stored(world, kind):
-    return world.services._storage.transact(lambda tx: list(tx.select(kind)))
 
 
 async def round_of(world):
@@ -244,7 +241,7 @@ def test_of_two_results_that_were_drawn_the_first_that_was_stored_counts(start):
 
     async def main():
         async with start() as world:
-            store = world.services._store
+            store = world.services.store
             end = store.end
             first = []
 

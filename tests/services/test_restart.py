@@ -16,17 +16,6 @@ from fcp_core.storage.records import BlobRecord
 from fcp_plugins.selection import FifoPolicy
 
 
-@pytest.fixture
-def sqlite(kit, tmp_path):
-    """Return a way to start services on one SQLite file."""
-
-    def start(**overrides):
-        path = str(tmp_path / "fcp.sqlite")
-        return kit.world(storage="sqlite", storage__sqlite__path=path, **overrides)
-
-    return start
-
-
 def test_a_task_of_durability_round_begins_again_with_nothing(kit, sqlite):
     async def main():
         async with sqlite(durability="round") as world:

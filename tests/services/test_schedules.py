@@ -15,17 +15,6 @@ DAY = 86400.0
 DAILY = Schedule(DAY)
 
 
-@pytest.fixture
-def sqlite(kit, tmp_path):
-    """Return a way to start services on one SQLite file."""
-
-    def start(**overrides):
-        path = str(tmp_path / "fcp.sqlite")
-        return kit.world(storage="sqlite", storage__sqlite__path=path, **overrides)
-
-    return start
-
-
 async def settled(world):
     """Wait until nothing is being offered."""
     while offering := [*world.services.schedules._offering.values()]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 from typing import Any
 
 import numpy as np
@@ -16,21 +14,17 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 import fcp_platform
-from fcp_core.client import CallableStore, Client, Outcome
 from fcp_core.plugins import hookimpl
-from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.events import Released
 from fcp_privacy.accounting import gaussian_rho
 from fcp_privacy.events import Gaussian, to_cost
 from fcp_privacy.plugin import PrivacyPlugin
+from tests.platform.programs import CONFIG, POPULATION, devices, holding, serving, source
 
 pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
-POPULATION = "test/population"
-SELECTOR = plan_pb2.ExampleSelector(collection_uri="app:/numbers")
 NUMBERS = (1, 4, 6)
 COSTS = [to_cost(Gaussian(2.0))]
-BOOKS = {"privacy.rho": 1.0, "retry_min": "50ms", "retry_max": "100ms"}
 
 
 @tff.tensorflow.computation(tff.SequenceType(np.str_))
@@ -70,53 +64,26 @@ def run(comp: Any, state: Any, *, rounds: int = 1, **given: Any) -> tuple[Any, d
     :param given: options of the context, and ``trusted``, ``rho``, ``ledger`` of the server.
     """
     bookings = Bookings()
-    books = {**BOOKS, "privacy.trust_programs": given.pop("trusted", False)}
-    books["privacy.rho"] = given.pop("rho", 1.0)
+    books = {
+        "privacy.trust_programs": given.pop("trusted", False),
+        "privacy.rho": given.pop("rho", 1.0),
+    }
     plugins = [PrivacyPlugin(), bookings]
     if not given.pop("ledger", True):
-        books = {name: value for name, value in books.items() if name.startswith("retry")}
-        plugins = [bookings]
-    server = fcp_platform.LocalServer(config=books, plugins=plugins)
-    context = fcp_platform.FederatedContext(
-        POPULATION, server, plan_cache=None, over_selection=1.0, **given
-    )
-    done, round_over = threading.Event(), threading.Barrier(len(NUMBERS))
-
-    def live(client: Client) -> None:
-        while not done.is_set():
-            result = client.run_once()
-            if result.outcome is not Outcome.CONTRIBUTED:
-                done.wait(min(result.retry_after, 0.1))
-                continue
-            # Nobody contributes twice to a round because another is slow.
-            with contextlib.suppress(threading.BrokenBarrierError):
-                round_over.wait()
+        books, plugins = {}, [bookings]
 
     async def program() -> Any:
-        source = fcp_platform.FederatedDataSource(POPULATION, SELECTOR)
         computation = fcp_platform.FederatedComputation(comp, name="private")
         last = (state, None)
         for _ in range(rounds):
-            last = computation(last[0], source.iterator().select(3))
+            last = computation(last[0], source().iterator().select(3))
         return await tff.program.materialize_value(tuple(last))
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(context)
-        previous = tff.framework.get_context_stack().current
-        tff.framework.set_default_context(context)
-        stack.callback(tff.framework.set_default_context, previous)
-        threads = []
-        for number in NUMBERS:
-            store = CallableStore(lambda _, number=number: [str(number).encode()])
-            client = stack.enter_context(Client(context.server_url, POPULATION, stores=store))
-            stack.callback(client.interrupt)
-            threads.append(threading.Thread(target=live, args=(client,)))
-        stack.callback(done.set)
-        for thread in threads:
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(round_over.abort)
-            stack.callback(done.set)
+    options = {"plan_cache": None, "over_selection": 1.0, **given}
+    with (
+        serving(config={**CONFIG, **books}, plugins=plugins, **options) as context,
+        devices(context, holding(*NUMBERS), together=True),
+    ):
         return asyncio.run(program()), bookings.figures
 
 
@@ -298,7 +265,7 @@ def test_what_the_server_cannot_draw_is_refused_in_words() -> None:
         return output.state, (output.result, tff.federated_sum(updates))
 
     context = fcp_platform.FederatedContext(POPULATION, plan_cache=None, dp="server")
-    source = fcp_platform.FederatedDataSource(POPULATION, SELECTOR).iterator().select(3)
+    numbers = source().iterator().select(3)
     runtime = tff.backends.native.create_sync_local_cpp_execution_context()
     state = runtime.invoke(process.initialize, None)
 
@@ -306,9 +273,9 @@ def test_what_the_server_cannot_draw_is_refused_in_words() -> None:
         context.invoke(fcp_platform.FederatedComputation(comp, name="no"), argument)
 
     with pytest.raises(ValueError, match="this one has none"):
-        asyncio.run(start(plain, source))
+        asyncio.run(start(plain, numbers))
     with pytest.raises(ValueError, match="beside what is clipped the computation aggregates"):
-        asyncio.run(start(beside, [state, source]))
+        asyncio.run(start(beside, [state, numbers]))
     with pytest.raises(ValueError, match="leave costs out"):
         fcp_platform.FederatedContext(POPULATION, dp="server", costs=COSTS)
     with pytest.raises(ValueError, match="dp must be 'program' or 'server'"):

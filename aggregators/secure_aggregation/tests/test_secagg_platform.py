@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
-import threading
 from typing import Any
 
 import numpy as np
@@ -18,20 +16,14 @@ import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
 import fcp_platform
-from fcp_core.client import CallableStore, Client
 from fcp_core.plugins import hookimpl
-from fcp_core.protocol.protos import plan_pb2
 from fcp_secagg import plugin
 from fcp_secagg.device import SecureAggregationDevice
+from tests.platform.programs import CONFIG, DATA, devices, holding, serving, source
 
 pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
-POPULATION = "test/population"
-SELECTOR = plan_pb2.ExampleSelector(collection_uri="app:/numbers")
-CONFIG = {
-    "retry_min": "50ms",
-    "retry_max": "100ms",
-    "polling_interval": "20ms",
+SECURE = {
     "protocol.secagg.minimum": 3,
     "protocol.secagg.dropout_rate": 0.0,
     "protocol.secagg.adversary": "curious_server",
@@ -69,55 +61,24 @@ class Sums:
 def run(comp: Any, config: Any, fields: Any, state: Any = 0) -> Any:
     """Run one round of three devices; return the metrics."""
     events = Sums()
-    server = fcp_platform.LocalServer(config={**CONFIG, **config}, plugins=[plugin, events])
+    config, plugins = {**CONFIG, **SECURE, **config}, [plugin, events]
     # A cohort is as large as the task over-selects, and there are three devices.
-    context = fcp_platform.FederatedContext(
-        POPULATION, server, plan_cache=None, deadline=120.0, over_selection=1.0, **fields
-    )
-    done = threading.Event()
-
-    def live(client: Client) -> None:
-        while not done.is_set():
-            done.wait(min(client.run_once().retry_after, 0.1))
+    options = {"plan_cache": None, "deadline": 120.0, "over_selection": 1.0, **fields}
 
     async def program() -> Any:
-        source = fcp_platform.FederatedDataSource(POPULATION, SELECTOR)
         computation = fcp_platform.FederatedComputation(comp, name="secure")
-        _, metrics = computation(state, source.iterator().select(3))
+        _, metrics = computation(state, source().iterator().select(3))
         return await tff.program.materialize_value(metrics)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(context)
-        previous = tff.framework.get_context_stack().current
-        tff.framework.set_default_context(context)
-        stack.callback(tff.framework.set_default_context, previous)
-        clients = [
-            stack.enter_context(
-                Client(
-                    context.server_url,
-                    POPULATION,
-                    stores=CallableStore(lambda _, n=n: [str(n).encode()]),
-                    protocols=[SecureAggregationDevice()],
-                )
-            )
-            for n in NUMBERS
-        ]
-        threads = [threading.Thread(target=live, args=(client,)) for client in clients]
-        for thread in threads:
-            thread.start()
-        try:
-            result = asyncio.run(program())
-        finally:
-            done.set()
-            for client in clients:
-                client.interrupt()
-            for thread in threads:
-                thread.join()
+    with (
+        serving(config=config, plugins=plugins, **options) as context,
+        devices(context, holding(*NUMBERS), protocols=[SecureAggregationDevice()]),
+    ):
+        result = asyncio.run(program())
     assert events.contributed == 3
     return result
 
 
-DATA = tff.FederatedType(tff.SequenceType(np.str_), tff.CLIENTS)
 STATE = tff.FederatedType(np.int32, tff.SERVER)
 
 

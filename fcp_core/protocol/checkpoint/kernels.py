@@ -149,8 +149,28 @@ class NumpyKernels(Kernels):
         return _NumpyAdder(total, rows)
 
     def peak(self, dtype: np.dtype[Any], rows: Spans) -> Peak:
-        """Prepare to measure."""
-        return _NumpyPeak(dtype, rows)
+        """Prepare to measure: the least and the greatest of each run."""
+        runs = rows[rows[:, 2] > 0].tolist()
+        size, step = dtype.itemsize, _CHUNK_BYTES // dtype.itemsize
+
+        def measure(data: Bytes, weights: NDArray[np.float64]) -> float:
+            raw = np.frombuffer(data, np.uint8)
+            peak: float = 0.0 if dtype.kind == "f" else 0
+            with np.errstate(invalid="ignore"):
+                for _, source, count, weight in runs:
+                    values = raw[source : source + count * size].view(dtype)
+                    for at in range(0, count, step):
+                        part = values[at : at + step]
+                        # Both are NaN if one element is.
+                        found = max(abs(part.min().item()), abs(part.max().item()))
+                        if weight >= 0:
+                            found *= abs(weights[weight].item())
+                        if not found < math.inf:
+                            return math.nan
+                        peak = max(peak, found)
+            return peak
+
+        return measure
 
 
 class _NumpyAdder:
@@ -197,33 +217,6 @@ class _NumpyAdder:
                     factor = self._dtype.type(weights[weight])
                     values = np.multiply(values, factor, out=self._scratch[: part.size])
                 np.add(part, values, out=part)
-
-
-class _NumpyPeak:
-    """Takes the least and the greatest of each run; neighbours of one weight are one run."""
-
-    def __init__(self, dtype: np.dtype[Any], rows: Spans) -> None:
-        self._dtype = dtype
-        self._rows = rows[rows[:, 2] > 0].tolist()
-
-    def __call__(self, data: Bytes, weights: NDArray[np.float64]) -> float:
-        raw = np.frombuffer(data, np.uint8)
-        size = self._dtype.itemsize
-        peak: float = 0.0 if self._dtype.kind == "f" else 0
-        with np.errstate(invalid="ignore"):
-            for _, source, count, weight in self._rows:
-                values = raw[source : source + count * size].view(self._dtype)
-                step = _CHUNK_BYTES // size
-                for at in range(0, count, step):
-                    part = values[at : at + step]
-                    # Both are NaN if one element is.
-                    found = max(abs(part.min().item()), abs(part.max().item()))
-                    if weight >= 0:
-                        found *= abs(weights[weight].item())
-                    if not found < math.inf:
-                        return math.nan
-                    peak = max(peak, found)
-        return peak
 
 
 class CompiledKernels(Kernels):

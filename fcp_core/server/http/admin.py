@@ -19,8 +19,8 @@ from fcp_core.server.http.limits import http_error
 
 if TYPE_CHECKING:
     from fcp_core.server.http.admin_auth import AdminCheck
-    from fcp_core.server.http.connections import Connection
     from fcp_core.server.http.context import Context
+    from fcp_core.server.http.handler import Connection
     from fcp_core.server.services.admin import Admin
 
 logger = logging.getLogger("fcp.server")

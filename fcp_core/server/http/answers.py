@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: Returns a time in whole seconds as HTTP writes it.
 date = lru_cache(maxsize=2)(partial(formatdate, usegmt=True))
 
+#: Answers from this size on are not copied behind their header.
+WRITE_APART = 64 << 10
 #: Answers from this size on are compressed for a client that accepts it.
 COMPRESS = 2 << 10
 #: Answers from this size on are compressed in another thread.
@@ -51,6 +53,15 @@ def begin(
         fields.pop("Content-Type", None)
     start = ResponseStartLine("HTTP/1.1", status, responses.get(status, "Unknown"))
     handler.http.write_headers(start, fields, None if handler.method == "HEAD" else body)
+
+
+def whole(handler: Handler, body: bytes, status: int, headers: Mapping[str, str] | None) -> None:
+    """Send a whole answer, and complete it."""
+    apart = len(body) >= WRITE_APART and handler.method != "HEAD"
+    begin(handler, len(body), status, headers, b"" if apart else body)
+    if apart and not handler.over:
+        handler.http.write(body)
+    handler.end_answer()
 
 
 async def compressed(handler: Handler, data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Receives request bodies, each into one buffer and within the limits; the handler of uploads.
+"""Receives request bodies, each into one buffer and within the limits.
 
 Those that are compressed are read by :mod:`fcp_core.server.http.inflate`.
 """
@@ -7,24 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Any
-from urllib.parse import unquote
 
 from tornado.iostream import IOStream, StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http import refusals
 from fcp_core.server.http.buffers import Buffers
-from fcp_core.server.http.handler import Handler
-from fcp_core.server.http.identify import identify
 from fcp_core.server.http.limits import Limits, http_error
-from fcp_core.server.http.passing import UPLOAD
 from fcp_core.server.http.turns import PART, Turns
-from fcp_core.server.services.task_parts import LARGE
-
-_QUERIES = frozenset({"", "upload_protocol=raw"})
 
 #: Bodies from this size on are read straight off the socket, if their length was announced.
 DIRECT = 64 << 10
@@ -235,88 +226,3 @@ class BodyReader:
             else:
                 self._in_flight.take(size - self._counted)
             self._counted = size
-
-
-class UploadHandler(Handler):
-    """``POST /upload/v1/media/{resource_name}?upload_protocol=raw``: one contribution's bytes."""
-
-    label = "upload"
-    of_device = True
-    #: The name of the upload, from its beginning until its body is complete.
-    _name: str | None = None
-    _sender: str | None = None
-    _wanted = True
-    _has_turn = False
-
-    def allowed(self) -> Sequence[str]:
-        """Return the only method."""
-        return ("POST",)
-
-    def admit(self) -> Coroutine[Any, Any, None]:
-        """Authenticate, make room, and only then let the upload begin."""
-        context = self.context
-        self._sender = identify(self) if context.identifies else None
-        if self.method != "POST":
-            raise refusals.wrong_method(self)
-        if self.query not in _QUERIES:
-            protocol = refusals.parameters(self).get("upload_protocol", ["raw"])[-1]
-            if protocol != "raw":
-                raise StatusError(
-                    Code.INVALID_ARGUMENT,
-                    f"upload_protocol {protocol!r} is not supported; use raw",
-                )
-        self.connection.limit(context.limits.body_timeout)
-        return self._begin(unquote(self.path[len(UPLOAD) :]))
-
-    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
-        """Return what an error is answered with."""
-        return refusals.never_503(*super().reply_to(error))
-
-    async def _begin(self, name: str) -> None:
-        context = self.context
-        if await context.services.media.begin_upload(name, self._sender):
-            self._name = name
-            # A device that is refused stays away for hours; one that is not read from waits.
-            size, timeout = self.announced or 0, context.limits.body_timeout / 2
-            if size >= LARGE:
-                await context.large_uploads.begin(timeout)
-                self._has_turn = True
-            await context.uploads.wait(size, timeout)
-            if "Content-Encoding" in self.headers:
-                self.open_body(context.limits, context.uploads)
-            else:
-                room = (context.uploads, context.executor, context.buffers)
-                self.body = BodyReader(self.announced, context.limits, *room)
-            if self.over:  # the device gave up while it waited
-                self.abandon()
-        else:
-            # The bytes are there; only the answer was lost. What comes is dropped as it comes.
-            self._wanted = False
-            self.discard_body()
-
-    def abandon(self) -> None:
-        """Notify the service that the upload was abandoned."""
-        super().abandon()
-        if self._has_turn:
-            self._has_turn = False
-            self.context.large_uploads.end()
-        name, self._name = self._name, None
-        if name is not None:
-            media = self.context.services.media
-            self.context.spawn(media.abandon_upload(name, self._sender))
-
-    async def serve(self) -> None:
-        """Hand the whole body to the service."""
-        if not self._wanted:
-            self.answer()
-            return
-        assert self.body is not None  # made by admit, which did not refuse
-        body = await self.body.finish()
-        name, self._name = self._name, None
-        if name is None:
-            return  # the connection was lost while the last bytes were decompressed
-        try:
-            await self.context.services.media.finish_upload(name, body, self._sender)
-        finally:
-            self.abandon()
-        self.answer()

@@ -30,8 +30,8 @@ from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
-    from fcp_core.server.http.connections import MakeHandler
-    from fcp_core.server.http.handler import Handler
+    from fcp_core.server.http.handler import Handler, MakeHandler
+    from fcp_core.server.http.request import Request
     from fcp_core.server.services import Services
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Context:
             waiting=partial(attrgetter("held"), services.media),
             on_behind=services.media.behind,
         )
-        services.media.on_release(self.uploads.look)
+        services.media.on_release(self.uploads.look, self.uploads.turns.paused)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.seldom = Seldom()
@@ -111,6 +111,10 @@ class Context:
         #: What serves the calls, by their verb and what their paths end with after the last colon:
         #: for each route what matches a path, and the service's method.
         self.served: dict[tuple[str, str | None], list[tuple[Match, Route, Method]]] = {}
+        #: As much of an upload is always taken; of all connections no more than may be held.
+        self.always_taken = min(
+            FREE_OF_CALL, limits.max_in_flight // limits.max_connections, limits.max_body
+        )
         #: No call has a limit below so many bytes.
         self.small = min(
             *SMALL_CALLS.values(), limits.max_call, limits.max_body, limits.max_decompressed
@@ -211,7 +215,7 @@ class Context:
         for task in set(self._calls):
             task.cancel()
 
-    def read_body(self, request: Handler, limits: Limits, room: InFlight) -> BodyReader:
+    def read_body(self, request: Request, limits: Limits, room: InFlight) -> BodyReader:
         """Return what reads the body of a request, with room for what it announced.
 
         :param room: where it is counted.

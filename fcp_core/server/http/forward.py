@@ -17,9 +17,8 @@ from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
-from fcp_core.server.http.connections import MakeHandler
 from fcp_core.server.http.context import Context
-from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.handler import Handler, MakeHandler
 from fcp_core.server.http.limits import http_error
 from fcp_core.server.http.passing import (
     HEADER,

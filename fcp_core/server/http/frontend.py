@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 import ssl
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,11 @@ from tornado.httputil import HTTPHeaders
 from fcp_core.admin.api import PREFIX
 from fcp_core.server.http.admin import AdminHandler
 from fcp_core.server.http.admin_auth import AdminCheck
-from fcp_core.server.http.body import UploadHandler
-from fcp_core.server.http.connections import (
-    BoundedHTTPServer,
-    Connection,
-    MakeHandler,
-    Router,
-)
+from fcp_core.server.http.calls import RPCHandler, UploadHandler
+from fcp_core.server.http.connections import BoundedHTTPServer
 from fcp_core.server.http.context import Authenticate, Context
 from fcp_core.server.http.downloads import DownloadHandler
-from fcp_core.server.http.handler import Handler, RPCHandler
+from fcp_core.server.http.handler import Connection, Handler, MakeHandler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.links import LINKS, LinkHandler, dial
 from fcp_core.server.http.metrics import ServerMetrics
@@ -154,14 +148,9 @@ class Frontend:
             if self._links is not None:
                 makers[LINKS] = partial(LinkHandler, self._links, self._context)
             self._member_http = BoundedHTTPServer(
-                Router(
-                    from_members(self._context, {**makers, "": make}),
-                    self._limits.idle_timeout,
-                ),
-                limits=self._limits,
+                from_members(self._context, {**makers, "": make}),
+                self._limits,
                 ssl_options=self._member_tls,
-                max_header_size=4 * self._limits.max_header,
-                max_body_size=sys.maxsize,
             )
             self._member_http.add_sockets(self._member_sockets)
         if self._context.members is not None:
@@ -171,21 +160,10 @@ class Frontend:
                 for begins, maker in hot.items()
             }
             make = routed(self._context, make)
-        self._http = BoundedHTTPServer(
-            Router(make, self._limits.idle_timeout, hot, self._prefix),
-            limits=self._limits,
-            ssl_options=self._tls,
-            # A header somewhat over our limit is answered with 431; a huge one ends the connection.
-            max_header_size=4 * self._limits.max_header,
-            max_body_size=sys.maxsize,  # handlers count themselves
-        )
+        self._http = BoundedHTTPServer(make, self._limits, hot, self._prefix, self._tls)
         self._http.add_sockets(self._sockets)
         if self._metrics_sockets:
-            self._metrics_http = BoundedHTTPServer(
-                Router(self._make_metrics, self._limits.idle_timeout),
-                limits=self._limits,
-                max_body_size=sys.maxsize,
-            )
+            self._metrics_http = BoundedHTTPServer(self._make_metrics, self._limits)
             self._metrics_http.add_sockets(self._metrics_sockets)
         if self._metrics is not None:
             front = self._http

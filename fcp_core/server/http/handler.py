@@ -1,11 +1,14 @@
-"""One HTTP request and its answer: what all handlers have in common, and that of calls.
+"""One connection of a client, its requests, and what the handlers of all kinds have in common.
 
 A handler is given what Tornado's HTTP/1 connection says, which parses headers, frames bodies and
 keeps connections alive. ``tornado.web`` stands between the two elsewhere; here it would cost more
 than the calls themselves. A request goes through these steps:
 
-* ``begin``: the handler admits the request from its header alone (:meth:`Handler.admit`) and makes
-  room for its body, or refuses it;
+* its header is read strictly: Tornado takes some that proxies frame otherwise (lines that end in a
+  bare line feed, equal lengths given twice, chunks over HTTP/1.0), and no proxy may read another
+  request than this server (RFC 9112, sections 2.2 to 7.1);
+* the :class:`Connection` makes the handler, which admits the request (:meth:`Handler.admit`) and
+  makes room for its body, or refuses it;
 * the body comes: in pieces, or, if it is large and its length was announced, straight off the
   socket into the buffer that the service will get;
 * ``finish``: :meth:`Handler.serve` answers, at once if it need not wait.
@@ -18,72 +21,191 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import re
+import sys
 import time
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
-from google.protobuf.message import DecodeError, Message
-from tornado.httputil import HTTPHeaders
+from tornado.http1connection import HTTP1Connection
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+)
+from tornado.iostream import IOStream, SSLIOStream
 
-from fcp_core.protocol import routes
-from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.tokens import label
+from fcp_core.protocol.status import StatusError
 from fcp_core.server.http import answers, refusals
-from fcp_core.server.http.bodies import take_body, take_piece
-from fcp_core.server.http.connections import Connection, run_now
-from fcp_core.server.http.identify import identify
-from fcp_core.server.http.limits import Limits, limits_of_call
-from fcp_core.server.http.rates import address_key
-from fcp_core.server.reached import HOST
-from fcp_core.server.services.eligibility import ADDRESS
+from fcp_core.server.http.bodies import take_body, take_chunks, take_piece
+from fcp_core.server.http.rates import address_key, is_loopback
+from fcp_core.server.http.request import PLAIN, Request
 
 if TYPE_CHECKING:
-    from fcp_core.server.http.body import BodyReader, InFlight
+    from fcp_core.server.http.body import BodyReader
     from fcp_core.server.http.context import Context
-    from fcp_core.server.http.passing import Passed
 
 logger = logging.getLogger("fcp.server")
 
-PROTOBUF = "application/x-protobuf"
-_PLAIN: Mapping[str, str] = {"Content-Type": PROTOBUF}
 #: How nearly all answers begin.
 _OK = (
     "HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Type: application/x-protobuf\r\n"
     "Content-Length: %d\r\n\r\n"
 )
 
-#: The queries that devices send.
-_QUERIES = frozenset({"", "%24alt=proto", "$alt=proto", "alt=proto"})
-
-#: Answers from this size on are not copied behind their header.
-WRITE_APART = 64 << 10
 #: What a request is counted as whose client went away.
 GONE = 499
 
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+#: A request's line and fields, with the empty line that ends them. One empty line in front is
+#: allowed: some clients send one after a body.
+_HEADER = re.compile(
+    rb"(?:\r\n)?" + _TOKEN + rb" [\x21-\x7e\x80-\xff]+ HTTP/1\.([01])\r\n"
+    rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
+)
+#: What says how long the body is.
+_FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):[\t ]*([^\r]*)", re.IGNORECASE)
+#: How a connection begins that is meant for HTTPS: there would be no end of a header to wait for.
+_TLS = rb"\A\x16\x03|"
+#: More bytes than these digits can say, no disk has.
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 
-class Handler:
+
+def check_header(data: bytes) -> None:
+    """Check a request's line and fields, with the empty line that ends them.
+
+    :raises HTTPInputError: unless all readers agree on where the request ends.
+    """
+    header = _HEADER.fullmatch(data)
+    if header is None:
+        raise HTTPInputError("malformed request line or header")
+    framing = _FRAMING.findall(data)
+    if not framing:
+        return
+    if len(framing) > 1:
+        raise HTTPInputError("the length of the body is given more than once")
+    name, value = framing[0]
+    value = value.rstrip(b"\t ")
+    if len(name) == len(b"content-length"):
+        if _LENGTH.fullmatch(value) is None:
+            raise HTTPInputError("malformed Content-Length")
+    elif value.lower() != b"chunked" or header[1] == b"0":
+        raise HTTPInputError("the Transfer-Encoding is not chunked, or not for HTTP/1.0")
+
+
+async def read_header(
+    read: Callable[[bytes, int | None], Awaitable[bytes]],
+    regex: bytes,
+    max_bytes: int | None = None,
+) -> bytes:
+    """Read a request's header and check it, before anybody parses it.
+
+    :param read: reads until something matches: what the stream of the connection has for that.
+    """
+    data = await read(_TLS + regex, max_bytes)
+    check_header(data)
+    return data
+
+
+class Connection(HTTPServerConnectionDelegate, HTTPMessageDelegate):
+    """One client's connection: each of its requests, one after another, gets a handler.
+
+    :param makers: what makes handlers, by how what is asked for begins; the first counts.
+    :param address: where it comes from.
+    :param idle_timeout: how many seconds it may take to send the next request's header.
+    :param on_end: called with it once it is closed.
+    :ivar origin: the address that it counts for, or the network; empty: this machine.
+    :ivar deadline: when it is closed, for keeping the server waiting, by the time of the loop.
+    """
+
+    #: What Tornado has of the request that comes.
+    http: HTTP1Connection
+
+    def __init__(
+        self,
+        stream: IOStream,
+        makers: Sequence[tuple[str, MakeHandler]],
+        address: str,
+        idle_timeout: float,
+        on_end: Callable[[Connection], None],
+    ) -> None:
+        self.stream, self.address = stream, address
+        self.secure = isinstance(stream, SSLIOStream)
+        key = address_key(address)
+        self.origin = "" if is_loopback(key) else key
+        self._makers, self._idle_timeout, self._on_end = makers, idle_timeout, on_end
+        self.deadline = math.inf
+        self._handler: Handler | None = None
+
+    def start_request(self, server_conn: object, request_conn: object) -> HTTPMessageDelegate:
+        """Wait for the next request's header."""
+        self.http = cast(HTTP1Connection, request_conn)
+        self._handler = None
+        self.limit(self._idle_timeout)
+        return self
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> Awaitable[None] | None:
+        """Make the handler, and have it admit the request."""
+        self.deadline = math.inf
+        line: RequestStartLine = start_line
+        # RFC 9112, section 3.2: a server must refuse these, though nobody here asks for the host.
+        host = headers.get("Host")
+        if host is None and line.version != "HTTP/1.0":
+            raise HTTPInputError("there is no Host header")
+        if host is not None and "," in host:
+            raise HTTPInputError("there are several Host headers")
+        uri = line.path
+        for begins, make in self._makers:
+            if uri.startswith(begins):
+                self._handler = handler = make(self, line.method, uri, headers)
+                break
+        handler.kept = (
+            line.method == "POST" and line.version == "HTTP/1.1" and "Connection" not in headers
+        )
+        admitted = handler.begin()
+        if "Transfer-Encoding" in headers:
+            return take_chunks(self.http, handler, admitted)
+        return admitted
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Pass on a piece of the body."""
+        assert self._handler is not None  # the header came first
+        return self._handler.data_received(chunk)
+
+    def finish(self) -> None:
+        """Have the request served: its body is complete."""
+        assert self._handler is not None  # the header came first
+        self.deadline = math.inf
+        self._handler.finish()
+
+    def on_connection_close(self) -> None:
+        """Pass on that the connection broke."""
+        if self._handler is not None:
+            self._handler.on_connection_close()
+
+    def on_close(self, server_conn: object) -> None:
+        """Be forgotten."""
+        self._on_end(self)
+
+    def limit(self, seconds: float) -> None:
+        """Close the connection after so many seconds, unless the limit is changed before."""
+        self.deadline = time.monotonic() + seconds
+
+
+#: Makes the handler of a request: of its connection, its method, what is asked for, its headers.
+MakeHandler = Callable[[Connection, str, str, HTTPHeaders], "Handler"]
+
+
+class Handler(Request):
     """Takes one request and answers it; errors as a serialized ``google.rpc.Status``.
 
     :param connection: what it comes on.
     :param uri: what is asked for, as it was sent, escapes and all.
-    :ivar path: the part of it before the query.
-    :ivar http: Tornado's connection, for the answer.
-    :ivar began: when the header was complete, in seconds of ``time.perf_counter``.
-    :ivar announced: the size that the body is said to have; None if it comes in chunks.
-    :ivar body: the body, if the handler opened one.
     """
-
-    #: What the log calls the request: never a path, because paths carry tokens.
-    label = "request"
-    #: Headers of every answer.
-    answer_headers: ClassVar[Mapping[str, str]] = _PLAIN
-    #: Who sent it first, if another member passed it on.
-    passed: Passed | None = None
-    #: Whether requests count for the limits by address.
-    throttled = True
-    #: Whether the log says, now and then, why such a request was refused.
-    of_device = False
 
     def __init__(
         self,
@@ -113,78 +235,19 @@ class Handler:
         #: How much more of the body is dropped; None: it is taken.
         self.dropping: int | None = None
 
-    # What a handler says.
-
-    @property
-    def subject(self) -> str:
-        """What the log adds, such as a name for the session."""
-        return ""
-
-    def allowed(self) -> Sequence[str]:
-        """Return the methods that the address has."""
-        return ("GET", "HEAD")
-
-    def admit(self) -> Coroutine[Any, Any, None] | None:
-        """Decide, from the header alone, whether the request may go on, and open its body.
-
-        :raises StatusError: if not; what is returned may raise it too.
-        """
-        if self.method not in self.allowed():
-            raise refusals.wrong_method(self)
-        return None
-
-    async def serve(self) -> None:
-        """Answer, now that the whole body has come.
-
-        :raises StatusError: to answer that.
-        """
-        raise NotImplementedError
-
     def abandon(self) -> None:
         """Release what the request holds. May be repeated."""
         if self.body is not None and not self.body.closed:
             self.body.close()
 
-    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
-        """Return what an error is answered with: status, body and headers."""
-        return (error.http, *self.describe(error))
-
-    #: Returns an error as a body with its headers.
-    describe = refusals.describe
-
-    # What handlers use.
-
     #: Sends the header of an answer that is not sent whole.
     begin_answer = answers.begin
-
-    @property
-    def address(self) -> str:
-        """Where it came from."""
-        if self.passed is not None:
-            return self.passed.peer
-        return str(getattr(self.http.context, "remote_ip", ""))
-
-    def open_body(self, limits: Limits, room: InFlight) -> None:
-        """Make room for the announced body.
-
-        :param limits: say how large it may be.
-        :param room: where it is counted.
-        :raises StatusError: as ``inflate.reader_of``.
-        """
-        self.body = self.context.read_body(self, limits, room)
-
-    def discard_body(self) -> None:
-        """Drop the body as it comes, up to the size that a body may have."""
-        if self.body is not None:
-            self.body.close()
-            self.body = None
-        self.dropping = self.context.limits.max_body
 
     def answer(
         self, body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None
     ) -> None:
         """Send the whole answer."""
-        if status == 200 and headers is None and self.kept and self.answer_headers is _PLAIN:
+        if status == 200 and headers is None and self.kept and self.answer_headers is PLAIN:
             if not self.over:
                 # Tornado would check and join these headers for a tenth of a whole session's time.
                 self.status = 200
@@ -192,22 +255,13 @@ class Handler:
                 self.http.write(head.encode("latin-1") + body)
                 self.end_answer()
             return
-        apart = len(body) >= WRITE_APART and self.method != "HEAD"
-        self.begin_answer(len(body), status, headers, b"" if apart else body)
-        if apart and not self.over:
-            self.http.write(body)
-        self.end_answer()
+        answers.whole(self, body, status, headers)
 
     def end_answer(self) -> None:
         """Complete the answer, and count the request."""
         if not self.over:
             self.http.finish()
             self.end(self.status)
-
-    @property
-    def answered(self) -> bool:
-        """Whether an answer was begun."""
-        return self.status != 0
 
     # What the connection tells.
 
@@ -296,97 +350,44 @@ class Handler:
             refusals.log(self, status)
 
 
-class RPCHandler(Handler):
-    """One call of the protocol, whichever: the routing table says which."""
+def run_now(work: Coroutine[Any, Any, None]) -> Awaitable[None] | None:
+    """Run *work* until it waits; return what is left of it, or None if it has ended.
 
-    of_device = True
-    _variables: dict[str, str]
+    Most calls need not wait, and a task of their own would cost them two turns of the loop. Before
+    Python 3.12 it has no task until it waits: ``asyncio.current_task`` returns None.
 
-    @property
-    def subject(self) -> str:
-        """What the log calls the session: not its id, which is a capability."""
-        session_id = getattr(self, "_variables", {}).get("session_id")
-        return label(session_id) if session_id else ""
+    :raises BaseException: whatever *work* raises.
+    """
+    if sys.version_info >= (3, 12):
+        eager = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+        return eager.result() if eager.done() else eager
+    task = asyncio.current_task()
+    if task is not None:
+        loop = task.get_loop()
+        asyncio.tasks._leave_task(loop, task)
+    try:
+        waited = work.send(None)
+    except StopIteration:
+        return None
+    finally:
+        if task is not None:
+            asyncio.tasks._enter_task(loop, task)
+    return _rest(work, waited)
 
-    def allowed(self) -> Sequence[str]:
-        """Return the verbs of the routes that match."""
-        return routes.verbs(self.path)
 
-    def admit(self) -> None:
-        """Authenticate, find the route, make room for the body."""
-        context = self.context
-        self._caller = identify(self) if context.identifies else None
-        path = self.path
-        # What a path of ours ends with, after its last colon, nearly always tells the call.
-        served = context.served.get((self.method, path.rpartition(":")[2]), ())
-        for matches, route, method in served:
-            found = matches(path)
-            if found is not None and "%" not in path:
-                self._route, self._variables, self._method = route, found.groupdict(), method
-                break
-        else:
-            self._route, self._variables, self._method = context.find(self)
-            route = self._route
-        self.label = route.name
-        if self.query not in _QUERIES:
-            given = refusals.parameters(self)
-            if {*given.get("$alt", ()), *given.get("alt", ())} - {"proto"}:
-                raise StatusError(Code.INVALID_ARGUMENT, "answers are protobuf only: $alt=proto")
-        size = self.announced
-        if size is not None and size <= context.small and "Content-Encoding" not in self.headers:
-            self.small = bytearray()
-        else:
-            # What is parsed on the loop is small, and never counted with uploads.
-            self.open_body(limits_of_call(context.limits, route.method), context.calls)
-
-    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
-        """Turn a device away gently that cannot be served now, if the call has a way to say so."""
-        response = None
-        if error.http >= 500 and error.code is not Code.UNIMPLEMENTED:
+@types.coroutine
+def _rest(work: Coroutine[Any, Any, None], waited: Any) -> Generator[Any, Any, None]:
+    """Go on with what was begun and waits."""
+    try:
+        while True:
             try:
-                found = routes.match(self.method, self.path)
-            except StatusError:  # the path is malformed
-                found = None
-            if found is not None:
-                response = self.context.services.turn_away(*found)
-        if response is None:
-            return refusals.never_503(*super().reply_to(error))
-        return 200, response.SerializeToString(), {}
-
-    async def serve(self) -> None:
-        """Parse, call, answer."""
-        data: bytearray | memoryview | None = self.small
-        if data is None:
-            assert self.body is not None  # made by admit, which did not refuse
-            try:
-                data = await self.body.finish()
-            finally:
-                self.body.close()
-        request: Message = self._route.request_class()
-        try:
-            request.ParseFromString(bytes(data))
-        except DecodeError:
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"the body is not a {request.DESCRIPTOR.full_name} (malformed protobuf, "
-                f"{len(data)} bytes)",
-            ) from None
-        for name, value in self._variables.items():
-            setattr(request, name, value)
-        ADDRESS.set(self.connection.origin if self.passed is None else self.passed.peer)
-        given = self.headers.get
-        HOST.set((given("Host", ""), given("X-Forwarded-Proto", "")))
-        elsewhere = self.context.members is not None and self.context.is_elsewhere(self)
-        try:
-            response = None if elsewhere else await self._method(request, self._caller)
-        except StatusError as error:
-            if not await self.context.went(self, error):
+                result = yield waited
+            except GeneratorExit:
+                work.close()
                 raise
-            response = None
-        if response is None:
-            await self.context.pass_on(self, partial(RPCHandler, self.context), request)
-            return
-        answer = response.SerializeToString()
-        if len(answer) >= answers.COMPRESS and await answers.compressed(self, answer):
-            return
-        self.answer(answer)
+            except BaseException as error:
+                waited = work.throw(error)
+            else:
+                waited = work.send(result)
+    except StopIteration:
+        return

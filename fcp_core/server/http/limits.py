@@ -36,7 +36,8 @@ SMALL_CALLS = {
 #: How many of the largest calls may be received at a time.
 CALLS_AT_ONCE = 64
 #: As much of a call's body is always taken, in bytes: what devices send is smaller, and so never
-#: waits for somebody's large calls. The limit on connections bounds the sum.
+#: waits for somebody's large calls. The limit on connections bounds the sum. As much of an upload
+#: is taken while less than half of what may be held waits to be accumulated.
 FREE_OF_CALL = 16 << 10
 
 

@@ -16,8 +16,8 @@ from fcp_core.server.http.handler import Handler
 
 if TYPE_CHECKING:
     from fcp_core.server.http.admin_auth import AdminCheck
-    from fcp_core.server.http.connections import Connection
     from fcp_core.server.http.context import Context
+    from fcp_core.server.http.handler import Connection
     from fcp_core.server.services.pages import PageServer
 
 
@@ -87,7 +87,7 @@ class PagesHandler(Handler):
                 query=refusals.parameters(self),
                 headers={name.lower(): value for name, value in self.headers.get_all()},
                 body=body,
-                secure=getattr(self.http.context, "protocol", "") == "https",
+                secure=self.connection.secure,
                 local=self._is_local(),
                 admin=self._is_admin(),
                 member=by_member,

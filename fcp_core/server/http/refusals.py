@@ -17,6 +17,7 @@ from fcp_core.server.http.rates import RateLimitError
 
 if TYPE_CHECKING:
     from fcp_core.server.http.handler import Handler
+    from fcp_core.server.http.request import Request
 
 logger = logging.getLogger("fcp.server")
 
@@ -77,7 +78,7 @@ def fail(handler: Handler, error: Exception) -> None:
         handler.on_connection_close()
 
 
-def describe(handler: Handler, error: StatusError) -> tuple[bytes, dict[str, str]]:
+def describe(handler: Request, error: StatusError) -> tuple[bytes, dict[str, str]]:
     """Return an error as a serialized ``google.rpc.Status``, with its headers."""
     headers = {"Content-Type": "application/x-protobuf"}
     if error.code in _RETRY_CODES:
@@ -110,7 +111,7 @@ def _is_of_configuration(handler: Handler, error: StatusError) -> bool:
     return error.code in _TOLD
 
 
-def wrong_method(handler: Handler) -> StatusError:
+def wrong_method(handler: Request) -> StatusError:
     """Return the error for a method that the address has not."""
     allowed = " and ".join(handler.allowed())
     return http_error(405, f"{handler.method} is not allowed here; {allowed} is")
@@ -121,7 +122,7 @@ def long_header(size: int, limit: int) -> StatusError:
     return http_error(431, f"the request's header has {size} bytes; this server takes {limit}")
 
 
-def parameters(handler: Handler) -> dict[str, list[str]]:
+def parameters(handler: Request) -> dict[str, list[str]]:
     """Return the parameters of a request's query.
 
     :raises StatusError: INVALID_ARGUMENT if there are too many.
@@ -134,7 +135,7 @@ def parameters(handler: Handler) -> dict[str, list[str]]:
         raise StatusError(Code.INVALID_ARGUMENT, f"the query: {error}") from None
 
 
-def certificate(handler: Handler, *, binary: bool) -> bytes | Mapping[str, Any] | None:
+def certificate(handler: Request, *, binary: bool) -> bytes | Mapping[str, Any] | None:
     """Return the client's verified certificate; None if there is none.
 
     :param binary: whether as DER, or as ``ssl`` gives it.
@@ -142,7 +143,7 @@ def certificate(handler: Handler, *, binary: bool) -> bytes | Mapping[str, Any] 
     if handler.passed is not None:
         shown = handler.passed.der if binary else handler.passed.certificate
         return cast("bytes | Mapping[str, Any] | None", shown)
-    if getattr(handler.http.context, "protocol", "") != "https":
+    if not handler.connection.secure:
         return None
     try:
         found = cast(Any, handler.http.stream).socket.getpeercert(binary) or None

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 
 from tornado.httputil import HTTPHeaders
 
-from fcp_core.server.http.connections import Connection, MakeHandler
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.forward import ForwardHandler
-from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.handler import Connection, Handler, MakeHandler
 from fcp_core.server.http.pages import NothingHandler
 from fcp_core.server.http.passing import HEADER, mark_of_call, verify
 from fcp_core.server.processes.member_links import LARGE

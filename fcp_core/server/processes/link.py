@@ -85,6 +85,9 @@ class Link(asyncio.Protocol):
         made for it; they must not ask for the current task, as time limits of asyncio do.
     """
 
+    #: Whether the other side stores what it accumulates; only members do.
+    stores = False
+
     def __init__(
         self,
         handlers: Mapping[str, Handler],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from typing import TYPE_CHECKING, TypeVar
 
 from fcp_core.aggregation.engine import HeldBody
@@ -40,10 +40,10 @@ class LinkedMedia:
         """How many bytes of uploads wait here."""
         return int(self._media.held) + self._links.held
 
-    def on_release(self, call: Callable[[], None]) -> None:
+    def on_release(self, call: Callable[[], None], waiting: Sized) -> None:
         """Call *call* whenever they have become fewer, as ``Media.on_release``."""
         self._links.on_release = call
-        self._media.on_release(call)
+        self._media.on_release(call, waiting)
 
     async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
         """Let an upload begin, as ``Media.begin_upload``."""

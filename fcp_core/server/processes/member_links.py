@@ -2,37 +2,47 @@
 
 Any two members keep one link. Over it each does for the other what a worker process does for the
 one that decides: it receives and decompresses an upload, keeps it, and accumulates it when the
-owner of its population says so. The owner alone decides what counts, stores it, and answers.
+owner of its population says so. It stores what comes of that itself, in a stream of shards. The
+owner alone decides what counts, and answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import math
 import socket
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from fcp_core.aggregation.engine import FoldJob
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import mark_in
-from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
+from fcp_core.server.processes.member_folds import MemberFolds
+from fcp_core.server.processes.placing import Placing, Share
 from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.remote_upload import RemoteUpload
+from fcp_core.server.services.routing import lives
 
 if TYPE_CHECKING:
     from fcp_core.server.services.members import Members
     from fcp_core.server.services.routing import RoutingTable
+    from fcp_core.server.services.store import TaskStore
+    from fcp_core.server.services.streams import Stream
 
 logger = logging.getLogger("fcp.server")
 
 #: What a member answers that does not own the population.
 MOVED = 421
-#: How often members tell each other how much room they have, in the time of a lease.
-BEATS = 6.0
+#: How often members tell each other how much room they have, in the time of a lease; and how long
+#: it may be from one time to the next, in seconds.
+BEATS, LONGEST_BEAT = 6.0, 1.0
 #: After how many lease times without a word a link is given up.
 SILENCE = 3.0
 #: The pause before a member is called again that did not answer, and the longest, in seconds.
@@ -65,24 +75,31 @@ class Uploads(Protocol):
 class Peer:
     """Another member, as long as one link to it lasts.
 
+    :cvar stores: that it stores what it accumulates.
+
     :param url: where members call it.
+    :ivar streams: the streams of shards that it writes for this member.
     :ivar address: where it is to be sent uploads; ``""``: nowhere.
-    :ivar free: how many bytes of uploads it has room for, as it said last.
-    :ivar named: how many devices were sent there since.
+    :ivar share: what it has to do.
     """
+
+    stores = True
 
     def __init__(self, links: MemberLinks, member_id: str, url: str) -> None:
         self.member_id, self.url = member_id, url
         self.address = ""
-        self.free = self.named = 0
+        self.share = Share()
+        #: Since when it has shown the storage no sign of life.
+        self.silent = math.inf
         self.gone = asyncio.Event()
-        self.folds = folds = WorkerFolds(links.engine.inner)
+        self.streams: set[Stream] = set()
+        self.folds = folds = MemberFolds(links.engine.inner, links.store, self._tell_owner)
         folds.on_release = lambda: links.on_release()
         self._links = links
         #: The uploads that it receives for this member, and who sends them.
         self._uploading: dict[str, str | None] = {}
         #: Those that it holds.
-        self._held: weakref.WeakSet[RemoteUpload] = weakref.WeakSet()
+        self._held: weakref.WeakValueDictionary[str, RemoteUpload] = weakref.WeakValueDictionary()
         self.link = Link(
             {
                 # What an owner asks this member to do.
@@ -93,23 +110,44 @@ class Peer:
                 "read_body": folds.read_body,
                 "partial": folds.partial,
                 "piece": folds.piece,
+                "open_stream": folds.open_stream,
+                "contribute": folds.contribute,
+                "drop_stream": folds.drop_stream,
                 # What it tells this member, if that is the owner.
                 "begin_upload": self._begin_upload,
                 "finish_upload": self._finish_upload,
                 "abandon_upload": self._abandon_upload,
+                "stream": self._stream,
                 "room": self._room,
                 "take_over": self._take_over,
             },
             self._lost,
             prompt=(
                 *("fold", "open_fold", "drop_fold", "drop_body", "partial", "piece", "room"),
+                *("open_stream", "contribute", "drop_stream", "stream"),
                 *("begin_upload", "finish_upload", "abandon_upload"),
             ),
         )
         self.call = self.link.call
         self.tell = self.link.tell
 
+    def begin_stream(self, task_id: str, name: str, population: str, job: FoldJob) -> str:
+        """Have it begin a stream, as ``streams.Helper``."""
+        epoch = self._links.members.epochs.get(population, -1)
+        # An epoch is one run's of one member, so no other stream has this name.
+        stream = f"{epoch}-{next(self._links.numbers)}"
+        self.tell("open_stream", stream, task_id, name, epoch, job)
+        return stream
+
+    def _tell_owner(self, *what: Any) -> None:
+        self.tell("stream", *what)
+
     # What it calls.
+
+    async def _stream(self, name: str, what: str, *arguments: Any) -> None:
+        for each in self.streams:
+            if each.name == name:
+                each.hear(what, *arguments)
 
     async def _begin_upload(self, name: str, sender: str | None) -> bool:
         self._links.check_owned(name)
@@ -121,64 +159,82 @@ class Peer:
     async def _finish_upload(self, name: str, sender: str | None, size: int, number: int) -> None:
         self._uploading.pop(name, None)
         self._links.check_owned(name)
-        body = RemoteUpload(self, number, size)
-        self._held.add(body)
+        known = self._links.orphans.pop(name, None)
+        if known is not None and len(known) == size and known.move(self, number):
+            # It was said to be here, over a link that broke before the answer.
+            self._held[name] = known
+            return
+        self._held[name] = body = RemoteUpload(self, number, size)
         await self._links.uploads.finish_upload(name, body, sender)
 
     async def _abandon_upload(self, name: str, sender: str | None) -> None:
         self._uploading.pop(name, None)
         await self._links.uploads.abandon_upload(name, sender)
 
-    async def _room(self, address: str, host: str, free: int) -> None:
+    async def _room(self, address: str, host: str, free: int, used: float) -> None:
         local = urlsplit(address).hostname in _LOCAL
         self.address = "" if local and host != socket.gethostname() else address
-        self.free, self.named = free, 0
+        self.share.told(free, used)
 
     async def _take_over(self) -> None:
         """Bring here what it holds and has accumulated: it is about to end."""
         self.address = ""
-        await asyncio.gather(*(body.fetch() for body in list(self._held)), return_exceptions=True)
+        held = [body.fetch() for body in self._held.values() if not body.taken]
+        await asyncio.gather(*held, return_exceptions=True)
+        ending = [asyncio.shield(stream.end()) for stream in list(self.streams)]
+        await asyncio.gather(*ending, return_exceptions=True)
         await self._links.engine.take_over(self)
 
     def _lost(self) -> None:
         self.address = ""
+        self.gone.set()
+        self._links.orphans.update(self._held)
+        for stream in list(self.streams):
+            stream.end()
         self.folds.clear()
         self._links.lost(self)
         uploading, self._uploading = self._uploading, {}
         for name, sender in uploading.items():
             # Their devices try again, or this member's new link takes the whole upload.
             self._links.spawn(self._links.uploads.abandon_upload(name, sender))
-        self.gone.set()
 
 
 class MemberLinks:
     """The links of one member to all others.
 
     :param engine: accumulates here and in other members.
+    :param store: takes what is accumulated here for others.
     :param uploads: takes what is uploaded for this member's populations.
     :param dial: opens a connection to another member.
     :param address: where devices reach this member; ``""``: others cannot send any.
     :ivar room: how many bytes of uploads this member has room for.
     :ivar on_release: called whenever fewer bytes of others' uploads are held.
+    :ivar orphans: what was held by members to which the link broke, by the upload's name: it may
+        be there still, and come again.
     """
 
     def __init__(
         self,
         members: Members,
         engine: ProcessEngine,
+        store: TaskStore,
         uploads: Uploads,
         dial: Dial,
         address: str,
     ) -> None:
-        self.engine, self.uploads = engine, uploads
-        self._members, self._dial, self._address = members, dial, address
+        self.engine, self.store, self.uploads = engine, store, uploads
+        self.members, self._dial, self._address = members, dial, address
+        #: Those of streams.
+        self.numbers = itertools.count()
         self.room: Callable[[], int] = lambda: 0
         self.on_release: Callable[[], None] = lambda: None
-        self._named = 0
+        self.orphans: weakref.WeakValueDictionary[str, RemoteUpload] = weakref.WeakValueDictionary()
+        self._share, self._placing = Share(), Placing()
         self._peers: dict[str, Peer] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._leaving = False
+        self._beating: asyncio.Future[Any] | None = None
 
     @property
     def held(self) -> int:
@@ -187,40 +243,34 @@ class MemberLinks:
 
     def start(self) -> None:
         """Call the other members, now and whenever one comes."""
-        self._members.on_change.append(self._changed)
-        self._changed(self._members.table)
+        self._beating = self.spawn(self._beat())
+        self.members.on_change.append(self._changed)
+        self._changed(self.members.table)
 
     def at(self, url: str) -> Peer | None:
         """Return the member that others call at *url*, if there is a link to it."""
         return next((peer for peer in self._peers.values() if peer.url == url), None)
 
     def place(self, size: int) -> str:
-        """Return where a device is to send an upload: to the member with most room.
+        """Return where a device is to send an upload: to the member that has least to do.
 
         :param size: of such uploads, in bytes; small ones are best received here.
         :returns: ``""`` for this member.
         """
         if size < LARGE:
             return ""
-        best, most = None, self.room() - self._named * size
+        shares = {"": self._share}
         for peer in self._peers.values():
             if peer.address not in ("", self._address):
-                free = peer.free - peer.named * size
-                # If both have as much, the owner has other things to do.
-                if free >= most:
-                    best, most = peer, free
-        if best is None:
-            self._named += 1
-            return ""
-        best.named += 1
-        return best.address
+                shares[peer.address] = peer.share
+        return self._placing.choose(shares, size) if len(shares) > 1 else ""
 
     def check_owned(self, name: str) -> None:
         """Check that the population of an upload is this member's.
 
         :raises StatusError: 421 if not.
         """
-        mark, members = mark_in(name), self._members
+        mark, members = mark_in(name), self.members
         owner = None if mark is None else members.table.owner(mark, members.clock)
         if mark in members.table.known and (owner is None or owner.url):
             raise StatusError(Code.FAILED_PRECONDITION, "it is another member's", http=MOVED)
@@ -230,10 +280,10 @@ class MemberLinks:
 
         :raises StatusError: UNAVAILABLE if there is no such member.
         """
-        url = self._members.table.members.get(member_id)
+        url = self.members.table.members.get(member_id)
         if url is None:
-            await self._members.look()
-            url = self._members.table.members.get(member_id)
+            await self.members.look()
+            url = self.members.table.members.get(member_id)
         if url is None or self._leaving:
             raise StatusError(Code.UNAVAILABLE, "this member takes no links of that one")
         return Peer(self, member_id, url)
@@ -244,7 +294,7 @@ class MemberLinks:
         self._peers[peer.member_id] = peer
         if older is not None:
             older.link.close()
-        self.spawn(self._beat(peer))
+        self._tell_room(peer)
 
     def lost(self, peer: Peer) -> None:
         """Do without a link that has ended."""
@@ -252,11 +302,12 @@ class MemberLinks:
             del self._peers[peer.member_id]
         self.engine.lost(peer)
 
-    def spawn(self, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> asyncio.Future[Any]:
         """Do something beside."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def announce(self) -> None:
         """Have the others send no more devices here."""
@@ -267,8 +318,8 @@ class MemberLinks:
     async def leave(self, timeout: float) -> None:
         """Hand over what is here of others, for so many seconds at most, and end all links."""
         self._leaving = True
-        if self._changed in self._members.on_change:
-            self._members.on_change.remove(self._changed)
+        if self._changed in self.members.on_change:
+            self.members.on_change.remove(self._changed)
         for keeper in self._keepers.values():
             keeper.cancel()
 
@@ -279,12 +330,29 @@ class MemberLinks:
         await asyncio.gather(*map(hand_over, list(self._peers.values())))
         for peer in list(self._peers.values()):
             peer.link.close()
+        if self._beating is not None:
+            self._beating.cancel()
         await asyncio.gather(*self._keepers.values(), *self._tasks, return_exceptions=True)
 
     # Inside.
 
     def _changed(self, table: RoutingTable) -> None:
-        """Call members that came. Of any two the one whose id comes first calls."""
+        """Call members that came. Of any two the one whose id comes first calls.
+
+        One that shows the storage no sign of life stores nothing either, and is done without.
+        """
+        view, seconds = self.members.view, self.members.seconds
+        for peer in list(self._peers.values()) if view is not None else ():
+            assert view is not None
+            record = view.members.get(peer.member_id)
+            if record is not None and lives(record, view, seconds):
+                peer.silent = math.inf
+                continue
+            # When a storage comes back, some show themselves later than others.
+            peer.silent = min(peer.silent, table.seen)
+            if table.seen - peer.silent > seconds / BEATS:
+                logger.warning("the member at %s does without the storage", peer.url)
+                peer.link.close()
         for member_id, url in table.members.items():
             if member_id > table.me and member_id not in self._keepers:
                 keeper = asyncio.get_running_loop().create_task(self._keep(member_id, url))
@@ -294,10 +362,10 @@ class MemberLinks:
         """Keep a link to a member as long as it is one."""
         pause = PAUSE
         try:
-            while self._members.table.members.get(member_id) == url:
+            while self.members.table.members.get(member_id) == url:
                 peer = Peer(self, member_id, url)
                 try:
-                    await self._dial(url, self._members.member_id, peer.link)
+                    await self._dial(url, self.members.member_id, peer.link)
                 except OSError:
                     pause = min(2 * pause, LONGEST_PAUSE)
                 else:
@@ -308,19 +376,20 @@ class MemberLinks:
         finally:
             del self._keepers[member_id]
 
-    async def _beat(self, peer: Peer) -> None:
-        """Say how much room there is, until the other one is gone or says nothing any more."""
-        seconds = self._members.seconds
-        loop = asyncio.get_running_loop()
-        while not peer.gone.is_set():
-            self._tell_room(peer)
-            self._named = 0
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(peer.gone.wait(), seconds / BEATS)
-            if not peer.gone.is_set() and loop.time() - peer.link.heard > SILENCE * seconds:
-                logger.warning("the member at %s says nothing any more", peer.url)
-                peer.link.close()
-                return
+    async def _beat(self) -> None:
+        """Say how much room there is, again and again, to who is there, and was heard lately."""
+        seconds, loop = self.members.seconds, asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(LONGEST_BEAT, seconds / BEATS))
+            peers = list(self._peers.values())
+            self._share.told(self.room(), time.process_time())
+            self._placing.learn({"": self._share, **{each.url: each.share for each in peers}})
+            for peer in peers:
+                self._tell_room(peer)
+                if loop.time() - peer.link.heard > SILENCE * seconds:
+                    logger.warning("the member at %s says nothing any more", peer.url)
+                    peer.link.close()
 
     def _tell_room(self, peer: Peer) -> None:
-        peer.tell("room", self._address, socket.gethostname(), self.room())
+        here = (self._address, socket.gethostname())
+        peer.tell("room", *here, self.room(), time.process_time())

@@ -255,6 +255,7 @@ class ProcessFold(Fold):
             data = await body.fetch()
             await asyncio.wrap_future(self._local.add(contribution, data))
             return
+        body.taken = True
         # Nobody cancels this: what the other process does cannot be taken back.
         folding = asyncio.ensure_future(
             body.process.call("fold", self._number, contribution, body.number)

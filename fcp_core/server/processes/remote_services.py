@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sized
 from typing import Any
 
 import msgspec
@@ -109,7 +109,7 @@ class RemoteMedia:
         """How many bytes of uploads wait in this process."""
         return self._folds.held
 
-    def on_release(self, call: Callable[[], None]) -> None:
+    def on_release(self, call: Callable[[], None], waiting: Sized) -> None:
         """Call *call* whenever they have become fewer, as ``Media.on_release``."""
         self._folds.on_release = call
 

@@ -93,6 +93,9 @@ class WorkerProcess:
     :param on_end: called when it has exited.
     """
 
+    #: What it accumulates is fetched with each write: one process writes to the storage's file.
+    stores = False
+
     def __init__(
         self,
         services: Services,

@@ -7,6 +7,8 @@ alone waits for one write, and a crowd shares it. The deltas that were written a
 fold too, the *whole*, from which the report is made. Where the whole is no larger than what would
 be left of deltas, as with sums, its bytes are written in their place: there is one thing to read
 after a restart, and a storage overwrites the same pages again and again.
+
+What another member holds goes into a *stream* of that member's (``streams``), until it is taken in.
 """
 
 from __future__ import annotations
@@ -14,47 +16,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fcp_core.aggregation.engine import CheckpointFormat, Finished, Fold, HeldBody, Partial
 from fcp_core.aggregation.fold import duplicate, failed
 from fcp_core.errors import describe
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.storage.records import ShardRecord
-from fcp_core.storage.shards import Merge, StoredShards, shard_id
+from fcp_core.server.services.stored_whole import (
+    NeverStoredError,
+    NotStoredError,
+    ShardStore,
+    StoredWhole,
+    outcome,
+)
+from fcp_core.server.services.streams import Streams
+from fcp_core.storage.leases import LeaseLostError
+from fcp_core.storage.shards import StoredShards, TaskOverError
 
 logger = logging.getLogger("fcp.services")
 
 T = TypeVar("T")
-
-#: With so many deltas, a total is written in their place even if it is larger than they are.
-FAN_IN = 16
-#: What a merge fails with if the two do not fit together.
-_REFUSALS = (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED)
-
-
-class ShardStore(Protocol):
-    """Where a task's shards are kept."""
-
-    async def add_shard(
-        self,
-        shard: ShardRecord,
-        pieces: Sequence[bytes | memoryview],
-        name: str,
-        total: Merge | None = None,
-    ) -> bool:
-        """Write a shard, unless it is there already; returns when it is, however long that takes.
-
-        :param pieces: its bytes.
-        :param name: the task's.
-        :param total: takes the place of the bytes if all that it holds is there.
-        :returns: whether it did.
-        :raises StatusError: if it never will be: the task is over.
-        """
-        ...
 
 
 class _Delta:
@@ -76,6 +60,9 @@ class DurableFold(Fold):
     :param begin: opens a fold of the engine.
     :param stored: what an earlier run stored; *begin* is called with its partials first.
     :param counts: returns the numbers of devices that were dropped and that came too late.
+    :param stream: what it writes; ``""``: what the owner of a task does.
+    :param begin_stream: has another member begin one; None: what it holds is accumulated as the
+        engine does that.
     :ivar on_folded: called on the event loop with the ids of contributions whose bytes are not
         needed any more: they are accumulated, and to be stored.
     :ivar on_committed: called on the event loop after each write: with how many contributions are
@@ -91,17 +78,22 @@ class DurableFold(Fold):
         store: ShardStore,
         stored: StoredShards,
         counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        stream: str = "",
+        begin_stream: Callable[[Any], str] | None = None,
     ) -> None:
         self._task_id, self._name = task_id, name
         self._begin_fold, self._store, self._counts = begin, store, counts
-        self._whole = begin(stored.partials)
+        self._stored = StoredWhole(task_id, name, begin, store, stored, counts, stream)
+        self._whole = self._stored.fold
         self._ids = set(stored.contributions)
-        self._unmerged, self._total = list(stored.unmerged), stored.total
-        sizes = [len(partial.data) for partial in stored.partials]
-        #: Bytes of the total in storage, and of the deltas beside it.
-        self._total_bytes = sizes.pop(0) if stored.total else 0
-        self._loose_bytes = sum(sizes)
         self._delta: _Delta | None = None
+        self._streams: Streams | None = None
+        if begin_stream is not None:
+            heard = {
+                "folded": lambda contributions: self.on_folded(contributions),
+                "committed": lambda *written: self.on_committed(*written),
+            }
+            self._streams = Streams(begin_stream, self._take, heard)
         self._closed: str | None = None
         self.on_folded: Callable[[Sequence[str]], None] = lambda contributions: None
         self.on_committed: Callable[[int, int, float], None] = lambda count, size, seconds: None
@@ -110,6 +102,16 @@ class DurableFold(Fold):
         self._thread = threading.get_ident()
         self._writer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be added."""
+        return self._closed is not None
+
+    @property
+    def streams(self) -> Sequence[str]:
+        """The names of the streams that other members may write to."""
+        return [] if self._streams is None else self._streams.names
 
     def add(self, contribution: str, blob: bytes | bytearray | memoryview) -> Future[None]:
         """Accumulate one checkpoint, and store it."""
@@ -120,8 +122,13 @@ class DurableFold(Fold):
         return self._begin(contributions, lambda fold: fold.add_group(contributions, *blobs))
 
     def add_held(self, contribution: str, body: HeldBody) -> Future[None]:
-        """Accumulate one checkpoint where it lies, and store the partial aggregate."""
-        return self._begin((contribution,), lambda fold: fold.add_held(contribution, body))
+        """Accumulate one checkpoint where it lies; it is stored there, too, if it is a member."""
+        if self._streams is None or body.helper is None:
+            return self._begin((contribution,), lambda fold: fold.add_held(contribution, body))
+        if (refused := self._refused((contribution,))) is not None:
+            body.drop()
+            return refused
+        return self._run(self._add_there(self._streams, contribution, body))
 
     def merge(self, partial: Partial) -> Future[None]:
         """Add a partial aggregate, and store it."""
@@ -136,7 +143,16 @@ class DurableFold(Fold):
 
     def partial(self) -> Future[Partial]:
         """Return what is stored."""
-        return failed(self._closed) if self._closed is not None else self._whole.partial()
+        if self._closed is not None:
+            return failed(self._closed)
+        if not self.streams:
+            return self._whole.partial()
+
+        async def partial() -> Partial:
+            await self._taken_in()
+            return await outcome(self._whole.partial())
+
+        return self._run(partial())
 
     def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:
         """Finish, once everything that was added is stored."""
@@ -146,6 +162,7 @@ class DurableFold(Fold):
 
         async def report() -> bytes:
             await self._written()
+            await self._taken_in()
             return await asyncio.wrap_future(self._whole.report(checkpoint_format))
 
         return self._run(report())
@@ -158,7 +175,8 @@ class DurableFold(Fold):
 
         async def finish() -> Finished:
             await self._written()
-            return await _outcome(self._whole.finish())
+            await self._taken_in()
+            return await outcome(self._whole.finish())
 
         return self._run(finish())
 
@@ -167,12 +185,16 @@ class DurableFold(Fold):
         self._close("the aggregation was aborted")
         for task in self._tasks:
             task.cancel()
+        if self._streams is not None:
+            self._streams.abort()
         self._whole.abort()
 
     async def flush(self) -> None:
         """Wait until everything that was added is stored, and take no more."""
         self._closed = self._closed or "the server is stopping"
         await self._written()
+        if self._streams is not None:
+            await self._streams.settled()
 
     # Inside.
 
@@ -180,15 +202,11 @@ class DurableFold(Fold):
         self, contributions: Sequence[str], work: Callable[[Fold], Future[None]]
     ) -> Future[None]:
         """Have *work* done in the current delta; its future is done once that is stored."""
-        if self._closed is not None:
-            return failed(self._closed)
-        twice = [item for item in contributions if item in self._ids]
-        if twice or len(set(contributions)) < len(contributions):
-            return failed(duplicate(twice or contributions))
+        if (refused := self._refused(contributions)) is not None:
+            return refused
         if self._delta is None:
             self._delta = _Delta(self._begin_fold(()))
         delta = self._delta
-        self._ids.update(contributions)
         delta.in_progress += 1
         delta.idle.clear()
         future: Future[None] = Future()
@@ -203,6 +221,47 @@ class DurableFold(Fold):
 
         work(delta.fold).add_done_callback(from_engine)
         return future
+
+    def _refused(self, contributions: Sequence[str]) -> Future[None] | None:
+        """Take the ids of contributions; return a future that has failed if that cannot be."""
+        if self._closed is not None:
+            return failed(self._closed)
+        twice = [item for item in contributions if item in self._ids]
+        if twice or len(set(contributions)) < len(contributions):
+            return failed(duplicate(twice or contributions))
+        self._ids.update(contributions)
+        return None
+
+    async def _add_there(self, streams: Streams, contribution: str, body: HeldBody) -> None:
+        try:
+            await streams.add(contribution, body, self._counts())
+        except BaseException:
+            self._ids.discard(contribution)
+            raise
+
+    async def _take(self, stream: str, promised: Set[str]) -> frozenset[str]:
+        """Close a stream, and take in what is in it; return the ids of those contributions.
+
+        :param promised: the ids of some that were said to be stored in it.
+        """
+        try:
+            found = await self._store.close_stream(self._task_id, self._name, stream)
+            stored = frozenset(found.contributions)
+            if missing := promised - stored:
+                raise StatusError(Code.DATA_LOSS, f"the storage has lost {len(missing)} of them")
+            await self._stored.take(found)
+        except (TaskOverError, LeaseLostError) as error:
+            self._close(error.message)
+            raise
+        except Exception as error:
+            self._lost(error)
+            raise
+        return stored
+
+    async def _taken_in(self) -> None:
+        """Wait until everything that other members have stored is in the whole."""
+        if self._streams is not None:
+            await self._streams.end()
 
     def _added(
         self,
@@ -229,11 +288,15 @@ class DurableFold(Fold):
 
     def _stopped_writing(self, writer: asyncio.Task[None]) -> None:
         if not writer.cancelled() and (error := writer.exception()) is not None:
-            logger.error("task %s: its aggregate is lost", self._name, exc_info=error)
-            self._close(f"the aggregate is lost: {describe(error)}")
-            callback, self._on_loss = self._on_loss, None
-            if callback is not None:
-                callback(describe(error))
+            self._lost(error)
+
+    def _lost(self, error: BaseException) -> None:
+        """Take no more, since what is in memory is not what is stored."""
+        logger.error("task %s: its aggregate is lost", self._name, exc_info=error)
+        self._close(f"the aggregate is lost: {describe(error)}")
+        callback, self._on_loss = self._on_loss, None
+        if callback is not None:
+            callback(describe(error))
 
     async def _written(self) -> None:
         """Wait until nothing waits to be stored."""
@@ -260,6 +323,7 @@ class DurableFold(Fold):
         while self._delta is not None and self._delta.ready:
             delta, self._delta = self._delta, None
             try:
+                await delta.idle.wait()
                 await self._commit(delta)
             except BaseException:
                 self._refuse(delta, StatusError(Code.ABORTED, "the aggregation was aborted"))
@@ -268,52 +332,18 @@ class DurableFold(Fold):
                 delta.fold.abort()
 
     async def _commit(self, delta: _Delta) -> None:
-        await delta.idle.wait()
         try:
-            part = await _outcome(delta.fold.finish())
-        except Exception as error:
-            # The engine has lost it, a process of its with it: nothing of it was stored.
-            self._refuse(delta, error)
+            written = await self._stored.add(delta.fold, [i for ids, _ in delta.ready for i in ids])
+        except NotStoredError as error:
+            self._refuse(delta, error.reason)
+            if isinstance(error, NeverStoredError):
+                self._close(error.reason.message)
             return
-        try:
-            await _outcome(self._whole.absorb(part))
-        except StatusError as error:
-            if error.code not in _REFUSALS:
-                raise
-            # A sum would leave its dtype, or there is no room. Nothing was changed.
-            self._refuse(delta, error)
-            return
-        if sorted(part.contributions) != sorted(i for ids, _ in delta.ready for i in ids):
-            raise StatusError(Code.DATA_LOSS, "the engine's partial aggregate holds other ids")
-        name = shard_id(self._task_id, part.contributions)
-        dropped, surplus = self._counts()
-        shard = ShardRecord(
-            name, self._task_id, part.contributions, dropped=dropped, surplus=surplus
-        )
-        size = part.nbytes
-        large = self._total_bytes > self._loose_bytes + size
-        apart = large and len(self._unmerged) + 1 < FAN_IN
-        total = None if apart else await self._total_with(name)
-        began = self._loop.time()
-        try:
-            merged = await self._store.add_shard(shard, part.pieces, self._name, total)
-        except StatusError as error:
-            # It never will be stored, so the whole is not what is stored.
-            self._refuse(delta, error)
-            self._close(error.message)
-            return
-        seconds = self._loop.time() - began
-        if merged and total is not None:
-            self._unmerged, self._total = [], total.name
-            size = self._total_bytes = sum(map(len, total.pieces))
-            self._loose_bytes = 0
-        else:
-            self._unmerged.append(name)
-            self._loose_bytes += size
+        count = sum(len(ids) for ids, _ in delta.ready)
         for _, future in delta.ready:
             future.set_result(None)
         delta.ready = []
-        self.on_committed(len(part.contributions), size, seconds)
+        self.on_committed(count, *written)
 
     def _refuse(self, delta: _Delta, error: Exception) -> None:
         delta.error = error
@@ -321,12 +351,6 @@ class DurableFold(Fold):
         for contributions, future in ready:
             self._ids.difference_update(contributions)
             future.set_exception(error)
-
-    async def _total_with(self, new: str) -> Merge:
-        """Return what merges the shards in storage, a new one too, as they are in memory."""
-        whole = await _outcome(self._whole.view())
-        name = f"total-{shard_id(self._task_id, (self._total, *self._unmerged, new))}"
-        return Merge(tuple(self._unmerged), self._total, name, whole.pieces)
 
     def _close(self, why: str) -> None:
         self._closed = self._closed or why
@@ -355,13 +379,6 @@ class DurableFold(Fold):
 
         self._start(work).add_done_callback(done)
         return future
-
-
-async def _outcome(future: Future[T]) -> T:
-    """Return the result of a future, with no turn of the loop if it is there."""
-    if future.done() and not future.cancelled():
-        return future.result()
-    return await asyncio.wrap_future(future)
 
 
 def _error_of(future: Future[Any]) -> BaseException | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,9 @@ class Media:
     #: How many bytes of uploads wait to be accumulated.
     held = property(attrgetter("_memory.held"))
 
-    def on_release(self, call: Callable[[], None]) -> None:
-        """Call *call* whenever they have become fewer."""
-        self._memory.on_release = call
+    def on_release(self, call: Callable[[], None], waiting: Sized) -> None:
+        """Call *call* whenever they have become fewer and somebody is *waiting* for that."""
+        self._memory.on_release, self._memory.waiting = call, waiting
 
     def __init__(self, calls: ProtocolCalls, downloads: Downloads, memory: UploadMemory) -> None:
         self.begin_upload = calls.begin_upload

@@ -92,7 +92,7 @@ class Members:
         self.clock = clock
         self._leases = Membership(seconds)
         #: The epochs that tasks were read under, by population.
-        self._epochs: dict[str, int] = {}
+        self.epochs: dict[str, int] = {}
         self._wanted: set[str] = set()
         self._busy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._work: set[asyncio.Task[None]] = set()
@@ -143,7 +143,7 @@ class Members:
 
         It raises LeaseLostError if the population is another one's, or was since this call.
         """
-        return partial(_check, dict(self._epochs))
+        return partial(_check, dict(self.epochs))
 
     async def start(self) -> None:
         """Join the others, and take what nobody owns.
@@ -328,7 +328,7 @@ class Members:
     async def _take(self, lease: Lease) -> None:
         async with self._busy[lease.population]:
             began = time.perf_counter()
-            self._epochs[lease.population] = lease.epoch
+            self.epochs[lease.population] = lease.epoch
             while lease.state is Holding.TAKING:
                 try:
                     await self.keeper.take(lease.population)
@@ -352,9 +352,9 @@ class Members:
     async def _leave(self, lease: Lease, *, saved: bool) -> None:
         async with self._busy[lease.population]:
             if not saved:
-                self._epochs.pop(lease.population, None)
+                self.epochs.pop(lease.population, None)
             await self.keeper.leave(lease.population, saved=saved)
-            self._epochs.pop(lease.population, None)
+            self.epochs.pop(lease.population, None)
 
     async def _give(self, lease: Lease, timeout: float) -> None:
         await self.keeper.settled(lease.population, timeout)

@@ -23,7 +23,7 @@ from fcp_core.storage.records import ShardRecord
 from fcp_core.storage.shards import Merge, StoredShards
 
 if TYPE_CHECKING:
-    from fcp_core.server.services.durable_fold import ShardStore
+    from fcp_core.server.services.stored_whole import ShardStore
 
 #: How sealed bytes begin, and no state of an aggregate does: no message has such a field.
 _SEALED = b"\xc1fcp\x01"
@@ -100,13 +100,18 @@ class SealedStore:
             total = replace(total, pieces=await asyncio.to_thread(seal, total.name, total.pieces))
         return await self._store.add_shard(shard, sealed, name, total)
 
+    async def close_stream(self, task_id: str, name: str, stream: str) -> StoredShards:
+        """Close a stream, as ``ShardStore.close_stream``."""
+        found = await self._store.close_stream(task_id, name, stream)
+        return unsealed(found, task_id, self._seals)
+
 
 def unsealed(stored: StoredShards, task_id: str, seals: Seals | None) -> StoredShards:
     """Return what is stored of a task's aggregate, decrypted where it is encrypted.
 
     :raises StatusError: DATA_LOSS if there is no key for it.
     """
-    names = ([stored.total] if stored.total else []) + list(stored.unmerged)
+    names = (*stored.totals, *stored.unmerged)
     partials = []
     for shard_id, partial in zip(names, stored.partials, strict=True):
         name, data = _name(task_id, shard_id), partial.data

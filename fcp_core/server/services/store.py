@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.server.services.published import PLAN_FILES
 from fcp_core.server.services.writes import Writes
-from fcp_core.storage import accounts, shards
+from fcp_core.storage import accounts, leases, shards
 from fcp_core.storage.accounts import Booking
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.records import (
@@ -183,14 +183,41 @@ class TaskStore:
 
         return await self.writes.until_done(f"contributions to task {name}", attempt)
 
-    async def shards(self, task_id: str) -> StoredShards:
+    async def shards(self, task_id: str, streams: Collection[str] = ()) -> StoredShards:
         """Read what is stored of an open task's aggregate.
 
+        :param streams: those that take nothing more from now on.
         :raises StatusError: DATA_LOSS if something of it is missing.
         """
-        return await self._storage.transact(
-            lambda tx: shards.read(tx, task_id, _blobs(tx, task_id))
-        )
+        fence = self._fence()
+
+        def body(tx: Transaction) -> StoredShards:
+            if streams:
+                shards.close(tx, task_id, streams, fence)
+            return shards.read(tx, task_id, _blobs(tx, task_id))
+
+        return await self._storage.transact(body)
+
+    async def close_stream(self, task_id: str, name: str, stream: str) -> StoredShards:
+        """Have a stream of an open task's shards take nothing more; return what is in it.
+
+        :param name: the task's.
+        :raises StatusError: if it never will be: the task is not open, or not ours; DATA_LOSS if
+            something of it is missing.
+        """
+        fence = self._fence()
+
+        async def attempt() -> StoredShards:
+            return await self._storage.transact(
+                lambda tx: shards.close(tx, task_id, (stream,), fence)
+            )
+
+        return await self.writes.until_done(f"what members have of task {name}", attempt)
+
+    def under(self, epoch: int) -> TaskStore:
+        """Return one that writes for the owner of a population, as long as it has that epoch."""
+        fence = partial(partial, leases.check, epoch=epoch)
+        return TaskStore(self._storage, self.writes, fence)
 
     async def result(self, task_id: str) -> bytes | None:
         """Return a task's result, or None."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.message import DecodeError
 
 from fcp_core.aggregation.binding import BoundIntrinsic
-from fcp_core.aggregation.engine import Engine, Fold, FoldJob, Partial
+from fcp_core.aggregation.engine import Engine, Fold, FoldJob
 from fcp_core.aggregation.fold import bind_job
 from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
 from fcp_core.plugins.settings import TaskSettings
@@ -30,12 +30,14 @@ from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.rounds.tokens import RETENTION
-from fcp_core.server.services.durable_fold import DurableFold, ShardStore
+from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_calls import ProtocolHost
 from fcp_core.server.services.published import Published, group_of, publish
 from fcp_core.server.services.releases import TaskRelease, entropy_of, resume, resumed_options
 from fcp_core.server.services.sealed import SealedStore, read_seals, unsealed
 from fcp_core.server.services.store import TaskStore, new_record
+from fcp_core.server.services.stored_whole import ShardStore
+from fcp_core.server.services.streams import Helper
 from fcp_core.server.services.task_parts import TaskParts
 from fcp_core.storage.records import TaskRecord
 from fcp_core.storage.shards import StoredShards
@@ -147,16 +149,10 @@ class TaskFactory:
         except UsageError as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {error}") from error
 
-        def open_fold(partials: Sequence[Partial] = ()) -> Fold:
-            return self._engine.open(job, partials)
-
         def open_durable() -> Fold:
-            counts = lambda: (machine.dropped, machine.surplus)  # noqa: E731
-            store: ShardStore = self._store
-            if self._seals is not None and self._keeping(job):
-                store = SealedStore(store, self._seals)
-            return DurableFold(record.task_id, spec.name, open_fold, store, stored, counts)
+            return self._durable(record, spec, job, machine, stored)
 
+        open_fold = partial(self._engine.open, job)
         fold = _opened(open_durable if durable else open_fold, folded_by, spec)
         bound, ledgers = self._bound(job), self._plugins.ledgers
         release = TaskRelease(spec, record.created, bound, self._store, ledgers, self._entropy)
@@ -177,6 +173,31 @@ class TaskFactory:
         except StatusError:
             fold.abort()
             raise
+
+    def _durable(
+        self,
+        record: TaskRecord,
+        spec: TaskSpec,
+        job: FoldJob,
+        machine: TaskMachine,
+        stored: StoredShards,
+    ) -> DurableFold:
+        """Open the fold of a task whose contributions are stored before they are answered."""
+
+        def counts() -> tuple[int, int]:
+            return machine.dropped, machine.surplus
+
+        def begin(helper: Helper) -> str:
+            return helper.begin_stream(record.task_id, spec.name, spec.population, job)
+
+        store: ShardStore = self._store
+        begin_stream: Callable[[Helper], str] | None = begin
+        if self._seals is not None and self._keeping(job):
+            # Other members may have other keys.
+            store, begin_stream = SealedStore(store, self._seals), None
+        open_fold = partial(self._engine.open, job)
+        what = (record.task_id, spec.name)
+        return DurableFold(*what, open_fold, store, stored, counts, begin_stream=begin_stream)
 
     async def resume(
         self, record: TaskRecord, spec: TaskSpec, choices: Choices

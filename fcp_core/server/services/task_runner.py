@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -50,7 +50,7 @@ class UploadMemory:
     :ivar held: in bytes.
     :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
         received: no more devices should be given work then, so that those who have it find room.
-    :ivar on_release: called when there is more room.
+    :ivar on_release: called when there is more room and somebody is *waiting* for that.
     """
 
     def __init__(self, limit: int) -> None:
@@ -59,6 +59,7 @@ class UploadMemory:
         self.crowded = False
         self._behind = 0
         self.on_release: Callable[[], None] = lambda: None
+        self.waiting: Sized = ()
 
     def pressure(self) -> str:
         """Say that it is crowded; ``""`` if it is not."""
@@ -90,7 +91,8 @@ class UploadMemory:
         if size:
             self.held -= size
             self._judge()
-            self.on_release()
+            if self.waiting:
+                self.on_release()
 
     def behind(self, more: int) -> None:
         """Count processes in which more waits to be received than may be held."""

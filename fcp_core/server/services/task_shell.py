@@ -98,6 +98,11 @@ class TaskShell(ABC):
         """The same, as those who keep it know it."""
         return cast("TaskRunner", self)
 
+    @property
+    def streams(self) -> Sequence[str]:
+        """The names of the streams of shards that other members write for it."""
+        return self._fold.streams if isinstance(self._fold, DurableFold) else ()
+
     @abstractmethod
     def excuses(self, assignment: Assignment) -> bool:
         """Whether a device is answered OK although it does not count."""

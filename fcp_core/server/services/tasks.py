@@ -361,7 +361,7 @@ class Tasks:
         record = self._records[task.task_id]
         logger.error("task %s is restarted: %s", record.name, why)
         try:
-            stored = await self._store.shards(task.task_id)
+            stored = await self._store.shards(task.task_id, task.streams)
             if task.machine.state.is_final:
                 return
             now = self._clock.now()

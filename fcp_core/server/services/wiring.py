@@ -174,16 +174,16 @@ class Services:
             self._populations.remove(name)
         self._populations.claim = members.claim
         kept = (self.tasks, self.eligibility_tasks, self.schedules)
-        members.keeper = Ownership(self._store, self._states, self._populations, *kept)
+        members.keeper = Ownership(self.store, self._states, self._populations, *kept)
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
-        self._store = TaskStore(self._storage, common.writes, self._fence)
+        self.store = TaskStore(self._storage, common.writes, self._fence)
         self._downloads = Downloads()
         self._memory = common.memory
         self.tasks = Tasks(
             plugins=plugins,
             secrets=common.secrets,
-            store=self._store,
+            store=self.store,
             populations=self._populations,
             downloads=self._downloads,
             surroundings=Surroundings(
@@ -191,7 +191,7 @@ class Services:
                 self.ticker,
                 self._engine,
                 self._memory,
-                self._store.writes,
+                self.store.writes,
                 common.notify,
                 common.observed,
             ),
@@ -297,7 +297,7 @@ class Services:
         """Say why the server takes no new devices at the moment; ``""`` if it does."""
         if self.members is not None and not self.members.in_touch:
             return "the storage does not answer"
-        return self._store.writes.trouble()
+        return self.store.writes.trouble()
 
     def reload_keys(self) -> None:
         """Read the file with the keys that sign tokens again, if there is one.
@@ -345,7 +345,7 @@ class Services:
                 self.ticker.start()
                 await self.members.start()
                 return
-            loaded = await self._store.load()
+            loaded = await self.store.load()
             await self.tasks.verify(loaded)
             self._states.load(loaded.policy_states)
             self.ticker.start()

@@ -67,10 +67,11 @@ class Browser:
 def dashboard(fcp_server):
     """Start a server with the dashboard: ``dashboard(actions=["cancel"])``."""
 
-    def start(overrides=None, **options):
+    def start(overrides=None, populations=("people",), **options):
         given = {f"dashboard.{name}": value for name, value in options.items()}
         chosen = {"pages": ["dashboard"], "admin.token": TOKEN, **given, **(overrides or {})}
-        return fcp_server(overrides=chosen, extra=[DashboardPlugin()])
+        extra = [DashboardPlugin()]
+        return fcp_server(overrides=chosen, extra=extra, populations=populations)
 
     return start
 

@@ -19,6 +19,7 @@ from fcp_core.rounds.tasks import TaskState, TaskStatus
 from fcp_core.testing.servers import query_task
 from fcp_dashboard import marks
 from fcp_dashboard.plugin import DashboardPlugin
+from fcp_dashboard.views.overview import BUSIEST
 from fcp_dashboard.views.results import result_page
 
 VALUE = TensorSpec("v", DataType.INT64, (2,))
@@ -70,6 +71,19 @@ def test_the_list_of_tasks_has_pages(dashboard, browser):
     for odd in ("0", "-1", "x", "9999999999999999999999", "²"):
         assert somebody.ask(f"/?page={odd.encode().hex() if odd == '²' else odd}").status == 200
     assert "There is no such task." in text_of(somebody.ask("/tasks?state=ended"))
+
+
+def test_the_overview_has_the_busiest_populations(dashboard, browser):
+    names = [f"p{number}" for number in range(BUSIEST + 2)]
+    server = dashboard(populations=names)
+    server.submit(query_task(SUM, population=names[-1]))
+    somebody = browser(server).log_in()
+    page = somebody.ask("/")
+    assert "2 more populations, less busy than these" in text_of(page)
+    shown = re.findall(r'<th scope="row"><bdi>(p\d+)', page.text)
+    assert len(shown) == BUSIEST
+    assert names[-1] in shown
+    assert all(name in text_of(somebody.ask("/populations")) for name in names)
 
 
 def test_what_has_not_changed_is_not_sent_again(dashboard, browser):

@@ -14,8 +14,8 @@ from fcp_dashboard import formats, marks
 from fcp_dashboard.facts import STEP, STEPS, PopulationSeen, TaskSeen
 from fcp_dashboard.snapshot import Snapshot
 
-#: How many tasks one page shows, and how many of those that ended the overview does.
-ROWS, ENDED = 50, 10
+#: How many tasks one page shows, and how many populations the overview does: the busiest.
+ROWS, BUSIEST = 50, 25
 _ENDED = ("completed", "failed", "cancelled")
 
 
@@ -50,7 +50,8 @@ def overview(snapshot: Snapshot, config: Config, query: Mapping[str, str]) -> di
         "title": "Overview",
         "since": snapshot.since,
         "cards": _cards(snapshot, open_tasks),
-        "populations": population_rows(snapshot, config),
+        "populations": population_rows(snapshot, config, BUSIEST),
+        "populations_left": max(0, len(snapshot.populations) - BUSIEST),
         "heading": "Open tasks",
         "caption": f"{formats.number(len(open_tasks))} open, the newest first.",
         "when": "Expected end",
@@ -173,11 +174,20 @@ def _cards(snapshot: Snapshot, open_tasks: list[Task]) -> list[tuple[str, str, s
     ]
 
 
-def population_rows(snapshot: Snapshot, config: Config) -> list[SimpleNamespace]:
-    """Return the populations as a table shows them."""
-    seen = snapshot.populations_seen()
+def population_rows(
+    snapshot: Snapshot, config: Config, most: int | None = None
+) -> list[SimpleNamespace]:
+    """Return the populations as a table shows them, by name.
+
+    :param most: how many, those with the most devices at present; None: all.
+    """
+    seen, shown = snapshot.populations_seen(), snapshot.populations
+    if most is not None and len(shown) > most:
+        busy = sorted(shown, key=lambda p: (-p.check_in_rate, -p.at_work, -p.open_tasks, p.name))
+        kept = {each.name for each in busy[:most]}
+        shown = [each for each in shown if each.name in kept]
     rows = []
-    for each in snapshot.populations:
+    for each in shown:
         known = seen.get(each.name) or PopulationSeen(each.name, check_ins=[0] * STEPS)
         target = target_of(config, each.name, each.missing)
         total = sum(known.check_ins)

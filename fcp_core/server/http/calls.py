@@ -1,0 +1,223 @@
+"""What devices send: the calls of the protocol, and uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+from google.protobuf.message import DecodeError, Message
+
+from fcp_core.protocol import routes
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.tokens import label
+from fcp_core.server.http import answers, refusals
+from fcp_core.server.http.body import BodyReader
+from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.identify import identify
+from fcp_core.server.http.limits import limits_of_call
+from fcp_core.server.http.passing import UPLOAD
+from fcp_core.server.reached import HOST
+from fcp_core.server.services.eligibility import ADDRESS
+from fcp_core.server.services.task_parts import LARGE
+
+#: The queries that devices send.
+_QUERIES = frozenset({"", "%24alt=proto", "$alt=proto", "alt=proto"})
+_UPLOAD_QUERIES = frozenset({"", "upload_protocol=raw"})
+
+
+class RPCHandler(Handler):
+    """One call of the protocol, whichever: the routing table says which."""
+
+    of_device = True
+    _variables: dict[str, str]
+
+    @property
+    def subject(self) -> str:
+        """What the log calls the session: not its id, which is a capability."""
+        session_id = getattr(self, "_variables", {}).get("session_id")
+        return label(session_id) if session_id else ""
+
+    def allowed(self) -> Sequence[str]:
+        """Return the verbs of the routes that match."""
+        return routes.verbs(self.path)
+
+    def admit(self) -> None:
+        """Authenticate, find the route, make room for the body."""
+        context = self.context
+        self._caller = identify(self) if context.identifies else None
+        path = self.path
+        # What a path of ours ends with, after its last colon, nearly always tells the call.
+        served = context.served.get((self.method, path.rpartition(":")[2]), ())
+        for matches, route, method in served:
+            found = matches(path)
+            if found is not None and "%" not in path:
+                self._route, self._variables, self._method = route, found.groupdict(), method
+                break
+        else:
+            self._route, self._variables, self._method = context.find(self)
+            route = self._route
+        self.label = route.name
+        if self.query not in _QUERIES:
+            given = refusals.parameters(self)
+            if {*given.get("$alt", ()), *given.get("alt", ())} - {"proto"}:
+                raise StatusError(Code.INVALID_ARGUMENT, "answers are protobuf only: $alt=proto")
+        size = self.announced
+        if size is not None and size <= context.small and "Content-Encoding" not in self.headers:
+            self.small = bytearray()
+        else:
+            # What is parsed on the loop is small, and never counted with uploads.
+            self.open_body(limits_of_call(context.limits, route.method), context.calls)
+
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Turn a device away gently that cannot be served now, if the call has a way to say so."""
+        response = None
+        if error.http >= 500 and error.code is not Code.UNIMPLEMENTED:
+            try:
+                found = routes.match(self.method, self.path)
+            except StatusError:  # the path is malformed
+                found = None
+            if found is not None:
+                response = self.context.services.turn_away(*found)
+        if response is None:
+            return refusals.never_503(*super().reply_to(error))
+        return 200, response.SerializeToString(), {}
+
+    async def serve(self) -> None:
+        """Parse, call, answer."""
+        data: bytearray | memoryview | None = self.small
+        if data is None:
+            assert self.body is not None  # made by admit, which did not refuse
+            try:
+                data = await self.body.finish()
+            finally:
+                self.body.close()
+        request: Message = self._route.request_class()
+        try:
+            request.ParseFromString(bytes(data))
+        except DecodeError:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the body is not a {request.DESCRIPTOR.full_name} (malformed protobuf, "
+                f"{len(data)} bytes)",
+            ) from None
+        for name, value in self._variables.items():
+            setattr(request, name, value)
+        ADDRESS.set(self.connection.origin if self.passed is None else self.passed.peer)
+        given = self.headers.get
+        HOST.set((given("Host", ""), given("X-Forwarded-Proto", "")))
+        elsewhere = self.context.members is not None and self.context.is_elsewhere(self)
+        try:
+            response = None if elsewhere else await self._method(request, self._caller)
+        except StatusError as error:
+            if not await self.context.went(self, error):
+                raise
+            response = None
+        if response is None:
+            await self.context.pass_on(self, partial(RPCHandler, self.context), request)
+            return
+        answer = response.SerializeToString()
+        if len(answer) >= answers.COMPRESS and await answers.compressed(self, answer):
+            return
+        self.answer(answer)
+
+
+class UploadHandler(Handler):
+    """``POST /upload/v1/media/{resource_name}?upload_protocol=raw``: one contribution's bytes."""
+
+    label = "upload"
+    of_device = True
+    #: The name of the upload, from its beginning until its body is complete.
+    _name: str | None = None
+    _sender: str | None = None
+    _wanted = True
+    _has_turn = False
+
+    def allowed(self) -> Sequence[str]:
+        """Return the only method."""
+        return ("POST",)
+
+    def admit(self) -> Coroutine[Any, Any, None]:
+        """Authenticate, make room, and only then let the upload begin."""
+        context = self.context
+        self._sender = identify(self) if context.identifies else None
+        if self.method != "POST":
+            raise refusals.wrong_method(self)
+        if self.query not in _UPLOAD_QUERIES:
+            protocol = refusals.parameters(self).get("upload_protocol", ["raw"])[-1]
+            if protocol != "raw":
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"upload_protocol {protocol!r} is not supported; use raw",
+                )
+        self.connection.limit(context.limits.body_timeout)
+        return self._begin(unquote(self.path[len(UPLOAD) :]))
+
+    def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
+        """Return what an error is answered with."""
+        return refusals.never_503(*super().reply_to(error))
+
+    async def _begin(self, name: str) -> None:
+        context = self.context
+        media, size = context.services.media, self.announced
+        if not await media.begin_upload(name, self._sender):
+            # The bytes are there; only the answer was lost. What comes is dropped as it comes.
+            self._wanted = False
+            self.dropping = context.limits.max_body
+            return
+        self._name = name
+        plain = "Content-Encoding" not in self.headers
+        if (
+            plain
+            and size is not None
+            and size <= context.always_taken
+            and 2 * media.held <= context.limits.max_in_flight
+        ):
+            self.small = bytearray()
+        else:
+            await self._make_room(size or 0, plain=plain)
+        if self.over:  # the device gave up while it waited
+            self.abandon()
+
+    async def _make_room(self, size: int, *, plain: bool) -> None:
+        """Wait for room: a device that is refused stays away for hours; one not read from waits."""
+        context, timeout = self.context, self.context.limits.body_timeout / 2
+        if size >= LARGE:
+            await context.large_uploads.begin(timeout)
+            self._has_turn = True
+        await context.uploads.wait(size, timeout)
+        if plain:
+            room = (context.uploads, context.executor, context.buffers)
+            self.body = BodyReader(self.announced, context.limits, *room)
+        else:
+            self.open_body(context.limits, context.uploads)
+
+    def abandon(self) -> None:
+        """Notify the service that the upload was abandoned."""
+        super().abandon()
+        if self._has_turn:
+            self._has_turn = False
+            self.context.large_uploads.end()
+        name, self._name = self._name, None
+        if name is not None:
+            media = self.context.services.media
+            self.context.spawn(media.abandon_upload(name, self._sender))
+
+    async def serve(self) -> None:
+        """Hand the whole body to the service."""
+        if not self._wanted:
+            self.answer()
+            return
+        body: bytearray | memoryview | None = self.small
+        if body is None:
+            assert self.body is not None  # made by admit, which did not refuse
+            body = await self.body.finish()
+        name, self._name = self._name, None
+        if name is None:
+            return  # the connection was lost while the last bytes were decompressed
+        try:
+            await self.context.services.media.finish_upload(name, body, self._sender)
+        finally:
+            self.abandon()
+        self.answer()

@@ -1,0 +1,142 @@
+"""The memory that large bodies are read into, and when it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
+
+
+class Seconds:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def on_loop(function):
+    """Run a test on an event loop: the buffers' timer needs one."""
+
+    def run():
+        async def main():
+            function()
+
+        asyncio.run(main())
+
+    return run
+
+
+@on_loop
+def test_memory_comes_back_when_the_last_view_is_gone():
+    buffers = Buffers()
+    first = buffers.take(GRAIN + 1)
+    assert (len(first), first.readonly) == (GRAIN + 1, False)
+    first[:4] = b"\0\0\x80\x3f"
+    views = [first[2:], np.frombuffer(first, np.float32, 2)[:1].reshape(1, 1)]
+    address = np.frombuffer(first, np.uint8).ctypes.data
+    assert address % 64 == 0
+    del first
+    second = buffers.take(GRAIN + 1)
+    assert np.frombuffer(second, np.uint8).ctypes.data != address
+    assert float(views[1][0, 0]) == 1.0
+    assert buffers.free == 0
+    views.pop()
+    assert buffers.free == 0
+    views.pop()
+    assert buffers.free == 2 * GRAIN
+    third = buffers.take(GRAIN + 2)
+    assert np.frombuffer(third, np.uint8).ctypes.data == address
+    assert buffers.free == 0
+    buffers.close()
+
+
+def test_memory_that_nobody_will_have_again_goes_at_once():
+    async def main():
+        buffers = Buffers(8 * GRAIN)
+        small = buffers.take(GRAIN)
+        del small
+        large = buffers.take(9 * GRAIN)
+        del large
+        # Without another body, and before the timer.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [len(block) for _, block in buffers._free] == [GRAIN]
+        assert not buffers._returned
+        buffers.close()
+
+    asyncio.run(main())
+
+
+@on_loop
+def test_memory_is_not_wasted_on_much_smaller_bodies():
+    buffers = Buffers()
+    buffers.take(100 * GRAIN)
+    assert buffers.free == 100 * GRAIN
+    buffers.take(70 * GRAIN)
+    assert buffers.free == 170 * GRAIN
+    held = buffers.take(90 * GRAIN)
+    assert buffers.free == 70 * GRAIN
+    del held
+    buffers.close()
+    assert buffers.free == 0
+
+
+@on_loop
+def test_what_is_kept_is_bounded_and_goes_after_a_while():
+    seconds = Seconds()
+    buffers = Buffers(4 * GRAIN, time=seconds)
+    held = [buffers.take(GRAIN) for _ in range(10)]
+    held.clear()
+    assert buffers.free == 4 * GRAIN
+    seconds.now = IDLE - 0.1
+    buffers.trim()
+    assert buffers.free == 4 * GRAIN
+    held = [buffers.take(GRAIN)]
+    held.clear()
+    assert buffers.free == 4 * GRAIN
+    seconds.now = IDLE
+    buffers.trim()
+    assert buffers.free == GRAIN  # the one that was used in between
+    seconds.now = 2 * IDLE
+    buffers.trim()
+    assert buffers.free == 0
+    buffers.close()
+
+
+@on_loop
+def test_memory_comes_back_from_any_thread_and_not_after_the_end():
+    buffers = Buffers()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(50):
+            views = [[buffers.take(GRAIN)] for _ in range(8)]
+            list(pool.map(list.clear, views))
+    assert buffers.free == 8 * GRAIN
+    view = buffers.take(GRAIN)
+    buffers.close()
+    del view
+    assert buffers.free == 0
+
+
+def test_large_memory_goes_back_apart_from_the_loop():
+    """Gigabytes that are unmapped on the loop stop it for seconds."""
+    gone = queue.Queue()
+
+    async def main():
+        buffers = Buffers(kept=0)
+        view = buffers.take(2 * STEP)
+        block = view.obj.base.obj if hasattr(view.obj.base, "obj") else view.obj.base
+        watched = weakref.ref(block, lambda _: gone.put(threading.current_thread()))
+        del view, block
+        assert buffers.free == 0
+        assert gone.get(timeout=30) is not threading.current_thread()
+        assert watched() is None
+        buffers.close()
+
+    asyncio.run(main())
