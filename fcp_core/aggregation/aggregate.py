@@ -179,6 +179,9 @@ class Aggregate:
         self._settle()
         other._settle()
         mine, theirs = self._additions, other._additions
+        if mine is None and theirs is not None:
+            # What only takes in what others added still knows what it may take in.
+            mine = self._begin_to_add()
         if mine is not None and theirs is not None and mine.takes(theirs):
             members = list(zip(self._others, other._others, strict=True))
         else:
@@ -283,6 +286,14 @@ class Aggregate:
             except PLUGIN_ERRORS as error:
                 raise member.bound.fault("dump", error) from None
         return pieces
+
+    def _begin_to_add(self) -> Additions:
+        """Find out which members only add."""
+        members = ((member.accumulator, member.specs) for member in self._members)
+        self._additions = Additions(members, self._kernels, empty=self._empty)
+        adding = set(map(id, self._additions.accumulators))
+        self._others = [m for m in self._members if id(m.accumulator) not in adding]
+        return self._additions
 
     def _settle(self) -> None:
         if self._additions is not None:

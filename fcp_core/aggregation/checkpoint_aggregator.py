@@ -127,14 +127,6 @@ class CheckpointAggregator(Aggregate):
         own = None if self._others else own
         return functools.partial(self._add, additions, plan, weights, work, bounds, own)
 
-    def _begin_to_add(self) -> Additions:
-        """Find out which members only add."""
-        members = ((member.accumulator, member.specs) for member in self._members)
-        self._additions = Additions(members, self._kernels, empty=self._empty)
-        adding = set(map(id, self._additions.accumulators))
-        self._others = [m for m in self._members if id(m.accumulator) not in adding]
-        return self._additions
-
     def _add(
         self,
         additions: Additions,

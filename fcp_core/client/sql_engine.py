@@ -148,6 +148,7 @@ class SQLLimits:
     :param answer_bytes: of the texts and numbers of its answer.
     :param value_bytes: of a single text, in between too, where Python lets that be limited (3.11).
     :param file_bytes: of a file that is no database, and so is read into memory.
+    :param memory_bytes: that DuckDB may take for what it computes with.
     """
 
     seconds: float = 30.0
@@ -155,6 +156,7 @@ class SQLLimits:
     answer_bytes: int = 16 << 20
     value_bytes: int = 1 << 20
     file_bytes: int = 64 << 20
+    memory_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class SQLiteEngine:
             RESOURCE_EXHAUSTED for one that takes too much.
         """
         if not _STATEMENT.match(sql):
-            raise _refused("it is no SELECT")
+            raise refused("it is no SELECT")
         with closing(sqlite3.connect(":memory:", uri=True, isolation_level=None)) as database:
             self._open(database)
             guard = _Guard(database, allowed, time.monotonic() + self._limits.seconds)
@@ -273,7 +275,7 @@ class _Guard:
 
     def explain(self, error: BaseException, limits: SQLLimits) -> StatusError:
         if self._refused:
-            return _refused(self._refused)
+            return refused(self._refused)
         if self._is_over():
             return StatusError(
                 Code.DEADLINE_EXCEEDED, f"the SQL query took more than {limits.seconds} seconds"
@@ -334,7 +336,8 @@ def _distinct_code(value: Any) -> int:
     return int(sketches.distinct_codes([value])[0])
 
 
-def _refused(why: str) -> StatusError:
+def refused(why: str) -> StatusError:
+    """Return the error for a query that does what it may not."""
     return StatusError(Code.PERMISSION_DENIED, f"the SQL query is refused: {why}")
 
 

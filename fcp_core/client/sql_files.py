@@ -99,7 +99,7 @@ def _json_lines(path: Path) -> FileTable:
             for name in record:
                 columns.setdefault(name, len(columns))
             records.append(record)
-    rows = [[_plain(record.get(name)) for name in columns] for record in records]
+    rows = [[plain(record.get(name)) for name in columns] for record in records]
     return FileTable(list(columns), rows)
 
 
@@ -113,14 +113,17 @@ def _parquet(path: Path) -> FileTable:
         raise UsageError(f"reading Parquet: pyarrow cannot be imported: {error}.") from error
     try:
         table = pyarrow.parquet.read_table(path)
-        columns = [[_plain(value) for value in column.to_pylist()] for column in table.columns]
+        columns = [[plain(value) for value in column.to_pylist()] for column in table.columns]
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
     return FileTable(table.column_names, list(zip(*columns, strict=True)))
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as SQLite stores it."""
+def plain(value: Any) -> Any:
+    """Return a value as SQLite stores it.
+
+    :raises ValueError: for a whole number that has more than 64 bits.
+    """
     if value is None or isinstance(value, (float, str, bytes)):
         return value
     if isinstance(value, int):

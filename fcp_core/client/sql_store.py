@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from fcp_core.client.sql_engine import SQLiteEngine, SQLLimits
 from fcp_core.client.stores import ExampleStore
+from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import data_type_pb2, example_query_result_pb2
 from fcp_core.protocol.protos.selection_criteria_pb2 import SelectionCriteria
 from fcp_core.protocol.sql import CLIENT_SQL_VERSION, TYPE_URL
@@ -44,7 +45,10 @@ class SQLStore(ExampleStore):
         lines or Parquet, each a table with the name of the file without its suffix.
     :param limits: what a query may take; None: the usual limits.
     :param hidden: names of tables that no query may read; ``*`` stands for any letters.
+    :param engine: what answers: ``sqlite``, or ``duckdb`` for large Parquet files and DuckDB's own
+        databases (``.duckdb``), which the extra ``duckdb`` has.
     :raises UsageError: for files that cannot be tables.
+    :raises MissingExtraError: for an engine that is not installed.
     """
 
     def __init__(
@@ -52,9 +56,10 @@ class SQLStore(ExampleStore):
         *paths: str | os.PathLike[str],
         limits: SQLLimits | None = None,
         hidden: Collection[str] = (),
+        engine: str = "sqlite",
     ) -> None:
         self._hidden = tuple(name.lower() for name in hidden)
-        self._engine = SQLiteEngine([Path(path) for path in paths], limits or SQLLimits())
+        self._engine = _engine(engine)([Path(path) for path in paths], limits or SQLLimits())
 
     def examples(self, selector: ExampleSelector) -> Iterable[bytes]:
         """Refuse: such a collection answers queries only.
@@ -94,6 +99,16 @@ class SQLStore(ExampleStore):
 
     def _may_read(self, table: str) -> bool:
         return not any(fnmatchcase(table.lower(), pattern) for pattern in self._hidden)
+
+
+def _engine(name: str) -> Any:
+    if name == "sqlite":
+        return SQLiteEngine
+    if name == "duckdb":
+        from fcp_core.client.duckdb_engine import DuckDBEngine
+
+        return DuckDBEngine
+    raise UsageError(f"there is no SQL engine {name!r}; there is sqlite, duckdb.")
 
 
 def _sql(selector: ExampleSelector) -> str:

@@ -13,7 +13,7 @@ import click
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from fcp_core.client.client import Client
     from fcp_core.client.privacy import PrivacyPolicy
@@ -70,6 +70,13 @@ def _option(name: str, **settings: Any) -> Callable[[F], F]:
     metavar="COLLECTION_URI=PATH",
     help="A file whose tables queries in SQL may read, as a collection: SQLite, CSV, JSON lines or "
     "Parquet; may be repeated, also for one collection.",
+)
+@_option(
+    "sql-engine",
+    type=click.Choice(["sqlite", "duckdb"]),
+    default="sqlite",
+    show_default=True,
+    help="What answers queries in SQL; DuckDB is for large Parquet files.",
 )
 @_option(
     "privacy-policy",
@@ -140,7 +147,7 @@ def client(
     from fcp_core.client.history import History
     from fcp_core.protocol.status import Code, StatusError
 
-    store = _store(example_data_path, num_empty_examples, tfrecord, safety.pop("sql"))
+    store = _store(example_data_path, num_empty_examples, tfrecord, _sql_stores(safety))
     sleep = _sleep(sleep_after_round_secs)
     succeeded = False
     with ExitStack() as cleanup:
@@ -257,7 +264,10 @@ def _protocols() -> list[DeviceProtocol]:
 
 
 def _store(
-    example_data_path: str, num_empty: int, tfrecords: tuple[str, ...], tables: tuple[str, ...]
+    example_data_path: str,
+    num_empty: int,
+    tfrecords: tuple[str, ...],
+    tables: Mapping[str, ExampleStore],
 ) -> ExampleStore:
     from fcp_core.client import stores
     from fcp_core.protocol.status import StatusError
@@ -279,11 +289,12 @@ def _store(
     for given in tfrecords:
         uri, path = _collection_and_path(given)
         collections[uri] = stores.TFRecordStore(path)
-    return stores.CollectionStore({**collections, **_sql_stores(tables)})
+    return stores.CollectionStore({**collections, **tables})
 
 
-def _sql_stores(given: tuple[str, ...]) -> dict[str, ExampleStore]:
-    """Return the stores that are asked in SQL, by the collections that they are."""
+def _sql_stores(options: dict[str, Any]) -> dict[str, ExampleStore]:
+    """Take the options about SQL; return the stores, by the collections that they are."""
+    given, engine = options.pop("sql"), options.pop("sql_engine")
     if not given:
         return {}
     from fcp_core.client.sql_store import SQLStore
@@ -294,7 +305,7 @@ def _sql_stores(given: tuple[str, ...]) -> dict[str, ExampleStore]:
         if not os.path.exists(path):
             raise UsageError(f"--sql {each}: there is no file {path}.")
         paths.setdefault(uri, []).append(path)
-    return {uri: SQLStore(*files) for uri, files in paths.items()}
+    return {uri: SQLStore(*files, engine=engine) for uri, files in paths.items()}
 
 
 def _collection_and_path(given: str, option: str = "--tfrecord") -> tuple[str, str]:

@@ -28,3 +28,20 @@ def selection_criteria(sql: str, columns: dict[str, int]) -> bytes:
         column = criteria.client_query.output_columns.add(name=name)
         column.type = data_type  # type: ignore[assignment]
     return criteria.SerializeToString(deterministic=True)
+
+
+def literal_sql(x: str) -> str:
+    """Return an expression whose value is that of another one as an SQL literal, a text.
+
+    So NULL, numbers, text and bytes are told apart, and equal numbers are one.
+
+    :param x: an expression in SQLite's dialect.
+    """
+    whole = f"CAST({x} AS INTEGER)"
+    is_whole = f"typeof({x}) = 'real' AND {x} = {whole}"
+    literal = f"quote(CASE WHEN {is_whole} THEN {whole} ELSE {x} END)"
+    # SQLite quotes a text up to its first NUL only.
+    data = f"CAST({x} AS BLOB)"
+    cut = f"typeof({x}) = 'text' AND instr({data}, X'00')"
+    text = f"'CAST(' || quote({data}) || ' AS TEXT)'"
+    return f"CASE WHEN {cut} THEN {text} ELSE {literal} END"

@@ -11,6 +11,7 @@ from sqlglot import errors, exp
 from sqlglot.optimizer.normalize_identifiers import normalize_identifiers
 
 from fcp_core.errors import UsageError
+from fcp_core.protocol.sql import literal_sql
 from fcp_core.tasks.sql_functions import sqlite
 from fcp_core.tasks.sql_measures import DEVICES, Measure, Measures, is_aggregate
 
@@ -284,11 +285,4 @@ def _least_devices(condition: exp.Expression) -> int | None:
 
 def _key(key: exp.Expression) -> Key:
     sql = sqlite(key)
-    whole = f"CAST({sql} AS INTEGER)"
-    is_whole = f"typeof({sql}) = 'real' AND {sql} = {whole}"
-    literal = f"quote(CASE WHEN {is_whole} THEN {whole} ELSE {sql} END)"
-    # SQLite quotes a text up to its first NUL only.
-    data = f"CAST({sql} AS BLOB)"
-    cut = f"typeof({sql}) = 'text' AND instr({data}, X'00')"
-    whole_text = f"'CAST(' || quote({data}) || ' AS TEXT)'"
-    return Key(key.sql("sqlite"), f"CASE WHEN {cut} THEN {whole_text} ELSE {literal} END")
+    return Key(key.sql("sqlite"), literal_sql(sql))

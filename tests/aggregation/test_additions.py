@@ -298,6 +298,12 @@ def test_what_was_added_in_one_go_is_merged_in_one_go(kernels, format, monkeypat
     assert other.dump() == before
     assert one.num_inputs == 8
     assert one.dump() == general.dump()
+    # So is what is merged into one that has added nothing itself.
+    collected = CheckpointAggregator(bound, kernels=kernels)
+    for part in (other, one):
+        collected.merge(part)
+    assert not merged
+    assert collected.num_inputs == 12
     # What may be beyond the dtype is looked at by the accumulators, and refused.
     huge = CheckpointAggregator(bound, kernels=kernels)
     for value in (1, 2, 3, 2e38):

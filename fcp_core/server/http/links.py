@@ -131,7 +131,7 @@ async def _accept(
 async def dial(
     peers: Peers,
     keys_of: Callable[[], Sequence[bytes]],
-    spawn: Callable[[Awaitable[None]], None],
+    spawn: Callable[[Awaitable[None]], object],
     url: str,
     member_id: str,
     link: Link,

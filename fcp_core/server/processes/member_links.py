@@ -14,6 +14,7 @@ import itertools
 import logging
 import math
 import socket
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import mark_in
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.member_folds import MemberFolds
+from fcp_core.server.processes.placing import Placing, Share
 from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.remote_upload import RemoteUpload
 from fcp_core.server.services.routing import lives
@@ -38,8 +40,9 @@ logger = logging.getLogger("fcp.server")
 
 #: What a member answers that does not own the population.
 MOVED = 421
-#: How often members tell each other how much room they have, in the time of a lease.
-BEATS = 6.0
+#: How often members tell each other how much room they have, in the time of a lease; and how long
+#: it may be from one time to the next, in seconds.
+BEATS, LONGEST_BEAT = 6.0, 1.0
 #: After how many lease times without a word a link is given up.
 SILENCE = 3.0
 #: The pause before a member is called again that did not answer, and the longest, in seconds.
@@ -77,8 +80,7 @@ class Peer:
     :param url: where members call it.
     :ivar streams: the streams of shards that it writes for this member.
     :ivar address: where it is to be sent uploads; ``""``: nowhere.
-    :ivar free: how many bytes of uploads it has room for, as it said last.
-    :ivar named: how many devices were sent there since.
+    :ivar share: what it has to do.
     """
 
     stores = True
@@ -86,7 +88,7 @@ class Peer:
     def __init__(self, links: MemberLinks, member_id: str, url: str) -> None:
         self.member_id, self.url = member_id, url
         self.address = ""
-        self.free = self.named = 0
+        self.share = Share()
         #: Since when it has shown the storage no sign of life.
         self.silent = math.inf
         self.gone = asyncio.Event()
@@ -169,10 +171,10 @@ class Peer:
         self._uploading.pop(name, None)
         await self._links.uploads.abandon_upload(name, sender)
 
-    async def _room(self, address: str, host: str, free: int) -> None:
+    async def _room(self, address: str, host: str, free: int, used: float) -> None:
         local = urlsplit(address).hostname in _LOCAL
         self.address = "" if local and host != socket.gethostname() else address
-        self.free, self.named = free, 0
+        self.share.told(free, used)
 
     async def _take_over(self) -> None:
         """Bring here what it holds and has accumulated: it is about to end."""
@@ -227,11 +229,12 @@ class MemberLinks:
         self.room: Callable[[], int] = lambda: 0
         self.on_release: Callable[[], None] = lambda: None
         self.orphans: weakref.WeakValueDictionary[str, RemoteUpload] = weakref.WeakValueDictionary()
-        self._named = 0
+        self._share, self._placing = Share(), Placing()
         self._peers: dict[str, Peer] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._leaving = False
+        self._beating: asyncio.Future[Any] | None = None
 
     @property
     def held(self) -> int:
@@ -240,6 +243,7 @@ class MemberLinks:
 
     def start(self) -> None:
         """Call the other members, now and whenever one comes."""
+        self._beating = self.spawn(self._beat())
         self.members.on_change.append(self._changed)
         self._changed(self.members.table)
 
@@ -248,25 +252,18 @@ class MemberLinks:
         return next((peer for peer in self._peers.values() if peer.url == url), None)
 
     def place(self, size: int) -> str:
-        """Return where a device is to send an upload: to the member with most room.
+        """Return where a device is to send an upload: to the member that has least to do.
 
         :param size: of such uploads, in bytes; small ones are best received here.
         :returns: ``""`` for this member.
         """
         if size < LARGE:
             return ""
-        best, most = None, self.room() - self._named * size
+        shares = {"": self._share}
         for peer in self._peers.values():
             if peer.address not in ("", self._address):
-                free = peer.free - peer.named * size
-                # If both have as much, the owner has other things to do.
-                if free >= most:
-                    best, most = peer, free
-        if best is None:
-            self._named += 1
-            return ""
-        best.named += 1
-        return best.address
+                shares[peer.address] = peer.share
+        return self._placing.choose(shares, size) if len(shares) > 1 else ""
 
     def check_owned(self, name: str) -> None:
         """Check that the population of an upload is this member's.
@@ -297,7 +294,7 @@ class MemberLinks:
         self._peers[peer.member_id] = peer
         if older is not None:
             older.link.close()
-        self.spawn(self._beat(peer))
+        self._tell_room(peer)
 
     def lost(self, peer: Peer) -> None:
         """Do without a link that has ended."""
@@ -305,11 +302,12 @@ class MemberLinks:
             del self._peers[peer.member_id]
         self.engine.lost(peer)
 
-    def spawn(self, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> asyncio.Future[Any]:
         """Do something beside."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def announce(self) -> None:
         """Have the others send no more devices here."""
@@ -332,6 +330,8 @@ class MemberLinks:
         await asyncio.gather(*map(hand_over, list(self._peers.values())))
         for peer in list(self._peers.values()):
             peer.link.close()
+        if self._beating is not None:
+            self._beating.cancel()
         await asyncio.gather(*self._keepers.values(), *self._tasks, return_exceptions=True)
 
     # Inside.
@@ -376,19 +376,20 @@ class MemberLinks:
         finally:
             del self._keepers[member_id]
 
-    async def _beat(self, peer: Peer) -> None:
-        """Say how much room there is, until the other one is gone or says nothing any more."""
-        seconds = self.members.seconds
-        loop = asyncio.get_running_loop()
-        while not peer.gone.is_set():
-            self._tell_room(peer)
-            self._named = 0
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(peer.gone.wait(), seconds / BEATS)
-            if not peer.gone.is_set() and loop.time() - peer.link.heard > SILENCE * seconds:
-                logger.warning("the member at %s says nothing any more", peer.url)
-                peer.link.close()
-                return
+    async def _beat(self) -> None:
+        """Say how much room there is, again and again, to who is there, and was heard lately."""
+        seconds, loop = self.members.seconds, asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(LONGEST_BEAT, seconds / BEATS))
+            peers = list(self._peers.values())
+            self._share.told(self.room(), time.process_time())
+            self._placing.learn({"": self._share, **{each.url: each.share for each in peers}})
+            for peer in peers:
+                self._tell_room(peer)
+                if loop.time() - peer.link.heard > SILENCE * seconds:
+                    logger.warning("the member at %s says nothing any more", peer.url)
+                    peer.link.close()
 
     def _tell_room(self, peer: Peer) -> None:
-        peer.tell("room", self._address, socket.gethostname(), self.room())
+        here = (self._address, socket.gethostname())
+        peer.tell("room", *here, self.room(), time.process_time())

@@ -1,0 +1,226 @@
+"""Answers SQL queries with DuckDB: the same questions as SQLite, over large Parquet files.
+
+Queries come in SQLite's dialect, are held to a closed set of tables and functions, and are
+rewritten. DuckDB itself may reach nothing but the files that it was given: other files, the
+network, extensions and its own configuration are closed before a query is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fcp_core.client.duckdb_dialect import MACROS, rewritten
+from fcp_core.client.sql_engine import Answer, SQLLimits, refused
+from fcp_core.client.sql_files import SUFFIXES, plain, read_table
+from fcp_core.errors import MissingExtraError, UsageError
+from fcp_core.protocol import sketches
+from fcp_core.protocol.status import Code, StatusError
+
+try:
+    import duckdb
+    import pyarrow
+except ModuleNotFoundError:
+    raise MissingExtraError("asking DuckDB", "duckdb") from None
+
+_DATABASE = ".duckdb"
+_PARQUET = ".parquet"
+#: Closed once the files are open; the last one closes this list.
+_CLOSED = (
+    "SET enable_external_access = false",
+    "SET old_implicit_casting = true",
+    "SET lock_configuration = true",
+)
+#: How many rows are taken at a time.
+_ROWS = 10_000
+
+
+class DuckDBEngine:
+    """Answers queries about the tables of some files.
+
+    Parquet files and DuckDB databases are read where they lie; CSV and JSON lines are read into
+    memory, as SQLite's engine does.
+
+    :param paths: as those of :class:`~fcp_core.client.sql_engine.SQLiteEngine`, with ``.duckdb``
+        databases in the place of SQLite's.
+    :raises UsageError: if there is none, or one of a kind that it does not read.
+    """
+
+    def __init__(self, paths: Sequence[Path], limits: SQLLimits) -> None:
+        known = (_DATABASE, *(suffix for suffix in SUFFIXES if suffix not in _SQLITE))
+        if not paths:
+            raise UsageError("a store that is asked in SQL needs at least one file.")
+        for path in paths:
+            if path.suffix.lower() not in known:
+                raise UsageError(f"{path}: DuckDB's tables are read from {', '.join(known)}.")
+        self._paths = paths
+        self._limits = limits
+
+    def answer(self, sql: str, allowed: Callable[[str], bool]) -> Answer:
+        """Return the answer to one SELECT in SQLite's dialect.
+
+        :param allowed: whether the table of a name may be read.
+        :raises StatusError: as ``SQLiteEngine.answer`` does; also INVALID_ARGUMENT for values of
+            types that DuckDB does not compare.
+        """
+        with (
+            contextlib.closing(self._connected()) as database,
+            # DuckDB calls from threads of its own, one at a time.
+            contextlib.closing(sqlite3.connect(":memory:", check_same_thread=False)) as literals,
+        ):
+            tables = self._open(database, literals)
+            query = rewritten(sql, lambda name: name in tables and allowed(name))
+            for statement in _CLOSED:
+                database.execute(statement)
+            timer = threading.Timer(self._limits.seconds, database.interrupt)
+            timer.start()
+            try:
+                cursor = database.execute(query)
+                columns = [column[0] for column in cursor.description or ()]
+                return Answer(columns, list(self._counted(cursor)))
+            except duckdb.Error as error:
+                raise self._explained(error) from error
+            finally:
+                timer.cancel()
+
+    def _connected(self) -> Any:
+        return duckdb.connect(
+            ":memory:",
+            config={
+                "threads": 1,
+                "memory_limit": f"{self._limits.memory_bytes}B",
+                "temp_directory": "",
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+                "allow_community_extensions": False,
+                "python_enable_replacements": False,
+            },
+        )
+
+    def _open(self, database: Any, literals: sqlite3.Connection) -> set[str]:
+        """Make a table or a view for each that the files have; return their names."""
+
+        def real_literal(number: float) -> str:
+            if number.is_integer() and abs(number) < 1 << 63:
+                return str(int(number))
+            literal: str = literals.execute("SELECT quote(?)", (number,)).fetchone()[0]
+            return literal
+
+        def code_of_literal(literal: str) -> int:
+            try:
+                value: Any = float(literal) if set(literal) & set(".eIif") else int(literal)
+            except ValueError:
+                value = literals.execute(f"SELECT {literal}").fetchone()[0]
+            return int(sketches.distinct_codes([value])[0])
+
+        for name, function, given, result in (
+            ("fcp_real_literal", real_literal, "DOUBLE", "VARCHAR"),
+            ("fcp_code_of_literal", code_of_literal, "VARCHAR", "BIGINT"),
+        ):
+            database.create_function(name, function, [given], result)
+        for macro in MACROS:
+            database.execute(macro)
+        read = [path for path in self._paths if path.suffix.lower() == _PARQUET]
+        places = ", ".join(_text(str(path.absolute())) for path in read)
+        database.execute(f"SET allowed_paths = [{places}]")
+        tables: set[str] = set()
+        for number, path in enumerate(self._paths):
+            try:
+                tables.update(self._table(database, number, path))
+            except duckdb.Error as error:
+                raise StatusError(
+                    Code.INVALID_ARGUMENT, f"{path.name} cannot be read as a table: {error}"
+                ) from error
+        return tables
+
+    def _table(self, database: Any, number: int, path: Path) -> Iterator[str]:
+        suffix, name = path.suffix.lower(), _identifier(path.stem)
+        where = _text(str(path.absolute()))
+        if suffix == _PARQUET:
+            database.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({where})")
+            yield path.stem.lower()
+        elif suffix == _DATABASE:
+            database.execute(f"ATTACH {where} AS d{number} (READ_ONLY)")
+            found = database.execute(
+                "SELECT table_name FROM duckdb_tables() WHERE database_name = ? AND NOT internal",
+                [f"d{number}"],
+            ).fetchall()
+            for (table,) in found:
+                quoted = _identifier(table)
+                database.execute(f"CREATE VIEW {quoted} AS SELECT * FROM d{number}.{quoted}")
+                yield table.lower()
+        else:
+            table = read_table(path, self._limits.file_bytes)
+            columns = [_column(values) for values in zip(*table.rows, strict=True)]
+            columns = columns or [pyarrow.array([], pyarrow.string()) for _ in table.columns]
+            database.register("fcp_read", pyarrow.table(columns, list(table.columns)))
+            database.execute(f"CREATE TABLE {name} AS SELECT * FROM fcp_read")
+            database.unregister("fcp_read")
+            yield path.stem.lower()
+
+    def _counted(self, cursor: Any) -> Iterator[Sequence[Any]]:
+        size = number = 0
+        while rows := cursor.fetchmany(_ROWS):
+            for row in rows:
+                values = [_value(value) for value in row]
+                number += 1
+                size += sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in values)
+                if number > self._limits.rows or size > self._limits.answer_bytes:
+                    raise StatusError(
+                        Code.RESOURCE_EXHAUSTED,
+                        f"the answer has more than {self._limits.rows} rows or "
+                        f"{self._limits.answer_bytes} bytes",
+                    )
+                yield values
+
+    def _explained(self, error: Exception) -> StatusError:
+        if isinstance(error, duckdb.InterruptException):
+            words = f"the SQL query took more than {self._limits.seconds} seconds"
+            return StatusError(Code.DEADLINE_EXCEEDED, words)
+        if isinstance(error, duckdb.OutOfMemoryException):
+            words = f"the SQL query took more than {self._limits.memory_bytes} bytes of memory"
+            return StatusError(Code.RESOURCE_EXHAUSTED, words)
+        if "too long" in str(error):
+            return StatusError(
+                Code.RESOURCE_EXHAUSTED, "the SQL query makes a text that is too long"
+            )
+        if isinstance(error, duckdb.PermissionException):
+            return refused("it does more than reading its tables")
+        # What values an error is about is the device's own.
+        return StatusError(Code.INVALID_ARGUMENT, f"the SQL query: {type(error).__name__}")
+
+
+_SQLITE = frozenset({".db", ".sqlite", ".sqlite3"})
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """Return a column of one type; one of several is text."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float} or len(kinds) <= 1:
+        whole = (
+            [float(v) if isinstance(v, int) else v for v in values] if len(kinds) > 1 else values
+        )
+        return pyarrow.array(whole) if kinds else pyarrow.array(values, pyarrow.string())
+    return pyarrow.array([None if value is None else str(value) for value in values])
+
+
+def _value(value: Any) -> Any:
+    """Return a value as SQLite has it."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, (datetime.datetime, datetime.date)):
+        return str(value)
+    return plain(value)
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

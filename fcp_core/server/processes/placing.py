@@ -1,0 +1,75 @@
+"""Which member is to receive an upload: the one that has least to do, as its processor time tells.
+
+An owner has more to do than to receive uploads: calls of all devices come to it. How much that is,
+and how much an upload is, follows from what members used since they said so last, and how many
+devices they were sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: How much the last time counts in what an upload is thought to take.
+WEIGHT = 0.3
+
+
+class Share:
+    """What one member has to do.
+
+    :ivar free: for how many bytes of uploads it has room, as it said last.
+    :ivar named: how many devices were sent there since.
+    """
+
+    def __init__(self) -> None:
+        self.free = self.named = 0
+        #: The seconds of processor time that it had used, as it said last.
+        self._used: float | None = None
+        #: How many it used from one time to the next, with how many uploads.
+        self.seconds, self.uploads = 0.0, 0
+
+    def told(self, free: int, used: float) -> None:
+        """Note what it says.
+
+        :param used: the processor time of its process, in seconds.
+        """
+        if self._used is not None:
+            self.seconds, self.uploads = max(0.0, used - self._used), self.named
+        self.free, self.named, self._used = free, 0, used
+
+    def room(self, size: int) -> int:
+        """Return how much room it has if all uploads are of so many bytes."""
+        return self.free - self.named * size
+
+
+class Placing:
+    """Chooses among members, by whatever they are known by."""
+
+    def __init__(self) -> None:
+        #: What an upload is thought to take, in seconds of processor time.
+        self._upload = 0.0
+
+    def learn(self, shares: Mapping[str, Share]) -> None:
+        """Take what members used since the last time."""
+        # Whoever had least to do beside.
+        found = [share.seconds / share.uploads for share in shares.values() if share.uploads]
+        if found:
+            weight = WEIGHT if self._upload else 1.0
+            self._upload += weight * (min(found) - self._upload)
+
+    def choose(self, shares: Mapping[str, Share], size: int) -> str:
+        """Return which member is to receive an upload; of equals the last.
+
+        :param size: of such uploads, in bytes.
+        """
+        able = {key: share for key, share in shares.items() if share.room(size) >= size}
+        if able:
+            best = min(reversed(able), key=lambda key: self._expected(able[key]))
+        else:
+            best = max(shares, key=lambda key: shares[key].room(size))
+        shares[best].named += 1
+        return best
+
+    def _expected(self, share: Share) -> tuple[float, int]:
+        """Return what a member will have to do before it says so again, as far as is known."""
+        beside = max(0.0, share.seconds - share.uploads * self._upload)
+        return beside + share.named * self._upload, share.named
