@@ -95,6 +95,25 @@ class _Root(click.Group):
             return super().invoke(ctx)
         except UsageError as error:
             raise _Mistake(str(error)) from error
+        except click.exceptions.NoSuchOption as error:
+            _say_where_it_belongs(error)
+            raise
+
+
+def _say_where_it_belongs(error: click.exceptions.NoSuchOption) -> None:
+    """Say so if an option that a command has not is one of the group that it is in."""
+    inner = error.ctx
+    while inner is not None and inner.parent is not None:
+        outer = inner.parent
+        if any(error.option_name in each.opts for each in outer.command.params):
+            which, name = inner.command_path, inner.info_name
+            error.message = (
+                f"{which} has no option {error.option_name!r}: write it before {name!r}, as in "
+                f'"{outer.command_path} {error.option_name} ... {name}".'
+            )
+            error.possibilities = None
+            return
+        inner = outer
 
 
 def _plugin_commands(root: click.Group, ctx: click.Context) -> Mapping[str, click.Command]:
