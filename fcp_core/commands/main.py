@@ -96,24 +96,27 @@ class _Root(click.Group):
         except UsageError as error:
             raise _Mistake(str(error)) from error
         except click.exceptions.NoSuchOption as error:
-            _say_where_it_belongs(error)
-            raise
+            message = _where_it_belongs(error)
+            if message is None:
+                raise
+            raise click.exceptions.NoSuchOption(
+                error.option_name, message=message, ctx=error.ctx
+            ) from None
 
 
-def _say_where_it_belongs(error: click.exceptions.NoSuchOption) -> None:
-    """Say so if an option that a command has not is one of the group that it is in."""
+def _where_it_belongs(error: click.exceptions.NoSuchOption) -> str | None:
+    """Say where an option goes that a command has not, if it is one of a group that it is in."""
     inner = error.ctx
     while inner is not None and inner.parent is not None:
         outer = inner.parent
         if any(error.option_name in each.opts for each in outer.command.params):
-            which, name = inner.command_path, inner.info_name
-            error.message = (
-                f"{which} has no option {error.option_name!r}: write it before {name!r}, as in "
-                f'"{outer.command_path} {error.option_name} ... {name}".'
+            name = inner.info_name
+            return (
+                f"{inner.command_path} has no option {error.option_name!r}: write it before "
+                f'{name!r}, as in "{outer.command_path} {error.option_name} ... {name}".'
             )
-            error.possibilities = None
-            return
         inner = outer
+    return None
 
 
 def _plugin_commands(root: click.Group, ctx: click.Context) -> Mapping[str, click.Command]:
