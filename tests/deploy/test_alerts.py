@@ -51,6 +51,10 @@ CASES = {
         _LAG % "0.5": ("0+1200x120", "0+1200x120"),
         _LAG % "+Inf": ("0+1200x120", "0+1200x120"),
     },
+    "FcpBudgetNearlySpent": {
+        'fcp_ledger{instance="a",population="p",figure="privacy_spent"}': ("7x120", "7.5x120"),
+        'fcp_ledger{instance="a",population="p",figure="privacy_budget"}': ("8x120", "8x120"),
+    },
     "FcpCommitsSlow": {
         _COMMIT % "1": ("0+600x120", "0+500x120"),
         _COMMIT % "3": ("0+600x120", "0+600x120"),
