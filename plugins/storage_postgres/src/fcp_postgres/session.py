@@ -40,6 +40,8 @@ _BEGIN = (
 _SPLIT_AFTER = 2
 #: Conflicts after which others have to wait until this one has been committed.
 _LOCK_AFTER = 5
+#: So many records of one table are written in one statement with all else.
+_FEW = 4
 #: What a slow network carries in a second.
 _BYTES_PER_SECOND = 1 << 20
 
@@ -220,6 +222,9 @@ class Session:
             self._execute("COMMIT")
 
     def _write(self, writes: Writes) -> _Commit:
+        """Write everything; what is little goes in one statement, which takes one way and back."""
+        parts: list[str] = []
+        arguments: list[Any] = []
         for kind, records in sorted(writes.by_kind.items()):
             rows: dict[Table, list[tuple[bytes, ...]]] = {}
             gone: list[bytes] = []
@@ -231,25 +236,35 @@ class Session:
                 else:
                     rows.setdefault(written.table, []).append(written.row)
             if gone:
-                self._query(table.delete, gone)
+                arguments.append(gone)
+                parts.append(table.delete.replace("$1", f"${len(arguments)}"))
             for table, values in rows.items():
                 size = sum(len(row[1]) for row in values)
                 patience = self._settings.timeout + size / _BYTES_PER_SECOND
-                self._wait(self._upsert(table, values, patience))
+                ready = self._wait(self._in_parts(table, values, patience))
+                if len(values) > _FEW:
+                    self._wait(self._use().executemany(table.upsert(), ready, timeout=patience))
+                    continue
+                parts.append(table.upsert(len(arguments), len(ready)))
+                arguments += (value for row in ready for value in row)
         self._commits += 1
+        first = "".join(f"w{number} AS ({part}), " for number, part in enumerate(parts))
+        at = len(arguments)
         row = self._query(
-            f"INSERT INTO {self._last} VALUES ($1, $2, now()) ON CONFLICT (session) DO UPDATE"
-            " SET number = excluded.number, at = excluded.at"
+            f"{'WITH ' if first else ''}{first.rstrip(', ')} "
+            f"INSERT INTO {self._last} VALUES (${at + 1}, ${at + 2}, now())"
+            " ON CONFLICT (session) DO UPDATE SET number = excluded.number, at = excluded.at"
             " RETURNING pg_current_xact_id()::text, pg_backend_pid()",
+            *arguments,
             self._name,
             self._commits,
         )[0]
         return _Commit(row[0], row[1], self._commits)
 
-    async def _upsert(
+    async def _in_parts(
         self, table: Table, rows: Sequence[tuple[bytes, ...]], patience: float
-    ) -> None:
-        """Write records of one table; the bytes of large ones in parts."""
+    ) -> list[tuple[Any, ...]]:
+        """Return records as they are written to one table; the bytes of large ones go in parts."""
         connection = self._use()
         numbers: list[int | None] = [None] * len(rows)
         large = [place for place, row in enumerate(rows) if len(row[1]) > LARGE]
@@ -267,11 +282,10 @@ class Session:
                 records=parts,
                 timeout=patience,
             )
-        values = [
+        return [
             (key, data if number is None else b"", number, *rest)
             for number, (key, data, *rest) in zip(numbers, rows, strict=True)
         ]
-        await connection.executemany(table.upsert, values, timeout=patience)
 
     def _commit(self, commit: _Commit) -> None:
         """Commit, and if the answer is lost find out whether it happened.
