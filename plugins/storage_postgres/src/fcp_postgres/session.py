@@ -21,7 +21,8 @@ from fcp_core.storage.contract import Record, StorageError
 from fcp_postgres import faults
 from fcp_postgres.faults import Fault, Patience, Place
 from fcp_postgres.jobs import Job
-from fcp_postgres.tables import LARGE, Table, parts_of, quoted
+from fcp_postgres.parts import in_parts
+from fcp_postgres.tables import Table, quoted
 from fcp_postgres.transaction import BufferedTransaction, Writes
 
 T = TypeVar("T")
@@ -241,7 +242,7 @@ class Session:
             for table, values in rows.items():
                 size = sum(len(row[1]) for row in values)
                 patience = self._settings.timeout + size / _BYTES_PER_SECOND
-                ready = self._wait(self._in_parts(table, values, patience))
+                ready = self._wait(in_parts(self._use(), table, values, patience))
                 if len(values) > _FEW:
                     self._wait(self._use().executemany(table.upsert(), ready, timeout=patience))
                     continue
@@ -260,32 +261,6 @@ class Session:
             self._commits,
         )[0]
         return _Commit(row[0], row[1], self._commits)
-
-    async def _in_parts(
-        self, table: Table, rows: Sequence[tuple[bytes, ...]], patience: float
-    ) -> list[tuple[Any, ...]]:
-        """Return records as they are written to one table; the bytes of large ones go in parts."""
-        connection = self._use()
-        numbers: list[int | None] = [None] * len(rows)
-        large = [place for place, row in enumerate(rows) if len(row[1]) > LARGE]
-        if large:
-            query = "SELECT nextval($1::text::regclass) FROM generate_series(1, $2)"
-            found = await connection.fetch(query, table.part_ids, len(large), timeout=patience)
-            parts: list[tuple[int, int, memoryview]] = []
-            for place, (number,) in zip(large, found, strict=True):
-                numbers[place] = number
-                parts += parts_of(number, rows[place][1])
-            await connection.copy_records_to_table(
-                "parts",
-                schema_name=table.schema,
-                columns=("id", "n", "data"),
-                records=parts,
-                timeout=patience,
-            )
-        return [
-            (key, data if number is None else b"", number, *rest)
-            for number, (key, data, *rest) in zip(numbers, rows, strict=True)
-        ]
 
     def _commit(self, commit: _Commit) -> None:
         """Commit, and if the answer is lost find out whether it happened.
