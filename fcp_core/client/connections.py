@@ -22,11 +22,14 @@ from typing import Any
 
 from fcp_core.client.origins import Origin
 from fcp_core.errors import UsageError
+from fcp_core.protocol.joining import read_in_place
 
 #: Idle connections that are kept to one host.
 _KEPT = 8
 #: What is sent or received at once; the time limit is for each piece.
 _PIECE = 256 << 10
+#: Up to this size there is room for a body as soon as its length is known.
+_IN_PLACE = 64 << 20
 #: How long the other side may take for each step of TLS's handshake.
 _HANDSHAKE_SECONDS = 10.0
 
@@ -219,14 +222,19 @@ class Connection:
 
     @staticmethod
     def _body(response: http.client.HTTPResponse) -> bytes:
-        if response.length is not None and response.length <= _PIECE:
+        length = response.length
+        if length is not None and length <= _PIECE:
             return response.read()
-        body = io.BytesIO()  # a list of tiny chunks would take many times their size
-        while piece := response.read1(_PIECE):
-            body.write(piece)
+        if length is not None and length <= _IN_PLACE:
+            found = read_in_place(response.readinto, length, _PIECE)
+        else:
+            body = io.BytesIO()  # a list of tiny chunks would take many times their size
+            while piece := response.read1(_PIECE):
+                body.write(piece)
+            found = body.getvalue()
         if response.length:
             raise BadAnswerError("it is cut short")
-        return body.getvalue()
+        return found
 
 
 class Pool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from fcp_core.errors import UsageError
-from fcp_core.protocol.statement import statement_of
+from fcp_core.protocol.statement import digest_of, statement_of
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS beginning (time REAL NOT NULL);
@@ -186,8 +185,8 @@ class History:
         self, population: str, task_name: str, when: float, plan: bytes, *, session: str = ""
     ) -> int:
         """Note that a plan is about to run, and return a number to end it by."""
+        digest = digest_of(plan)
         statement = statement_of(plan).text
-        digest = hashlib.sha256(plan).hexdigest()
         with self._lock:
             cursor = self._database.execute(
                 "INSERT INTO runs (population, task_name, session, time, plan_sha256, statement)"
@@ -203,11 +202,12 @@ class History:
 
         :param collections: what it read; None leaves what was noted.
         """
+        text = None if collections is None else json.dumps(list(collections))
         with self._lock:
-            self._database.execute("UPDATE runs SET outcome = ? WHERE id = ?", (outcome, run))
-            if collections is not None:
-                text = json.dumps(list(collections))
-                self._database.execute("UPDATE runs SET collections = ? WHERE id = ?", (text, run))
+            self._database.execute(
+                "UPDATE runs SET outcome = ?, collections = coalesce(?, collections) WHERE id = ?",
+                (outcome, text, run),
+            )
 
     def runs(self) -> list[RunRecord]:
         """Return what ran on the device, in its order."""

@@ -202,6 +202,8 @@ class SQLiteEngine:
         if not _STATEMENT.match(sql):
             raise refused("it is no SELECT")
         with closing(sqlite3.connect(":memory:", uri=True, isolation_level=None)) as database:
+            # A text may have any bytes in SQLite; one that is none must not cost the answer.
+            database.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
             self._open(database)
             guard = _Guard(database, allowed, time.monotonic() + self._limits.seconds)
             try:

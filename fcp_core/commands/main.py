@@ -95,6 +95,28 @@ class _Root(click.Group):
             return super().invoke(ctx)
         except UsageError as error:
             raise _Mistake(str(error)) from error
+        except click.exceptions.NoSuchOption as error:
+            message = _where_it_belongs(error)
+            if message is None:
+                raise
+            raise click.exceptions.NoSuchOption(
+                error.option_name, message=message, ctx=error.ctx
+            ) from None
+
+
+def _where_it_belongs(error: click.exceptions.NoSuchOption) -> str | None:
+    """Say where an option goes that a command has not, if it is one of a group that it is in."""
+    inner = error.ctx
+    while inner is not None and inner.parent is not None:
+        outer = inner.parent
+        if any(error.option_name in each.opts for each in outer.command.params):
+            name = inner.info_name
+            return (
+                f"{inner.command_path} has no option {error.option_name!r}: write it before "
+                f'{name!r}, as in "{outer.command_path} {error.option_name} ... {name}".'
+            )
+        inner = outer
+    return None
 
 
 def _plugin_commands(root: click.Group, ctx: click.Context) -> Mapping[str, click.Command]:

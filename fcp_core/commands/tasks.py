@@ -223,7 +223,7 @@ def list_(connect: Any, population: str | None, state: str | None) -> None:
             task.state,
             f"{task.contributed}/{task.goal_count}",
             local_time(task.created),
-            "" if task.error is None else task.error.status,
+            "" if task.error is None else _cut(f"{task.error.status}: {task.error.message}"),
         )
     print_tables(table)
 
@@ -298,6 +298,11 @@ def openapi() -> None:
     from fcp_core.admin.openapi import describe
 
     click.echo(msgspec.json.format(msgspec.json.encode(describe()), indent=2))
+
+
+def _cut(text: str, most: int = 100) -> str:
+    """Return a text that fits a table: 'fcp tasks watch' has all of it."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def local_time(seconds: float) -> str:

@@ -185,11 +185,20 @@ class Sources:
             elif registry.get(section, name) is None and not warn_if_removed(
                 section, name, raw.origin
             ):
-                names = registry.names(section)
-                listed = f" Options of {header(section)}: {', '.join(names)}."
-                hint = did_you_mean(name, names) or listed
+                hint = self._where_it_is(registry, section, name)
                 problems.append(f"{raw.origin}: there is no such option.{hint}")
         return problems + self._unknown_variables([option.variable for option in registry])
+
+    @staticmethod
+    def _where_it_is(registry: OptionRegistry, section: str, name: str) -> str:
+        """Return a hint for whoever wrote an option where it is not."""
+        sections = ["", *registry.sections()]
+        others = [each for each in sections if name in registry.names(each)]
+        if 0 < len(others) <= 2:
+            return f" It is one of {' and '.join(map(header, others))}."
+        names = registry.names(section)
+        listed = f" Options of {header(section)}: {', '.join(names)}."
+        return did_you_mean(name, names) or listed
 
     def _unknown_variables(self, known: list[str]) -> list[str]:
         removed = {variable(*key): key for key in REMOVED}

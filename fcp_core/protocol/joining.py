@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 #: From this size on, ``b"".join`` would keep all others waiting for too long.
 LARGE = 8 << 20
@@ -43,3 +43,19 @@ class Whole:
         """Return the bytes: those that came, if they were fewer or more than was said."""
         self._bytes.truncate()
         return self._bytes.getvalue()  # which is no copy
+
+
+def read_in_place(readinto: Callable[[memoryview], int], size: int, step: int) -> bytes:
+    """Read bytes to where they stay; memory is taken as they come.
+
+    :param readinto: fills a buffer as far as it goes, and returns how far.
+    :param step: the most bytes that are read at once.
+    :returns: the bytes that there were.
+    """
+    whole, at, more = io.BytesIO(bytes(size)), 0, 1
+    with whole.getbuffer() as view:
+        while more and at < size:
+            more = readinto(view[at : at + step])
+            at += more
+    whole.truncate(at)
+    return whole.getvalue()  # which is no copy

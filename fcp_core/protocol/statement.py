@@ -7,6 +7,8 @@ ledger may state more than a device knows to ask for.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,9 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from fcp_core.protocol.protos.stated_plan_pb2 import StatedPlan
+
+#: Of plans up to this size, in bytes, what was found is remembered, and the last two with it.
+_KEPT = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,26 @@ def add_statement(plan: bytes, said: Mapping[str, Any]) -> bytes:
 
 def statement_of(plan: bytes) -> Statement:
     """Return the statement of a serialized ``ClientOnlyPlan``; an empty one if it has none."""
+    return (_statement if len(plan) <= _KEPT else _statement.__wrapped__)(plan)
+
+
+def digest_of(plan: bytes) -> str:
+    """Return the SHA-256 of a serialized plan in hexadecimal."""
+    return (_digest if len(plan) <= _KEPT else _digest.__wrapped__)(plan)
+
+
+# A device runs the same plan round after round. Looked up, it is hashed by Python, which remembers
+# the hash with the bytes.
+
+
+@functools.lru_cache(maxsize=2)
+def _statement(plan: bytes) -> Statement:
     try:
         return Statement.read(StatedPlan.FromString(plan).statement)
     except DecodeError:
         return Statement.of({})
+
+
+@functools.lru_cache(maxsize=2)
+def _digest(plan: bytes) -> str:
+    return hashlib.sha256(plan).hexdigest()

@@ -71,6 +71,12 @@ def test_a_cancelled_task_is_a_failure_for_its_watcher(fcp, task_file):
     assert "no need" in fcp("cancel", task_id, "--reason", "no need").output
     watched = fcp("watch", task_id)
     assert (watched.exit_code, "CANCELLED: no need" in watched.output) == (1, True)
+    assert "CANCELLED: no need" in fcp("list").output
+    long = fcp("submit", str(task_file)).output.strip()
+    fcp("cancel", long, "--reason", "x" * 300)
+    listed = fcp("list").output
+    assert "CANCELLED: xxx" in listed
+    assert "x" * 100 not in listed
 
 
 def test_a_watcher_is_told_why_devices_do_not_contribute(fcp, task_file):

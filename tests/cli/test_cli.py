@@ -224,6 +224,11 @@ def test_help_survives_a_broken_configuration(fcp, tmp_path):
         (("-s", "storage", "plugins"), "'storage' is not of the form NAME=VALUE"),
         (("-s", "storge=x", "plugins"), "the command line: storge: there is no such option"),
         (("clinet",), "No such command 'clinet'"),
+        (("plugins", "--config", "x"), "write it before 'plugins', as in \"fcp --config ... plug"),
+        (
+            ("tasks", "list", "--server=http://localhost:1/"),
+            "before 'list', as in \"fcp tasks --server ... list\".",
+        ),
     ],
 )
 def test_wrong_arguments_exit_with_status_2(fcp, arguments, message):

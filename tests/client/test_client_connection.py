@@ -6,11 +6,13 @@ import contextlib
 import http.client
 import socket
 import threading
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcp_core.client import connections
 from fcp_core.client.connections import BadAnswerError, Connection, StaleError
 from fcp_core.client.origins import split_url
 
@@ -75,22 +77,34 @@ def framed(draw):
     return head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + end, body, True
 
 
+#: What is read at once, and up to which size a body is read to where it stays.
+SIZES = pytest.mark.parametrize("sizes", [(256 << 10, 64 << 20), (16, 1000), (16, 0)], ids=str)
+
+
+def small(sizes):
+    return mock.patch.multiple(connections, _PIECE=sizes[0], _IN_PLACE=sizes[1])
+
+
+@SIZES
 @given(framed(), st.data())
-def test_answers_come_in_any_pieces(answer, data):
+def test_answers_come_in_any_pieces(sizes, answer, data):
     sent, body, reusable = answer
     cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=5)))
-    got, goes_on = answer_to(sent, cuts=cuts, close=not reusable)
+    with small(sizes):
+        got, goes_on = answer_to(sent, cuts=cuts, close=not reusable)
     assert (got.status, got.body, goes_on) == (200, body, reusable)
 
 
+@SIZES
 @given(framed(), st.data())
-def test_an_answer_that_is_cut_short_is_none(answer, data):
+def test_an_answer_that_is_cut_short_is_none(sizes, answer, data):
     sent, body, reusable = answer
     if not reusable:
         return  # without a length, nobody can tell
     cut = data.draw(st.integers(0, len(sent) - 1))
     try:
-        got, _ = answer_to(sent[:cut])
+        with small(sizes):
+            got, _ = answer_to(sent[:cut])
     except BAD:
         return
     assert got.body == body  # only what comes after the body was missing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import time
 from contextlib import closing
@@ -28,9 +29,10 @@ from fcp_core.client.transport import Transport
 from fcp_core.commands.main import cli
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol import statement
 from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.protos import plan_pb2, task_assignments_pb2
-from fcp_core.protocol.statement import Statement, add_statement, statement_of
+from fcp_core.protocol.statement import Statement, add_statement, digest_of, statement_of
 from fcp_core.protocol.status import Code
 from fcp_core.server import Server
 from fcp_core.testing.servers import COLLECTION, RunningServer, make_device, query_task
@@ -82,6 +84,17 @@ def test_a_statement_travels_in_a_plan_that_published_clients_read():
     assert add_statement(bytes_, {}) == bytes_
     assert statement_of(bytes_) == NOTHING
     assert statement_of(b"\xff\xff no plan") == NOTHING
+
+
+def test_what_a_plan_says_is_read_once(monkeypatch):
+    plan = add_statement(
+        plan_pb2.ClientOnlyPlan().SerializeToString(), {"epsilon": 0.5, "of": "this test"}
+    )
+    assert statement_of(plan) is statement_of(bytes(bytearray(plan)))
+    assert digest_of(plan) == digest_of(bytes(bytearray(plan))) == hashlib.sha256(plan).hexdigest()
+    monkeypatch.setattr(statement, "_KEPT", 0)  # a large one is not kept for it
+    assert statement_of(plan) == statement_of(plan)
+    assert statement_of(plan) is not statement_of(plan)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '{"epsilon": "1"}', '{"epsilon": -1}', "null"])

@@ -24,11 +24,17 @@ def command(folder: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "fcp_core", "demo", "--folder", str(folder), *options]
 
 
-def run(folder: Path, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, *options: str, status: int = 0, plugins: str = ""
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         command(folder, *options),
         # Distributions that are not installed are on the path of the tests only.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "FCP_PLUGINS": plugins,
+        },
         capture_output=True,
         text=True,
         timeout=600,
@@ -95,6 +101,20 @@ def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path)
     run(tmp_path, *SMALL, "--resume")
     assert len(outcome(tmp_path)["accuracy"]) == 3 - finished
     assert (tmp_path / "state" / "round_3").exists()
+
+
+def test_a_round_under_masks_is_completed_while_devices_vanish(tmp_path: Path) -> None:
+    """How well it learns so is tested where time is an argument (`test_secagg_http.py`)."""
+    pytest.importorskip("cryptography")
+    options = ["--rounds", "1", "--devices", "10", "--contributions", "6", "--processes", "2"]
+    masked = ["--protocol", "secagg", "--drop", "0.2"]
+    done = run(tmp_path, *options, *masked, plugins="fcp_secagg.plugin")
+    result = outcome(tmp_path)
+    assert len(result["accuracy"]) == 1
+    assert f"{result['accuracy'][0]:.3f} after 1 rounds" in done.stdout
+    # Which devices vanish at first follows from their names.
+    assert result["devices"]["failed"] > 0
+    assert result["devices"]["contributed"] > 0
 
 
 def test_privacy_is_bought_and_booked(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ PROMTOOL = shutil.which(
 )
 
 _T = '{population="p",task="t"}'
+_COMMIT = 'fcp_commit_seconds_bucket{instance="a",population="p",task="t",le="%s"}'
 _LAG = 'fcp_loop_lag_seconds_bucket{instance="a",le="%s"}'
 #: Of each alert: what a minute adds to each series while all is well, and while it is not.
 #: ``a+bxn`` is Prometheus' way to say: begin at a, then n times b more.
@@ -49,6 +50,15 @@ CASES = {
         _LAG % "0.1": ("0+1200x120", "0+1100x120"),
         _LAG % "0.5": ("0+1200x120", "0+1200x120"),
         _LAG % "+Inf": ("0+1200x120", "0+1200x120"),
+    },
+    "FcpBudgetNearlySpent": {
+        'fcp_ledger{instance="a",population="p",figure="privacy_spent"}': ("7x120", "7.5x120"),
+        'fcp_ledger{instance="a",population="p",figure="privacy_budget"}': ("8x120", "8x120"),
+    },
+    "FcpCommitsSlow": {
+        _COMMIT % "1": ("0+600x120", "0+500x120"),
+        _COMMIT % "3": ("0+600x120", "0+600x120"),
+        _COMMIT % "+Inf": ("0+600x120", "0+600x120"),
     },
 }
 

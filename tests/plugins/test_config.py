@@ -186,6 +186,18 @@ def test_all_mistakes_are_told_together_with_their_origins(registry, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[fcp]\nworkers = 3\n", "It is one of [fcp:storage.demo]."),
+        ("[fcp:storage.demo]\nengine = demo\n", "It is one of [fcp]."),
+    ],
+)
+def test_an_option_of_another_section_says_of_which(registry, tmp_path, text, said):
+    write(tmp_path, "setup.cfg", text)
+    assert mistake(registry, tmp_path).endswith(f": there is no such option. {said}")
+
+
 def test_secrets_never_show(registry, tmp_path):
     registry.add("storage.demo", "pin", "int", None, "a secret", secret=True)
     text = mistake(registry, tmp_path, {"FCP_STORAGE_DEMO__PIN": "hunter2"})
