@@ -8,7 +8,10 @@ On few processors the clients take what the servers could use, so what counts is
 time: two members on two processors do 2 / s2 where one does 1 / s1, with s the server's processor
 time for a contribution.
 
-    python benchmarks/bench_members.py [--quick]
+With ``--together`` all devices are of one population, so that one of two members receives uploads
+for the other, as one of two processes does.
+
+    python benchmarks/bench_members.py [--quick] [--together]
 """
 
 from __future__ import annotations
@@ -133,18 +136,21 @@ def populations(servers: list[tuple[str, int]]) -> list[tuple[str, str]]:
     raise RuntimeError("one member owns everything")
 
 
-def measure(servers: list[tuple[str, int]], work: Work) -> tuple[float, float]:
+def measure(
+    servers: list[tuple[str, int]], work: Work, *, together: bool = False
+) -> tuple[float, float]:
     """Return contributions a second, and the servers' processor time for one, in seconds."""
     task = BenchTask(work.elements)
-    places = populations(servers)
+    places = populations(servers)[: 1 if together else None]
 
     def devices(place: tuple[str, str]) -> int:
         name, url = place
-        load = Load(work.clients, (), CONNECTIONS // 2, population=name, gzip=work.gzip)
+        connections, clients = CONNECTIONS // len(places), 2 * work.clients // len(places)
+        load = Load(clients, (), connections, population=name, gzip=work.gzip)
         with AdminClient(url, TOKEN) as client:
             report = run(client, replace(load, bodies=(b"",)), task)
-        if report.contributed != work.clients:
-            raise RuntimeError(f"{report.contributed} of {work.clients} contributed: {report}")
+        if report.contributed != clients:
+            raise RuntimeError(f"{report.contributed} of {clients} contributed: {report}")
         return report.contributed
 
     before, began = sum(processor_time(pid) for _, pid in servers), time.perf_counter()
@@ -155,7 +161,7 @@ def measure(servers: list[tuple[str, int]], work: Work) -> tuple[float, float]:
     return done / seconds, used / done
 
 
-def figures(quick: bool) -> dict[tuple[str, str], tuple[float, float]]:
+def figures(quick: bool, *, together: bool = False) -> dict[tuple[str, str], tuple[float, float]]:
     """Return what was measured, by server and work."""
     from fcp_postgres.testing import PostgresServer
 
@@ -166,7 +172,7 @@ def figures(quick: bool) -> dict[tuple[str, str], tuple[float, float]]:
             with members(count, processes, database.url, schema) as servers:
                 for work in WORKS:
                     given = replace(work, clients=work.clients // 5) if quick else work
-                    found[server, work.name] = measure(servers, given)
+                    found[server, work.name] = measure(servers, given, together=together)
     return found
 
 
@@ -189,7 +195,9 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer contributions")
-    found = figures(parser.parse_args().quick)
+    parser.add_argument("--together", action="store_true", help="all of one population")
+    options = parser.parse_args()
+    found = figures(options.quick, together=options.together)
     print(
         "| server | contributions | a second | ms of server CPU each | by CPU, times one member |"
     )

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fcp_core.aggregation.number_index import NumberIndex, distinct
 from fcp_core.aggregation.spec import DataType, Tensor
 
-#: Up to so many rows are looked up one by one; of more, the distinct ones are sorted out first.
+#: Up to so many rows are looked up as they are; of more, the distinct ones are sorted out first.
 _FEW = 1 << 13
 
 
@@ -42,16 +43,21 @@ class KeyIndex:
 
     def __init__(self, dtypes: Sequence[DataType]) -> None:
         self._dtypes = tuple(dtypes)
-        # Strings are numbered column by column, so that all else is arithmetic on integers.
+        # Columns are numbered one by one, and then pairs of such numbers: all but strings is
+        # arithmetic on integers.
         self._strings = [_numbers() for _ in dtypes]
-        self._ordinals = _numbers()
+        self._values = [NumberIndex() for _ in dtypes]
+        self._pairs = [NumberIndex() for _ in dtypes[1:]]
         self._columns: list[list[Tensor]] = [[] for _ in dtypes]
         #: How many bytes its strings have, each once a column.
         self.string_bytes = 0
 
     def __len__(self) -> int:
         """Return how many distinct keys there are."""
-        return len(self._ordinals)
+        last = len(self._dtypes) - 1
+        if last:
+            return len(self._pairs[-1])
+        return len(self._strings[0] if self._dtypes[0] is DataType.STRING else self._values[0])
 
     def add(self, columns: Sequence[Tensor]) -> NDArray[np.int64]:
         """Return the ordinal of each row; keys that are new get the next ones.
@@ -61,16 +67,17 @@ class KeyIndex:
         if not columns[0].size:
             return np.zeros(0, np.int64)
         columns = [_canonical(column) for column in columns]
+        known = len(self)
         codes = [self._codes(position, column) for position, column in enumerate(columns)]
-        known = len(self._ordinals)
-        if codes[0].size <= _FEW:
-            first: Any = slice(None)
-            inverse: Any = slice(None)
-        else:
+        first: Any = slice(None)
+        inverse: Any = slice(None)
+        if codes[0].size > _FEW:
+            # Fewer are looked up as they are.
             first, inverse = _distinct(codes)
-        keys = _keys([code[first] for code in codes])
-        numbers = np.fromiter(map(self._ordinals.__getitem__, keys), np.int64, len(keys))
-        if len(self._ordinals) > known:
+        numbers = self._level(0, codes[0][first])
+        for position, pairs in enumerate(self._pairs, 1):
+            numbers = pairs.add(_paired(numbers, self._level(position, codes[position][first])))
+        if len(self) > known:
             # A new key has a number above all before it.
             highest = np.maximum.accumulate(np.concatenate(([known - 1], numbers)))
             fresh = np.flatnonzero(highest[1:] > highest[:-1])
@@ -98,15 +105,19 @@ class KeyIndex:
             ]
             codes.append(np.array(code, np.int64))
             string_bytes += sum(map(len, fresh))
-        first, inverse = _distinct(codes)
-        groups = len(self)
-        numbers = np.empty(first.size, np.int64)
-        for place, key in enumerate(_keys([code[first] for code in codes])):
-            ordinal = self._ordinals.get(key)
-            if ordinal is None:
-                ordinal, groups = groups, groups + 1
-            numbers[place] = ordinal
-        return Numbering(numbers[inverse], groups, string_bytes)
+        numbers = self._known(0, codes[0])
+        for position, pairs in enumerate(self._pairs, 1):
+            more = self._known(position, codes[position])
+            there = (numbers >= 0) & (more >= 0)
+            found = pairs.find(_paired(numbers[there], more[there]))
+            numbers = np.full(numbers.size, -1, np.int64)
+            numbers[there] = found
+        unknown, groups = np.flatnonzero(numbers < 0), len(self)
+        if unknown.size:
+            first, inverse = _distinct([code[unknown] for code in codes])
+            numbers[unknown] = groups + inverse
+            groups += first.size
+        return Numbering(numbers, groups, string_bytes)
 
     def columns(self) -> list[Tensor]:
         """Return the key columns, one row for each ordinal."""
@@ -116,6 +127,18 @@ class KeyIndex:
             kept[:] = [column]
             result.append(column)
         return result
+
+    def _level(self, position: int, codes: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the number of each of a column's codes; strings have theirs already."""
+        if self._dtypes[position] is DataType.STRING:
+            return codes
+        return self._values[position].add(codes.astype(np.uint64, copy=False))
+
+    def _known(self, position: int, codes: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the same of those that there are; -1 for others."""
+        if self._dtypes[position] is DataType.STRING:
+            return np.where(codes < len(self._strings[position]), codes, -1)
+        return self._values[position].find(codes.astype(np.uint64, copy=False))
 
     def _codes(self, position: int, column: Tensor) -> NDArray[Any]:
         if self._dtypes[position] is not DataType.STRING:
@@ -155,9 +178,9 @@ def _numbered(numbers: dict[Any, int], column: Tensor) -> NDArray[np.int64]:
     return np.fromiter(map(numbers.__getitem__, column.tolist()), np.int64, column.size)
 
 
-def _keys(codes: Sequence[NDArray[Any]]) -> list[Any]:
-    parts = [code.tolist() for code in codes]
-    return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))
+def _paired(left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return pairs of numbers below 2**32 as one each."""
+    return left.astype(np.uint64) << np.uint64(32) | right.astype(np.uint64)
 
 
 def _canonical(column: Tensor) -> Tensor:
@@ -177,11 +200,4 @@ def _distinct(codes: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray
         _, left = np.unique(combined, return_inverse=True)
         values, right = np.unique(code, return_inverse=True)
         combined = left.astype(np.int64) * len(values) + right
-    values, inverse = np.unique(combined, return_inverse=True)
-    # The last assignment is the one that stays. NumPy would sort stably to find the same.
-    first = np.empty(len(values), np.int64)
-    first[inverse[::-1]] = np.arange(len(inverse) - 1, -1, -1)
-    order = np.argsort(first)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return first[order], rank[inverse]
+    return distinct(combined)

@@ -40,8 +40,9 @@ def literal_sql(x: str) -> str:
     whole = f"CAST({x} AS INTEGER)"
     is_whole = f"typeof({x}) = 'real' AND {x} = {whole}"
     literal = f"quote(CASE WHEN {is_whole} THEN {whole} ELSE {x} END)"
-    # SQLite quotes a text up to its first NUL only.
+    # SQLite quotes a text up to its first NUL only, and takes its length so. Databases may be in
+    # UTF-16, where most letters have a zero byte.
     data = f"CAST({x} AS BLOB)"
-    cut = f"typeof({x}) = 'text' AND instr({data}, X'00')"
+    cut = f"typeof({x}) = 'text' AND {data} <> CAST(substr({x}, 1, length({x})) AS BLOB)"
     text = f"'CAST(' || quote({data}) || ' AS TEXT)'"
     return f"CASE WHEN {cut} THEN {text} ELSE {literal} END"

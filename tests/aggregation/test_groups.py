@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fcp_core.aggregation.key_index import KeyIndex
+from fcp_core.aggregation.number_index import NumberIndex
 from fcp_core.aggregation.spec import DataType, Intrinsic
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code
@@ -99,6 +102,49 @@ def test_keys_of_many_columns_do_not_run_together():
     assert index.add(rows).tolist() == [0, 1, 2]
     assert index.add([column[::-1] for column in rows]).tolist() == [2, 1, 0]
     assert index.columns()[2].tolist() == big.tolist()
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_keys_are_numbered_as_a_dictionary_would(data):
+    """Many or few rows, known or not; `find` says beforehand what `add` will do."""
+    dtypes = data.draw(
+        st.lists(
+            st.sampled_from([DataType.INT64, DataType.INT32, DataType.STRING]),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    index, wanted = KeyIndex(dtypes), {}
+    draw = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        rows = data.draw(st.sampled_from([0, 1, 5, 300, 9000]))
+        most = data.draw(st.sampled_from([2, 40, 1 << 31]))
+        columns = []
+        for dtype in dtypes:
+            numbers = draw.integers(-most, most, rows)
+            if dtype is DataType.STRING:
+                columns.append(strings(*(b"%d" % number for number in numbers)))
+            else:
+                columns.append(numbers.astype(dtype.numpy))
+        keys = list(zip(*(column.tolist() for column in columns), strict=True))
+        expected = [wanted.setdefault(key, len(wanted)) for key in keys]
+        found = index.find(columns)
+        assert (found.ordinals.tolist(), found.groups) == (expected, len(wanted))
+        assert index.add(columns).tolist() == expected
+        assert len(index) == len(wanted)
+    shown = [column.tolist() for column in index.columns()]
+    assert list(zip(*shown, strict=True)) == list(wanted)
+
+
+def test_numbers_that_all_lie_at_one_place_are_found(monkeypatch):
+    """As they could if the secret were known: each is looked for at the next place."""
+    monkeypatch.setattr("fcp_core.aggregation.number_index.secrets.randbits", lambda bits: 0)
+    index = NumberIndex()
+    numbers = np.arange(500, dtype=np.uint64)
+    assert index.add(numbers[::-1]).tolist() == list(range(500))
+    assert index.find(numbers).tolist() == list(range(500))[::-1]
+    assert index.find(numbers + np.uint64(500)).tolist() == [-1] * 500
 
 
 def test_without_keys_there_is_one_group_once_there_is_a_row():

@@ -250,3 +250,19 @@ def test_other_engines_fold_what_is_here_only():
     with pytest.raises(NotImplementedError):
         engine.open(JOB).add_held("a", RemoteUpload(None, 1, 1))
     engine.stop()
+
+
+def test_an_outcome_that_nobody_waits_for_any_more_does_no_harm():
+    """Seen in the simulation: a server that ended had cancelled a merge."""
+
+    async def main():
+        engine = ProcessEngine(LocalEngine(AGGREGATORS, workers=0), 2)
+        engine.start()
+        fold = engine.open(JOB)
+        future = fold.partial()
+        assert not future.cancel()
+        assert (await asyncio.wrap_future(future)).contributions == ()
+        fold.abort()
+        engine.stop()
+
+    asyncio.run(main())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from fcp_core.aggregation.configuration import parse_configuration
 from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import plan_pb2, selection_criteria_pb2
+from fcp_core.protocol.sql import literal_sql
 from fcp_core.tasks.sql_query import SqlQuery
 from tests.tasks.sql_simulation import answer, contributions, oracle, rows_of, stores_of
 
@@ -315,6 +318,25 @@ def test_a_nul_does_not_cut_a_key(tmp_path):
     sql = "SELECT k, COUNT(*) AS n FROM t GROUP BY k"
     table = answer(SqlQuery(sql), stores_of(tmp_path, tables))
     assert sorted(rows_of(table)) == sorted((text, 8 if text == "a\0b" else 1) for text in texts)
+
+
+def test_a_text_that_is_no_text_is_a_group(tmp_path):
+    store = stores_of(tmp_path, [{"t": (("k",), [("a",)])}])[0]
+    with closing(sqlite3.connect(tmp_path / "device0.db")) as database:
+        database.execute("INSERT INTO t VALUES (CAST(X'FF41' AS TEXT))")
+        database.commit()
+    table = answer(SqlQuery("SELECT k, COUNT(*) AS n FROM t GROUP BY k ORDER BY k"), [store])
+    assert rows_of(table) == [("\\xffA", 1), ("a", 1)]
+
+
+def test_keys_are_literals_also_in_databases_of_utf_16():
+    """Ours cannot be such; those of published clients may be."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("PRAGMA encoding = 'UTF-16'")
+        database.execute("CREATE TABLE t (k)")
+        database.execute("INSERT INTO t VALUES ('it''s é')")
+        found = database.execute(f"SELECT {literal_sql('k')} FROM t").fetchone()
+        assert found == ("'it''s é'",)
 
 
 def test_infinite_keys_are_groups(tmp_path):

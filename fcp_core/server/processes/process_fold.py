@@ -232,6 +232,8 @@ class ProcessFold(Fold):
             return asyncio.run_coroutine_threadsafe(work, self._loop)
         # From the loop itself, as always in a server, there is no need to wake it.
         future: Future[T] = Future()
+        # Whoever does not wait any more must not take the outcome's place.
+        future.set_running_or_notify_cancel()
         task = self._loop.create_task(work)
         self._running.add(task)
 

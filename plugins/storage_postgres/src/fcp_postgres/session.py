@@ -21,7 +21,8 @@ from fcp_core.storage.contract import Record, StorageError
 from fcp_postgres import faults
 from fcp_postgres.faults import Fault, Patience, Place
 from fcp_postgres.jobs import Job
-from fcp_postgres.tables import LARGE, Table, parts_of, quoted
+from fcp_postgres.parts import in_parts
+from fcp_postgres.tables import Table, quoted
 from fcp_postgres.transaction import BufferedTransaction, Writes
 
 T = TypeVar("T")
@@ -40,6 +41,8 @@ _BEGIN = (
 _SPLIT_AFTER = 2
 #: Conflicts after which others have to wait until this one has been committed.
 _LOCK_AFTER = 5
+#: So many records of one table are written in one statement with all else.
+_FEW = 4
 #: What a slow network carries in a second.
 _BYTES_PER_SECOND = 1 << 20
 
@@ -220,6 +223,9 @@ class Session:
             self._execute("COMMIT")
 
     def _write(self, writes: Writes) -> _Commit:
+        """Write everything; what is little goes in one statement, which takes one way and back."""
+        parts: list[str] = []
+        arguments: list[Any] = []
         for kind, records in sorted(writes.by_kind.items()):
             rows: dict[Table, list[tuple[bytes, ...]]] = {}
             gone: list[bytes] = []
@@ -231,47 +237,30 @@ class Session:
                 else:
                     rows.setdefault(written.table, []).append(written.row)
             if gone:
-                self._query(table.delete, gone)
+                arguments.append(gone)
+                parts.append(table.delete.replace("$1", f"${len(arguments)}"))
             for table, values in rows.items():
                 size = sum(len(row[1]) for row in values)
                 patience = self._settings.timeout + size / _BYTES_PER_SECOND
-                self._wait(self._upsert(table, values, patience))
+                ready = self._wait(in_parts(self._use(), table, values, patience))
+                if len(values) > _FEW:
+                    self._wait(self._use().executemany(table.upsert(), ready, timeout=patience))
+                    continue
+                parts.append(table.upsert(len(arguments), len(ready)))
+                arguments += (value for row in ready for value in row)
         self._commits += 1
+        first = "".join(f"w{number} AS ({part}), " for number, part in enumerate(parts))
+        at = len(arguments)
         row = self._query(
-            f"INSERT INTO {self._last} VALUES ($1, $2, now()) ON CONFLICT (session) DO UPDATE"
-            " SET number = excluded.number, at = excluded.at"
+            f"{'WITH ' if first else ''}{first.rstrip(', ')} "
+            f"INSERT INTO {self._last} VALUES (${at + 1}, ${at + 2}, now())"
+            " ON CONFLICT (session) DO UPDATE SET number = excluded.number, at = excluded.at"
             " RETURNING pg_current_xact_id()::text, pg_backend_pid()",
+            *arguments,
             self._name,
             self._commits,
         )[0]
         return _Commit(row[0], row[1], self._commits)
-
-    async def _upsert(
-        self, table: Table, rows: Sequence[tuple[bytes, ...]], patience: float
-    ) -> None:
-        """Write records of one table; the bytes of large ones in parts."""
-        connection = self._use()
-        numbers: list[int | None] = [None] * len(rows)
-        large = [place for place, row in enumerate(rows) if len(row[1]) > LARGE]
-        if large:
-            query = "SELECT nextval($1::text::regclass) FROM generate_series(1, $2)"
-            found = await connection.fetch(query, table.part_ids, len(large), timeout=patience)
-            parts: list[tuple[int, int, memoryview]] = []
-            for place, (number,) in zip(large, found, strict=True):
-                numbers[place] = number
-                parts += parts_of(number, rows[place][1])
-            await connection.copy_records_to_table(
-                "parts",
-                schema_name=table.schema,
-                columns=("id", "n", "data"),
-                records=parts,
-                timeout=patience,
-            )
-        values = [
-            (key, data if number is None else b"", number, *rest)
-            for number, (key, data, *rest) in zip(numbers, rows, strict=True)
-        ]
-        await connection.executemany(table.upsert, values, timeout=patience)
 
     def _commit(self, commit: _Commit) -> None:
         """Commit, and if the answer is lost find out whether it happened.

@@ -9,6 +9,7 @@ The bytes of a large record are in parts, and ``parts`` says in which.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -115,15 +116,21 @@ class Table:
         """SQL: delete the records of keys."""
         return f"DELETE FROM {self.path} WHERE key = ANY($1::bytea[])"
 
-    @property
-    def upsert(self) -> str:
-        """SQL: write a record; its arguments are the key, bytes, parts and indexed values."""
+    def upsert(self, after: int = 0, rows: int = 1) -> str:
+        """SQL: write records; the arguments of each are the key, bytes, parts and indexed values.
+
+        :param after: how many arguments come before them.
+        """
         columns = ["key", "data", "parts", *(quoted(f"i_{field}") for field in self.fields)]
-        values = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+        numbers = itertools.count(after + 1)
+        shape = _array(self.fields)
+        values = ", ".join(
+            f"({', '.join(f'${next(numbers)}' for _ in columns)}, {shape})" for _ in range(rows)
+        )
         changes = ", ".join(f"{name} = excluded.{name}" for name in [*columns[1:], "shape"])
         return (
             f"INSERT INTO {self.path} ({', '.join(columns)}, shape) "
-            f"VALUES ({values}, {_array(self.fields)}) ON CONFLICT (key) DO UPDATE SET {changes}"
+            f"VALUES {values} ON CONFLICT (key) DO UPDATE SET {changes}"
         )
 
     def row(self, record: Record, data: bytes) -> tuple[bytes, ...]:
