@@ -200,6 +200,7 @@ def test_a_server_without_masks_says_so(server):
     asked = fcp(*question)
     assert asked.exit_code == 1
     assert "asks for secure aggregation" in asked.output
+    assert "offers the protocol 'secagg'" in fcp(*question, "--protocol", "secagg").output
     told = fcp(*question, "--capacity", "9", "--explain").output
     assert "fcp_summed_groups(9, 48," in told
     assert "federated_secure_modular_sum" in told
