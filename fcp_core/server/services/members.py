@@ -358,6 +358,8 @@ class Members:
 
     async def _give(self, lease: Lease, timeout: float) -> None:
         await self.keeper.settled(lease.population, timeout)
+        if lease.state is Holding.ENDED:
+            return  # and what there is of the population now is another lease's
         saved = lease.acts(self.clock.now())
         lease.closed = True
         self._publish()
