@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from fcp_core.client.sql_engine import refused
 from fcp_core.errors import MissingExtraError
-from fcp_core.protocol.sql import DISTINCT_CODE, literal_sql
+from fcp_core.protocol.sql import DISTINCT_CODE, SUMMED_GROUPS, literal_sql
 from fcp_core.protocol.status import Code, StatusError
 
 try:
@@ -62,6 +62,12 @@ MACROS = (
         WHEN 'real' THEN fcp_real_literal(TRY_CAST(x_ AS DOUBLE))
         WHEN 'blob' THEN 'X''' || hex(CAST(CAST(x_ AS VARCHAR) AS BLOB)) || ''''
         ELSE fcp_text_literal(CAST(x_ AS VARCHAR)) END""",
+    ),
+    "CREATE MACRO fcp_quote(x) AS "
+    + _once(
+        "x",
+        """CASE fcp_typeof(x_) WHEN 'real' THEN fcp_real_quote(TRY_CAST(x_ AS DOUBLE))
+        ELSE fcp_literal(x_) END""",
     ),
     "CREATE MACRO fcp_integer(x) AS "
     + _once(
@@ -124,13 +130,24 @@ _SAME: tuple[type[exp.Expression], ...] = (
 _MACROS = {
     "total": "fcp_total",
     "typeof": "fcp_typeof",
+    "quote": "fcp_quote",
     "ln": "fcp_ln",
     "sqrt": "fcp_sqrt",
     DISTINCT_CODE: "fcp_code",
 }
 #: All that rewriting makes.
 _OURS = frozenset(
-    {*_MACROS.values(), "fcp_literal", "fcp_integer", "fcp_div", "fcp_concat", "fcp_replace"}
+    {
+        *_MACROS.values(),
+        "fcp_literal",
+        "fcp_integer",
+        "fcp_div",
+        "fcp_concat",
+        "fcp_replace",
+        "fcp_table_of_groups",
+        "list",
+        "list_value",
+    }
 )
 
 
@@ -150,14 +167,20 @@ def rewritten(sql: str, readable: Callable[[str], bool]) -> str:
         raise refused("it is no SELECT")
     tree = statements[0]
     _check_tables(tree, readable)
-    given = list(tree.find_all(exp.TryCast))
+    for node in tree.find_all(exp.TryCast, exp.Anonymous):
+        if node.name.lower() not in (*_MACROS, SUMMED_GROUPS) or isinstance(node, exp.TryCast):
+            raise _unknown(node)
     tree = tree.transform(_rewrite)
-    for node in (*given, *tree.find_all(exp.Func)):
+    for node in tree.find_all(exp.Func):
         ours = isinstance(node, exp.Anonymous) and node.name in _OURS
-        if node in given or not (ours or isinstance(node, (*_SAME, exp.TryCast))):
-            name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
-            raise refused(f"the function {name.lower()!r} is not for it in DuckDB")
+        if not ours and not isinstance(node, (*_SAME, exp.TryCast)):
+            raise _unknown(node)
     return str(tree.sql("duckdb"))
+
+
+def _unknown(node: exp.Expression) -> StatusError:
+    name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
+    return refused(f"the function {name.lower()!r} is not for it in DuckDB")
 
 
 def _check_tables(tree: exp.Expression, readable: Callable[[str], bool]) -> None:
@@ -201,6 +224,12 @@ def _rewrite(node: exp.Expression) -> exp.Expression:
             # Where there is no value it is NULL; SQLite would give 0.
             return exp.TryCast(this=x, to=node.to)
         raise refused(f"{node.sql('sqlite')} is not for it in DuckDB")
+    if isinstance(node, exp.Anonymous) and node.name.lower() == SUMMED_GROUPS:
+        *layout, key = (x.transform(_rewrite) for x in node.expressions[:4])
+        numbers = [x.transform(_rewrite) for x in node.expressions[4:]]
+        count = exp.Literal.number(len(numbers))
+        rows = _call("list", _call("list_value", *(numbers or [count.copy()])))
+        return _call("fcp_table_of_groups", *layout, count, _call("list", key), rows)
     if isinstance(node, exp.Func):
         names = [node.name] if isinstance(node, exp.Anonymous) else node.sql_names()
         macro = next((_MACROS[n.lower()] for n in names if n.lower() in _MACROS), None)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fcp_core.client.duckdb_dialect import MACROS, rewritten
-from fcp_core.client.sql_engine import Answer, SQLLimits, refused
+from fcp_core.client.sql_engine import Answer, SQLLimits, SummedGroups, refused
 from fcp_core.client.sql_files import SUFFIXES, plain, read_table
 from fcp_core.errors import MissingExtraError, UsageError
 from fcp_core.protocol import sketches
@@ -108,6 +108,9 @@ class DuckDBEngine:
         def real_literal(number: float) -> str:
             if number.is_integer() and abs(number) < 1 << 63:
                 return str(int(number))
+            return real_quote(number)
+
+        def real_quote(number: float) -> str:
             literal: str = literals.execute("SELECT quote(?)", (number,)).fetchone()[0]
             return literal
 
@@ -119,10 +122,12 @@ class DuckDBEngine:
             return int(sketches.distinct_codes([value])[0])
 
         for name, function, given, result in (
-            ("fcp_real_literal", real_literal, "DOUBLE", "VARCHAR"),
-            ("fcp_code_of_literal", code_of_literal, "VARCHAR", "BIGINT"),
+            ("fcp_real_literal", real_literal, ["DOUBLE"], "VARCHAR"),
+            ("fcp_real_quote", real_quote, ["DOUBLE"], "VARCHAR"),
+            ("fcp_code_of_literal", code_of_literal, ["VARCHAR"], "BIGINT"),
+            ("fcp_table_of_groups", _table_of_groups, _TABLE, "BLOB"),
         ):
-            database.create_function(name, function, [given], result)
+            database.create_function(name, function, given, result)
         for macro in MACROS:
             database.execute(macro)
         read = [path for path in self._paths if path.suffix.lower() == _PARQUET]
@@ -193,6 +198,25 @@ class DuckDBEngine:
             return refused("it does more than reading its tables")
         # What values an error is about is the device's own.
         return StatusError(Code.INVALID_ARGUMENT, f"the SQL query: {type(error).__name__}")
+
+
+#: The capacity, the bytes of a key, the salt, how many numbers there are; the keys and the numbers.
+_TABLE = ["BIGINT", "BIGINT", "VARCHAR", "BIGINT", "VARCHAR[]", "BIGINT[][]"]
+
+
+def _table_of_groups(
+    capacity: int,
+    key_bytes: int,
+    salt: str,
+    count: int,
+    keys: Sequence[str | None],
+    rows: Sequence[Sequence[int]],
+) -> bytes:
+    """Return the table of a device's groups, of which only the sum over devices is seen."""
+    table = SummedGroups()
+    for key, numbers in zip(keys, rows, strict=True):
+        table.step(capacity, key_bytes, salt, key, *list(numbers)[:count])
+    return table.finalize() or b""
 
 
 _SQLITE = frozenset({".db", ".sqlite", ".sqlite3"})

@@ -237,7 +237,7 @@ class SQLiteEngine:
             except sqlite3.OperationalError:
                 database.create_function(name, arguments, function, deterministic=True)
         database.create_function(DISTINCT_CODE, 1, _distinct_code, deterministic=True)
-        database.create_aggregate(SUMMED_GROUPS, -1, _SummedGroups)  # type: ignore[arg-type]
+        database.create_aggregate(SUMMED_GROUPS, -1, SummedGroups)  # type: ignore[arg-type]
         if hasattr(database, "setlimit"):
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, self._limits.value_bytes)
             database.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 1000)
@@ -311,7 +311,7 @@ class _Guard:
         return _REFUSED
 
 
-class _SummedGroups:
+class SummedGroups:
     """The table of a device's groups, of which only the sum over devices is seen.
 
     Its arguments are the capacity, the bytes of a key and the salt of the table, and then a group:
@@ -325,12 +325,14 @@ class _SummedGroups:
     def step(
         self, capacity: int, key_bytes: int, salt: str, key: str | None, *numbers: int
     ) -> None:
+        """Take a group."""
         self._layout = Layout(capacity, key_bytes, len(numbers), salt)
         if key is not None:
             before = self._groups.get(key.encode(), [0] * len(numbers))
             self._groups[key.encode()] = [a + b for a, b in zip(before, numbers, strict=True)]
 
     def finalize(self) -> bytes | None:
+        """Return the table; None if it was given nothing."""
         return None if self._layout is None else self._layout.write(self._groups).tobytes()
 
 

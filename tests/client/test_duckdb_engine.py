@@ -74,6 +74,21 @@ def test_devices_answer_as_with_sqlite(engine, launches, sql):
         assert rows(engine, part.sql) == rows(other, part.sql)
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT app, COUNT(*), SUM(CLAMP(n, -2, 4)) FROM launches GROUP BY app",
+        "SELECT DISTINCT app, n FROM launches",
+        "SELECT COUNT(*) FROM launches",
+        "SELECT app, MAX(n) FROM launches GROUP BY app",
+    ],
+)
+def test_tables_under_masks_are_those_of_sqlite(engine, launches, sql):
+    other = SQLiteEngine([launches], SQLLimits())
+    for part in SqlQuery(sql, masked=True, capacity=20).lowered().parts:
+        assert rows(engine, part.sql) == rows(other, part.sql)
+
+
 def test_a_query_is_answered_by_a_store_with_duckdb(launches):
     sql = "SELECT app, COUNT(*) AS k FROM launches GROUP BY app ORDER BY k DESC, app LIMIT 2"
     stores = [SQLStore(launches, engine="duckdb"), SQLStore(launches)]
@@ -109,7 +124,8 @@ def test_databases_of_duckdb_are_read_where_they_lie(tmp_path):
         ("SELECT repeat(app, 1000000000) FROM launches", "function 'repeat'"),
         ("SELECT TRY_CAST(app AS INTEGER) FROM launches", "function 'try_cast'"),
         ("SELECT fcp_real_literal(1.5) FROM launches", "function 'fcp_real_literal'"),
-        ("SELECT fcp_summed_groups(9, 9, 's', app) FROM launches", "function 'fcp_summed_groups'"),
+        ("SELECT list(app) FROM launches", "function"),
+        ("SELECT fcp_literal(app) FROM launches", "function 'fcp_literal'"),
         ("SELECT CAST(app AS BLOB) FROM launches", "is not for it"),
         ("WITH RECURSIVE r AS (SELECT 1 UNION ALL SELECT 1 FROM r) SELECT * FROM r", "recursive"),
         ("COPY launches TO 'SECRET'", "no SELECT"),

@@ -29,7 +29,7 @@ def test_what_was_given_of_one_lease_is_not_taken_from_the_next():
         storage, clock = MemoryStorage(), ManualClock()
         me = MemberRecord("m", "", "", "host", 1, 0.0, 0.0)
         members = Members(storage, me, seconds=9.0, offered=["p"], secrets=[], clock=clock)
-        members.keeper = keeper = Keeper()
+        members._keeper = keeper = Keeper()
         await members._beat()
         await members.idle()
         (lease,) = members._leases
