@@ -49,7 +49,7 @@ def test_it_trains_with_what_fcp_server_brings(tmp_path):
     done = subprocess.run(
         [FCP, "demo", "--light", "--rounds", "6", "--devices", "12", "--contributions", "6"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
     )
