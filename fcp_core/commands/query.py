@@ -35,6 +35,7 @@ _FORMATS = {"csv": ".csv", "json": ".json", "parquet": ".parquet", "plot": ".svg
 @click.option("--max-groups", type=int, help="With noise: groups of a device [default: 10].")
 @click.option("--max-rows", type=int, help="With noise or masks: its rows in a group.")
 @click.option("--masked", is_flag=True, help="Ask for sums under masks (secure aggregation).")
+@click.option("--protocol", help="The aggregation protocol [default: the population's].")
 @click.option("--capacity", type=int, help="Under masks: groups of all devices [default: 1000].")
 @click.option("--key-bytes", type=int, help="Under masks: the longest key [default: 48].")
 @click.option(
@@ -56,6 +57,7 @@ def query(
     minimum: int | None,
     deadline: float | None,
     name: str,
+    protocol: str | None,
     collection: str | None,
     integers: tuple[str, ...],
     shape: str | None,
@@ -89,6 +91,7 @@ def query(
             goal_count=goal,
             minimum_count=minimum,
             deadline=deadline,
+            protocol=protocol,
         )
     except StatusError as error:
         raise UsageError(f"{error.message}.") from None

@@ -182,7 +182,7 @@ def lower(query: SqlQuery) -> Lowered:
             _add_distinct(query, parsed, parts, place, measure)
         else:
             _add(query, main, place, measure)
-    if not main.nested and any(part.codes for part in parts.values()):
+    if query.epsilon is not None and not main.nested and len(parts) > 1:
         del parts[""]  # it would take a share of the budget for nothing
     elif not main.columns or (query.epsilon is not None and not main.nested):
         # There is nothing but sketches, and no groups; or noise needs a number that it is added to.

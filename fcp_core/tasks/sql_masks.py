@@ -62,13 +62,13 @@ class Masks:
     def columns(self, sums: Sequence[int]) -> dict[str, list[Any]]:
         """Return the columns that a group-by of the same would have given.
 
-        :raises StatusError: RESOURCE_EXHAUSTED if there are more groups than it has room for.
+        :raises StatusError: FAILED_PRECONDITION if there are more groups than it has room for.
         """
         try:
             groups = self.layout.read(np.array(sums, np.int64))
         except UnreadableError as error:
             raise StatusError(
-                Code.RESOURCE_EXHAUSTED,
+                Code.FAILED_PRECONDITION,
                 f"the answer cannot be read: it has about {error.groups} groups of the query's "
                 f"capacity of {self.layout.capacity}, or a device sent what is no answer; ask "
                 "again with a larger capacity",

@@ -43,6 +43,8 @@ def read_result(lowered: Lowered, checkpoint: bytes, noise: Mapping[str, float])
     for more in found[1:]:
         for key, measures in more.items():
             groups.setdefault(key, {}).update(measures)
+    if not lowered.parsed.keys:
+        groups.setdefault((), {})  # without keys there is always a row
     count = len(lowered.parsed.measures)
     rows = [
         (*map(_literal, key), *(measures.get(place) for place in range(count)))

@@ -130,6 +130,11 @@ def test_what_would_be_done_is_explained():
     [
         (["SELECT app FROM t"], "app is neither in GROUP BY"),
         (["SELECT COUNT(*) FROM t", "--format", "plot"], "needs --output"),
+        (["SELECT COUNT(*) FROM t", "--capacity", "9"], "go with --masked"),
+        (["SELECT COUNT(*) FROM t", "--max-rows", "9"], "with --epsilon, or with --masked"),
+        (["SELECT COUNT(*) FROM t", "--max-groups", "9", "--masked"], "go with --epsilon"),
+        (["SELECT COUNT(*) FROM t", "--key-bytes", "2", "--masked"], "--key-bytes: 2 will not"),
+        (["SELECT COUNT(*) FROM t", "--epsilon", "1", "--masked"], "Ask with one of them"),
         (["SELECT COUNT(*) FROM t", "--goal", "0"], "goal_count must be at least 1"),
         (["SELECT COUNT(*) FROM t", "--population", "a b"], "population must match"),
     ],
@@ -187,6 +192,18 @@ def test_a_task_without_a_schedule_is_not_repeated(tmp_path, monkeypatch):
     )
     told = fcp("tasks", "repeat", "t.toml")
     assert (told.exit_code, "has no [schedule]" in told.output) == (2, True)
+
+
+def test_a_server_without_masks_says_so(server):
+    sql = SQL.replace("AVG(seconds)", "AVG(CLAMP(seconds, 0, 60))")
+    question = ("query", sql, "--population", POPULATION, "--goal", "3", "--masked")
+    asked = fcp(*question)
+    assert asked.exit_code == 1
+    assert "asks for secure aggregation" in asked.output
+    assert "offers the protocol 'secagg'" in fcp(*question, "--protocol", "secagg").output
+    told = fcp(*question, "--capacity", "9", "--explain").output
+    assert "fcp_summed_groups(9, 48," in told
+    assert "federated_secure_modular_sum" in told
 
 
 def test_a_server_without_noise_says_so(server, tmp_path):

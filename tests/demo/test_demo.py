@@ -17,7 +17,7 @@ pytest.importorskip("tensorflow_federated")
 
 pytestmark = [pytest.mark.tff, pytest.mark.slow]
 
-SMALL = ["--rounds", "3", "--devices", "6", "--contributions", "3", "--processes", "2"]
+SMALL = ["--rounds", "3", "--devices", "6", "--contributions", "3", "--processes", "1"]
 
 
 def command(folder: Path, *options: str) -> list[str]:
@@ -81,7 +81,7 @@ def test_the_default_run_reaches_its_accuracy(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc to find the processes left over")
 def test_a_killed_run_leaves_no_process_and_goes_on_where_it_was(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(tmp_path, *SMALL, "--aggregator", "unweighted_mean"),
+        command(tmp_path, *SMALL, "--processes", "2", "--aggregator", "unweighted_mean"),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -134,7 +134,10 @@ def test_mistakes_are_answered_in_a_sentence(tmp_path: Path) -> None:
         (["--devices", "3", "--contributions", "4"], "--contributions 4 must be between 1 and"),
         (["--privacy", "8", "--resume"], "--privacy goes with none of --aggregator"),
         (["--aggregator", "medain"], "Did you mean 'median'?"),
+        (["--protocol", "secag"], "no active plugin offers the protocol 'secag'"),
     ):
         done = run(tmp_path / "none", *options, status=2)
         assert sentence in " ".join(done.stderr.split())
+        # Before anything is started or written.
+        assert not (tmp_path / "none").exists()
         assert "Traceback" not in done.stderr

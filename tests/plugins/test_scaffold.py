@@ -204,9 +204,10 @@ def test_wheels_in_a_fresh_environment(tmp_path):
     (ours,) = wheels.glob("fcp_server-*.whl")
     (theirs,) = wheels.glob("fcp_server_mine-*.whl")
 
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    run(python, "-m", "pip", *quiet, "install", f"{ours}[testing]", theirs)
+    pip = (sys.executable, "-m", "pip", "--python", python, *quiet)
+    run(*pip, "install", "--no-compile", f"{ours}[testing]", theirs)
     run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=author)
 
     server = tmp_path / "server"

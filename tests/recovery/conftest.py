@@ -85,8 +85,8 @@ class Host:
         self.process.terminate()
         return self.process.wait(WAIT)
 
-    def admin(self) -> AdminClient:
-        return AdminClient(self.url, TOKEN, patience=WAIT)
+    def admin(self, patience: float = WAIT) -> AdminClient:
+        return AdminClient(self.url, TOKEN, patience=patience)
 
     def ready(self) -> tuple[int, str]:
         """Ask ``/readyz``; (0, "") if nobody listens."""
@@ -133,7 +133,7 @@ class Crowd:
             if outcome == "CONTRIBUTED":
                 self.counted.append(name)
             else:
-                self._stopped.wait(0.02)
+                self._stopped.wait(0.1)  # more often, and they take the server's time to start
 
     def stop(self) -> None:
         self._stopped.set()

@@ -1,5 +1,6 @@
 """A server that is killed at any moment loses nothing that it has acknowledged."""
 
+import math
 import random
 import threading
 import time
@@ -15,7 +16,7 @@ class Program(threading.Thread):
     """Has one round after the other, until it is told to stop."""
 
     def __init__(self, host, spec, rows):
-        super().__init__()
+        super().__init__(daemon=True)
         self.host, self.spec, self.rows = host, spec, rows
         self.results = {}
         self.stopping = False
@@ -23,7 +24,8 @@ class Program(threading.Thread):
 
     def run(self):
         try:
-            with self.host.admin() as admin:
+            # On a busy machine all kills together take longer than one would wait for a server.
+            with self.host.admin(patience=math.inf) as admin:
                 while not self.stopping:
                     # It may be submitted twice: the answer can be lost.
                     spec = self.spec(GOAL, late_contributions="refuse")

@@ -108,7 +108,7 @@ def test_an_answer_with_too_many_groups_says_so(tmp_path):
         StatusError, match=r"about .* groups of the query's capacity of 100"
     ) as said:
         answer(query, stores)
-    assert said.value.code is Code.RESOURCE_EXHAUSTED
+    assert said.value.code is Code.FAILED_PRECONDITION
 
 
 @pytest.mark.parametrize(

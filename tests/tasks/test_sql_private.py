@@ -130,6 +130,18 @@ def test_the_ends_are_of_what_enough_devices_have(ask):
     assert of_maps == pytest.approx([1.5, 2.5], rel=0.11)
 
 
+def test_what_is_read_from_buckets_alone_has_all_of_the_budget(ask):
+    for sql in (
+        "SELECT MIN(x), MAX(x), APPROX_QUANTILE(x, 0.5) FROM t",
+        "SELECT a, MAX(x) FROM t GROUP BY a",
+    ):
+        (only,) = SqlQuery(sql, epsilon=1.0).lowered().intrinsics
+        assert {p.name: p.value.tolist() for p in only.parameters}["epsilon"] == 1.0
+    # Of one device nothing is shown; without keys there is a row all the same.
+    table, _ = ask("SELECT MAX(seconds) AS most FROM launches WHERE app = 'own'")
+    assert rows_of(table) == [(None,)]
+
+
 def test_distinct_values_are_counted_in_groups(ask):
     table, noise = ask(
         "SELECT app, COUNT(*), APPROX_DISTINCT(seconds) AS d FROM launches"

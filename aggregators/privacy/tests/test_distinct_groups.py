@@ -137,6 +137,14 @@ def test_parameters_without_a_meaning_are_refused(changes):
         DISTINCT.make(intrinsic(**changes), {})
 
 
+def test_the_codes_of_all_groups_are_bounded():
+    accumulator = DISTINCT.make(intrinsic(), {"max_groups": 3})
+    accumulator.accumulate(columns([("a", 1), ("a", 2)]))
+    with pytest.raises(StatusError, match="max_groups is 3"):
+        accumulator.validate(columns([("b", 3), ("b", 4)]))
+    accumulator.validate(columns([("a", 1), ("b", 2)]))
+
+
 def test_keys_that_are_too_long_are_refused():
     with pytest.raises(StatusError, match="more than 256 bytes"):
         of([[("x" * 257, 1)]])

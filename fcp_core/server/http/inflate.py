@@ -27,6 +27,8 @@ SLICE = 64 << 10
 PIECE = 128 << 10
 #: Compressed bytes that are gathered before they are decompressed.
 GATHER = 1 << 20
+#: Compressed bytes that are read off the socket into one piece of memory.
+PIECES = 1 << 20
 #: Compressed bytes of one body that may wait for it.
 AHEAD = 4 << 20
 #: Decompressed bytes that are made in one go.
@@ -229,7 +231,9 @@ class GzipReader(BodyReader):
         job: asyncio.Future[None] | None = None
         try:
             while self.received < length:
-                piece = self._buffers.take(min(PART, length - self.received))
+                # The first is smaller, so that decompressing begins soon.
+                size = PIECES if self.received else PART
+                piece = self._buffers.take(min(size, length - self.received))
                 await self._fill(piece, stream)
                 inflater.feed(piece)
                 if job is None or job.done():

@@ -83,13 +83,9 @@ class Members:
         secrets: Sequence[bytes],
         clock: Clock,
     ) -> None:
-        self._storage = storage
-        #: Takes populations, and leaves them.
-        self.keeper: Keeper
-        self._me = me
-        self.seconds = seconds
-        self._offered = tuple(offered)
-        self.clock = clock
+        self._storage, self._me, self._offered = storage, me, tuple(offered)
+        self._keeper: Keeper
+        self.seconds, self.clock = seconds, clock
         self._leases = Membership(seconds)
         #: The epochs that tasks were read under, by population.
         self.epochs: dict[str, int] = {}
@@ -145,11 +141,13 @@ class Members:
         """
         return partial(_check, dict(self.epochs))
 
-    async def start(self) -> None:
+    async def start(self, keeper: Keeper) -> None:
         """Join the others, and take what nobody owns.
 
+        :param keeper: takes populations, and leaves them.
         :raises UsageError: if the others sign tokens with other keys.
         """
+        self._keeper = keeper
         await self._beat()
         assert self.view is not None  # it was read, or an error was raised
         for member in self.view.members.values():
@@ -331,7 +329,7 @@ class Members:
             self.epochs[lease.population] = lease.epoch
             while lease.state is Holding.TAKING:
                 try:
-                    await self.keeper.take(lease.population)
+                    await self._keeper.take(lease.population)
                 except StorageError as error:
                     logger.error("population %s: %s", lease.population, error.message)
                 except Exception:
@@ -346,18 +344,20 @@ class Members:
                     )
                     self._publish()
                     return
-                await self.keeper.leave(lease.population, saved=False)
+                await self._keeper.leave(lease.population, saved=False)
                 await asyncio.sleep(self.seconds / BEATS)
 
     async def _leave(self, lease: Lease, *, saved: bool) -> None:
         async with self._busy[lease.population]:
             if not saved:
                 self.epochs.pop(lease.population, None)
-            await self.keeper.leave(lease.population, saved=saved)
+            await self._keeper.leave(lease.population, saved=saved)
             self.epochs.pop(lease.population, None)
 
     async def _give(self, lease: Lease, timeout: float) -> None:
-        await self.keeper.settled(lease.population, timeout)
+        await self._keeper.settled(lease.population, timeout)
+        if lease.state is Holding.ENDED:
+            return  # and what there is of the population now is another lease's
         saved = lease.acts(self.clock.now())
         lease.closed = True
         self._publish()

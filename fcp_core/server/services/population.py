@@ -142,8 +142,7 @@ class Population:
         """Return the weights of a device that was asked nothing; None: it may take any task."""
         if not any(self.own_eligibility.values()):
             return None
-        asked: set[str] = set()
-        others: set[str] = set()
+        asked, others = set[str](), set[str]()
         for task in self.open_tasks():
             own = self.own_eligibility.get(task.task_id)
             (asked if own else others).add(task.spec.name)
@@ -162,8 +161,8 @@ class Population:
     @property
     def polling_interval(self) -> float:
         """The seconds until a waiting device asks again: the more wait, the longer."""
-        longer = min(self.waiting / MOST_POLLS, LONGEST_POLLING_INTERVAL)
-        return max(self.settings.polling_interval, longer)
+        longest = LONGEST_POLLING_INTERVAL
+        return max(self.settings.polling_interval, min(self.waiting / MOST_POLLS, longest))
 
     def arrive(self, session: DeviceSession, candidate: Candidate, now: float) -> None:
         """Let a device wait for a SINGLE task; it may have one before this returns.
@@ -230,14 +229,13 @@ class Population:
 
         :param contributed: whether it did; if not, the task misses one more than it thought.
         """
-        capped = self.capped
+        machine, room = task.machine, self.capped
         if contributed:
             # Without a cap a contribution takes its place with it, unless more must be together.
-            machine = task.machine
-            capped = capped or machine.max_at_work is not None or machine.together > 1
-            room = capped and self._capacity() > 0
+            room = room or machine.max_at_work is not None or machine.together > 1
+            room = room and self._capacity() > 0
         else:
-            room = capped or task.machine.capacity > 0
+            room = room or machine.capacity > 0
         if room:
             self.consider(now)
 
@@ -247,9 +245,7 @@ class Population:
 
     def has_room_for(self, names: Collection[str]) -> bool:
         """Whether a task of one of these names may be given one more device."""
-        if self._places() == 0:
-            return False
-        return any(
+        return self._places() != 0 and any(
             task.spec.name in names and task.machine.capacity > 0 for task in self.open_tasks()
         )
 
@@ -340,24 +336,28 @@ class Populations:
 
     :param names: those that devices may check in to from the beginning; None: there are none yet,
         and each task brings its own.
+    :param claim: takes a population for this server, which has none before; None: all are its own.
     """
 
-    def __init__(self, names: Iterable[str] | None, make: Callable[[str], Population]) -> None:
-        self._make = make
+    def __init__(
+        self,
+        names: Iterable[str] | None,
+        make: Callable[[str], Population],
+        claim: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        self._make, self._claim = make, claim
         #: Whether a task may bring a population of its own.
         self.open_ended = names is None
-        self._populations = {name: make(name) for name in names or ()}
-        self._elsewhere: set[str] = set()
-        #: Takes a population for this server, if others share the storage.
-        self.claim: Callable[[str], Awaitable[None]] | None = None
+        self._populations = {name: make(name) for name in names or () if claim is None}
+        self._elsewhere = set() if claim is None else set(names or ())
 
     async def expect(self, name: str) -> None:
         """Check that a task may be for a population, and have it be this server's.
 
         :raises StatusError: NOT_FOUND if it must exist already; what ``Members.claim`` raises.
         """
-        if self.claim is not None:
-            await self.claim(name)
+        if self._claim is not None:
+            await self._claim(name)
         elif not self.open_ended:
             self.get(name)
 

@@ -125,11 +125,10 @@ class Services:
         self._states = PolicyStates(self._storage, clock, self._fence)
         self._warn_of_unserved(plugins, served)
 
-        self._populations = Populations(served, self._population_maker(plugins, rng))
+        claim = None if self.members is None else self.members.claim
+        self._populations = Populations(served, self._population_maker(plugins, rng), claim)
         self._wire_tasks(plugins, settings, common)
         self._wire_devices(plugins, settings, common)
-        if self.members is not None:
-            self._own_nothing(self.members, served or ())
         self._wire_admin(settings)
 
     def _population_maker(
@@ -167,14 +166,6 @@ class Services:
                 clock=self._clock,
             )
             self._fence = self.members.fence
-
-    def _own_nothing(self, members: Members, served: Sequence[str]) -> None:
-        """Begin as a member: without a population, whatever is served."""
-        for name in served:
-            self._populations.remove(name)
-        self._populations.claim = members.claim
-        kept = (self.tasks, self.eligibility_tasks, self.schedules)
-        members.keeper = Ownership(self.store, self._states, self._populations, *kept)
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
         self.store = TaskStore(self._storage, common.writes, self._fence)
@@ -343,7 +334,9 @@ class Services:
             await check_contract(self._storage)
             if self.members is not None:
                 self.ticker.start()
-                await self.members.start()
+                kept = (self.tasks, self.eligibility_tasks, self.schedules)
+                keeper = Ownership(self.store, self._states, self._populations, *kept)
+                await self.members.start(keeper)
                 return
             loaded = await self.store.load()
             await self.tasks.verify(loaded)

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 
 from fcp_core.errors import MissingExtraError, UsageError
+from fcp_core.plugins.manager import Plugins
 from fcp_platform.demo import data
 from fcp_platform.demo.devices import EXAMPLES
 from fcp_platform.demo.display import Board
@@ -30,6 +31,8 @@ def run(settings: Settings, board: Board) -> DemoResult:
         raise MissingExtraError(
             "the demonstration", "tff", "'fcp demo --light' trains without them."
         )
+    # A name that is mistyped is told before anything is started, and TensorFlow loaded.
+    Plugins.load(overrides=settings.choices())
     began = time.perf_counter()
     result = DemoResult()
     state_folder = settings.folder / "state"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from fcp_core.errors import UsageError
 
@@ -69,6 +70,15 @@ class Settings:
                 f"--processes {self.processes} must be between 1 and the number of devices "
                 f"({self.devices})."
             )
+
+    def choices(self) -> dict[str, Any]:
+        """Return what of the server's configuration was chosen by name."""
+        chosen: dict[str, Any] = {}
+        if self.aggregator is not None:
+            chosen["aggregator"] = [self.aggregator]
+        if self.protocol is not None:
+            chosen["protocol"] = self.protocol
+        return chosen
 
 
 @dataclass

@@ -244,15 +244,13 @@ class Training:
         # The devices have nothing else to do: they come back at once, and wait at the server until
         # there is a round for them. Real ones would not.
         config: dict[str, Any] = {"retry_min": 0, "retry_max": 0, "check_in_hold": 30}
-        if self._settings.aggregator is not None:
-            config["aggregator"] = [self._settings.aggregator]
+        config |= self._settings.choices()
         if self._private is not None:
             config |= self._private.config()
         drop, protocol = self._settings.drop, self._settings.protocol
         # Some more than are needed begin, since some will vanish.
         config["over_selection"] = 1 + 2.5 * drop
         if protocol is not None:
-            config["protocol"] = protocol
             known = {value.option.key for value in Plugins.load().config.options()}
             wanted = {"join_timeout": 10, "phase_timeout": 2, "dropout_rate": min(0.4, 2 * drop)}
             own = {f"protocol.{protocol}.{name}": value for name, value in wanted.items()}

@@ -305,6 +305,11 @@ def add_options(options: OptionRegistry) -> None:
         help="let a task ask for no noise at all, by an epsilon of 1e20 or more",
         operator_only=True,
     )
+    add_bounds(options, section)
+
+
+def add_bounds(options: OptionRegistry, section: str) -> None:
+    """Declare the options that bound groups."""
     options.add(
         section,
         MAX_GROUPS,

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.configuration import DP_DISTINCT_URI
 from fcp_core.aggregation.release import Resumed
 from fcp_core.aggregation.spec import Intrinsic
 from fcp_core.plugins import hookimpl
@@ -101,6 +102,7 @@ class PrivacyPlugin:
         """Declare the options."""
         policy.add_options(options)
         group_by.add_options(options)
+        group_by.add_bounds(options, f"aggregator.{DP_DISTINCT_URI}")
         percentile.add_options(options)
         for factory in FACTORIES:
             _add_options(options, f"aggregator.{factory.name}", factory)
