@@ -13,7 +13,9 @@ from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.policies import SelectionPolicyFactory
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 from fcp_core.storage.records import BlobRecord
+from fcp_core.testing import masked_sum
 from fcp_plugins.selection import FifoPolicy
+from tests.services.faulty_protocols import start
 
 
 def test_a_task_of_durability_round_begins_again_with_nothing(kit, sqlite):
@@ -264,5 +266,28 @@ def test_a_task_whose_plugin_is_gone_stops_the_start_with_its_name(sqlite, kit):
         with pytest.raises(UsageError, match=r"task sum of an earlier run.*'patience'"):
             async with sqlite():
                 pass
+
+    asyncio.run(main())
+
+
+def test_an_operation_of_another_protocol_than_the_task_has_now_is_over(sqlite, kit):
+    class Masked:
+        @hookimpl
+        def fcp_add_options(self, options):
+            masked_sum.add_options(options)
+
+        @hookimpl
+        def fcp_register_aggregation_protocols(self):
+            return [masked_sum.MASKED_SUM]
+
+    async def main():
+        async with sqlite(extra=[Masked()]) as world:
+            task = await world.submit(goal=3)
+            device = world.device()
+            operation = await start(world, device, await device.assignment())
+        async with sqlite(extra=[Masked()], protocol="masked_sum") as world:
+            assert (await world.status(task)).state is TaskState.OPEN
+            device.services = world.services
+            assert await kit.code_of(device.poll(operation.name)) is Code.ABORTED
 
     asyncio.run(main())
