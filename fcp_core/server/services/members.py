@@ -83,12 +83,9 @@ class Members:
         secrets: Sequence[bytes],
         clock: Clock,
     ) -> None:
-        self._storage = storage
+        self._storage, self._me, self._offered = storage, me, tuple(offered)
         self._keeper: Keeper
-        self._me = me
-        self.seconds = seconds
-        self._offered = tuple(offered)
-        self.clock = clock
+        self.seconds, self.clock = seconds, clock
         self._leases = Membership(seconds)
         #: The epochs that tasks were read under, by population.
         self.epochs: dict[str, int] = {}
@@ -359,6 +356,8 @@ class Members:
 
     async def _give(self, lease: Lease, timeout: float) -> None:
         await self._keeper.settled(lease.population, timeout)
+        if lease.state is Holding.ENDED:
+            return  # and what there is of the population now is another lease's
         saved = lease.acts(self.clock.now())
         lease.closed = True
         self._publish()
