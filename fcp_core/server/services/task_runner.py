@@ -276,7 +276,8 @@ class TaskRunner(TaskShell):
 
     def _contributed(self, assignment: Assignment, now: float) -> None:
         self._with.memory.release(assignment.release())
-        self._stored(assignment.id)
+        if self._storing:
+            self._stored(assignment.id)
         if not self._with.observed():
             return
         machine = self.machine
