@@ -6,6 +6,7 @@ What devices do with it is in ``task_runner``.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import threading
@@ -123,9 +124,12 @@ class TaskShell(ABC):
         """Have the engine begin something, and call *then* on the event loop once it is done."""
 
     def status(self) -> TaskStatus:
-        """Return the task's status; it is final only once the end has been stored."""
+        """Return the task's status; it is final only once the end has been stored.
+
+        Devices of which an earlier run knew may still come, too late, and are counted.
+        """
         if self._ended is not None:
-            return self._ended
+            return dataclasses.replace(self._ended, surplus=self.machine.surplus)
         return explained(self.machine, self._places, self._with)
 
     def open(self, now: float) -> None:
