@@ -163,6 +163,24 @@ def test_a_token_of_before_the_restart_finds_no_place_where_there_is_none(sqlite
     asyncio.run(main())
 
 
+def test_a_token_of_before_the_restart_that_comes_after_the_end_is_surplus(sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1)
+            before = world.device()
+            assignment = await before.assignment()
+        async with sqlite() as world:
+            before.services, other = world.services, world.device()
+            await other.contribute(await other.assignment())
+            assert await world.result(task) == [1 << other.number, 1]
+            assert (await world.status(task)).surplus == 0
+            for _ in range(2):
+                await before.contribute(assignment)
+            assert (await world.status(task)).surplus == 1
+
+    asyncio.run(main())
+
+
 def test_a_token_of_before_the_restart_keeps_to_the_cap_of_the_population(sqlite, kit):
     async def main():
         async with sqlite() as world:
