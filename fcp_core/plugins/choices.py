@@ -28,6 +28,15 @@ from fcp_core.storage.contract import Storage, StorageFactory
 
 T = TypeVar("T")
 
+#: What the factories of a kind make.
+_MADE: Mapping[str, type] = {
+    "storage": Storage,
+    "engine": Engine,
+    "selection": SelectionPolicy,
+    "protocol": AggregationProtocol,
+    "eligibility": EligibilityPolicy,
+}
+
 #: Where what our other distributions offer comes from, by kind and name.
 ELSEWHERE: Mapping[tuple[str, str], str] = {
     ("command", "dashboard"): "fcp-server-dashboard",
@@ -329,10 +338,14 @@ class Choices:
 def _built(kind: str, name: str, make: Callable[..., T], *arguments: Any) -> T:
     """Call a factory.
 
-    :raises UsageError: naming it, if it raises anything but an error of its own choice.
+    :raises UsageError: naming it, if it raises anything but an error of its own choice, or makes
+        something else.
     """
     try:
-        return make(*arguments)
+        made = make(*arguments)
+        if not isinstance(made, _MADE[kind]):
+            raise TypeError(f"it makes {made!r:.200}, which is no {_MADE[kind].__name__}")
+        return made
     except (UsageError, StatusError):
         raise
     except PLUGIN_ERRORS as error:

@@ -31,6 +31,7 @@ from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.policies import EligibilityPolicyFactory, SelectionPolicyFactory
 from fcp_core.rounds.protocols import AggregationProtocolFactory
 from fcp_core.rounds.tasks import TaskSpec
+from fcp_core.rounds.token_parts import MAX_EXTRA
 from fcp_core.storage.contract import StorageFactory
 
 logger = logging.getLogger(__name__)
@@ -266,6 +267,7 @@ class Plugins(HookCaller, Choices):
             if isinstance(factory, AggregationProtocolFactory):
                 for file in factory.files:
                     routes.add(file)
+                _check_methods(factory)
 
     def scopes(self) -> list[Choices]:
         """Return the choices for the server, and for each population and task with a section."""
@@ -277,6 +279,22 @@ class Plugins(HookCaller, Choices):
                 for name in self.config.scopes("task")
             ),
         ]
+
+
+def _check_methods(factory: AggregationProtocolFactory) -> None:
+    """Check that calls can be told apart by the method, which is how the core keeps them.
+
+    :raises UsageError: if not, or if one has a name that is too long for an operation.
+    """
+    methods = [route.method for name in factory.services for route in routes.of_service(name)]
+    for method in methods:
+        if methods.count(method) > 1:
+            raise UsageError(f"the protocol {factory.name!r} has two methods {method}; rename one")
+        if len(method) > MAX_EXTRA:
+            raise UsageError(
+                f"the protocol {factory.name!r} has a method {method}; a name has at most "
+                f"{MAX_EXTRA} letters"
+            )
 
 
 def _declare(call: Call, registry: OptionRegistry) -> None:

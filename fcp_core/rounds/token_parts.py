@@ -17,6 +17,8 @@ ID_BYTES: Final = 16
 MARK_BYTES: Final = 6
 #: How many bytes of a sender's hash are in a token.
 SENDER_BYTES: Final = 12
+#: How long what a token says beyond that may be, such as the method of a call.
+MAX_EXTRA: Final = 64
 
 
 class Kind(Enum):

@@ -35,6 +35,7 @@ from fcp_core.rounds.keys import Keyring, SigningKey
 from fcp_core.rounds.token_parts import (
     ID_BYTES,
     MARK_BYTES,
+    MAX_EXTRA,
     SENDER_BYTES,
     ExpiredTokenError,
     Kind,
@@ -45,7 +46,6 @@ from fcp_core.rounds.token_parts import (
 )
 
 VERSION: Final = 1
-MAX_EXTRA: Final = 64
 
 #: How many genuine tokens are remembered at a time.
 _REMEMBERED: Final = 8192

@@ -71,7 +71,7 @@ def run(cluster, fault=None, *, goal=40, durability="contribution", after=8):
     fleet = Fleet(cluster.balancer.url, **AS_IT_IS)
     survivor = owner
     try:
-        until(lambda: len(fleet.accepted) >= after and all(map(uploads, cluster.members)))
+        until(lambda: len(fleet.accepted) >= after and all(map(uploads, others)))
         if fault is not None:
             survivor = fault(owner, others) or owner
         ended = check(cluster, task, fleet, survivor)
@@ -83,11 +83,11 @@ def run(cluster, fault=None, *, goal=40, durability="contribution", after=8):
 @pytest.mark.parametrize("durability", ["contribution", "round"])
 def test_uploads_go_to_any_member_and_the_owner_counts_them(cluster, durability):
     start(cluster, 3)
-    _, _, _, fleet = run(cluster, durability=durability)
+    _, owner, others, fleet = run(cluster, durability=durability)
     assert fleet.failed == []
-    received = [uploads(each) for each in cluster.members]
-    # No member had many more to do than another.
-    assert min(received) >= sum(received) / 10, received
+    received = [uploads(each) for each in others]
+    # Neither had many more to do than the other; how many the owner takes depends on its calls.
+    assert min(received) >= (sum(received) + uploads(owner)) / 10, received
 
 
 def make(url, number, *, attempts=6):

@@ -63,6 +63,7 @@ def test_bytes_after_a_checkpoint_are_refused(data: bytes, more: bytes) -> None:
     assert contents(data + more, verify=False) is None
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_tf_v1_is_refused_or_harmless() -> None:
     full = contents(SMALL_V1)
     harmless = 0
@@ -86,6 +87,7 @@ def test_flipped_bits_of_federated_compute_never_crash() -> None:
             contents(bytes(broken))
 
 
+@pytest.mark.slow
 @given(st.sampled_from([SMALL_V1, SMALL_FC]), st.randoms(use_true_random=False))
 @settings(max_examples=500)
 def test_mangled_files_never_crash(data: bytes, source: random.Random) -> None:

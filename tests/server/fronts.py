@@ -77,7 +77,7 @@ def chunks(*pieces: bytes) -> bytes:
 class Media:
     """Knows the upload names it was given; each is good for one complete upload."""
 
-    held = 0
+    held = storing = 0
 
     def on_release(self, call, waiting):
         self.released = call

@@ -232,6 +232,35 @@ def test_an_engine_that_cannot_add_tells_the_device(kit, add):
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("wrong", [raises, lambda *_: None])
+def test_a_task_that_stores_goes_on_after_its_engine_could_not_add(kit, sqlite, wrong):
+    class Engine(LocalEngine):
+        failed = False
+
+        def open(self, job, partials=()):
+            fold = super().open(job, partials)
+            add = fold.add
+
+            def once_wrong(*args):
+                before, Engine.failed = Engine.failed, True
+                return add(*args) if before else wrong(*args)
+
+            fold.add = once_wrong
+            return fold
+
+    factory = EngineFactory("bad", "faulty", lambda aggregators, options: Engine(aggregators, 0))
+
+    async def main():
+        plugin = offering("fcp_register_engines", factory)
+        async with sqlite(extra=[plugin], engine="bad", durability="contribution") as world:
+            task = await world.submit(goal=1)
+            assert await kit.code_of(world.device().run()) is Code.INTERNAL
+            assert await asyncio.wait_for(world.device().run(), 30)
+            assert await world.result(task) == [2, 1]
+
+    asyncio.run(main())
+
+
 def test_a_storage_that_never_takes_a_result_is_named(kit):
     class Storage(MemoryStorage):
         async def transact(self, function):

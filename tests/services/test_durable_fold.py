@@ -230,6 +230,7 @@ class Growing(Machine):
     JOB = job(SUM, ALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [Machine, Growing])
 def test_whatever_the_storage_does_each_answer_is_kept_once(monkeypatch, machine):
     monkeypatch.setattr(stored_whole, "FAN_IN", 3)

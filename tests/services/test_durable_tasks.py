@@ -1,16 +1,30 @@
 """Tasks of durability "contribution": what was answered OK is there after a restart, once."""
 
 import asyncio
+import gc
 
 import pytest
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import ManualClock
-from fcp_core.rounds.tasks import TaskState
+from fcp_core.rounds.tasks import TaskSpec, TaskState
 from fcp_core.server.services.stored_whole import FAN_IN
 from fcp_core.storage.contract import StorageError
 from fcp_core.storage.records import BlobRecord, ShardRecord, TaskRecord
 from tests.services.worlds import stored
+
+
+def test_an_open_task_keeps_no_model_in_memory(kit, sqlite):
+    model = b"a model that is written to the file"
+
+    async def main():
+        async with sqlite() as world:
+            await world.submit(goal=4, checkpoint=model)
+            gc.collect()
+            kept = [each for each in gc.get_objects() if type(each) is TaskSpec]
+            assert [each for each in kept if each.checkpoint == model] == []
+
+    asyncio.run(main())
 
 
 def test_what_was_answered_is_there_after_a_restart(kit, sqlite):

@@ -21,6 +21,7 @@ from fcp_core.rounds.policies import (
     SelectionPolicy,
     SelectionPolicyFactory,
 )
+from fcp_core.rounds.protocols import AggregationProtocolFactory
 from tests.services.faults import DEADLINE, exits, failed, offering, raises, raises_unreadable
 
 # Selection.
@@ -126,19 +127,24 @@ def test_what_a_selection_policy_keeps_may_be_anything(kit, caplog):
 FACTORIES = {
     "selection": ("fcp_register_selection_policies", SelectionPolicyFactory),
     "eligibility": ("fcp_register_eligibility_policies", EligibilityPolicyFactory),
+    "protocol": ("fcp_register_aggregation_protocols", AggregationProtocolFactory),
 }
 
 
 @pytest.mark.parametrize("kind", FACTORIES)
-def test_what_cannot_be_made_is_named_when_a_task_asks_for_it(kit, kind):
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [(raises, "RuntimeError: planted"), (lambda *_: None, "TypeError: it makes None, which is no")],
+)
+def test_what_cannot_be_made_is_named_when_a_task_asks_for_it(kit, kind, make, why):
     hook, factory = FACTORIES[kind]
 
     async def main():
-        async with kit.world(extra=[offering(hook, factory("bad", "faulty", raises))]) as world:
+        async with kit.world(extra=[offering(hook, factory("bad", "faulty", make))]) as world:
             with pytest.raises(StatusError) as caught:
                 await world.submit(**{kind: ["bad"] if kind == "eligibility" else "bad"})
             assert caught.value.code is Code.INVALID_ARGUMENT
-            message = f"the {kind} 'bad' cannot be built: RuntimeError: planted"
+            message = f"the {kind} 'bad' cannot be built: {why}"
             assert message in caught.value.message
 
     asyncio.run(main())

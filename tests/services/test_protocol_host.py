@@ -124,3 +124,27 @@ def test_a_task_whose_protocol_cannot_start_is_refused(kit):
             assert await one.services.tasks.list() == []
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        # Then the core would not know which OK says that a device counts, and let any pass.
+        ({"concluding": ()}, "must name in concluding"),
+        ({"concluding": ("Submitt",)}, r"must name in concluding.*Submitt"),
+        ({"concluding": SUBMIT}, "must name in concluding"),
+        ({"concluding": None}, "must name in concluding"),
+        ({"concluding": ([],)}, "must name in concluding"),
+        ({"together": None}, "cannot start the task"),
+        ({"together": "many"}, "cannot start the task"),
+    ],
+)
+def test_a_task_whose_protocol_says_what_it_cannot_is_refused(kit, wrong, why):
+    async def main():
+        async with world(kit, type("Wrong", (SimpleProtocol,), wrong)) as one:
+            with pytest.raises(StatusError, match=why) as caught:
+                await one.submit(goal=1)
+            assert caught.value.code is Code.INVALID_ARGUMENT
+            assert await one.services.tasks.list() == []
+
+    asyncio.run(main())

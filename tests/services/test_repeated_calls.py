@@ -161,6 +161,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(
     deadline=None,
     max_examples=150,

@@ -13,7 +13,9 @@ from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.policies import SelectionPolicyFactory
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
 from fcp_core.storage.records import BlobRecord
+from fcp_core.testing import masked_sum
 from fcp_plugins.selection import FifoPolicy
+from tests.services.faulty_protocols import start
 
 
 def test_a_task_of_durability_round_begins_again_with_nothing(kit, sqlite):
@@ -161,6 +163,24 @@ def test_a_token_of_before_the_restart_finds_no_place_where_there_is_none(sqlite
     asyncio.run(main())
 
 
+def test_a_token_of_before_the_restart_that_comes_after_the_end_is_surplus(sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1)
+            before = world.device()
+            assignment = await before.assignment()
+        async with sqlite() as world:
+            before.services, other = world.services, world.device()
+            await other.contribute(await other.assignment())
+            assert await world.result(task) == [1 << other.number, 1]
+            assert (await world.status(task)).surplus == 0
+            for _ in range(2):
+                await before.contribute(assignment)
+            assert (await world.status(task)).surplus == 1
+
+    asyncio.run(main())
+
+
 def test_a_token_of_before_the_restart_keeps_to_the_cap_of_the_population(sqlite, kit):
     async def main():
         async with sqlite() as world:
@@ -264,5 +284,28 @@ def test_a_task_whose_plugin_is_gone_stops_the_start_with_its_name(sqlite, kit):
         with pytest.raises(UsageError, match=r"task sum of an earlier run.*'patience'"):
             async with sqlite():
                 pass
+
+    asyncio.run(main())
+
+
+def test_an_operation_of_another_protocol_than_the_task_has_now_is_over(sqlite, kit):
+    class Masked:
+        @hookimpl
+        def fcp_add_options(self, options):
+            masked_sum.add_options(options)
+
+        @hookimpl
+        def fcp_register_aggregation_protocols(self):
+            return [masked_sum.MASKED_SUM]
+
+    async def main():
+        async with sqlite(extra=[Masked()]) as world:
+            task = await world.submit(goal=3)
+            device = world.device()
+            operation = await start(world, device, await device.assignment())
+        async with sqlite(extra=[Masked()], protocol="masked_sum") as world:
+            assert (await world.status(task)).state is TaskState.OPEN
+            device.services = world.services
+            assert await kit.code_of(device.poll(operation.name)) is Code.ABORTED
 
     asyncio.run(main())

@@ -198,7 +198,8 @@ def test_what_waits_to_be_stored_holds_no_bytes(kit, troubled):
     asyncio.run(main())
 
 
-def test_what_is_large_holds_its_bytes_until_it_is_stored(kit, troubled, monkeypatch):
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_is_large_counts_until_it_is_stored(kit, troubled, monkeypatch, cancelled):
     """Else the next one would come while this one's sum is in memory beside the sum of all."""
     storage, world_of = troubled
     monkeypatch.setattr("fcp_core.server.services.task_shell.LARGE", 100)
@@ -212,11 +213,15 @@ def test_what_is_large_holds_its_bytes_until_it_is_stored(kit, troubled, monkeyp
             ticket = await device.start_upload(held)
             await device.upload(ticket)
             contributing = asyncio.create_task(device.submit(held, ticket))
-            fold = world.services.tasks._running[task]._fold
-            await until(lambda: fold._writer is not None)
-            assert world.services._memory.held > 100
+            await until(lambda: world.services.media.storing > 100)
+            assert not world.services.media.held
+            if cancelled:
+                world.services.tasks._running[task].cancel(Code.CANCELLED, "enough")
+            else:
+                storage.going_on.set()
+                await contributing
+            await until(lambda: not world.services.media.storing)
             storage.going_on.set()
-            await contributing
-            assert not world.services._memory.held
+            await asyncio.gather(contributing, return_exceptions=True)
 
     asyncio.run(main())

@@ -97,7 +97,7 @@ class Context:
         self.seldom = Seldom()
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
-        self.large_uploads = LargeUploads(partial(attrgetter("held"), services.media))
+        self.large_uploads = LargeUploads(lambda: services.media.held + services.media.storing)
         self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited)
         #: Where populations are owned; None: here.
         self.members: Routes | None = None

@@ -40,6 +40,11 @@ class LinkedMedia:
         """How many bytes of uploads wait here."""
         return int(self._media.held) + self._links.held
 
+    @property
+    def storing(self) -> int:
+        """How many bytes of large ones are accumulated and not stored yet."""
+        return int(self._media.storing)
+
     def on_release(self, call: Callable[[], None], waiting: Sized) -> None:
         """Call *call* whenever they have become fewer, as ``Media.on_release``."""
         self._links.on_release = call

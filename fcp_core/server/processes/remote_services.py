@@ -104,6 +104,9 @@ class RemoteMedia:
         self._cache: OrderedDict[str, Download] = OrderedDict()
         self._cached = 0
 
+    #: What is stored, and what is not yet, is the other process's.
+    storing = 0
+
     @property
     def held(self) -> int:
         """How many bytes of uploads wait in this process."""

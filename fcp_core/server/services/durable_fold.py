@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from fcp_core.aggregation.engine import CheckpointFormat, Finished, Fold, HeldBody, Partial
 from fcp_core.aggregation.fold import duplicate, failed
-from fcp_core.errors import describe
+from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.services.stored_whole import (
     NeverStoredError,
@@ -219,7 +219,15 @@ class DurableFold(Fold):
             elif not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(done, inner)
 
-        work(delta.fold).add_done_callback(from_engine)
+        try:
+            inner = work(delta.fold)
+            if not isinstance(inner, Future):
+                raise TypeError(f"expected a Future, not {inner!r:.200}")
+        except PLUGIN_ERRORS as error:
+            # The engine has failed: nobody must wait for the delta for ever.
+            inner = Future()
+            inner.set_exception(error)
+        inner.add_done_callback(from_engine)
         return future
 
     def _refused(self, contributions: Sequence[str]) -> Future[None] | None:

@@ -19,6 +19,8 @@ class Media:
 
     #: How many bytes of uploads wait to be accumulated.
     held = property(attrgetter("_memory.held"))
+    #: How many bytes of large ones are accumulated and not stored yet.
+    storing = property(attrgetter("_memory.storing"))
 
     def on_release(self, call: Callable[[], None], waiting: Sized) -> None:
         """Call *call* whenever they have become fewer and somebody is *waiting* for that."""

@@ -116,7 +116,10 @@ class ProtocolCalls(LateCalls):
         call = None if assignment is None else assignment.calls.get(method)
         if task is None:
             raise StatusError(Code.ABORTED, "the task of this operation is over; check in again")
-        route = next(route for (_, name), route in task.routes.items() if name == method)
+        route = next((route for (_, name), route in task.routes.items() if name == method), None)
+        if route is None:
+            # The server was started again with another protocol for the task.
+            raise too_late()
         if call is None:
             restored = assignment is not None and assignment.restored
             if not ((restored or task.accepts_late) and task.protocol.concludes(method)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -93,16 +93,28 @@ class ProtocolGuard(ABC):
 
         :raises StatusError: INVALID_ARGUMENT if the protocol cannot.
         """
+        self._check_concluding()
         try:
             effects = self._protocol.start(task, now)
+            self._machine.together = max(1, int(self._protocol.together))
         except PLUGIN_ERRORS as error:
             raise StatusError(
                 Code.INVALID_ARGUMENT,
                 f"the aggregation protocol {self._name!r} cannot start the task: {describe(error)}",
             ) from error
-        self._machine.together = max(1, int(self._protocol.together))
         self._machine.notes = self._notes
         return self._carry_out(effects, now)
+
+    def _check_concluding(self) -> None:
+        """Check that a call tells devices that they count: the core watches over no other OK."""
+        names, known = self._protocol.concluding, sorted(self._empty)
+        usable = isinstance(names, Collection) and not isinstance(names, str) and len(names) > 0
+        if not usable or any(name not in known for name in names):
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"the aggregation protocol {self._name!r} must name in concluding which of its "
+                f"methods tell devices that they count ({', '.join(known)}), not {names!r}",
+            )
 
     def _notes(self) -> tuple[str, ...]:
         try:

@@ -187,8 +187,11 @@ class TaskFactory:
         def counts() -> tuple[int, int]:
             return machine.dropped, machine.surplus
 
+        # Not the specification itself, which would stay in memory with the model.
+        which = (record.task_id, spec.name, spec.population)
+
         def begin(helper: Helper) -> str:
-            return helper.begin_stream(record.task_id, spec.name, spec.population, job)
+            return helper.begin_stream(*which, job)
 
         store: ShardStore = self._store
         begin_stream: Callable[[Helper], str] | None = begin

@@ -48,6 +48,7 @@ class UploadMemory:
 
     :param limit: in bytes.
     :ivar held: in bytes.
+    :ivar storing: how many bytes of large ones are accumulated and not stored yet.
     :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
         received: no more devices should be given work then, so that those who have it find room.
     :ivar on_release: called when there is more room and somebody is *waiting* for that.
@@ -55,7 +56,7 @@ class UploadMemory:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.held = 0
+        self.held = self.storing = 0
         self.crowded = False
         self._behind = 0
         self.on_release: Callable[[], None] = lambda: None
@@ -275,6 +276,8 @@ class TaskRunner(TaskShell):
 
     def _contributed(self, assignment: Assignment, now: float) -> None:
         self._with.memory.release(assignment.release())
+        if self._storing:
+            self._stored(assignment.id)
         if not self._with.observed():
             return
         machine = self.machine

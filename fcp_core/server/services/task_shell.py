@@ -6,6 +6,7 @@ What devices do with it is in ``task_runner``.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import threading
@@ -75,6 +76,8 @@ class TaskShell(ABC):
         self._fold = parts.fold
         self._jobs: set[Future[bytes]] = set()
         self._stopped = False
+        #: Large contributions that are accumulated and not stored yet, with their sizes.
+        self._storing: dict[str, int] = {}
         self._loop = asyncio.get_running_loop()
         #: In which the outcomes of the engine are taken.
         self._thread = threading.get_ident()
@@ -121,9 +124,12 @@ class TaskShell(ABC):
         """Have the engine begin something, and call *then* on the event loop once it is done."""
 
     def status(self) -> TaskStatus:
-        """Return the task's status; it is final only once the end has been stored."""
+        """Return the task's status; it is final only once the end has been stored.
+
+        Devices of which an earlier run knew may still come, too late, and are counted.
+        """
         if self._ended is not None:
-            return self._ended
+            return dataclasses.replace(self._ended, surplus=self.machine.surplus)
         return explained(self.machine, self._places, self._with)
 
     def open(self, now: float) -> None:
@@ -170,6 +176,7 @@ class TaskShell(ABC):
         self._with.ticker.at(f"task:{self.task_id}", None, self.tick)
         await self._settle()
         self._stopped = True
+        self._stored(*self._storing)
         self._cancel_jobs()
         if self._finishing is None:
             self._abort()
@@ -202,11 +209,18 @@ class TaskShell(ABC):
 
     def _folded(self, contributions: Sequence[str]) -> None:
         for id_ in contributions:
-            assignment = self.machine.assignments[id_]
-            if assignment.held < LARGE:
-                # Else the next one would come while this one's sum waits to be stored: a third
-                # in memory beside that and the sum of all.
-                self._with.memory.release(assignment.release())
+            size = self.machine.assignments[id_].release()
+            if size >= LARGE:
+                # Its sum is as large, beside the sum of all: a third would be in memory if the
+                # next one came.
+                self._storing[id_] = size
+                self._with.memory.storing += size
+            self._with.memory.release(size)
+
+    def _stored(self, *contributions: str) -> None:
+        """Note that these are stored, or never will be."""
+        for id_ in contributions:
+            self._with.memory.storing -= self._storing.pop(id_, 0)
 
     def _committed(self, *written: Any) -> None:
         if self._with.observed():
@@ -231,6 +245,7 @@ class TaskShell(ABC):
     def _dropped(self, effect: DroppedEffect, now: float) -> list[ShellEffect]:
         assignment, machine = effect.assignment, self.machine
         self._with.memory.release(assignment.release())
+        self._stored(assignment.id)
         effects = self.protocol.left(effect, now, excused=self.excuses(assignment))
         who = (now, machine.population, assignment.session_id, self.task_id, machine.name)
         message = clean(effect.message)
@@ -257,6 +272,7 @@ class TaskShell(ABC):
         self._perform(self.machine.reported(code, message, now), now)
 
     def _end(self, effect: EndEffect, now: float) -> None:
+        self._stored(*self._storing)
         if effect.code is not Code.OK:
             self._result = None
             self._abort()
