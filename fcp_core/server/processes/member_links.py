@@ -294,6 +294,7 @@ class MemberLinks:
         self._peers[peer.member_id] = peer
         if older is not None:
             older.link.close()
+        logger.info("there is a link to the member at %s", peer.url)
         self._tell_room(peer)
 
     def lost(self, peer: Peer) -> None:
