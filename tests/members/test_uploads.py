@@ -41,13 +41,21 @@ def start(cluster, count, *options):
     until(lambda: all(each.log.count("there is a link") >= count - 1 for each in cluster.members))
 
 
+def counted(member, sample):
+    """Return the sum of the samples in a member's metrics that a pattern matches."""
+    text = urllib3.request("GET", f"{member.url}metrics", timeout=WAIT).data.decode()
+    return sum(map(int, re.findall(sample + r" (\d+)", text)))
+
+
 def uploads(member):
     """Return how many uploads a member has received."""
-    text = urllib3.request("GET", f"{member.url}metrics", timeout=WAIT).data.decode()
-    found = re.findall(
-        r'fcp_requests_total\{[^}]*route="upload"[^}]*status="200"[^}]*\} (\d+)', text
-    )
-    return sum(map(int, found))
+    return counted(member, r'fcp_requests_total\{[^}]*route="upload"[^}]*status="200"[^}]*\}')
+
+
+def surplus(members):
+    """Return how many devices those members that run have told that they came too late."""
+    alive = [each for each in members if each.process.poll() is None]
+    return sum(counted(each, r"fcp_surplus_total\{[^}]*\}") for each in alive)
 
 
 def check(cluster, task, fleet, member):
@@ -57,7 +65,9 @@ def check(cluster, task, fleet, member):
         fleet.stop()
         ended = admin.get(task)
         assert ended.state == "completed", ended
-        fleet.check(admin.result(task), ended.contributed, ended.surplus)
+        # What a task knows of them is stored with contributions, and so not when it changes hands.
+        late = max(ended.surplus, surplus(cluster.members))
+        fleet.check(admin.result(task), ended.contributed, late)
     for each in cluster.members:
         assert "Traceback" not in each.log
     return ended

@@ -202,3 +202,24 @@ def test_a_result_is_kept_by_the_storage_only(kit):
             assert not [kept for kept in gc.get_referents(runner.__dict__) if kept == first]
 
     asyncio.run(main())
+
+
+def test_a_task_that_was_left_is_ended_by_who_goes_on_with_it(kit):
+    """Seen in the simulation: its last effect came when another member had the population."""
+
+    async def main():
+        faults = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        async with kit.world() as world:
+            await world.submit(goal=2)
+            (left,) = world.services.tasks._running.values()
+            await world.services.tasks.leave(left.spec.population)
+            world.services._populations.remove(left.spec.population)
+            left.cancel(Code.CANCELLED, "the operator said so")
+            await kit.settle()
+        del left, world
+        gc.collect()  # so that what failed, and nobody asked for, is told
+        assert faults == []
+
+    asyncio.run(main())

@@ -272,6 +272,8 @@ class TaskShell(ABC):
         self._perform(self.machine.reported(code, message, now), now)
 
     def _end(self, effect: EndEffect, now: float) -> None:
+        if self._stopped:
+            return  # whoever goes on with it ends it
         self._stored(*self._storing)
         if effect.code is not Code.OK:
             self._result = None
