@@ -4,6 +4,8 @@ Each benchmark runs in a process of its own. A goal that is not met is no error;
 breaks is one, and the others still run.
 
     python benchmarks/report.py [--quick] [--only load,memory] [--write docs/performance.md]
+
+With ``--only`` the page's other rows stay as they are.
 """
 
 from __future__ import annotations
@@ -99,13 +101,31 @@ def write_goals(module: str, quick: bool, file: Path) -> None:
     file.write_text(json.dumps([dataclasses.asdict(goal) for goal in goals]), encoding="utf-8")
 
 
-def table(parts: Sequence[Part]) -> str:
-    """Return all goals as a table in Markdown, which can be read as it is."""
-    rows = [COLUMNS]
+def measured(parts: Sequence[Part]) -> list[Sequence[str]]:
+    """Return the rows of what was measured, or broke."""
+    rows: list[Sequence[str]] = []
     for part in parts:
         rows += [goal.row() for goal in part.goals]
         if part.broken is not None:
             rows.append((part.module, f"bench_{part.module}.py: {part.broken}", "", "", "broken"))
+    return rows
+
+
+def with_others(old: str, parts: Sequence[Part]) -> list[Sequence[str]]:
+    """Return the rows of *parts*, in place of the same groups' in an earlier table."""
+    new = measured(parts)
+    lines = [line for line in old.splitlines() if line.startswith("| ")][1:]
+    rows: list[Sequence[str]] = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    order = list(dict.fromkeys(row[0] for row in [*rows, *new]))
+    anew = {row[0] for row in new} | {part.module for part in parts}
+    return sorted(
+        [*(row for row in rows if row[0] not in anew), *new], key=lambda row: order.index(row[0])
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as a table in Markdown, which can be read as it is."""
+    rows = [COLUMNS, *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
@@ -136,22 +156,26 @@ def machine() -> str:
     )
 
 
-def page(text: str, parts: Sequence[Part], quick: bool) -> str:
+def page(text: str, parts: Sequence[Part], quick: bool, some: bool = False) -> str:
     """Return the page with a new table between its marks.
 
+    :param some: whether the other rows of its table stay, if it has any.
     :raises ValueError: if it has no marks.
     """
     before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    old, end, after = rest.partition(END)
     if not mark or not end:
         raise ValueError(f"the page needs {BEGIN} and {END}")
     day = datetime.now(timezone.utc).strftime("%d %B %Y").lstrip("0")
     kind = " (quick: smaller inputs)" if quick else ""
     minutes = sum(part.seconds for part in parts) / 60
-    return (
-        f"{before}{BEGIN}\n\nMeasured on {day}{kind} in {minutes:.0f} minutes: {machine()}.\n\n"
-        f"{table(parts)}\n\n{END}{after}"
-    )
+    heading = f"Measured on {day}{kind} in {minutes:.0f} minutes: {machine()}."
+    rows = measured(parts)
+    if some and "| " in old:
+        rows = with_others(old, parts)
+        names = ", ".join(part.module for part in parts)
+        heading = f"{old.strip().splitlines()[0]}\n{names}: measured on {day}{kind}, {machine()}."
+    return f"{before}{BEGIN}\n\n{heading}\n\n{table(rows)}\n\n{END}{after}"
 
 
 def main() -> None:
@@ -174,10 +198,10 @@ def main() -> None:
     for name in names:
         print(f"== bench_{name}.py", file=sys.stderr, flush=True)
         parts.append(measure(name, given.quick))
-    print(table(parts))
+    print(table(measured(parts)))
     if given.write is not None:
         text = given.write.read_text(encoding="utf-8")
-        given.write.write_text(page(text, parts, given.quick), encoding="utf-8")
+        given.write.write_text(page(text, parts, given.quick, bool(given.only)), encoding="utf-8")
     sys.exit(any(part.broken is not None for part in parts))
 
 

@@ -97,6 +97,27 @@ def test_goals_that_are_not_met_are_no_error_and_broken_benchmarks_are(report, t
     assert "RuntimeError: no" in broken.stderr
 
 
+def test_what_is_measured_anew_takes_the_place_of_its_own_rows(report, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- goals: begin --><!-- goals: end -->\n")
+    goal = "return [Goal('{}', 'what', {}, 1.3)]"
+    others = {"load": goal.format("scale", 1), "fold": "raise RuntimeError('no')"}
+    report("--write", str(page), **others, memory=goal.format("memory", 2))
+    result = report(
+        "--write", str(page), fold=goal.format("fold", 1.2), loop=goal.format("loop", 3)
+    )
+    assert result.returncode == 0, result.stderr
+    text = page.read_text(encoding="utf-8")
+    assert [row[::2] for row in rows(text) if row[3:]][2:] == [
+        ["scale", "1 x", "met"],
+        ["fold", "1.2 x", "met"],
+        ["memory", "2 x", "not met"],
+        ["loop", "3 x", "not met"],
+    ]
+    assert text.count("Measured on ") == 1
+    assert "\nfold, loop: measured on " in text
+
+
 def test_the_page_says_on_what_it_was_measured_and_nothing_of_where(modules):
     machine = modules("report").machine()
     assert re.search(r"\d+ cores, .* Python 3\.\d+\.\d+, numpy [\d.]+", machine)
