@@ -174,7 +174,8 @@ def page(text: str, parts: Sequence[Part], quick: bool, some: bool = False) -> s
     if some and "| " in old:
         rows = with_others(old, parts)
         names = ", ".join(part.module for part in parts)
-        heading = f"{old.strip().splitlines()[0]}\n{names}: measured on {day}{kind}, {machine()}."
+        before_table = old.partition("| ")[0].strip()
+        heading = f"{before_table}\n\n{names}: measured on {day}{kind}, {machine()}."
     return f"{before}{BEGIN}\n\n{heading}\n\n{table(rows)}\n\n{END}{after}"
 
 
