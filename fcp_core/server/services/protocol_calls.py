@@ -61,8 +61,9 @@ class ProtocolCalls(LateCalls):
 
         :raises StatusError: NOT_FOUND for an aggregation that this server never had,
             UNAUTHENTICATED for a token that is not valid, PERMISSION_DENIED for one of somebody
-            else, INVALID_ARGUMENT if the task has another protocol, ABORTED if the assignment was
-            dropped or comes too late where that is refused; what the protocol says otherwise.
+            else, INVALID_ARGUMENT if the protocol of the task that it was given has no such call,
+            ABORTED if the assignment was dropped or comes too late where that is refused; what the
+            protocol says otherwise.
         """
         now = self._clock.now()
         begins = "authorization_token" in request.DESCRIPTOR.fields_by_name
@@ -71,21 +72,25 @@ class ProtocolCalls(LateCalls):
         aggregation_id = request.aggregation_id
         token = self._read(text, kind, aggregation_id, now, sender)
         task = self._tasks.find(aggregation_id)
-        if task is not None and (route.service, route.method) not in task.routes:
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"the aggregation protocol of task {task.spec.name} has no {route.name}",
-            )
         if (route.service, route.method) in self._aborting:
             return self._abort(route, request, token, task)
         tickets = self._tickets(aggregation_id, token, sender, task)
         if task is None:
             return self._late(route, tickets, request, None)
+        speaks = (route.service, route.method) in task.routes
         assignment = task.machine.get(token.subject.hex())
         if assignment is None:
             if token.expires <= now:
                 return self._late(route, tickets, request, task)
-            assignment = task.find(token.subject.hex(), now, begins=begins)
+            assignment = task.find(token.subject.hex(), now, begins=begins, speaks=speaks)
+        if not speaks:
+            if assignment.session_id:
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"the aggregation protocol of task {task.spec.name} has no {route.name}",
+                )
+            # It was given the task in an earlier run, which had another protocol.
+            return self._late(route, tickets, request, task, counted=assignment.restored)
         earlier = assignment.calls.get(route.method)
         answered = earlier is not None and not isinstance(earlier.result, StatusError)
         if not answered and (assignment.restored or task.excuses(assignment)):

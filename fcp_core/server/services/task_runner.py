@@ -123,20 +123,22 @@ class TaskRunner(TaskShell):
         """Return a session's assignment of this task, whether it has ended or not, or None."""
         return self.machine.get(assignment_id(session.key, self.aggregation_id))
 
-    def find(self, id_: str, now: float, *, begins: bool) -> Assignment:
+    def find(self, id_: str, now: float, *, begins: bool, speaks: bool = True) -> Assignment:
         """Return the assignment that a token names.
 
         A server that was restarted does not know it: the device goes on all the same if there is
         room, and if its protocol needs nothing of what it did before.
 
         :param begins: whether the device begins to contribute only now.
+        :param speaks: whether it speaks the task's protocol, which the operator may have changed.
         :returns: one that was dropped if the task cannot take the device: it comes too late.
         :raises StatusError: ABORTED if the task refuses those who come too late.
         """
         assignment = self.machine.get(id_)
         if assignment is not None:
             return assignment
-        if not self._places.has_room(self) or not (begins or self.protocol.resumable):
+        goes_on = speaks and (begins or self.protocol.resumable)
+        if not (goes_on and self._places.has_room(self)):
             if not self.accepts_late:
                 raise StatusError(
                     Code.ABORTED,
