@@ -22,8 +22,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fcp_core.aggregation.engine import CheckpointFormat, Finished, Fold, HeldBody, Partial
-from fcp_core.aggregation.fold import duplicate, failed
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.aggregation.fold import begun, duplicate, error_of, failed
+from fcp_core.errors import describe
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.services.stored_whole import (
     NeverStoredError,
@@ -219,15 +219,8 @@ class DurableFold(Fold):
             elif not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(done, inner)
 
-        try:
-            inner = work(delta.fold)
-            if not isinstance(inner, Future):
-                raise TypeError(f"expected a Future, not {inner!r:.200}")
-        except PLUGIN_ERRORS as error:
-            # The engine has failed: nobody must wait for the delta for ever.
-            inner = Future()
-            inner.set_exception(error)
-        inner.add_done_callback(from_engine)
+        # Nobody must wait for the delta for ever if the engine fails.
+        begun(partial(work, delta.fold)).add_done_callback(from_engine)
         return future
 
     def _refused(self, contributions: Sequence[str]) -> Future[None] | None:
@@ -278,7 +271,7 @@ class DurableFold(Fold):
         future: Future[None],
         inner: Future[None],
     ) -> None:
-        error = delta.error or _error_of(inner)
+        error = delta.error or error_of(inner)
         if error is None:
             delta.ready.append((contributions, future))
             self.on_folded(contributions)
@@ -387,9 +380,3 @@ class DurableFold(Fold):
 
         self._start(work).add_done_callback(done)
         return future
-
-
-def _error_of(future: Future[Any]) -> BaseException | None:
-    if future.cancelled():
-        return StatusError(Code.ABORTED, "the aggregation was aborted")
-    return future.exception()
