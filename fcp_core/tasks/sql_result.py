@@ -12,8 +12,9 @@ from typing import Any
 from fcp_core.protocol import sketches
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.tasks.sql_lowering import Lowered, Part
+from fcp_core.tasks.sql_lowering import Lowered
 from fcp_core.tasks.sql_parsing import Parsed
+from fcp_core.tasks.sql_part import Part
 from fcp_core.tasks.tables import ERROR, Column, Table
 
 _Row = tuple[Any, ...]

@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from fcp_core.protocol import routes
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http import refusals
-from fcp_core.server.http.body import BodyReader, InFlight
+from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
-from fcp_core.server.http.inflate import reader_of
 from fcp_core.server.http.large_uploads import LargeUploads
 from fcp_core.server.http.limits import FREE_OF_CALL, SMALL_CALLS, Limits
 from fcp_core.server.http.metrics import ServerMetrics
@@ -30,8 +27,6 @@ from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
-    from fcp_core.server.http.handler import Handler, MakeHandler
-    from fcp_core.server.http.request import Request
     from fcp_core.server.services import Services
 
 T = TypeVar("T")
@@ -120,34 +115,23 @@ class Context:
             *SMALL_CALLS.values(), limits.max_call, limits.max_body, limits.max_decompressed
         )
 
-    def is_elsewhere(self, call: Handler) -> bool:
+    def is_elsewhere(self, method: str, path: str) -> bool:
         """Whether a call is about a population of another member, or of none at the moment."""
         if self.members is None:
             return False
-        mark, _ = mark_of_call(call.method, call.path)
+        mark, _ = mark_of_call(method, path)
         owner = None if mark is None else self.members.table.owner(mark, self.members.clock)
         return mark in self.members.table.known and (owner is None or bool(owner.url))
 
-    async def went(self, call: Handler, error: StatusError) -> bool:
+    async def went(self, method: str, path: str, error: StatusError) -> bool:
         """Whether a call failed since its population is another member's by now."""
         if self.members is None:
             return False
-        if error.code is Code.ABORTED and not self.is_elsewhere(call):
+        if error.code is Code.ABORTED and not self.is_elsewhere(method, path):
             # What was to be written was refused, and nobody has looked since.
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.members.look(), self.members.seconds)
-        return self.is_elsewhere(call)
-
-    async def pass_on(self, call: Handler, make: MakeHandler, request: Message) -> None:
-        """Have another member answer a call, whose population it has since the call came.
-
-        :param make: makes what answers it if the population comes back.
-        :raises StatusError: as ``forward.pass_on``.
-        """
-        from fcp_core.server.http.forward import pass_on  # which has handlers of its own
-
-        call.headers.pop("Content-Encoding", None)
-        await pass_on(call, make, request.SerializeToString())
+        return self.is_elsewhere(method, path)
 
     def leave(self, request: object) -> None:
         """Stop waiting for a request. May be repeated."""
@@ -214,37 +198,3 @@ class Context:
         """Cancel the service calls in progress; their requests are answered."""
         for task in set(self._calls):
             task.cancel()
-
-    def read_body(self, request: Request, limits: Limits, room: InFlight) -> BodyReader:
-        """Return what reads the body of a request, with room for what it announced.
-
-        :param room: where it is counted.
-        :raises StatusError: as :func:`reader_of`.
-        """
-        encoding = request.headers.get("Content-Encoding")
-        rest = (request.announced, limits, room, self.executor, self.buffers)
-        return reader_of(encoding, *rest) if encoding else BodyReader(*rest)
-
-    def find(self, call: Handler) -> tuple[Route, dict[str, str], Method]:
-        """Return the route of a call, the variables of its path, and what serves it.
-
-        :raises StatusError: NOT_FOUND or HTTP 405 if there is no such route; UNIMPLEMENTED if this
-            server does not serve it; INVALID_ARGUMENT for a path that is malformed.
-        """
-        found = routes.match(call.method, call.path)
-        if found is None:
-            if call.allowed():
-                raise refusals.wrong_method(call)
-            raise StatusError(Code.NOT_FOUND, "there is no such route")
-        route, variables = found
-        key = routes.key_of(route)
-        if key[1] is not None and key not in self.served:
-            self.served[key] = [
-                (each.pattern.fullmatch, each, served)
-                for each in routes.alike(key)
-                if (served := self.services.method(each)) is not None
-            ]
-        method = self.services.method(route)
-        if method is None:
-            raise StatusError(Code.UNIMPLEMENTED, f"this server does not offer {route.name}")
-        return route, variables, method

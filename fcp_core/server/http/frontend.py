@@ -20,13 +20,14 @@ from fcp_core.server.http.calls import RPCHandler, UploadHandler
 from fcp_core.server.http.connections import BoundedHTTPServer
 from fcp_core.server.http.context import Authenticate, Context
 from fcp_core.server.http.downloads import DownloadHandler
-from fcp_core.server.http.handler import Connection, Handler, MakeHandler
+from fcp_core.server.http.handler import Handler, MakeHandler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.links import LINKS, LinkHandler, dial
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.pages import HealthHandler, MetricsHandler, NothingHandler
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.http.plugin_pages import PagesHandler, name_of
+from fcp_core.server.http.request import Channel
 from fcp_core.server.http.routed import from_members, routed
 from fcp_core.server.http.shared_admin import SharedAdmin
 from fcp_core.server.http.tls import MemberTLS
@@ -169,7 +170,7 @@ class Frontend:
             front = self._http
             self._metrics.watch(lambda: self.in_flight, lambda: front.connections)
 
-    def _make(self, connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+    def _make(self, connection: Channel, method: str, uri: str, headers: HTTPHeaders) -> Handler:
         """Make the handler of what no device asks for."""
         path, request = uri.partition("?")[0], (connection, method, uri, headers)
         context = self._context
@@ -186,7 +187,7 @@ class Frontend:
         return RPCHandler(context, *request)
 
     def _make_admin(
-        self, connection: Connection, method: str, uri: str, headers: HTTPHeaders
+        self, connection: Channel, method: str, uri: str, headers: HTTPHeaders
     ) -> Handler:
         """Make the handler of an admin call that another member passed on, or asks."""
         context = self._context
@@ -195,7 +196,7 @@ class Frontend:
         )
 
     def _make_metrics(
-        self, connection: Connection, method: str, uri: str, headers: HTTPHeaders
+        self, connection: Channel, method: str, uri: str, headers: HTTPHeaders
     ) -> Handler:
         """Make the handler of a request where there is nothing but metrics."""
         kind = MetricsHandler if uri.partition("?")[0] == "/metrics" else NothingHandler
