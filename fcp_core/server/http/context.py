@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -57,6 +58,8 @@ class Context:
 
     :param authenticate: None: nobody says who sends a request.
     :param secure: whether requests come over TLS.
+    :param members: know where populations are owned; None: here.
+    :param member_tls: what other members are called with; None is plain HTTP.
     :ivar identifies: whether anything depends on who sends a request.
     :ivar stopping: whether a stop was requested.
     :ivar busy: the requests that are not answered, and the tasks that serve them; a request adds
@@ -73,6 +76,8 @@ class Context:
         threads: int | None = None,
         *,
         secure: bool = False,
+        members: Routes | None = None,
+        member_tls: ssl.SSLContext | None = None,
     ) -> None:
         self.services = services
         self.authenticate = authenticate
@@ -86,7 +91,7 @@ class Context:
             waiting=partial(attrgetter("held"), services.media),
             on_behind=services.media.behind,
         )
-        services.media.on_release(self.uploads.look, self.uploads.turns.paused)
+        services.media.freed.connect(self.uploads.look, self.uploads.turns.paused)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.seldom = Seldom()
@@ -94,10 +99,9 @@ class Context:
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
         self.large_uploads = LargeUploads(lambda: services.media.held + services.media.storing)
         self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited)
-        #: Where populations are owned; None: here.
-        self.members: Routes | None = None
+        self.members = members
         #: The connections to other members.
-        self.peers = Peers()
+        self.peers = Peers(member_tls)
         self.stopping = False
         self.busy: set[object] = set()
         self.awaited: set[object] = set()

@@ -91,16 +91,17 @@ class Frontend:
         self._tls = tls
         self._limits = limits
         self._context = Context(
-            services, authenticate, limits, metrics, threads, secure=tls is not None
+            services,
+            authenticate,
+            limits,
+            metrics,
+            threads,
+            secure=tls is not None,
+            members=members,
+            member_tls=None if member_tls is None else member_tls.client,
         )
-        self._context.members = members
         self._links = links
-        if links is not None:
-            links.room = self._context.uploads.room
-        self._member_tls = None
-        if member_tls is not None:
-            self._member_tls = member_tls.server.context
-            self._context.peers.tls = member_tls.client
+        self._member_tls = None if member_tls is None else member_tls.server.context
         #: What answers admin calls for all members; None: this server's does.
         self.shared_admin: SharedAdmin | None = None
         if isinstance(members, Members):
@@ -124,6 +125,10 @@ class Frontend:
         assert links is not None
         keys = lambda: members.table.secrets  # noqa: E731
         await dial(self._context.peers, keys, links.spawn, url, member_id, link)
+
+    def room(self) -> int:
+        """Return how many bytes of uploads there is room for."""
+        return self._context.uploads.room()
 
     @property
     def has_admin(self) -> bool:

@@ -12,7 +12,7 @@ from fcp_core.server.http.handler import Handler, MakeHandler
 from fcp_core.server.http.pages import NothingHandler
 from fcp_core.server.http.passing import HEADER, mark_of_call, verify
 from fcp_core.server.http.request import Channel
-from fcp_core.server.processes.member_links import LARGE
+from fcp_core.server.processes.placing import LARGE
 
 
 def routed(

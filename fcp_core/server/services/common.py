@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.rounds.tokens import Tokens
 from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.writes import Writes
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import UploadMemory
 
 #: What a device may receive as it is; anything else stays in the server.
 _PUBLIC = (

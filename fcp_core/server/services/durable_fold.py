@@ -63,10 +63,6 @@ class DurableFold(Fold):
     :param stream: what it writes; ``""``: what the owner of a task does.
     :param begin_stream: has another member begin one; None: what it holds is accumulated as the
         engine does that.
-    :ivar on_folded: called on the event loop with the ids of contributions whose bytes are not
-        needed any more: they are accumulated, and to be stored.
-    :ivar on_committed: called on the event loop after each write: with how many contributions are
-        stored by it, the bytes that were written, and the seconds that it took.
     :raises StatusError: as *begin* does.
     """
 
@@ -90,13 +86,13 @@ class DurableFold(Fold):
         self._streams: Streams | None = None
         if begin_stream is not None:
             heard = {
-                "folded": lambda contributions: self.on_folded(contributions),
-                "committed": lambda *written: self.on_committed(*written),
+                "folded": lambda contributions: self._folded(contributions),
+                "committed": lambda *written: self._committed(*written),
             }
             self._streams = Streams(begin_stream, self._take, heard)
         self._closed: str | None = None
-        self.on_folded: Callable[[Sequence[str]], None] = lambda contributions: None
-        self.on_committed: Callable[[int, int, float], None] = lambda count, size, seconds: None
+        self._folded: Callable[[Sequence[str]], None] = lambda contributions: None
+        self._committed: Callable[[int, int, float], None] = lambda count, size, seconds: None
         self._on_loss: Callable[[str], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -133,6 +129,20 @@ class DurableFold(Fold):
     def merge(self, partial: Partial) -> Future[None]:
         """Add a partial aggregate, and store it."""
         return self._begin(partial.contributions, lambda fold: fold.merge(partial))
+
+    def on_progress(
+        self,
+        folded: Callable[[Sequence[str]], None],
+        committed: Callable[[int, int, float], None],
+    ) -> None:
+        """Call these on the event loop from now on.
+
+        :param folded: with the ids of contributions whose bytes are not needed any more: they are
+            accumulated, and to be stored.
+        :param committed: after each write: with how many contributions are stored by it, the bytes
+            that were written, and the seconds that it took.
+        """
+        self._folded, self._committed = folded, committed
 
     def on_loss(self, callback: Callable[[str], None]) -> None:
         """Call *callback* if what is in memory is not what is stored any more.
@@ -274,7 +284,7 @@ class DurableFold(Fold):
         error = delta.error or error_of(inner)
         if error is None:
             delta.ready.append((contributions, future))
-            self.on_folded(contributions)
+            self._folded(contributions)
         else:
             self._ids.difference_update(contributions)
         delta.in_progress -= 1
@@ -344,7 +354,7 @@ class DurableFold(Fold):
         for _, future in delta.ready:
             future.set_result(None)
         delta.ready = []
-        self.on_committed(count, *written)
+        self._committed(count, *written)
 
     def _refuse(self, delta: _Delta, error: Exception) -> None:
         delta.error = error

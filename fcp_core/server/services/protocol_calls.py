@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -42,9 +42,7 @@ from fcp_core.rounds.token_parts import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.rounds.tokens import AssignmentTickets, operation, operation_name, read_token
 from fcp_core.server.services.late_calls import LateCalls, empty, set_polling_interval, too_late
 from fcp_core.server.services.protocol_host import ProtocolGuard, ShellEffect
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import TaskRunner
+from fcp_core.server.services.task_runner import TaskRunner
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -198,8 +196,8 @@ class ProtocolCalls(LateCalls):
         self, aggregation_id: str, token: Token, sender: str | None, task: TaskRunner | None
     ) -> AssignmentTickets:
         place = None
-        if self.place is not None and task is not None and not task.protocol.reads:
-            place = partial(self.place, task.upload_size)
+        if self._place is not None and task is not None and not task.protocol.reads:
+            place = partial(self._place, task.upload_size)
         return AssignmentTickets(
             self._tokens,
             aggregation_id,

@@ -15,9 +15,10 @@ from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
 from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.machine import Clock, SystemClock
+from fcp_core.rounds.machine import Clock, Signal, SystemClock
 from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.rounds.tokens import Tokens, label
 from fcp_core.server.file_lock import lock_of
@@ -40,7 +41,6 @@ from fcp_core.server.services.routing import secrets_of, this_member
 from fcp_core.server.services.schedules import Schedules
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_parts import Surroundings
-from fcp_core.server.services.task_runner import UploadMemory
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection
@@ -73,6 +73,7 @@ class Services:
     :param engine: instead of the configured one.
     :param observe: called with every event before the plugins are.
     :param member_url: where other members reach this server, with a slash at the end.
+    :param place: as for :class:`LateCalls`.
     :raises UsageError: if the keys that sign tokens cannot be used.
     """
 
@@ -90,6 +91,7 @@ class Services:
         engine: Engine | None = None,
         observe: Callable[[Event], None] | None = None,
         member_url: str = "",
+        place: Callable[[int], str] | None = None,
     ) -> None:
         clock = SystemClock() if clock is None else clock
         rng = random.Random() if rng is None else rng
@@ -106,6 +108,7 @@ class Services:
         prefix = settings.download_prefix
         source = TokenSource() if secrets is None else secrets
         self._tokens = Tokens(keys.keyring, keys.deployment)
+        freed = Signal()
         common = Common(
             clock=clock,
             tokens=self._tokens,
@@ -115,11 +118,10 @@ class Services:
             notify=notify,
             observed=observed,
             writes=Writes(),
-            memory=UploadMemory(settings.max_in_flight),
+            memory=UploadMemory(settings.max_in_flight, freed),
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
-        self._drain_timeout: float = plugins.config.get("drain_timeout")
         served = None if populations is None else tuple(populations)
         self._join(member_url, keys, settings, served or (), source)
         self._states = PolicyStates(self._storage, clock, self._fence)
@@ -128,7 +130,7 @@ class Services:
         claim = None if self.members is None else self.members.claim
         self._populations = Populations(served, self._population_maker(plugins, rng), claim)
         self._wire_tasks(plugins, settings, common)
-        self._wire_devices(plugins, settings, common)
+        self._wire_devices(plugins, settings, common, freed, place)
         self._wire_admin(settings)
 
     def _population_maker(
@@ -170,7 +172,6 @@ class Services:
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
         self.store = TaskStore(self._storage, common.writes, self._fence)
         self._downloads = Downloads()
-        self._memory = common.memory
         self.tasks = Tasks(
             plugins=plugins,
             secrets=common.secrets,
@@ -181,7 +182,7 @@ class Services:
                 common.clock,
                 self.ticker,
                 self._engine,
-                self._memory,
+                common.memory,
                 self.store.writes,
                 common.notify,
                 common.observed,
@@ -201,7 +202,14 @@ class Services:
             downloads=self._downloads,
         )
 
-    def _wire_devices(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
+    def _wire_devices(
+        self,
+        plugins: Plugins,
+        settings: ServerSettings,
+        common: Common,
+        freed: Signal,
+        place: Callable[[int], str] | None,
+    ) -> None:
         self.eligibility_eval_tasks = EligibilityEvalTasks(
             common,
             plugins=plugins,
@@ -221,11 +229,14 @@ class Services:
             tasks=self.tasks,
             factories=plugins.protocols.values(),
             accepts_late=settings.accepts_late,
+            place=place,
         )
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
         )
-        self.media: Media | LinkedMedia = Media(self.protocol_calls, self._downloads, self._memory)
+        self.media: Media | LinkedMedia = Media(
+            self.protocol_calls, self._downloads, common.memory, freed
+        )
         self._services: dict[str, object] = {
             f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,
             f"{_FCP}.TaskAssignments": self.task_assignments,
@@ -352,7 +363,7 @@ class Services:
     async def give_back(self) -> None:
         """Let other members have what this one owns, if there are any."""
         if self.members is not None:
-            await self.members.drain(self._drain_timeout)
+            await self.members.drain(self._config.get("drain_timeout"))
 
     async def stop(self) -> None:
         """Release everything. Tasks that have not ended go on when the storage is used again."""
