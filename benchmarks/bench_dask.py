@@ -94,10 +94,9 @@ def measure(count: int, size: int, repeats: int) -> list[tuple[str, float, float
             cluster, local = times(runs, repeats)
             rows.append((title.format(count, size * 4 / 1e6), cluster, local))
         data = arguments_of(*CASES[0][1:3], count, size)
-        sent, local = (
-            partial(run, jobs.MERGE, data) for run in (dask._cluster.run, engines[1].run)
-        )
-        return [*rows, ("the merge, sent to a worker", *times([sent, local], repeats))]
+        runs = [partial(run, jobs.MERGE, data) for run in (dask._cluster.run, engines[1].run)]
+        cluster, local = times(runs, repeats)
+        return [*rows, ("the merge, sent to a worker", cluster, local)]
     finally:
         for engine in engines:
             asyncio.run(stop_engine(engine))
