@@ -210,10 +210,7 @@ def test_a_result_is_kept_by_the_storage_only(kit):
 def test_a_task_that_was_left_is_ended_by_who_has_it(kit, sqlite, monkeypatch, when):
     """Seen in the simulation: its end came when another member had the population."""
 
-    async def main():
-        faults = []
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: faults.append(context))
+    async def leave():
         async with sqlite() as world:
             task = await world.submit(goal=2, durability="contribution")
             (left,) = world.services.tasks._running.values()
@@ -234,7 +231,12 @@ def test_a_task_that_was_left_is_ended_by_who_has_it(kit, sqlite, monkeypatch, w
             assert record.task_id == task
             assert record.state == ("open" if when == "after" else "cancelled")
         monkeypatch.undo()
-        del left, flush, flush_and_end, world
+
+    async def main():
+        faults = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        await leave()
         gc.collect()  # so that what failed, and nobody asked for, is told
         assert faults == []
 
