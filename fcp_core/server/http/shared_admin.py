@@ -77,7 +77,9 @@ class SharedAdmin:
     async def list_tasks(self, query: ListQuery) -> TaskList:
         """Return all tasks, or those of one population or state, or the newest of them."""
         found = await self._here.list_tasks(query)
-        given = {name: value for name, value in msgspec.to_builtins(query).items() if value is not None}
+        given = {
+            name: value for name, value in msgspec.to_builtins(query).items() if value is not None
+        }
         others = await self._ask_all(f"/tasks?{urlencode(given)}", TaskList)
         tasks = [task for each in (found, *others) for task in each.tasks]
         tasks.sort(key=lambda task: task.created)
