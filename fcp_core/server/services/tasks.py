@@ -156,7 +156,7 @@ class Tasks:
         return status_of(record) if task is None else task.status()
 
     def ids(self, population: str | None = None, ended: bool | None = None) -> Sequence[str]:
-        """Return the ids of all tasks, oldest first; of one population, of those that (not) ended."""
+        """Return the ids of tasks, oldest first: of a population, that have ended or not."""
         return [
             task_id
             for task_id, record in self._records.items()

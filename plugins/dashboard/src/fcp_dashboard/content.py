@@ -83,7 +83,7 @@ class Content:
             return await self._of_task(request, visitor)
         if path == "/submit":
             return self._form(request, visitor, "", "")
-        whole = path in _ALL or path == "/" and page_of(query) > 1
+        whole = path in _ALL or (path == "/" and page_of(query) > 1)
         snapshot = await (self._whole if whole else self._newest).get()
         if path == "/snapshot.json":
             return answer(request, facts.as_json(snapshot), _JSON)
