@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from fcp_core.aggregation.engine import Finished, Fold, Partial
+from fcp_core.protocol.blocks import rest
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.records import ShardRecord
 from fcp_core.storage.shards import Merge, StoredShards, shard_id, total_name
@@ -184,6 +185,9 @@ class StoredWhole:
             raise NeverStoredError(error) from None
         seconds = loop.time() - began
         self._noted = (dropped, surplus)
+        for piece in () if total is None else total.pieces:
+            # It is in memory until then, and not while the next contribution comes.
+            rest(memoryview(piece))
         if merged and total is not None:
             self._unmerged, self._totals = [], [total.name]
             size = self._total_bytes = sum(map(len, total.pieces))
