@@ -154,7 +154,10 @@ class BodyReader:
         :raises StreamClosedError: if the connection breaks.
         """
         assert self._length is not None  # see direct
-        file = self._buffers.file(self._length)
+        file = None
+        if self._length > self._buffers.kept:
+            loop = asyncio.get_running_loop()
+            file = await loop.run_in_executor(self._executor, self._buffers.file, self._length)
         whole = self._buffers.take(self._length if file is None else WRITTEN)
         self._in_flight.readers += 1
         try:

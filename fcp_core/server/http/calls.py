@@ -26,6 +26,10 @@ from fcp_core.server.services.task_parts import LARGE
 _QUERIES = frozenset({"", "%24alt=proto", "$alt=proto", "alt=proto"})
 _UPLOAD_QUERIES = frozenset({"", "upload_protocol=raw"})
 
+#: Uploads from this size on are handed over one in a turn of the event loop: they may be
+#: accumulated in it, in a millisecond or three.
+FOLDED = 256 << 10
+
 
 class RPCHandler(Handler):
     """One call of the protocol, whichever: the routing table says which."""
@@ -213,6 +217,8 @@ class UploadHandler(Handler):
         if body is None:
             assert self.body is not None  # made by admit, which did not refuse
             body = await self.body.finish()
+            if len(body) >= FOLDED:
+                await self.context.folding.wait()
         name, self._name = self._name, None
         if name is None:
             return  # the connection was lost while the last bytes were decompressed
