@@ -194,11 +194,12 @@ class DurableFold(Fold):
         self._whole.abort()
 
     async def flush(self) -> None:
-        """Wait until everything that was added is stored, and take no more."""
+        """Wait until everything that was added is stored, and the counts; take no more."""
         self._closed = self._closed or "the server is stopping"
         await self._written()
         if self._streams is not None:
             await self._streams.settled()
+        await self._stored.note()
 
     # Inside.
 

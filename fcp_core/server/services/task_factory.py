@@ -163,7 +163,7 @@ class TaskFactory:
         )
         try:
             begun = [*host.start(self._protocol_task(spec, machine, choices.settings), now)]
-            if stored.contributions:
+            if stored.contributions or stored.dropped or stored.surplus:
                 begun += machine.restore(
                     stored.contributions, now, dropped=stored.dropped, surplus=stored.surplus
                 )
