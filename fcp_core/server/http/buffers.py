@@ -17,8 +17,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+
+from fcp_core.protocol.blocks import BlockFile
 
 #: The most bytes that are kept while nobody uses them.
 KEPT = 64 << 20
@@ -39,6 +42,7 @@ class Buffers:
     :param kept: the most bytes to keep for later.
     :param time: tells seconds.
     :param awaited: whether somebody waits for the memory of a large body.
+    :param folder: where bodies lie that are larger than what is kept; None: in memory.
     """
 
     def __init__(
@@ -47,8 +51,10 @@ class Buffers:
         *,
         time: Callable[[], float] = time.monotonic,
         awaited: Callable[[], bool] = lambda: False,
+        folder: Path | None = None,
     ) -> None:
         self._bound = kept
+        self._folder = folder
         self._awaited = awaited
         self._time = time
         #: What came back, from any thread, even in the middle of a method of this class.
@@ -84,6 +90,15 @@ class Buffers:
         self._lent += 1
         weakref.finalize(array, self._take_back, block).atexit = False
         return array.data  # every view on it holds the array, and nothing else does
+
+    def file(self, size: int) -> BlockFile | None:
+        """Return a file for a large body; None if it is not large, or there is no room for it."""
+        if size <= self._bound or self._folder is None:
+            return None
+        try:
+            return BlockFile(size, self._folder)
+        except OSError:
+            return None  # then memory has to do
 
     def close(self) -> None:
         """Free all memory that is not in use, and keep none from now on."""
