@@ -125,7 +125,13 @@ def test_lists_can_be_narrowed(api, make_spec):
     assert len(api("GET", "/tasks").json()["tasks"]) == 2
     (task,) = api("GET", "/tasks", state="cancelled", population="phones/all").json()["tasks"]
     assert task["task_id"] == first
-    assert api("GET", "/tasks", population="others").json() == {"tasks": []}
+    assert api("GET", "/tasks", population="others").json() == {"tasks": [], "total": 0}
+    (older,) = api("GET", "/tasks", ended="false").json()["tasks"]
+    assert older["state"] == "open"
+    assert api("GET", "/tasks", ended="true").json() == {"tasks": [task], "total": 1}
+    assert api("GET", "/tasks", newest="1").json() == {"tasks": [task], "total": 2}
+    assert api("GET", "/tasks", newest="1", state="open").json() == {"tasks": [older], "total": 1}
+    assert api("GET", "/tasks", newest="0").status == 400
 
 
 def test_a_key_finds_a_task_again(api, make_spec):
@@ -160,7 +166,7 @@ def test_a_wrong_submission_is_told_what_is_wrong(api, make_spec, changes, named
     reply = api("POST", "/tasks", wire(make_spec(), **changes))
     assert reply.status == 400
     assert named in reply.json()["message"]
-    assert api("GET", "/tasks").json() == {"tasks": []}
+    assert api("GET", "/tasks").json()["tasks"] == []
 
 
 def test_only_the_token_opens(api, make_server):
