@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -63,6 +64,7 @@ class Frontend:
     :param pages: the names of the pages of plugins that are served, if there is an admin API.
     :param url: where devices reach the server; the path in it may stand before all others.
     :param links: to other members, for whom this one receives uploads; None: it does not.
+    :param folder: where large bodies lie; None: in memory.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Frontend:
         pages: Sequence[str] = (),
         url: str = "/",
         links: MemberLinks | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._prefix = urlsplit(url).path.rstrip("/")
         self._sockets = list(sockets)
@@ -90,7 +93,7 @@ class Frontend:
         self._tls = tls
         self._limits = limits
         self._context = Context(
-            services, authenticate, limits, metrics, threads, secure=tls is not None
+            services, authenticate, limits, metrics, threads, secure=tls is not None, folder=folder
         )
         self._context.members = members
         self._links = links
