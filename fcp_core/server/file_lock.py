@@ -39,8 +39,8 @@ class FileLock:
         with contextlib.suppress(OSError):
             if self._storage.stat().st_nlink > 1:
                 raise UsageError(
-                    f"the storage {self._storage} has a second name (a hard link): SQLite keeps what "
-                    "was written last beside each name, and servers under both would lose it. "
+                    f"the storage {self._storage} has a second name (a hard link): SQLite keeps "
+                    "what was written last beside each name, and two servers would lose it. "
                     "Remove that name; 'fcp db backup' makes copies."
                 )
         try:
