@@ -16,6 +16,7 @@ from typing_extensions import Self
 from fcp_aggregators.vector import SumAccumulator
 from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
 from fcp_core.aggregation.checks import bad, check_counts, integer_parameter
+from fcp_core.aggregation.small_groups import SmallGroups
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
 
@@ -59,12 +60,13 @@ class BoundedSumAccumulator(SumAccumulator):
 class ModularSumAccumulator(SumAccumulator):
     """A sum modulo the parameter: ``federated_secure_modular_sum`` in the clear.
 
-    :param intrinsic: one integer input and output; the optional parameter is the modulus, from 1 to
-        the greatest number of the dtype.
+    :param intrinsic: one integer input and output; the first parameter, if any, is the modulus,
+        from 1 to the greatest number of the dtype. Two more leave small groups out
+        (``fcp_core.aggregation.small_groups``).
     :raises StatusError: INVALID_ARGUMENT if it does not fit.
     """
 
-    parameters = (0, 1)
+    parameters = (0, 1, 3)
 
     def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
         super().__init__(intrinsic, options)
@@ -76,6 +78,7 @@ class ModularSumAccumulator(SumAccumulator):
             if modulus > np.iinfo(dtype).max:
                 raise bad(intrinsic, f"the modulus {modulus} does not fit the dtype {dtype}")
             self._modulus = dtype.type(modulus)
+        self._small = SmallGroups.of(intrinsic)
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Accept every value; without a modulus, what the dtype has room for."""
@@ -88,6 +91,11 @@ class ModularSumAccumulator(SumAccumulator):
             super().validate_merge(other)
         else:
             self._check_mergeable(other)
+
+    def report(self) -> list[Tensor]:
+        """Return the sum, without small groups if there are to be none."""
+        (total,) = super().report()
+        return [total if self._small is None else self._small.left_out(total)]
 
     def combine(self, vector: Tensor, value: Tensor) -> None:
         """Add modulo the modulus."""
@@ -137,7 +145,8 @@ def _check(intrinsic: Intrinsic, options: Options) -> None:
             "not give: the server would see every contribution. To sum it in the clear all the "
             f"same, set {OPTION} = true in [fcp:aggregator.{intrinsic.uri}]",
         )
-    check_counts(intrinsic, inputs=1, outputs=1, parameters=(0, 1))
+    more = (3,) if intrinsic.uri == MODULAR_URI else ()
+    check_counts(intrinsic, inputs=1, outputs=1, parameters=(0, 1, *more))
     spec = intrinsic.inputs[0]
     if spec.dtype not in (DataType.INT32, DataType.INT64, DataType.UINT64):
         raise bad(intrinsic, f"input {spec} must be of an integer dtype")

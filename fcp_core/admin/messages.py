@@ -144,16 +144,19 @@ class Task(msgspec.Struct, kw_only=True):
 
 
 class TaskList(msgspec.Struct):
-    """Tasks, oldest first."""
+    """Tasks, oldest first; ``total`` counts those that were left out, too."""
 
     tasks: list[Task]
+    total: int = 0
 
 
 class ListQuery(msgspec.Struct, forbid_unknown_fields=True):
-    """Which tasks are listed."""
+    """Which tasks are listed: of a population, in a state, that have ended or not; the newest."""
 
     population: str | None = None
     state: State | None = None
+    ended: bool | None = None
+    newest: Annotated[int, Meta(ge=1)] | None = None
 
 
 class WaitQuery(msgspec.Struct, forbid_unknown_fields=True):

@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 
 from fcp_core.aggregation.aggregator import Accumulator, Addition, Total
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
+from fcp_core.protocol.blocks import rest
 from fcp_core.protocol.checkpoint import Layout
 from fcp_core.protocol.checkpoint.kernels import Adder, Kernels, Peak
 from fcp_core.protocol.status import Code, StatusError
+
+#: Elements that are merged at once.
+_MERGED = 1 << 20
 
 #: Which array totals are in: its dtype, and whether that may hold what is not finite.
 Place = tuple[np.dtype[Any], bool]
@@ -146,7 +150,7 @@ class Additions:
         for place, array in self._arrays.items():
             # Where infinities are allowed, one is no reason to warn.
             with np.errstate(over="ignore", invalid="ignore"):
-                np.add(array, other._arrays[place], out=array)
+                _add(array, other._arrays[place])
         for place, room in self.rooms.items():
             room.bound = (room.bound + other.rooms[place].peak) * room.slack
         for mine, theirs in zip(self.accumulators, other.accumulators, strict=True):
@@ -197,6 +201,14 @@ class Additions:
                 place[...] = total.array
                 total.array = place
             self._arrays[at] = packed
+
+
+def _add(total: Tensor, more: Tensor) -> None:
+    """Add one array to another: if they lie in files, memory need not hold both."""
+    for start in range(0, total.size, _MERGED):
+        mine, theirs = total[start : start + _MERGED], more[start : start + _MERGED]
+        np.add(mine, theirs, out=mine)
+        rest(theirs.data)
 
 
 class Room:

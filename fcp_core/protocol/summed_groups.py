@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -123,13 +123,23 @@ class Layout:
             fitting[name] = [a + b for a, b in zip(before, numbers, strict=True)]
         table: Table = np.zeros((self._cells, self._width), np.uint64)
         for key, numbers in fitting.items():
-            check, places = self._hashed(key)
-            padded = key.ljust(self._chunks * _CHUNK, b"\0")
-            row = [1, check, *np.frombuffer(padded, f">u{_CHUNK}").tolist()]
-            row += [number % MODULUS for number in numbers]
+            row, places = self._row(Group(key, 1, tuple(numbers)))
             for place in places:
-                table[place] += np.array(row, np.uint64)
+                table[place] += row
         return (table % np.uint64(MODULUS)).astype(np.int64).reshape(-1)
+
+    def without(self, sums: NDArray[np.int64], groups: Iterable[Group]) -> NDArray[np.int64]:
+        """Return sums as if no device had had these groups.
+
+        :param sums: shape ``(size,)``, modulo :data:`MODULUS`.
+        :param groups: some of those that are read from them.
+        """
+        table: Table = sums.astype(np.uint64).reshape(self._cells, self._width)
+        for group in groups:
+            row, places = self._row(group)
+            for place in places:
+                table[place] = (table[place] - row) % np.uint64(MODULUS)
+        return table.astype(np.int64).reshape(-1)
 
     def read(self, sums: NDArray[np.int64]) -> list[Group]:
         """Return the groups of all devices whose tables were summed, in no order.
@@ -174,6 +184,14 @@ class Layout:
         # The cell itself comes first: it is what is taken off the others.
         places.sort(key=lambda other: other != place)
         return Group(key, devices, tuple(numbers)), places
+
+    def _row(self, group: Group) -> tuple[Table, list[int]]:
+        """Return what a group adds to each of its cells, and which those are."""
+        check, places = self._hashed(group.key)
+        padded = group.key.ljust(self._chunks * _CHUNK, b"\0")
+        parts = [1, check, *np.frombuffer(padded, f">u{_CHUNK}").tolist()]
+        row = [part * group.devices for part in parts] + list(group.numbers)
+        return np.array([number % MODULUS for number in row], np.uint64), places
 
     def _hashed(self, key: bytes) -> tuple[int, list[int]]:
         """Return what tells a key from sums of others, and its cells."""

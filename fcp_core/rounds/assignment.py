@@ -259,15 +259,15 @@ class UploadMemory:
     What is accumulated and waits to be stored holds no bytes of its own any more.
 
     :param limit: in bytes.
-    :param freed: announced when there is more room.
     :ivar held: in bytes.
+    :ivar freed: announced when there is more room.
     :ivar storing: how many bytes of large ones are accumulated and not stored yet.
     :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
         received: no more devices should be given work then, so that those who have it find room.
     """
 
-    def __init__(self, limit: int, freed: Signal) -> None:
-        self._limit, self._freed = limit, freed
+    def __init__(self, limit: int) -> None:
+        self._limit, self.freed = limit, Signal()
         self.held = self.storing = 0
         self.crowded = False
         self._behind = 0
@@ -302,8 +302,8 @@ class UploadMemory:
         if size:
             self.held -= size
             self._judge()
-            if self._freed.waiting:
-                self._freed()
+            if self.freed.waiting:
+                self.freed()
 
     def behind(self, more: int) -> None:
         """Count processes in which more waits to be received than may be held."""

@@ -177,6 +177,7 @@ class Server:
             pages=plugins.config.get("pages"),
             url=self.url,
             links=self._links,
+            folder=self.services.store.folder,
         )
 
     def _wire_admin(self, check: AdminCheck | None) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from fcp_core.aggregation.small_groups import SmallGroups, read_groups
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, TensorSpec
-from fcp_core.protocol.status import Code, StatusError
-from fcp_core.protocol.summed_groups import MODULUS, Layout, UnreadableError
+from fcp_core.protocol.summed_groups import MODULUS, Layout
 
 _URI = "federated_secure_modular_sum"
 #: What a device contributes to a sum is at most so large, so that those of a million devices fit.
@@ -34,7 +34,7 @@ class Masks:
     :param scales: for each number of a group its tensor, and how many units one is; 0: it is an
         integer.
     :param devices: the tensors that say how many devices a group has.
-    :param minimum: groups of fewer devices are left out.
+    :param minimum: groups of fewer devices are left out, by the server before there is a result.
     """
 
     name: str
@@ -48,22 +48,18 @@ class Masks:
     def intrinsic(self) -> Intrinsic:
         """The sum."""
         spec = TensorSpec(self.name, DataType.INT64, (self.layout.size,))
-        return Intrinsic(_URI, (spec,), (spec,), (Parameter("", np.array(MODULUS, np.int64)),))
+        parameters: tuple[Parameter, ...] = (Parameter("", np.array(MODULUS, np.int64)),)
+        if self.minimum > 1:
+            parameters = SmallGroups(self.layout, self.minimum).parameters()
+        return Intrinsic(_URI, (spec,), (spec,), parameters)
 
     def columns(self, sums: Sequence[int]) -> dict[str, list[Any]]:
         """Return the columns that a group-by of the same would have given.
 
         :raises StatusError: FAILED_PRECONDITION if there are more groups than it has room for.
         """
-        try:
-            groups = self.layout.read(np.array(sums, np.int64))
-        except UnreadableError as error:
-            raise StatusError(
-                Code.FAILED_PRECONDITION,
-                f"the answer cannot be read: it has about {error.groups} groups of the query's "
-                f"capacity of {self.layout.capacity}, or a device sent what is no answer; ask "
-                "again with a larger capacity",
-            ) from error
+        groups = read_groups(self.layout, np.array(sums, np.int64))
+        # A protocol of a plugin may not have left them out.
         groups = [group for group in groups if group.devices >= self.minimum]
         columns: dict[str, list[Any]] = {
             name: [

@@ -33,7 +33,11 @@ class SqlQuery(Question, frozen=True):
             from fcp_core.tasks.sql_lowering import lower
         except ModuleNotFoundError:
             raise MissingExtraError("asking in SQL", "analytics") from None
-        return lower(self)
+        from fcp_core.tasks.sql_result import check_shown
+
+        lowered = lower(self)
+        check_shown(lowered.parsed)
+        return lowered
 
     def to_spec(self, **fields: Any) -> TaskSpec:
         """Return the specification of the task.

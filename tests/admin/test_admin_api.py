@@ -49,6 +49,7 @@ def test_the_life_of_a_task(api, thread, make_spec, contribute):
 def test_a_large_submission_is_sent_as_it_is(thread, make_server, make_spec, monkeypatch, old):
     if old:  # knows one form only
         monkeypatch.setattr("fcp_core.server.http.admin.api.MSGPACK", "nothing/known")
+    monkeypatch.setattr("fcp_core.server.http.admin.LARGE", 1 << 20)
     kinds = []
     model = bytes(range(256)) * 8192
     with AdminClient(thread.server.url, make_server.token) as client:
@@ -74,11 +75,16 @@ async def _checkpoint(server, task_id):
     return await server.services.tasks._store.file(task_id, "checkpoint")
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(
     ("body", "words"),
     [(b"\xc1", "malformed"), (b"\x81\xa1x\x01", "unknown field"), (b"\x81", "")],
 )
-def test_a_malformed_body_of_the_other_form_is_refused_in_words(api, body, words):
+def test_a_malformed_body_of_the_other_form_is_refused_in_words(
+    api, monkeypatch, body, words, large
+):
+    if large:
+        monkeypatch.setattr("fcp_core.server.http.admin.LARGE", 0)
     reply = api.pool.request(
         "POST",
         api.url + "/admin/v1/tasks",
@@ -119,7 +125,13 @@ def test_lists_can_be_narrowed(api, make_spec):
     assert len(api("GET", "/tasks").json()["tasks"]) == 2
     (task,) = api("GET", "/tasks", state="cancelled", population="phones/all").json()["tasks"]
     assert task["task_id"] == first
-    assert api("GET", "/tasks", population="others").json() == {"tasks": []}
+    assert api("GET", "/tasks", population="others").json() == {"tasks": [], "total": 0}
+    (older,) = api("GET", "/tasks", ended="false").json()["tasks"]
+    assert older["state"] == "open"
+    assert api("GET", "/tasks", ended="true").json() == {"tasks": [task], "total": 1}
+    assert api("GET", "/tasks", newest="1").json() == {"tasks": [task], "total": 2}
+    assert api("GET", "/tasks", newest="1", state="open").json() == {"tasks": [older], "total": 1}
+    assert api("GET", "/tasks", newest="0").status == 400
 
 
 def test_a_key_finds_a_task_again(api, make_spec):
@@ -154,7 +166,7 @@ def test_a_wrong_submission_is_told_what_is_wrong(api, make_spec, changes, named
     reply = api("POST", "/tasks", wire(make_spec(), **changes))
     assert reply.status == 400
     assert named in reply.json()["message"]
-    assert api("GET", "/tasks").json() == {"tasks": []}
+    assert api("GET", "/tasks").json()["tasks"] == []
 
 
 def test_only_the_token_opens(api, make_server):

@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcp_aggregators.plugin import fcp_register_aggregators
-from fcp_core.aggregation import adoption
+from fcp_core.aggregation import additions, adoption
 from fcp_core.aggregation.binding import bind
 from fcp_core.aggregation.checkpoint_aggregator import CheckpointAggregator
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.engine import FoldJob
 from fcp_core.aggregation.local import LocalEngine
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.protocol.blocks import BlockFile, FileBlock, block_of
 from fcp_core.protocol.checkpoint import (
     CheckpointReader,
     kernels,
@@ -173,3 +174,29 @@ def test_a_fold_adopts_what_is_handed_over(body, count, adopted):
     assert len(adopted) == count
     if not count:
         assert bytes(given_blob) == blob
+
+
+def test_sums_in_files_are_added_without_being_in_memory(tmp_path, monkeypatch):
+    rested = []
+    monkeypatch.setattr(additions, "_MERGED", 1 << 10)
+    monkeypatch.setattr(additions, "rest", lambda view: rested.append((block_of(view), view)))
+    size, values = 10_000, np.arange(10_000, dtype="f4")
+    job = FoldJob(configuration_to_proto(intrinsics([size])).SerializeToString())
+    engine = LocalEngine(FACTORIES)
+    engine.start()
+    whole = engine.open(job)
+    for number in range(3):
+        data = write_checkpoint({"v0": values + number}, "federated_compute")
+        file = BlockFile(len(data), tmp_path)
+        file.write(memoryview(data))
+        delta = engine.open(job)
+        delta.add(str(number), file.block()).result()
+        whole.absorb(delta.finish().result()).result()
+        delta.abort()
+    assert len(rested) == 2 * 10, "the first is no addition"
+    assert all(isinstance(block, FileBlock) for block, _ in rested)
+    assert max(view.nbytes for _, view in rested) <= 4 << 10
+    rested.clear()
+    result = open_checkpoint(whole.report("federated_compute").result())
+    np.testing.assert_array_equal(result["o0"], 3 * values + 3)
+    engine.stop()

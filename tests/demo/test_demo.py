@@ -112,6 +112,9 @@ def test_a_round_under_masks_is_completed_while_devices_vanish(tmp_path: Path) -
     result = outcome(tmp_path)
     assert len(result["accuracy"]) == 1
     assert f"{result['accuracy'][0]:.3f} after 1 rounds" in done.stdout
+    # Beside it is what TFF itself makes of the same in the clear.
+    assert 0 < result["in_the_clear"] < 1
+    assert f"nobody vanishing: {result['in_the_clear']:.3f}" in " ".join(done.stdout.split())
     # Which devices vanish at first follows from their names.
     assert result["devices"]["failed"] > 0
     assert result["devices"]["contributed"] > 0

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
+from fcp_core.protocol.blocks import FileBlock, block_of
+from fcp_core.server.http.body import WRITTEN, BodyReader, InFlight
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
+from fcp_core.server.http.limits import Limits
 
 
 class Seconds:
@@ -140,3 +145,52 @@ def test_large_memory_goes_back_apart_from_the_loop():
         buffers.close()
 
     asyncio.run(main())
+
+
+class Sender:
+    """What a connection gives, in parts of odd sizes."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def closed(self):
+        return False
+
+    async def read_into(self, piece, partial):
+        size = min(len(piece), len(self.data), 70_001)
+        piece[:size], self.data = self.data[:size], self.data[size:]
+        return size
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_large_body_lies_in_a_file_if_there_is_room(tmp_path, monkeypatch, full):
+    if full:
+
+        def refuse(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    data = np.random.default_rng(0).bytes(3 * WRITTEN + 12_345)
+    limits = Limits(max_body=len(data))
+
+    async def receive(pool, kept, in_file=True):
+        buffers = Buffers(kept, folder=tmp_path)
+        reader = BodyReader(len(data), limits, InFlight(len(data)), pool, buffers, in_file=in_file)
+        await reader.receive_from(Sender(data))
+        body = await reader.finish()
+        reader.close()
+        buffers.close()
+        return body
+
+    async def main():
+        with ThreadPoolExecutor(1) as pool:
+            large, small = await receive(pool, len(data) - 1), await receive(pool, len(data))
+            return large, small, await receive(pool, len(data) - 1, in_file=False)
+
+    large, small, private = asyncio.run(main())
+    assert large == small == private == data
+    assert isinstance(block_of(large), FileBlock) is not full
+    assert not isinstance(block_of(small), FileBlock)
+    assert not isinstance(block_of(private), FileBlock)
+    assert not large.readonly, "the fold may keep it"
+    assert not os.listdir(tmp_path)

@@ -10,6 +10,8 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import AssignmentMode, TaskState
+from fcp_core.storage.records import TaskRecord
+from tests.services.worlds import stored
 
 
 def test_cancelling_a_task_ends_it_for_everybody(kit):
@@ -204,21 +206,37 @@ def test_a_result_is_kept_by_the_storage_only(kit):
     asyncio.run(main())
 
 
-def test_a_task_that_was_left_is_ended_by_who_goes_on_with_it(kit):
-    """Seen in the simulation: its last effect came when another member had the population."""
+@pytest.mark.parametrize("when", ["after", "with the last write"])
+def test_a_task_that_was_left_is_ended_by_who_has_it(kit, sqlite, monkeypatch, when):
+    """Seen in the simulation: its end came when another member had the population."""
+
+    async def leave():
+        async with sqlite() as world:
+            task = await world.submit(goal=2, durability="contribution")
+            (left,) = world.services.tasks._running.values()
+            flush = left._fold.flush
+
+            async def flush_and_end():
+                await flush()
+                left.cancel(Code.CANCELLED, "the operator said so")
+
+            if when != "after":
+                monkeypatch.setattr(left._fold, "flush", flush_and_end)
+            await world.services.tasks.leave(left.spec.population)
+            world.services._populations.remove(left.spec.population)
+            if when == "after":
+                left.cancel(Code.CANCELLED, "the operator said so")
+            await kit.settle()
+            (record,) = await stored(world, TaskRecord)
+            assert record.task_id == task
+            assert record.state == ("open" if when == "after" else "cancelled")
+        monkeypatch.undo()
 
     async def main():
         faults = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: faults.append(context))
-        async with kit.world() as world:
-            await world.submit(goal=2)
-            (left,) = world.services.tasks._running.values()
-            await world.services.tasks.leave(left.spec.population)
-            world.services._populations.remove(left.spec.population)
-            left.cancel(Code.CANCELLED, "the operator said so")
-            await kit.settle()
-        del left, world
+        await leave()
         gc.collect()  # so that what failed, and nobody asked for, is told
         assert faults == []
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from fcp_aggregators.secure_sum import FACTORIES
 from fcp_core.aggregation.configuration import parse_configuration
+from fcp_core.aggregation.small_groups import SmallGroups
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
@@ -161,3 +165,32 @@ def test_what_is_no_sum_of_tables_is_not_read():
             layout.read(wrong)
     with pytest.raises(ValueError, match="instead of"):
         layout.read(table[1:])
+
+
+def test_small_groups_leave_the_sum_before_it_is_a_result():
+    layout = Layout(4, 8, 1, "salt")
+    small = SmallGroups(layout, 2)
+    spec = TensorSpec("groups", DataType.INT64, (layout.size,))
+    given = Intrinsic("federated_secure_modular_sum", (spec,), (spec,), small.parameters())
+    options = {"allow_unprotected": True}
+    (factory,) = (f for f in FACTORIES if given.uri in f.uris)
+
+    def reported(*devices):
+        total = factory.make(given, options)
+        for groups in devices:
+            total.validate([layout.write(groups)])
+            total.accumulate([layout.write(groups)])
+        again = factory.load(given, options, total.dump())
+        return again.report()[0]
+
+    (group,) = layout.read(reported({b"a": (1,), b"b": (7,)}, {b"a": (-3,)}, {b"c": (5,)}))
+    assert (group.key, group.devices, group.numbers) == (b"a", 2, (-2,))
+    # Nobody knows which of them are small.
+    with pytest.raises(StatusError, match=r"about .* groups of the query's capacity of 4") as said:
+        reported({bytes([n]): (0,) for n in range(1, 200)})
+    assert said.value.code is Code.FAILED_PRECONDITION
+    modulus, table, salt = small.parameters()
+    for wrong in ((modulus, salt, table, table), (modulus, salt), (table, salt, modulus)):
+        with pytest.raises(StatusError) as said:
+            factory.make(replace(given, parameters=wrong), options)
+        assert said.value.code is Code.INVALID_ARGUMENT

@@ -64,6 +64,7 @@ def test_queries_and_bounded_vectors_are_summed_under_masks(tmp_path):
     plugins = Plugins.load(config_file=tmp_path / "fcp.cfg", environ={})
     sql = "SELECT app, COUNT(*) AS n FROM launches GROUP BY app ORDER BY n DESC, app LIMIT 2"
     query = SqlQuery(sql, masked=True, capacity=20)
+    few = SqlQuery(sql.replace("ORDER", "HAVING DEVICES() >= 2 ORDER"), masked=True, capacity=20)
     devices = []
     with RunningServer(Server(plugins, populations=["people"])) as server:
         for number in range(DEVICES):
@@ -84,6 +85,15 @@ def test_queries_and_bounded_vectors_are_summed_under_masks(tmp_path):
         result = ask(server, spec, devices)
         table = query.table(write_checkpoint(result, "federated_compute"))
         assert list(table.rows()) == [("maps", 8), ("own 0", 1)]
+
+        spec = few.to_spec(population="people", name="top", goal_count=DEVICES, over_selection=1.0)
+        result = ask(server, spec, devices)
+        # Small groups are not in the result, whoever reads it.
+        (masks,) = (part.masks for part in few.lowered().parts)
+        (group,) = masks.layout.read(result[masks.name])
+        assert (group.key, group.devices, group.numbers) == (b"'maps'", 4, (8,))
+        table = few.table(write_checkpoint(result, "federated_compute"))
+        assert list(table.rows()) == [("maps", 8)]
 
         devices = [
             make_device(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from tornado.httputil import HTTPHeaders
 
 from fcp_core.admin import api
 from fcp_core.admin.messages import Error, check_finite
+from fcp_core.protocol.joining import LARGE, move
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Handler
@@ -151,6 +153,8 @@ class AdminHandler(Handler):
 
 def _decode(body: bytearray | memoryview, kind: Any, packed: bool) -> Any:
     try:
+        if packed and len(body) >= LARGE and "checkpoint" in kind.__struct_fields__:
+            return _decode_large(body, kind)
         found = (msgspec.msgpack if packed else msgspec.json).decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         fields = ", ".join(kind.__struct_fields__)
@@ -159,6 +163,20 @@ def _decode(body: bytearray | memoryview, kind: Any, packed: bool) -> Any:
     if packed:
         check_finite(found)  # which JSON cannot but be
     return found
+
+
+def _decode_large(body: bytearray | memoryview, kind: Any) -> Any:
+    """Decode what has a large checkpoint: the body gives its memory back as that is taken out."""
+    found: Any = msgspec.msgpack.decode(body, type=_with_views(kind))
+    check_finite(found)
+    return found.replace(checkpoint=move(found.checkpoint))
+
+
+@functools.cache
+def _with_views(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """Return a kind of specification whose checkpoint is where the body has it."""
+    view: tuple[str, type, Any] = ("checkpoint", memoryview, memoryview(b""))
+    return msgspec.defstruct(kind.__name__, [view], bases=(kind,), frozen=True)
 
 
 def _bad(message: str) -> StatusError:

@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 
 from tornado.iostream import IOStream, StreamClosedError
 
+from fcp_core.protocol.blocks import BlockFile
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import Limits, http_error
@@ -19,6 +20,8 @@ from fcp_core.server.http.turns import PART, Turns
 
 #: Bodies from this size on are read straight off the socket, if their length was announced.
 DIRECT = 64 << 10
+#: Bytes of a body that goes to a file which are written at once.
+WRITTEN = 1 << 20
 #: Seconds of reading, shared by the bodies that come, before other requests have their turn.
 TURN = 1e-3
 
@@ -110,6 +113,7 @@ class BodyReader:
     :param in_flight: where the bytes are counted until :meth:`close`.
     :param executor: where larger bodies are decompressed.
     :param buffers: where the memory of larger bodies comes from.
+    :param in_file: whether a large body may lie in a file.
     :ivar received: how many bytes came, as they were sent.
     :ivar direct: whether :meth:`receive_from` is to take the body.
     :raises StatusError: HTTP 413 if the announced length is over the limit; UNAVAILABLE if too much
@@ -123,8 +127,11 @@ class BodyReader:
         in_flight: InFlight,
         executor: Executor,
         buffers: Buffers,
+        *,
+        in_file: bool = True,
     ) -> None:
         self._limits = limits
+        self._in_file = in_file
         self._in_flight = in_flight
         self._executor = executor
         self._buffers = buffers
@@ -142,7 +149,7 @@ class BodyReader:
         self._whole: memoryview | None = None
 
     async def receive_from(self, stream: IOStream) -> None:
-        """Take the whole body off a connection, with one copy.
+        """Take the whole body off a connection, with one copy; a large one into a file.
 
         What was announced takes no memory before it comes: the system gives pages as they are
         written.
@@ -151,22 +158,41 @@ class BodyReader:
         :raises StreamClosedError: if the connection breaks.
         """
         assert self._length is not None  # see direct
-        whole = self._buffers.take(self._length)
+        file = None
+        if self._in_file and self._length > self._buffers.kept:
+            loop = asyncio.get_running_loop()
+            file = await loop.run_in_executor(self._executor, self._buffers.file, self._length)
+        whole = self._buffers.take(self._length if file is None else WRITTEN)
         self._in_flight.readers += 1
         try:
-            begun = time.perf_counter()
+            begun, at = time.perf_counter(), 0
             while self.received < self._length:
                 await self._wait_for_room(stream)
-                piece = whole[self.received : self.received + PART]
-                self.received += await stream.read_into(piece, partial=True)  # type: ignore[arg-type]
+                piece = whole[at : at + min(PART, self._length - self.received)]
+                more: int = await stream.read_into(piece, partial=True)  # type: ignore[arg-type]
+                at, self.received = at + more, self.received + more
                 self._count(self.received, anyway=True)
+                if file is not None and (at == len(whole) or self.received == self._length):
+                    await self._write(file, whole[:at])
+                    at = 0
                 if time.perf_counter() - begun >= TURN / self._in_flight.readers:
                     await asyncio.sleep(0)
                     begun = time.perf_counter()
+            self._whole = whole if file is None else file.block()
         finally:
             self._in_flight.readers -= 1
             self._in_flight.turns.goes_on(self, 0)
-        self._whole = whole
+            if file is not None:
+                file.close()
+
+    async def _write(self, file: BlockFile, piece: memoryview) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._executor, file.write, piece)
+        except OSError as error:
+            raise StatusError(
+                Code.UNAVAILABLE, f"the body could not be written to a file: {error.strerror}"
+            ) from None
 
     async def _wait_for_room(self, stream: IOStream) -> None:
         """Read no more while there is no room: the device is slowed down, not turned away."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -24,6 +25,7 @@ from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
+from fcp_core.server.http.turns import OneATurn
 from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
 
@@ -60,6 +62,7 @@ class Context:
     :param secure: whether requests come over TLS.
     :param members: know where populations are owned; None: here.
     :param member_tls: what other members are called with; None is plain HTTP.
+    :param folder: where large bodies lie; None: in memory.
     :ivar identifies: whether anything depends on who sends a request.
     :ivar stopping: whether a stop was requested.
     :ivar busy: the requests that are not answered, and the tasks that serve them; a request adds
@@ -78,6 +81,7 @@ class Context:
         secure: bool = False,
         members: Routes | None = None,
         member_tls: ssl.SSLContext | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.services = services
         self.authenticate = authenticate
@@ -97,8 +101,9 @@ class Context:
         self.seldom = Seldom()
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
+        self.folding = OneATurn()
         self.large_uploads = LargeUploads(lambda: services.media.held + services.media.storing)
-        self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited)
+        self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited, folder=folder)
         self.members = members
         #: The connections to other members.
         self.peers = Peers(member_tls)

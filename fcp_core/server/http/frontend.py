@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -64,6 +65,7 @@ class Frontend:
     :param pages: the names of the pages of plugins that are served, if there is an admin API.
     :param url: where devices reach the server; the path in it may stand before all others.
     :param links: to other members, for whom this one receives uploads; None: it does not.
+    :param folder: where large bodies lie; None: in memory.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Frontend:
         pages: Sequence[str] = (),
         url: str = "/",
         links: MemberLinks | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._prefix = urlsplit(url).path.rstrip("/")
         self._sockets = list(sockets)
@@ -99,6 +102,7 @@ class Frontend:
             secure=tls is not None,
             members=members,
             member_tls=None if member_tls is None else member_tls.client,
+            folder=folder,
         )
         self._links = links
         self._member_tls = None if member_tls is None else member_tls.server.context

@@ -75,12 +75,16 @@ class SharedAdmin:
         return await self._ask(url, "POST", "/tasks", Task, msgspec.json.encode(submission))
 
     async def list_tasks(self, query: ListQuery) -> TaskList:
-        """Return all tasks, or those of one population or state."""
+        """Return all tasks, or those of one population or state, or the newest of them."""
         found = await self._here.list_tasks(query)
-        given = {name: value for name, value in msgspec.to_builtins(query).items() if value}
+        given = {
+            name: value for name, value in msgspec.to_builtins(query).items() if value is not None
+        }
         others = await self._ask_all(f"/tasks?{urlencode(given)}", TaskList)
         tasks = [task for each in (found, *others) for task in each.tasks]
-        return TaskList(sorted(tasks, key=lambda task: task.created))
+        tasks.sort(key=lambda task: task.created)
+        total = sum(each.total or len(each.tasks) for each in (found, *others))
+        return TaskList(tasks[-(query.newest or 0) :], total)
 
     async def list_populations(self) -> PopulationList:
         """Return all populations."""

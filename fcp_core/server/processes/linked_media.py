@@ -46,7 +46,7 @@ class LinkedMedia:
         """How many bytes of large ones are accumulated and not stored yet."""
         return int(self._media.storing)
 
-    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> int:
         """Let an upload begin, as ``Media.begin_upload``."""
         name = resource_name
         return await self._at_owner(

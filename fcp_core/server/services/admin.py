@@ -87,9 +87,16 @@ class Admin:
         return await self.get_task(task_id)
 
     async def list_tasks(self, query: ListQuery) -> TaskList:
-        """Return all tasks, or those of one population or state."""
-        tasks = [Task.of(status) for status in await self._tasks.list(query.population)]
-        return TaskList([task for task in tasks if query.state in (None, task.state)])
+        """Return all tasks, or those of one population or state, or the newest of them."""
+        ids = self._tasks.ids(query.population, query.ended)
+        total, first = len(ids), -(query.newest or 0)
+        if query.state is None:  # then there is no need to look at those that are left out
+            ids = ids[first:]
+        tasks = [Task.of(await self._tasks.status(task_id)) for task_id in ids]
+        if query.state is not None:
+            tasks = [task for task in tasks if task.state == query.state]
+            total = len(tasks)
+        return TaskList(tasks[first:], total)
 
     async def get_task(self, task_id: str) -> Task:
         """Return a task.
@@ -295,5 +302,6 @@ def _silent(population: DevicePopulation) -> Counter[str]:
     """Return of how many devices of the open tasks there is no sign, by their clients' version."""
     found: Counter[str] = Counter()
     for task in population.open_tasks():
-        found.update(dict(task.machine.awaited.silences.items()))
+        for version, count in task.machine.awaited.silences.items():
+            found[version] += count
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import UploadMemory
@@ -26,6 +27,17 @@ _PUBLIC = (
 _UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
 
 
+class Wanted(IntEnum):
+    """Whether an upload's bytes are wanted, and where they may lie meanwhile.
+
+    What a device contributes is in no file, unless what is made of it is stored as it is anyway.
+    """
+
+    NO = 0
+    FOR_MEMORY = 1
+    FOR_STORAGE = 2
+
+
 @dataclass(frozen=True)
 class Common:
     """What the services that devices call work with.
@@ -38,6 +50,7 @@ class Common:
     :param observed: returns whether anybody would hear of it if all is well with a device.
     :param writes: what is being stored.
     :param memory: what is held of uploads.
+    :param place: returns where uploads of such a size go; ``""``: here; None: all of them.
     """
 
     clock: Clock
@@ -49,6 +62,7 @@ class Common:
     observed: Callable[[], bool]
     writes: Writes
     memory: UploadMemory
+    place: Callable[[int], str] | None = None
     seldom: Seldom = field(default_factory=Seldom)
 
     def warn_of_silent(self, population: str) -> None:

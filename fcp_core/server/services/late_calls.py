@@ -6,7 +6,7 @@ What devices send in time is in ``services.protocol_calls``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Protocol, cast
 
 from google.protobuf.message import Message
@@ -46,7 +46,6 @@ class LateCalls:
     :param factories: the installed protocols.
     :param accepts_late: whether a device that comes too late is answered OK if its task is not
         known any more; otherwise the task says.
-    :param place: returns where uploads of such a size go; ``""``: here; None: all of them.
     """
 
     def __init__(
@@ -56,14 +55,13 @@ class LateCalls:
         tasks: KnownTasks,
         factories: Collection[AggregationProtocolFactory],
         accepts_late: bool,
-        place: Callable[[int], str] | None = None,
     ) -> None:
         self._clock = common.clock
         self._tokens = common.tokens
         self._tasks = tasks
         self._base_url = common.base_url
         self._accepts_late = accepts_late
-        self._place = place
+        self._place = common.place
         self._factories = {name: factory for factory in factories for name in factory.services}
         #: The services of the protocols.
         self.services = frozenset(self._factories)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from operator import attrgetter
 
 from fcp_core.rounds.assignment import UploadMemory
-from fcp_core.rounds.machine import Signal
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.protocol_calls import ProtocolCalls
 from fcp_core.server.services.published import Download
@@ -19,16 +18,14 @@ class Media:
     #: How many bytes of large ones are accumulated and not stored yet.
     storing = property(attrgetter("_memory.storing"))
 
-    def __init__(
-        self, calls: ProtocolCalls, downloads: Downloads, memory: UploadMemory, freed: Signal
-    ) -> None:
+    def __init__(self, calls: ProtocolCalls, downloads: Downloads, memory: UploadMemory) -> None:
         self.begin_upload = calls.begin_upload
         self.finish_upload = calls.finish_upload
         self.abandon_upload = calls.abandon_upload
         self._downloads = downloads
         self._memory = memory
         #: Announced whenever they have become fewer.
-        self.freed = freed
+        self.freed = memory.freed
 
     def behind(self, behind: bool) -> None:
         """Note whether more uploads wait to be received, in a process, than it may hold at a time.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from fcp_core.aggregation.engine import Finished, Fold, Partial
+from fcp_core.protocol.blocks import rest
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.records import ShardRecord
 from fcp_core.storage.shards import Merge, StoredShards, shard_id, total_name
@@ -45,6 +47,14 @@ class ShardStore(Protocol):
 
         :param name: the task's.
         :raises StatusError: if it never will be closed: the task is over; or something is missing.
+        """
+        ...
+
+    async def note(self, task_id: str, name: str, dropped: int, surplus: int) -> None:
+        """Write how many devices were dropped and came too late; returns when that is stored.
+
+        :param name: the task's.
+        :raises StatusError: if it never will be: the task is over.
         """
         ...
 
@@ -97,6 +107,8 @@ class StoredWhole:
         #: The bytes of the first total, and of the shards and totals beside it.
         self._total_bytes = self._loose_bytes = 0
         self._know(stored)
+        #: The counts that are stored.
+        self._noted = (stored.dropped, stored.surplus)
         #: Held by who changes the whole and what is stored of it.
         self._changing = asyncio.Lock()
 
@@ -115,6 +127,12 @@ class StoredWhole:
         """
         async with self._changing:
             return await self._add(delta, contributions)
+
+    async def note(self) -> None:
+        """Store the counts, if they have changed since the last write."""
+        if self._counts() != self._noted:
+            with contextlib.suppress(StatusError):  # whoever has the task now has counts of its own
+                await self._store.note(self._task_id, self._name, *self._counts())
 
     # Inside.
 
@@ -166,6 +184,10 @@ class StoredWhole:
         except StatusError as error:
             raise NeverStoredError(error) from None
         seconds = loop.time() - began
+        self._noted = (dropped, surplus)
+        for piece in () if total is None else total.pieces:
+            # It is in memory until then, and not while the next contribution comes.
+            rest(memoryview(piece))
         if merged and total is not None:
             self._unmerged, self._totals = [], [total.name]
             size = self._total_bytes = sum(map(len, total.pieces))

@@ -342,14 +342,15 @@ class TaskShell(ABC):
 
         What cannot be stored now was answered to nobody.
         """
-        ending = self._finishing
-        if ending is None:
-            if not isinstance(self._fold, DurableFold):
-                return
-            ending = self._loop.create_task(self._fold.flush())
-        await asyncio.wait([ending], timeout=1.0 if self._with.writes.trouble() else _PATIENCE)
-        if not ending.done():
-            ending.cancel()
+        if self._finishing is None and isinstance(self._fold, DurableFold):
+            await self._last(self._loop.create_task(self._fold.flush()))
+        if self._finishing is not None:  # the end may have come with what was flushed
+            await self._last(self._finishing)
+
+    async def _last(self, write: asyncio.Task[None]) -> None:
+        await asyncio.wait([write], timeout=1.0 if self._with.writes.trouble() else _PATIENCE)
+        if not write.done():
+            write.cancel()
             logger.warning(
                 "task %s is stopped although its last writes are not done; the next start judges "
                 "it by what is stored",

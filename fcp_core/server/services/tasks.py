@@ -122,8 +122,7 @@ class Tasks:
 
     async def _submit(self, spec: TaskSpec, key: str | None) -> str:
         check_modes(spec, (task.spec for task in self._running.values()))
-        problems = self._plugins.check_task(spec)
-        if problems:
+        if problems := self._plugins.check_task(spec):
             raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {' '.join(problems)}")
         which = (key, spec.population, spec.name)
         created = self._creation_time()
@@ -156,13 +155,18 @@ class Tasks:
         task = self._by_aggregation.get(record.aggregation_id)
         return status_of(record) if task is None else task.status()
 
+    def ids(self, population: str | None = None, ended: bool | None = None) -> Sequence[str]:
+        """Return the ids of tasks, oldest first: of a population, that have ended or not."""
+        return [
+            task_id
+            for task_id, record in self._records.items()
+            if population in (None, record.population)
+            and ended in (None, task_id not in self._running)
+        ]
+
     async def list(self, population: str | None = None) -> Sequence[TaskStatus]:
         """Return the status of all tasks, oldest first, or of one population's."""
-        return [
-            await self.status(task_id)
-            for task_id, record in tuple(self._records.items())
-            if population in (None, record.population)
-        ]
+        return [await self.status(task_id) for task_id in self.ids(population)]
 
     async def wait(self, task_id: str) -> bytes:
         """Return a task's result, a checkpoint, as soon as there is one.
@@ -198,9 +202,7 @@ class Tasks:
         """
         record = self._record(task_id)
         if task_id in self._running:
-            raise StatusError(
-                Code.FAILED_PRECONDITION, f"task {task_id} has not ended; cancel it first"
-            )
+            raise StatusError(Code.FAILED_PRECONDITION, f"task {task_id} goes on; cancel it first")
         await self._store.forget(task_id)
         self._forget(record)
 
@@ -339,11 +341,8 @@ class Tasks:
         self._by_aggregation[record.aggregation_id] = task
         self._downloads.add(published)
         # Tasks share a policy only with equal options, which is what this key says.
-        group = msgspec.json.encode(
-            [(name, dict(options)) for name, options in choices.chain],
-            enc_hook=str,
-            order="sorted",
-        ).decode()
+        chain = [(name, dict(options)) for name, options in choices.chain]
+        group = msgspec.json.encode(chain, enc_hook=str, order="sorted").decode()
         name, options = choices.chain[0]
         population.open(task, group, name, choices.policy, options, choices.eligibility)
         task.open(now)

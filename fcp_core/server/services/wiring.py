@@ -18,7 +18,7 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.machine import Clock, Signal, SystemClock
+from fcp_core.rounds.machine import Clock, SystemClock
 from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.rounds.tokens import Tokens, label
 from fcp_core.server.file_lock import lock_of
@@ -73,7 +73,7 @@ class Services:
     :param engine: instead of the configured one.
     :param observe: called with every event before the plugins are.
     :param member_url: where other members reach this server, with a slash at the end.
-    :param place: as for :class:`LateCalls`.
+    :param place: returns where uploads of such a size go; ``""``: here; None: all of them.
     :raises UsageError: if the keys that sign tokens cannot be used.
     """
 
@@ -108,7 +108,6 @@ class Services:
         prefix = settings.download_prefix
         source = TokenSource() if secrets is None else secrets
         self._tokens = Tokens(keys.keyring, keys.deployment)
-        freed = Signal()
         common = Common(
             clock=clock,
             tokens=self._tokens,
@@ -118,7 +117,8 @@ class Services:
             notify=notify,
             observed=observed,
             writes=Writes(),
-            memory=UploadMemory(settings.max_in_flight, freed),
+            memory=UploadMemory(settings.max_in_flight),
+            place=place,
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
@@ -130,7 +130,7 @@ class Services:
         claim = None if self.members is None else self.members.claim
         self._populations = Populations(served, self._population_maker(plugins, rng), claim)
         self._wire_tasks(plugins, settings, common)
-        self._wire_devices(plugins, settings, common, freed, place)
+        self._wire_devices(plugins, settings, common)
         self._wire_admin(settings)
 
     def _population_maker(
@@ -170,7 +170,13 @@ class Services:
             self._fence = self.members.fence
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
-        self.store = TaskStore(self._storage, common.writes, self._fence)
+        members = self.members
+        self.store = TaskStore(
+            self._storage,
+            common.writes,
+            self._fence,
+            lambda task_id: None if members is None else members.table.population_of(task_id),
+        )
         self._downloads = Downloads()
         self.tasks = Tasks(
             plugins=plugins,
@@ -202,14 +208,7 @@ class Services:
             downloads=self._downloads,
         )
 
-    def _wire_devices(
-        self,
-        plugins: Plugins,
-        settings: ServerSettings,
-        common: Common,
-        freed: Signal,
-        place: Callable[[int], str] | None,
-    ) -> None:
+    def _wire_devices(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
         self.eligibility_eval_tasks = EligibilityEvalTasks(
             common,
             plugins=plugins,
@@ -229,14 +228,11 @@ class Services:
             tasks=self.tasks,
             factories=plugins.protocols.values(),
             accepts_late=settings.accepts_late,
-            place=place,
         )
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
         )
-        self.media: Media | LinkedMedia = Media(
-            self.protocol_calls, self._downloads, common.memory, freed
-        )
+        self.media: Media | LinkedMedia = Media(self.protocol_calls, self._downloads, common.memory)
         self._services: dict[str, object] = {
             f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,
             f"{_FCP}.TaskAssignments": self.task_assignments,

@@ -167,5 +167,11 @@ def _show(run: Callable[[Settings, Board], DemoResult], settings: Settings, ligh
             f"TFF's own simulation with the same noise: {result.spent['simulated_accuracy']:.3f}.",
             highlight=False,
         )
+    if result.in_the_clear is not None:
+        console.print(
+            "In TFF's own simulation, in the clear and with nobody vanishing: "
+            f"{result.in_the_clear:.3f}.",
+            highlight=False,
+        )
     if not light:
         console.print(f"TensorBoard summaries, metrics and state: {folder}", highlight=False)

@@ -1,11 +1,8 @@
-"""The demonstration with differential privacy: noise, ledger, and TFF's own run beside it."""
+"""The demonstration with differential privacy: noise, ledger, and TFF's own noise beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from fcp_core.plugins.manager import Plugins
 from fcp_platform.demo.settings import DELTA, POPULATION, Settings
@@ -55,25 +52,6 @@ class Private:
         clip = self._settings.clip
         query = tfp.GaussianSumQuery(clip, clip * self.noise_multiplier)
         return tff.aggregators.DifferentiallyPrivateFactory(query, tff.aggregators.SumFactory())
-
-    async def simulate(self, process: Any, context: Any, datasets: Sequence[Any]) -> Any:
-        """Run as many rounds of a learning process in TFF's own runtime; return the weights.
-
-        :param context: TFF's, to run it in.
-        :param datasets: what each device has; as many are drawn as a round has contributions.
-        """
-        import tensorflow_federated as tff
-
-        async def invoke(computation: Any, argument: Any = None) -> Any:
-            return await tff.program.materialize_value(context.invoke(computation, argument))
-
-        rng = np.random.default_rng(self._settings.seed)
-        state = await invoke(process.initialize)
-        for _ in range(self._settings.rounds):
-            drawn = rng.choice(len(datasets), self._settings.contributions, replace=False)
-            output = await invoke(process.next, (state, [datasets[place] for place in drawn]))
-            state = output.state
-        return state.global_model_weights
 
     async def spent(self) -> float:
         """Return the epsilon that the ledger has booked, as ``fcp privacy show`` reads it."""

@@ -173,18 +173,38 @@ class Training:
                 # While the server is there: otherwise they would not find it any more.
                 await asyncio.to_thread(hosts.stop)
             if self._private is not None:
-                self._board.status = "the same in TFF's own simulation"
-                with self._timed("TFF: simulation"):
-                    aggregator = self._private.simulated_aggregator()
-                    process = private_process(settings.seed, settings.contributions, aggregator)
-                    weights = await self._private.simulate(
-                        process, runtime.federated_context, [prepared(hand) for hand in hands]
-                    )
-                del self._model  # building the process has spoilt it
-                simulated = self.evaluate(weights)
-                self._board.status = ""
+                aggregator = self._private.simulated_aggregator()
+                process = private_process(settings.seed, settings.contributions, aggregator)
+                simulated = await self._simulated(process, runtime.federated_context, hands)
                 epsilon = await self._private.spent()
                 self._result.spent |= {"epsilon": epsilon, "simulated_accuracy": simulated}
+            elif self._secure and self._result.accuracy:
+                process = learning_process(settings.seed)
+                self._result.in_the_clear = await self._simulated(
+                    process, runtime.federated_context, hands
+                )
+
+    async def _simulated(self, process: Any, context: Any, hands: Sequence[data.Digits]) -> float:
+        """Return the accuracy of as many rounds of a process in TFF's own runtime.
+
+        :param context: TFF's, to run it in.
+        :param hands: what each device has; as many are drawn as a round has contributions.
+        """
+
+        async def invoke(computation: Any, argument: Any = None) -> Any:
+            return await tff.program.materialize_value(context.invoke(computation, argument))
+
+        self._board.status = "the same in TFF's own simulation"
+        with self._timed("TFF: simulation"):
+            rng, settings = np.random.default_rng(self._settings.seed), self._settings
+            state = await invoke(process.initialize)
+            for _ in range(settings.rounds):
+                drawn = rng.choice(len(hands), settings.contributions, replace=False)
+                datasets = [prepared(hands[place]) for place in drawn]
+                state = (await invoke(process.next, (state, datasets))).state
+        del self._model  # building the process has spoilt it
+        self._board.status = ""
+        return self.evaluate(state.global_model_weights)
 
     async def _rounds(self, first: int, state: Any, computation: Any) -> None:
         source = FederatedDataSource(
@@ -215,12 +235,16 @@ class Training:
             if kept is not None:
                 await kept
 
+    @property
+    def _secure(self) -> bool:
+        """Whether updates are summed under another protocol than the plain one."""
+        return self._settings.protocol not in (None, "simple")
+
     def _process(self) -> Any:
         settings = self._settings
         if self._private is not None:
             return private_process(settings.seed, settings.contributions)
-        secure = settings.protocol not in (None, "simple")
-        return learning_process(settings.seed, secure=secure)
+        return learning_process(settings.seed, secure=self._secure)
 
     async def _keep(self, number: int, state: Any, train: Any, accuracy: float) -> None:
         """Save the state after a round, and release its metrics."""

@@ -106,8 +106,9 @@ def test_a_form_of_another_site_is_refused(dashboard, browser):
         somebody.ask("/logout", form={"form_token": token}, origin="https://evil.example"),
         somebody.ask("/logout", form={"form_token": token}, sec_fetch_site="cross-site"),
         somebody.ask("/login", form={"token": TOKEN}, sec_fetch_site="cross-site"),
+        somebody.ask("/login", form={"token": TOKEN}, origin="http://["),
     ]
-    assert [answer.status for answer in refused] == [403] * 5
+    assert [answer.status for answer in refused] == [403] * 6
     assert all("set-cookie" not in answer.headers for answer in refused)
     assert somebody.ask("/logout", form={"form_token": token}).status == 303
 
@@ -119,13 +120,12 @@ def test_the_token_of_a_form_is_that_of_its_login(dashboard, browser):
     assert one.ask("/logout", form={"form_token": other.form_token()}).status == 403
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [("evil.example", 403), ("127.0.0.1", 200), ("[::1]:8080", 200), ("ops.example", 200)],
-)
-def test_a_name_of_another_machine_does_not_lead_here(dashboard, browser, host, status):
-    server = dashboard(hosts=["ops.example"])
-    assert browser(server).log_in().ask("/", host=host).status == status
+def test_a_name_of_another_machine_does_not_lead_here(dashboard, browser):
+    somebody = browser(dashboard(hosts=["ops.example"])).log_in()
+    for host in ("127.0.0.1", "[::1]:8080", "ops.example"):
+        assert somebody.ask("/", host=host).status == 200
+    for host in ("evil.example", "[", "[::1"):
+        assert somebody.ask("/", host=host).status == 403
 
 
 def test_every_answer_has_the_headers_that_browsers_heed(dashboard, browser):

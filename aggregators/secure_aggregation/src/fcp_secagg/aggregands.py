@@ -142,7 +142,8 @@ def problems_of(aggregation: bytes, sizes: Sequence[int]) -> list[str]:
 
 
 def _parameter(intrinsic: Intrinsic) -> int:
-    if len(intrinsic.parameters) != 1:
+    # A modular sum may have some more, which say what is left out of the result.
+    if not intrinsic.parameters or (intrinsic.parameters[1:] and intrinsic.uri != MODULAR_URI):
         raise _bad(intrinsic, "it needs one parameter, which bounds the elements")
     value = intrinsic.parameters[0].value
     if value.dtype.kind not in "iu" or value.size != 1:

@@ -10,6 +10,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.small_groups import SmallGroups
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
 from fcp_secagg.aggregands import BITWIDTH_URI, SUM_URI, URIS, aggregand_of
@@ -30,6 +31,7 @@ class CohortSum(Accumulator):
 
     def __init__(self, intrinsic: Intrinsic) -> None:
         self._aggregand = aggregand_of(intrinsic)
+        self._small = SmallGroups.of(intrinsic)
         spec = self._aggregand.tensor
         self._total: Tensor = np.zeros(spec.shape, spec.dtype.numpy)
         self._num_inputs = 0
@@ -66,7 +68,8 @@ class CohortSum(Accumulator):
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration, or one that is too large."""
-        if type(other) is not type(self) or other._aggregand != self._aggregand:
+        mine, theirs = (self._aggregand, self._small), (other._aggregand, other._small)
+        if type(other) is not type(self) or mine != theirs:
             raise StatusError(Code.INVALID_ARGUMENT, "only sums of one configuration can be merged")
         if self._aggregand.modulus is None:
             self._check_room(other._total)
@@ -78,8 +81,8 @@ class CohortSum(Accumulator):
         self._num_inputs += other._num_inputs
 
     def report(self) -> list[Tensor]:
-        """Return the total."""
-        return [self._total]
+        """Return the total, without small groups if there are to be none."""
+        return [self._total if self._small is None else self._small.left_out(self._total)]
 
     def dump(self) -> bytes:
         """Return the state as msgpack."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tornado.web import create_signed_value, decode_signed_value
 
@@ -59,7 +59,7 @@ class Access:
         """
         if not request.local:
             return
-        name = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+        name = _split(f"//{request.headers.get('host', '')}").hostname or ""
         own = urlsplit(self._site.url()).hostname
         if name not in _LOCAL and name != own and name not in self._settings.hosts:
             raise StatusError(
@@ -144,10 +144,18 @@ def check_origin(request: PageRequest) -> None:
     """
     site = request.headers.get("sec-fetch-site", "same-origin")
     origin = request.headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    foreign = origin is not None and _split(origin).netloc != request.headers.get("host")
     # A proxy may have changed the host; browsers of today say themselves where a form is from.
     if site not in ("same-origin", "none") or (foreign and "sec-fetch-site" not in request.headers):
         raise StatusError(Code.PERMISSION_DENIED, "a page of another site sent this")
+
+
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address, empty ones if it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def _attributes(request: PageRequest) -> str:

@@ -21,7 +21,7 @@ from fcp_dashboard.render import HTML, LINKS, answer, page, redirect
 from fcp_dashboard.report import report
 from fcp_dashboard.snapshot import Snapshot, Snapshots
 from fcp_dashboard.views import fleet, machine, results
-from fcp_dashboard.views.overview import overview, tasks
+from fcp_dashboard.views.overview import overview, page_of, tasks
 from fcp_dashboard.views.tables import Plain
 from fcp_dashboard.views.task import task_page
 
@@ -33,6 +33,8 @@ logger = logging.getLogger("fcp_dashboard")
 #: How many results are read for one page of a program, of what size at most in bytes, and of how
 #: many tasks the single numbers are remembered.
 _READ, _LARGE, _KNOWN = 10, 4 << 20, 2_000
+#: The pages that show more than the newest open tasks.
+_ALL = frozenset({"/tasks", "/programs", "/program", "/privacy", "/snapshot.json"})
 _JSON = "application/json"
 _BINARY = "application/octet-stream"
 
@@ -40,11 +42,15 @@ Query = Mapping[str, str]
 
 
 class Content:
-    """The pages of those who are let in."""
+    """The pages of those who are let in.
 
-    def __init__(self, site: Site, snapshots: Snapshots) -> None:
+    :param newest: snapshots that have only the tasks of the overview's first page.
+    """
+
+    def __init__(self, site: Site, snapshots: Snapshots, newest: Snapshots) -> None:
         self._site = site
-        self._snapshots = snapshots
+        self._whole = snapshots
+        self._newest = newest
         #: The single numbers of results, by the ids of their tasks: a result does not change.
         self._numbers: OrderedDict[str, dict[str, float]] = OrderedDict()
         #: The navigation; without a ledger there is nothing to say of privacy.
@@ -77,7 +83,8 @@ class Content:
             return await self._of_task(request, visitor)
         if path == "/submit":
             return self._form(request, visitor, "", "")
-        snapshot = await self._snapshots.get()
+        whole = path in _ALL or (path == "/" and page_of(query) > 1)
+        snapshot = await (self._whole if whole else self._newest).get()
         if path == "/snapshot.json":
             return answer(request, facts.as_json(snapshot), _JSON)
         values: dict[str, Any]
@@ -174,7 +181,7 @@ class Content:
         task: Task = await self._site.admin.get_task(unquote(name))
         what = "/".join(rest)
         if what == "":
-            snapshot = await self._snapshots.get()
+            snapshot = await self._newest.get()
             values = task_page(snapshot, task)
             return self._page(request, visitor, "task.html", values, snapshot.problem)
         if what == "report.html":
@@ -197,7 +204,7 @@ class Content:
         return self._page(request, visitor, "page.html", {**plain.values(), "live": False})
 
     async def _report(self, request: PageRequest, task: Task) -> PageAnswer:
-        snapshot = await self._snapshots.get()
+        snapshot = await self._newest.get()
         data = None
         if task.state == "completed":
             data = await self._site.admin.checkpoint(task.task_id)

@@ -17,6 +17,7 @@ from fcp_dashboard.recorder import Recorder
 from fcp_dashboard.render import answer, page, redirect, static
 from fcp_dashboard.settings import Settings
 from fcp_dashboard.snapshot import Snapshots
+from fcp_dashboard.views.overview import ROWS
 
 logger = logging.getLogger("fcp_dashboard")
 
@@ -36,7 +37,7 @@ class Dashboard:
         self._site = site
         self._access = Access(site, settings)
         self._snapshots = Snapshots(site, recorder)
-        self._content = Content(site, self._snapshots)
+        self._content = Content(site, self._snapshots, Snapshots(site, recorder, ROWS))
 
     async def answer(self, request: PageRequest) -> PageAnswer:
         """Answer a request.

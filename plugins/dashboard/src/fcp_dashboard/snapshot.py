@@ -37,6 +37,8 @@ class Snapshot(msgspec.Struct):
     """A picture of the server.
 
     :param at: when it was made, in seconds since the epoch.
+    :param tasks: all tasks, or only the newest of those that are open, the oldest first.
+    :param open_tasks: how many there are that have not ended, and *ended* how many have.
     :param problem: why it is older than it should be; ``""``: it is not.
     """
 
@@ -45,6 +47,8 @@ class Snapshot(msgspec.Struct):
     populations: list[Population]
     members: list[MemberSeen]
     problem: str = ""
+    open_tasks: int = 0
+    ended: int = 0
 
     def tasks_seen(self) -> dict[str, TaskSeen]:
         """Return what all members saw of each task, by id."""
@@ -92,13 +96,21 @@ class Snapshot(msgspec.Struct):
 
 
 class Snapshots:
-    """Makes them when somebody looks, and one at a time."""
+    """Makes them when somebody looks, and one at a time.
+
+    :param newest: how many open tasks are in them, the newest; None: all tasks, which costs more.
+    """
 
     def __init__(
-        self, site: Site, recorder: Recorder, clock: Callable[[], float] = time.time
+        self,
+        site: Site,
+        recorder: Recorder,
+        newest: int | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._site = site
         self._recorder = recorder
+        self._newest = newest
         self._clock = clock
         self._started = clock()
         self._last: Snapshot | None = None
@@ -118,10 +130,11 @@ class Snapshots:
                 self._making = None
 
     async def _make(self) -> Snapshot:
-        admin, now = self._site.admin, self._clock()
+        admin, now, newest = self._site.admin, self._clock(), self._newest
         others = asyncio.ensure_future(self._others())
         try:
-            tasks = (await admin.list_tasks(ListQuery())).tasks
+            shown = await admin.list_tasks(ListQuery(ended=False, newest=newest))
+            ended = await admin.list_tasks(ListQuery(ended=True, newest=newest and 1))
             populations = (await admin.list_populations()).populations
         except StatusError as error:
             others.cancel()
@@ -130,7 +143,12 @@ class Snapshots:
                 return Snapshot(now, [], [], [await self.here()], problem)
             return msgspec.structs.replace(self._last, problem=problem)
         members = [await self.here(), *await others]
-        self._last = Snapshot(now, tasks, populations, members)
+        tasks = shown.tasks
+        if newest is None:  # one that has ended meanwhile is in both
+            both = {task.task_id: task for task in (*tasks, *ended.tasks)}
+            tasks = sorted(both.values(), key=lambda task: task.created)
+        counts = {"open_tasks": shown.total, "ended": ended.total}
+        self._last = Snapshot(now, tasks, populations, members, **counts)
         self._made = time.monotonic()
         return self._last
 

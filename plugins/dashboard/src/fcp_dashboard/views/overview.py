@@ -42,22 +42,19 @@ def overview(snapshot: Snapshot, config: Config, query: Mapping[str, str]) -> di
     :param query: ``page``.
     """
     open_tasks = [task for task in snapshot.tasks if task.state not in _ENDED]
-    ended = len(snapshot.tasks) - len(open_tasks)
-    shown = open_tasks
-    values = _table(snapshot, shown, query)
     return {
-        **values,
+        **_table(snapshot, open_tasks, query, snapshot.open_tasks),
         "title": "Overview",
         "since": snapshot.since,
-        "cards": _cards(snapshot, open_tasks),
+        "cards": _cards(snapshot),
         "populations": population_rows(snapshot, config, BUSIEST),
         "populations_left": max(0, len(snapshot.populations) - BUSIEST),
         "heading": "Open tasks",
-        "caption": f"{formats.number(len(open_tasks))} open, the newest first.",
+        "caption": f"{formats.number(snapshot.open_tasks)} open, the newest first.",
         "when": "Expected end",
         "why": "What it waits for",
         "empty": "No task is open. 'fcp tasks submit FILE' offers one, or a federated program.",
-        "ended": ended,
+        "ended": snapshot.ended,
         "more": 0,
         "query": "",
     }
@@ -76,7 +73,7 @@ def tasks(snapshot: Snapshot, query: Mapping[str, str]) -> dict[str, Any]:
         and query.get("population", task.population) == task.population
     ]
     return {
-        **_table(snapshot, found, query),
+        **_table(snapshot, found, query, len(found)),
         "title": "Tasks that ended" if wanted == "ended" else "Tasks",
         "since": snapshot.since,
         "cards": [],
@@ -92,11 +89,21 @@ def tasks(snapshot: Snapshot, query: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _table(snapshot: Snapshot, found: list[Task], query: Mapping[str, str]) -> dict[str, Any]:
-    """Return one page of a table of tasks."""
-    pages = max(1, math.ceil(len(found) / ROWS))
+def page_of(query: Mapping[str, str]) -> int:
+    """Return which page of a table is asked for."""
     text = query.get("page", "1")
-    number = min(max(1, int(text) if text.isascii() and text.isdigit() else 1), pages)
+    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 10 else 1
+
+
+def _table(
+    snapshot: Snapshot, found: list[Task], query: Mapping[str, str], total: int
+) -> dict[str, Any]:
+    """Return one page of a table of tasks.
+
+    :param found: all *total* of them, or at least those of the first page.
+    """
+    pages = max(1, math.ceil(total / ROWS))
+    number = min(page_of(query), pages)
     newest = sorted(found, key=lambda task: -task.created)
     shown = newest[(number - 1) * ROWS : number * ROWS]
     ids = {task.task_id for task in shown}
@@ -152,7 +159,7 @@ def pace_of(task: Task, seen: TaskSeen | None, now: float) -> float | None:
     return sum(seen.contributions) / seconds
 
 
-def _cards(snapshot: Snapshot, open_tasks: list[Task]) -> list[tuple[str, str, str]]:
+def _cards(snapshot: Snapshot) -> list[tuple[str, str, str]]:
     seen = snapshot.populations_seen().values()
     lately = sum(sum(each.contributions) for each in snapshot.tasks_seen().values())
     live = sum(1 for member in snapshot.members)
@@ -166,7 +173,7 @@ def _cards(snapshot: Snapshot, open_tasks: list[Task]) -> list[tuple[str, str, s
         ("At work", formats.number(sum(each.at_work for each in snapshot.populations)), "devices"),
         (
             "Open tasks",
-            formats.number(len(open_tasks)),
+            formats.number(snapshot.open_tasks),
             f"{formats.number(sum(each.missing for each in snapshot.populations))} missing",
         ),
         ("Contributions", formats.number(lately), "in ten minutes"),

@@ -1,0 +1,106 @@
+"""Blocks of memory: what is given back of them, and what stays readable."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcp_core.protocol.blocks import BlockFile, block_of, rest
+from fcp_core.protocol.joining import join, move
+
+SIZE = 32 << 20
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "posix_fallocate") or not Path("/proc/self/status").exists(),
+    reason="needs Linux",
+)
+
+
+def resident(kind):
+    """Return how many bytes of a kind are in the memory of this process."""
+    found = re.search(rf"^{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+def written(folder, size=SIZE):
+    file = BlockFile(size, folder)
+    pattern = np.arange(size // 4, dtype=np.uint32)
+    for start in range(0, size // 4, 1 << 18):
+        file.write(pattern[start : start + (1 << 18)].view(np.uint8).data)
+    return file.block(), pattern.tobytes()
+
+
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_what_rests_is_in_the_file_only_and_can_be_read_again(tmp_path):
+    view, data = written(tmp_path)
+    before = resident("RssFile")
+    assert view == data
+    assert resident("RssFile") - before > SIZE // 2
+    rest(view)
+    assert resident("RssFile") - before < SIZE // 8
+    assert view == data
+    numbers = np.frombuffer(view, np.uint32)[10:]
+    numbers += 1
+    rest(numbers.data)
+    assert numbers[0] == 11, "what was changed in it is lost"
+
+
+def test_what_is_joined_from_a_file_is_in_memory_once(tmp_path):
+    view, data = written(tmp_path)
+    assert view == data
+    before = resident("RssFile")
+    assert join([b"head", view, b"tail"]) == b"head" + data + b"tail"
+    assert before - resident("RssFile") > SIZE // 2
+
+
+def test_a_file_goes_with_the_last_view_of_it(tmp_path):
+    open_before = descriptors()
+    view, _ = written(tmp_path, 1 << 20)
+    assert not os.listdir(tmp_path), "anybody could read it"
+    part = np.frombuffer(view, np.uint32)[4:]
+    del view
+    assert part[0] == 4
+    del part
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon:
+            thread.join(10)
+    assert descriptors() == open_before
+    dropped = BlockFile(1 << 20, tmp_path)
+    dropped.close()
+    assert descriptors() == open_before
+
+
+def test_there_is_no_file_without_room(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    open_before = descriptors()
+    with pytest.raises(OSError, match="No space"):
+        BlockFile(1 << 20, tmp_path)
+    assert descriptors() == open_before
+
+
+def test_what_is_moved_out_of_memory_is_there_once():
+    block = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    data = np.arange(SIZE // 4, dtype=np.uint32).tobytes()
+    block[:] = data
+    view = memoryview(np.frombuffer(block, np.uint8))[3:]
+    assert block_of(view) is block
+    before = resident("RssAnon")
+    moved = move(view)
+    assert resident("RssAnon") - before < SIZE // 4
+    assert moved == data[3:]
+    assert move(memoryview(b"small")) == b"small"
