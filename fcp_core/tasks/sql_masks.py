@@ -21,6 +21,7 @@ from fcp_core.protocol.protos import data_type_pb2
 from fcp_core.protocol.sql import SUMMED_GROUPS
 from fcp_core.protocol.summed_groups import MODULUS, Layout
 from fcp_core.tasks.sql_measures import DEVICES
+from fcp_core.tasks.sql_parsing import ALL_ROWS
 
 if TYPE_CHECKING:
     from fcp_core.tasks.sql_lowering import Part
@@ -124,7 +125,8 @@ def put_masks(query: SqlQuery, part: Part, minimum: int) -> None:
         scaled = f"ROUND({column} * {scales[name]:.17g})" if scales[name] else column
         numbers.append(f"CAST({scaled} AS INTEGER)")
     salt = hashlib.sha256(part.sql.encode()).hexdigest()[:16]
-    layout = _layout(query, bool(part.keys), len(numbers), salt)
+    several = any(spec.name != f"{part.label}{ALL_ROWS.label}" for spec in part.keys)
+    layout = _layout(query, several, len(numbers), salt)
     literals = [
         f"quote({part.columns[spec.name][0]})"
         if spec.dtype is DataType.DOUBLE
@@ -145,9 +147,9 @@ def put_masks(query: SqlQuery, part: Part, minimum: int) -> None:
     part.masks = Masks(name, layout, tuple(part.keys), scales, devices, minimum)
 
 
-def _layout(query: SqlQuery, keys: bool, numbers: int, salt: str) -> Layout:
-    if not keys:
-        return Layout(1, 0, numbers, salt)
+def _layout(query: SqlQuery, several: bool, numbers: int, salt: str) -> Layout:
+    if not several:
+        return Layout(1, 1, numbers, salt)
     try:
         return Layout(query.capacity, query.key_bytes, numbers, salt)
     except ValueError as error:
