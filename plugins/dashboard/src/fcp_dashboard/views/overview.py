@@ -79,7 +79,7 @@ def tasks(snapshot: Snapshot, query: Mapping[str, str]) -> dict[str, Any]:
         "cards": [],
         "populations": None,
         "heading": "Tasks",
-        "caption": f"{formats.number(len(found))} tasks, the newest first.",
+        "caption": f"{formats.number(len(found))} in all, the newest first.",
         "when": "Ended, or expected",
         "why": "How it stands",
         "empty": "There is no such task.",
