@@ -160,6 +160,8 @@ class AggregatorFactory:
         INVALID_ARGUMENT for bytes that are not such a dump.
     :param needs_all_inputs: it keeps every contribution until it reports (median, Krum); the engine
         then bounds how many bytes it may keep.
+    :param heavy_report: its report computes much, whatever its size: an engine that has other
+        processes for heavy work may have them make it.
     :param nested_only: it is only usable inside another intrinsic (``GoogleSQL:sum``).
     :param joint: it looks at a whole contribution (the norm of an update, a distance between two)
         and not at each tensor alone. All intrinsics of a task that it serves then share one
@@ -181,6 +183,7 @@ class AggregatorFactory:
     make: Callable[[Intrinsic, Options], Accumulator]
     load: Callable[[Intrinsic, Options, bytes], Accumulator]
     needs_all_inputs: bool = False
+    heavy_report: bool = False
     nested_only: bool = False
     joint: bool = False
     protocol: str | None = None

@@ -7,6 +7,7 @@ casts, LIKE, logarithms of what has none. Those are rewritten to macros with SQL
 from __future__ import annotations
 
 from collections.abc import Callable
+from string import ascii_lowercase, ascii_uppercase
 
 from fcp_core.client.sql_engine import refused
 from fcp_core.errors import MissingExtraError
@@ -94,6 +95,11 @@ MACROS = (
             "z", _bounded("replace(x_, CAST(y AS VARCHAR), z_)", "strlen(x_) * (1 + strlen(z_))")
         ),
     ),
+    # SQLite knows the letters of ASCII only.
+    f"CREATE MACRO fcp_upper(x) AS translate(CAST(x AS VARCHAR), '{ascii_lowercase}', "
+    f"'{ascii_uppercase}')",
+    f"CREATE MACRO fcp_lower(x) AS translate(CAST(x AS VARCHAR), '{ascii_uppercase}', "
+    f"'{ascii_lowercase}')",
     "CREATE MACRO fcp_total(x) AS coalesce(CAST(sum(x) AS DOUBLE), 0.0)",
     "CREATE MACRO fcp_ln(x) AS ln(CASE WHEN x > 0 THEN x END)",
     "CREATE MACRO fcp_sqrt(x) AS sqrt(CASE WHEN x >= 0 THEN x END)",
@@ -114,7 +120,6 @@ _SAME: tuple[type[exp.Expression], ...] = (
     exp.If,
     exp.Least,
     exp.Length,
-    exp.Lower,
     exp.Max,
     exp.Min,
     exp.Nullif,
@@ -124,13 +129,14 @@ _SAME: tuple[type[exp.Expression], ...] = (
     exp.Substring,
     exp.Sum,
     exp.Trim,
-    exp.Upper,
 )
 #: Those that are macros here, by their names in SQLite.
 _MACROS = {
     "total": "fcp_total",
     "typeof": "fcp_typeof",
     "quote": "fcp_quote",
+    "upper": "fcp_upper",
+    "lower": "fcp_lower",
     "ln": "fcp_ln",
     "sqrt": "fcp_sqrt",
     DISTINCT_CODE: "fcp_code",
@@ -235,8 +241,18 @@ def _rewrite(node: exp.Expression) -> exp.Expression:
         macro = next((_MACROS[n.lower()] for n in names if n.lower() in _MACROS), None)
         if macro is not None:
             given = node.expressions if isinstance(node, exp.Anonymous) else [node.this]
+            if macro == "fcp_total":
+                given = [_as_floats(x) for x in given]
             return _call(macro, *(x.transform(_rewrite) for x in given))
     return node
+
+
+def _as_floats(x: exp.Expression) -> exp.Expression:
+    """Return a product of floats for one that may leave 64 bits; a total is a float anyway."""
+    if not isinstance(x, exp.Mul):
+        return x
+    left = exp.TryCast(this=x.left.copy(), to=exp.DataType.build("double"))
+    return exp.Mul(this=left, expression=x.right.copy())
 
 
 def _quoted(node: exp.Case) -> exp.Expression | None:

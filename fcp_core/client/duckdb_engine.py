@@ -99,6 +99,8 @@ class DuckDBEngine:
                 "autoload_known_extensions": False,
                 "allow_community_extensions": False,
                 "python_enable_replacements": False,
+                # By a Parquet file's statistics it takes columns for ones without NaN that have it.
+                "disabled_optimizers": "statistics_propagation",
             },
         )
 
@@ -147,7 +149,7 @@ class DuckDBEngine:
         suffix, name = path.suffix.lower(), _identifier(path.stem)
         where = _text(str(path.absolute()))
         if suffix == _PARQUET:
-            database.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet({where})")
+            _view(database, name, f"read_parquet({where})")
             yield path.stem.lower()
         elif suffix == _DATABASE:
             database.execute(f"ATTACH {where} AS d{number} (READ_ONLY)")
@@ -157,7 +159,7 @@ class DuckDBEngine:
             ).fetchall()
             for (table,) in found:
                 quoted = _identifier(table)
-                database.execute(f"CREATE VIEW {quoted} AS SELECT * FROM d{number}.{quoted}")
+                _view(database, quoted, f"d{number}.{quoted}")
                 yield table.lower()
         else:
             table = read_table(path, self._limits.file_bytes)
@@ -229,8 +231,20 @@ def _column(values: Sequence[Any]) -> Any:
         whole = (
             [float(v) if isinstance(v, int) else v for v in values] if len(kinds) > 1 else values
         )
-        return pyarrow.array(whole) if kinds else pyarrow.array(values, pyarrow.string())
+        # NaN is NULL, as it is in SQLite.
+        of = None if kinds else pyarrow.string()
+        return pyarrow.array(whole if kinds else values, of, from_pandas=True)
     return pyarrow.array([None if value is None else str(value) for value in values])
+
+
+def _view(database: Any, name: str, source: str) -> None:
+    """Make a view of a table in which NaN is NULL."""
+    columns = []
+    for column, kind, *_ in database.execute(f"DESCRIBE SELECT * FROM {source}").fetchall():
+        quoted = _identifier(column)
+        number = f"CASE WHEN NOT isnan({quoted}) THEN {quoted} END AS {quoted}"
+        columns.append(number if kind in ("DOUBLE", "FLOAT") else quoted)
+    database.execute(f"CREATE VIEW {name} AS SELECT {', '.join(columns)} FROM {source}")
 
 
 def _value(value: Any) -> Any:

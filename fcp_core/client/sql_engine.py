@@ -7,7 +7,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,10 @@ class SQLiteEngine:
                 database.execute(f"SELECT {name}({', '.join('1' * arguments)})")
             except sqlite3.OperationalError:
                 database.create_function(name, arguments, function, deterministic=True)
+        for name in _TABLE_FUNCTIONS:
+            # SQLite declares it at its first use, which looks like writing to whoever is asked.
+            with suppress(sqlite3.OperationalError):
+                database.execute(f"SELECT 1 FROM {name}('[]')")
         database.create_function(DISTINCT_CODE, 1, _distinct_code, deterministic=True)
         database.create_aggregate(SUMMED_GROUPS, -1, SummedGroups)  # type: ignore[arg-type]
         if hasattr(database, "setlimit"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import traceback
 from collections.abc import Callable, Iterable
 
 from fcp_core.protocol.blocks import block_of, give_back, rest
@@ -73,9 +74,24 @@ def read_in_place(readinto: Callable[[memoryview], int], size: int, step: int) -
     :returns: the bytes that there were.
     """
     whole, at, more = io.BytesIO(bytes(size)), 0, 1
-    with whole.getbuffer() as view:
-        while more and at < size:
-            more = readinto(view[at : at + step])
-            at += more
+    try:
+        with whole.getbuffer() as view:
+            while more and at < size:
+                with view[at : at + step] as piece:
+                    more = readinto(piece)
+                at += more
+    except BaseException as error:
+        _let_go(error)
+        raise
     whole.truncate(at)
     return whole.getvalue()  # which is no copy
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Take from an error's frames what they hold of a buffer.
+
+    Who keeps the error keeps it, and a buffer that is collected before what reads it complains.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.joining import join
@@ -56,8 +56,18 @@ class StorageError(StatusError):
         return (StorageError, (self.message,))
 
 
+#: What will be read: a kind with a key, as ``get`` takes it, or with values, as ``keys`` does.
+Read: TypeAlias = "tuple[type[Record], str | Mapping[str, Any]]"
+
+
 class Transaction(ABC):
     """Reads and writes that take effect together or not at all."""
+
+    def expect(self, *reads: Read) -> None:
+        """Say what will be read: a storage to which each question is a way may ask all at once.
+
+        Whoever says nothing, or too much, reads the same.
+        """
 
     @abstractmethod
     def now(self) -> float:

@@ -21,8 +21,8 @@ from typing import TypeAlias
 from fcp_core.aggregation.engine import Partial
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import TaskState
-from fcp_core.storage.contract import Transaction
-from fcp_core.storage.records import BlobRecord, ShardRecord, TaskRecord
+from fcp_core.storage.contract import Read, Transaction
+from fcp_core.storage.records import BlobRecord, LeaseRecord, ShardRecord, TaskRecord
 
 #: How the names of totals begin; no shard's does.
 _TOTAL = "total-"
@@ -118,16 +118,24 @@ def add(
     pieces: Sequence[bytes | memoryview],
     fence: Fence,
     total: Merge | None = None,
+    population: str | None = None,
 ) -> bool:
     """Write a shard, unless it is there already. May run twice.
 
     :param pieces: its bytes.
     :param total: takes their place if all that it holds is there.
+    :param population: the task's, if that is known and has a lease.
     :returns: whether it did.
     :raises TaskOverError: as :func:`open_task`.
     :raises StreamClosedError: if its stream takes nothing more.
     """
     task_id = shard.task_id
+    reads: list[Read] = [(TaskRecord, task_id), (ShardRecord, shard.shard_id)]
+    if population is not None:
+        reads.append((LeaseRecord, population))
+    if total is not None:
+        reads += [(BlobRecord, {"task_id": task_id}), *((ShardRecord, key) for key in total.shards)]
+    tx.expect(*reads)
     if shard.stream in open_task(tx, task_id, fence).closed:
         raise StreamClosedError(shard.stream)
     known = tx.get(ShardRecord, shard.shard_id)
@@ -190,7 +198,12 @@ def read(tx: Transaction, task_id: str, blobs: Mapping[str, bytes]) -> StoredSha
     """
     records = list(tx.select(ShardRecord, task_id=task_id))
     data = {name[6:]: blob for name, blob in blobs.items() if name.startswith("shard/")}
-    return _made_of(task_id, records, data)
+    found, task = _made_of(task_id, records, data), tx.get(TaskRecord, task_id)
+    if task is None:
+        return found
+    # Whoever left the task last noted what came after the last shard.
+    dropped, surplus = max(found.dropped, task.dropped), max(found.surplus, task.surplus)
+    return replace(found, dropped=dropped, surplus=surplus)
 
 
 def close(tx: Transaction, task_id: str, streams: Collection[str], fence: Fence) -> StoredShards:

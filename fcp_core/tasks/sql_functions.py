@@ -6,6 +6,7 @@ import math
 
 import sqlglot
 from sqlglot import exp
+from sqlglot.errors import ErrorLevel, UnsupportedError
 
 from fcp_core.errors import UsageError
 
@@ -13,9 +14,13 @@ from fcp_core.errors import UsageError
 def sqlite(node: exp.Expression) -> str:
     """Return the SQL that SQLite computes an expression with, or a clause of a query.
 
-    :raises UsageError: for arguments that cannot be.
+    :raises UsageError: for arguments that cannot be, and for what SQLite does not have.
     """
-    return str(node.copy().transform(_in_sqlite).sql("sqlite"))
+    try:
+        found = node.copy().transform(_in_sqlite)
+        return str(found.sql("sqlite", unsupported_level=ErrorLevel.RAISE))
+    except UnsupportedError as error:
+        raise UsageError(f"SQLite does not have that: {error}.") from None
 
 
 def _in_sqlite(node: exp.Expression) -> exp.Expression:

@@ -159,6 +159,10 @@ class _Reader:
                     f"SELECT {item.sql('sqlite')}: rows stay on the devices; name columns that are "
                     "grouped by, and aggregates."
                 )
+        for node in select.find_all(exp.Placeholder, exp.Parameter, exp.Identifier):
+            if isinstance(node, exp.Identifier) and (node.quoted or not node.name.startswith("$")):
+                continue
+            raise UsageError(f"{node.sql('sqlite')} has no value; write the value into the query.")
         distinct = select.args.get("distinct")
         if distinct is not None and (distinct.args.get("on") or select.args.get("group")):
             raise UsageError("DISTINCT goes neither with ON nor with GROUP BY; leave it out.")
@@ -190,10 +194,12 @@ class _Reader:
 
     def _resolve(self, given: exp.Expression, clause: str) -> exp.Expression:
         """Return what a number or an alias stands for."""
-        if isinstance(given, exp.Literal) and not given.is_string:
-            place = int(given.name) if given.name.isdigit() else 0
+        number = given.this if isinstance(given, exp.Neg) else given
+        if isinstance(number, exp.Literal) and not number.is_string:
+            place = int(given.name) if given is number and given.name.isdigit() else 0
             if not 1 <= place <= len(self._items):
-                raise UsageError(f"{clause} {given.name}: there is no such column in the SELECT.")
+                shown = given.sql("sqlite")
+                raise UsageError(f"{clause} {shown}: there is no such column in the SELECT.")
             return self._items[place - 1]
         if isinstance(given, exp.Column) and not given.table:
             alias = self._aliases.get(given.name.lower(), given)

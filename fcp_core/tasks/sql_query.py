@@ -75,7 +75,11 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
             from fcp_core.tasks.sql_lowering import lower
         except ModuleNotFoundError:
             raise MissingExtraError("asking in SQL", "analytics") from None
-        return lower(self)
+        from fcp_core.tasks.sql_result import check_shown
+
+        lowered = lower(self)
+        check_shown(lowered.parsed)
+        return lowered
 
     def to_spec(self, **fields: Any) -> TaskSpec:
         """Return the specification of the task.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from fcp_core.errors import UsageError
 from fcp_core.protocol import sketches
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
@@ -62,6 +63,18 @@ def read_result(lowered: Lowered, checkpoint: bytes, noise: Mapping[str, float])
         raise StatusError(
             Code.INVALID_ARGUMENT, f"what the query shows cannot be computed: {error}"
         ) from error
+
+
+def check_shown(parsed: Parsed) -> None:
+    """Try what is shown of the groups with two of them, before anybody is asked.
+
+    :raises UsageError: if SQLite cannot compute it, whatever the groups are.
+    """
+    count = len(parsed.keys) + len(parsed.measures)
+    try:
+        _table(parsed, [(None,) * count, (1,) * count], {})
+    except sqlite3.Error as error:
+        raise UsageError(f"what the query shows cannot be computed: {error}.") from None
 
 
 def _groups(part: Part, tensors: Mapping[str, list[Any]]) -> dict[_Row, dict[int, Any]]:

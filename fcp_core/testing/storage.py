@@ -117,6 +117,7 @@ class StorageConformance(SharingLaws, ABC):
 
         def body(tx: Transaction) -> None:
             tx.put(Item("a", group="g"))
+            tx.expect((Item, "a"), (Item, "b"), (Item, {"group": "g"}), (Item, {"group": "h"}))
             tx.put(Item("b", group="h"))
             assert tx.get(Item, "a") == Item("a", group="g")
             tx.put(Item("a", group="h"))

@@ -104,7 +104,13 @@ class _Model(RuleBasedStateMachine):
     @rule(name=keys, other=st.booleans())
     def get(self, name: str, other: bool) -> None:
         kind = OtherItem if other else Item
-        assert self.transact(lambda tx: tx.get(kind, name)) == self.model.get((kind, name))
+
+        def body(tx: Transaction) -> Any:
+            tx.expect((kind, name), (kind, {}))
+            return tx.get(kind, name), tx.keys(kind)
+
+        stored = [item.key for item in self.expected(kind)]
+        assert self.transact(body) == (self.model.get((kind, name)), stored)
 
     @rule(group=groups, size=sizes, other=st.booleans())
     def select_by_two(self, group: str, size: int, other: bool) -> None:

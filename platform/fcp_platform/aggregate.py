@@ -199,4 +199,5 @@ FACTORY = AggregatorFactory(
     "a computation's own accumulate, merge and report, run with TensorFlow",
     make,
     load,
+    heavy_report=True,
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
 pytest.importorskip("duckdb")
@@ -72,6 +75,29 @@ def test_devices_answer_as_with_sqlite(engine, launches, sql):
     other = SQLiteEngine([launches, launches.parent / "notes.csv"], SQLLimits())
     for part in SqlQuery(sql).lowered().parts:
         assert rows(engine, part.sql) == rows(other, part.sql)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "duckdb"])
+def test_nan_is_null_and_letters_and_products_are_those_of_sqlite(tmp_path, suffix):
+    """A file with zeros of both signs: DuckDB's optimizer thinks that it has no NaN."""
+    x = [0.0, math.nan, -0.0, math.nan, 2.0]
+    table = {"x": x, "app": ["É", "é", "aé", None, "A"], "n": [2**62, 1, None, -(2**62), 3]}
+    parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
+    if suffix == "jsonl":
+        lines = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    elif suffix == "duckdb":
+        with duckdb.connect(str(tmp_path / "t.duckdb")) as database:
+            database.execute(f"CREATE TABLE t AS FROM read_parquet('{tmp_path}/t.parquet')")
+    ours = DuckDBEngine([tmp_path / f"t.{suffix}"], SQLLimits(seconds=60))
+    other = SQLiteEngine([tmp_path / "t.parquet"], SQLLimits())
+    for sql in (
+        "SELECT x, x > 1, COUNT(*), COUNT(x) FROM t GROUP BY 1, 2",
+        "SELECT COUNT(*) FROM t WHERE x = x OR x > 5",
+        "SELECT UPPER(app), LOWER(app), VAR_POP(n) FROM t GROUP BY 1, 2",
+    ):
+        for part in SqlQuery(sql).lowered().parts:
+            assert rows(ours, part.sql) == rows(other, part.sql)
 
 
 @pytest.mark.parametrize(

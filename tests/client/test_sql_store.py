@@ -63,6 +63,8 @@ def test_a_database_is_asked(database):
     assert answer == [["mail", "maps"], [1, 2], [0.0, 4.5]]
     assert ask(SQLStore(database), "SELECT app AS b FROM long", "b") == [[b"maps"]]
     assert ask(SQLStore(database), "SELECT app AS t FROM launches WHERE 0", "t") == [[]]
+    text = "SELECT e.value AS n FROM messages, json_each('[' || length(text) || ', 7]') AS e"
+    assert ask(SQLStore(database), text, "n") == [[6, 7]]
 
 
 def test_files_are_tables(tmp_path, database):

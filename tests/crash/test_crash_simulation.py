@@ -87,9 +87,9 @@ def answers_before_it_is_stored(patch):
 def writes_a_shard_under_a_new_name_each_time(patch):
     """What was written, and whose answer was lost, is written once more."""
 
-    def add(tx, shard, pieces, fence, total=None):
+    def add(tx, shard, *how):
         fresh = replace(shard, shard_id=f"{shard.shard_id}-{len(list(tx.select(ShardRecord)))}")
-        return kept(tx, fresh, pieces, fence, total)
+        return kept(tx, fresh, *how)
 
     kept = shards.add
     patch.setattr(shards, "add", add)

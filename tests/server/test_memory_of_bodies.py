@@ -173,9 +173,9 @@ def test_a_large_body_lies_in_a_file_if_there_is_room(tmp_path, monkeypatch, ful
     data = np.random.default_rng(0).bytes(3 * WRITTEN + 12_345)
     limits = Limits(max_body=len(data))
 
-    async def receive(pool, kept):
+    async def receive(pool, kept, in_file=True):
         buffers = Buffers(kept, folder=tmp_path)
-        reader = BodyReader(len(data), limits, InFlight(len(data)), pool, buffers)
+        reader = BodyReader(len(data), limits, InFlight(len(data)), pool, buffers, in_file=in_file)
         await reader.receive_from(Sender(data))
         body = await reader.finish()
         reader.close()
@@ -184,12 +184,13 @@ def test_a_large_body_lies_in_a_file_if_there_is_room(tmp_path, monkeypatch, ful
 
     async def main():
         with ThreadPoolExecutor(1) as pool:
-            return await receive(pool, len(data) - 1), await receive(pool, len(data))
+            large, small = await receive(pool, len(data) - 1), await receive(pool, len(data))
+            return large, small, await receive(pool, len(data) - 1, in_file=False)
 
-    large, small = asyncio.run(main())
-    assert large == data
-    assert small == data
+    large, small, private = asyncio.run(main())
+    assert large == small == private == data
     assert isinstance(block_of(large), FileBlock) is not full
     assert not isinstance(block_of(small), FileBlock)
+    assert not isinstance(block_of(private), FileBlock)
     assert not large.readonly, "the fold may keep it"
     assert not os.listdir(tmp_path)

@@ -6,7 +6,9 @@ import pytest
 
 from fcp_core.server.http import turns as module
 from fcp_core.server.http.body import InFlight
-from fcp_core.server.http.turns import PART
+from fcp_core.server.http.calls import FOLDED
+from fcp_core.server.http.turns import PART, OneATurn
+from tests.server.calls import UPLOAD
 
 LIMIT = 10 * PART
 
@@ -134,3 +136,68 @@ def test_one_that_leaves_the_line_holds_up_nobody():
         assert begun == [1]
 
     asyncio.run(main())
+
+
+def test_what_takes_long_is_done_once_in_a_turn_of_the_loop():
+    async def main():
+        loop, folding = asyncio.get_running_loop(), OneATurn()
+        turn, done = 0, []
+
+        def count():
+            nonlocal turn
+            turn += 1
+            loop.call_soon(count)
+
+        async def fold(name):
+            await folding.wait()
+            done.append((name, turn))
+
+        count()
+        tasks = [asyncio.create_task(fold(name)) for name in range(6)]
+        await asyncio.sleep(0)
+        tasks[2].cancel()  # while it waits
+        while len(done) < 2:
+            await asyncio.sleep(0)
+        tasks[3].cancel()  # when its turn has come, or nearly so
+        await asyncio.wait(tasks, timeout=30)
+        again = asyncio.create_task(fold("later"))
+        await asyncio.wait([again], timeout=30)
+        return done
+
+    done = asyncio.run(main())
+    names, turns = zip(*done, strict=True)
+    assert names == (0, 1, 4, 5, "later")
+    assert len(set(turns)) == len(turns), "two in one turn"
+
+
+def test_a_turn_that_is_not_used_is_passed_on():
+    async def main():
+        folding = OneATurn()
+        first, second, third = (asyncio.create_task(folding.wait()) for _ in range(3))
+        await first
+        while not (folding._line and len(folding._line) == 1):
+            await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.wait([third], timeout=30)
+        return second.cancelled(), third.done()
+
+    assert asyncio.run(main()) == (True, True)
+
+
+def test_large_uploads_are_handed_over_one_in_a_turn(make_front, http, monkeypatch):
+    asked = []
+
+    class Folding:
+        async def wait(self):
+            asked.append(True)
+
+    services = http.Services()
+    services.media.names |= {"second"}
+    front = make_front(services)
+    front.frontend._context.folding = Folding()
+    for name, size in (("known/upload", FOLDED), ("second", FOLDED - 1)):
+        path = UPLOAD.replace("known/upload", name)
+        with front.connect() as connection:
+            request = http.head(path, Content_Length=size) + bytes(size)
+            assert connection.send(request).reply().status == 200
+    assert len(asked) == 1

@@ -10,6 +10,7 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.services.common import Wanted
 from fcp_core.server.services.sealed import Seals, read_seals
 from fcp_core.storage.records import BlobRecord
 from tests.services.worlds import stored
@@ -49,6 +50,32 @@ def keys_file(folder, *keys):
     path.write_text("\n".join(keys))
     path.chmod(0o600)
     return str(path)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_contribution_lies_in_a_file_only_if_its_sum_is_stored_as_it_is(
+    kit, sqlite, tmp_path, median, sealed
+):
+    """What devices contribute is in no file of the server's else, not even for a while."""
+    keys = {"kept_keys_file": keys_file(tmp_path, "0a" * 32)} if sealed else {}
+
+    async def wanted(world, expected, **spec):
+        task = await world.submit(**spec)
+        assert (await world.status(task)).durability == expected
+        device = world.device()
+        ticket = await device.start_upload(await device.assignment())
+        found = await world.services.media.begin_upload(ticket.resource.resource_name)
+        await world.services.tasks.cancel(task)
+        return found
+
+    async def main():
+        async with sqlite(**keys) as world:
+            assert await wanted(world, "contribution") is Wanted.FOR_STORAGE
+            assert await wanted(world, "round", durability="round") is Wanted.FOR_MEMORY
+            kept = "contribution" if sealed else "round"
+            assert await wanted(world, kept, **median) is Wanted.FOR_MEMORY
+
+    asyncio.run(main())
 
 
 def test_what_an_aggregator_keeps_is_stored_encrypted(kit, sqlite, tmp_path, median):

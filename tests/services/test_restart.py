@@ -181,6 +181,24 @@ def test_a_token_of_before_the_restart_that_comes_after_the_end_is_surplus(sqlit
     asyncio.run(main())
 
 
+def test_who_came_too_late_stays_counted_though_nothing_was_committed(sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1)
+            before = world.device()
+            assignment = await before.assignment()
+        async with sqlite() as world:
+            before.services = world.services
+            await world.device().assignment()
+            await before.contribute(assignment)
+            assert (await world.status(task)).surplus == 1
+        async with sqlite() as world:
+            status = await world.status(task)
+            assert (status.assigned, status.surplus, status.contributed) == (1, 1, 0)
+
+    asyncio.run(main())
+
+
 def test_a_token_of_before_the_restart_keeps_to_the_cap_of_the_population(sqlite, kit):
     async def main():
         async with sqlite() as world:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 
 import pytest
@@ -93,3 +94,28 @@ def test_what_is_put_together_lies_in_memory_once():
     finally:
         tracemalloc.stop()
     assert record.data == b"".join(parts)
+
+
+def test_an_error_holds_nothing_of_what_was_read_to(monkeypatch):
+    """Its frames would, and the collector complains of a buffer that it ends before its views."""
+    complaints = []
+    monkeypatch.setattr("sys.unraisablehook", complaints.append)
+
+    def cut_off(piece):
+        rest = memoryview(piece)[1:]
+        raise ConnectionError(len(rest))
+
+    def again(piece):
+        try:
+            cut_off(piece)
+        except ConnectionError as error:
+            raise OSError("cut off") from error
+
+    for fails in (cut_off, again):
+        with pytest.raises(OSError, match=r"9|cut off") as caught:
+            joining.read_in_place(fails, 100, 10)
+        error = caught.value
+        error.args = (error,)  # nobody but the collector lets go of it
+        del error, caught
+        gc.collect()
+    assert complaints == []

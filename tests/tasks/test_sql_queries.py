@@ -300,6 +300,21 @@ def test_without_the_parser_there_is_a_word_for_it(monkeypatch):
         ("SELECT APPROX_QUANTILE(x, 2) FROM t", "from 0 to 1"),
         ("SELECT APPROX_QUANTILE(x, y) FROM t", "must be written numbers"),
         ("SELECT APPROX_QUANTILE(x, 0.5, 0.9) FROM t", "from 0.002 to 0.5"),
+        # What would be noticed only when devices have answered, and the budget is spent.
+        ("SELECT ODD(COUNT(*)) FROM t", "what the query shows .*no such function: ODD"),
+        ("SELECT a, COUNT(*) FROM t GROUP BY a HAVING a MATCH 'b'", "unable to use function MATCH"),
+        ("SELECT a, COUNT(*) AS n FROM t GROUP BY a ORDER BY n COLLATE odd", "no such collation"),
+        ("SELECT COUNT(*) FROM t LIMIT 'a'", "what the query shows cannot be computed: datatype"),
+        ("SELECT COUNT(*) FROM t LIMIT a", "no such column: a"),
+        ("SELECT COUNT(*) FROM t GROUP BY -1", "GROUP BY -1: there is no such column"),
+        (
+            "SELECT a, COUNT(*) FROM t GROUP BY a ORDER BY -1",
+            "ORDER BY -1: there is no such column",
+        ),
+        ("SELECT COUNT(*) FROM t WHERE a = ?", r"\? has no value; write the value"),
+        ("SELECT SUM(:b) FROM t", ":b has no value"),
+        ("SELECT COUNT(*) FROM t WHERE a = $b", r"\$b has no value"),
+        ("SELECT COUNT(*) FROM t TABLESAMPLE (5)", "SQLite does not have that: TABLESAMPLE"),
     ],
 )
 def test_what_cannot_be_answered_is_named(sql, words):

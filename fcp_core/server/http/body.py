@@ -113,6 +113,7 @@ class BodyReader:
     :param in_flight: where the bytes are counted until :meth:`close`.
     :param executor: where larger bodies are decompressed.
     :param buffers: where the memory of larger bodies comes from.
+    :param in_file: whether a large body may lie in a file.
     :ivar received: how many bytes came, as they were sent.
     :ivar direct: whether :meth:`receive_from` is to take the body.
     :raises StatusError: HTTP 413 if the announced length is over the limit; UNAVAILABLE if too much
@@ -126,8 +127,11 @@ class BodyReader:
         in_flight: InFlight,
         executor: Executor,
         buffers: Buffers,
+        *,
+        in_file: bool = True,
     ) -> None:
         self._limits = limits
+        self._in_file = in_file
         self._in_flight = in_flight
         self._executor = executor
         self._buffers = buffers
@@ -154,7 +158,10 @@ class BodyReader:
         :raises StreamClosedError: if the connection breaks.
         """
         assert self._length is not None  # see direct
-        file = self._buffers.file(self._length)
+        file = None
+        if self._in_file and self._length > self._buffers.kept:
+            loop = asyncio.get_running_loop()
+            file = await loop.run_in_executor(self._executor, self._buffers.file, self._length)
         whole = self._buffers.take(self._length if file is None else WRITTEN)
         self._in_flight.readers += 1
         try:

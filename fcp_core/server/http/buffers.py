@@ -37,12 +37,12 @@ GRAIN = 64 << 10
 
 
 class Buffers:
-    """Lends memory; all methods are the event loop's.
+    """Lends memory; its methods are the event loop's.
 
-    :param kept: the most bytes to keep for later.
+    :param kept: the most bytes to keep for later, and of a body that is in memory.
     :param time: tells seconds.
     :param awaited: whether somebody waits for the memory of a large body.
-    :param folder: where bodies lie that are larger than what is kept; None: in memory.
+    :param folder: where bodies lie that are larger than that; None: in memory.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Buffers:
         awaited: Callable[[], bool] = lambda: False,
         folder: Path | None = None,
     ) -> None:
-        self._bound = kept
+        self.kept = kept
         self._folder = folder
         self._awaited = awaited
         self._time = time
@@ -92,8 +92,11 @@ class Buffers:
         return array.data  # every view on it holds the array, and nothing else does
 
     def file(self, size: int) -> BlockFile | None:
-        """Return a file for a large body; None if it is not large, or there is no room for it."""
-        if size <= self._bound or self._folder is None:
+        """Return a file for a body that is larger than what is kept; None if there is no room.
+
+        Unlike the others, for a thread.
+        """
+        if self._folder is None:
             return None
         try:
             return BlockFile(size, self._folder)
@@ -140,7 +143,7 @@ class Buffers:
         if self._closed:
             return
         self._returned.append((self._time(), block))
-        if len(block) > self._bound and self._loop is not None:
+        if len(block) > self.kept and self._loop is not None:
             # Nobody will have it again, or one who waits: it need not wait for the next look.
             with contextlib.suppress(RuntimeError):  # the loop was closed
                 self._loop.call_soon_threadsafe(self._collect)
@@ -160,17 +163,17 @@ class Buffers:
         while self._returned:
             when, block = self._returned.popleft()
             self._lent -= 1
-            if len(block) > self._bound and self._spare is None and self._awaited():
+            if len(block) > self.kept and self._spare is None and self._awaited():
                 assert self._loop is not None  # it was set when the block was lent
                 self._spare = block
                 self._loop.call_later(SPARE, self._drop, id(block))
-            elif len(block) > self._bound:
+            elif len(block) > self.kept:
                 beyond.append(block)
             else:
                 self._free.append((when, block))
             del block  # or it would go back here, when the thread has let go of it
         free = sum(len(block) for _, block in self._free)
-        while free > self._bound:
+        while free > self.kept:
             beyond.append(self._free.pop(0)[1])
             free -= len(beyond[-1])
         _release(beyond)

@@ -27,6 +27,7 @@ from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
 from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
+from fcp_core.server.http.turns import OneATurn
 from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
 
@@ -100,6 +101,7 @@ class Context:
         self.seldom = Seldom()
         self.identifies = authenticate is not None or secure or self.keys.active
         self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
+        self.folding = OneATurn()
         self.large_uploads = LargeUploads(lambda: services.media.held + services.media.storing)
         self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited, folder=folder)
         #: Where populations are owned; None: here.

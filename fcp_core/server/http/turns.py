@@ -1,4 +1,4 @@
-"""Whose turn it is when there is little room for the bodies that are being received."""
+"""Whose turn it is when there is little room for the bodies that are received, or little time."""
 
 from __future__ import annotations
 
@@ -132,3 +132,37 @@ class Turns:
         news = self.paused.get(who)
         if news is not None and not news.done():
             news.set_result(None)
+
+
+class OneATurn:
+    """Lets one after the other do what takes milliseconds: one in a turn of the event loop.
+
+    Others that are ready in the same turn wait, and what is due comes in between.
+    """
+
+    def __init__(self) -> None:
+        self._busy = False
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        """Wait for a turn in which nobody else does it."""
+        loop = asyncio.get_running_loop()
+        if self._busy:
+            turn = loop.create_future()
+            self._line.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # it was ours already
+                    self._next()
+                raise
+        self._busy = True
+        loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        while self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._busy = False

@@ -50,7 +50,7 @@ class LinkedMedia:
         self._links.on_release = call
         self._media.on_release(call, waiting)
 
-    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> int:
         """Let an upload begin, as ``Media.begin_upload``."""
         name = resource_name
         return await self._at_owner(

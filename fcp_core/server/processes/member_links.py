@@ -59,8 +59,8 @@ Dial = Callable[[str, str, Link], Awaitable[None]]
 class Uploads(Protocol):
     """What takes uploads for the populations of this member."""
 
-    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
-        """Begin an upload; return whether its bytes are wanted."""
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> int:
+        """Begin an upload; return whether its bytes are wanted, a ``Wanted``."""
         ...
 
     async def finish_upload(self, resource_name: str, body: Any, sender: str | None = None) -> None:
@@ -149,7 +149,7 @@ class Peer:
             if each.name == name:
                 each.hear(what, *arguments)
 
-    async def _begin_upload(self, name: str, sender: str | None) -> bool:
+    async def _begin_upload(self, name: str, sender: str | None) -> int:
         self._links.check_owned(name)
         wanted = await self._links.uploads.begin_upload(name, sender)
         if wanted:

@@ -11,6 +11,13 @@ from collections.abc import Mapping
 
 #: How much the last time counts in what an upload is thought to take.
 WEIGHT = 0.3
+#: What a byte of one is thought to take before anything is known, in seconds.
+GUESS = 2e-9
+#: How much of what a member had to do is remembered the next time: who had more is sent less.
+MEMORY = 0.7
+#: How many uploads one member is sent in a row: what comes together is stored by one write, and
+#: each write is of as many bytes as the model.
+RUN = 12
 
 
 class Share:
@@ -24,8 +31,9 @@ class Share:
         self.free = self.named = 0
         #: The seconds of processor time that it had used, as it said last.
         self._used: float | None = None
-        #: How many it used from one time to the next, with how many uploads.
-        self.seconds, self.uploads = 0.0, 0
+        #: How many it used from one time to the next, with how many uploads; and in times before,
+        #: which count for less and less.
+        self.seconds, self.uploads, self.lately = 0.0, 0, 0.0
 
     def told(self, free: int, used: float) -> None:
         """Note what it says.
@@ -34,6 +42,7 @@ class Share:
         """
         if self._used is not None:
             self.seconds, self.uploads = max(0.0, used - self._used), self.named
+            self.lately = MEMORY * (self.lately + self.seconds)
         self.free, self.named, self._used = free, 0, used
 
     def room(self, size: int) -> int:
@@ -47,6 +56,8 @@ class Placing:
     def __init__(self) -> None:
         #: What an upload is thought to take, in seconds of processor time.
         self._upload = 0.0
+        #: Who is sent uploads at the moment, and how many more.
+        self._run, self._more = "", 0
 
     def learn(self, shares: Mapping[str, Share]) -> None:
         """Take what members used since the last time."""
@@ -57,19 +68,26 @@ class Placing:
             self._upload += weight * (min(found) - self._upload)
 
     def choose(self, shares: Mapping[str, Share], size: int) -> str:
-        """Return which member is to receive an upload; of equals the last.
+        """Return which member is to receive an upload, and the next ones; of equals the last.
 
         :param size: of such uploads, in bytes.
         """
         able = {key: share for key, share in shares.items() if share.room(size) >= size}
-        if able:
-            best = min(reversed(able), key=lambda key: self._expected(able[key]))
-        else:
-            best = max(shares, key=lambda key: shares[key].room(size))
-        shares[best].named += 1
-        return best
+        self._more -= 1
+        if not able:
+            self._run = max(shares, key=lambda key: shares[key].room(size))
+        elif self._more < 0 or self._run not in able:
+            upload = self._upload or GUESS * size
+            self._run = min(reversed(able), key=lambda key: _expected(able[key], upload))
+            self._more = RUN - 1
+        shares[self._run].named += 1
+        return self._run
 
-    def _expected(self, share: Share) -> tuple[float, int]:
-        """Return what a member will have to do before it says so again, as far as is known."""
-        beside = max(0.0, share.seconds - share.uploads * self._upload)
-        return beside + share.named * self._upload, share.named
+
+def _expected(share: Share, upload: float) -> float:
+    """Return what a member had to do, and will have to before it says so again.
+
+    :param upload: what an upload takes.
+    """
+    beside = max(0.0, share.seconds - share.uploads * upload)
+    return share.lately + beside + share.named * upload

@@ -120,9 +120,9 @@ class RemoteMedia:
         """Note whether too many uploads wait in this process, as ``Media.behind``."""
         self._link.tell("behind", behind)
 
-    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> int:
         """Let an upload begin, as ``Media.begin_upload``."""
-        wanted: bool = await self._link.call("begin_upload", resource_name, sender)
+        wanted: int = await self._link.call("begin_upload", resource_name, sender)
         return wanted
 
     async def finish_upload(

@@ -210,7 +210,7 @@ class WorkerProcess:
     async def _page(self, name: str, request: Any) -> PageAnswer:
         return await self._services.pages.answer(name, msgspec.convert(request, PageRequest))
 
-    async def _begin_upload(self, name: str, sender: str | None) -> bool:
+    async def _begin_upload(self, name: str, sender: str | None) -> int:
         wanted = await self._services.media.begin_upload(name, sender)
         if wanted:
             self._uploading[name] = sender

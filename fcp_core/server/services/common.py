@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.status import Code, StatusError
@@ -27,6 +28,17 @@ _PUBLIC = (
 )
 #: What the engine calls a checkpoint that does not fit.
 _UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
+
+
+class Wanted(IntEnum):
+    """Whether an upload's bytes are wanted, and where they may lie meanwhile.
+
+    What a device contributes is in no file, unless what is made of it is stored as it is anyway.
+    """
+
+    NO = 0
+    FOR_MEMORY = 1
+    FOR_STORAGE = 2
 
 
 @dataclass(frozen=True)

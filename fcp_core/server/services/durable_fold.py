@@ -61,6 +61,7 @@ class DurableFold(Fold):
     :param stored: what an earlier run stored; *begin* is called with its partials first.
     :param counts: returns the numbers of devices that were dropped and that came too late.
     :param stream: what it writes; ``""``: what the owner of a task does.
+    :param plain: whether what is stored is not encrypted.
     :param begin_stream: has another member begin one; None: what it holds is accumulated as the
         engine does that.
     :ivar on_folded: called on the event loop with the ids of contributions whose bytes are not
@@ -80,8 +81,11 @@ class DurableFold(Fold):
         counts: Callable[[], tuple[int, int]] = lambda: (0, 0),
         stream: str = "",
         begin_stream: Callable[[Any], str] | None = None,
+        *,
+        plain: bool = True,
     ) -> None:
         self._task_id, self._name = task_id, name
+        self.plain = plain
         self._begin_fold, self._store, self._counts = begin, store, counts
         self._stored = StoredWhole(task_id, name, begin, store, stored, counts, stream)
         self._whole = self._stored.fold
@@ -190,11 +194,12 @@ class DurableFold(Fold):
         self._whole.abort()
 
     async def flush(self) -> None:
-        """Wait until everything that was added is stored, and take no more."""
+        """Wait until everything that was added is stored, and the counts; take no more."""
         self._closed = self._closed or "the server is stopping"
         await self._written()
         if self._streams is not None:
             await self._streams.settled()
+        await self._stored.note()
 
     # Inside.
 

@@ -40,6 +40,7 @@ from fcp_core.rounds.protocols import (
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.rounds.token_parts import Kind, Token, uuid_bytes, uuid_text
 from fcp_core.rounds.tokens import AssignmentTickets, operation, operation_name, read_token
+from fcp_core.server.services.common import Wanted
 from fcp_core.server.services.late_calls import LateCalls, empty, set_polling_interval, too_late
 from fcp_core.server.services.protocol_host import ProtocolGuard, ShellEffect
 
@@ -145,7 +146,7 @@ class ProtocolCalls(LateCalls):
             return None
         return task, task.find(token.subject.hex(), now, begins=False), token.extra.decode()
 
-    async def begin_upload(self, resource_name: str, sender: str | None = None) -> bool:
+    async def begin_upload(self, resource_name: str, sender: str | None = None) -> Wanted:
         """Begin an upload; :meth:`finish_upload` or :meth:`abandon_upload` must follow.
 
         :returns: whether its bytes are wanted: they are not if they are there already and the
@@ -156,7 +157,7 @@ class ProtocolCalls(LateCalls):
         now = self._clock.now()
         found = self.upload(resource_name, now, sender)
         if found is None:
-            return False
+            return Wanted.NO
         task, assignment, slot = found
         return task.begin_upload(assignment, slot, now)
 

@@ -15,7 +15,7 @@ from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.membership import Holding, preferred
 from fcp_core.rounds.membership import Lease as Holder
-from fcp_core.rounds.token_parts import TokenSource, mark_of
+from fcp_core.rounds.token_parts import MARK_BYTES, TokenSource, mark_of, uuid_bytes
 from fcp_core.storage.leases import View, patience
 from fcp_core.storage.records import MemberRecord
 
@@ -117,6 +117,10 @@ class RoutingTable:
         """Return the owner of a population, or None if there is none at the moment."""
         owner = self.owners.get(mark)
         return owner if owner is not None and clock.now() < owner.until else None
+
+    def population_of(self, task_id: str) -> str | None:
+        """Return a task's population, if it is known."""
+        return self.known.get(uuid_bytes(task_id)[:MARK_BYTES])
 
     def chosen(self, population: str) -> str:
         """Return where the member is called that is to take a new population; ``""``: here."""

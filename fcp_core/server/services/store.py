@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -71,14 +71,19 @@ class TaskStore:
 
     :param fence: makes what checks, in each transaction that changes an open task, that it is ours
         to change.
+    :param population: returns the population of a task, given its id, if that has a lease.
     :ivar writes: those of open tasks, which are tried again until they are done.
     """
 
     def __init__(
-        self, storage: Storage, writes: Writes | None = None, fence: FenceMaker = unfenced
+        self,
+        storage: Storage,
+        writes: Writes | None = None,
+        fence: FenceMaker = unfenced,
+        population: Callable[[str], str | None] = lambda task_id: None,
     ) -> None:
         self._storage = storage
-        self._fence = fence
+        self._fence, self._population = fence, population
         self.writes = Writes() if writes is None else writes
 
     @property
@@ -174,11 +179,11 @@ class TaskStore:
         :returns: whether it did.
         :raises StatusError: if it never will be: the task is not open, or not ours.
         """
-        fence = self._fence()
+        fence, population = self._fence(), self._population(shard.task_id)
 
         async def attempt() -> bool:
             return await self._storage.transact(
-                lambda tx: shards.add(tx, shard, pieces, fence, total)
+                lambda tx: shards.add(tx, shard, pieces, fence, total, population)
             )
 
         return await self.writes.until_done(f"contributions to task {name}", attempt)
@@ -214,10 +219,26 @@ class TaskStore:
 
         return await self.writes.until_done(f"what members have of task {name}", attempt)
 
+    async def note(self, task_id: str, name: str, dropped: int, surplus: int) -> None:
+        """Write how many devices an open task has dropped, and how many came too late.
+
+        :param name: the task's.
+        :raises StatusError: if it never will be: the task is not open, or not ours.
+        """
+        fence = self._fence()
+
+        def body(tx: Transaction) -> None:
+            task = shards.open_task(tx, task_id, fence)
+            tx.put(dataclasses.replace(task, dropped=dropped, surplus=surplus))
+
+        await self.writes.until_done(
+            f"the counts of task {name}", partial(self._storage.transact, body)
+        )
+
     def under(self, epoch: int) -> TaskStore:
         """Return one that writes for the owner of a population, as long as it has that epoch."""
         fence = partial(partial, leases.check, epoch=epoch)
-        return TaskStore(self._storage, self.writes, fence)
+        return TaskStore(self._storage, self.writes, fence, self._population)
 
     async def result(self, task_id: str) -> bytes | None:
         """Return a task's result, or None."""

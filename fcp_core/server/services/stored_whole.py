@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
@@ -46,6 +47,14 @@ class ShardStore(Protocol):
 
         :param name: the task's.
         :raises StatusError: if it never will be closed: the task is over; or something is missing.
+        """
+        ...
+
+    async def note(self, task_id: str, name: str, dropped: int, surplus: int) -> None:
+        """Write how many devices were dropped and came too late; returns when that is stored.
+
+        :param name: the task's.
+        :raises StatusError: if it never will be: the task is over.
         """
         ...
 
@@ -98,6 +107,8 @@ class StoredWhole:
         #: The bytes of the first total, and of the shards and totals beside it.
         self._total_bytes = self._loose_bytes = 0
         self._know(stored)
+        #: The counts that are stored.
+        self._noted = (stored.dropped, stored.surplus)
         #: Held by who changes the whole and what is stored of it.
         self._changing = asyncio.Lock()
 
@@ -116,6 +127,12 @@ class StoredWhole:
         """
         async with self._changing:
             return await self._add(delta, contributions)
+
+    async def note(self) -> None:
+        """Store the counts, if they have changed since the last write."""
+        if self._counts() != self._noted:
+            with contextlib.suppress(StatusError):  # whoever has the task now has counts of its own
+                await self._store.note(self._task_id, self._name, *self._counts())
 
     # Inside.
 
@@ -167,6 +184,7 @@ class StoredWhole:
         except StatusError as error:
             raise NeverStoredError(error) from None
         seconds = loop.time() - began
+        self._noted = (dropped, surplus)
         for piece in () if total is None else total.pieces:
             # It is in memory until then, and not while the next contribution comes.
             rest(memoryview(piece))

@@ -163,7 +163,7 @@ class TaskFactory:
         )
         try:
             begun = [*host.start(self._protocol_task(spec, machine, choices.settings), now)]
-            if stored.contributions:
+            if stored.contributions or stored.dropped or stored.surplus:
                 begun += machine.restore(
                     stored.contributions, now, dropped=stored.dropped, surplus=stored.surplus
                 )
@@ -199,8 +199,8 @@ class TaskFactory:
             # Other members may have other keys.
             store, begin_stream = SealedStore(store, self._seals), None
         open_fold = partial(self._engine.open, job)
-        what = (record.task_id, spec.name)
-        return DurableFold(*what, open_fold, store, stored, counts, begin_stream=begin_stream)
+        what = (record.task_id, spec.name, open_fold, store, stored, counts)
+        return DurableFold(*what, begin_stream=begin_stream, plain=store is self._store)
 
     async def resume(
         self, record: TaskRecord, spec: TaskSpec, choices: Choices

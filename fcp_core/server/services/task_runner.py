@@ -32,6 +32,8 @@ from fcp_core.rounds.protocols import Body, Tickets, Work
 from fcp_core.rounds.session import DeviceSession, assignment_id
 from fcp_core.rounds.task import FINAL
 from fcp_core.rounds.tokens import label
+from fcp_core.server.services.common import Wanted
+from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ShellEffect
 from fcp_core.server.services.task_shell import TaskShell, outcome_of
 
@@ -169,7 +171,7 @@ class TaskRunner(TaskShell):
         self._perform(effects, now)
         return call
 
-    def begin_upload(self, assignment: Assignment, slot: str, now: float) -> bool:
+    def begin_upload(self, assignment: Assignment, slot: str, now: float) -> Wanted:
         """Let bytes come; return whether they are wanted: a second time, or too late, they are not.
 
         :raises StatusError: ABORTED if the assignment was dropped, UNAUTHENTICATED if it has not
@@ -177,13 +179,16 @@ class TaskRunner(TaskShell):
         """
         if assignment.error is not None:
             if self.excuses(assignment):
-                return False
+                return Wanted.NO
             raise StatusError(Code.ABORTED, assignment.error.message)
         if assignment.state is Stage.ASSIGNED:
             raise StatusError(
                 Code.UNAUTHENTICATED, "this upload was not started with an authorization token"
             )
-        return assignment.begin_upload(slot, now)
+        if not assignment.begin_upload(slot, now):
+            return Wanted.NO
+        stored = isinstance(self._fold, DurableFold) and self._fold.plain
+        return Wanted.FOR_STORAGE if stored else Wanted.FOR_MEMORY
 
     async def finish_upload(
         self, assignment: Assignment, slot: str, body: Body, now: float

@@ -168,7 +168,13 @@ class Services:
             self._fence = self.members.fence
 
     def _wire_tasks(self, plugins: Plugins, settings: ServerSettings, common: Common) -> None:
-        self.store = TaskStore(self._storage, common.writes, self._fence)
+        members = self.members
+        self.store = TaskStore(
+            self._storage,
+            common.writes,
+            self._fence,
+            lambda task_id: None if members is None else members.table.population_of(task_id),
+        )
         self._downloads = Downloads()
         self._memory = common.memory
         self.tasks = Tasks(

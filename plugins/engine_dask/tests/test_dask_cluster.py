@@ -10,11 +10,13 @@ import signal
 import sys
 import threading
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fcp_core.aggregation import jobs
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.engine import FoldJob, start_engine
@@ -43,7 +45,7 @@ def kept(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "worker_path"))
     import fcp_dask_kept
 
-    return {fcp_dask_kept.KEPT.name: fcp_dask_kept.KEPT}
+    return {each.name: each for each in (fcp_dask_kept.KEPT, fcp_dask_kept.HEAVY)}
 
 
 def waiting(folder, more=0):
@@ -93,6 +95,12 @@ def test_a_large_report_is_made_by_a_worker(dask_cluster, engine_of, kept, caplo
         fold = engine.open(JOB)
         contribute(fold, (1, 2, 4))
         assert reported(fold) == [7, os.getpid()]
+        heavy = replace(INTRINSIC, uri="heavy_sum")
+        fold = engine.open(FoldJob(configuration_to_proto([heavy]).SerializeToString()))
+        contribute(fold, (1, 2, 4))
+        total, pid = reported(fold)
+        assert total == 7
+        assert pid != os.getpid()
         # One that no other process can import stays here, too.
         local = AggregatorFactory(
             "kept_sum",
@@ -108,6 +116,18 @@ def test_a_large_report_is_made_by_a_worker(dask_cluster, engine_of, kept, caplo
         contribute(fold, (8,))
         assert reported(fold) == [8, os.getpid()]
     assert "kept_sum reports in the server's own process" in caplog.text
+
+
+def test_a_merge_is_done_here_and_needs_no_worker(dask_cluster, engine_of, kept, monkeypatch):
+    parts = []
+    with engine_of(dask_cluster.options(), kept) as engine:
+        monkeypatch.setattr(engine._cluster, "run", lambda *job: pytest.fail("it was sent"))
+        for number in (1, 2):
+            fold = engine.open(JOB)
+            contribute(fold, (number,))
+            parts.append(fold.partial().result(LIMIT))
+        packed = jobs.pack(kept, JOB, parts)
+        assert engine.run(jobs.MERGE, packed).result(LIMIT) == jobs.merge(packed)
 
 
 def test_a_report_waits_for_what_is_being_added(dask_cluster, engine_of, kept):

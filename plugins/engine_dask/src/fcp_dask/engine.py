@@ -24,7 +24,7 @@ class DaskEngine(Engine):
 
     A job is a pure function of bytes that this process keeps until it has the result: whatever
     part of the cluster is lost, it is done again. Contributions do not travel; the reports of
-    aggregators that keep them all do, as one job, if they are large.
+    aggregators that keep them all do, as one job, if they are large, and heavy ones in any case.
 
     :param factories: the installed aggregators by name.
     :param report_bytes: smaller partial aggregates are reported in this process.
@@ -55,13 +55,19 @@ class DaskEngine(Engine):
         return self._cluster.stop()
 
     def run(self, function: str, arguments: bytes) -> Future[bytes]:
-        """Run a pure function on the cluster."""
-        return self._cluster.run(function, arguments)
+        """Run a pure function on the cluster; a merge takes less time here than the way there."""
+        place = self._local if function == jobs.MERGE else self._cluster
+        return place.run(function, arguments)
 
     def open(self, job: FoldJob, partials: Sequence[Partial] = ()) -> Fold:
-        """Begin a fold in this process; what keeps every contribution may report elsewhere."""
+        """Begin a fold in this process; what keeps every contribution may report elsewhere.
+
+        So does what computes much in its report.
+        """
         fold = self._local.open(job, partials)
-        if not any(item.factory.needs_all_inputs for item in bind_job(self._factories, job)):
+        used = [item.factory for item in bind_job(self._factories, job)]
+        heavy = any(factory.heavy_report for factory in used)
+        if not heavy and not any(factory.needs_all_inputs for factory in used):
             return fold
         stuck = jobs.cannot_travel(self._factories, job)
         if stuck:
@@ -73,7 +79,7 @@ class DaskEngine(Engine):
             return fold
 
         def report(partial: Partial, checkpoint_format: CheckpointFormat) -> Future[bytes] | None:
-            if len(partial.data) < self._report_bytes:
+            if not heavy and len(partial.data) < self._report_bytes:
                 return None
             return self.run(
                 jobs.REPORT, jobs.pack(self._factories, job, [partial], checkpoint_format)

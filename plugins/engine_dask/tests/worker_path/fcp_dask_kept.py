@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,6 +48,15 @@ def load(intrinsic, options, data):
 
 KEPT = AggregatorFactory(
     "kept_sum", frozenset({"kept_sum"}), "keeps and adds", make, load, needs_all_inputs=True
+)
+
+#: The same, as one that keeps nothing and computes much.
+HEAVY = replace(
+    KEPT,
+    name="heavy_sum",
+    uris=frozenset({"heavy_sum"}),
+    needs_all_inputs=False,
+    heavy_report=True,
 )
 
 

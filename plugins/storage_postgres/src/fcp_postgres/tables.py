@@ -208,6 +208,11 @@ class Table:
         return f"UPDATE {self.path} SET {', '.join(changes)} WHERE key = $1 AND {self._bytes} = $2"
 
 
+def after(query: str, arguments: int) -> str:
+    """Return SQL whose arguments come after so many others."""
+    return re.sub(r"\$(\d+)", lambda found: f"${int(found[1]) + arguments}", query)
+
+
 def parts_of(number: int, data: bytes) -> Iterator[tuple[int, int, memoryview]]:
     """Yield the rows of the parts of a record."""
     view = memoryview(data)

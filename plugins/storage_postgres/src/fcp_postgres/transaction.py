@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fcp_core.storage.codec import decode, encode
-from fcp_core.storage.contract import R, Record, Transaction
-from fcp_postgres.tables import Table, agrees, column_value, key_bytes
+from fcp_core.storage.contract import R, Read, Record, Transaction
+from fcp_postgres.tables import Table, after, agrees, column_value, key_bytes
 
 #: Runs a query with its arguments and returns the rows.
 Query = Callable[..., list[Any]]
@@ -50,11 +50,31 @@ class BufferedTransaction(Transaction):
         self._table = table
         self._before = before
         self.writes = Writes()
+        #: What was read before it was asked for, by kind and key, or values: rows of the table.
+        self._ahead: dict[tuple[str, object], list[Any]] = {}
 
     def now(self) -> float:
         """Return the database's time."""
         rows = self._query("SELECT extract(epoch FROM clock_timestamp())::float8")
         return float(rows[0][0])
+
+    def expect(self, *reads: Read) -> None:
+        """Read everything in one statement."""
+        parts: list[str] = []
+        arguments: list[bytes] = []
+        for number, (kind, which) in enumerate(reads):
+            table = self._table(kind)
+            if isinstance(which, str):
+                query, values = table.get, [key_bytes(which)]
+            else:
+                query = table.select(which, keys_only=True)
+                values = [*map(column_value, which.values())]
+            parts.append(f"SELECT {number}, found.* FROM ({after(query, len(arguments))}) found")
+            arguments += values
+        rows = self._query(" UNION ALL ".join(parts), *arguments)
+        for number, (kind, which) in enumerate(reads):
+            found = [row[1:] for row in rows if row[0] == number]
+            self._ahead[kind.KIND, _name_of(which)] = found
 
     def get(self, kind: type[R], key: str) -> R | None:
         """Return the record of that key, or None."""
@@ -62,7 +82,10 @@ class BufferedTransaction(Transaction):
         found, written = self._written(kind, name)
         if found:
             return None if written is None else decode(kind, written.row[1])
-        data = self._bytes(table, self._query(table.get, name)).get(name)
+        rows = self._ahead.get((kind.KIND, key))
+        if rows is None:
+            rows = self._query(table.get, name)
+        data = self._bytes(table, rows).get(name)
         return None if data is None else decode(kind, data)
 
     def put(self, record: Record) -> None:
@@ -103,8 +126,10 @@ class BufferedTransaction(Transaction):
             if name not in kind.INDEXES:
                 raise ValueError(f"{kind.KIND} is not indexed by {name}, only by {kind.INDEXES}")
         table = self._table(kind)
-        query = table.select(equals, keys_only=keys_only)
-        rows = self._query(query, *map(column_value, equals.values()))
+        rows = self._ahead.get((kind.KIND, _name_of(equals))) if keys_only else None
+        if rows is None:
+            query = table.select(equals, keys_only=keys_only)
+            rows = self._query(query, *map(column_value, equals.values()))
         found = self._bytes(table, rows)
         for writes in self._layers(kind):
             for key, written in writes.items():
@@ -136,3 +161,7 @@ class BufferedTransaction(Transaction):
             if key in writes:
                 return True, writes[key]
         return False, None
+
+
+def _name_of(which: str | Mapping[str, Any]) -> object:
+    return which if isinstance(which, str) else frozenset(which.items())
