@@ -164,6 +164,8 @@ class Fold(ABC):
         Nothing may be accumulating.
         """
         future: Future[Finished] = Future()
+        # Whoever does not wait any more must not take the outcome's place.
+        future.set_running_or_notify_cancel()
 
         def done(inner: Future[Partial]) -> None:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -32,9 +33,16 @@ class FileLock:
     def take(self) -> None:
         """Take the lock.
 
-        :raises UsageError: if another server holds it, naming its process; or if the file cannot be
-            made.
+        :raises UsageError: if another server holds it, naming its process; if the file cannot be
+            made; or if the storage has a second name, by which a server would find another lock.
         """
+        with contextlib.suppress(OSError):
+            if self._storage.stat().st_nlink > 1:
+                raise UsageError(
+                    f"the storage {self._storage} has a second name (a hard link): SQLite keeps "
+                    "what was written last beside each name, and two servers would lose it. "
+                    "Remove that name; 'fcp db backup' makes copies."
+                )
         try:
             file = self.path.open("a+", encoding="utf-8")
         except OSError as error:

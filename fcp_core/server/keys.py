@@ -65,7 +65,10 @@ def keys_path(config: Config, storage: Storage) -> Path | None:
         return configured
     if not storage.durable or storage.path is None:
         return None
-    return storage.path.with_name(f"{storage.path.name}.keys")
+    beside = storage.path.with_name(f"{storage.path.name}.keys")
+    real = storage.path.resolve()
+    # A link to the storage leads to its keys; releases up to 0.2 made some beside the link.
+    return beside if beside.exists() else real.with_name(f"{real.name}.keys")
 
 
 def read_file(path: Path) -> DeploymentKeys:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from fcp_aggregators.vector import SumAccumulator
 from fcp_core.aggregation.aggregator import AggregatorFactory
+from fcp_core.aggregation.engine import Fold, Partial
 from fcp_core.protocol.status import Code
 from tests.aggregation.engine_jobs import FACTORIES, JOB, LOCAL, MODES, blob, code_of, result
 
@@ -145,3 +147,12 @@ def test_every_accepted_contribution_is_in_the_result_exactly_once(steps, option
         len(accepted),
     ]
     engine.stop()
+
+
+def test_the_outcome_of_a_view_that_nobody_waits_for_is_dropped(caplog):
+    """As when an owner ends while it merges what members had: an exception went to the log."""
+    pending = Future()
+    view = Fold.view(SimpleNamespace(partial=lambda: pending))
+    view.cancel()
+    pending.set_result(Partial(b"", ()))
+    assert not caplog.records

@@ -71,6 +71,17 @@ def test_a_storage_without_its_keys_is_told(plugins, tmp_path, caplog):
     assert "what devices were given before is refused" in caplog.text
 
 
+def test_a_link_to_a_storage_leads_to_its_keys(plugins, tmp_path):
+    first = loaded(plugins())
+    link = tmp_path / "elsewhere" / "link.sqlite"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "fcp.sqlite")
+    assert loaded(plugins(**{"storage.sqlite.path": str(link)})).deployment == first.deployment
+    # An earlier release made a file of its own there, which is good still.
+    create_file(link.with_name("link.sqlite.keys"))
+    assert loaded(plugins(**{"storage.sqlite.path": str(link)})).deployment != first.deployment
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o777])
 def test_the_umask_does_not_matter(tmp_path, umask):
     old = os.umask(umask)

@@ -81,6 +81,19 @@ def test_a_link_to_the_file_is_the_same_storage(tmp_path):
     lock.free()
 
 
+def test_a_file_with_a_second_name_is_refused(tmp_path):
+    path = tmp_path / "fcp.sqlite"
+    path.touch()
+    other = tmp_path / "other.sqlite"
+    other.hardlink_to(path)
+    with pytest.raises(UsageError, match="has a second name"):
+        FileLock(path).take()
+    other.unlink()
+    lock = FileLock(path)
+    lock.take()
+    lock.free()
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"nowhere.*cannot be opened: No such file"):
         FileLock(tmp_path / "nowhere" / "fcp.sqlite").take()
