@@ -14,7 +14,7 @@ from fcp_core.protocol.sql import SUMMED_GROUPS
 from fcp_core.protocol.summed_groups import Layout
 from fcp_core.tasks.sql_masks import LARGEST, Masks
 from fcp_core.tasks.sql_measures import DEVICES, Measure
-from fcp_core.tasks.sql_parsing import Parsed, parse
+from fcp_core.tasks.sql_parsing import ALL_ROWS, Parsed, parse
 from fcp_core.tasks.sql_part import COLUMN, Part, literal
 from fcp_core.tasks.sql_question import Question
 
@@ -229,7 +229,8 @@ def _put_masks(query: Question, part: Part, minimum: int) -> None:
         scaled = f"ROUND({column} * {scales[name]:.17g})" if scales[name] else column
         numbers.append(f"CAST({scaled} AS INTEGER)")
     salt = hashlib.sha256(part.sql.encode()).hexdigest()[:16]
-    layout = _layout(query, bool(part.keys), len(numbers), salt)
+    several = any(spec.name != f"{part.label}{ALL_ROWS.label}" for spec in part.keys)
+    layout = _layout(query, several, len(numbers), salt)
     literals = [
         f"quote({part.columns[spec.name][0]})"
         if spec.dtype is DataType.DOUBLE
@@ -250,9 +251,9 @@ def _put_masks(query: Question, part: Part, minimum: int) -> None:
     part.masks = Masks(name, layout, tuple(part.keys), scales, devices, minimum)
 
 
-def _layout(query: Question, keys: bool, numbers: int, salt: str) -> Layout:
-    if not keys:
-        return Layout(1, 0, numbers, salt)
+def _layout(query: Question, several: bool, numbers: int, salt: str) -> Layout:
+    if not several:
+        return Layout(1, 1, numbers, salt)
     try:
         return Layout(query.capacity, query.key_bytes, numbers, salt)
     except ValueError as error:

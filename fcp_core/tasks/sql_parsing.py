@@ -43,6 +43,11 @@ class Key:
     sql: str
 
 
+#: What a query without groups is grouped by if devices are counted: a device without rows has no
+#: part of it.
+ALL_ROWS = Key("all rows", "'1'")
+
+
 @dataclass(frozen=True)
 class Parsed:
     """The parts of a query.
@@ -113,6 +118,7 @@ class _Reader:
             item.alias.lower(): item.unalias() for item in select.expressions if item.alias
         }
         self._keys: list[exp.Expression] = []
+        self._min_devices, self._private = query.min_devices, query.epsilon is not None
 
     def read(self) -> Parsed:
         self._check_clauses()
@@ -132,8 +138,11 @@ class _Reader:
                 final = final.copy()
                 final.set(name, self._select.args[name].copy())
         measures = self._measures.found or [DEVICES]
+        keys = [_key(key) for key in self._keys]
+        if not keys and (minimum or self._min_devices) and not self._private:
+            keys = [ALL_ROWS]
         return Parsed(
-            keys=[_key(key) for key in self._keys],
+            keys=keys,
             measures=measures,
             with_sql=self._with(),
             from_sql=self._from(),

@@ -223,7 +223,10 @@ def _once(event: Gaussian | Laplace | EpsilonDelta | ZCDP) -> Spent:
         return Spent(pure=(1 / _positive("scale", event.scale),))
     if isinstance(event, EpsilonDelta):
         if not (event.epsilon >= 0 and 0 <= event.delta < 1):
-            raise ValueError(f"({event.epsilon}, {event.delta}) is no cost")
+            raise ValueError(
+                "epsilon must not be negative, and delta from 0 to below 1, not "
+                f"{event.epsilon:g} and {event.delta:g}"
+            )
         if event.delta == 0:
             return Spent(pure=(event.epsilon,)) if event.epsilon else Spent()
         return Spent(epsilon=event.epsilon, delta=event.delta)
