@@ -144,7 +144,7 @@ def test_a_changed_size_is_judged_as_without_a_layout(name: str, kernels: Kernel
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_many_changes_at_once_are_judged_as_without_a_layout(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(NAMES))
