@@ -47,9 +47,11 @@ class MissingExtraError(UsageError):
     """
 
     def __init__(self, what: str, extra: str, instead: str = "") -> None:
+        how = f"pip install 'fcp-server[{extra}]', or '.[{extra}]' in a checkout"
+        if extra == "tff":  # one of its pins cannot be had
+            how = "docs/first-program.md says how to install 'fcp-server[tff]', with uv or pip"
         super().__init__(
-            f"{what} needs packages that are not installed; install them with "
-            f"'fcp-server[{extra}]' (the README says how, with uv and with pip alone)."
+            f"{what} needs packages that are not installed: {how}."
             + (f" {instead}" if instead else "")
         )
         self.extra = extra

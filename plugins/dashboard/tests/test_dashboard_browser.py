@@ -145,6 +145,10 @@ def test_a_page_refreshes_itself_and_keeps_the_place(lively, visit):
     page.click("text=Go on refreshing")
     while not page.locator("a", has_text="later").count():
         page.clock.fast_forward(5100)
+    page.context.clear_cookies()  # as when the login is over
+    while not page.locator("#token").count():
+        page.clock.fast_forward(5100)
+    assert page.url.endswith("/login?next=tasks")
 
 
 def test_a_task_is_cancelled_after_a_question(lively, visit):

@@ -3,6 +3,7 @@
 import io
 import re
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
@@ -56,7 +57,7 @@ def test_the_overview_is_printed(fcp, dashboard, fcp_population):
     done = fcp("top", "--once", "--server", server.url)
     assert done.exit_code == 0, done.output
     assert re.search(r"people .* 0 +0 +2 ", done.output)
-    assert re.search(r"train +people +open +1/3 .* 2 of 3 are missing", done.output)
+    assert re.search(r"train +people +open +1/3 .*\n  2 of 3 are missing", done.output)
 
 
 def test_a_report_is_written(fcp, dashboard, tmp_path):
@@ -83,5 +84,27 @@ def test_what_is_wrong_is_said(fcp, dashboard, fcp_server):
 
 def test_a_screen_of_nothing_is_no_failure():
     file = io.StringIO()
-    Console(file=file, width=120).print(screen(Snapshot(0.0, [], [], []), 10, "it is gone"))
+    nothing = Snapshot(0.0, [], [], [])
+    Console(file=file, width=120).print(screen(nothing, 120, 10, "it is gone"))
     assert "it is gone" in file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_screen_has_room_for_what_matters(dashboard, browser, width):
+    names = [f"phones/region{number}" for number in range(30)]
+    server = dashboard(populations=names)
+    for number in range(20):
+        server.submit(query_task(SUM, population=names[-1], name=f"study/number{number}"))
+    answer = browser(server).log_in().ask("/snapshot.json")
+    snapshot = msgspec.json.decode(answer.body, type=Snapshot)
+    file = io.StringIO()
+    Console(file=file, width=width).print(screen(snapshot, width, 24))
+    lines = file.getvalue().splitlines()
+    assert len(lines) <= 24
+    text = " ".join(" ".join(lines).split())
+    assert "task population state" in text if width > 100 else "task state" in text
+    assert "contributed at work dropped end" in text
+    assert "study/number19 " in text
+    assert "1 of 1 is missing: no device of population phones/region29 has checked in since" in text
+    assert "and 22 more" in text  # of 30 populations
+    assert "and 17 more" in text  # of 20 tasks

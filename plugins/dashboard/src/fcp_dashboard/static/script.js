@@ -49,13 +49,15 @@
     if (paused || document.hidden || busy) return;
     busy = true;
     try {
-      const headers = tag ? { "If-None-Match": tag } : {};
+      const headers = { Accept: "text/html", ...(tag && { "If-None-Match": tag }) };
       const answer = await fetch(location.href, {
         headers, credentials: "same-origin", cache: "no-store", redirect: "manual",
       });
+      // Who is not logged in any more is sent to where one logs in.
       if (answer.type === "opaqueredirect" || answer.status === 403) { location.reload(); return; }
       if (answer.status === 200) { tag = answer.headers.get("ETag"); swap(await answer.text()); }
-      state.textContent = answer.ok || answer.status === 304 ? "" : "The server does not answer.";
+      state.textContent =
+        answer.ok || answer.status === 304 ? "" : `The server answers with ${answer.status}.`;
     } catch {
       state.textContent = "The server does not answer; it is asked again.";
     } finally {

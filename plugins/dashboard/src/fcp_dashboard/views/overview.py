@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from fcp_core.admin.messages import Task
+from fcp_core.admin.messages import Population, Task
 from fcp_core.plugins.config import Config
 from fcp_dashboard import formats, marks
 from fcp_dashboard.facts import STEP, STEPS, PopulationSeen, TaskSeen
@@ -79,7 +79,7 @@ def tasks(snapshot: Snapshot, query: Mapping[str, str]) -> dict[str, Any]:
         "cards": [],
         "populations": None,
         "heading": "Tasks",
-        "caption": f"{formats.number(len(found))} tasks, the newest first.",
+        "caption": f"{formats.number(len(found))} in all, the newest first.",
         "when": "Ended, or expected",
         "why": "How it stands",
         "empty": "There is no such task.",
@@ -181,6 +181,15 @@ def _cards(snapshot: Snapshot) -> list[tuple[str, str, str]]:
     ]
 
 
+def busiest(populations: list[Population], most: int) -> list[Population]:
+    """Return so many populations, those with the most devices at present, in their order."""
+    if len(populations) <= most:
+        return populations
+    busy = sorted(populations, key=lambda p: (-p.check_in_rate, -p.at_work, -p.open_tasks, p.name))
+    kept = {each.name for each in busy[:most]}
+    return [each for each in populations if each.name in kept]
+
+
 def population_rows(
     snapshot: Snapshot, config: Config, most: int | None = None
 ) -> list[SimpleNamespace]:
@@ -188,13 +197,9 @@ def population_rows(
 
     :param most: how many, those with the most devices at present; None: all.
     """
-    seen, shown = snapshot.populations_seen(), snapshot.populations
-    if most is not None and len(shown) > most:
-        busy = sorted(shown, key=lambda p: (-p.check_in_rate, -p.at_work, -p.open_tasks, p.name))
-        kept = {each.name for each in busy[:most]}
-        shown = [each for each in shown if each.name in kept]
+    seen = snapshot.populations_seen()
     rows = []
-    for each in shown:
+    for each in snapshot.populations if most is None else busiest(snapshot.populations, most):
         known = seen.get(each.name) or PopulationSeen(each.name, check_ins=[0] * STEPS)
         target = target_of(config, each.name, each.missing)
         total = sum(known.check_ins)
