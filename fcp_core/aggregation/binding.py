@@ -29,9 +29,14 @@ class BoundIntrinsic:
         :raises StatusError: as the aggregator does; INTERNAL if it fails otherwise.
         """
         try:
+            made: object
             if state is None:
-                return self.factory.make(self.intrinsic, self.options)
-            return self.factory.load(self.intrinsic, self.options, state)
+                made = self.factory.make(self.intrinsic, self.options)
+            else:
+                made = self.factory.load(self.intrinsic, self.options, state)
+            if not isinstance(made, Accumulator):
+                raise TypeError(f"it is {made!r:.200}, which is no Accumulator")
+            return made
         except StatusError:
             raise
         except PLUGIN_ERRORS as error:

@@ -19,7 +19,7 @@ from tests.services.faults import DEADLINE, exits, failed, offering, raises, rai
 (SUM,) = (f for f in fcp_register_aggregators() if f.name == "federated_sum")
 
 
-def aggregating(**wrong):
+def aggregating(load=None, **wrong):
     """Return a plugin with an aggregator that sums, but for some methods."""
 
     def make(intrinsic, options):
@@ -28,8 +28,23 @@ def aggregating(**wrong):
         made.__class__ = kind
         return made
 
-    factory = AggregatorFactory("bad", SUM.uris, "faulty", make, SUM.load)
+    factory = AggregatorFactory("bad", SUM.uris, "faulty", make, load or SUM.load)
     return offering("fcp_register_aggregators", factory)
+
+
+def test_what_is_no_aggregator_is_named_at_submission(kit):
+    factory = AggregatorFactory("bad", SUM.uris, "faulty", lambda *_: None, SUM.load)
+
+    async def main():
+        async with kit.world(
+            extra=[offering("fcp_register_aggregators", factory)], aggregator="bad"
+        ) as world:
+            with pytest.raises(
+                StatusError, match=r"'bad' failed \(make\): TypeError: it is None, which is no Acc"
+            ):
+                await world.submit()
+
+    asyncio.run(main())
 
 
 def test_an_aggregator_that_cannot_be_made_is_named_at_submission(kit):
@@ -64,6 +79,34 @@ def test_an_aggregator_that_fails_to_accumulate_ends_the_task_at_once(kit, wrong
             assert await kit.code_of(world.device().run()) is Code.INTERNAL
             name = f"the aggregator 'bad' failed (accumulate): {fault}"
             await failed(world, task, Code.INTERNAL, name)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ({"load": raises}, "failed (load): RuntimeError: planted"),
+        (
+            {"load": lambda *_: None},
+            "failed (load): TypeError: it is None, which is no Accumulator",
+        ),
+        (
+            {"merge": raises, "validate_merge": lambda *_: None},
+            "failed (merge): RuntimeError: planted",
+        ),
+    ],
+)
+def test_an_aggregator_that_fails_with_what_is_to_be_stored_ends_the_task(
+    kit, sqlite, wrong, fault
+):
+    async def main():
+        plugin = aggregating(**wrong)
+        async with sqlite(extra=[plugin], aggregator="bad", durability="contribution") as world:
+            task = await world.submit(goal=3)
+            run = asyncio.wait_for(world.device().run(), 30)
+            assert await kit.code_of(run) is Code.INTERNAL
+            await failed(world, task, Code.INTERNAL, f"the aggregator 'bad' {fault}")
 
     asyncio.run(main())
 

@@ -120,8 +120,7 @@ class Task:
             *("t", "task", begin, self.store, stored),
             begin_stream=lambda helper: helper.begin_stream("t", "task", "p", JOB),
         )
-        self.fold.on_folded = self.folded.extend
-        self.fold.on_committed = lambda *written: self.commits.append(written)
+        self.fold.on_progress(self.folded.extend, lambda *written: self.commits.append(written))
         return stored
 
     def at(self, helper, *numbers):

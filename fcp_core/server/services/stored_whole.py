@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 #: With so many deltas, a total is written in their place even if it is larger than they are.
 FAN_IN = 16
+#: What an engine fails with if an aggregator has, and would again.
+_FAULTS = (Code.INTERNAL, Code.DATA_LOSS)
 #: What a merge fails with if the two do not fit together.
 _REFUSALS = (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED)
 
@@ -71,9 +73,10 @@ class NotStoredError(Exception):
 
 
 class NeverStoredError(NotStoredError):
-    """It is in the whole, and the storage does not take it: the task is over, or not ours.
+    """And nothing goes on: the storage does not take it, or an aggregator fails with the whole.
 
-    :param reason: what the storage says.
+    :param reason: what the storage says, since the task is over, or not ours; or DATA_LOSS with
+        what the aggregator has: the task ends, as where it fails to accumulate.
     """
 
     reason: StatusError
@@ -152,7 +155,7 @@ class StoredWhole:
             # The engine has lost it, a process of its with it: nothing of it was stored.
             raise NotStoredError(error) from None
         try:
-            await outcome(self.fold.absorb(part))
+            await _of_whole(self.fold.absorb(part))
         except StatusError as error:
             if error.code not in _REFUSALS:
                 raise
@@ -199,10 +202,23 @@ class StoredWhole:
 
     async def _total_with(self, new: str) -> Merge:
         """Return what merges the shards in storage, a new one too, as they are in memory."""
-        whole = await outcome(self.fold.view())
+        whole = await _of_whole(self.fold.view())
         shards, totals = tuple(self._unmerged), tuple(self._totals)
         name = total_name(self._task_id, (*totals, *shards, new), self._stream)
         return Merge(shards, totals, name, whole.pieces)
+
+
+async def _of_whole(future: Future[T]) -> T:
+    """Return what is done with the whole.
+
+    :raises NeverStoredError: if an aggregator fails.
+    """
+    try:
+        return await outcome(future)
+    except StatusError as error:
+        if error.code in _FAULTS:
+            raise NeverStoredError(StatusError(Code.DATA_LOSS, error.message)) from None
+        raise
 
 
 async def outcome(future: Future[T]) -> T:

@@ -375,7 +375,7 @@ class Tasks:
         self, task: TaskRunner, result: bytes | None
     ) -> tuple[TaskStatus, bytes | None]:
         """Store how a task ended, however long that takes, and take it away."""
-        status = task.machine.status()
+        status = task.machine.status(notes=task.protocol.notes())
         self._downloads.remove(task.published.group)
         self._populations.get(status.population).close(task, self._clock.now())
         record = self._records[status.task_id]
