@@ -27,7 +27,6 @@ from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.store import TaskStore
 from fcp_core.storage.contract import StorageError
 from fcp_core.storage.records import TaskRecord
-from fcp_core.storage.shards import StoredShards
 from fcp_core.testing.engine_aggregators import AGGREGATORS
 from fcp_plugins.storage_memory import MemoryStorage
 
@@ -376,36 +375,6 @@ def test_an_aggregate_that_is_full_takes_no_more_and_keeps_what_it_has():
         report = await asyncio.wrap_future(fold.report())
         assert open_checkpoint(report).get_tensor("k").tolist() == [1, 2]
         assert sorted((await store.shards("t")).contributions) == ["(1, 2)", "(2,)"]
-        engine.stop()
-
-    asyncio.run(main())
-
-
-def test_counts_that_cannot_be_stored_do_not_hold_up_a_stop(monkeypatch):
-    monkeypatch.setattr(stored_whole, "NOTING", 0.01)
-
-    async def main():
-        engine = LocalEngine(AGGREGATORS, workers=0)
-        engine.start()
-        storage = Faulty()
-        await storage.transact(lambda tx: tx.put(RECORD))
-        store, counts = TaskStore(storage), (2, 1)
-
-        def fold(stored):
-            begin = lambda partials: engine.open(JOB, partials)  # noqa: E731
-            return DurableFold("t", "task", begin, store, stored, lambda: counts)
-
-        patch = pytest.MonkeyPatch()
-        for transact in (lambda body: asyncio.Event().wait(), None):
-            if transact is None:
-                patch.undo()
-            else:
-                patch.setattr(storage, "transact", transact)
-            left = fold(StoredShards())
-            await left.flush()
-            left.abort()
-        stored = await store.shards("t")
-        assert (stored.dropped, stored.surplus) == counts
         engine.stop()
 
     asyncio.run(main())
