@@ -13,6 +13,8 @@ from hypothesis import settings
 # How long an example takes says something of the machine and nothing of the code. Examples are
 # drawn afresh each time, and one that fails says how to draw it again.
 settings.register_profile("fcp", deadline=None, derandomize=False, print_blob=True)
+settings.register_profile("quick", settings.get_profile("fcp"), max_examples=15)
+settings.register_profile("thorough", settings.get_profile("fcp"), max_examples=1000)
 settings.load_profile("fcp")
 
 # Hundreds of processes are started here, each of which would compile what it imports where somebody
@@ -29,19 +31,54 @@ _SLOW_FOLDERS = {"storage_postgres", "engine_dask", "members", "processes"}
 _SLOW_FIXTURES = {"fcp_postgres_server", "dask_cluster"}
 
 
+#: Of the examples that a test asks for, the quick part tries one in so many, but these at least.
+_ONE_IN, _AT_LEAST = 8, 5
+#: ``--hypothesis-profile=thorough`` tries so many times as many.
+_TIMES = 10
+
+
+def quick(config: pytest.Config) -> bool:
+    """Whether this is ``make check``."""
+    return bool(config.getoption("markexpr") == "not slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the quick part try few examples where a test does not say how many."""
+    if quick(config) and not config.getoption("hypothesis_profile", None):
+        settings.load_profile("quick")
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark as slow what is so by the way in which it is run, and what imports TensorFlow."""
+    in_slow_folders: dict[Path, bool] = {}
     for item in items:
-        folders = {*item.path.relative_to(item.config.rootpath).parts}
-        starts = {*getattr(item, "fixturenames", ())} & _SLOW_FIXTURES
-        if starts or folders & _SLOW_FOLDERS or item.get_closest_marker("tff"):
+        if item.path not in in_slow_folders:
+            parts = item.path.relative_to(config.rootpath).parts
+            in_slow_folders[item.path] = not _SLOW_FOLDERS.isdisjoint(parts)
+        starts = not _SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        if starts or in_slow_folders[item.path] or item.get_closest_marker("tff"):
             item.add_marker(pytest.mark.slow)
+    profile = settings.get_current_profile_name()
+    if profile != "fcp":
+        for tested in {getattr(item, "cls", None) for item in items}:
+            _scale(tested, "settings", profile)  # of a machine
+        for tested in {getattr(item, "function", None) for item in items}:
+            _scale(tested, "_hypothesis_internal_use_settings", profile)
+
+
+def _scale(tested: object, where: str, profile: str) -> None:
+    """Have hypothesis try fewer examples than a test asks for, or more, if it asks."""
+    asked = vars(tested).get(where) if tested is not None else None
+    if isinstance(asked, settings) and asked.max_examples != settings().max_examples:
+        fewer = min(asked.max_examples, max(_AT_LEAST, asked.max_examples // _ONE_IN))
+        examples = fewer if profile == "quick" else _TIMES * asked.max_examples
+        setattr(tested, where, settings(asked, max_examples=examples))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Let the quick part of the suite not even import what is slow as a whole."""
-    if config.getoption("markexpr") == "not slow" and collection_path.name.startswith("test_"):
+    if quick(config) and collection_path.name.startswith("test_"):
         text = collection_path.read_text(encoding="utf-8")
         if re.search(r"^pytestmark = .*\bmark\.(slow|tff)\b", text, re.MULTILINE):
             return True

@@ -15,12 +15,16 @@ from fcp_core.testing.storage import StorageConformance
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the quick part of the suite try fewer examples of each law of the kits."""
-    if config.getoption("markexpr") == "not slow":
-        AggregatorConformance.max_examples = 3
-        Conformance.max_examples = 3
-        quick = settings(StorageConformance.settings, max_examples=10)
-        StorageConformance.settings = quick  # type: ignore[misc]
+    """Try fewer examples of each law of the kits than they do elsewhere: they have many users here.
+
+    With ``--hypothesis-profile=thorough`` there are as many as elsewhere.
+    """
+    if config.getoption("hypothesis_profile", None) == "thorough":
+        return
+    quick = config.getoption("markexpr") == "not slow"
+    AggregatorConformance.max_examples = Conformance.max_examples = 3 if quick else 8
+    fewer = settings(StorageConformance.settings, max_examples=10 if quick else 20)
+    StorageConformance.settings = fewer  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session", autouse=True)

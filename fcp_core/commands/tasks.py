@@ -262,7 +262,8 @@ def forget(connect: Any, task_id: str) -> None:
     "-o",
     "--output",
     type=FILE,
-    help="A file: .csv, .json, .parquet, or .ckpt for the checkpoint [default: CSV is printed].",
+    help="A file: .csv, .json, .parquet, .svg for a chart, or .ckpt for the checkpoint [default: "
+    "CSV is printed].",
 )
 @click.option("--plot", type=FILE, help="An SVG file for a bar chart.")
 @click.option("--column", help="What the chart shows [default: the first column of numbers].")
@@ -274,6 +275,8 @@ def result(
     from fcp_core.tasks.plots import bar_chart
     from fcp_core.tasks.sql_query import SqlQuery
 
+    if plot is None and output is not None and output.suffix == ".svg":
+        plot, output = output, None
     with connected(connect) as client:
         task = client.get(task_id)
         checkpoint = client.result(task_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlglot
 from sqlglot import errors, exp
@@ -14,9 +13,7 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.sql import literal_sql
 from fcp_core.tasks.sql_functions import sqlite
 from fcp_core.tasks.sql_measures import DEVICES, Measure, Measures, is_aggregate
-
-if TYPE_CHECKING:
-    from fcp_core.tasks.sql_query import SqlQuery
+from fcp_core.tasks.sql_question import Question
 
 #: Parts of a SELECT that would need the rows of all devices in one place.
 _CLAUSES = {
@@ -46,6 +43,11 @@ class Key:
     sql: str
 
 
+#: What a query without groups is grouped by if devices are counted: a device without rows has no
+#: part of it.
+ALL_ROWS = Key("all rows", "'1'")
+
+
 @dataclass(frozen=True)
 class Parsed:
     """The parts of a query.
@@ -69,7 +71,7 @@ class Parsed:
     min_devices: int | None
 
 
-def parse(query: SqlQuery) -> Parsed:
+def parse(query: Question) -> Parsed:
     """Read a query.
 
     :raises UsageError: if it cannot be answered by devices and a server, naming the clause.
@@ -102,7 +104,7 @@ def _select(sql: str) -> exp.Select:
 
 
 class _Reader:
-    def __init__(self, select: exp.Select, query: SqlQuery) -> None:
+    def __init__(self, select: exp.Select, query: Question) -> None:
         self._names = [item.alias_or_name or item.sql("sqlite") for item in select.expressions]
         # SQLite does not tell upper case from lower case in names.
         self._select = select = normalize_identifiers(select, dialect="sqlite")
@@ -116,6 +118,7 @@ class _Reader:
             item.alias.lower(): item.unalias() for item in select.expressions if item.alias
         }
         self._keys: list[exp.Expression] = []
+        self._min_devices, self._private = query.min_devices, query.epsilon is not None
 
     def read(self) -> Parsed:
         self._check_clauses()
@@ -135,8 +138,11 @@ class _Reader:
                 final = final.copy()
                 final.set(name, self._select.args[name].copy())
         measures = self._measures.found or [DEVICES]
+        keys = [_key(key) for key in self._keys]
+        if not keys and (minimum or self._min_devices) and not self._private:
+            keys = [ALL_ROWS]
         return Parsed(
-            keys=[_key(key) for key in self._keys],
+            keys=keys,
             measures=measures,
             with_sql=self._with(),
             from_sql=self._from(),

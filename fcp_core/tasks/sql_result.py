@@ -13,8 +13,9 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol import sketches
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.tasks.sql_lowering import Lowered, Part
-from fcp_core.tasks.sql_parsing import Parsed
+from fcp_core.tasks.sql_lowering import Lowered
+from fcp_core.tasks.sql_parsing import ALL_ROWS, Parsed
+from fcp_core.tasks.sql_part import Part
 from fcp_core.tasks.tables import ERROR, Column, Table
 
 _Row = tuple[Any, ...]
@@ -83,8 +84,11 @@ def _groups(part: Part, tensors: Mapping[str, list[Any]]) -> dict[_Row, dict[int
         tensors = part.masks.columns(tensors[part.masks.name])
     if part.buckets is not None:
         return _quantiles(part, part.buckets, tensors)
-    keys = [tensors[spec.name] for spec in part.keys]
     columns = [tensors[name] for name in part.measures]
+    if (everything := f"{part.label}{ALL_ROWS.label}") not in tensors and columns:
+        # Version 0.2.0 did not group by it.
+        tensors = {**tensors, everything: [ALL_ROWS.sql.strip("'").encode()] * len(columns[0])}
+    keys = [tensors[spec.name] for spec in part.keys]
     count = len((keys + columns)[0])
     rows = zip(*keys, strict=True) if keys else [()] * count
     found = zip(*columns, strict=True) if columns else [()] * count

@@ -62,6 +62,8 @@ def test_a_task_from_its_file_to_its_table(fcp, task_file, contribute, tmp_path)
     assert (tmp_path / "t.csv").read_text().startswith("app,launches")
     assert (tmp_path / "t.ckpt").read_bytes().startswith(b"FCv1")
     assert "launches: launches" in (tmp_path / "t.svg").read_text()
+    assert fcp("result", task_id, "-o", "o.svg").output == ""
+    assert (tmp_path / "o.svg").read_text() == (tmp_path / "t.svg").read_text()
     assert fcp("forget", task_id).exit_code == 0
     assert "NOT_FOUND" in fcp("watch", task_id).output
 

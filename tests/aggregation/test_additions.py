@@ -74,7 +74,7 @@ def values(rng, spec):
 
 
 @pytest.mark.slow
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_the_state_and_the_refusals_are_those_of_the_general_way(data):
     chosen = data.draw(intrinsics())

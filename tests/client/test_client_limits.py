@@ -24,8 +24,6 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import common_pb2, plan_pb2
 from fcp_core.protocol.status import Code, StatusError
 
-BOMB = gzip.compress(gzip.compress(bytes(256 << 20), 9), 9)
-
 
 def test_gunzip_holds_no_more_than_the_limit():
     bomb = gzip.compress(bytes(64 << 20))
@@ -132,6 +130,7 @@ def outcome(server, make_client):
 def test_resources_are_limited_however_they_come(server, query_plan, make_client):
     server.script_session(query_plan)
     bomb = gzip.compress(bytes(2 << 20))
+    twice = gzip.compress(16 * gzip.compress(bytes(16 << 20)))
 
     def assigned(change):
         response = server.assigned(query_plan)
@@ -153,7 +152,7 @@ def test_resources_are_limited_however_they_come(server, query_plan, make_client
         server.Answer(bomb, headers={"Content-Type": "application/octet-stream+gzip"}),
         # Twice compressed: each is undone within the limit.
         server.Answer(
-            BOMB,
+            twice,
             headers={"Content-Encoding": "gzip", "Content-Type": "application/x+gzip"},
         ),
         server.Answer(bytes(2 << 20)),

@@ -67,6 +67,7 @@ def rows(engine, sql):
         " GROUP BY 1, 2",
         "SELECT upper(substr(trim(app), 1, 2)), length(app), round(seconds, 1), abs(n), COUNT(*)"
         " FROM launches WHERE n < 7 GROUP BY 1, 2, 3, 4",
+        "SELECT COUNT(*), APPROX_QUANTILE(n, 0.5) FROM launches HAVING DEVICES() >= 2",
         "SELECT a.app, zip, SUM(age) FROM launches AS a JOIN notes AS b ON a.app = b.app"
         " GROUP BY a.app, zip",
     ],

@@ -136,22 +136,23 @@ def two_owners(seed):
 
 MISSING = "was told OK and is missing"
 PLANTED = [
-    (answers_before_it_is_stored, MISSING, usual),
-    (writes_a_shard_under_a_new_name_each_time, "", usual),
-    (writes_whoever_owns_the_population, MISSING, two_owners),
-    (forgets_who_has_contributed, "its sum", usual),
-    (never_ends, "not every task has ended", usual),
+    (answers_before_it_is_stored, MISSING, usual, 1),
+    (writes_a_shard_under_a_new_name_each_time, "", usual, 1),
+    # Few plans show it: the first seeds do not.
+    (writes_whoever_owns_the_population, MISSING, two_owners, 6),
+    (forgets_who_has_contributed, "its sum", usual, 1),
+    (never_ends, "not every task has ended", usual, 1),
 ]
 
 
 @pytest.mark.parametrize(
-    ("plant", "expected", "plan"), PLANTED, ids=[p[0].__name__ for p in PLANTED]
+    ("plant", "expected", "plan", "first"), PLANTED, ids=[p[0].__name__ for p in PLANTED]
 )
-def test_a_planted_fault_is_seen(plant, expected, plan, monkeypatch):
+def test_a_planted_fault_is_seen(plant, expected, plan, first, monkeypatch):
     plant(monkeypatch)
     monkeypatch.setattr(simulation, "LIMIT", 1500.0)
     seen = []
-    for seed in range(1, 30):
+    for seed in range(first, 30):
         seen = [text for text in simulate(plan(seed)).wrong if expected in text]
         if seen:
             break
@@ -159,5 +160,5 @@ def test_a_planted_fault_is_seen(plant, expected, plan, monkeypatch):
 
 
 def test_two_owners_do_no_harm():
-    for seed in range(1, 4):
-        assert not [text for text in simulate(two_owners(seed)).wrong if MISSING in text]
+    """With the seed that shows the fault, too."""
+    assert not [text for text in simulate(two_owners(6)).wrong if MISSING in text]

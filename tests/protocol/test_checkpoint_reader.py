@@ -11,8 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcp_core.protocol.checkpoint import CheckpointReader, open_checkpoint, wire, write_checkpoint
-from fcp_core.protocol.checkpoint.base import Checkpoint
+from fcp_core.protocol.checkpoint import (
+    Checkpoint,
+    CheckpointReader,
+    open_checkpoint,
+    wire,
+    write_checkpoint,
+)
 from fcp_core.protocol.checkpoint.kernels import Kernels, NumpyKernels, compiled_kernels, open_alike
 from fcp_core.protocol.checkpoint.table import TableWriter
 from fcp_core.protocol.protos import tensorflow_saved_tensor_slice_pb2 as slice_pb2
@@ -139,7 +144,7 @@ def test_a_changed_size_is_judged_as_without_a_layout(name: str, kernels: Kernel
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_many_changes_at_once_are_judged_as_without_a_layout(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(NAMES))

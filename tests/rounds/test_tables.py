@@ -122,9 +122,10 @@ def test_no_code_sets_a_state_but_the_one_method():
     names = {kind.__name__ for kind in MACHINES}
     found = []
     for path in SOURCES:
-        if path == Path(machine.__file__):
+        text = path.read_text()
+        if path == Path(machine.__file__) or "_state" not in text:
             continue
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(text)
         machines = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name in names]
         inside = {id(node) for machine in machines for node in ast.walk(machine)}
         for node in ast.walk(tree):

@@ -236,7 +236,7 @@ def test_whatever_the_storage_does_each_answer_is_kept_once(monkeypatch, machine
     monkeypatch.setattr(stored_whole, "FAN_IN", 3)
     monkeypatch.setattr(writes, "_FIRST_PAUSE", 0.0)
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=120, stateful_step_count=30, deadline=None)
+        machine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None)
     )
 
 

@@ -164,7 +164,7 @@ steps = st.lists(
 @pytest.mark.slow
 @settings(
     deadline=None,
-    max_examples=150,
+    max_examples=75,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

@@ -12,7 +12,7 @@ import asyncio
 import itertools
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fcp_core.protocol.status import Code
@@ -162,7 +162,6 @@ def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit, late):
     )
     @example([("all", "prepare", False), ("time", 1.0, False), *crowd], 2, 2.0, "uniform")
     @example([("all", "prepare", False), ("time", 30.0, False), *crowd], 2, 2.0, "fifo")
-    @settings(max_examples=100, deadline=None)
     @given(
         HISTORY,
         st.integers(1, 4),

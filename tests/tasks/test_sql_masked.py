@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 
 from fcp_aggregators.secure_sum import FACTORIES
-from fcp_core.aggregation.configuration import parse_configuration
 from fcp_core.aggregation.small_groups import SmallGroups
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
-from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.checkpoint import write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.protocol.summed_groups import MODULUS, Layout, UnreadableError
 
 pytest.importorskip("sqlglot")
 
 from fcp_core.tasks.sql_query import SqlQuery
-from tests.tasks.sql_simulation import contributions, oracle, rows_of, stores_of
+from tests.tasks.sql_simulation import answer, masked_answer, oracle, rows_of, stores_of
 
 ROWS = ("app", "version", "seconds")
 DEVICES = [
@@ -32,19 +31,6 @@ DEVICES = [
         [],
     )
 ]
-
-
-def answer(query, stores):
-    """Return the table that the sums over all devices give; the sums are all that is seen."""
-    spec, sent = contributions(query, stores)
-    total = {}
-    for intrinsic in parse_configuration(spec.aggregation):
-        assert intrinsic.uri == "federated_secure_modular_sum"
-        name = intrinsic.inputs[0].name
-        tables = [open_checkpoint(blob).get_tensor(name).astype(object) for blob in sent]
-        assert all(0 <= table.min() <= table.max() < MODULUS for table in tables)
-        total[name] = (sum(tables) % MODULUS).astype(np.int64)
-    return query.table(write_checkpoint(total, "federated_compute"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +53,7 @@ def answer(query, stores):
     ],
 )
 def test_answers_are_those_of_one_database(tmp_path, sql, truth):
-    table = answer(SqlQuery(sql, masked=True, capacity=20), stores_of(tmp_path, DEVICES))
+    table = masked_answer(SqlQuery(sql, masked=True, capacity=20), stores_of(tmp_path, DEVICES))
     found, wanted = rows_of(table), oracle(truth or sql, DEVICES)
     assert len(found) == len(wanted)
     for row, expected in zip(found, wanted, strict=True):
@@ -78,12 +64,34 @@ def test_answers_are_those_of_one_database(tmp_path, sql, truth):
                 assert one == pytest.approx(other, abs=1e-4)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_rows_of_too_few_devices_are_not_shown_without_groups_either(tmp_path, masked):
+    columns = ("app", "seconds")
+    devices = [[("maps", 1.0), ("mail", 4.0)], [("mail", 6.0)], []]
+    stores = stores_of(tmp_path, [{"launches": (columns, rows)} for rows in devices])
+    reply = masked_answer if masked else answer
+    for app, wanted in (("mail", [(2, 5.0)]), ("maps", []), ("none", [])):
+        sql = f"SELECT COUNT(*), AVG(CLAMP(seconds, 0, 9)) FROM launches WHERE app = '{app}'"
+        for query in (
+            SqlQuery(f"{sql} HAVING DEVICES() >= 2", masked=masked),
+            SqlQuery(sql, min_devices=2, masked=masked),
+        ):
+            found = rows_of(reply(query, stores))
+            assert found == [pytest.approx(row, rel=1e-6) for row in wanted]
+
+
+def test_what_was_stored_before_all_rows_were_a_group_can_be_read():
+    query = SqlQuery("SELECT COUNT(*) FROM t HAVING DEVICES() >= 2")
+    stored = write_checkpoint({"COUNT(*)": np.array([7], np.int64)}, "federated_compute")
+    assert rows_of(query.table(stored)) == [(7,)]
+
+
 def test_the_ends_and_quantiles_are_read_from_buckets(tmp_path):
     sql = (
         "SELECT app, MIN(seconds), MAX(seconds), APPROX_QUANTILE(seconds, 0.5, 0.02)"
         " FROM launches WHERE app IN ('maps', 'mail') GROUP BY app ORDER BY app"
     )
-    table = answer(SqlQuery(sql, masked=True, capacity=40), stores_of(tmp_path, DEVICES))
+    table = masked_answer(SqlQuery(sql, masked=True, capacity=40), stores_of(tmp_path, DEVICES))
     (mail, *of_mail), (maps, *of_maps) = rows_of(table)
     assert (mail, maps) == ("mail", "maps")
     assert of_mail == pytest.approx([10, 20, 10], rel=0.11)
@@ -97,7 +105,7 @@ def test_a_device_counts_within_its_bounds_and_long_keys_are_one_group(tmp_path)
     sql = (
         "SELECT app, COUNT(*), TOTAL(CLAMP(seconds, 0, 2)) FROM launches GROUP BY app ORDER BY app"
     )
-    table = answer(SqlQuery(sql, masked=True, max_rows=5), stores)
+    table = masked_answer(SqlQuery(sql, masked=True, max_rows=5), stores)
     assert [tuple(row) for row in rows_of(table)] == [
         ("(longer)", 7, pytest.approx(7)),
         ("z", 5, pytest.approx(10)),
@@ -111,7 +119,7 @@ def test_an_answer_with_too_many_groups_says_so(tmp_path):
     with pytest.raises(
         StatusError, match=r"about .* groups of the query's capacity of 100"
     ) as said:
-        answer(query, stores)
+        masked_answer(query, stores)
     assert said.value.code is Code.FAILED_PRECONDITION
 
 
