@@ -15,6 +15,7 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.linked_media import LinkedMedia
 from fcp_core.server.processes.member_links import MemberLinks
+from fcp_core.server.processes.placing import Placing
 from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.services.media import Media
 
@@ -176,16 +177,11 @@ def engine_of(aggregators: Any, *, shared: bool) -> Engine:
 
 def links_of(member: Member, services: Services, engine: Engine) -> MemberLinks:
     """Return the links of a member, and have its uploads go over them."""
-    world, media, members = member.world, services.media, services.members
+    media, members = services.media, services.members
     assert members is not None
     assert isinstance(engine, ProcessEngine)
     assert isinstance(media, Media)
 
-    async def dial(url: str, member_id: str, link: Link) -> None:
-        found = (each for each in world.members if each is not None and each.url == url)
-        await world.wires.dial(member, link, next(found, None))
-
-    links = MemberLinks(members, engine, services.store, media, dial, member.url)
-    links.room = lambda: 1 << 30
+    links = MemberLinks(members, engine, services.store, media, member.url, Placing(), media.freed)
     services.media = LinkedMedia(media, members, links)
     return links

@@ -25,6 +25,7 @@ from fcp_core.rounds.keys import DeploymentKeys, format_keys
 from fcp_core.rounds.machine import SystemClock
 from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.server.http.passing import mark_of_call
+from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.member_links import MemberLinks
 from fcp_core.server.services import Services
 from fcp_core.storage.contract import StorageError
@@ -79,7 +80,11 @@ class Member:
                 break
         self.ready = True
         if self.links is not None:
-            self.links.start()
+            self.links.start(lambda: 1 << 30, self._dial)
+
+    async def _dial(self, url: str, member_id: str, link: Link) -> None:
+        found = (each for each in self.world.members if each is not None and each.url == url)
+        await self.world.wires.dial(self, link, next(found, None))
 
     async def stop(self) -> None:
         """Stop, as after SIGTERM."""

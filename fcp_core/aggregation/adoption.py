@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_core.protocol.checkpoint.kernels import Spans
+from fcp_core.protocol.checkpoint.layout import Spans
 
 #: Smaller totals are not worth it: their memory, and that of the contribution, is used again.
 ADOPTED = 16 << 20

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import Self
 
 from fcp_core.aggregation.spec import Intrinsic, Tensor
-
-if TYPE_CHECKING:
-    from fcp_core.aggregation.release import Resumed
 
 #: The URI of the intrinsic that a joint aggregator is made for; no task can ask for it.
 JOINT_URI = "fcp:joint"
@@ -144,6 +141,18 @@ class Accumulator(ABC):
         They are not used any more once the state has changed.
         """
         return (self.dump(),)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a new round of a series begins with.
+
+    :param options: in place of the aggregator's own, as if the task had set them.
+    :param tensors: for devices: they are added to the task's checkpoint.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ aggregator factories, whose functions are found by name.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.binding import BoundIntrinsic, bind
@@ -20,9 +20,12 @@ from fcp_core.aggregation.checkpoint_aggregator import (
 from fcp_core.aggregation.configuration import flat_inputs, parse_configuration
 from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, Partial
 from fcp_core.aggregation.spec import Tensor
+from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
+
+T = TypeVar("T")
 
 #: What all shards of a fold may take together; one may take more. Of what is larger than the
 #: processor's cache, two threads add hardly more than one: the memory is what they share.
@@ -151,12 +154,30 @@ def duplicate(contributions: Sequence[str]) -> StatusError:
     return StatusError(Code.ALREADY_EXISTS, f"already in the aggregate: contribution {names}")
 
 
-def failed(reason: str | StatusError) -> Future[Any]:
+def failed(reason: str | BaseException) -> Future[Any]:
     """Return a future that has failed; a mere reason is ABORTED."""
     error = StatusError(Code.ABORTED, reason) if isinstance(reason, str) else reason
     future: Future[Any] = Future()
     future.set_exception(error)
     return future
+
+
+def begun(begin: Callable[[], Future[T]]) -> Future[T]:
+    """Have an engine begin something; one that raises or returns no future has failed."""
+    try:
+        future = begin()
+        if not isinstance(future, Future):
+            raise TypeError(f"expected a Future, not {future!r:.200}")
+    except PLUGIN_ERRORS as error:
+        return failed(error)
+    return future
+
+
+def error_of(future: Future[Any]) -> BaseException | None:
+    """Return why a future that is done has failed; None: it has a result."""
+    if future.cancelled():
+        return StatusError(Code.ABORTED, "the aggregation was aborted")
+    return future.exception()
 
 
 def shards_of(bound: Sequence[BoundIntrinsic], most: int) -> int:

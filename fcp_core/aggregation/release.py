@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fcp_core.aggregation.aggregator import Accumulator
+from fcp_core.aggregation.aggregator import Resumed as Resumed  # it was defined here
 from fcp_core.aggregation.spec import Tensor
 
 #: What a release costs, as a ledger understands it: what JSON holds.
@@ -95,18 +96,6 @@ class ReleaseContext:
     state: bytes | None = None
     series: str = ""
     entropy: Callable[[int], bytes] = os.urandom
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """What a new round of a series begins with.
-
-    :param options: in place of the aggregator's own, as if the task had set them.
-    :param tensors: for devices: they are added to the task's checkpoint.
-    """
-
-    options: Mapping[str, Any] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Randomised(Accumulator):

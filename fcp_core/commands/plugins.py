@@ -15,8 +15,8 @@ from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
     from fcp_core.commands.invocation import Invocation
-    from fcp_core.plugins.discovery import PluginSource
     from fcp_core.plugins.manager import Plugins
+    from fcp_core.plugins.offers import PluginSource
 
 
 @click.group(invoke_without_command=True)

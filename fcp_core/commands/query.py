@@ -72,7 +72,8 @@ def query(
     or from the environment variable FCP_ADMIN__TOKEN.
     """
     from fcp_core.protocol.status import StatusError
-    from fcp_core.tasks.sql_query import COLLECTION_URI, SqlQuery
+    from fcp_core.tasks.sql_query import SqlQuery
+    from fcp_core.tasks.sql_question import COLLECTION_URI
 
     shape = _shape(shape, output)
     asked = SqlQuery(

@@ -14,8 +14,9 @@ import pluggy
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.plugins import event_log
 from fcp_core.plugins.config import Config
-from fcp_core.plugins.discovery import PluginSource, explain
+from fcp_core.plugins.discovery import explain
 from fcp_core.plugins.implementations import Call
+from fcp_core.plugins.offers import PluginSource
 from fcp_core.plugins.settings import PopulationSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.events import Event

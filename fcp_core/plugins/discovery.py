@@ -11,8 +11,7 @@ import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +21,7 @@ import pluggy
 from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
 from fcp_core.plugins import hookspecs
 from fcp_core.plugins.config import did_you_mean
+from fcp_core.plugins.offers import PluginSource
 
 #: The group of entry points that plugins are found by.
 GROUP = "fcp"
@@ -34,34 +34,6 @@ _HERE = Path(__file__).parent
 ASYNC_HOOKS = frozenset({"fcp_startup", "fcp_shutdown"})
 #: The hooks that run as one chain; all others are called plugin by plugin.
 CHAINED_HOOKS = frozenset({"fcp_authenticate", "fcp_retry_window"})
-
-
-@dataclass(frozen=True)
-class PluginSource:
-    """A plugin that was found and not imported yet.
-
-    :param name: the entry point's name, the module's, or the object's class.
-    :param target: the module, and the object in it if there is one.
-    :param path: the file, of a plugin that is one.
-    :param distribution: where an installed plugin comes from; None for others.
-    :param found: how it was found, for a person to read.
-    """
-
-    name: str
-    load: Callable[[], object]
-    found: str
-    distribution: str | None = None
-    version: str | None = None
-    target: str = ""
-    path: str = ""
-
-    @property
-    def source(self) -> str:
-        """The distribution with its version, or how it was found."""
-        return f"{self.distribution} {self.version}" if self.distribution else self.found
-
-    def __str__(self) -> str:
-        return f"plugin {self.name!r} from {self.source}"
 
 
 def installed_sources(

@@ -10,7 +10,8 @@ import pluggy
 
 from fcp_core.errors import PLUGIN_ERRORS, UsageError
 from fcp_core.plugins import discovery
-from fcp_core.plugins.discovery import PluginSource, explain, place_of
+from fcp_core.plugins.discovery import explain, place_of
+from fcp_core.plugins.offers import PluginSource
 
 
 @dataclass(frozen=True)

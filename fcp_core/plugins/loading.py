@@ -18,8 +18,8 @@ import pluggy
 from fcp_core.errors import UsageError
 from fcp_core.plugins import discovery
 from fcp_core.plugins.config import OptionRegistry, Sources
-from fcp_core.plugins.discovery import PluginSource
 from fcp_core.plugins.implementations import Call, collect_calls, run_all
+from fcp_core.plugins.offers import PluginSource
 from fcp_core.plugins.options import add_core_options
 from fcp_core.plugins.tracing import TraceSink, log_trace, trace_hooks
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -18,10 +17,11 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins import discovery
 from fcp_core.plugins.calls import HookCaller
 from fcp_core.plugins.choices import Choices, Offered
-from fcp_core.plugins.config import Config, OptionRegistry, Sources, load_config
-from fcp_core.plugins.discovery import PluginSource
+from fcp_core.plugins.config import Config, OptionRegistry, Sources, did_you_mean, load_config
+from fcp_core.plugins.files import normal
 from fcp_core.plugins.implementations import Call, collect_calls, run_all
 from fcp_core.plugins.loading import find, new_manager, take
+from fcp_core.plugins.offers import LoadedPlugin, Offer, PluginSource
 from fcp_core.plugins.options import add_core_options, check_core_options
 from fcp_core.plugins.pages import PagesFactory
 from fcp_core.plugins.task_choices import TaskChoices
@@ -58,31 +58,6 @@ _NEEDED_EVERYWHERE = frozenset(
         "fcp_register_engines",
     }
 )
-
-
-@dataclass(frozen=True)
-class Offer:
-    """One thing that a plugin offers.
-
-    :param kind: aggregator, protocol, selection, eligibility, storage, engine, pages, ledger or
-        command.
-    :param active: whether the configuration chooses it.
-    """
-
-    kind: str
-    name: str
-    summary: str
-    plugin: PluginSource
-    active: bool = False
-
-
-@dataclass(frozen=True)
-class LoadedPlugin:
-    """A plugin that is in use, the hooks it implements and what it offers."""
-
-    source: PluginSource
-    plugin: object = field(repr=False)
-    hooks: tuple[str, ...]
 
 
 class Plugins(HookCaller, Choices):
@@ -209,7 +184,9 @@ class Plugins(HookCaller, Choices):
 
         :raises UsageError: naming everything that is wrong.
         """
-        problems = [problem for choices in self.scopes() for problem in choices.problems()]
+        problems = list(self._misnamed()) or [
+            problem for choices in self.scopes() for problem in choices.problems()
+        ]
         if problems:
             raise UsageError("\n".join(dict.fromkeys(problems)))
         for item in self.plugins:
@@ -267,7 +244,40 @@ class Plugins(HookCaller, Choices):
             if isinstance(factory, AggregationProtocolFactory):
                 for file in factory.files:
                     routes.add(file)
-                _check_methods(factory)
+                _check_names(factory)
+
+    def _misnamed(self) -> Iterator[str]:
+        """Yield where plugins name what there is not, a sentence each."""
+
+        def wrong(kind: str, name: str, why: str) -> str:
+            return f"{self._owners[kind, name]}: the {kind} {name!r} {why}"
+
+        for name, protocol in self.protocols.items():
+            for uri, chosen in protocol.aggregators.items():
+                if chosen not in self.aggregators:
+                    why = self.offered.missing("aggregator", chosen)
+                    yield wrong("protocol", name, f"has {chosen!r} for {uri}: {why}")
+                elif uri not in self.aggregators[chosen].uris:
+                    yield wrong("protocol", name, f"has {chosen!r}, which does not serve {uri}.")
+        for name, aggregator in self.aggregators.items():
+            if aggregator.protocol is not None and aggregator.protocol not in self.protocols:
+                why = self.offered.missing("protocol", aggregator.protocol)
+                yield wrong("aggregator", name, f"is for a protocol that is not there: {why}")
+        for name, policy in self.selection_policies.items():
+            options = self.config.section(f"selection.{name}")
+            if policy.wraps is not None and policy.wraps not in options:
+                hint = did_you_mean(policy.wraps, options, repr)
+                why = f"wraps by an option {policy.wraps!r}, which it does not have.{hint}"
+                yield wrong("selection", name, why)
+        kinds = {kind for kind, _, _ in _KINDS}
+        declared = {v.option.section: v.option.declared_by for v in self.config.options()}
+        for section, owner in declared.items():
+            kind, _, name = section.partition(".")
+            known = self.offered.table(kind) if kind in kinds and owner != "fcp" else (name,)
+            if name not in map(normal, known):
+                hint = did_you_mean(name, known, repr)
+                why = f"its options are for the {kind} {name!r}, which nobody offers"
+                yield f"{owner}: {why}.{hint}"
 
     def scopes(self) -> list[Choices]:
         """Return the choices for the server, and for each population and task with a section."""
@@ -281,12 +291,24 @@ class Plugins(HookCaller, Choices):
         ]
 
 
-def _check_methods(factory: AggregationProtocolFactory) -> None:
-    """Check that calls can be told apart by the method, which is how the core keeps them.
+def _check_names(factory: AggregationProtocolFactory) -> None:
+    """Check that a protocol names services and methods that there are, each method but once.
 
-    :raises UsageError: if not, or if one has a name that is too long for an operation.
+    :raises UsageError: if not, or if a method has a name that is too long for an operation.
     """
-    methods = [route.method for name in factory.services for route in routes.of_service(name)]
+    methods: list[str] = []
+    for what in ("services", "aborting"):
+        if isinstance(getattr(factory, what), str):
+            raise UsageError(f"{what} of the protocol {factory.name!r} must be a list of names")
+    for service in factory.services:
+        found = [route.method for route in routes.of_service(service)]
+        if not found:
+            hint = did_you_mean(service, routes.services(), repr)
+            raise UsageError(
+                f"the protocol {factory.name!r} serves {service!r}, which has no calls: "
+                f"no file declares them with google.api.http.{hint}"
+            )
+        methods += found
     for method in methods:
         if methods.count(method) > 1:
             raise UsageError(f"the protocol {factory.name!r} has two methods {method}; rename one")
@@ -294,6 +316,12 @@ def _check_methods(factory: AggregationProtocolFactory) -> None:
             raise UsageError(
                 f"the protocol {factory.name!r} has a method {method}; a name has at most "
                 f"{MAX_EXTRA} letters"
+            )
+    for name in factory.aborting:
+        if name not in methods:
+            raise UsageError(
+                f"aborting of the protocol {factory.name!r} names {name!r}, which is none of its "
+                f"methods.{did_you_mean(name, methods, repr)}"
             )
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
-if TYPE_CHECKING:
-    from fcp_core.plugins.config import Config
-    from fcp_core.plugins.manager import LoadedPlugin, Offer
+from fcp_core.plugins.config import Config
+from fcp_core.plugins.offers import LoadedPlugin, Offer
 
 #: The largest body that pages are sent, in bytes.
 MAX_BODY = 1 << 20

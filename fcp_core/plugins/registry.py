@@ -187,6 +187,8 @@ class OptionRegistry:
                 f"{where}: the type must be one of {', '.join(CONVERTERS)}, and only a choice has "
                 f"choices; it is {type!r} with {len(choices)} choices."
             )
+        if not set(option.scopes) <= set(SCOPES):
+            raise UsageError(f"{where}: scopes are of {', '.join(SCOPES)}, not {scopes!r}.")
         other = self._options.get((section, name))
         if other is not None:
             raise UsageError(f"{where} is declared already, by {other.declared_by}.")

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 import pluggy
 
-from fcp_core.plugins.discovery import PluginSource, hook_specs
+from fcp_core.plugins.discovery import hook_specs
+from fcp_core.plugins.offers import PluginSource
 
 logger = logging.getLogger("fcp.hooks")
 

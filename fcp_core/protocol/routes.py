@@ -308,6 +308,11 @@ def of_service(service: str) -> tuple[Route, ...]:
     return tuple(route for (owner, _), route in _BY_METHOD.items() if owner == service)
 
 
+def services() -> frozenset[str]:
+    """Return the full names of all services that have routes."""
+    return frozenset(service for service, _ in _BY_METHOD)
+
+
 def match(verb: str, raw_path: str) -> tuple[Route, dict[str, str]] | None:
     """Return the route of a request and the unescaped variables of its path, or None.
 

@@ -10,8 +10,8 @@ from enum import Enum
 from typing import Any
 
 from fcp_core.aggregation.engine import HeldBody
-from fcp_core.protocol.status import StatusError
-from fcp_core.rounds.machine import Machine
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.machine import Machine, Signal
 from fcp_core.rounds.protocols import Body
 
 
@@ -251,3 +251,64 @@ class ProtocolCall(Machine[CallState]):
         waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+class UploadMemory:
+    """Counts what is held of uploads, from their last byte until they are accumulated or dropped.
+
+    What is accumulated and waits to be stored holds no bytes of its own any more.
+
+    :param limit: in bytes.
+    :ivar held: in bytes.
+    :ivar freed: announced when there is more room.
+    :ivar storing: how many bytes of large ones are accumulated and not stored yet.
+    :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
+        received: no more devices should be given work then, so that those who have it find room.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self.freed = limit, Signal()
+        self.held = self.storing = 0
+        self.crowded = False
+        self._behind = 0
+
+    def pressure(self) -> str:
+        """Say that it is crowded; ``""`` if it is not."""
+        if not self.crowded:
+            return ""
+        if self._behind:
+            return f"uploads of more than {self._limit} bytes wait to be received"
+        return f"the server holds {self.held} bytes of uploads that wait to be aggregated"
+
+    def check(self, size: int) -> None:
+        """Check that there is room.
+
+        :raises StatusError: UNAVAILABLE if not; the device may upload again.
+        """
+        if self.held + size > self._limit:
+            raise StatusError(
+                Code.UNAVAILABLE,
+                f"the server holds {self.held} bytes of uploads that wait to be aggregated and "
+                f"takes no more than {self._limit}; upload again later",
+            )
+
+    def hold(self, size: int) -> None:
+        """Count bytes."""
+        self.held += size
+        self._judge()
+
+    def release(self, size: int) -> None:
+        """Uncount bytes."""
+        if size:
+            self.held -= size
+            self._judge()
+            if self.freed.waiting:
+                self.freed()
+
+    def behind(self, more: int) -> None:
+        """Count processes in which more waits to be received than may be held."""
+        self._behind += more
+        self._judge()
+
+    def _judge(self) -> None:
+        self.crowded = self._behind > 0 or 2 * self.held > self._limit

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sized
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -121,3 +121,23 @@ class ManualClock:
         if seconds < 0:
             raise ValueError(f"a clock does not go back ({seconds} s)")
         self._now += seconds
+
+
+class Signal:
+    """An event that one part of a server announces and another one waits for.
+
+    :ivar waiting: those who wait; while there is nobody, it need not be announced.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: Sized = ()
+        self._call: Callable[[], None] | None = None
+
+    def connect(self, call: Callable[[], None], waiting: Sized) -> None:
+        """Call *call* at each announcement while somebody is *waiting*."""
+        self._call, self.waiting = call, waiting
+
+    def __call__(self) -> None:
+        """Announce it."""
+        if self.waiting and self._call is not None:
+            self._call()

@@ -196,10 +196,16 @@ class Sessions:
 
     :param timeout: how long a session lives, in seconds.
     :param on_expire: called with each session that expires while it waits.
+    :param watch: has :meth:`tick` called in time from now on; returns what is to be called when
+        :meth:`next_tick` may have changed.
     """
 
     def __init__(
-        self, timeout: float, retention: float, on_expire: Callable[[DeviceSession, float], None]
+        self,
+        timeout: float,
+        retention: float,
+        on_expire: Callable[[DeviceSession, float], None],
+        watch: Callable[[Sessions], Callable[[], None]] = lambda sessions: lambda: None,
     ) -> None:
         self.timeout = timeout
         self._retention = retention
@@ -209,17 +215,20 @@ class Sessions:
         #: have not, and those that have or were lost, which may stay a little longer.
         self._live: deque[DeviceSession] = deque()
         self._past: deque[DeviceSession] = deque()
-        #: Called when :meth:`next_tick` may have changed.
-        self.on_change: Callable[[], None] = lambda: None
         #: What :meth:`next_tick` said last.
         self._next = math.inf
+        self._on_change = watch(self)
+
+    def close(self) -> None:
+        """Have nothing expire any more."""
+        self._on_change = lambda: None
 
     def open(self, session: DeviceSession) -> None:
         """Add a session."""
         self._sessions[session.session_id] = session
         (self._past if session.state is SessionState.REJECTED else self._live).append(session)
         if session.expires < self._next:
-            self.on_change()
+            self._on_change()
 
     def get(self, session_id: str) -> DeviceSession | None:
         """Return the session of that id, or None."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
@@ -116,8 +116,6 @@ class TaskFacts(Machine[TaskState]):
         #: How many devices must be at work at a time for any of them to contribute; it may exceed
         #: what is missing.
         self.together = 1
-        #: What its protocol says to whoever watches it.
-        self.notes: Callable[[], Sequence[str]] = tuple
         #: Whether its deadline came between two runs of the server.
         self._expired = False
         #: Why devices do not contribute; whoever watches the task is told.
@@ -150,10 +148,13 @@ class TaskFacts(Machine[TaskState]):
             return []
         return [a for a in self.assignments.values() if not a.ended]
 
-    def status(self, problem: str = "", waits_for: str = "") -> TaskStatus:
+    def status(
+        self, problem: str = "", waits_for: str = "", notes: Sequence[str] = ()
+    ) -> TaskStatus:
         """Return the task as a watcher sees it.
 
         :param problem: what keeps it from going on, and *waits_for* what it waits for.
+        :param notes: what its protocol says.
         """
         return TaskStatus(
             task_id=self.task_id,
@@ -171,7 +172,7 @@ class TaskFacts(Machine[TaskState]):
             error=self.error,
             durability=self.durability,
             reasons=dict(self.reasons.items()),
-            notes=tuple(self.notes()),
+            notes=tuple(notes),
             silent=dict(self.awaited.silences.items()),
             deadline=None if self._state in FINAL else self.deadline,
             begun=self.awaited.begun,

@@ -27,6 +27,7 @@ from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.http.tls import MemberTLS, ServerTLS
 from fcp_core.server.processes.linked_media import LinkedMedia
 from fcp_core.server.processes.member_links import MemberLinks
+from fcp_core.server.processes.placing import Placing
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.reached import Reached
@@ -91,14 +92,15 @@ class Server:
         rng: random.Random | None = None,
     ) -> None:
         settings = ServerSettings.from_config(plugins.config)
-        reuse_port = reuse_port or processes > 1
         self._tls = tls = _tls(plugins.config, settings, certfile, keyfile)
         self._member_tls = MemberTLS.from_config(plugins.config)
-        self._limits = limits = Limits.from_config(plugins.config)
+        self._limits = Limits.from_config(plugins.config)
         admin_check = AdminCheck.from_config(plugins.config)
         url = None if external_url is None else checked_url(external_url)
+        self._state, self._cleanup, self._placing = "new", AsyncExitStack(), Placing()
         self._group = group = ProcessGroup(plugins, processes, pin=pin_processes)
-        listeners = Listeners(settings, host, port, address_family, reuse_port=reuse_port)
+        shared = reuse_port or processes > 1
+        listeners = Listeners(settings, host, port, address_family, reuse_port=shared)
         #: The port it listens on.
         self.port = listeners.port
         #: Where devices reach it, with a slash at the end.
@@ -106,7 +108,6 @@ class Server:
         #: Where ``/metrics`` is; 0 if there is none.
         self.metrics_port = listeners.metrics_port
         self._plugins, clock = plugins, SystemClock() if clock is None else clock
-        metrics = self._make_metrics(settings, clock)
         with listeners.closed_on_error():
             if plugins.config.get("unsafe_noise_seed") is not None:
                 listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
@@ -114,24 +115,24 @@ class Server:
             if storage.shared:
                 group.share(plugins)
                 listeners.listen_for_members(member_address, secure=self._member_tls is not None)
-            self._workers = group.make_workers(listeners, certfile, keyfile, metrics, self.url)
+            self._workers = group.make_workers(listeners, certfile, keyfile, self.url)
+            self._metrics = metrics = self._make_metrics(settings, clock)
             #: What is behind the calls; ``services.tasks`` is where programs put tasks.
             self.services = Services(
                 plugins,
                 storage=storage,
                 member_url=listeners.member_url,
                 engine=group.engine,
+                place=self._placing.place if storage.shared else None,
                 populations=populations or None,
                 **_addresses(self.url, listeners, secure=tls is not None, known=url is not None),
                 clock=clock,
                 rng=rng,
                 observe=None if metrics is None else metrics.event,
             )
-        self._links = self._make_links(known=url is not None or listeners.host not in _EVERY)
-        self._frontend = self._make_frontend(listeners, limits, tls, metrics, admin_check)
-        with listeners.closed_on_error():
-            self._wire_admin(admin_check, metrics)
-        self._state, self._cleanup = "new", AsyncExitStack()
+            self._links = self._make_links(known=url is not None or listeners.host not in _EVERY)
+            self._frontend = self._make_frontend(listeners, admin_check)
+            self._wire_admin(admin_check)
 
     def _make_links(self, *, known: bool) -> MemberLinks | None:
         """Make the links to other members, if there may be some.
@@ -145,40 +146,27 @@ class Server:
         # The processes of a group pass uploads on, so that no device is to be sent to one.
         address = self.url if known and self._workers is None else ""
         media = cast(Media, services.media)
-        links = MemberLinks(
-            members,
-            engine,
-            services.store,
-            media,
-            lambda url, member_id, link: self._frontend.dial(url, member_id, link),
-            address,
-        )
+        what = (engine, services.store, media, address, self._placing, media.freed)
+        links = MemberLinks(members, *what)
         services.media = LinkedMedia(media, members, links)
-        services.protocol_calls.place = links.place
         return links
 
     def _make_metrics(self, settings: ServerSettings, clock: Clock) -> ServerMetrics | None:
         """Make what measures, if metrics are served, or there are pages that may show them."""
         if not settings.metrics and not self._plugins.config.get("pages"):
             return None
-        return ServerMetrics(clock, lambda: self.services.counts())
+        others = None if self._workers is None else self._workers.measure
+        return ServerMetrics(clock, lambda: self.services.counts(), others)
 
-    def _make_frontend(
-        self,
-        listeners: Listeners,
-        limits: Limits,
-        tls: ServerTLS | None,
-        metrics: ServerMetrics | None,
-        admin_check: AdminCheck | None,
-    ) -> Frontend:
-        plugins = self._plugins
+    def _make_frontend(self, listeners: Listeners, admin_check: AdminCheck | None) -> Frontend:
+        plugins, tls = self._plugins, self._tls
         return Frontend(
             self.services,
             plugins.authenticate if plugins.authenticates else None,
-            limits,
+            self._limits,
             listeners.sockets,
             None if tls is None else tls.context,
-            metrics=metrics,
+            metrics=self._metrics,
             metrics_apart=self.metrics_port == 0,
             metrics_sockets=listeners.metrics_sockets,
             admin_check=admin_check,
@@ -192,9 +180,9 @@ class Server:
             folder=self.services.store.folder,
         )
 
-    def _wire_admin(self, check: AdminCheck | None, metrics: ServerMetrics | None) -> None:
+    def _wire_admin(self, check: AdminCheck | None) -> None:
         """Have all members answer as one; make the pages of plugins that are served."""
-        plugins, shared = self._plugins, self._frontend.shared_admin
+        plugins, shared, metrics = self._plugins, self._frontend.shared_admin, self._metrics
         self.services.shared_admin = shared or self.services.admin
         if check is None:
             return
@@ -252,10 +240,10 @@ class Server:
             self._cleanup.push_async_callback(self.services.stop)
             if self._workers is not None:
                 self._cleanup.enter_context(on_processors(self._group.processors(0)))
-                await self._workers.start(self.services)
+                await self._workers.start(self.services, self._metrics)
             self._frontend.start()
             if self._links is not None:
-                self._links.start()
+                self._links.start(self._frontend.room, self._frontend.dial)
         except BaseException:
             await self.stop()
             raise

@@ -2,154 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from fcp_core.aggregation.configuration import DP_DISTINCT_URI, DP_GROUP_BY_URI, GROUP_BY_URI
-from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, Tensor, TensorSpec
+from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import data_type_pb2
-from fcp_core.tasks.sql_masks import Masks, put_masks
+from fcp_core.protocol.sql import SUMMED_GROUPS
+from fcp_core.protocol.summed_groups import Layout
+from fcp_core.tasks.sql_masks import LARGEST, Masks
 from fcp_core.tasks.sql_measures import DEVICES, Measure
-from fcp_core.tasks.sql_parsing import Parsed, parse
+from fcp_core.tasks.sql_parsing import ALL_ROWS, Parsed, parse
+from fcp_core.tasks.sql_part import COLUMN, Part, literal
+from fcp_core.tasks.sql_question import Question
 
-if TYPE_CHECKING:
-    from fcp_core.tasks.sql_query import SqlQuery
-
-_COLUMN = (-1,)
 _DP_SUM = "GoogleSQL:$differential_privacy_sum"
-_TYPES = {
-    DataType.INT64: data_type_pb2.INT64,
-    DataType.DOUBLE: data_type_pb2.DOUBLE,
-    DataType.STRING: data_type_pb2.STRING,
-}
-
 
 #: The most groups, or rows in a group, that a device may contribute to.
 _MOST = 1_000_000
-
-
-@dataclass
-class Part:
-    """A query of devices, and the group-by of what they answer.
-
-    :ivar label: what the names of its tensors begin with, so that they are those of no other part.
-    :ivar selected: what devices select, each ``AS`` a name.
-    :ivar columns: for each tensor of a contribution, the column of the answer and its type.
-    :ivar keys: the tensors of the keys, in the order of the query's keys.
-    :ivar measures: the tensors of the measures in the result, each with its place among all; -1 is
-        none that is asked for.
-    """
-
-    label: str = ""
-    sql: str = ""
-    selected: list[str] = field(default_factory=list)
-    columns: dict[str, tuple[str, int]] = field(default_factory=dict)
-    keys: list[TensorSpec] = field(default_factory=list)
-    nested: list[Intrinsic] = field(default_factory=list)
-    measures: dict[str, int] = field(default_factory=dict)
-    #: Under noise or masks: the relative error of the buckets that the last key is, and the
-    #: quantiles that are read from them, each with its place among the measures.
-    buckets: float | None = None
-    quantiles: dict[int, float] = field(default_factory=dict)
-    #: Under noise: whether it counts distinct values, by their codes.
-    codes: bool = False
-    #: Under masks: what a device contributes to each measure at most, and how the sums are read.
-    most: dict[str, float] = field(default_factory=dict)
-    masks: Masks | None = None
-
-    def column(self, name: str, sql: str, dtype: DataType) -> TensorSpec:
-        """Have devices select something, under a name."""
-        tensor = f"{self.label}{name}"
-        if tensor not in self.columns:
-            place = f"c{len(self.selected)}"
-            self.selected.append(f"{sql} AS {place}")
-            self.columns[tensor] = (place, _TYPES[dtype])
-        return TensorSpec(tensor, dtype, _COLUMN)
-
-    def nest(
-        self,
-        place: int,
-        uri: str,
-        inputs: Sequence[TensorSpec],
-        output: TensorSpec,
-        parameters: Sequence[tuple[str, float]] = (),
-    ) -> None:
-        """Have the server aggregate columns."""
-        given = [Parameter(name, np.array(value)) for name, value in parameters]
-        self.nested.append(Intrinsic(uri, tuple(inputs), (output,), tuple(given)))
-        self.measures[output.name] = place
-
-    def group_by(self, query: SqlQuery, minimum: int | None, parts: int) -> Intrinsic:
-        """Return the group-by.
-
-        :param parts: how many share the budget.
-        """
-        if self.masks is not None:
-            return self.masks.intrinsic
-        parameters: list[Parameter] = []
-        keys = tuple(self.keys)
-        if self.codes and query.epsilon is not None:
-            return self._distinct(query, minimum, parts)
-        if query.epsilon is not None:
-            groups = query.max_groups * (1 if self.buckets is None else query.rows_bound)
-            parameters = [
-                Parameter("epsilon", np.array(query.epsilon / parts)),
-                Parameter("delta", np.array(query.delta / parts)),
-                Parameter("max_groups_contributed", np.array(groups, np.int64)),
-                *self._domain(query.domain),
-            ]
-        if minimum is not None and keys:
-            value = np.array(minimum, np.int64)
-            parameters.append(Parameter("min_contributors_to_group", value))
-        if query.minimum_rows > 0 and query.epsilon is None:
-            value = np.array(query.minimum_rows, np.int64)
-            parameters.append(Parameter("minimum_rows", value))
-        uri = GROUP_BY_URI if query.epsilon is None else DP_GROUP_BY_URI
-        return Intrinsic(uri, keys, keys, tuple(parameters), tuple(self.nested))
-
-    def _distinct(self, query: SqlQuery, minimum: int | None, parts: int) -> Intrinsic:
-        """Return the count of distinct values under noise, of all or in each group."""
-        (nested,) = self.nested
-        parameters = {
-            "epsilon": np.array((query.epsilon or 0.0) / parts),
-            "max_values": np.array(query.rows_bound, np.int64),
-        }
-        if query.domain:
-            raise UsageError("a domain does not go together with APPROX_DISTINCT; ask twice.")
-        if self.keys:
-            parameters["delta"] = np.array(query.delta / parts)
-            parameters["max_groups_contributed"] = np.array(query.max_groups, np.int64)
-        if self.keys and minimum is not None:
-            parameters["min_contributors_to_group"] = np.array(minimum, np.int64)
-        return Intrinsic(
-            DP_DISTINCT_URI,
-            (*self.keys, *nested.inputs),
-            (*self.keys, *nested.outputs),
-            tuple(Parameter(name, value) for name, value in parameters.items()),
-        )
-
-    def _domain(self, domain: Mapping[str, Sequence[object]]) -> list[Parameter]:
-        """Return the values that the keys have, if they are given."""
-        if not domain:
-            return []
-        names = [spec.name.removeprefix(self.label) for spec in self.keys]
-        if self.buckets is not None:
-            raise UsageError("a domain does not go together with APPROX_QUANTILE; ask twice.")
-        if set(names) != set(domain):
-            raise UsageError(
-                f"the domain names {', '.join(domain)}; it must name all that the query groups by: "
-                f"{', '.join(names) or 'nothing'}."
-            )
-        values = [_strings(map(_literal, domain[name])) for name in names]
-        return [
-            Parameter("key_names", _strings(names)),
-            *(Parameter(name, each) for name, each in zip(names, values, strict=True)),
-        ]
 
 
 @dataclass(frozen=True)
@@ -164,7 +36,7 @@ class Lowered:
     intrinsics: Sequence[Intrinsic]
 
 
-def lower(query: SqlQuery) -> Lowered:
+def lower(query: Question) -> Lowered:
     """Divide a query.
 
     :raises UsageError: if it cannot be, naming the clause.
@@ -197,11 +69,11 @@ def lower(query: SqlQuery) -> Lowered:
     made = list(parts.values())
     if query.masked:
         for part in made:
-            put_masks(query, part, minimum or 1)
+            _put_masks(query, part, minimum or 1)
     return Lowered(parsed, made, [part.group_by(query, minimum, len(made)) for part in made])
 
 
-def _check_noise(query: SqlQuery) -> None:
+def _check_noise(query: Question) -> None:
     """Refuse bounds and a budget that are none.
 
     :raises UsageError: naming the option.
@@ -218,7 +90,7 @@ def _check_noise(query: SqlQuery) -> None:
     if found := [words for words, is_wrong in wrong.items() if is_wrong]:
         raise UsageError(f"{'; '.join(found)}.")
     for name, values in query.domain.items():
-        literals = [_literal(value) for value in values]
+        literals = [literal(value) for value in values]
         if any(isinstance(value, float) and not math.isfinite(value) for value in values):
             raise UsageError(f"the domain of {name} has a number that is not finite.")
         if not literals or len(set(literals)) < len(literals):
@@ -236,13 +108,13 @@ def _grouped(columns: int) -> str:
     return f" GROUP BY {places}" if places else ""
 
 
-def _add(query: SqlQuery, part: Part, place: int, measure: Measure) -> None:
+def _add(query: Question, part: Part, place: int, measure: Measure) -> None:
     """Add a measure of which a device has one value in each group."""
     dtype = DataType.INT64 if measure.is_integer else DataType.DOUBLE
     inputs = [part.column(measure.label, measure.sql, dtype)]
     if measure.valid:
         inputs.append(part.column(measure.valid, measure.valid, DataType.INT64))
-    output = TensorSpec(f"{part.label}{measure.label}", dtype, _COLUMN)
+    output = TensorSpec(f"{part.label}{measure.label}", dtype, COLUMN)
     part.most[output.name] = measure.row_bound * query.rows_bound or 1.0
     if query.epsilon is None:
         part.nest(place, f"GoogleSQL:{measure.kind}", inputs, output)
@@ -269,53 +141,35 @@ def _bucketed(parsed: Parsed, parts: dict[str, Part], measure: Measure) -> Part:
     return parts[label]
 
 
-def _add_quantile(_query: SqlQuery, part: Part, place: int, measure: Measure) -> None:
+def _add_quantile(_query: Question, part: Part, place: int, measure: Measure) -> None:
     """Have the server read a quantile from the buckets of a group."""
     part.nest(
         place,
         "fcp:approx_quantile",
         [
-            TensorSpec(f"{part.label}value", DataType.DOUBLE, _COLUMN),
-            TensorSpec(f"{part.label}rows", DataType.INT64, _COLUMN),
+            TensorSpec(f"{part.label}value", DataType.DOUBLE, COLUMN),
+            TensorSpec(f"{part.label}rows", DataType.INT64, COLUMN),
         ],
-        TensorSpec(measure.label, DataType.DOUBLE, _COLUMN),
+        TensorSpec(measure.label, DataType.DOUBLE, COLUMN),
         [("quantile", measure.quantile), ("relative_error", measure.relative_error)],
     )
 
 
-def _add_buckets(query: SqlQuery, part: Part, place: int, measure: Measure) -> None:
+def _add_buckets(query: Question, part: Part, place: int, measure: Measure) -> None:
     """Have the server count in the buckets of a group, with noise; a quantile is read from that."""
     part.quantiles[place] = measure.quantile
     if part.buckets is not None:
         return
     part.buckets = measure.relative_error
-    part.keys.append(TensorSpec(f"{part.label}value", DataType.DOUBLE, _COLUMN))
-    rows = TensorSpec(f"{part.label}rows", DataType.INT64, _COLUMN)
+    part.keys.append(TensorSpec(f"{part.label}value", DataType.DOUBLE, COLUMN))
+    rows = TensorSpec(f"{part.label}rows", DataType.INT64, COLUMN)
     part.most[rows.name] = float(query.rows_bound)
     bounds = _bounds(float(query.rows_bound), float(query.rows_bound * query.max_groups))
     part.nest(-1, _DP_SUM, [rows], rows, bounds)
 
 
-def _literal(value: object) -> str:
-    """Return a value as an SQL literal, as devices do."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, str):
-        if "\0" in value:
-            return f"CAST(X'{value.encode().hex().upper()}' AS TEXT)"
-        return "'" + value.replace("'", "''") + "'"
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def _strings(texts: Iterable[str]) -> Tensor:
-    items = [text.encode() for text in texts]
-    tensor = np.empty(len(items), object)
-    tensor[:] = items
-    return tensor
-
-
 def _add_distinct(
-    query: SqlQuery, parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure
+    query: Question, parsed: Parsed, parts: dict[str, Part], place: int, measure: Measure
 ) -> None:
     """Add a count of distinct values: devices send codes of theirs."""
     label = f"{measure.sql} codes: "
@@ -323,7 +177,7 @@ def _add_distinct(
     code = part.column("code", f"fcp_distinct_code({measure.sql})", DataType.INT64)
     inner = f"SELECT {', '.join(part.selected)} {parsed.from_sql}{_grouped(len(part.keys) + 1)}"
     part.sql = f"{parsed.with_sql}SELECT * FROM ({inner}) WHERE c{len(part.keys)} <> 0"
-    output = TensorSpec(measure.label, DataType.INT64, _COLUMN)
+    output = TensorSpec(measure.label, DataType.INT64, COLUMN)
     part.codes = query.epsilon is not None
     part.nest(place, "fcp:approx_count_distinct", [code], output)
 
@@ -343,3 +197,66 @@ def rounded_sql(x: str, relative_error: float) -> str:
         f"CASE WHEN ABS({x}) < 1e-9 THEN 0.0 WHEN {x} > 0 THEN {value} WHEN {x} < 0 THEN -{value} "
         "END"
     )
+
+
+def _put_masks(query: Question, part: Part, minimum: int) -> None:
+    """Have devices answer a part of a query with a table that is summed under masks.
+
+    :raises UsageError: if that cannot be, with what to write instead.
+    """
+    if query.epsilon is not None:
+        raise UsageError(
+            "an epsilon does not go together with masks: the server would have to see the groups "
+            "that it adds noise to. Ask with one of them."
+        )
+    if query.minimum_rows:
+        raise UsageError("minimum_rows: under masks nobody sees how many rows a device has.")
+    names = {intrinsic.outputs[0].name: intrinsic for intrinsic in part.nested}
+    devices = [name for name in names if name == f"{part.label}{DEVICES.label}"]
+    numbers: list[str] = []
+    scales: dict[str, float] = {}
+    for name, intrinsic in names.items():
+        if name in devices:
+            continue
+        (given,), most = intrinsic.inputs, part.most[name]
+        column = f"MIN(MAX({part.columns[given.name][0]}, {-most:.17g}), {most:.17g})"
+        scales[name] = 0 if given.dtype is DataType.INT64 else LARGEST / max(most, 1e-300)
+        if most >= LARGEST:
+            raise UsageError(
+                f"{name}: a device may add {most:g} to it, and a sum under masks has room for "
+                f"less than {LARGEST}; CLAMP it to less, or lower max_rows."
+            )
+        scaled = f"ROUND({column} * {scales[name]:.17g})" if scales[name] else column
+        numbers.append(f"CAST({scaled} AS INTEGER)")
+    salt = hashlib.sha256(part.sql.encode()).hexdigest()[:16]
+    several = any(spec.name != f"{part.label}{ALL_ROWS.label}" for spec in part.keys)
+    layout = _layout(query, several, len(numbers), salt)
+    literals = [
+        f"quote({part.columns[spec.name][0]})"
+        if spec.dtype is DataType.DOUBLE
+        else part.columns[spec.name][0]
+        for spec in part.keys
+    ]
+    key = " || ',' || ".join(literals) or "''"
+    values = "".join(f", {number} AS v{place}" for place, number in enumerate(numbers))
+    arguments = "".join(f", v{place}" for place in range(len(numbers)))
+    # The row without a key is there if no other one is.
+    part.sql = (
+        f"SELECT {SUMMED_GROUPS}({layout.capacity}, {layout.key_bytes}, '{salt}', k{arguments}) "
+        f"AS c0 FROM (SELECT {key} AS k{values} FROM ({part.sql}) "
+        f"UNION ALL SELECT NULL{', 0' * len(numbers)})"
+    )
+    name = f"{part.label}groups"
+    part.columns = {name: ("c0", data_type_pb2.INT64)}
+    part.masks = Masks(name, layout, tuple(part.keys), scales, devices, minimum)
+
+
+def _layout(query: Question, several: bool, numbers: int, salt: str) -> Layout:
+    if not several:
+        return Layout(1, 1, numbers, salt)
+    try:
+        return Layout(query.capacity, query.key_bytes, numbers, salt)
+    except ValueError as error:
+        raise UsageError(
+            f"the table under masks is too large: {error}. Lower capacity or key_bytes."
+        ) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import sqlglot
 from sqlglot import errors, exp
@@ -14,9 +13,7 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.sql import literal_sql
 from fcp_core.tasks.sql_functions import sqlite
 from fcp_core.tasks.sql_measures import DEVICES, Measure, Measures, is_aggregate
-
-if TYPE_CHECKING:
-    from fcp_core.tasks.sql_query import SqlQuery
+from fcp_core.tasks.sql_question import Question
 
 #: Parts of a SELECT that would need the rows of all devices in one place.
 _CLAUSES = {
@@ -74,7 +71,7 @@ class Parsed:
     min_devices: int | None
 
 
-def parse(query: SqlQuery) -> Parsed:
+def parse(query: Question) -> Parsed:
     """Read a query.
 
     :raises UsageError: if it cannot be answered by devices and a server, naming the clause.
@@ -107,7 +104,7 @@ def _select(sql: str) -> exp.Select:
 
 
 class _Reader:
-    def __init__(self, select: exp.Select, query: SqlQuery) -> None:
+    def __init__(self, select: exp.Select, query: Question) -> None:
         self._names = [item.alias_or_name or item.sql("sqlite") for item in select.expressions]
         # SQLite does not tell upper case from lower case in names.
         self._select = select = normalize_identifiers(select, dialect="sqlite")

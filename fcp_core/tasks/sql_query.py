@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Meta
 
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.errors import MissingExtraError, UsageError
@@ -15,56 +14,15 @@ from fcp_core.protocol import sql, wkt
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.rounds.specification import TaskSpec
 from fcp_core.tasks.schedule import Schedule
+from fcp_core.tasks.sql_question import Question
 from fcp_core.tasks.tables import Table
 
 if TYPE_CHECKING:
     from fcp_core.tasks.sql_lowering import Lowered
 
-#: The collection that is asked unless a query names another one.
-COLLECTION_URI = "app:/tables"
 
-
-class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A question in SQL: what each device computes, what is aggregated, what is shown.
-
-    :param sql: one SELECT, in SQLite's dialect; ``docs/queries.md`` says what it may have.
-    :param collection: the URI of the collection that has the tables.
-    :param types: which columns hold integers: ``integer`` by the column's name. Sums of others are
-        floats.
-    :param min_devices: only groups of at least so many devices are in the result.
-    :param minimum_rows: a device with fewer rows to give does not contribute.
-    :param epsilon: what the result may cost a device; the server adds noise for it. None: it adds
-        none.
-    :param delta: the same.
-    :param max_groups: to how many groups a device contributes at most, if there is an epsilon.
-    :param max_rows: of how many rows in a group a device contributes what they add, then and if it
-        is masked; None: 10, or 10,000 if it is masked.
-    :param masked: ask for sums under masks, of which an aggregation protocol lets the server see
-        those over many devices only.
-    :param capacity: how many groups all devices together may have, then.
-    :param key_bytes: how long the keys of a group may be as text, then.
-    :param domain: for each key, by its text, the values that it has: all of their combinations are
-        in the result, and no others; only with an epsilon.
-    """
-
-    sql: str
-    collection: str = COLLECTION_URI
-    types: Mapping[str, str] = {}
-    min_devices: int | None = None
-    minimum_rows: int = 0
-    epsilon: Annotated[float, Meta(gt=0)] | None = None
-    delta: Annotated[float, Meta(ge=0, lt=1)] = 1e-8
-    max_groups: Annotated[int, Meta(ge=1)] = 10
-    max_rows: Annotated[int, Meta(ge=1)] | None = None
-    domain: Mapping[str, Sequence[str | int | float | None]] = {}
-    masked: bool = False
-    capacity: Annotated[int, Meta(ge=1)] = 1000
-    key_bytes: Annotated[int, Meta(ge=8)] = 48
-
-    @property
-    def rows_bound(self) -> int:
-        """Of how many rows in a group a device contributes what they add, if that is bounded."""
-        return self.max_rows or (10_000 if self.masked else 10)
+class SqlQuery(Question, frozen=True):
+    """A question in SQL, with the task that it leads to; made as :class:`Question`."""
 
     def lowered(self) -> Lowered:
         """Return what devices, the server and the reader of the result do.
@@ -89,6 +47,7 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         :raises UsageError: as :meth:`lowered`.
         :raises StatusError: INVALID_ARGUMENT for a field that no task may have.
         """
+        self._check_given()
         lowered = self.lowered()
         configuration = configuration_to_proto(lowered.intrinsics)
         spec = TaskSpec(
@@ -100,6 +59,27 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
         )
         spec.check()
         return spec
+
+    def _check_given(self) -> None:
+        """Refuse what would be passed over: it would look as if it were kept to.
+
+        :raises UsageError: naming the keys. Tasks that 0.2.0 took are read all the same.
+        """
+        private = self.epsilon is not None
+        usual = SqlQuery("")
+        bounds = (self.max_groups, self.delta) != (usual.max_groups, usual.delta)
+        table = (self.capacity, self.key_bytes) != (usual.capacity, usual.key_bytes)
+        wrong = {
+            "max_groups and delta go with an epsilon; without one there is no noise": bounds
+            and not private,
+            "max_rows goes with an epsilon, or with masked": self.max_rows is not None
+            and not (private or self.masked),
+            "capacity and key_bytes go with masked": table and not self.masked,
+            "key_bytes must be at least 8": self.key_bytes < 8,
+            "minimum_rows must be from 0 to 1,000,000": not 0 <= self.minimum_rows <= 1_000_000,
+        }
+        if found := [words for words, is_wrong in wrong.items() if is_wrong]:
+            raise UsageError(f"{'; '.join(found)}.")
 
     def _plan(self, lowered: Lowered) -> plan_pb2.ClientOnlyPlan:
         plan = plan_pb2.ClientOnlyPlan()
@@ -132,10 +112,6 @@ class SqlQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
         noise = {each["output"]: each["stddev"] for each in (release or {}).get("noise", ())}
         return read_result(self.lowered(), checkpoint, noise)
-
-    def to_text(self) -> str:
-        """Return the query as JSON."""
-        return msgspec.json.encode(self).decode()
 
     @classmethod
     def answer(

@@ -13,8 +13,9 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol import sketches
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.tasks.sql_lowering import Lowered, Part
+from fcp_core.tasks.sql_lowering import Lowered
 from fcp_core.tasks.sql_parsing import ALL_ROWS, Parsed
+from fcp_core.tasks.sql_part import Part
 from fcp_core.tasks.tables import ERROR, Column, Table
 
 _Row = tuple[Any, ...]

@@ -110,7 +110,7 @@ class StorageConformance(SharingLaws, ABC):
 
     def test_behaves_like_a_dictionary(self, tmp_path: Path) -> None:
         """Any sequence of transactions leaves what it would leave in a dictionary."""
-        compare_with_dictionary(self, tmp_path)
+        compare_with_dictionary(self, self.settings, tmp_path)
 
     def test_a_transaction_reads_its_own_writes(self, tmp_path: Path) -> None:
         """What was put or deleted in a transaction shows in its reads, not outside before."""

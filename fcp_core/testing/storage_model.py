@@ -6,9 +6,10 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pytest
+from hypothesis import settings as Settings  # noqa: N812
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -30,14 +31,12 @@ from fcp_core.testing.storage_records import (
     keys,
     sizes,
 )
-
-if TYPE_CHECKING:
-    from fcp_core.testing.storage import StorageConformance
+from fcp_core.testing.storage_sharing import SharingLaws
 
 T = TypeVar("T")
 
 
-def compare_with_dictionary(kit: StorageConformance, folder: Path) -> None:
+def compare_with_dictionary(kit: SharingLaws, settings: Settings, folder: Path) -> None:
     """Run random transactions on storages of a kit and on a dictionary, and compare.
 
     :param folder: where the storages keep their files.
@@ -48,13 +47,13 @@ def compare_with_dictionary(kit: StorageConformance, folder: Path) -> None:
         def __init__(self) -> None:
             super().__init__(kit, folder / f"store{next(numbers)}")
 
-    run_state_machine_as_test(Model, settings=kit.settings)
+    run_state_machine_as_test(Model, settings=settings)
 
 
 class _Model(RuleBasedStateMachine):
     """A storage beside a dictionary that must agree with it."""
 
-    def __init__(self, kit: StorageConformance, path: Path) -> None:
+    def __init__(self, kit: SharingLaws, path: Path) -> None:
         super().__init__()
         self.kit = kit
         self.path = path

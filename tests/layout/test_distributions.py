@@ -11,8 +11,9 @@ import pytest
 
 from fcp_core.commands.invocation import refuse_uninstalled
 from fcp_core.errors import UsageError
-from fcp_core.plugins.discovery import PluginSource, check_plugin
+from fcp_core.plugins.discovery import check_plugin
 from fcp_core.plugins.manager import Plugins
+from fcp_core.plugins.offers import PluginSource
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(

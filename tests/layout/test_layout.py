@@ -3,7 +3,6 @@
 import ast
 import configparser
 import functools
-import graphlib
 import inspect
 import json
 import subprocess
@@ -266,45 +265,6 @@ def test_imports_point_down(room):
             if not below:
                 wrong.append((path.name, module))
     assert wrong == []
-
-
-def imported_at_once(path):
-    """Yield (module, name) of what a file imports when it is imported itself."""
-    todo = list(parsed(path).body)
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            todo += node.orelse
-            continue
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from ((node.module, alias.name) for alias in node.names)
-        todo += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
-
-
-def test_no_modules_import_each_other():
-    modules = {
-        name: path
-        for package, folder in package_folders().items()
-        for name, path in modules_of(package, folder)
-    }
-    needs = {
-        name: {
-            target
-            for module, alias in imported_at_once(path)
-            for target in (f"{module}.{alias}", module)
-            if target in modules and target != name
-        }
-        for name, path in modules.items()
-    }
-    # A package that imports its modules is imported before them, and not by them.
-    needs = {
-        name: {n for n in found if not name.startswith(f"{n}.")} for name, found in needs.items()
-    }
-    list(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError with the circle
 
 
 def test_every_room_has_its_place():

@@ -16,8 +16,9 @@ def mistakes(load, *points, **arguments):
     return str(caught.value).splitlines()
 
 
-def aggregator(name, *uris):
-    return AggregatorFactory(name, frozenset(uris), "for tests", make=None, load=None)
+def aggregator(name, *uris, protocol=None):
+    uris = frozenset(uris)
+    return AggregatorFactory(name, uris, "for tests", make=None, load=None, protocol=protocol)
 
 
 class Registers:

@@ -8,9 +8,7 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.discovery import check_owner
 from fcp_core.plugins.manager import Plugins
-from fcp_core.protocol.declare import Rpc, ServiceFile
 from fcp_core.rounds.policies import EligibilityPolicyFactory
-from fcp_core.rounds.protocols import AggregationProtocolFactory
 from fcp_core.rounds.tasks import TaskSpec
 from tests.plugins.plugin_files import IMPORT, Registers, aggregator, mistakes
 
@@ -335,44 +333,6 @@ def test_a_task_with_wrong_options_is_told(load):
     plugins = load(overrides={"eligibility": "minimum_separation"})
     (problem,) = plugins.check_task(task)
     assert problem.startswith("option window of selection.uniform: 'soon' is not a duration")
-
-
-@pytest.mark.parametrize(
-    ("method", "services", "why"),
-    [
-        ("Send", ("A", "B"), "the protocol 'x' has two methods Send; rename one"),
-        ("S" * 65, ("C",), "a name has at most 64 letters"),
-    ],
-)
-def test_methods_of_a_protocol_can_be_told_apart(load, method, services, why):
-    name = "fcp.tests.mistakes"
-    request = {"aggregation_id": "string", "authorization_token": "string"}
-    path = "{aggregation_id}/{authorization_token}:send"
-    files = [
-        ServiceFile(
-            f"{name}.{service}.proto",
-            f"{name}.{service}",
-            {"SendRequest": request, "SendResponse": {}},
-            f"Mistaken{service}",
-            [Rpc(method, "SendRequest", "SendResponse", f"/v1/mistaken/{service}/{path}")],
-        )
-        for service in services
-    ]
-    factory = AggregationProtocolFactory(
-        "x",
-        "x",
-        lambda options: None,
-        services=[file.service for file in files],
-        files=[file.descriptor for file in files],
-    )
-
-    class Plugin:
-        @hookimpl
-        def fcp_register_aggregation_protocols(self):
-            return [factory]
-
-    (line,) = mistakes(load, extra=[Plugin()])
-    assert why in line
 
 
 def test_factory_types_are_told_apart(load):

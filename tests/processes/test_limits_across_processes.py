@@ -8,6 +8,7 @@ import ssl
 import pytest
 
 from fcp_core.protocol import routes
+from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.remote_services import RemoteServices
 from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
@@ -67,7 +68,9 @@ def test_the_address_of_a_device_goes_with_its_call():
         )
         ADDRESS.set("203.0.113.9")
         HOST.set(("fcp.example", "https"))
-        await RemoteServices(Recording(), None).method(route)(route.request_class(), "sender")
+        await RemoteServices(Recording(), WorkerFolds(None)).method(route)(
+            route.request_class(), "sender"
+        )
 
     asyncio.run(main())
     assert [call[-3:] for call in sent] == [("sender", "203.0.113.9", ("fcp.example", "https"))]

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import socket
 import threading
+from concurrent.futures import Future
 
 import pytest
 
@@ -185,6 +186,29 @@ def test_one_contribution_counts_once_wherever_it_comes(processes):
     assert total(fold.report()) == [11, 2]
     processes.wait_for(first.remote.call("drop_fold", 0))
     assert [worker.folds.held for worker in processes.workers] == [0, 0]
+
+
+def fails():
+    raise RuntimeError("planted")
+
+
+def cancelled():
+    future = Future()
+    future.cancel()
+    return future
+
+
+@pytest.mark.parametrize("begin", [fails, lambda: None, cancelled])
+def test_an_engine_that_begins_nothing_keeps_no_report(processes, begin):
+    fold = processes.engine.open(JOB)
+    local = fold._local
+    working = local.add
+    local.add = lambda *arguments: begin()
+    assert fold.add("a", blob(0)).exception(WAIT) is not None
+    local.add = working
+    # Its id is free again.
+    assert code_of(fold.add("a", blob(1))) is Code.OK
+    assert total(fold.report()) == [10, 1]
 
 
 def test_a_fold_that_lost_something_says_so_once(processes):

@@ -11,8 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fcp_core.protocol.checkpoint import CheckpointReader, open_checkpoint, wire, write_checkpoint
-from fcp_core.protocol.checkpoint.base import Checkpoint
+from fcp_core.protocol.checkpoint import (
+    Checkpoint,
+    CheckpointReader,
+    open_checkpoint,
+    wire,
+    write_checkpoint,
+)
 from fcp_core.protocol.checkpoint.kernels import Kernels, NumpyKernels, compiled_kernels, open_alike
 from fcp_core.protocol.checkpoint.table import TableWriter
 from fcp_core.protocol.protos import tensorflow_saved_tensor_slice_pb2 as slice_pb2

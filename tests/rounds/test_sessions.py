@@ -117,8 +117,10 @@ def test_an_assignment_follows_from_the_session_and_the_task():
 
 def test_sessions_expire_are_remembered_and_then_forgotten():
     expired, changes = [], []
-    found = Sessions(10.0, 5.0, lambda session, now: expired.append((session, now)))
-    found.on_change = lambda: changes.append(found.next_tick())
+    found = Sessions(
+        *(10.0, 5.0, lambda session, now: expired.append((session, now))),
+        lambda sessions: lambda: changes.append(sessions.next_tick()),
+    )
     idle, waiting, busy = session("i"), session("w", 11.0), session("b", 12.0)
     waiting.wait("candidate")
     busy.wait("candidate")

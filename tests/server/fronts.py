@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fcp_core.protocol.protos import google_rpc_status_pb2
 from fcp_core.protocol.routes import method_name
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.machine import Signal
 from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.listeners import bind
 from fcp_core.server.services.published import Download
@@ -79,13 +80,11 @@ class Media:
 
     held = storing = 0
 
-    def on_release(self, call, waiting):
-        self.released = call
-
     def behind(self, behind):
         pass
 
     def __init__(self) -> None:
+        self.freed = Signal()
         self.names = {"known/upload"}
         self.begun: set[str] = set()
         self.files: dict[str, Download] = {}

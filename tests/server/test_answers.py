@@ -173,13 +173,13 @@ def uploading(lab):
 
 def no_room(lab):
     device, upload = uploading(lab)
-    lab.services._memory.hold(lab.services._memory._limit)
+    lab.services.media._memory.hold(lab.services.media._memory._limit)
     return lab.status(lambda: device.upload(upload, BODY))
 
 
 def waits_for_room(lab):
     device, upload = uploading(lab)
-    memory = lab.services._memory
+    memory = lab.services.media._memory
     begin = lab.services.media.begin_upload
 
     async def begins(*arguments):
@@ -289,7 +289,7 @@ def lost_report(lab):
 
 def outgrows(lab):
     device, upload = uploading(lab)
-    memory = lab.services._memory
+    memory = lab.services.media._memory
     size = memory._limit // 2
     memory.hold(memory._limit - size)
     info = upload.resource.data_upload_forwarding_info

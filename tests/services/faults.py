@@ -52,4 +52,4 @@ async def failed(world, task, code, *parts):
         assert part in caught.value.message
     status = await world.status(task)
     assert (status.state, status.pending) == (TaskState.FAILED, 0)
-    assert not world.services._memory.held  # nothing of the uploads is held
+    assert not world.services.media._memory.held  # nothing of the uploads is held

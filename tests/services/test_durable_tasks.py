@@ -281,7 +281,7 @@ def test_devices_are_turned_away_while_uploads_pile_up(kit, sqlite):
             held = await slow.assignment()
             ticket = await slow.start_upload(held)
             await slow.upload(ticket)
-            assert 150 < world.services._memory.held < 300
+            assert 150 < world.services.media._memory.held < 300
             assert await kit.code_of(world.device().check_in()) is Code.UNAVAILABLE
             await slow.submit(held, ticket)
             assert await world.device().run()

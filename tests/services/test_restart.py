@@ -8,6 +8,7 @@ import pytest
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins import hookimpl
+from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.policies import SelectionPolicyFactory
@@ -306,16 +307,27 @@ def test_a_task_whose_plugin_is_gone_stops_the_start_with_its_name(sqlite, kit):
     asyncio.run(main())
 
 
+class Masked:
+    @hookimpl
+    def fcp_add_options(self, options):
+        masked_sum.add_options(options)
+
+    @hookimpl
+    def fcp_register_aggregation_protocols(self):
+        return [masked_sum.MASKED_SUM]
+
+
+async def join(services, assignment, sender=None):
+    """Call the other protocol."""
+    joins = routes.route(masked_sum.FILE.service, "Join")
+    request = joins.request_class(
+        aggregation_id=assignment.aggregation_id,
+        authorization_token=assignment.authorization_token,
+    )
+    return await services.method(joins)(request, sender)
+
+
 def test_an_operation_of_another_protocol_than_the_task_has_now_is_over(sqlite, kit):
-    class Masked:
-        @hookimpl
-        def fcp_add_options(self, options):
-            masked_sum.add_options(options)
-
-        @hookimpl
-        def fcp_register_aggregation_protocols(self):
-            return [masked_sum.MASKED_SUM]
-
     async def main():
         async with sqlite(extra=[Masked()]) as world:
             task = await world.submit(goal=3)
@@ -325,5 +337,48 @@ def test_an_operation_of_another_protocol_than_the_task_has_now_is_over(sqlite, 
             assert (await world.status(task)).state is TaskState.OPEN
             device.services = world.services
             assert await kit.code_of(device.poll(operation.name)) is Code.ABORTED
+
+    asyncio.run(main())
+
+
+def test_a_device_of_another_protocol_than_the_task_has_now_comes_too_late(sqlite, kit):
+    """What the operator changed is no fault of the device, which a refusal sends away for hours."""
+
+    async def main():
+        async with sqlite(extra=[Masked()]) as world:
+            task = await world.submit(goal=3)
+            devices = [world.device() for _ in range(3)]
+            held = [await device.assignment() for device in devices]
+            early = await devices[1].start_upload(held[1])
+        async with sqlite(extra=[Masked()], protocol="masked_sum") as world:
+            for device in devices:
+                device.services = world.services
+            await devices[0].contribute(held[0])
+            await devices[1].upload(early)
+            await devices[1].submit(held[1], early)
+            await devices[2].abort(held[2], await devices[2].start_upload(held[2]))
+            status = await world.status(task)
+            assert (status.contributed, status.surplus, status.pending) == (0, 3, 0)
+        async with sqlite(
+            extra=[Masked()], protocol="masked_sum", late_contributions="refuse"
+        ) as w:
+            devices[0].services = w.services
+            assert await kit.code_of(devices[0].start_upload(held[0])) is Code.ABORTED
+
+    asyncio.run(main())
+
+
+def test_a_protocol_that_says_nothing_of_late_calls_has_those_of_another_aborted(sqlite, kit):
+    async def main():
+        async with sqlite(extra=[Masked()], protocol="masked_sum") as world:
+            task = await world.submit(goal=3)
+            held = await world.device().assignment()
+        async with sqlite(extra=[Masked()]) as world:
+            assert await kit.code_of(join(world.services, held)) is Code.ABORTED
+            status = await world.status(task)
+            assert (status.contributed, status.surplus, status.pending) == (0, 1, 0)
+            # Nothing was changed for this one: it speaks what nobody asked it to speak.
+            mistaken = await world.device().assignment()
+            assert await kit.code_of(join(world.services, mistaken)) is Code.INVALID_ARGUMENT
 
     asyncio.run(main())

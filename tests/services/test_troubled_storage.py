@@ -184,9 +184,9 @@ def test_what_waits_to_be_stored_holds_no_bytes(kit, troubled):
             held = await device.assignment()
             ticket = await device.start_upload(held)
             await device.upload(ticket)
-            assert 150 < world.services._memory.held < 300
+            assert 150 < world.services.media._memory.held < 300
             contributing = asyncio.create_task(device.submit(held, ticket))
-            await until(lambda: not world.services._memory.held)
+            await until(lambda: not world.services.media._memory.held)
             other = asyncio.create_task(world.device().run())
             await until(lambda: world.services.tasks._running[task].machine._accumulating == 2)
             assert not contributing.done()

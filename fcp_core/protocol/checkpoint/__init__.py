@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from fcp_core.protocol.checkpoint.base import Checkpoint, Tensor
+from fcp_core.protocol.checkpoint.base import Tensor
 from fcp_core.protocol.checkpoint.federated_compute import write_federated_compute
 from fcp_core.protocol.checkpoint.kernels import CheckpointReader
-from fcp_core.protocol.checkpoint.layout import Layout
+from fcp_core.protocol.checkpoint.layout import Checkpoint, Layout
 from fcp_core.protocol.checkpoint.reader import open_checkpoint
 from fcp_core.protocol.checkpoint.tf_v1 import write_tf_v1
 

@@ -1,20 +1,16 @@
-"""What both checkpoint formats share: the mapping of tensors, and checks of shapes and strings."""
+"""What both checkpoint formats share: entries, and checks of shapes and strings."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fcp_core.protocol.status import Code, StatusError
-
-if TYPE_CHECKING:
-    from fcp_core.protocol.checkpoint.layout import Layout
 
 #: A tensor in memory. String tensors are object arrays whose elements are ``bytes``.
 Tensor = NDArray[Any]
@@ -79,87 +75,6 @@ class Entry(ABC):
 
         None if they do not, or if :meth:`tensor` would refuse them.
         """
-
-
-@dataclass(eq=False, repr=False)
-class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of one checkpoint by name, decoded when they are asked for.
-
-    Arrays are read-only. Those of numbers that the file stores as they are in memory are views on
-    the bytes that were opened, so these must not change while an array is in use. Nothing is
-    kept: each access decodes again.
-    """
-
-    #: ``tf_v1`` or ``federated_compute``.
-    format: str
-    #: The bytes that were opened.
-    data: memoryview
-    #: What is where.
-    entries: Mapping[str, Entry]
-    #: What is covered by a checksum, which takes the four bytes after each span.
-    blocks: Sequence[Span]
-    #: What other checkpoints of the same structure have in common with this one (see
-    #: :class:`fcp_core.protocol.checkpoint.CheckpointReader`); None if that is not known.
-    layout: Layout | None = None
-    #: The largest magnitudes of its tensors of floats, float64[m], NaN unless all elements are
-    #: finite, in the order of the layout's ``peaks``; None if nobody has looked yet.
-    peaks: NDArray[np.float64] | None = None
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names in the order of the file."""
-        return tuple(self.entries)
-
-    def spec(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
-        """Return dtype (``object`` for strings) and shape of a tensor without decoding it.
-
-        :raises StatusError: NOT_FOUND if there is none of that name; INVALID_ARGUMENT if its dtype
-            or shape cannot be represented.
-        """
-        return self._entry(name).spec()
-
-    def get_tensor(self, name: str) -> Tensor:
-        """Return a tensor.
-
-        :raises StatusError: NOT_FOUND if there is none of that name; INVALID_ARGUMENT if its data
-            do not fit its dtype and shape, or if it is stored in slices.
-        """
-        tensor = self._entry(name).tensor(self.data)
-        tensor.flags.writeable = False
-        return tensor
-
-    def _entry(self, name: str) -> Entry:
-        try:
-            return self.entries[name]
-        except KeyError:
-            raise StatusError(
-                Code.NOT_FOUND,
-                f"the checkpoint has no tensor {name!r}; it has {_listing(tuple(self.entries))}",
-            ) from None
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.entries:
-            raise KeyError(name)
-        return self.get_tensor(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __repr__(self) -> str:
-        return f"<Checkpoint {self.format}: {_listing(tuple(self.entries))}>"
-
-
-def _listing(names: Sequence[str]) -> str:
-    """Return some of the names for a message."""
-    if not names:
-        return "none"
-    shown = ", ".join(repr(name) for name in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def check_shape(name: str, dims: Sequence[int], itemsize: int) -> tuple[int, ...]:

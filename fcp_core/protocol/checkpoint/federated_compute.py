@@ -17,7 +17,6 @@ import numpy as np
 from fcp_core.protocol.checkpoint import wire
 from fcp_core.protocol.checkpoint.base import (
     MAX_MESSAGE_BYTES,
-    Checkpoint,
     Entry,
     Span,
     Tensor,
@@ -30,6 +29,7 @@ from fcp_core.protocol.checkpoint.base import (
     string_tensor,
     string_values,
 )
+from fcp_core.protocol.checkpoint.layout import Checkpoint
 from fcp_core.protocol.checkpoint.table import Buffer
 from fcp_core.protocol.joining import join
 

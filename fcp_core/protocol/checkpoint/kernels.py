@@ -22,18 +22,12 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_core.protocol.checkpoint.base import Checkpoint
-from fcp_core.protocol.checkpoint.layout import Layout
+from fcp_core.protocol.checkpoint.layout import Checkpoint, Layout, Spans, Verifier
 from fcp_core.protocol.checkpoint.reader import open_checkpoint
 
 T = TypeVar("T")
 
-Spans = NDArray[np.int64]
 Bytes = memoryview | NDArray[np.uint8]
-
-#: Says whether all checksums of some data are right, and the largest magnitude of each run of
-#: floats (float64[m], NaN unless all are finite); None where that was not found on the way.
-Verifier = Callable[[memoryview], tuple[bool, NDArray[np.float64] | None]]
 
 #: Bytes copied or multiplied at once: they stay in the processor's cache.
 _CHUNK_BYTES = 1 << 18
@@ -327,7 +321,7 @@ class CheckpointReader:
             _remember(self._sizes, size, None)
         if again:
             try:
-                checkpoint.layout = Layout(checkpoint, self.kernels)
+                checkpoint.layout = Layout(checkpoint, self.kernels.matcher, self.kernels.verifier)
             except ValueError:
                 return checkpoint
             with self._lock:

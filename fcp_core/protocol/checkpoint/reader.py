@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fcp_core.protocol.checkpoint.base import Checkpoint, invalid
+from fcp_core.protocol.checkpoint.base import invalid
 from fcp_core.protocol.checkpoint.federated_compute import (
     is_federated_compute,
     read_federated_compute,
 )
+from fcp_core.protocol.checkpoint.layout import Checkpoint
 from fcp_core.protocol.checkpoint.tf_v1 import is_appended, is_table, read_appended, read_tf_v1
 
 

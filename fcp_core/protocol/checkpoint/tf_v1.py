@@ -16,7 +16,6 @@ from google.protobuf.message import DecodeError
 from fcp_core.protocol.checkpoint import wire
 from fcp_core.protocol.checkpoint.base import (
     MAX_MESSAGE_BYTES,
-    Checkpoint,
     Entry,
     Span,
     Tensor,
@@ -30,6 +29,7 @@ from fcp_core.protocol.checkpoint.base import (
     string_tensor,
     string_values,
 )
+from fcp_core.protocol.checkpoint.layout import Checkpoint
 from fcp_core.protocol.checkpoint.table import (
     FOOTER_SIZE,
     MAGIC,

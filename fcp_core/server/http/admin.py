@@ -22,7 +22,7 @@ from fcp_core.server.http.limits import http_error
 if TYPE_CHECKING:
     from fcp_core.server.http.admin_auth import AdminCheck
     from fcp_core.server.http.context import Context
-    from fcp_core.server.http.handler import Connection
+    from fcp_core.server.http.request import Channel
     from fcp_core.server.services.admin import Admin
 
 logger = logging.getLogger("fcp.server")
@@ -52,7 +52,7 @@ class AdminHandler(Handler):
         context: Context,
         admin: Admin,
         check: AdminCheck | None,
-        connection: Connection,
+        connection: Channel,
         method: str,
         uri: str,
         headers: HTTPHeaders,
@@ -90,7 +90,7 @@ class AdminHandler(Handler):
         if not found:
             raise StatusError(Code.NOT_FOUND, "there is no such call; see /admin/v1/openapi.json")
         if self.method not in found:
-            raise refusals.wrong_method(self)
+            raise self.wrong_method()
         self._endpoint, self._variables = found[self.method]
         kind = api.choose(self._endpoint, self.headers.get("Accept", ""))
         if kind is None:
@@ -118,7 +118,7 @@ class AdminHandler(Handler):
         try:
             answer = await method(*arguments)
         except StatusError as error:
-            if error.code is Code.NOT_FOUND and self.context.is_elsewhere(self):
+            if error.code is Code.NOT_FOUND and self.context.is_elsewhere(self.method, self.path):
                 raise StatusError(
                     Code.UNAVAILABLE, "the population has another owner by now; ask again"
                 ) from None

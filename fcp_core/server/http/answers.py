@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from functools import lru_cache, partial
 from http.client import responses
-from typing import TYPE_CHECKING
 
 from tornado.httputil import HTTPHeaders, ResponseStartLine
 
 from fcp_core.protocol.compression import is_worth_compressing
-
-if TYPE_CHECKING:
-    from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.request import Request
 
 #: Returns a time in whole seconds as HTTP writes it.
 date = lru_cache(maxsize=2)(partial(formatdate, usegmt=True))
@@ -30,7 +27,7 @@ COMPRESS_APART = 64 << 10
 
 
 def begin(
-    handler: Handler,
+    handler: Request,
     length: int,
     status: int = 200,
     headers: Mapping[str, str] | None = None,
@@ -55,7 +52,7 @@ def begin(
     handler.http.write_headers(start, fields, None if handler.method == "HEAD" else body)
 
 
-def whole(handler: Handler, body: bytes, status: int, headers: Mapping[str, str] | None) -> None:
+def whole(handler: Request, body: bytes, status: int, headers: Mapping[str, str] | None) -> None:
     """Send a whole answer, and complete it."""
     apart = len(body) >= WRITE_APART and handler.method != "HEAD"
     begin(handler, len(body), status, headers, b"" if apart else body)
@@ -64,7 +61,7 @@ def whole(handler: Handler, body: bytes, status: int, headers: Mapping[str, str]
     handler.end_answer()
 
 
-async def compressed(handler: Handler, data: bytes) -> bool:
+async def compressed(handler: Request, data: bytes) -> bool:
     """Send an answer compressed, if the client takes that and it helps; return whether it was."""
     accepted = handler.headers.get("Accept-Encoding", "")
     # Most of a large one is a resource, which is compressed already.

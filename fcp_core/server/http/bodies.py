@@ -8,16 +8,13 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable
-from typing import TYPE_CHECKING
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPInputError
 from tornado.iostream import IOStream, StreamClosedError
 
 from fcp_core.server.http import refusals
-
-if TYPE_CHECKING:
-    from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.request import Request
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 
@@ -30,7 +27,7 @@ CHUNKS_IN_A_ROW = 64
 
 
 async def take_chunks(
-    connection: HTTP1Connection, handler: Handler, admitted: Awaitable[None] | None
+    connection: HTTP1Connection, handler: Request, admitted: Awaitable[None] | None
 ) -> None:
     """Pass a chunked body on to its handler.
 
@@ -84,7 +81,7 @@ async def read_chunks(stream: IOStream) -> AsyncIterator[bytes]:
             await asyncio.sleep(0)
 
 
-async def take_body(handler: Handler, admitted: Awaitable[None] | None) -> None:
+async def take_body(handler: Request, admitted: Awaitable[None] | None) -> None:
     """Wait for the admission, then take a large body straight off the socket."""
     try:
         if admitted is not None:
@@ -113,7 +110,7 @@ async def take_body(handler: Handler, admitted: Awaitable[None] | None) -> None:
     headers["Content-Length"] = str(int(headers["Content-Length"]) - handler.body.received)
 
 
-async def take_piece(handler: Handler, rest: Awaitable[None]) -> None:
+async def take_piece(handler: Request, rest: Awaitable[None]) -> None:
     """Wait until a piece of a body is taken."""
     try:
         await rest

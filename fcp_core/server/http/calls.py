@@ -10,10 +10,13 @@ from urllib.parse import unquote
 from google.protobuf.message import DecodeError, Message
 
 from fcp_core.protocol import routes
+from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import label
 from fcp_core.server.http import answers, refusals
 from fcp_core.server.http.body import BodyReader
+from fcp_core.server.http.context import Method
+from fcp_core.server.http.forward import pass_on
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.identify import identify
 from fcp_core.server.http.limits import limits_of_call
@@ -61,7 +64,7 @@ class RPCHandler(Handler):
                 self._route, self._variables, self._method = route, found.groupdict(), method
                 break
         else:
-            self._route, self._variables, self._method = context.find(self)
+            self._route, self._variables, self._method = self._find()
             route = self._route
         self.label = route.name
         if self.query not in _QUERIES:
@@ -74,6 +77,31 @@ class RPCHandler(Handler):
         else:
             # What is parsed on the loop is small, and never counted with uploads.
             self.open_body(limits_of_call(context.limits, route.method), context.calls)
+
+    def _find(self) -> tuple[Route, dict[str, str], Method]:
+        """Return the route of a call, the variables of its path, and what serves it.
+
+        :raises StatusError: NOT_FOUND or HTTP 405 if there is no such route; UNIMPLEMENTED if this
+            server does not serve it; INVALID_ARGUMENT for a path that is malformed.
+        """
+        served, services = self.context.served, self.context.services
+        found = routes.match(self.method, self.path)
+        if found is None:
+            if self.allowed():
+                raise self.wrong_method()
+            raise StatusError(Code.NOT_FOUND, "there is no such route")
+        route, variables = found
+        key = routes.key_of(route)
+        if key[1] is not None and key not in served:
+            served[key] = [
+                (each.pattern.fullmatch, each, method)
+                for each in routes.alike(key)
+                if (method := services.method(each)) is not None
+            ]
+        method = services.method(route)
+        if method is None:
+            raise StatusError(Code.UNIMPLEMENTED, f"this server does not offer {route.name}")
+        return route, variables, method
 
     def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
         """Turn a device away gently that cannot be served now, if the call has a way to say so."""
@@ -112,15 +140,17 @@ class RPCHandler(Handler):
         ADDRESS.set(self.connection.origin if self.passed is None else self.passed.peer)
         given = self.headers.get
         HOST.set((given("Host", ""), given("X-Forwarded-Proto", "")))
-        elsewhere = self.context.members is not None and self.context.is_elsewhere(self)
+        context = self.context
+        elsewhere = context.members is not None and context.is_elsewhere(self.method, self.path)
         try:
             response = None if elsewhere else await self._method(request, self._caller)
         except StatusError as error:
-            if not await self.context.went(self, error):
+            if not await context.went(self.method, self.path, error):
                 raise
             response = None
         if response is None:
-            await self.context.pass_on(self, partial(RPCHandler, self.context), request)
+            self.headers.pop("Content-Encoding", None)
+            await pass_on(self, partial(RPCHandler, context), request.SerializeToString())
             return
         answer = response.SerializeToString()
         if len(answer) >= answers.COMPRESS and await answers.compressed(self, answer):
@@ -148,7 +178,7 @@ class UploadHandler(Handler):
         context = self.context
         self._sender = identify(self) if context.identifies else None
         if self.method != "POST":
-            raise refusals.wrong_method(self)
+            raise self.wrong_method()
         if self.query not in _UPLOAD_QUERIES:
             protocol = refusals.parameters(self).get("upload_protocol", ["raw"])[-1]
             if protocol != "raw":

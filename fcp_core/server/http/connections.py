@@ -19,6 +19,7 @@ from fcp_core.server.http import refusals
 from fcp_core.server.http.handler import Connection, Handler, MakeHandler, read_header
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import address_key, is_loopback
+from fcp_core.server.http.request import Channel
 from fcp_core.server.seldom import Seldom
 
 #: The longest pause between two looks at who keeps the server waiting, in seconds.
@@ -28,7 +29,7 @@ _PAUSE = 1.0
 def without(prefix: str, makers: Sequence[tuple[str, MakeHandler]]) -> MakeHandler:
     """Return what makes the handlers of requests that begin with a prefix, as if they did not."""
 
-    def make(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+    def make(connection: Channel, method: str, uri: str, headers: HTTPHeaders) -> Handler:
         uri = uri[len(prefix) :]
         maker = next(maker for begins, maker in makers if uri.startswith(begins))
         return maker(connection, method, uri, headers)

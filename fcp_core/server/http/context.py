@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,13 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from fcp_core.protocol import routes
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http import refusals
-from fcp_core.server.http.body import BodyReader, InFlight
+from fcp_core.server.http.body import InFlight
 from fcp_core.server.http.buffers import Buffers
-from fcp_core.server.http.inflate import reader_of
 from fcp_core.server.http.large_uploads import LargeUploads
 from fcp_core.server.http.limits import FREE_OF_CALL, SMALL_CALLS, Limits
 from fcp_core.server.http.metrics import ServerMetrics
@@ -32,8 +30,6 @@ from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
 
 if TYPE_CHECKING:
-    from fcp_core.server.http.handler import Handler, MakeHandler
-    from fcp_core.server.http.request import Request
     from fcp_core.server.services import Services
 
 T = TypeVar("T")
@@ -64,6 +60,8 @@ class Context:
 
     :param authenticate: None: nobody says who sends a request.
     :param secure: whether requests come over TLS.
+    :param members: know where populations are owned; None: here.
+    :param member_tls: what other members are called with; None is plain HTTP.
     :param folder: where large bodies lie; None: in memory.
     :ivar identifies: whether anything depends on who sends a request.
     :ivar stopping: whether a stop was requested.
@@ -81,6 +79,8 @@ class Context:
         threads: int | None = None,
         *,
         secure: bool = False,
+        members: Routes | None = None,
+        member_tls: ssl.SSLContext | None = None,
         folder: Path | None = None,
     ) -> None:
         self.services = services
@@ -95,7 +95,7 @@ class Context:
             waiting=partial(attrgetter("held"), services.media),
             on_behind=services.media.behind,
         )
-        services.media.on_release(self.uploads.look, self.uploads.turns.paused)
+        services.media.freed.connect(self.uploads.look, self.uploads.turns.paused)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.seldom = Seldom()
@@ -104,10 +104,9 @@ class Context:
         self.folding = OneATurn()
         self.large_uploads = LargeUploads(lambda: services.media.held + services.media.storing)
         self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited, folder=folder)
-        #: Where populations are owned; None: here.
-        self.members: Routes | None = None
+        self.members = members
         #: The connections to other members.
-        self.peers = Peers()
+        self.peers = Peers(member_tls)
         self.stopping = False
         self.busy: set[object] = set()
         self.awaited: set[object] = set()
@@ -125,34 +124,23 @@ class Context:
             *SMALL_CALLS.values(), limits.max_call, limits.max_body, limits.max_decompressed
         )
 
-    def is_elsewhere(self, call: Handler) -> bool:
+    def is_elsewhere(self, method: str, path: str) -> bool:
         """Whether a call is about a population of another member, or of none at the moment."""
         if self.members is None:
             return False
-        mark, _ = mark_of_call(call.method, call.path)
+        mark, _ = mark_of_call(method, path)
         owner = None if mark is None else self.members.table.owner(mark, self.members.clock)
         return mark in self.members.table.known and (owner is None or bool(owner.url))
 
-    async def went(self, call: Handler, error: StatusError) -> bool:
+    async def went(self, method: str, path: str, error: StatusError) -> bool:
         """Whether a call failed since its population is another member's by now."""
         if self.members is None:
             return False
-        if error.code is Code.ABORTED and not self.is_elsewhere(call):
+        if error.code is Code.ABORTED and not self.is_elsewhere(method, path):
             # What was to be written was refused, and nobody has looked since.
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.members.look(), self.members.seconds)
-        return self.is_elsewhere(call)
-
-    async def pass_on(self, call: Handler, make: MakeHandler, request: Message) -> None:
-        """Have another member answer a call, whose population it has since the call came.
-
-        :param make: makes what answers it if the population comes back.
-        :raises StatusError: as ``forward.pass_on``.
-        """
-        from fcp_core.server.http.forward import pass_on  # which has handlers of its own
-
-        call.headers.pop("Content-Encoding", None)
-        await pass_on(call, make, request.SerializeToString())
+        return self.is_elsewhere(method, path)
 
     def leave(self, request: object) -> None:
         """Stop waiting for a request. May be repeated."""
@@ -219,37 +207,3 @@ class Context:
         """Cancel the service calls in progress; their requests are answered."""
         for task in set(self._calls):
             task.cancel()
-
-    def read_body(self, request: Request, limits: Limits, room: InFlight) -> BodyReader:
-        """Return what reads the body of a request, with room for what it announced.
-
-        :param room: where it is counted.
-        :raises StatusError: as :func:`reader_of`.
-        """
-        encoding = request.headers.get("Content-Encoding")
-        rest = (request.announced, limits, room, self.executor, self.buffers)
-        return reader_of(encoding, *rest) if encoding else BodyReader(*rest)
-
-    def find(self, call: Handler) -> tuple[Route, dict[str, str], Method]:
-        """Return the route of a call, the variables of its path, and what serves it.
-
-        :raises StatusError: NOT_FOUND or HTTP 405 if there is no such route; UNIMPLEMENTED if this
-            server does not serve it; INVALID_ARGUMENT for a path that is malformed.
-        """
-        found = routes.match(call.method, call.path)
-        if found is None:
-            if call.allowed():
-                raise refusals.wrong_method(call)
-            raise StatusError(Code.NOT_FOUND, "there is no such route")
-        route, variables = found
-        key = routes.key_of(route)
-        if key[1] is not None and key not in self.served:
-            self.served[key] = [
-                (each.pattern.fullmatch, each, served)
-                for each in routes.alike(key)
-                if (served := self.services.method(each)) is not None
-            ]
-        method = self.services.method(route)
-        if method is None:
-            raise StatusError(Code.UNIMPLEMENTED, f"this server does not offer {route.name}")
-        return route, variables, method

@@ -40,7 +40,7 @@ class DownloadHandler(Handler):
         try:
             found = await self.context.services.media.download(name)
         except StatusError as failure:
-            if not await self.context.went(self, failure):
+            if not await self.context.went(self.method, self.path, failure):
                 raise
             await pass_on(self, partial(DownloadHandler, self.context))
             return

@@ -21,13 +21,14 @@ from fcp_core.server.http.calls import RPCHandler, UploadHandler
 from fcp_core.server.http.connections import BoundedHTTPServer
 from fcp_core.server.http.context import Authenticate, Context
 from fcp_core.server.http.downloads import DownloadHandler
-from fcp_core.server.http.handler import Connection, Handler, MakeHandler
+from fcp_core.server.http.handler import Handler, MakeHandler
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.links import LINKS, LinkHandler, dial
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.pages import HealthHandler, MetricsHandler, NothingHandler
 from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.http.plugin_pages import PagesHandler, name_of
+from fcp_core.server.http.request import Channel
 from fcp_core.server.http.routed import from_members, routed
 from fcp_core.server.http.shared_admin import SharedAdmin
 from fcp_core.server.http.tls import MemberTLS
@@ -93,16 +94,18 @@ class Frontend:
         self._tls = tls
         self._limits = limits
         self._context = Context(
-            services, authenticate, limits, metrics, threads, secure=tls is not None, folder=folder
+            services,
+            authenticate,
+            limits,
+            metrics,
+            threads,
+            secure=tls is not None,
+            members=members,
+            member_tls=None if member_tls is None else member_tls.client,
+            folder=folder,
         )
-        self._context.members = members
         self._links = links
-        if links is not None:
-            links.room = self._context.uploads.room
-        self._member_tls = None
-        if member_tls is not None:
-            self._member_tls = member_tls.server.context
-            self._context.peers.tls = member_tls.client
+        self._member_tls = None if member_tls is None else member_tls.server.context
         #: What answers admin calls for all members; None: this server's does.
         self.shared_admin: SharedAdmin | None = None
         if isinstance(members, Members):
@@ -126,6 +129,10 @@ class Frontend:
         assert links is not None
         keys = lambda: members.table.secrets  # noqa: E731
         await dial(self._context.peers, keys, links.spawn, url, member_id, link)
+
+    def room(self) -> int:
+        """Return how many bytes of uploads there is room for."""
+        return self._context.uploads.room()
 
     @property
     def has_admin(self) -> bool:
@@ -172,7 +179,7 @@ class Frontend:
             front = self._http
             self._metrics.watch(lambda: self.in_flight, lambda: front.connections)
 
-    def _make(self, connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+    def _make(self, connection: Channel, method: str, uri: str, headers: HTTPHeaders) -> Handler:
         """Make the handler of what no device asks for."""
         path, request = uri.partition("?")[0], (connection, method, uri, headers)
         context = self._context
@@ -189,7 +196,7 @@ class Frontend:
         return RPCHandler(context, *request)
 
     def _make_admin(
-        self, connection: Connection, method: str, uri: str, headers: HTTPHeaders
+        self, connection: Channel, method: str, uri: str, headers: HTTPHeaders
     ) -> Handler:
         """Make the handler of an admin call that another member passed on, or asks."""
         context = self._context
@@ -198,7 +205,7 @@ class Frontend:
         )
 
     def _make_metrics(
-        self, connection: Connection, method: str, uri: str, headers: HTTPHeaders
+        self, connection: Channel, method: str, uri: str, headers: HTTPHeaders
     ) -> Handler:
         """Make the handler of a request where there is nothing but metrics."""
         kind = MetricsHandler if uri.partition("?")[0] == "/metrics" else NothingHandler

@@ -27,7 +27,7 @@ import sys
 import time
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import (
@@ -42,12 +42,10 @@ from tornado.iostream import IOStream, SSLIOStream
 from fcp_core.protocol.status import StatusError
 from fcp_core.server.http import answers, refusals
 from fcp_core.server.http.bodies import take_body, take_chunks, take_piece
+from fcp_core.server.http.body import BodyReader
+from fcp_core.server.http.context import Context
 from fcp_core.server.http.rates import address_key, is_loopback
-from fcp_core.server.http.request import PLAIN, Request
-
-if TYPE_CHECKING:
-    from fcp_core.server.http.body import BodyReader
-    from fcp_core.server.http.context import Context
+from fcp_core.server.http.request import PLAIN, Channel, Request
 
 logger = logging.getLogger("fcp.server")
 
@@ -197,7 +195,7 @@ class Connection(HTTPServerConnectionDelegate, HTTPMessageDelegate):
 
 
 #: Makes the handler of a request: of its connection, its method, what is asked for, its headers.
-MakeHandler = Callable[[Connection, str, str, HTTPHeaders], "Handler"]
+MakeHandler = Callable[[Channel, str, str, HTTPHeaders], "Handler"]
 
 
 class Handler(Request):
@@ -210,7 +208,7 @@ class Handler(Request):
     def __init__(
         self,
         context: Context,
-        connection: Connection,
+        connection: Channel,
         method: str,
         uri: str,
         headers: HTTPHeaders,

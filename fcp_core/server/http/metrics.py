@@ -54,9 +54,15 @@ class ServerMetrics:
 
     :param counts: returns the server's gauges of now: ``open_tasks``, ``open_operations``,
         ``sessions``, ``waiting``, ``at_work``.
+    :param others: returns the dumps of the server's other processes; None: there are none.
     """
 
-    def __init__(self, clock: Clock, counts: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        counts: Callable[[], Mapping[str, int]],
+        others: Callable[[], Awaitable[Sequence[Dump]]] | None = None,
+    ) -> None:
         self._clock = clock
         self._open: Count[tuple[str, str]] = Count()
         self._ended: Expiring[tuple[str, str]] = Expiring()
@@ -64,8 +70,7 @@ class ServerMetrics:
         self._versions: set[str] = set()
         self._in_flight: Callable[[], int] = lambda: 0
         self._connections: Callable[[], int] = lambda: 0
-        #: Returns the dumps of the server's other processes; None: there are none.
-        self.others: Callable[[], Awaitable[Sequence[Dump]]] | None = None
+        self.others = others
         self._declare_task_metrics()
         self._declare_times()
         self._declare_release_metrics()

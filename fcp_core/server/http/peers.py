@@ -149,12 +149,11 @@ class Exchange(HTTPMessageDelegate):
 class Peers:
     """The connections to the other members.
 
-    :ivar tls: for those that speak HTTPS.
+    :param tls: for those that speak HTTPS.
     """
 
-    tls: ssl.SSLContext | None = None
-
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._client = TCPClient()
         self._kept: defaultdict[str, list[IOStream]] = defaultdict(list)
 
@@ -182,7 +181,7 @@ class Peers:
             stream = await self._client.connect(
                 address.hostname or "",
                 address.port or 80,
-                ssl_options=self.tls if address.scheme == "https" else None,
+                ssl_options=self._tls if address.scheme == "https" else None,
                 timeout=CONNECT_TIME,
             )
         except TimeoutError:

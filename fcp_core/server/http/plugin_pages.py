@@ -17,7 +17,7 @@ from fcp_core.server.http.handler import Handler
 if TYPE_CHECKING:
     from fcp_core.server.http.admin_auth import AdminCheck
     from fcp_core.server.http.context import Context
-    from fcp_core.server.http.handler import Connection
+    from fcp_core.server.http.request import Channel
     from fcp_core.server.services.pages import PageServer
 
 
@@ -36,7 +36,7 @@ class PagesHandler(Handler):
         pages: PageServer,
         check: AdminCheck,
         name: str,
-        connection: Connection,
+        connection: Channel,
         method: str,
         uri: str,
         headers: HTTPHeaders,

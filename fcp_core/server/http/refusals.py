@@ -6,18 +6,14 @@ import logging
 import time
 from collections.abc import Mapping
 from ssl import SSLError
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.limits import http_error
-from fcp_core.server.http.rates import RateLimitError
-
-if TYPE_CHECKING:
-    from fcp_core.server.http.handler import Handler
-    from fcp_core.server.http.request import Request
+from fcp_core.server.http.request import Request
 
 logger = logging.getLogger("fcp.server")
 
@@ -26,18 +22,15 @@ logger = logging.getLogger("fcp.server")
 LINGER = 1 << 20
 #: How long that may take, in seconds.
 LINGER_TIME = 5.0
-#: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
-RETRY_AFTER = 5
 #: The most parameters of a query.
 MAX_PARAMETERS = 100
 
 #: What keeps devices out that mean well: a limit, a key, a rule.
 _TOLD = (*(Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED), Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
 _CHECK_IN = "EligibilityEvalTasks.RequestEligibilityEvalTask"
-_RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 
-def refuse(handler: Handler, error: StatusError) -> None:
+def refuse(handler: Request, error: StatusError) -> None:
     """Answer before the body is there, then read a bounded rest of it and drop it."""
     if handler.over:
         return
@@ -53,7 +46,7 @@ def refuse(handler: Handler, error: StatusError) -> None:
         handler.end_answer()  # such a client sends no body once it has an answer
 
 
-def drop(handler: Handler, chunk: bytes) -> None:
+def drop(handler: Request, chunk: bytes) -> None:
     """Drop a piece of a body that nobody wants."""
     if handler.dropping is None:
         handler.dropping = LINGER
@@ -66,7 +59,7 @@ def drop(handler: Handler, chunk: bytes) -> None:
             handler.http.close()
 
 
-def fail(handler: Handler, error: Exception) -> None:
+def fail(handler: Request, error: Exception) -> None:
     """Answer that a request failed, or close the connection if an answer was begun."""
     handler.abandon()  # before the client, who may try again, hears of it
     status = as_status(handler, error)
@@ -78,18 +71,7 @@ def fail(handler: Handler, error: Exception) -> None:
         handler.on_connection_close()
 
 
-def describe(handler: Request, error: StatusError) -> tuple[bytes, dict[str, str]]:
-    """Return an error as a serialized ``google.rpc.Status``, with its headers."""
-    headers = {"Content-Type": "application/x-protobuf"}
-    if error.code in _RETRY_CODES:
-        wait = error.wait if isinstance(error, RateLimitError) else RETRY_AFTER
-        headers["Retry-After"] = str(wait)
-    if error.http == 405:
-        headers["Allow"] = ", ".join(handler.allowed())
-    return error.to_proto().SerializeToString(), headers
-
-
-def as_status(handler: Handler, error: Exception) -> StatusError:
+def as_status(handler: Request, error: Exception) -> StatusError:
     """Return the error to send; a fault of the server's own is logged and not described."""
     if isinstance(error, StatusError):
         logger.debug("%s %s: %s", handler.label, handler.subject, error)
@@ -104,17 +86,11 @@ def as_status(handler: Handler, error: Exception) -> StatusError:
     return StatusError(Code.INTERNAL, "the server failed; its log says why")
 
 
-def _is_of_configuration(handler: Handler, error: StatusError) -> bool:
+def _is_of_configuration(handler: Request, error: StatusError) -> bool:
     """Whether an operator may want to know that a device is answered this."""
     if error.code is Code.NOT_FOUND:  # the population; anybody may ask for other things in vain
         return handler.label == _CHECK_IN
     return error.code in _TOLD
-
-
-def wrong_method(handler: Request) -> StatusError:
-    """Return the error for a method that the address has not."""
-    allowed = " and ".join(handler.allowed())
-    return http_error(405, f"{handler.method} is not allowed here; {allowed} is")
 
 
 def long_header(size: int, limit: int) -> StatusError:
@@ -152,7 +128,7 @@ def certificate(handler: Request, *, binary: bool) -> bytes | Mapping[str, Any] 
     return cast("bytes | Mapping[str, Any] | None", found)
 
 
-def log(handler: Handler, status: int) -> None:
+def log(handler: Request, status: int) -> None:
     """Log the end of a request."""
     seconds = time.perf_counter() - handler.began
     about: dict[str, Any] = {"route": handler.label, "status": status, "seconds": seconds}

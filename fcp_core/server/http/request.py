@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPHeaders
 
-from fcp_core.protocol.status import StatusError
-from fcp_core.server.http import refusals
-from fcp_core.server.http.limits import Limits
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http.body import BodyReader, InFlight
+from fcp_core.server.http.context import Context
+from fcp_core.server.http.inflate import reader_of
+from fcp_core.server.http.limits import Limits, http_error
+from fcp_core.server.http.passing import Passed
+from fcp_core.server.http.rates import RateLimitError
 
-if TYPE_CHECKING:
-    from fcp_core.server.http.body import BodyReader, InFlight
-    from fcp_core.server.http.context import Context
-    from fcp_core.server.http.handler import Connection
-    from fcp_core.server.http.passing import Passed
+#: What UNAVAILABLE and RESOURCE_EXHAUSTED tell a client to wait, in seconds.
+RETRY_AFTER = 5
+_RETRY_CODES = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 PROTOBUF = "application/x-protobuf"
 PLAIN: Mapping[str, str] = {"Content-Type": PROTOBUF}
 
 
-class Request:
+class Channel(Protocol):
+    """What a request comes over.
+
+    :ivar address: where it comes from.
+    :ivar origin: the address that it counts for, or the network; empty: this machine.
+    :ivar secure: whether that is TLS.
+    :ivar http: Tornado's connection, for the answer.
+    """
+
+    address: str
+    origin: str
+    secure: bool
+    http: HTTP1Connection
+
+    def limit(self, seconds: float) -> None:
+        """Close the connection after so many seconds, unless the limit is changed before."""
+
+
+class Request(ABC):
     """One request, until it is answered; the rest is in ``Handler``.
 
     :ivar uri: what is asked for, as it was sent, escapes and all.
@@ -33,11 +54,12 @@ class Request:
     :ivar body: the body, if the handler opened one.
     :ivar small: a small body, which is neither counted nor compressed.
     :ivar status: of the answer, once its header is written.
+    :ivar over: whether it was answered, or its client is gone.
     :ivar dropping: how much more of the body is dropped; None: it is taken.
     """
 
     context: Context
-    connection: Connection
+    connection: Channel
     http: HTTP1Connection
     method: str
     uri: str
@@ -49,6 +71,7 @@ class Request:
     body: BodyReader | None
     small: bytearray | None
     status: int
+    over: bool
     dropping: int | None
 
     #: What the log calls the request: never a path, because paths carry tokens.
@@ -77,7 +100,7 @@ class Request:
         :raises StatusError: if not; what is returned may raise it too.
         """
         if self.method not in self.allowed():
-            raise refusals.wrong_method(self)
+            raise self.wrong_method()
         return None
 
     async def serve(self) -> None:
@@ -92,8 +115,19 @@ class Request:
         return (error.http, *self.describe(error))
 
     def describe(self, error: StatusError) -> tuple[bytes, dict[str, str]]:
-        """Return an error as a body with its headers."""
-        return refusals.describe(self, error)
+        """Return an error as a body with its headers: a serialized ``google.rpc.Status``."""
+        headers = {"Content-Type": PROTOBUF}
+        if error.code in _RETRY_CODES:
+            wait = error.wait if isinstance(error, RateLimitError) else RETRY_AFTER
+            headers["Retry-After"] = str(wait)
+        if error.http == 405:
+            headers["Allow"] = ", ".join(self.allowed())
+        return error.to_proto().SerializeToString(), headers
+
+    def wrong_method(self) -> StatusError:
+        """Return the error for a method that the address has not."""
+        allowed = " and ".join(self.allowed())
+        return http_error(405, f"{self.method} is not allowed here; {allowed} is")
 
     @property
     def address(self) -> str:
@@ -109,9 +143,45 @@ class Request:
         :param room: where it is counted.
         :raises StatusError: as ``inflate.reader_of``.
         """
-        self.body = self.context.read_body(self, limits, room)
+        encoding = self.headers.get("Content-Encoding")
+        rest = (self.announced, limits, room, self.context.executor, self.context.buffers)
+        self.body = reader_of(encoding, *rest) if encoding else BodyReader(*rest)
 
     @property
     def answered(self) -> bool:
         """Whether an answer was begun."""
         return self.status != 0
+
+    # What handlers do.
+
+    @abstractmethod
+    def begin_answer(
+        self,
+        length: int,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> None:
+        """Send the header and what there is of the body, of *length* bytes."""
+
+    @abstractmethod
+    def answer(
+        self, body: bytes = b"", status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Send the whole answer."""
+
+    @abstractmethod
+    def end_answer(self) -> None:
+        """Complete the answer, and count the request."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Release what the request holds. May be repeated."""
+
+    @abstractmethod
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        """Take a piece of the body, or drop it if the request was refused."""
+
+    @abstractmethod
+    def on_connection_close(self) -> None:
+        """Drop what was received; a service call in progress goes on."""

@@ -8,10 +8,11 @@ from tornado.httputil import HTTPHeaders
 
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.forward import ForwardHandler
-from fcp_core.server.http.handler import Connection, Handler, MakeHandler
+from fcp_core.server.http.handler import Handler, MakeHandler
 from fcp_core.server.http.pages import NothingHandler
 from fcp_core.server.http.passing import HEADER, mark_of_call, verify
-from fcp_core.server.processes.member_links import LARGE
+from fcp_core.server.http.request import Channel
+from fcp_core.server.processes.placing import LARGE
 
 
 def routed(
@@ -30,7 +31,7 @@ def routed(
     members = context.members
     assert members is not None  # there is nothing to route otherwise
 
-    def choose(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+    def choose(connection: Channel, method: str, uri: str, headers: HTTPHeaders) -> Handler:
         mark, begins = mark_of_call(method, uri.partition("?")[0])
         if mark is not None:
             owner = members.table.owner(mark, members.clock)
@@ -60,7 +61,7 @@ def from_members(context: Context, makers: Mapping[str, MakeHandler]) -> MakeHan
     assert members is not None  # only members listen for others
     routes = [(begins, routed(context, make, passes=False)) for begins, make in makers.items()]
 
-    def choose(connection: Connection, method: str, uri: str, headers: HTTPHeaders) -> Handler:
+    def choose(connection: Channel, method: str, uri: str, headers: HTTPHeaders) -> Handler:
         passed = verify(members.table.secrets, method, uri, headers.get(HEADER, ""))
         if passed is None:
             return NothingHandler(context, connection, method, uri, headers)

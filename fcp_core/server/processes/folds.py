@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import msgspec
 
 from fcp_core.aggregation.engine import Engine, Fold, FoldJob
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.machine import Signal
 
 Blob: TypeAlias = bytes | bytearray | memoryview
 
@@ -24,17 +24,17 @@ class WorkerFolds:
     The public coroutines are what the process that decides may call.
 
     :ivar held: how many bytes of uploads wait here or are being folded.
-    :ivar on_release: called whenever they have become fewer.
+    :param freed: announced whenever they have become fewer.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, freed: Signal | None = None) -> None:
         self._engine = engine
+        self.freed = Signal() if freed is None else freed
         self._numbers = itertools.count(1)
         self._bodies: dict[int, Blob] = {}
         self._folds: dict[int, Fold] = {}
         self._partials: dict[int, memoryview] = {}
         self.held = 0
-        self.on_release: Callable[[], None] = lambda: None
 
     def clear(self) -> None:
         """Drop everything: nobody can ask for it any more."""
@@ -111,7 +111,7 @@ class WorkerFolds:
 
     def _release(self, size: int) -> None:
         self.held -= size
-        self.on_release()
+        self.freed()
 
     def _find(self, fold: int) -> Fold:
         found = self._folds.get(fold)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sized
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from fcp_core.aggregation.engine import HeldBody
@@ -34,6 +34,7 @@ class LinkedMedia:
     def __init__(self, media: Media, members: Members, links: MemberLinks) -> None:
         self._media, self._members, self._links = media, members, links
         self.download, self.is_same, self.behind = media.download, media.is_same, media.behind
+        self.freed = media.freed
 
     @property
     def held(self) -> int:
@@ -44,11 +45,6 @@ class LinkedMedia:
     def storing(self) -> int:
         """How many bytes of large ones are accumulated and not stored yet."""
         return int(self._media.storing)
-
-    def on_release(self, call: Callable[[], None], waiting: Sized) -> None:
-        """Call *call* whenever they have become fewer, as ``Media.on_release``."""
-        self._links.on_release = call
-        self._media.on_release(call, waiting)
 
     async def begin_upload(self, resource_name: str, sender: str | None = None) -> int:
         """Let an upload begin, as ``Media.begin_upload``."""

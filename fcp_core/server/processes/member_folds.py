@@ -11,6 +11,7 @@ import msgspec
 
 from fcp_core.aggregation.engine import Engine, FoldJob
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.machine import Signal
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.store import TaskStore
@@ -37,8 +38,14 @@ class MemberFolds(WorkerFolds):
         contributions that are accumulated, and to be stored; ``committed`` after each write.
     """
 
-    def __init__(self, engine: Engine, store: TaskStore, tell: Callable[..., None]) -> None:
-        super().__init__(engine)
+    def __init__(
+        self,
+        engine: Engine,
+        store: TaskStore,
+        tell: Callable[..., None],
+        freed: Signal | None = None,
+    ) -> None:
+        super().__init__(engine, freed)
         self._store, self._tell = store, tell
         self._written: dict[str, _Written] = {}
         #: The bytes of contributions that are being accumulated.
@@ -76,8 +83,7 @@ class MemberFolds(WorkerFolds):
                 self._forget(each)
             self._tell(stream, "folded", contributions)
 
-        made.fold.on_folded = folded
-        made.fold.on_committed = partial(self._tell, stream, "committed")
+        made.fold.on_progress(folded, partial(self._tell, stream, "committed"))
         self._written[stream] = made
 
     async def contribute(

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from fcp_core.aggregation.engine import FoldJob
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.machine import Signal
 from fcp_core.rounds.tokens import mark_in
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.member_folds import MemberFolds
@@ -47,8 +48,6 @@ BEATS, LONGEST_BEAT = 6.0, 1.0
 SILENCE = 3.0
 #: The pause before a member is called again that did not answer, and the longest, in seconds.
 PAUSE, LONGEST_PAUSE = 0.2, 10.0
-#: Uploads from this size on are worth the calls that it takes to have another member receive them.
-LARGE = 64 << 10
 #: The names of this host that mean another one elsewhere.
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -93,8 +92,8 @@ class Peer:
         self.silent = math.inf
         self.gone = asyncio.Event()
         self.streams: set[Stream] = set()
-        self.folds = folds = MemberFolds(links.engine.inner, links.store, self._tell_owner)
-        folds.on_release = lambda: links.on_release()
+        folds = MemberFolds(links.engine.inner, links.store, self._tell_owner, links.freed)
+        self.folds = folds
         self._links = links
         #: The uploads that it receives for this member, and who sends them.
         self._uploading: dict[str, str | None] = {}
@@ -175,10 +174,12 @@ class Peer:
         local = urlsplit(address).hostname in _LOCAL
         self.address = "" if local and host != socket.gethostname() else address
         self.share.told(free, used)
+        self._links.readdress()
 
     async def _take_over(self) -> None:
         """Bring here what it holds and has accumulated: it is about to end."""
         self.address = ""
+        self._links.readdress()
         held = [body.fetch() for body in self._held.values() if not body.taken]
         await asyncio.gather(*held, return_exceptions=True)
         ending = [asyncio.shield(stream.end()) for stream in list(self.streams)]
@@ -205,10 +206,9 @@ class MemberLinks:
     :param engine: accumulates here and in other members.
     :param store: takes what is accumulated here for others.
     :param uploads: takes what is uploaded for this member's populations.
-    :param dial: opens a connection to another member.
     :param address: where devices reach this member; ``""``: others cannot send any.
-    :ivar room: how many bytes of uploads this member has room for.
-    :ivar on_release: called whenever fewer bytes of others' uploads are held.
+    :param placing: is told where devices may be sent.
+    :param freed: announced whenever fewer bytes of others' uploads are held.
     :ivar orphans: what was held by members to which the link broke, by the upload's name: it may
         be there still, and come again.
     """
@@ -219,17 +219,16 @@ class MemberLinks:
         engine: ProcessEngine,
         store: TaskStore,
         uploads: Uploads,
-        dial: Dial,
         address: str,
+        placing: Placing,
+        freed: Signal,
     ) -> None:
         self.engine, self.store, self.uploads = engine, store, uploads
-        self.members, self._dial, self._address = members, dial, address
+        self.members, self._address, self.freed = members, address, freed
         #: Those of streams.
         self.numbers = itertools.count()
-        self.room: Callable[[], int] = lambda: 0
-        self.on_release: Callable[[], None] = lambda: None
         self.orphans: weakref.WeakValueDictionary[str, RemoteUpload] = weakref.WeakValueDictionary()
-        self._share, self._placing = Share(), Placing()
+        self._placing, self._share = placing, placing.shares[""]
         self._peers: dict[str, Peer] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -241,8 +240,13 @@ class MemberLinks:
         """How many bytes of other members' uploads wait here."""
         return sum(peer.folds.held for peer in self._peers.values())
 
-    def start(self) -> None:
-        """Call the other members, now and whenever one comes."""
+    def start(self, room: Callable[[], int], dial: Dial) -> None:
+        """Call the other members, now and whenever one comes.
+
+        :param room: returns how many bytes of uploads this member has room for.
+        :param dial: opens a connection to another member.
+        """
+        self._room, self._dial = room, dial
         self._beating = self.spawn(self._beat())
         self.members.on_change.append(self._changed)
         self._changed(self.members.table)
@@ -251,19 +255,13 @@ class MemberLinks:
         """Return the member that others call at *url*, if there is a link to it."""
         return next((peer for peer in self._peers.values() if peer.url == url), None)
 
-    def place(self, size: int) -> str:
-        """Return where a device is to send an upload: to the member that has least to do.
-
-        :param size: of such uploads, in bytes; small ones are best received here.
-        :returns: ``""`` for this member.
-        """
-        if size < LARGE:
-            return ""
-        shares = {"": self._share}
-        for peer in self._peers.values():
-            if peer.address not in ("", self._address):
-                shares[peer.address] = peer.share
-        return self._placing.choose(shares, size) if len(shares) > 1 else ""
+    def readdress(self) -> None:
+        """Say to which members devices may be sent now."""
+        self._placing.shares = {"": self._share} | {
+            peer.address: peer.share
+            for peer in self._peers.values()
+            if peer.address not in ("", self._address)
+        }
 
     def check_owned(self, name: str) -> None:
         """Check that the population of an upload is this member's.
@@ -301,6 +299,7 @@ class MemberLinks:
         """Do without a link that has ended."""
         if self._peers.get(peer.member_id) is peer:
             del self._peers[peer.member_id]
+        self.readdress()
         self.engine.lost(peer)
 
     def spawn(self, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> asyncio.Future[Any]:
@@ -383,7 +382,7 @@ class MemberLinks:
         while True:
             await asyncio.sleep(min(LONGEST_BEAT, seconds / BEATS))
             peers = list(self._peers.values())
-            self._share.told(self.room(), time.process_time())
+            self._share.told(self._room(), time.process_time())
             self._placing.learn({"": self._share, **{each.url: each.share for each in peers}})
             for peer in peers:
                 self._tell_room(peer)
@@ -393,4 +392,4 @@ class MemberLinks:
 
     def _tell_room(self, peer: Peer) -> None:
         here = (self._address, socket.gethostname())
-        peer.tell("room", *here, self.room(), time.process_time())
+        peer.tell("room", *here, self._room(), time.process_time())

@@ -50,14 +50,30 @@ class Share:
         return self.free - self.named * size
 
 
+#: Uploads from this size on are worth the calls that it takes to have another member receive them.
+LARGE = 64 << 10
+
+
 class Placing:
-    """Chooses among members, by whatever they are known by."""
+    """Chooses among members, by whatever they are known by.
+
+    :ivar shares: what each has to do, by where it is to be sent uploads; ``""``: this one.
+    """
 
     def __init__(self) -> None:
+        self.shares = {"": Share()}
         #: What an upload is thought to take, in seconds of processor time.
         self._upload = 0.0
         #: Who is sent uploads at the moment, and how many more.
         self._run, self._more = "", 0
+
+    def place(self, size: int) -> str:
+        """Return where a device is to send an upload: to the member that has least to do.
+
+        :param size: of such uploads, in bytes; small ones are best received here.
+        :returns: ``""`` for this member.
+        """
+        return self.choose(self.shares, size) if size >= LARGE and len(self.shares) > 1 else ""
 
     def learn(self, shares: Mapping[str, Share]) -> None:
         """Take what members used since the last time."""

@@ -21,7 +21,7 @@ from fcp_core.aggregation.engine import (
     HeldBody,
     Partial,
 )
-from fcp_core.aggregation.fold import duplicate
+from fcp_core.aggregation.fold import begun, duplicate, error_of, failed
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.processes.remote_upload import RemoteProcess, RemoteUpload
 
@@ -119,7 +119,7 @@ class ProcessFold(Fold):
         """Return what all processes have folded, and take no more."""
         with self._lock:
             if self._closed is not None:
-                return _failed(self._closed)
+                return failed(self._closed)
             self._closed = "the aggregation has finished"
         if threading.get_ident() == self._thread and not self._shares:
             return self._local.finish()
@@ -135,14 +135,14 @@ class ProcessFold(Fold):
         """Return what all processes have folded so far."""
         with self._lock:
             if self._closed is not None:
-                return _failed(self._closed)
+                return failed(self._closed)
         return self._run(self._merged_partial())
 
     def report(self, checkpoint_format: CheckpointFormat = "tf_v1") -> Future[bytes]:
         """Merge what all processes have, and finish."""
         with self._lock:
             if self._closed is not None:
-                return _failed(self._closed)
+                return failed(self._closed)
             self._closed = "the aggregation has reported"
         return self._run(self._report(checkpoint_format))
 
@@ -199,10 +199,10 @@ class ProcessFold(Fold):
         """Take the contributions' ids, and give them back if *work* fails."""
         with self._lock:
             if self._closed is not None:
-                return _failed(self._closed)
+                return failed(self._closed)
             twice = [item for item in contributions if item in self._ids]
             if twice or len(set(contributions)) < len(contributions):
-                return _failed(duplicate(twice or contributions))
+                return failed(duplicate(twice or contributions))
             self._ids.update(contributions)
             # What is in here is waited for, from before its work begins until it is counted.
             future: Future[None] = Future()
@@ -210,7 +210,7 @@ class ProcessFold(Fold):
         future.set_running_or_notify_cancel()
 
         def done(inner: Future[None]) -> None:
-            error = inner.exception()
+            error = error_of(inner)
             with self._lock:
                 if error is not None:
                     self._ids.difference_update(contributions)
@@ -220,14 +220,15 @@ class ProcessFold(Fold):
             else:
                 future.set_exception(error)
 
-        work().add_done_callback(done)
+        # A report must not wait for ever for what an engine that fails never begins.
+        begun(work).add_done_callback(done)
         return future
 
     def _run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the event loop."""
         if self._loop.is_closed():
             work.close()
-            return _failed(_stopped())
+            return failed(_stopped())
         if threading.get_ident() != self._thread:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
         # From the loop itself, as always in a server, there is no need to wake it.
@@ -357,10 +358,3 @@ class ProcessFold(Fold):
 
 def _stopped() -> StatusError:
     return StatusError(Code.ABORTED, "the server has stopped")
-
-
-def _failed(reason: str | StatusError) -> Future[Any]:
-    error = StatusError(Code.ABORTED, reason) if isinstance(reason, str) else reason
-    future: Future[Any] = Future()
-    future.set_exception(error)
-    return future

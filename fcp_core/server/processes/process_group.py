@@ -15,7 +15,7 @@ from fcp_core.server.processes.processors import shares
 from fcp_core.server.processes.workers import Workers, WorkerSettings
 
 if TYPE_CHECKING:
-    from fcp_core.server.http.metrics import ServerMetrics
+    pass
 
 
 class ProcessGroup:
@@ -62,7 +62,6 @@ class ProcessGroup:
         listeners: Listeners,
         certfile: str | os.PathLike[str] | None,
         keyfile: str | os.PathLike[str] | None,
-        metrics: ServerMetrics | None,
         url: str,
     ) -> Workers | None:
         """Make the workers, which start later; None if there are none.
@@ -91,7 +90,7 @@ class ProcessGroup:
                 log_levels=log_levels(),
             )
 
-        return Workers(self._processes - 1, settings_of, self.engine, metrics)
+        return Workers(self._processes - 1, settings_of, self.engine)
 
 
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:

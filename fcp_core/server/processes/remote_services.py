@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sized
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -100,7 +100,7 @@ class RemoteMedia:
 
     def __init__(self, link: Link, folds: WorkerFolds) -> None:
         self._link = link
-        self._folds = folds
+        self._folds, self.freed = folds, folds.freed
         self._cache: OrderedDict[str, Download] = OrderedDict()
         self._cached = 0
 
@@ -111,10 +111,6 @@ class RemoteMedia:
     def held(self) -> int:
         """How many bytes of uploads wait in this process."""
         return self._folds.held
-
-    def on_release(self, call: Callable[[], None], waiting: Sized) -> None:
-        """Call *call* whenever they have become fewer, as ``Media.on_release``."""
-        self._folds.on_release = call
 
     def behind(self, behind: bool) -> None:
         """Note whether too many uploads wait in this process, as ``Media.behind``."""

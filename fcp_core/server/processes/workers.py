@@ -272,14 +272,11 @@ class Workers:
         count: int,
         settings_of: Callable[[int], WorkerSettings],
         engine: ProcessEngine,
-        metrics: ServerMetrics | None,
     ) -> None:
         self._count = count
         self._settings_of = settings_of
         self._engine = engine
-        self._metrics = metrics
-        if metrics is not None:
-            metrics.others = self.measure
+        self._metrics: ServerMetrics | None = None
         self._make: Callable[[], WorkerProcess] | None = None
         self._workers: dict[WorkerProcess, int] = {}
         self._failures = dict.fromkeys(range(1, count + 1), 0)
@@ -291,11 +288,13 @@ class Workers:
         """The ids of the processes that serve at the moment."""
         return [worker.pid for worker in self._workers]
 
-    async def start(self, services: Services) -> None:
+    async def start(self, services: Services, metrics: ServerMetrics | None) -> None:
         """Start all, and wait until they accept requests.
 
+        :param metrics: of this process; None: nobody measures.
         :raises UsageError: if one does not; none is left then.
         """
+        self._metrics = metrics
         self._make = lambda: WorkerProcess(services, self._metrics, self._ended)
         if services.members is not None:
             services.members.on_change.append(partial(self._tell_table, services.members.clock))

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.rounds.tokens import Tokens
 from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.writes import Writes
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import UploadMemory
 
 #: What a device may receive as it is; anything else stays in the server.
 _PUBLIC = (
@@ -53,6 +50,7 @@ class Common:
     :param observed: returns whether anybody would hear of it if all is well with a device.
     :param writes: what is being stored.
     :param memory: what is held of uploads.
+    :param place: returns where uploads of such a size go; ``""``: here; None: all of them.
     """
 
     clock: Clock
@@ -64,6 +62,7 @@ class Common:
     observed: Callable[[], bool]
     writes: Writes
     memory: UploadMemory
+    place: Callable[[int], str] | None = None
     seldom: Seldom = field(default_factory=Seldom)
 
     def warn_of_silent(self, population: str) -> None:

@@ -22,8 +22,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fcp_core.aggregation.engine import CheckpointFormat, Finished, Fold, HeldBody, Partial
-from fcp_core.aggregation.fold import duplicate, failed
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.aggregation.fold import begun, duplicate, error_of, failed
+from fcp_core.errors import describe
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.services.stored_whole import (
     NeverStoredError,
@@ -64,10 +64,6 @@ class DurableFold(Fold):
     :param plain: whether what is stored is not encrypted.
     :param begin_stream: has another member begin one; None: what it holds is accumulated as the
         engine does that.
-    :ivar on_folded: called on the event loop with the ids of contributions whose bytes are not
-        needed any more: they are accumulated, and to be stored.
-    :ivar on_committed: called on the event loop after each write: with how many contributions are
-        stored by it, the bytes that were written, and the seconds that it took.
     :raises StatusError: as *begin* does.
     """
 
@@ -94,13 +90,13 @@ class DurableFold(Fold):
         self._streams: Streams | None = None
         if begin_stream is not None:
             heard = {
-                "folded": lambda contributions: self.on_folded(contributions),
-                "committed": lambda *written: self.on_committed(*written),
+                "folded": lambda contributions: self._folded(contributions),
+                "committed": lambda *written: self._committed(*written),
             }
             self._streams = Streams(begin_stream, self._take, heard)
         self._closed: str | None = None
-        self.on_folded: Callable[[Sequence[str]], None] = lambda contributions: None
-        self.on_committed: Callable[[int, int, float], None] = lambda count, size, seconds: None
+        self._folded: Callable[[Sequence[str]], None] = lambda contributions: None
+        self._committed: Callable[[int, int, float], None] = lambda count, size, seconds: None
         self._on_loss: Callable[[str], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -137,6 +133,20 @@ class DurableFold(Fold):
     def merge(self, partial: Partial) -> Future[None]:
         """Add a partial aggregate, and store it."""
         return self._begin(partial.contributions, lambda fold: fold.merge(partial))
+
+    def on_progress(
+        self,
+        folded: Callable[[Sequence[str]], None],
+        committed: Callable[[int, int, float], None],
+    ) -> None:
+        """Call these on the event loop from now on.
+
+        :param folded: with the ids of contributions whose bytes are not needed any more: they are
+            accumulated, and to be stored.
+        :param committed: after each write: with how many contributions are stored by it, the bytes
+            that were written, and the seconds that it took.
+        """
+        self._folded, self._committed = folded, committed
 
     def on_loss(self, callback: Callable[[str], None]) -> None:
         """Call *callback* if what is in memory is not what is stored any more.
@@ -224,15 +234,8 @@ class DurableFold(Fold):
             elif not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(done, inner)
 
-        try:
-            inner = work(delta.fold)
-            if not isinstance(inner, Future):
-                raise TypeError(f"expected a Future, not {inner!r:.200}")
-        except PLUGIN_ERRORS as error:
-            # The engine has failed: nobody must wait for the delta for ever.
-            inner = Future()
-            inner.set_exception(error)
-        inner.add_done_callback(from_engine)
+        # Nobody must wait for the delta for ever if the engine fails.
+        begun(partial(work, delta.fold)).add_done_callback(from_engine)
         return future
 
     def _refused(self, contributions: Sequence[str]) -> Future[None] | None:
@@ -283,10 +286,10 @@ class DurableFold(Fold):
         future: Future[None],
         inner: Future[None],
     ) -> None:
-        error = delta.error or _error_of(inner)
+        error = delta.error or error_of(inner)
         if error is None:
             delta.ready.append((contributions, future))
-            self.on_folded(contributions)
+            self._folded(contributions)
         else:
             self._ids.difference_update(contributions)
         delta.in_progress -= 1
@@ -356,7 +359,7 @@ class DurableFold(Fold):
         for _, future in delta.ready:
             future.set_result(None)
         delta.ready = []
-        self.on_committed(count, *written)
+        self._committed(count, *written)
 
     def _refuse(self, delta: _Delta, error: Exception) -> None:
         delta.error = error
@@ -392,9 +395,3 @@ class DurableFold(Fold):
 
         self._start(work).add_done_callback(done)
         return future
-
-
-def _error_of(future: Future[Any]) -> BaseException | None:
-    if future.cancelled():
-        return StatusError(Code.ABORTED, "the aggregation was aborted")
-    return future.exception()

@@ -6,8 +6,8 @@ What devices send in time is in ``services.protocol_calls``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Collection
+from typing import Any, Protocol, cast
 
 from google.protobuf.message import Message
 
@@ -20,15 +20,24 @@ from fcp_core.rounds.text import clean
 from fcp_core.rounds.token_parts import Token
 from fcp_core.rounds.tokens import AssignmentTickets, operation, operation_name
 from fcp_core.server.services.common import Common
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import TaskRunner
-    from fcp_core.server.services.tasks import Tasks
+from fcp_core.server.services.task_runner import TaskRunner
 
 logger = logging.getLogger("fcp.services")
 
 #: How often a device asks about an operation whose protocol does not say, in seconds.
 POLLING_INTERVAL = 0.5
+
+
+class KnownTasks(Protocol):
+    """The tasks that calls may be about, by their aggregations."""
+
+    def find(self, aggregation_id: str) -> TaskRunner | None:
+        """Return one that is known with its assignments, or None."""
+        ...
+
+    def knows(self, aggregation_id: str) -> bool:
+        """Whether there is or was one."""
+        ...
 
 
 class LateCalls:
@@ -43,7 +52,7 @@ class LateCalls:
         self,
         common: Common,
         *,
-        tasks: Tasks,
+        tasks: KnownTasks,
         factories: Collection[AggregationProtocolFactory],
         accepts_late: bool,
     ) -> None:
@@ -52,8 +61,7 @@ class LateCalls:
         self._tasks = tasks
         self._base_url = common.base_url
         self._accepts_late = accepts_late
-        #: Returns where uploads of such a size go; ``""``: here.
-        self.place: Callable[[int], str] | None = None
+        self._place = common.place
         self._factories = {name: factory for factory in factories for name in factory.services}
         #: The services of the protocols.
         self.services = frozenset(self._factories)

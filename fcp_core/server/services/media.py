@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
+from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.server.services.downloads import Downloads
 from fcp_core.server.services.protocol_calls import ProtocolCalls
 from fcp_core.server.services.published import Download
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import UploadMemory
 
 
 class Media:
@@ -22,16 +18,14 @@ class Media:
     #: How many bytes of large ones are accumulated and not stored yet.
     storing = property(attrgetter("_memory.storing"))
 
-    def on_release(self, call: Callable[[], None], waiting: Sized) -> None:
-        """Call *call* whenever they have become fewer and somebody is *waiting* for that."""
-        self._memory.on_release, self._memory.waiting = call, waiting
-
     def __init__(self, calls: ProtocolCalls, downloads: Downloads, memory: UploadMemory) -> None:
         self.begin_upload = calls.begin_upload
         self.finish_upload = calls.finish_upload
         self.abandon_upload = calls.abandon_upload
         self._downloads = downloads
         self._memory = memory
+        #: Announced whenever they have become fewer.
+        self.freed = memory.freed
 
     def behind(self, behind: bool) -> None:
         """Note whether more uploads wait to be received, in a process, than it may hold at a time.

@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fcp_core.plugins.settings import PopulationSettings
@@ -72,8 +73,8 @@ class Population:
         self._tasks: dict[str, TaskRunner] = {}
         #: The eligibility policies of the tasks that have their own.
         self.own_eligibility: dict[str, Sequence[EligibilityPolicy]] = {}
-        self.sessions = Sessions(settings.session_timeout, RETENTION, self._expire)
-        self.sessions.on_change = ticker.register(f"sessions:{name}", self.sessions)
+        watch = partial(ticker.register, f"sessions:{name}")
+        self.sessions = Sessions(settings.session_timeout, RETENTION, self._expire, watch)
         #: Check-ins that wait for room.
         self.held = HeldCheckIns(name, ticker, self._capacity)
         #: When policies were asked last, and when an arrival is a reason to ask them again.
@@ -208,7 +209,7 @@ class Population:
         """Let time pass without it; who waits in vain is not answered any more."""
         self._stopping = True
         self.held.release()
-        self.sessions.on_change = lambda: None
+        self.sessions.close()
         for kind in ("sessions", "population", "states", "held"):
             self._ticker.at(f"{kind}:{self.name}", None, self._decide)
 
@@ -326,8 +327,7 @@ class Population:
             self._ticker.at(f"population:{self.name}", when, self._decide)
 
     def _capacity(self) -> int:
-        capacity = sum(task.machine.capacity for task in self.open_tasks())
-        places = self._places()
+        capacity, places = sum(t.machine.capacity for t in self.open_tasks()), self._places()
         return capacity if places is None else min(capacity, places)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -43,9 +43,7 @@ from fcp_core.rounds.tokens import AssignmentTickets, operation, operation_name,
 from fcp_core.server.services.common import Wanted
 from fcp_core.server.services.late_calls import LateCalls, empty, set_polling_interval, too_late
 from fcp_core.server.services.protocol_host import ProtocolGuard, ShellEffect
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import TaskRunner
+from fcp_core.server.services.task_runner import TaskRunner
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -62,8 +60,9 @@ class ProtocolCalls(LateCalls):
 
         :raises StatusError: NOT_FOUND for an aggregation that this server never had,
             UNAUTHENTICATED for a token that is not valid, PERMISSION_DENIED for one of somebody
-            else, INVALID_ARGUMENT if the task has another protocol, ABORTED if the assignment was
-            dropped or comes too late where that is refused; what the protocol says otherwise.
+            else, INVALID_ARGUMENT if the protocol of the task that it was given has no such call,
+            ABORTED if the assignment was dropped or comes too late where that is refused; what the
+            protocol says otherwise.
         """
         now = self._clock.now()
         begins = "authorization_token" in request.DESCRIPTOR.fields_by_name
@@ -72,21 +71,25 @@ class ProtocolCalls(LateCalls):
         aggregation_id = request.aggregation_id
         token = self._read(text, kind, aggregation_id, now, sender)
         task = self._tasks.find(aggregation_id)
-        if task is not None and (route.service, route.method) not in task.routes:
-            raise StatusError(
-                Code.INVALID_ARGUMENT,
-                f"the aggregation protocol of task {task.spec.name} has no {route.name}",
-            )
         if (route.service, route.method) in self._aborting:
             return self._abort(route, request, token, task)
         tickets = self._tickets(aggregation_id, token, sender, task)
         if task is None:
             return self._late(route, tickets, request, None)
+        speaks = (route.service, route.method) in task.routes
         assignment = task.machine.get(token.subject.hex())
         if assignment is None:
             if token.expires <= now:
                 return self._late(route, tickets, request, task)
-            assignment = task.find(token.subject.hex(), now, begins=begins)
+            assignment = task.find(token.subject.hex(), now, begins=begins, speaks=speaks)
+        if not speaks:
+            if assignment.session_id:
+                raise StatusError(
+                    Code.INVALID_ARGUMENT,
+                    f"the aggregation protocol of task {task.spec.name} has no {route.name}",
+                )
+            # It was given the task in an earlier run, which had another protocol.
+            return self._late(route, tickets, request, task, counted=assignment.restored)
         earlier = assignment.calls.get(route.method)
         answered = earlier is not None and not isinstance(earlier.result, StatusError)
         if not answered and (assignment.restored or task.excuses(assignment)):
@@ -194,8 +197,8 @@ class ProtocolCalls(LateCalls):
         self, aggregation_id: str, token: Token, sender: str | None, task: TaskRunner | None
     ) -> AssignmentTickets:
         place = None
-        if self.place is not None and task is not None and not task.protocol.reads:
-            place = partial(self.place, task.upload_size)
+        if self._place is not None and task is not None and not task.protocol.reads:
+            place = partial(self._place, task.upload_size)
         return AssignmentTickets(
             self._tokens,
             aggregation_id,

@@ -19,13 +19,14 @@ from google.protobuf.message import Message
 from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, CallState, ProtocolCall, Stage
-from fcp_core.rounds.effects import DroppedEffect, TaskEffect
+from fcp_core.rounds.effects import DroppedEffect, Group, TaskEffect
 from fcp_core.rounds.protocols import (
     AggregationProtocol,
     Drop,
     Effect,
     Pending,
     ProtocolTask,
+    Tickets,
     Work,
 )
 from fcp_core.rounds.task import TaskMachine
@@ -102,7 +103,6 @@ class ProtocolGuard(ABC):
                 Code.INVALID_ARGUMENT,
                 f"the aggregation protocol {self._name!r} cannot start the task: {describe(error)}",
             ) from error
-        self._machine.notes = self._notes
         return self._carry_out(effects, now)
 
     def _check_concluding(self) -> None:
@@ -116,7 +116,8 @@ class ProtocolGuard(ABC):
                 f"methods tell devices that they count ({', '.join(known)}), not {names!r}",
             )
 
-    def _notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
+        """Return what the protocol says to whoever watches the task."""
         try:
             return tuple(map(str, self._protocol.notes()))
         except PLUGIN_ERRORS:
@@ -175,6 +176,22 @@ class ProtocolGuard(ABC):
                     call.finish(self._empty[method]())
                 else:
                     call.finish(StatusError(Code.ABORTED, "the task is over"))
+
+    @abstractmethod
+    def receive(
+        self, assignment: Assignment, method: str, request: Any, tickets: Tickets, now: float
+    ) -> tuple[ProtocolCall, list[ShellEffect]]:
+        """Have the protocol take a call, unless it is one that was sent before."""
+
+    @abstractmethod
+    def uploaded(
+        self, assignment: Assignment, slot: str, size: int, body: Any, now: float
+    ) -> list[ShellEffect]:
+        """Notify the protocol of an upload."""
+
+    @abstractmethod
+    def accumulated(self, group: Group, error: StatusError | None, now: float) -> list[ShellEffect]:
+        """Notify the protocol of the outcome of an accumulation."""
 
     # Inside.
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from fcp_core.aggregation.engine import Engine, Fold
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.rounds.events import Event
 from fcp_core.rounds.experience import Lately
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.standing import explain
 from fcp_core.rounds.task import FINAL, TaskMachine
 from fcp_core.rounds.tasks import TaskSpec, TaskState, TaskStatus
-from fcp_core.server.services.protocol_calls import ProtocolHost
-from fcp_core.server.services.protocol_host import ShellEffect
+from fcp_core.server.services.protocol_host import ProtocolGuard, ShellEffect
 from fcp_core.server.services.releases import TaskRelease
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.writes import Writes
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import TaskRunner, UploadMemory
 
 #: Uploads from this size on, in bytes, take turns: two of them would be in memory at once.
 LARGE = 64 << 20
@@ -39,7 +36,7 @@ class TaskParts:
     """
 
     machine: TaskMachine
-    protocol: ProtocolHost
+    protocol: ProtocolGuard
     fold: Fold
     routes: Mapping[tuple[str, str], Route]
     release: TaskRelease
@@ -48,7 +45,7 @@ class TaskParts:
 
 
 class Places(Protocol):
-    """What a task tells its population.
+    """What a task tells its population; it says which task it is by passing itself.
 
     :ivar capped: whether one that has contributed leaves a place for another.
     :ivar lately: when its devices came.
@@ -57,11 +54,11 @@ class Places(Protocol):
     capped: bool
     lately: Lately
 
-    def left(self, task: TaskRunner, *, contributed: bool, now: float) -> None:
+    def left(self, task: Any, *, contributed: bool, now: float) -> None:
         """Let other devices have the places of those that left."""
         ...
 
-    def has_room(self, task: TaskRunner) -> bool:
+    def has_room(self, task: Any) -> bool:
         """Whether a task may be given one more device."""
         ...
 
@@ -74,13 +71,11 @@ class Places(Protocol):
 class Keeper(Protocol):
     """What a task tells whoever keeps it."""
 
-    async def ended(
-        self, task: TaskRunner, result: bytes | None
-    ) -> tuple[TaskStatus, bytes | None]:
+    async def ended(self, task: Any, result: bytes | None) -> tuple[TaskStatus, bytes | None]:
         """Store how a task ended; return the status and the result that count."""
         ...
 
-    def lost(self, task: TaskRunner, why: str) -> None:
+    def lost(self, task: Any, why: str) -> None:
         """Restart a task that has lost contributions."""
         ...
 
@@ -102,11 +97,16 @@ class Surroundings:
     observed: Callable[[], bool]
 
 
-def explained(machine: TaskMachine, places: Places, surroundings: Surroundings) -> TaskStatus:
-    """Return how a task stands whose end is not stored, and what keeps it from going on."""
+def explained(
+    machine: TaskMachine, notes: Sequence[str], places: Places, surroundings: Surroundings
+) -> TaskStatus:
+    """Return how a task stands whose end is not stored, and what keeps it from going on.
+
+    :param notes: what its protocol says.
+    """
     now = surroundings.clock.now()
     waits_for = explain(machine, places.lately, places.waiting, now)
-    status = machine.status(surroundings.writes.trouble(), waits_for)
+    status = machine.status(surroundings.writes.trouble(), waits_for, notes)
     if status.state in FINAL:
         return replace(status, state=TaskState.CLOSING, finished=None, error=None)
     return status

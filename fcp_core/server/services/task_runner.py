@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -43,69 +43,6 @@ logger = logging.getLogger("fcp.services")
 _UNKNOWN: tuple[str, Sequence[str], str] = ("", (), "")
 
 
-class UploadMemory:
-    """Counts what is held of uploads, from their last byte until they are accumulated or dropped.
-
-    What is accumulated and waits to be stored holds no bytes of its own any more.
-
-    :param limit: in bytes.
-    :ivar held: in bytes.
-    :ivar storing: how many bytes of large ones are accumulated and not stored yet.
-    :ivar crowded: whether that is more than half of the limit, or as much as the limit waits to be
-        received: no more devices should be given work then, so that those who have it find room.
-    :ivar on_release: called when there is more room and somebody is *waiting* for that.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.held = self.storing = 0
-        self.crowded = False
-        self._behind = 0
-        self.on_release: Callable[[], None] = lambda: None
-        self.waiting: Sized = ()
-
-    def pressure(self) -> str:
-        """Say that it is crowded; ``""`` if it is not."""
-        if not self.crowded:
-            return ""
-        if self._behind:
-            return f"uploads of more than {self._limit} bytes wait to be received"
-        return f"the server holds {self.held} bytes of uploads that wait to be aggregated"
-
-    def check(self, size: int) -> None:
-        """Check that there is room.
-
-        :raises StatusError: UNAVAILABLE if not; the device may upload again.
-        """
-        if self.held + size > self._limit:
-            raise StatusError(
-                Code.UNAVAILABLE,
-                f"the server holds {self.held} bytes of uploads that wait to be aggregated and "
-                f"takes no more than {self._limit}; upload again later",
-            )
-
-    def hold(self, size: int) -> None:
-        """Count bytes."""
-        self.held += size
-        self._judge()
-
-    def release(self, size: int) -> None:
-        """Uncount bytes."""
-        if size:
-            self.held -= size
-            self._judge()
-            if self.waiting:
-                self.on_release()
-
-    def behind(self, more: int) -> None:
-        """Count processes in which more waits to be received than may be held."""
-        self._behind += more
-        self._judge()
-
-    def _judge(self) -> None:
-        self.crowded = self._behind > 0 or 2 * self.held > self._limit
-
-
 class TaskRunner(TaskShell):
     """One task that is offered, until it has ended; made as :class:`TaskShell`."""
 
@@ -125,20 +62,22 @@ class TaskRunner(TaskShell):
         """Return a session's assignment of this task, whether it has ended or not, or None."""
         return self.machine.get(assignment_id(session.key, self.aggregation_id))
 
-    def find(self, id_: str, now: float, *, begins: bool) -> Assignment:
+    def find(self, id_: str, now: float, *, begins: bool, speaks: bool = True) -> Assignment:
         """Return the assignment that a token names.
 
         A server that was restarted does not know it: the device goes on all the same if there is
         room, and if its protocol needs nothing of what it did before.
 
         :param begins: whether the device begins to contribute only now.
+        :param speaks: whether it speaks the task's protocol, which the operator may have changed.
         :returns: one that was dropped if the task cannot take the device: it comes too late.
         :raises StatusError: ABORTED if the task refuses those who come too late.
         """
         assignment = self.machine.get(id_)
         if assignment is not None:
             return assignment
-        if not self._places.has_room(self) or not (begins or self.protocol.resumable):
+        goes_on = speaks and (begins or self.protocol.resumable)
+        if not (goes_on and self._places.has_room(self)):
             if not self.accepts_late:
                 raise StatusError(
                     Code.ABORTED,

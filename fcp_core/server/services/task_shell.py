@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from fcp_core.aggregation.engine import Fold
 from fcp_core.errors import describe
@@ -38,9 +38,6 @@ from fcp_core.server.services.task_parts import (
     TaskParts,
     explained,
 )
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.task_runner import TaskRunner
 
 logger = logging.getLogger("fcp.services")
 
@@ -97,11 +94,6 @@ class TaskShell(ABC):
         self._finishing: asyncio.Task[None] | None = None
 
     @property
-    def runner(self) -> TaskRunner:
-        """The same, as those who keep it know it."""
-        return cast("TaskRunner", self)
-
-    @property
     def streams(self) -> Sequence[str]:
         """The names of the streams of shards that other members write for it."""
         return self._fold.streams if isinstance(self._fold, DurableFold) else ()
@@ -130,7 +122,7 @@ class TaskShell(ABC):
         """
         if self._ended is not None:
             return dataclasses.replace(self._ended, surplus=self.machine.surplus)
-        return explained(self.machine, self._places, self._with)
+        return explained(self.machine, self.protocol.notes(), self._places, self._with)
 
     def open(self, now: float) -> None:
         """Begin: from now on the task takes devices and keeps its times."""
@@ -159,7 +151,7 @@ class TaskShell(ABC):
         self._seen = (0, 0)
         self._perform(parts.begun, now)
         self._schedule()
-        self._places.left(self.runner, contributed=False, now=now)
+        self._places.left(self, contributed=False, now=now)
 
     async def wait(self) -> bytes:
         """Return the result as soon as it is stored.
@@ -295,7 +287,7 @@ class TaskShell(ABC):
                 waiter.set_exception(error)
 
     async def _finish(self) -> None:
-        status, result = await self._keeper.ended(self.runner, self._result)
+        status, result = await self._keeper.ended(self, self._result)
         self._ended, self._result = status, None
         self._tell(result, StatusError(*status.error) if status.error else None)
         code, message = status.error or (Code.OK, self.machine.story())
@@ -308,11 +300,11 @@ class TaskShell(ABC):
         self._cancel_jobs()
         self._fold = fold
         if isinstance(fold, DurableFold):
-            fold.on_folded, fold.on_committed = self._folded, self._committed
+            fold.on_progress(self._folded, self._committed)
 
         def lost(why: str) -> None:
             if fold is self._fold and not self._stopped and self.machine.state not in FINAL:
-                self._keeper.lost(self.runner, why)
+                self._keeper.lost(self, why)
 
         def from_engine(why: str) -> None:
             if not self._loop.is_closed():

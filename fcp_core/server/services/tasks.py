@@ -262,14 +262,13 @@ class Tasks:
 
     async def leave(self, population: str) -> None:
         """Stop the tasks of a population and forget them: another member goes on with them."""
-        for record in [*self._records.values()]:
-            if record.population != population:
-                continue
-            task = self._running.get(record.task_id)
-            if task is not None:
-                await task.stop()
-                self._running.pop(record.task_id, None)
-                self._downloads.remove(task.published.group)
+        left = [each for each in self._records.values() if each.population == population]
+        running = [self._running[each.task_id] for each in left if each.task_id in self._running]
+        await asyncio.gather(*(task.stop() for task in running))
+        for task in running:
+            self._running.pop(task.task_id, None)
+            self._downloads.remove(task.published.group)
+        for record in left:
             self._by_aggregation.pop(record.aggregation_id, None)
             self._ended.pop(record.aggregation_id)
             self._forget(record)
@@ -375,7 +374,7 @@ class Tasks:
         self, task: TaskRunner, result: bytes | None
     ) -> tuple[TaskStatus, bytes | None]:
         """Store how a task ended, however long that takes, and take it away."""
-        status = task.machine.status()
+        status = task.machine.status(notes=task.protocol.notes())
         self._downloads.remove(task.published.group)
         self._populations.get(status.population).close(task, self._clock.now())
         record = self._records[status.task_id]

@@ -15,6 +15,7 @@ from fcp_core.aggregation.engine import Engine, start_engine, stop_engine
 from fcp_core.plugins.settings import PopulationSettings, ServerSettings
 from fcp_core.protocol.routes import Route, method_name
 from fcp_core.protocol.status import StatusError
+from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
 from fcp_core.rounds.machine import Clock, SystemClock
@@ -40,7 +41,6 @@ from fcp_core.server.services.routing import secrets_of, this_member
 from fcp_core.server.services.schedules import Schedules
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_parts import Surroundings
-from fcp_core.server.services.task_runner import UploadMemory
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
 from fcp_core.server.services.turned_away import rejection
@@ -73,6 +73,7 @@ class Services:
     :param engine: instead of the configured one.
     :param observe: called with every event before the plugins are.
     :param member_url: where other members reach this server, with a slash at the end.
+    :param place: returns where uploads of such a size go; ``""``: here; None: all of them.
     :raises UsageError: if the keys that sign tokens cannot be used.
     """
 
@@ -90,6 +91,7 @@ class Services:
         engine: Engine | None = None,
         observe: Callable[[Event], None] | None = None,
         member_url: str = "",
+        place: Callable[[int], str] | None = None,
     ) -> None:
         clock = SystemClock() if clock is None else clock
         rng = random.Random() if rng is None else rng
@@ -116,10 +118,10 @@ class Services:
             observed=observed,
             writes=Writes(),
             memory=UploadMemory(settings.max_in_flight),
+            place=place,
         )
         #: Wakes the services; a program with a clock of its own calls ``ticker.run_due``.
         self.ticker = Ticker(clock)
-        self._drain_timeout: float = plugins.config.get("drain_timeout")
         served = None if populations is None else tuple(populations)
         self._join(member_url, keys, settings, served or (), source)
         self._states = PolicyStates(self._storage, clock, self._fence)
@@ -176,7 +178,6 @@ class Services:
             lambda task_id: None if members is None else members.table.population_of(task_id),
         )
         self._downloads = Downloads()
-        self._memory = common.memory
         self.tasks = Tasks(
             plugins=plugins,
             secrets=common.secrets,
@@ -187,7 +188,7 @@ class Services:
                 common.clock,
                 self.ticker,
                 self._engine,
-                self._memory,
+                common.memory,
                 self.store.writes,
                 common.notify,
                 common.observed,
@@ -231,7 +232,7 @@ class Services:
         self.operations = Operations(
             clock=common.clock, assignments=self.task_assignments, calls=self.protocol_calls
         )
-        self.media: Media | LinkedMedia = Media(self.protocol_calls, self._downloads, self._memory)
+        self.media: Media | LinkedMedia = Media(self.protocol_calls, self._downloads, common.memory)
         self._services: dict[str, object] = {
             f"{_FCP}.EligibilityEvalTasks": self.eligibility_eval_tasks,
             f"{_FCP}.TaskAssignments": self.task_assignments,
@@ -358,7 +359,7 @@ class Services:
     async def give_back(self) -> None:
         """Let other members have what this one owns, if there are any."""
         if self.members is not None:
-            await self.members.drain(self._drain_timeout)
+            await self.members.drain(self._config.get("drain_timeout"))
 
     async def stop(self) -> None:
         """Release everything. Tasks that have not ended go on when the storage is used again."""

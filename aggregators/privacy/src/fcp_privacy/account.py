@@ -15,10 +15,10 @@ from fcp_privacy.events import (
     Series,
     Spent,
     from_cost,
+    sampled,
     spent,
     to_cost,
 )
-from fcp_privacy.sampled import sampled
 
 
 class Line(msgspec.Struct, frozen=True):

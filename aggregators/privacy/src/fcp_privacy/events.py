@@ -6,8 +6,9 @@ states its cost (:class:`fcp_core.aggregation.release.Promise`) and the ledger k
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -210,8 +211,6 @@ def _of(event: Event, relation: Relation, delta: float) -> Spent:
     if isinstance(event, Series):
         return _of(event.event, relation, delta)
     if isinstance(event, PoissonSampled):
-        from fcp_privacy.sampled import sampled
-
         return sampled([(event, 1)], relation, delta)
     once = _once(event)
     return once.twice() if event.relation == "zero_out" and relation == "replace_one" else once
@@ -234,6 +233,35 @@ def _once(event: Gaussian | Laplace | EpsilonDelta | ZCDP) -> Spent:
     if not 0 <= event.rho < math.inf:
         raise ValueError(f"rho must be finite and not negative, not {event.rho}")
     return Spent(rho=event.rho)
+
+
+def sampled(
+    events: Sequence[tuple[PoissonSampled, int]], relation: Relation, delta: float
+) -> Spent:
+    """Return what sampled Gaussian events cost together at a delta, by Renyi accounting.
+
+    :param events: with how often each happened.
+    :raises ValueError: if there is another event, or dp-accounting is not installed.
+    """
+    for event, _ in events:
+        if relation != "zero_out" or not isinstance(event.event, Gaussian):
+            raise ValueError("only Gaussian events can be sampled, and not where one is replaced")
+        if not 0 < event.probability <= 1:
+            raise ValueError(f"the probability must be in (0, 1], not {event.probability}")
+    try:
+        # It takes seconds to be imported.
+        accounting: Any = importlib.import_module("dp_accounting")
+        rdp: Any = importlib.import_module("dp_accounting.rdp")
+    except ImportError as error:
+        raise ValueError(
+            f"sampled events need dp-accounting, which is not installed: {error}"
+        ) from None
+    accountant = rdp.RdpAccountant()
+    for event, count in events:
+        assert isinstance(event.event, Gaussian)  # see above
+        gaussian = accounting.GaussianDpEvent(event.event.noise_multiplier)
+        accountant.compose(accounting.PoissonSampledDpEvent(event.probability, gaussian), count)
+    return Spent(epsilon=float(accountant.get_epsilon(delta)), delta=delta)
 
 
 def _positive(name: str, value: float) -> float:

@@ -8,16 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
 from tornado.web import create_signed_value, decode_signed_value
 
 from fcp_core.plugins.pages import PageRequest, Site
 from fcp_core.protocol.status import Code, StatusError
-
-if TYPE_CHECKING:
-    from fcp_dashboard.plugin import Settings
+from fcp_dashboard.settings import Settings
 
 COOKIE = "fcp_dashboard"
 #: How long a link to log in is good, in seconds, and how many there may be at a time.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, unquote
 
 from fcp_core.admin.messages import Cancellation
@@ -16,11 +15,9 @@ from fcp_dashboard.access import Access, Visitor, check_origin
 from fcp_dashboard.content import Content
 from fcp_dashboard.recorder import Recorder
 from fcp_dashboard.render import answer, page, redirect, static
+from fcp_dashboard.settings import Settings
 from fcp_dashboard.snapshot import Snapshots
 from fcp_dashboard.views.overview import ROWS
-
-if TYPE_CHECKING:
-    from fcp_dashboard.plugin import Settings
 
 logger = logging.getLogger("fcp_dashboard")
 
