@@ -47,6 +47,7 @@ class SqlQuery(Question, frozen=True):
         :raises UsageError: as :meth:`lowered`.
         :raises StatusError: INVALID_ARGUMENT for a field that no task may have.
         """
+        self._check_given()
         lowered = self.lowered()
         configuration = configuration_to_proto(lowered.intrinsics)
         spec = TaskSpec(
@@ -58,6 +59,27 @@ class SqlQuery(Question, frozen=True):
         )
         spec.check()
         return spec
+
+    def _check_given(self) -> None:
+        """Refuse what would be passed over: it would look as if it were kept to.
+
+        :raises UsageError: naming the keys. Tasks that 0.2.0 took are read all the same.
+        """
+        private = self.epsilon is not None
+        usual = SqlQuery("")
+        bounds = (self.max_groups, self.delta) != (usual.max_groups, usual.delta)
+        table = (self.capacity, self.key_bytes) != (usual.capacity, usual.key_bytes)
+        wrong = {
+            "max_groups and delta go with an epsilon; without one there is no noise": bounds
+            and not private,
+            "max_rows goes with an epsilon, or with masked": self.max_rows is not None
+            and not (private or self.masked),
+            "capacity and key_bytes go with masked": table and not self.masked,
+            "key_bytes must be at least 8": self.key_bytes < 8,
+            "minimum_rows must be from 0 to 1,000,000": not 0 <= self.minimum_rows <= 1_000_000,
+        }
+        if found := [words for words, is_wrong in wrong.items() if is_wrong]:
+            raise UsageError(f"{'; '.join(found)}.")
 
     def _plan(self, lowered: Lowered) -> plan_pb2.ClientOnlyPlan:
         plan = plan_pb2.ClientOnlyPlan()

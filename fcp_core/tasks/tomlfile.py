@@ -20,6 +20,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _KINDS = {
     str: "a string",
     int: "a whole number",
+    bool: "true or false",
     float: "a number",
     dict: "a table",
     list: "an array",

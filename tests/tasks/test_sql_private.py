@@ -252,3 +252,24 @@ def test_distinct_values_are_counted_with_noise(ask):
     assert [column.name for column in table.columns] == ["apps", "apps stddev"]
     table, noise = ask("SELECT APPROX_DISTINCT(app) AS apps, COUNT(*) AS n FROM launches")
     assert len(noise) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_groups": 2}, "without one there is no noise"),
+        ({"delta": 1e-9}, "without one there is no noise"),
+        ({"max_rows": 3}, "max_rows goes with an epsilon"),
+        ({"capacity": 5}, "go with masked"),
+        ({"masked": True, "key_bytes": 7}, "at least 8"),
+        ({"minimum_rows": -1}, "minimum_rows must be from 0"),
+        ({"minimum_rows": 10**20}, "minimum_rows must be from 0"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(options, words):
+    query = SqlQuery("SELECT app, COUNT(*) FROM t GROUP BY app", **options)
+    with pytest.raises(UsageError, match=words):
+        query.to_spec(population="people", name="question", goal_count=1)
+    if "minimum_rows" not in options:
+        # Results of tasks that were taken before can be read.
+        assert query.lowered()

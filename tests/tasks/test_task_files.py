@@ -120,6 +120,12 @@ def test_a_bound_has_a_vector_summed_under_masks():
         parse_task(text.replace('[result]\nsum = ["hours"]\n', "[result]\n" + own)).to_spec()
 
 
+def test_a_switch_is_true_or_false():
+    text = TASK.partition("[[query]]")[0] + '[query]\nsql = "SELECT 1"\nmasked = 1\n'
+    with pytest.raises(UsageError, match="masked: it must be true or false, not 1"):
+        parse_task(text)
+
+
 def test_the_example_is_a_task():
     spec = read_task_file(ROOT / "examples" / "app_launches" / "task.toml").to_spec()
     assert spec.goal_count == 1000

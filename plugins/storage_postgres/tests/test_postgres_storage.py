@@ -3,11 +3,15 @@
 import contextlib
 import hashlib
 import os
+from functools import partial
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+from fcp_core.storage import leases, shards
+from fcp_core.storage.records import LeaseRecord, ShardRecord, TaskRecord
 from fcp_core.testing.storage import StorageConformance
+from fcp_postgres.session import Session
 from fcp_postgres.storage import PostgresStorage
 from fcp_postgres.testing_proxy import ANSWERED, PASS, SENT, UNSENT, CuttingProxy
 
@@ -51,3 +55,28 @@ class TestPostgres(StorageConformance):
 
         monkeypatch.setattr(self, "make_storage", impatient)
         super().test_fails_in_the_contracts_words(tmp_path)
+
+    def test_all_that_a_commit_depends_on_is_read_in_one_statement(self, tmp_path, monkeypatch):
+        asked = []
+
+        def count(session, query, *arguments):
+            asked.append(query.split()[0])
+            return kept(session, query, *arguments)
+
+        async def use(storage):
+            task = TaskRecord("t", "p", "task", "open", "a", b"", 0.0)
+            lease = LeaseRecord("p", "me", 1, 0.0, 0.0)
+            await storage.transact(lambda tx: (tx.put(task), tx.put(lease)))
+            fence, totals = partial(leases.check, epoch=1), ()
+            for number in range(3):
+                shard = ShardRecord(f"s{number}", "t", (str(number),))
+                total = shards.Merge((), totals, shards.total_name("t", (str(number),), ""), [b"x"])
+                asked.clear()  # The tables are there after the first one.
+                work = partial(shards.add, fence=fence, total=total, population="p")
+                assert await storage.transact(lambda tx, s=shard, w=work: w(tx, s, [b"x"]))
+                totals = (total.name,)
+            assert asked == ["SELECT", "WITH"]
+
+        kept = Session._query
+        monkeypatch.setattr(Session, "_query", count)
+        self.run(tmp_path / "store", use)
