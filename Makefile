@@ -11,7 +11,8 @@ SITE := .venv-docs
 TORCH := .venv-torch
 
 .DEFAULT_GOAL := help
-.PHONY: help docs-site demo test check lint test-light protos docs dist version requirements bench fuzz crash clean debian
+.PHONY: help docs-site demo test before-test check before-check lint test-light protos docs dist \
+  version requirements bench fuzz crash clean debian
 
 help:
 	@head -2 Makefile | cut -c3-
@@ -76,9 +77,10 @@ debian:
 	    --no-install-recommends $(APT) >/dev/null; } || \
 	  echo "make: tests will miss some of these programs; install $(APT)" >&2
 
-# Prometheus' tool for its rules, out of Debian's package: that would start a server.
+# Prometheus' tool for its rules, out of Debian's package: that would start a server. After what else
+# is Debian's, since apt has one user at a time.
 PROMTOOL := $(LINT)/bin/promtool
-$(PROMTOOL): $(LINT)/.ready
+$(PROMTOOL): $(LINT)/.ready | debian
 	@which promtool >/dev/null && ln -sf "$$(which promtool)" $@ || { \
 	  mkdir -p build/prometheus && cd build/prometheus && { apt-get download -qq prometheus || \
 	  { apt-get update -qq && apt-get download -qq prometheus; }; } 2>/dev/null && \
@@ -86,11 +88,18 @@ $(PROMTOOL): $(LINT)/.ready
 	  chmod +x $(CURDIR)/$@; } || \
 	  { rm -f $@; echo "make: no promtool, so the alerts are not tested; install prometheus" >&2; }
 
-check: $(READY) lint debian $(PROMTOOL)
+check:
+	@$(MAKE) --no-print-directory -j 4 before-check
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test: $(READY) lint debian $(PROMTOOL) $(TORCH)/.ready docs-site
+before-check: $(READY) lint debian $(PROMTOOL)
+
+# Environments, lint and the site are made side by side: most wait, or use one core.
+test:
+	@$(MAKE) --no-print-directory -j 4 before-test
 	$(BIN)/python -m pytest -q -n 2
+
+before-test: $(READY) lint debian $(PROMTOOL) $(TORCH)/.ready docs-site
 
 # The light core's tests with another Python: make test-light LIGHT_PYTHON=python3.13
 LIGHT_PYTHON ?= python3.13

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 
+from fcp_core.protocol.blocks import rest
 from fcp_core.protocol.joining import join
 from fcp_core.storage.codec import decode, decode_parts
 from fcp_core.storage.contract import R
@@ -35,7 +36,10 @@ def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[memoryview]:
     for piece in pieces:
         view = memoryview(piece)
         for start in range(0, len(view), PART):
-            yield view[start : start + PART]
+            part = view[start : start + PART]
+            yield part
+            # It was copied: if it lies in a file, memory need not hold it until all were.
+            rest(part)
 
 
 def read(db: sqlite3.Connection, kind: type[R], key: str, data: bytes) -> R:

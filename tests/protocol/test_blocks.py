@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import mmap
 import os
@@ -14,6 +15,7 @@ import pytest
 
 from fcp_core.protocol.blocks import BlockFile, block_of, rest
 from fcp_core.protocol.joining import join, move
+from fcp_plugins.sqlite_parts import put_parts
 
 SIZE = 32 << 20
 
@@ -38,8 +40,13 @@ def written(folder, size=SIZE):
     return file.block(), pattern.tobytes()
 
 
-def descriptors():
-    return len(os.listdir("/proc/self/fd"))
+def descriptors(folder):
+    """Return how many files of a folder are open."""
+    found = 0
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing
+            found += os.readlink(f"/proc/self/fd/{number}").startswith(f"{folder}/")
+    return found
 
 
 def test_what_rests_is_in_the_file_only_and_can_be_read_again(tmp_path):
@@ -64,10 +71,32 @@ def test_what_is_joined_from_a_file_is_in_memory_once(tmp_path):
     assert before - resident("RssFile") > SIZE // 2
 
 
+def test_what_is_stored_from_a_file_is_not_in_memory_at_once(tmp_path):
+    view, data = written(tmp_path)
+    rest(view)
+    before, most = resident("RssFile"), [0]
+
+    class Connection:
+        """Looks at the memory when it has copied a part."""
+
+        def execute(self, *_):
+            pass
+
+        def executemany(self, _, rows):
+            found = bytearray()
+            for *_, part in rows:
+                found += part
+                most.append(resident("RssFile") - before)
+            assert found == b"head" + data
+
+    put_parts(Connection(), "blob", "a", [b"head", view])
+    assert max(most) < SIZE // 8
+
+
 def test_a_file_goes_with_the_last_view_of_it(tmp_path):
-    open_before = descriptors()
     view, _ = written(tmp_path, 1 << 20)
     assert not os.listdir(tmp_path), "anybody could read it"
+    assert descriptors(tmp_path) == 2, "the block's own, and the one that is cut"
     part = np.frombuffer(view, np.uint32)[4:]
     del view
     assert part[0] == 4
@@ -76,10 +105,11 @@ def test_a_file_goes_with_the_last_view_of_it(tmp_path):
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and thread.daemon:
             thread.join(10)
-    assert descriptors() == open_before
+    assert descriptors(tmp_path) == 0
     dropped = BlockFile(1 << 20, tmp_path)
+    assert descriptors(tmp_path) == 1
     dropped.close()
-    assert descriptors() == open_before
+    assert descriptors(tmp_path) == 0
 
 
 def test_there_is_no_file_without_room(tmp_path, monkeypatch):
@@ -87,10 +117,9 @@ def test_there_is_no_file_without_room(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    open_before = descriptors()
     with pytest.raises(OSError, match="No space"):
         BlockFile(1 << 20, tmp_path)
-    assert descriptors() == open_before
+    assert descriptors(tmp_path) == 0
 
 
 def test_what_is_moved_out_of_memory_is_there_once():

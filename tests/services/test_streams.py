@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.processes.member_folds import MemberFolds
+from fcp_core.server.services import stored_whole
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.store import TaskStore
 from fcp_core.storage.records import BlobRecord, LeaseRecord, ShardRecord, TaskRecord
+from fcp_core.storage.shards import StoredShards
 from fcp_core.testing.engine_aggregators import AGGREGATORS
 from fcp_plugins.storage_memory import MemoryStorage
 
@@ -284,3 +287,29 @@ async def test_what_was_promised_and_is_missing_is_said():
         await soon(lambda: lost)
         assert "has lost 2 of them" in lost[0]
         assert shard.stream == helper.names[0]
+
+
+def test_the_counts_of_a_task_that_is_left_are_stored_or_not_waited_for(monkeypatch):
+    monkeypatch.setattr(stored_whole, "NOTING", 0.01)
+
+    async def main():
+        engine, disk, counts = LocalEngine(AGGREGATORS, workers=0), Disk(), (2, 1)
+        engine.start()
+        await disk.transact(lambda tx: tx.put(RECORD))
+        store = TaskStore(disk)
+
+        async def leave():
+            begin = partial(engine.open, JOB)
+            left = DurableFold("t", "task", begin, store, StoredShards(), lambda: counts)
+            await left.flush()
+            left.abort()
+
+        disk.open.clear()
+        await leave()
+        disk.open.set()
+        await leave()
+        stored = await store.shards("t")
+        assert (stored.dropped, stored.surplus) == counts
+        engine.stop()
+
+    asyncio.run(main())

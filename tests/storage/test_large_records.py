@@ -84,7 +84,7 @@ def test_a_record_in_parts_comes_back(data, size):
 
 
 def test_what_is_put_together_lies_in_memory_once():
-    parts = [bytes([number]) * (1 << 20) for number in range(4)]
+    parts = [bytes([number]) * (1 << 18) for number in range(4)]
     stored = b"".join(encode_pieces(BlobRecord("a/result", "a", b""), parts))
     pieces = [stored[start : start + 65536] for start in range(0, len(stored), 65536)]
     tracemalloc.start()

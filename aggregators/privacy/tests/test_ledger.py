@@ -274,6 +274,21 @@ def test_a_budget_that_is_forgotten_is_warned_of(tmp_path, caplog, storage, warn
     assert ("forgets with the process" in caplog.text) is warned
 
 
+@pytest.mark.parametrize("mark", ["", "missing/ledger.mark"])
+def test_a_watermark_that_could_not_be_written_is_refused_at_the_start(tmp_path, mark):
+    plugin = PrivacyPlugin()
+    plugins = Plugins.load(
+        environ={},
+        working_folder=tmp_path,
+        entry_points=[],
+        extra=[plugin],
+        overrides={"privacy.watermark": str(tmp_path / mark)},
+        modules=["fcp_aggregators.plugin", "fcp_plugins.plugin"],
+    )
+    with pytest.raises(UsageError, match=r"watermark of the privacy ledger .* cannot be written"):
+        plugin.fcp_startup(plugins.config)
+
+
 # A ledger that went back.
 
 

@@ -135,6 +135,7 @@ def test_an_epsilon_is_as_good_as_a_noise_multiplier():
         ({"clip": 1.0}, "noise_multiplier, or epsilon"),
         ({"clip": 1.0, "epsilon": 0.0, "delta": 1e-6}, "epsilon"),
         ({"clip": 1.0, "epsilon": 1.0, "delta": 1.0}, "delta"),
+        ({"clip": 1.0, "epsilon": 1e20, "delta": 1e-6}, "no privacy to speak of"),
     ],
 )
 def test_options_that_promise_nothing_are_refused(options, words):

@@ -105,9 +105,9 @@ class SealedStore:
         found = await self._store.close_stream(task_id, name, stream)
         return unsealed(found, task_id, self._seals)
 
-    async def note(self, task_id: str, name: str, dropped: int, surplus: int) -> None:
+    async def note(self, task_id: str, dropped: int, surplus: int) -> None:
         """Write counts, as ``ShardStore.note``."""
-        await self._store.note(task_id, name, dropped, surplus)
+        await self._store.note(task_id, dropped, surplus)
 
 
 def unsealed(stored: StoredShards, task_id: str, seals: Seals | None) -> StoredShards:

@@ -219,11 +219,10 @@ class TaskStore:
 
         return await self.writes.until_done(f"what members have of task {name}", attempt)
 
-    async def note(self, task_id: str, name: str, dropped: int, surplus: int) -> None:
-        """Write how many devices an open task has dropped, and how many came too late.
+    async def note(self, task_id: str, dropped: int, surplus: int) -> None:
+        """Write how many devices an open task has dropped, and how many came too late, if it can.
 
-        :param name: the task's.
-        :raises StatusError: if it never will be: the task is not open, or not ours.
+        :raises StatusError: if it cannot: the task is not open, or not ours, or for the storage.
         """
         fence = self._fence()
 
@@ -231,9 +230,7 @@ class TaskStore:
             task = shards.open_task(tx, task_id, fence)
             tx.put(dataclasses.replace(task, dropped=dropped, surplus=surplus))
 
-        await self.writes.until_done(
-            f"the counts of task {name}", partial(self._storage.transact, body)
-        )
+        await self._storage.transact(body)
 
     def under(self, epoch: int) -> TaskStore:
         """Return one that writes for the owner of a population, as long as it has that epoch."""

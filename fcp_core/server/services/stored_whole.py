@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 #: With so many deltas, a total is written in their place even if it is larger than they are.
 FAN_IN = 16
+#: How long the counts of a task that is left may take to be stored, in seconds.
+NOTING = 1.0
 #: What an engine fails with if an aggregator has, and would again.
 _FAULTS = (Code.INTERNAL, Code.DATA_LOSS)
 #: What a merge fails with if the two do not fit together.
@@ -52,11 +54,10 @@ class ShardStore(Protocol):
         """
         ...
 
-    async def note(self, task_id: str, name: str, dropped: int, surplus: int) -> None:
-        """Write how many devices were dropped and came too late; returns when that is stored.
+    async def note(self, task_id: str, dropped: int, surplus: int) -> None:
+        """Write how many devices were dropped and came too late, if that can be done now.
 
-        :param name: the task's.
-        :raises StatusError: if it never will be: the task is over.
+        :raises StatusError: if not.
         """
         ...
 
@@ -132,10 +133,15 @@ class StoredWhole:
             return await self._add(delta, contributions)
 
     async def note(self) -> None:
-        """Store the counts, if they have changed since the last write."""
+        """Store the counts, if they have changed since the last write and it can be done soon.
+
+        Nobody was told of them, so a server that stops does not wait for a storage that is gone.
+        """
         if self._counts() != self._noted:
-            with contextlib.suppress(StatusError):  # whoever has the task now has counts of its own
-                await self._store.note(self._task_id, self._name, *self._counts())
+            noting = self._store.note(self._task_id, *self._counts())
+            # Whoever has the task now has counts of its own.
+            with contextlib.suppress(StatusError, asyncio.TimeoutError):
+                await asyncio.wait_for(noting, NOTING)
 
     # Inside.
 

@@ -262,14 +262,13 @@ class Tasks:
 
     async def leave(self, population: str) -> None:
         """Stop the tasks of a population and forget them: another member goes on with them."""
-        for record in [*self._records.values()]:
-            if record.population != population:
-                continue
-            task = self._running.get(record.task_id)
-            if task is not None:
-                await task.stop()
-                self._running.pop(record.task_id, None)
-                self._downloads.remove(task.published.group)
+        left = [each for each in self._records.values() if each.population == population]
+        running = [self._running[each.task_id] for each in left if each.task_id in self._running]
+        await asyncio.gather(*(task.stop() for task in running))
+        for task in running:
+            self._running.pop(task.task_id, None)
+            self._downloads.remove(task.published.group)
+        for record in left:
             self._by_aggregation.pop(record.aggregation_id, None)
             self._ended.pop(record.aggregation_id)
             self._forget(record)

@@ -34,7 +34,8 @@ def gaussian_delta(sigma: float, epsilon: float, sensitivity: float = 1.0) -> fl
     _positive(sigma=sigma, epsilon=epsilon, sensitivity=sensitivity)
     half, shift = sensitivity / (2 * sigma), epsilon * sigma / sensitivity
     first = math.exp(log_normal_tail(shift - half))
-    second = math.exp(epsilon + log_normal_tail(shift + half))
+    # It is below the first; of a very large epsilon no digit is left that says so.
+    second = math.exp(min(0.0, epsilon + log_normal_tail(shift + half)))
     return max(0.0, first - second)
 
 

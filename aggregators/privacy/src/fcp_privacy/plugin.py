@@ -17,7 +17,7 @@ from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.rounds.ledger import Ledger
 from fcp_core.rounds.tasks import TaskSpec
-from fcp_privacy import commands, distinct, group_by, percentile, policy
+from fcp_privacy import commands, distinct, group_by, percentile, policy, watermark
 from fcp_privacy.clipped import ClippedSums
 from fcp_privacy.correlated import Matrix, Tree, resume_series
 from fcp_privacy.gaussian import AdaptiveClip, FixedClip, resume_clip
@@ -125,9 +125,11 @@ class PrivacyPlugin:
 
     @hookimpl
     def fcp_startup(self, config: Config) -> None:
-        """Warn of a budget that is forgotten."""
+        """Refuse a watermark that cannot be written, and warn of a budget that is forgotten."""
         ledger = PrivacyLedger(config)
         populations = ("", *config.scopes("population"))
+        for population in populations:
+            watermark.check(ledger.policy(population).watermark)
         if config.get("storage") == "memory" and any(
             ledger.policy(population).bounded for population in populations
         ):

@@ -44,6 +44,20 @@ def problem(
     return ""
 
 
+def check(path: Path | None) -> None:
+    """Refuse a file that could not be written once something is booked.
+
+    :raises UsageError: if it is a folder, or in none that can be written to.
+    """
+    if path is None:
+        return
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"the watermark of the privacy ledger {path} cannot be written: name a file in a "
+            "folder that there is."
+        )
+
+
 def write(path: Path | None, accounts: Mapping[str, Account]) -> None:
     """Note the versions of accounts.
 
