@@ -10,28 +10,12 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-#: Old name to new name, with all that is below it. An entry stays for one release after the one
-#: that moved the module.
+#: Old name to new name. An entry stays for the release that moved the module.
 MOVED = {
-    "fcp_core.cli": "fcp_core.commands.main",
     "fcp_core.protocol.kernels": "fcp_core.protocol.checkpoint.kernels",
     "fcp_core.rounds.clock": "fcp_core.rounds.machine",
     "fcp_core.rounds.transitions": "fcp_core.rounds.machine",
-    "fcp_core.server.urls": "fcp_core.plugins.urls",
-    "fcp_core.testing.simulation": "fcp_core.lab",
-    "fcp_core.testing.simulation.lab": "fcp_core.lab.runner",
 }
-
-
-def _new_name(name: str) -> str | None:
-    """Return the new name of a module, or None if it has not moved."""
-    old, below = name, ""
-    while old.count(".") > 0:
-        if old in MOVED:
-            return MOVED[old] + below
-        old, _, last = old.rpartition(".")
-        below = f".{last}{below}"
-    return None
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -41,12 +25,11 @@ class _Finder(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return a spec for an old name, or None."""
-        return None if _new_name(fullname) is None else ModuleSpec(fullname, self)
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Import the new module; the old name becomes another name of it."""
-        new = _new_name(spec.name)
-        assert new is not None  # it was found
+        new = MOVED[spec.name]
         warnings.warn(
             f"{spec.name} is deprecated and goes with the next release: import {new}",
             DeprecationWarning,

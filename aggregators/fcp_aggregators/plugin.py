@@ -101,21 +101,7 @@ def fcp_register_engines() -> list[EngineFactory]:
 
 
 def _add_other_options(options: OptionRegistry) -> None:
-    """Declare those of the simple protocol and the local engine."""
-    options.add(
-        "protocol.simple",
-        "detection_interval",
-        type="duration",
-        default=0,
-        help="how often clients that take far longer than the others are given up; 0: never",
-    )
-    options.add(
-        "protocol.simple",
-        "grace_period",
-        type="duration",
-        default=0,
-        help="what is added to the time after which such a client is given up",
-    )
+    """Declare those of the local engine."""
     options.add(
         "engine.local",
         "workers",

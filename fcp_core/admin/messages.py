@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -343,19 +342,6 @@ class ResultTable(msgspec.Struct):
     def of(cls, table: Table) -> ResultTable:
         """Return the message of a table."""
         return cls([Column(c.name, c.dtype, c.values) for c in table.columns])
-
-
-def __getattr__(name: str) -> Any:
-    """Return what has another name now."""
-    if name != "EligibilityPolicy":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(
-        "EligibilityPolicy is deprecated and goes with the next release: write "
-        "fcp_core.rounds.eligibility.PolicyChoice",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return PolicyChoice
 
 
 def check_finite(value: Any, where: str = "") -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -60,7 +59,6 @@ class Client:
     :param certfile: a PEM certificate to show to a server that asks for one, with its key unless
         that is in *keyfile*.
     :param client_version: sent to the server as it is, as is *attestation_measurement*.
-    :param retry_token: deprecated: it was never sent, and goes with the next release.
     :param session: the name under which contributions stand in the history.
     :param history: its contributions, for policies that ask; without one, tasks with such policies
         are not for this device.
@@ -95,7 +93,6 @@ class Client:
         keyfile: str | None = None,
         client_version: str = "",
         attestation_measurement: str = "",
-        retry_token: str | None = None,
         session: str = "",
         history: History | None = None,
         clock: Clock | None = None,
@@ -111,7 +108,6 @@ class Client:
     ) -> None:
         check_uri(server, entry_point=True)
         path_variable(population)
-        _warn_of(retry_token)
         limits = limits or Limits()
         self.server = server
         self.population = population
@@ -223,13 +219,3 @@ def _device(
         plan_seconds=limits.plan_seconds,
         **more,
     )
-
-
-def _warn_of(retry_token: str | None) -> None:
-    if retry_token is not None:
-        warnings.warn(
-            "Client(retry_token=...) is deprecated and goes with the next release: leave it out, "
-            "it was never sent",
-            DeprecationWarning,
-            stacklevel=3,
-        )

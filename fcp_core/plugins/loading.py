@@ -96,13 +96,6 @@ def take(
         mend = "put it in a list" if isinstance(answer, expected) else "return one"
         raise UsageError(f"it returned {answer!r}, not a list of {expected.__name__}; {mend}")
     for factory in answer:
-        if type(factory).__module__ == "fcp_core.aggregation.protocol":
-            raise UsageError(
-                f"the aggregation protocol {factory.name!r} is written for the contract of "
-                "0.1, in which the core knew what a protocol sends: write it against "
-                "fcp_core.rounds.protocols, with the services that it serves; "
-                "docs/protocols.md says how"
-            )
         if not isinstance(factory, expected):
             raise UsageError(
                 f"its list has {factory!r}, which is no {expected.__name__}; leave it out"

@@ -7,26 +7,19 @@ from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
-_BURST = "leave it out: ten seconds of the rate may come at once, and {} requests at least"
-_ENGINE = "leave it out: the engine chooses"
+_OUTLIERS = "leave it out: a device that is slow loses its place, and is not sent away"
 
 #: By section and name: what to write instead. An entry stays for one release.
 REMOVED: Mapping[tuple[str, str], str] = {
-    ("", "max_header"): "leave it out: a request's header may have 64 KiB",
     (
         "",
         "max_inline_resource",
     ): "leave it out: what a task wants in the assignment may have 64 KiB",
     ("", "max_operations"): "leave it out: 100,000 devices may wait; max_sessions bounds all",
     ("", "max_poll_rate"): "leave it out: those who wait ask 1,000 times a second together",
+    ("protocol.simple", "detection_interval"): _OUTLIERS,
+    ("protocol.simple", "grace_period"): _OUTLIERS,
     ("", "resource_cache"): "leave it out: 64 MiB of what was read from the storage are kept",
-    ("", "burst_per_address"): _BURST.format(100),
-    ("", "burst_per_key"): _BURST.format(1000),
-    ("engine.local", "compiled"): "uninstall fcp-server-fast to fold without its compiled loops",
-    ("engine.local", "inline_added_bytes"): _ENGINE,
-    ("engine.local", "inline_bytes"): _ENGINE,
-    ("engine.local", "verify_checksums"): "leave it out: checksums are always verified",
-    ("storage.sqlite", "busy_timeout"): "leave it out: another process is waited for for 30 s",
 }
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -33,7 +32,7 @@ from fcp_platform.naming import Leaf
 from fcp_platform.plan_cache import PlanCache, default_folder
 from fcp_platform.references import CheckpointTensorReference
 from fcp_platform.runners import TaskRunner
-from fcp_platform.servers import LocalServer, RemoteServer, chosen_server
+from fcp_platform.servers import LocalServer, RemoteServer
 
 #: The fields of a specification that come of the computation, its state and the client data.
 _MADE = frozenset(
@@ -79,14 +78,14 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
     :raises ValueError: if the population's name is not one, *minimum_fraction* no fraction, a
         field has a value that no task may have, or *uris* names what is no plain aggregation or
         comes with a *dp* that is the server's.
-    :raises TypeError: for a keyword that is no such field.
+    :raises TypeError: for a keyword that is no such field, or another kind of server.
     :raises UsageError: if the configuration is invalid, or the server cannot listen.
     """
 
     def __init__(
         self,
         population_name: str,
-        server: LocalServer | RemoteServer | str | None = None,
+        server: LocalServer | RemoteServer | None = None,
         *,
         base_context: Any = None,
         minimum_fraction: float = 1.0,
@@ -103,15 +102,8 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
             raise ValueError(f"dp must be {noise.PROGRAM!r} or {noise.SERVER!r}, not {dp!r}")
         if dp == noise.SERVER and task.get("costs"):
             raise ValueError("dp='server' books what the server draws: leave costs out")
-        chosen = chosen_server(server, task)
-        if "round_deadline" in task:
-            task = {"deadline": task.pop("round_deadline"), **task}
-            warnings.warn(
-                "FederatedContext(round_deadline=...) is deprecated and goes with the next "
-                "release: write deadline=...",
-                DeprecationWarning,
-                stacklevel=2,
-            )
+        if not isinstance(server, LocalServer | RemoteServer | None):
+            raise TypeError(f"server must be a LocalServer or a RemoteServer, not {server!r}")
         self._population = population_name
         self._template = _round_template(population_name, task)
         self._base_context = base_context
@@ -122,7 +114,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         if self._uris and dp != noise.PROGRAM:
             raise ValueError("uris could take a sum away from the server's noise: leave out one")
         self._plans: dict[tuple[Any, tuple[bytes, ...]], bytes] = {}
-        self._runner: TaskRunner = chosen.runner(population_name)
+        self._runner: TaskRunner = (server or LocalServer()).runner(population_name)
 
     @property
     def server_port(self) -> int:

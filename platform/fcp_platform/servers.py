@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from fcp_core.errors import UsageError
@@ -107,57 +106,3 @@ class RemoteServer:
             keyfile=self.keyfile,
             program=self.program,
         )
-
-
-#: Keywords that a context had itself, and the fields that they are now.
-_LOCAL = {f.name: f.name for f in fields(LocalServer)}
-_REMOTE = {
-    "token": "token",
-    "ca_file": "ca_file",
-    "client_certfile": "certfile",
-    "client_keyfile": "keyfile",
-    "program": "program",
-}
-
-
-def chosen_server(
-    server: LocalServer | RemoteServer | str | None, keywords: dict[str, Any]
-) -> LocalServer | RemoteServer:
-    """Return the server of a context.
-
-    An address, and a server's options among the context's own keywords, are an earlier way to
-    write it: they work with a warning.
-
-    :param server: None: a server of the program's own, with *keywords* for its options.
-    :param keywords: the context's; those of servers are taken out.
-    :raises UsageError: if the keywords are of the other kind of server.
-    """
-    given = {name: keywords.pop(name) for name in (*_LOCAL, *_REMOTE) if name in keywords}
-    if isinstance(server, LocalServer | RemoteServer):
-        for name in given:
-            kind = type(server).__name__
-            raise UsageError(f"FederatedContext({name}=...): options of a server go into {kind}().")
-        return server
-    names, kind = (_LOCAL, "LocalServer") if server is None else (_REMOTE, "RemoteServer")
-    for name, value in given.items():
-        if name not in names and value:
-            why = (
-                "needs the address of a server: RemoteServer('https://...')"
-                if server is None
-                else f"is for a server of the program's own, not for {server}"
-            )
-            raise UsageError(f"FederatedContext({name}=...) {why}.")
-    options = {names[name]: value for name, value in given.items() if name in names}
-    if given or server is not None:
-        written = ", ".join(
-            [*([] if server is None else [repr(server)]), *map("{}=...".format, options)]
-        )
-        warnings.warn(
-            "options of a server in FederatedContext are deprecated and go with the next release: "
-            f"write FederatedContext(population, {kind}({written}))",
-            DeprecationWarning,
-            stacklevel=3,
-        )
-    if server is not None:
-        return RemoteServer(server, **options)
-    return LocalServer(**{name: value for name, value in options.items() if value is not None})

@@ -1,4 +1,4 @@
-"""The simple protocol's machine: what it answers, and whom it gives up for being slow."""
+"""The simple protocol's machine: what it answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fcp_aggregators.plugin import fcp_register_aggregation_protocols
-from fcp_aggregators.simple_protocol import OutlierDetection, SimpleProtocol
-from fcp_core.errors import UsageError
 from fcp_core.protocol.protos import aggregations_pb2 as pb
 from fcp_core.protocol.protos import common_pb2, task_assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
@@ -127,71 +125,6 @@ def test_who_left_is_forgotten():
     assert lost(submit(machine, "a"), "a")
 
 
-def slow(machine, now):
-    """Return who is given up in a tick."""
-    effects = machine.tick(now)
-    for effect in effects:
-        assert isinstance(effect, Drop)
-        assert (effect.phase, effect.code) == ("protocol", Code.ABORTED)
-        assert "far longer than the other clients" in effect.message
-        machine.left(effect.assignment, effect.code, now)
-    return [effect.assignment for effect in effects]
-
-
-def test_outliers_are_given_up():
-    machine = SIMPLE.make({"detection_interval": 10.0, "grace_period": 3.0})
-    assert machine.next_tick() is None
-    for client in ("slow", "slower"):
-        start(machine, client, 0.0)
-    assert machine.next_tick() == 10.0
-    contribute(machine, "a", 0.0, 1.0)
-    # One sample is not enough for a deviation.
-    assert slow(machine, 10.0) == []
-    assert machine.next_tick() == 20.0
-    contribute(machine, "b", 0.0, 3.0)
-    # mean 2, sample deviation sqrt(2): the threshold is 2 + 6 * 1.4142 + 3 = 13.485
-    start(machine, "late", 7.0)
-    assert slow(machine, 13.4) == []
-    assert machine.next_tick() == 20.0
-    # Those that have submitted wait for the server, and not the server for them.
-    assert slow(machine, 20.0) == ["slow", "slower"]
-    assert slow(machine, 30.0) == ["late"]
-    assert slow(machine, 40.0) == []
-
-
-@pytest.mark.parametrize(("now", "aborted"), [(13.48, []), (13.49, ["slow"])])
-def test_the_threshold_of_an_outlier_to_the_hundredth(now, aborted):
-    machine = SimpleProtocol(OutlierDetection(1.0, 3.0))
-    start(machine, "slow", 0.0)
-    contribute(machine, "a", 0.0, 1.0)
-    contribute(machine, "b", 0.0, 3.0)
-    assert slow(machine, now) == aborted
-
-
-def test_an_upload_without_a_submission_is_slow_too():
-    machine = SimpleProtocol(OutlierDetection(1.0))
-    start(machine, "slow", 0.0)
-    upload(machine, "slow", 0.5)
-    for client in "ab":
-        contribute(machine, client, 0.0, 1.0)
-    assert slow(machine, 1.0) == []
-    assert slow(machine, 2.1) == ["slow"]
-
-
-def test_without_outlier_detection_nobody_is_given_up():
-    machine = SIMPLE.make({"grace_period": 3.0})
-    start(machine, "slow", 0.0)
-    for client in "ab":
-        contribute(machine, client, 0.0, 0.1)
-    assert (machine.tick(1e9), machine.next_tick()) == ((), None)
-
-
-def test_options_that_make_no_sense():
-    for options in ({"detection_interval": -1.0}, {"grace_period": -1.0}):
-        with pytest.raises(UsageError, match="must not be negative"):
-            SIMPLE.make(options)
-
-
 class AnySequence(RuleBasedStateMachine):
     """Whatever devices do, and however often, each is accumulated at most once."""
 
@@ -199,7 +132,7 @@ class AnySequence(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.machine = SIMPLE.make({"detection_interval": 7.0, "grace_period": 1.0})
+        self.machine = SIMPLE.make({})
         self.now = 0.0
         self.stages = {}
         self.over = set()
@@ -248,16 +181,9 @@ class AnySequence(RuleBasedStateMachine):
             assert self.machine.left(client, Code.CANCELLED, self.now) == ()
             self.over.add(client)
 
-    @rule(seconds=st.sampled_from([0.0, 1.0, 5.0, 60.0]))
-    def wait(self, seconds):
-        self.now += seconds
-        for client in slow(self.machine, self.now):
-            assert self.act(client) in ("started", "uploaded")
-            self.over.add(client)
-
     @invariant()
-    def it_ticks_once_somebody_has_come(self):
-        assert (self.machine.next_tick() is None) == (not self.stages)
+    def it_needs_no_tick(self):
+        assert self.machine.next_tick() is None
 
 
 AnySequence.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

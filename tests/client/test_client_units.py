@@ -123,11 +123,6 @@ def test_clients_that_cannot_be(server, population):
     assert caught.value.code is Code.INVALID_ARGUMENT
 
 
-def test_the_retry_token_is_deprecated():
-    with pytest.warns(DeprecationWarning, match="leave it out"):
-        Client("https://x", "p", stores={}, retry_token="token").close()
-
-
 # --- waiting ------------------------------------------------------------------------------------
 
 

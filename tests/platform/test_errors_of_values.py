@@ -66,6 +66,8 @@ class TestContext:
             TypeError, match=r"'goal_count'; fields .* are deadline, over_selection"
         ):
             fcp_platform.FederatedContext("a", goal_count=3)
+        with pytest.raises(TypeError, match="a LocalServer or a RemoteServer, not 'https://x/'"):
+            fcp_platform.FederatedContext("a", "https://x/")
         with pytest.raises(TypeError, match="'dead_line'"):
             fcp_platform.FederatedContext("a", dead_line=3.0)
         with pytest.raises(ValueError, match="deadline: Expected"):
@@ -79,20 +81,6 @@ class TestContext:
         # What the reference raises.
         assert isinstance(error.value, OSError)
         assert error.value.errno == errno.EADDRINUSE
-
-    def test_options_of_a_server_work_with_a_warning(self, port_of_its_own: int) -> None:
-        written = r"LocalServer\(port=..., config=...\)"
-        config = {"admin.token": "a-token-of-some-length"}
-        with pytest.warns(DeprecationWarning, match=written) as caught:
-            made = fcp_platform.FederatedContext("a", port=port_of_its_own, config=config)
-        assert caught[0].filename == __file__
-        assert made.server_port == port_of_its_own
-        made.__exit__(None, None, None)
-        with pytest.warns(DeprecationWarning, match="write deadline=") as caught:
-            made = fcp_platform.FederatedContext("a", round_deadline=2.0)
-        assert caught[0].filename == __file__
-        assert made._template.deadline == 2.0
-        made.__exit__(None, None, None)
 
     def test_every_field_of_a_task_holds_for_every_round(
         self, monkeypatch: pytest.MonkeyPatch

@@ -91,34 +91,29 @@ def test_a_removed_option_is_ignored_wherever_it_stands_and_the_log_says_what_to
     write(
         tmp_path,
         "fcp.cfg",
-        "[fcp]\nmax-header = 1KiB\nretry_min = 2s\n"
-        "[fcp:engine.local]\ninline_bytes = nonsense\n"
-        "[fcp:population:phones]\nburst_per_key = 1\nmax_poll_rate = 9\n",
+        "[fcp]\nmax-operations = 1\nretry_min = 2s\n"
+        "[fcp:protocol.simple]\ngrace_period = nonsense\n"
+        "[fcp:population:phones]\nmax_poll_rate = 9\n",
     )
-    registry.add("engine.local", "workers", "int", 1, "threads")
-    config = load(
-        registry,
-        tmp_path,
-        {"FCP_STORAGE_SQLITE__BUSY_TIMEOUT": "1s", "FCP_ENGINE_LOCAL__COMPILED": "no"},
-        burst_per_address=7,
-    )
+    registry.add("protocol.simple", "speed", "int", 1, "how fast")
+    environ = {"FCP_RESOURCE_CACHE": "1", "FCP_PROTOCOL_SIMPLE__DETECTION_INTERVAL": "1s"}
+    config = load(registry, tmp_path, environ, max_inline_resource=7)
     assert config.get("retry_min") == 2.0
-    assert config.section("engine.local", {"verify_checksums": "no"}) == {"workers": 1}
+    assert config.section("protocol.simple", {"grace_period": "no"}) == {"speed": 1}
     warnings = sorted(record.getMessage() for record in caplog.records)
     origins = [text.partition(": this option is gone and is ignored: ")[0] for text in warnings]
     assert origins == sorted(
         [
-            "environment FCP_ENGINE_LOCAL__COMPILED",
-            "environment FCP_STORAGE_SQLITE__BUSY_TIMEOUT",
-            "fcp.cfg [fcp:engine.local] inline_bytes",
-            "fcp.cfg [fcp:population:phones] burst_per_key",
+            "environment FCP_PROTOCOL_SIMPLE__DETECTION_INTERVAL",
+            "environment FCP_RESOURCE_CACHE",
             "fcp.cfg [fcp:population:phones] max_poll_rate",
-            "fcp.cfg [fcp] max_header",
-            "option verify_checksums of engine.local",
-            "the program's overrides: burst_per_address",
+            "fcp.cfg [fcp:protocol.simple] grace_period",
+            "fcp.cfg [fcp] max_operations",
+            "option grace_period of protocol.simple",
+            "the program's overrides: max_inline_resource",
         ]
     )
-    assert "a request's header may have 64 KiB." in "".join(warnings)
+    assert "a device that is slow loses its place, and is not sent away." in "".join(warnings)
 
 
 def test_no_removed_option_is_declared():
@@ -129,5 +124,5 @@ def test_no_removed_option_is_declared():
 
 
 def test_a_section_of_removed_options_only_is_no_mistake(registry, tmp_path):
-    write(tmp_path, "fcp.cfg", "[fcp:engine.local]\ncompiled = no\n")
-    assert load(registry, tmp_path).section("engine.local") == {}
+    write(tmp_path, "fcp.cfg", "[fcp:protocol.simple]\ngrace_period = 1s\n")
+    assert load(registry, tmp_path).section("protocol.simple") == {}

@@ -339,6 +339,3 @@ def test_the_old_places_have_the_same_structs():
     assert tasks.AssignmentMode is AssignmentMode
     assert eligibility.EligibilityTask is EligibilityTask
     assert eligibility.PolicyChoice is PolicyChoice
-    with pytest.warns(DeprecationWarning, match="PolicyChoice"):
-        from fcp_core.admin.messages import EligibilityPolicy
-    assert EligibilityPolicy is PolicyChoice

@@ -7,7 +7,6 @@ from fcp_core.testing import AggregationProtocolConformance
 
 class TestSimple(AggregationProtocolConformance):
     (factory,) = fcp_register_aggregation_protocols()
-    options = {"detection_interval": 0.0, "grace_period": 0.0}
 
     def device(self):
         return PlainUpload()

@@ -295,7 +295,7 @@ class ProtocolHost(ProtocolGuard):
 
     def next_tick(self) -> float | None:
         """Return when :meth:`tick` must be called next, or None."""
-        if self._machine.state is not TaskState.OPEN:
+        if not self._ticks or self._machine.state is not TaskState.OPEN:
             return None
         try:
             when = self._protocol.next_tick()

@@ -72,6 +72,8 @@ class ProtocolGuard(ABC):
         self.reads = protocol.reads
         #: Whether it has a part of each assignment's message to fill in; if not, all are alike.
         self.describes = type(protocol).describe is not AggregationProtocol.describe
+        #: Whether it ever has something to do at a time.
+        self._ticks = type(protocol).next_tick is not AggregationProtocol.next_tick
 
     @property
     def resumable(self) -> bool:
