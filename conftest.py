@@ -33,6 +33,8 @@ _SLOW_FIXTURES = {"fcp_postgres_server", "dask_cluster"}
 
 #: Of the examples that a test asks for, the quick part tries one in so many, but these at least.
 _ONE_IN, _AT_LEAST = 8, 5
+#: And of each law of a kit no more than these.
+_OF_A_KIT = 3
 #: ``--hypothesis-profile=thorough`` tries so many times as many.
 _TIMES = 10
 
@@ -63,6 +65,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if profile != "fcp":
         for tested in {getattr(item, "cls", None) for item in items}:
             _scale(tested, "settings", profile)  # of a machine
+            if profile == "quick" and getattr(tested, "max_examples", 0) > _OF_A_KIT:
+                tested.max_examples = _OF_A_KIT
         for tested in {getattr(item, "function", None) for item in items}:
             _scale(tested, "_hypothesis_internal_use_settings", profile)
 

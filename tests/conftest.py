@@ -21,8 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if config.getoption("hypothesis_profile", None) == "thorough":
         return
+    AggregatorConformance.max_examples = Conformance.max_examples = 8
     quick = config.getoption("markexpr") == "not slow"
-    AggregatorConformance.max_examples = Conformance.max_examples = 3 if quick else 8
     fewer = settings(StorageConformance.settings, max_examples=10 if quick else 20)
     StorageConformance.settings = fewer  # type: ignore[misc]
 

@@ -70,7 +70,7 @@ def test_memory_keeps_what_was_put_and_not_what_became_of_it():
 
 def test_the_configuration_chooses_the_storage_and_its_file(tmp_path):
     (tmp_path / "setup.cfg").write_text(
-        "[fcp]\nstorage = sqlite\n[fcp:storage.sqlite]\npath = here.db\nbusy-timeout = 1500ms\n"
+        "[fcp]\nstorage = sqlite\n[fcp:storage.sqlite]\npath = here.db\n"
     )
     storage = Plugins.load(working_folder=tmp_path, environ={}).make_storage()
 
