@@ -80,6 +80,42 @@ def test_a_stop_lets_requests_end(make_front, http, services):
         assert idle.is_closed()
 
 
+def test_a_stop_lets_requests_end_that_came_after_it_began(make_front, http, services):
+    """Seen in a rolling restart: a check-in got the header of its answer, and no more."""
+
+    class InTurn:
+        def __init__(self):
+            self.entered = [threading.Event(), threading.Event()]
+            self.release = [asyncio.Event(), asyncio.Event()]
+            self.calls = 0
+
+        async def request_eligibility_eval_task(self, request, caller):
+            turn, self.calls = self.calls, self.calls + 1
+            self.entered[turn].set()
+            await self.release[turn].wait()
+            return eligibility.EligibilityEvalTaskResponse(session_id="late")
+
+    services.eligibility_eval_tasks = slow = InTurn()
+    front = make_front(services)
+    with front.connect() as first, front.connect() as second:
+        first.send(post(http))
+        assert slow.entered[0].wait(http.WAIT)
+        second.send(http.head("/readyz", "GET"))
+        assert second.reply().status == 200
+        stopped = stop_in_background(front)
+        front.run(asyncio.sleep(0))  # now it has begun
+        second.send(post(http))
+        assert slow.entered[1].wait(http.WAIT)
+        front.loop.call_soon_threadsafe(slow.release[0].set)
+        assert first.reply().status == 200
+        front.run(asyncio.sleep(0.1))  # for the stop to go on, if it does
+        front.loop.call_soon_threadsafe(slow.release[1].set)
+        answer = second.reply()
+        assert (answer.status, answer.headers["Connection"]) == (200, "close")
+        assert second.is_closed()
+        stopped.result(http.WAIT)
+
+
 @pytest.mark.slow
 def test_a_stop_cuts_off_a_request_that_hangs(make_front, http, services):
     services.eligibility_eval_tasks = slow = Slow()

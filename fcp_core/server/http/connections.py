@@ -107,6 +107,11 @@ class BoundedHTTPServer(TCPServer):
         idle_timeout = self._limits.idle_timeout
         return Connection(stream, self._makers, address, idle_timeout, self._forget)
 
+    def stop(self) -> None:
+        """Take no connections any more; an open one is closed with its next request's answer."""
+        super().stop()
+        self._parameters.no_keep_alive = True
+
     async def close_all_connections(self) -> None:
         """Close all connections, and wait until they are."""
         while self._connections:

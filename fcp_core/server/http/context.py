@@ -166,13 +166,17 @@ class Context:
     async def settle(self, timeout: float) -> bool:
         """Wait until all requests in progress have ended; return whether they have.
 
+        Those that come meanwhile are waited for too: a connection that was open may bring one.
+
         :param timeout: how long to wait, in seconds.
         """
-        self.awaited = set(self.busy)
-        if self.awaited:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while self.busy:
+            self.awaited = set(self.busy)
             self._settled.clear()
             try:
-                await asyncio.wait_for(self._settled.wait(), timeout)
+                await asyncio.wait_for(self._settled.wait(), end - loop.time())
             except asyncio.TimeoutError:
                 return False
         return True

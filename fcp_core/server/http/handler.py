@@ -162,7 +162,10 @@ class Connection(HTTPServerConnectionDelegate, HTTPMessageDelegate):
                 self._handler = handler = make(self, line.method, uri, headers)
                 break
         handler.kept = (
-            line.method == "POST" and line.version == "HTTP/1.1" and "Connection" not in headers
+            line.method == "POST"
+            and line.version == "HTTP/1.1"
+            and "Connection" not in headers
+            and not handler.context.stopping
         )
         admitted = handler.begin()
         if "Transfer-Encoding" in headers:
