@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -36,6 +36,7 @@ from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.members import Members
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 #: How long another member may take to answer, in seconds.
 ANSWER_TIME = 10.0
@@ -76,44 +77,45 @@ class SharedAdmin:
 
     async def list_tasks(self, query: ListQuery) -> TaskList:
         """Return all tasks, or those of one population or state, or the newest of them."""
-        found = await self._here.list_tasks(query)
         given = {
             name: value for name, value in msgspec.to_builtins(query).items() if value is not None
         }
-        others = await self._ask_all(f"/tasks?{urlencode(given)}", TaskList)
-        tasks = [task for each in (found, *others) for task in each.tasks]
+        lists = await self._ask_all(
+            f"/tasks?{urlencode(given)}", TaskList, await self._here.list_tasks(query)
+        )
+        each = [(url, found.tasks) for url, found in lists]
+        tasks = self._together(each, lambda task: (task.population, task.task_id))
         tasks.sort(key=lambda task: task.created)
-        total = sum(each.total or len(each.tasks) for each in (found, *others))
-        return TaskList(tasks[-(query.newest or 0) :], total)
+        total = sum(found.total or len(found.tasks) for _, found in lists)
+        twice = sum(len(found) for _, found in each) - len(tasks)
+        return TaskList(tasks[-(query.newest or 0) :], total - twice)
 
     async def list_populations(self) -> PopulationList:
         """Return all populations."""
-        found = await self._here.list_populations()
-        others = await self._ask_all("/populations", PopulationList)
-        populations = [one for each in (found, *others) for one in each.populations]
-        return PopulationList(sorted(populations, key=lambda one: one.name))
+        here = await self._here.list_populations()
+        lists = await self._ask_all("/populations", PopulationList, here)
+        each = ((url, found.populations) for url, found in lists)
+        return PopulationList(self._together(each, lambda one: (one.name,)))
 
     async def list_eligibility_tasks(self) -> EligibilityList:
         """Return which populations have one."""
-        found = await self._here.list_eligibility_tasks()
-        others = await self._ask_all("/eligibility_tasks", EligibilityList)
-        tasks = [one for each in (found, *others) for one in each.eligibility_tasks]
-        return EligibilityList(sorted(tasks, key=lambda one: one.population))
+        here = await self._here.list_eligibility_tasks()
+        lists = await self._ask_all("/eligibility_tasks", EligibilityList, here)
+        each = ((url, found.eligibility_tasks) for url, found in lists)
+        return EligibilityList(self._together(each, lambda one: (one.population,)))
 
     async def list_schedules(self) -> ScheduleList:
         """Return the tasks that are offered again and again, by any member."""
-        found = await self._here.list_schedules()
-        others = await self._ask_all("/schedules", ScheduleList)
-        schedules = [one for each in (found, *others) for one in each.schedules]
-        return ScheduleList(sorted(schedules, key=lambda one: (one.population, one.name)))
+        lists = await self._ask_all("/schedules", ScheduleList, await self._here.list_schedules())
+        each = ((url, found.schedules) for url, found in lists)
+        return ScheduleList(self._together(each, lambda one: (one.population, one.name)))
 
     async def status(self) -> ServerStatus:
         """Return the version, the address and the number of tasks by state, of all members."""
         found = await self._here.status()
-        others = await self._ask_all("/status", ServerStatus)
-        states = Counter(found.tasks)
-        for other in others:
-            states.update(other.tasks)
+        states: Counter[str] = Counter()
+        for _, each in await self._ask_all("/status", ServerStatus, found):
+            states.update(each.tasks)
         return msgspec.structs.replace(found, tasks=dict(states))
 
     async def ask_pages(self, uri: str) -> list[bytes]:
@@ -130,13 +132,33 @@ class SharedAdmin:
                 return body
         return None
 
-    async def _ask_all(self, path: str, kind: type[T]) -> list[T]:
-        """Ask all other members that live.
+    def _together(
+        self, lists: Iterable[tuple[str, Iterable[R]]], key: Callable[[R], tuple[str, ...]]
+    ) -> list[R]:
+        """Put the lists of members together, in the order of the keys.
+
+        While a population changes hands two may know of a thing: its owner is right.
+
+        :param lists: with where the member is called; ``""``: this server.
+        :param key: says which a thing is, with its population first.
+        """
+        found: dict[tuple[str, ...], R] = {}
+        for url, things in lists:
+            for thing in things:
+                which = key(thing)
+                owner = self._members.table.owner(mark_of(which[0]), self._members.clock)
+                if which not in found or (owner is not None and owner.url == url):
+                    found[which] = thing
+        return [found[which] for which in sorted(found)]
+
+    async def _ask_all(self, path: str, kind: type[T], here: T) -> list[tuple[str, T]]:
+        """Ask all other members that live; return each one's answer after this server's.
 
         :raises StatusError: UNAVAILABLE if one does not answer: half a list is no list.
         """
-        asked = (self._ask(url, "GET", path, kind) for url in self._members.table.holders())
-        return list(await asyncio.gather(*asked))
+        urls = self._members.table.holders()
+        others = await asyncio.gather(*(self._ask(url, "GET", path, kind) for url in urls))
+        return [("", here), *zip(urls, others, strict=True)]
 
     async def _ask(self, url: str, method: str, path: str, kind: type[T], body: bytes = b"") -> T:
         try:
