@@ -239,20 +239,11 @@ def test_a_server_that_cannot_be_used_says_so(server):
     assert TOKEN not in repr(remote(server.url, token=TOKEN))
 
 
-def test_an_address_and_a_token_of_the_context_work_with_a_warning(server):
-    make = fcp_platform.FederatedContext
-    written = rf"RemoteServer\('{server.url}', token=..., program=...\)"
-    with pytest.warns(DeprecationWarning, match=written) as caught:
-        running = make(POPULATION, server=server.url, token=TOKEN, program="x")
-    assert caught[0].filename == __file__
-    with running:
-        assert running.server_url == server.url
-    with pytest.raises(UsageError, match=r"port=\.\.\."):
-        make(POPULATION, server=server.url, token=TOKEN, port=80)
-    with pytest.raises(UsageError, match="needs the address of a server"):
-        make(POPULATION, program="x")
-    with pytest.raises(UsageError, match=r"port=\.\.\..*RemoteServer"):
-        make(POPULATION, fcp_platform.RemoteServer(server.url, token=TOKEN), port=80)
+def test_a_server_is_said_as_one_object():
+    with pytest.raises(TypeError, match=r"LocalServer or a RemoteServer, not 'http://x/'"):
+        fcp_platform.FederatedContext(POPULATION, server="http://x/")
+    with pytest.raises(TypeError, match="token"):
+        fcp_platform.FederatedContext(POPULATION, token=TOKEN)
 
 
 def test_certificates_do_for_the_program_and_its_devices(certificates, tmp_path):
