@@ -113,7 +113,7 @@ class BodyReader:
     :param in_flight: where the bytes are counted until :meth:`close`.
     :param executor: where larger bodies are decompressed.
     :param buffers: where the memory of larger bodies comes from.
-    :param in_file: whether a large body may lie in a file.
+    :param in_file: whether a large body may lie in a file; what devices contribute may not always.
     :ivar received: how many bytes came, as they were sent.
     :ivar direct: whether :meth:`receive_from` is to take the body.
     :raises StatusError: HTTP 413 if the announced length is over the limit; UNAVAILABLE if too much
@@ -128,7 +128,7 @@ class BodyReader:
         executor: Executor,
         buffers: Buffers,
         *,
-        in_file: bool = True,
+        in_file: bool = False,
     ) -> None:
         self._limits = limits
         self._in_file = in_file

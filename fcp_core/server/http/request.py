@@ -145,7 +145,10 @@ class Request(ABC):
         """
         encoding = self.headers.get("Content-Encoding")
         rest = (self.announced, limits, room, self.context.executor, self.context.buffers)
-        self.body = reader_of(encoding, *rest) if encoding else BodyReader(*rest)
+        if encoding:
+            self.body = reader_of(encoding, *rest)
+        else:
+            self.body = BodyReader(*rest, in_file=not self.of_device)
 
     @property
     def answered(self) -> bool:
