@@ -46,6 +46,7 @@ def serve(elements: int, durability: Durability, folder: Path, max_in_flight: in
     from fcp_core.plugins.manager import Plugins
     from fcp_core.rounds.tasks import TaskSpec
     from fcp_core.server import Server as FCPServer
+    from fcp_core.server.own_process import serve_alone
 
     intrinsic = Intrinsic(
         "federated_sum",
@@ -66,6 +67,7 @@ def serve(elements: int, durability: Durability, folder: Path, max_in_flight: in
         await server.start()
         spec = TaskSpec("p", "sum", b"plan", configuration, 10**6, durability=durability)
         await server.services.tasks.submit(spec)
+        serve_alone()  # as fcp serve does
         print(server.url, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         await server.stop()

@@ -27,6 +27,7 @@ from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins.manager import Plugins
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server as FCPServer
+from fcp_core.server.own_process import serve_alone
 
 _SOURCE = str(Path(__file__).parents[1] / "plugins" / "storage_postgres" / "src")
 if _SOURCE not in sys.path:
@@ -66,6 +67,7 @@ def serve(elements: int, place: str) -> None:
         server = FCPServer(plugins, populations=("p",))
         await server.start()
         await server.services.tasks.submit(spec)
+        serve_alone()  # as fcp serve does
         print(server.url, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         await server.stop()

@@ -109,8 +109,6 @@ class Server:
         self.metrics_port = listeners.metrics_port
         self._plugins, clock = plugins, SystemClock() if clock is None else clock
         with listeners.closed_on_error():
-            if plugins.config.get("unsafe_noise_seed") is not None:
-                listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
             storage = plugins.make_storage()
             if storage.shared:
                 group.share(plugins)

@@ -8,7 +8,6 @@ group (a terminal's interrupt, a service manager's stop) are left to that proces
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -31,6 +30,7 @@ from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.tls import MemberTLS, ServerTLS
 from fcp_core.server.logs import configure_logging
+from fcp_core.server.own_process import serve_alone
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.remote_services import (
@@ -123,9 +123,7 @@ class Worker:
         )
         self._frontend.start()
         self.serves = True
-        # What is there now stays: no collection need look at it again.
-        gc.collect()
-        gc.freeze()
+        serve_alone()
         logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
 
     def _read_certificates(

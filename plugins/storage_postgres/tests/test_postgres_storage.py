@@ -1,16 +1,20 @@
 """The storage is held to the kit, against a server of the tests' own."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 from functools import partial
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 
 from fcp_core.storage import leases, shards
-from fcp_core.storage.records import LeaseRecord, ShardRecord, TaskRecord
+from fcp_core.storage.records import BlobRecord, LeaseRecord, ShardRecord, TaskRecord
 from fcp_core.testing.storage import StorageConformance
+from fcp_postgres import parts
+from fcp_postgres.jobs import Job, Jobs
 from fcp_postgres.session import Session
 from fcp_postgres.storage import PostgresStorage
 from fcp_postgres.testing_proxy import ANSWERED, PASS, SENT, UNSENT, CuttingProxy
@@ -80,3 +84,51 @@ class TestPostgres(StorageConformance):
         kept = Session._query
         monkeypatch.setattr(Session, "_query", count)
         self.run(tmp_path / "store", use)
+
+    def test_the_room_of_what_was_replaced_is_used_again(self, tmp_path, monkeypatch):
+        vacuums = (
+            "SELECT vacuum_count FROM pg_stat_all_tables WHERE relname = 'parts'"
+            f" AND schemaname = '{schema_of(tmp_path / 'store')}'"
+        )
+
+        async def use(storage):
+            for number in range(3):
+                pieces = [bytes([number]), memoryview(bytes(200_000))]
+                blob = BlobRecord("b", "t", b"")
+                await storage.transact(lambda tx, p=pieces, b=blob: tx.put_pieces(b, p))
+            # What was given in pieces is read as one, by whoever wrote it too.
+            data = await storage.transact(lambda tx: tx.get(BlobRecord, "b").data)
+            assert data == bytes([2]) + bytes(200_000)
+            for _ in range(600):
+                if await asyncio.to_thread(self.postgres.sql, vacuums) != "0":
+                    return
+                await asyncio.sleep(0.1)
+            pytest.fail("nothing was vacuumed")
+
+        monkeypatch.setattr(parts, "_UNTIDY", 100_000)
+        self.run(tmp_path / "store", use)
+
+    def test_what_waits_is_taken_by_the_connection_that_was_used_last(self):
+        jobs, takers = Jobs(), []
+
+        def take():
+            while batch := jobs.take():
+                takers.append(threading.current_thread())
+                for job in batch:
+                    job.settle()
+                jobs.done()
+
+        threads = [threading.Thread(target=take, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(10):
+            while len(jobs._idle) < len(threads):
+                pass
+            job = Job(lambda tx: None)
+            jobs.put(job)
+            job.future.result(60)
+        jobs.close()
+        for thread in threads:
+            thread.join()
+        assert len(takers) == 10
+        assert len(set(takers)) == 1

@@ -21,9 +21,9 @@ from fcp_core.storage.contract import Record, StorageError
 from fcp_postgres import faults
 from fcp_postgres.faults import Fault, Patience, Place
 from fcp_postgres.jobs import Job
-from fcp_postgres.parts import in_parts
+from fcp_postgres.parts import Parts
 from fcp_postgres.tables import Table, quoted
-from fcp_postgres.transaction import BufferedTransaction, Writes
+from fcp_postgres.transaction import BufferedTransaction, Writes, Written
 
 T = TypeVar("T")
 
@@ -127,6 +127,19 @@ class Session:
         self._name = secrets.token_hex(16)
         self._commits = 0
         self._last = f"{quoted(settings.schema)}.commits"
+        self._parts = Parts(settings.schema)
+
+    @property
+    def untidy(self) -> bool:
+        """Whether there is something to tidy up."""
+        return self._parts.untidy
+
+    def tidy(self) -> None:
+        """Make the room of what is gone free, while other sessions go on."""
+        try:
+            self._wait(self._parts.tidy(self._use(), self._settings.timeout))
+        except (*faults.LOST, asyncpg.PostgresError):
+            self._drop()
 
     def close(self) -> None:
         """Close the connection."""
@@ -227,7 +240,7 @@ class Session:
         parts: list[str] = []
         arguments: list[Any] = []
         for kind, records in sorted(writes.by_kind.items()):
-            rows: dict[Table, list[tuple[bytes, ...]]] = {}
+            rows: dict[Table, list[Written]] = {}
             gone: list[bytes] = []
             table = self._any_table(kind)
             # In order of their keys, so that two transactions wait for each other in one direction.
@@ -235,14 +248,14 @@ class Session:
                 if written is None:
                     gone.append(key)
                 else:
-                    rows.setdefault(written.table, []).append(written.row)
+                    rows.setdefault(written.table, []).append(written)
             if gone:
                 arguments.append(gone)
                 parts.append(table.delete.replace("$1", f"${len(arguments)}"))
             for table, values in rows.items():
-                size = sum(len(row[1]) for row in values)
+                size = sum(written.size for written in values)
                 patience = self._settings.timeout + size / _BYTES_PER_SECOND
-                ready = self._wait(in_parts(self._use(), table, values, patience))
+                ready = self._wait(self._parts.write(self._use(), table, values, patience))
                 if len(values) > _FEW:
                     self._wait(self._use().executemany(table.upsert(), ready, timeout=patience))
                     continue
@@ -358,6 +371,7 @@ class Session:
     async def _connected(self) -> asyncpg.Connection[Any]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._settings.connect()
+            self._parts = Parts(self._settings.schema)
         return self._connection
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:

@@ -125,9 +125,12 @@ class PostgresStorage(Storage):
                 except BaseException as error:  # A mistake of ours: nobody may wait for ever.
                     for job in jobs:
                         job.error = error
-                self._jobs.done()
                 for job in jobs:
                     job.settle()
+                untidy = session.untidy and self._connections > 1
+                self._jobs.done(comes_back=not untidy)
+                if untidy:
+                    session.tidy()
         finally:
             session.close()
 
