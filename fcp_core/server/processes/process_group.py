@@ -14,8 +14,6 @@ from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.processors import shares
 from fcp_core.server.processes.workers import Workers, WorkerSettings
 
-if TYPE_CHECKING:
-    pass
 
 
 class ProcessGroup:
