@@ -16,8 +16,8 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.member_calls import CONNECT_TIME, MemberConnections
 from fcp_core.server.http.passing import HEADER, Passed, sign
-from fcp_core.server.http.peers import CONNECT_TIME, Peers
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.member_links import MemberLinks, Peer
 
@@ -129,7 +129,7 @@ async def _accept(
 
 
 async def dial(
-    peers: Peers,
+    connections: MemberConnections,
     keys_of: Callable[[], Sequence[bytes]],
     spawn: Callable[[Awaitable[None]], object],
     url: str,
@@ -144,7 +144,7 @@ async def dial(
     :param member_id: this member's.
     :raises OSError: if there is none.
     """
-    stream = await peers.connect(url)
+    stream = await connections.connect(url)
     try:
         carried = await asyncio.wait_for(
             _ask(stream, keys_of(), member_id, link), CONNECT_TIME + CONNECT_TIME
