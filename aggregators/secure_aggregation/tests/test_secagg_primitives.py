@@ -1,7 +1,9 @@
 """Each primitive against the plainest way to compute it, and by what always holds."""
 
+import gc
 import hashlib
 import random
+import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -213,6 +215,28 @@ def test_two_wrong_shares_are_noticed():
         shares[liar] = bytes(36)
     with pytest.raises(ValueError, match="wrong share"):
         shamir.Reconstructions(3).secret(shares, 32)
+
+
+def test_one_liar_costs_little(monkeypatch):
+    """Who lies is computed and not tried out; and of many neighbours' sets few are remembered."""
+    rng, made = random.Random(3), []
+
+    class Counted(shamir.Agreement):
+        def __init__(self, *arguments):
+            made.append(weakref.ref(self))
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(shamir, "Agreement", Counted)
+    known = shamir.Reconstructions(20)
+    for key in range(30):
+        secret = rng.randbytes(32)
+        shares = dict(enumerate(shamir.split(secret, 20, 60, rng.randbytes)))
+        shares = {index: shares[index] for index in sorted({7, *rng.sample(range(60), 40)})}
+        shares[7] = bytes(36)
+        assert known.secret(shares, 32) == secret
+        assert len(made) == 2 * (key + 1)
+    gc.collect()
+    assert sum(reference() is not None for reference in made) <= 10
 
 
 def test_one_share_fewer_says_nothing():

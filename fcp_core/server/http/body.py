@@ -173,7 +173,8 @@ class BodyReader:
                 at, self.received = at + more, self.received + more
                 self._count(self.received, anyway=True)
                 if file is not None and (at == len(whole) or self.received == self._length):
-                    await self._write(file, whole[:at])
+                    run = asyncio.get_running_loop().run_in_executor
+                    await run(self._executor, write_to, file, whole[:at])
                     at = 0
                 if time.perf_counter() - begun >= TURN / self._in_flight.readers:
                     await asyncio.sleep(0)
@@ -184,15 +185,6 @@ class BodyReader:
             self._in_flight.queue.goes_on(self, 0)
             if file is not None:
                 file.close()
-
-    async def _write(self, file: BlockFile, piece: memoryview) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._executor, file.write, piece)
-        except OSError as error:
-            raise StatusError(
-                Code.UNAVAILABLE, f"the body could not be written to a file: {error.strerror}"
-            ) from None
 
     async def _wait_for_room(self, stream: IOStream) -> None:
         """Read no more while there is no room: the device is slowed down, not turned away."""
@@ -252,3 +244,16 @@ class BodyReader:
             else:
                 self._in_flight.take(size - self._counted)
             self._counted = size
+
+
+def write_to(file: BlockFile, piece: memoryview) -> None:
+    """Write a piece of a body to its file.
+
+    :raises StatusError: UNAVAILABLE if that cannot be done.
+    """
+    try:
+        file.write(piece)
+    except OSError as error:
+        raise StatusError(
+            Code.UNAVAILABLE, f"the body could not be written to a file: {error.strerror}"
+        ) from None

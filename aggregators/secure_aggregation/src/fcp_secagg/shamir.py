@@ -7,7 +7,9 @@ two elements stay below 2**63, so that all arithmetic is in 64 bits.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,9 @@ from fcp_secagg.primitives import Secrets
 
 PRIME = 2**31 + 11
 _PIECE_BITS = 31
+#: For so many sets of indices it is kept what follows from them: in a full graph all keys have one
+#: set, and each liar makes one more; in a sub-graph each key has its own.
+_KNOWN = 8
 
 Elements = NDArray[np.uint64]
 
@@ -82,29 +87,42 @@ class Agreement:
 
     Values at n points are those of a polynomial of a degree below t if and only if their sum with
     the weights w(x) * x**k is zero for each k below n - t, where 1 / w(x) is the product of x's
-    distances to the other points (the dual of a Reed-Solomon code).
+    distances to the other points (the dual of a Reed-Solomon code). If one value is wrong, at x,
+    the sum of k = 1 is x times that of k = 0.
 
     :param indices: of the shares, distinct.
     :param threshold: t.
     """
 
     def __init__(self, indices: Sequence[int], threshold: int) -> None:
-        points = [index + 1 for index in indices]
-        row = np.array([pow(_distances(x, points), -1, PRIME) for x in points], np.uint64)
-        bases = np.array(points, np.uint64)
-        self._rows = []
-        for _ in range(len(points) - threshold):
-            self._rows.append(row)
-            row = row * bases % np.uint64(PRIME)
+        self._indices = indices
+        points = _points(indices)
+        row = _inverses(_distances(points))
+        rows = []
+        for _ in range(len(indices) - threshold):
+            rows.append(row)
+            row = row * points % np.uint64(PRIME)
+        self._halves = _halves(np.array(rows, np.uint64).reshape(-1, len(indices)))
 
-    def holds(self, shares: Sequence[bytes]) -> bool:
-        """Tell it of shares of one size, in the order of the indices."""
+    def sums(self, shares: Sequence[bytes]) -> Elements:
+        """Return the sums, ``uint64[k, piece]``, of shares of one size in the indices' order."""
         values = np.frombuffer(b"".join(shares), ">u4").astype(np.uint64)
-        values = values.reshape(len(shares), -1)
-        return not any(
-            np.any((values * row[:, None] % PRIME).sum(axis=0, dtype=np.uint64) % PRIME)
-            for row in self._rows
-        )
+        low, high = _halves(values.reshape(len(shares), -1))
+        # Sums of fewer than 2**20 products of 16 bits by 16 are exact as floats, and fast.
+        lows, highs = self._halves
+        parts = (highs @ high, highs @ low + lows @ high, lows @ low)
+        total: Elements = np.zeros(parts[0].shape, np.uint64)
+        for part in parts:
+            total = ((total << np.uint64(16)) + part.astype(np.uint64)) % np.uint64(PRIME)
+        return total
+
+    def wrong(self, sums: Elements) -> int | None:
+        """Return the index of the only share that can be wrong, from at least two of the sums."""
+        for first, second in sums[:2].T.tolist():
+            if first:
+                index = second * pow(first, -1, PRIME) % PRIME - 1
+                return index if index in self._indices else None
+        return None
 
 
 class Reconstructions:
@@ -128,22 +146,21 @@ class Reconstructions:
         if len(shares) < self._threshold:
             raise ValueError(f"{self._threshold} shares are needed, there are {len(shares)}")
         indices = tuple(sorted(shares))
-        choices = [indices]
-        if len(indices) > self._threshold + 1:
-            choices += [
-                indices[:place] + indices[place + 1 :] for place in reversed(range(len(indices)))
-            ]
-        for chosen in choices:
-            found = self._agreed(chosen, shares, size)
-            if found is not None:
-                return found
-        raise ValueError("a device told a wrong share of a key")
+        found, wrong = self._agreed(indices, shares, size)
+        if found is None and wrong is not None:
+            rest = tuple(index for index in indices if index != wrong)
+            found, _ = self._agreed(rest, shares, size)
+        if found is None:
+            raise ValueError("a device told a wrong share of a key")
+        return found
 
     def _agreed(
         self, indices: tuple[int, ...], shares: Mapping[int, bytes], size: int
-    ) -> bytes | None:
-        """Return the secret if all these shares are of one polynomial."""
+    ) -> tuple[bytes | None, int | None]:
+        """Return the secret if all these shares are of one polynomial, or who may be wrong."""
         if indices not in self._known:
+            if len(self._known) == _KNOWN:
+                del self._known[next(iter(self._known))]
             self._known[indices] = (
                 Reconstruction(indices[: self._threshold]),
                 Agreement(indices, self._threshold),
@@ -153,7 +170,10 @@ class Reconstructions:
         found = reconstruction.secret(ordered[: self._threshold], size)
         if any(len(share) != len(ordered[0]) for share in ordered):
             raise ValueError("shares of one secret have one size")
-        return found if agreement.holds(ordered) else None
+        sums = agreement.sums(ordered)
+        if not sums.any():
+            return found, None
+        return None, agreement.wrong(sums) if len(sums) > 1 else None
 
 
 def _cut(secret: bytes | bytearray) -> Elements:
@@ -189,30 +209,35 @@ def _weights(indices: Sequence[int]) -> Elements:
     """Return what each share is multiplied with (Lagrange, at 0)."""
     if len(set(indices)) < len(indices):
         raise ValueError("an index comes twice")
-    points = [index + 1 for index in indices]
-    numerators = []
-    for point in points:
-        above = 1
-        for other in points:
-            if other != point:
-                above = above * other % PRIME
-        numerators.append(above)
-    # One factor (other - point) for each of the others: the sign follows from their number.
-    sign = -1 if len(points) % 2 == 0 else 1
-    denominators = [sign * _distances(point, points) for point in points]
-    return np.array(
-        [
-            above * pow(below, -1, PRIME) % PRIME
-            for above, below in zip(numerators, denominators, strict=True)
-        ],
-        np.uint64,
-    )
+    points = _points(indices)
+    # Of each: the product of the others, divided by that of their distances to it.
+    product = functools.reduce(lambda one, other: one * other % PRIME, points.tolist())
+    if len(indices) % 2 == 0:
+        product = PRIME - product
+    below = _distances(points) * points % np.uint64(PRIME)
+    return _inverses(below) * np.uint64(product) % np.uint64(PRIME)
 
 
-def _distances(point: int, points: Sequence[int]) -> int:
-    """Return the product of a point's distances to the others, in the field."""
-    product = 1
-    for other in points:
-        if other != point:
-            product = product * (point - other) % PRIME
-    return product
+def _points(indices: Sequence[int]) -> Elements:
+    return np.array(indices, np.uint64) + np.uint64(1)
+
+
+def _distances(points: Elements) -> Elements:
+    """Return the product of each point's distances to the others, in the field."""
+    factors: Elements = (points[:, None] + np.uint64(PRIME) - points) % np.uint64(PRIME)
+    np.fill_diagonal(factors, 1)
+    while (width := factors.shape[1]) > 1:
+        half = width // 2
+        factors[:, :half] = factors[:, :half] * factors[:, width - half :] % np.uint64(PRIME)
+        factors = factors[:, : width - half]
+    return factors[:, 0]
+
+
+def _inverses(elements: Elements) -> Elements:
+    return np.array([pow(element, -1, PRIME) for element in elements.tolist()], np.uint64)
+
+
+def _halves(elements: Elements) -> tuple[Any, Any]:
+    """Return the low 16 bits of each, and the others, as floats."""
+    low = (elements & np.uint64(0xFFFF)).astype(np.float64)
+    return low, (elements >> np.uint64(16)).astype(np.float64)
