@@ -92,6 +92,9 @@ class BoundedHTTPServer(TCPServer):
             self._throttled_log.warn(reached, f"there are {most} connections already ({reached})")
             stream.close()
             return
+        # Tornado would switch it on and off for each request. What is written is sent.
+        stream.set_nodelay(True)
+        stream.set_nodelay = bool  # type: ignore[method-assign,assignment]
         # Tornado's connections use it for headers only.
         stream.read_until_regex = partial(read_header, stream.read_until_regex)  # type: ignore[method-assign]
         connection = self.connect(stream, str(address[0]))
