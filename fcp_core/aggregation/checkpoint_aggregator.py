@@ -24,6 +24,8 @@ __all__ = ["CheckpointAggregator", "KeptBudget"]
 
 #: How many layouts of checkpoints an aggregator remembers.
 _MAX_PLANS = 16
+#: Of additions without factors.
+_NO_WEIGHTS = np.ones(0)
 
 
 class CheckpointAggregator(Aggregate):
@@ -192,7 +194,7 @@ def _read(
     :raises StatusError: INVALID_ARGUMENT if a tensor is corrupt.
     """
     tensors: dict[str, Tensor] = {}
-    weights = np.ones(len(plan.weights))
+    weights = np.ones(len(plan.weights)) if plan.weights else _NO_WEIGHTS
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for index, (name, dtype) in enumerate(plan.weights):
             if name not in tensors:

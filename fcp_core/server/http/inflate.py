@@ -17,9 +17,9 @@ from tornado.iostream import IOStream
 from fcp_core.protocol.blocks import BlockFile
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.body import BodyReader, InFlight, write_to
+from fcp_core.server.http.body_queue import PART
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import Limits, http_error
-from fcp_core.server.http.turns import PART
 
 #: Compressed bytes that are handed to the decompressor at once, and decompressed bytes that it
 #: makes at once: they stay in the processor's cache until they are copied to where they belong, and
