@@ -58,9 +58,6 @@ def _add_choices(add: Callable[..., None]) -> None:
     add("engine", "str", "local", "where accumulators run")
     text = "pages that are served where the admin API is, to those who have its token"
     add("pages", "list", (), text)
-    text = "for tests: noise is drawn from this seed, so that whoever knows it can take it off"
-    text += "; refused where others than this machine's devices are served"
-    add("unsafe_noise_seed", "int", None, text, minimum=0)
 
 
 def _add_check_in_options(add: Callable[..., None]) -> None:
@@ -85,19 +82,13 @@ def _add_check_in_options(add: Callable[..., None]) -> None:
 
 
 def _add_task_options(add: Callable[..., None]) -> None:
-    text = "how long an assigned device may take before it counts as dropped"
+    text = "how long an assigned device may take before it counts as dropped; after a fifth of it "
+    text += "another one gets the place of a silent one, until it is known how long devices take"
     add("assignment_timeout", "duration", "10m", text, scopes=SCOPES)
     text = "when a task without a deadline of its own ends"
     add("task_deadline", "duration", "1h", text, scopes=SCOPES)
-    text = "how long after its deadline a task may take to make its result, before it has failed"
-    add("closing_timeout", "duration", "10m", text, scopes=SCOPES)
     text = "how long a task that ended is kept, with its result"
     add("task_retention", "duration", "30d", text, scopes=SCOPES)
-    text = (
-        "how long a device may give no sign before another one gets its place too, until it is "
-        "known how long the task's devices take; it may come all the same"
-    )
-    add("first_sign_timeout", "duration", "2m", text, minimum=0.001, scopes=SCOPES)
     text = (
         "devices assigned at a time, as a multiple of the contributions still missing; not set: as "
         "many as drop-outs seen make necessary, at first 4 for 3 and 115 for 100"
@@ -117,8 +108,6 @@ def _add_task_options(add: Callable[..., None]) -> None:
     )
     choices = ("contribution", "round")
     add("durability", "choice", "contribution", text, choices=choices, scopes=SCOPES)
-    text = "devices that may be at work at a time on one task"
-    add("task_max_at_work", "int", None, text, minimum=1, scopes=SCOPES)
     text = "what an aggregator may keep of a task if it needs all contributions, such as a median"
     add("max_kept_bytes", "bytes", "1GiB", text, minimum=1, scopes=SCOPES)
 

@@ -16,7 +16,6 @@ def add_server_options(options: OptionRegistry) -> None:
     server("host", "str", "localhost", "what 'fcp serve' listens on; '*' is every interface")
     server("port", "int", 8080, "its port; 0 takes a free one", 0)
     server("processes", "int", 1, "processes that serve as one", 1)
-    server("pin_processes", "bool", "true", "whether each has processors of its own, if it can")
     server("populations", "list", (), "the only populations; none: those that tasks are for")
     server("certfile", "path", None, "a PEM certificate; with one it speaks HTTPS only")
     server("keyfile", "path", None, "the certificate's key, if that is in a file of its own")
