@@ -25,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,6 +49,8 @@ DEVICES = 3
 STALL_MS = 250
 #: The most memory that is allowed, in models.
 MODELS = 2.0
+#: At a start the stored aggregate is read while its sums are made of it.
+START_MODELS = 2.25
 TOKEN = secrets.token_hex()
 #: How often the loop is looked at, in seconds.
 EVERY = 0.005
@@ -124,6 +126,10 @@ class Measured:
             file=sys.stderr,
         )
 
+    def resident(self) -> tuple[float, float]:
+        """Return the memory that it has, and the most that it had, in MB."""
+        return memory_of(self._process.pid)
+
     def _ask(self) -> float:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -133,17 +139,21 @@ class Measured:
 
 
 @contextmanager
-def running() -> Iterator[Measured]:
-    """Run a server."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--serve", str(Path(folder) / "tasks.sqlite"), TOKEN]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            yield Measured(process, process.stdout.readline().strip())
-            process.stdin.close()
+def running(folder: Path | None = None) -> Iterator[Measured]:
+    """Run a server.
+
+    :param folder: where its tasks are; None: in one that goes with it.
+    """
+    with ExitStack() as stack:
+        own = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        command = [sys.executable, __file__, "--serve", str(own / "tasks.sqlite"), TOKEN]
+        process = stack.enter_context(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield Measured(process, process.stdout.readline().strip())
+        process.stdin.close()
 
 
 # The devices.
@@ -254,6 +264,26 @@ def measure(form: Form, size: int) -> Measured:
     return server
 
 
+def start_again(size: int) -> float:
+    """Return the most memory of a start with an open task that has contributions, in models."""
+    numbers = np.random.default_rng(0).standard_normal(size // 4, np.float32)
+    model, form = write_checkpoint({"model": numbers}, "tf_v1"), FORMS[0]
+    spec = TaskSpec(
+        "p", "large", b"plan", form.configuration(numbers.size), DEVICES, checkpoint=model
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        with running(Path(folder)) as server:
+            idle = server.idle
+            with AdminClient(server.url, TOKEN) as admin:
+                admin.submit(spec)
+            device = Device(server.url)
+            device.contribute(device.assign(), form.body(numbers))
+            device.connection.close()
+        with running(Path(folder)) as server:
+            _, most = server.resident()
+    return (most - idle) * 1e6 / size
+
+
 def goals(quick: bool) -> list[Goal]:
     """Measure."""
     size = QUICK_MODEL if quick else MODEL
@@ -273,6 +303,8 @@ def goals(quick: bool) -> list[Goal]:
         for name, memory in models.items():
             name = f"memory above idle, {what}: {name}"
             found.append(Goal("large", name, memory, MODELS, "models"))
+    name = f"memory above idle, {what}: start with an open task"
+    found.append(Goal("large", name, start_again(size), START_MODELS, "models"))
     return found
 
 

@@ -25,7 +25,7 @@ from fcp_core.aggregation.checks import (
     check_counts,
     check_length,
     check_same,
-    parse_state,
+    parse_in_place,
     same_configuration,
 )
 from fcp_core.aggregation.numbers import (
@@ -94,12 +94,19 @@ class MeanAccumulator(Accumulator):
         self._weight_sums = Total(np.zeros((), weight_dtype.numpy))
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, use_weights: bool, options: Options, data: bytes) -> Self:
+    def load(
+        cls,
+        intrinsic: Intrinsic,
+        use_weights: bool,
+        options: Options,
+        data: bytes | memoryview,
+    ) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
-        state = parse_state(intrinsic, state_pb2.FederatedMeanAggregatorState, data)
+        state, large = parse_in_place(intrinsic, state_pb2.FederatedMeanAggregatorState, data)
+        values = large.get(state.WEIGHTED_VALUES_SUM_FIELD_NUMBER) or state.weighted_values_sum
         self = cls(intrinsic, use_weights, options)
         for what, array, raw in (
-            ("bytes of values", self._sum, state.weighted_values_sum),
+            ("bytes of values", self._sum, values),
             ("bytes of weights", self._weights, state.weights_sum),
         ):
             dtype = array.dtype
@@ -222,7 +229,7 @@ def make_mean(intrinsic: Intrinsic, options: Options) -> MeanAccumulator:
     return MeanAccumulator(intrinsic, True, options)
 
 
-def load_mean(intrinsic: Intrinsic, options: Options, data: bytes) -> MeanAccumulator:
+def load_mean(intrinsic: Intrinsic, options: Options, data: bytes | memoryview) -> MeanAccumulator:
     """Rebuild a mean."""
     return MeanAccumulator.load(intrinsic, True, options, data)
 
@@ -232,7 +239,9 @@ def make_unweighted(intrinsic: Intrinsic, options: Options) -> MeanAccumulator:
     return MeanAccumulator(intrinsic, False, options)
 
 
-def load_unweighted(intrinsic: Intrinsic, options: Options, data: bytes) -> MeanAccumulator:
+def load_unweighted(
+    intrinsic: Intrinsic, options: Options, data: bytes | memoryview
+) -> MeanAccumulator:
     """Rebuild a mean that ignores weights."""
     return MeanAccumulator.load(intrinsic, False, options, data)
 
@@ -244,6 +253,7 @@ FACTORIES = (
         "mean in which every client counts once",
         make_mean,
         load_mean,
+        loads_views=True,
     ),
     AggregatorFactory(
         WEIGHTED_MEAN_URI,
@@ -251,6 +261,7 @@ FACTORIES = (
         "mean weighted by the clients' own weights",
         make_mean,
         load_mean,
+        loads_views=True,
     ),
     AggregatorFactory(
         "unweighted_mean",
@@ -258,5 +269,6 @@ FACTORIES = (
         "mean that ignores the clients' weights: every client counts once",
         make_unweighted,
         load_unweighted,
+        loads_views=True,
     ),
 )

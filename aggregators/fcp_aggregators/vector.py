@@ -28,7 +28,7 @@ from fcp_core.aggregation.checks import (
     check_length,
     check_numeric,
     check_same,
-    parse_state,
+    parse_in_place,
     same_configuration,
 )
 from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite, check_norm, check_sum
@@ -60,13 +60,14 @@ class VectorAccumulator(Accumulator):
         self._total = Total(self.identity(spec.shape, spec.dtype.numpy))
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes | memoryview) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
-        state = parse_state(intrinsic, state_pb2.AggVectorAggregatorState, data)
+        state, large = parse_in_place(intrinsic, state_pb2.AggVectorAggregatorState, data)
+        raw = large.get(state.VECTOR_DATA_FIELD_NUMBER) or state.vector_data
         self = cls(intrinsic, options)
-        check_length(intrinsic, "bytes of vector data", len(state.vector_data), self._vector.nbytes)
+        check_length(intrinsic, "bytes of vector data", len(raw), self._vector.nbytes)
         self._num_inputs = state.num_inputs
-        loaded = np.frombuffer(state.vector_data, self._vector.dtype)
+        loaded = np.frombuffer(raw, self._vector.dtype)
         self._vector[...] = loaded.reshape(self._vector.shape)
         return self
 
@@ -219,7 +220,9 @@ class MaxAccumulator(ExtremumAccumulator):
 
 
 FACTORIES = tuple(
-    AggregatorFactory(name, frozenset({name}), f"element-wise {what}", kind, kind.load)
+    AggregatorFactory(
+        name, frozenset({name}), f"element-wise {what}", kind, kind.load, loads_views=True
+    )
     for name, what, kind in (
         ("federated_sum", "sum", SumAccumulator),
         ("federated_min", "minimum", MinAccumulator),

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from typing_extensions import Self
 
 from fcp_core.aggregation.additions import Additions, Plan
@@ -24,6 +23,8 @@ from fcp_core.aggregation.tensors import bytes_field
 from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import Layout
 from fcp_core.protocol.checkpoint.kernels import Kernels, default_kernels
+from fcp_core.protocol.checkpoint.wire import BYTES, fields
+from fcp_core.protocol.joining import LARGE
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 
@@ -80,7 +81,7 @@ class Aggregate:
         bound: Sequence[BoundIntrinsic],
         budget: KeptBudget | None = None,
         *,
-        states: Sequence[bytes] | None = None,
+        states: Sequence[bytes | memoryview] | None = None,
         kernels: Kernels | None = None,
     ) -> None:
         self._bound = tuple(bound)
@@ -118,10 +119,19 @@ class Aggregate:
             if it holds more than *budget* has left.
         """
         try:
-            states = state_pb2.CheckpointAggregatorState.FromString(data).aggregators
-        except DecodeError as error:
+            view = memoryview(data)
+            # Large ones are not copied, as the generated class would.
+            states = [
+                view[field.start : field.end]
+                if len(view) >= LARGE
+                else data[field.start : field.end]
+                for field in fields(view, 0, len(view))
+                if (field.number, field.wire_type) == (_AGGREGATORS, BYTES)
+            ]
+        except StatusError as error:
             raise StatusError(
-                Code.INVALID_ARGUMENT, f"not a serialized CheckpointAggregatorState: {error}"
+                Code.INVALID_ARGUMENT,
+                f"not a serialized CheckpointAggregatorState: {error.message}",
             ) from None
         if len(states) != len(bound):
             raise StatusError(

@@ -168,6 +168,8 @@ class AggregatorFactory:
         inputs, outputs, parameters or nested intrinsics do not fit.
     :param load: rebuilds an accumulator from :meth:`Accumulator.dump`; raises StatusError
         INVALID_ARGUMENT for bytes that are not such a dump.
+    :param loads_views: *load* takes a memoryview, too, and keeps none on it: a large state is
+        handed over as it lies.
     :param needs_all_inputs: it keeps every contribution until it reports (median, Krum); the engine
         then bounds how many bytes it may keep.
     :param heavy_report: its report computes much, whatever its size: an engine that has other
@@ -191,7 +193,7 @@ class AggregatorFactory:
     uris: frozenset[str]
     summary: str
     make: Callable[[Intrinsic, Options], Accumulator]
-    load: Callable[[Intrinsic, Options, bytes], Accumulator]
+    load: Callable[[Intrinsic, Options, Any], Accumulator]
     needs_all_inputs: bool = False
     heavy_report: bool = False
     nested_only: bool = False
@@ -199,3 +201,4 @@ class AggregatorFactory:
     protocol: str | None = None
     randomised: bool = False
     resume: Callable[[Options, bytes | None], Resumed] | None = None
+    loads_views: bool = False

@@ -22,7 +22,7 @@ class BoundIntrinsic:
     factory: AggregatorFactory
     options: Options
 
-    def make(self, state: bytes | None = None) -> Accumulator:
+    def make(self, state: bytes | memoryview | None = None) -> Accumulator:
         """Make an accumulator.
 
         :param state: what it begins with; None: it is empty.
@@ -33,6 +33,7 @@ class BoundIntrinsic:
             if state is None:
                 made = self.factory.make(self.intrinsic, self.options)
             else:
+                state = state if self.factory.loads_views else bytes(state)
                 made = self.factory.load(self.intrinsic, self.options, state)
             if not isinstance(made, Accumulator):
                 raise TypeError(f"it is {made!r:.200}, which is no Accumulator")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
+from fcp_core.protocol.checkpoint.wire import BYTES, fields
+from fcp_core.protocol.joining import LARGE
 from fcp_core.protocol.status import Code, StatusError
 
 M = TypeVar("M", bound=Message)
@@ -101,6 +103,29 @@ def parse_state(intrinsic: Intrinsic, message: Callable[[], M], data: bytes) -> 
         name = state.DESCRIPTOR.name
         raise bad(intrinsic, f"the state is not a {name} ({error})") from None
     return state
+
+
+def parse_in_place(
+    intrinsic: Intrinsic, message: Callable[[], M], data: bytes | memoryview
+) -> tuple[M, Mapping[int, memoryview]]:
+    """Parse a dumped state without a copy of what is large in it.
+
+    :returns: the message without its large fields of bytes, and views on those by number.
+    :raises StatusError: INVALID_ARGUMENT if *data* is no such message.
+    """
+    view, at = memoryview(data), 0
+    large: dict[int, memoryview] = {}
+    others: list[memoryview] = []
+    try:
+        for field in fields(view, 0, len(view)):
+            if field.wire_type == BYTES and field.end - field.start >= LARGE:
+                large[field.number] = view[field.start : field.end]
+            else:
+                others.append(view[at : field.end])
+            at = field.end
+    except StatusError as error:
+        raise bad(intrinsic, f"the state is damaged ({error.message})") from None
+    return parse_state(intrinsic, message, b"".join(others)), large
 
 
 def check_length(intrinsic: Intrinsic, what: str, got: int, want: int) -> None:

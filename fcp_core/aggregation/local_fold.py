@@ -99,14 +99,9 @@ class LocalFold(Fold):
             return super().absorb(finished)
         ids, inline = finished.contributions, finished.nbytes < self._inline_contribution
 
-        def take(shard: _Shard) -> None:
-            if shard.contributions:
-                shard.aggregator.merge(other)
-            else:
-                # What would be added to nothing, and be in memory twice.
-                shard.aggregator = other
-
-        return self._begin(ids, lambda: self._work(ids, take), inline)
+        return self._begin(
+            ids, lambda: self._work(ids, lambda shard: self._take(shard, other)), inline
+        )
 
     def finish(self) -> Future[Finished]:
         """Return what has been accumulated, as it lies if all that was done is adding."""
@@ -222,8 +217,16 @@ class LocalFold(Fold):
         self._work(contributions, lambda shard: shard.aggregator.accumulate(checkpoint, own))
 
     def _merge(self, partial: Partial) -> None:
-        loaded = CheckpointAggregator.load(self._bound, partial.data, self._budget)
-        self._work(partial.contributions, lambda shard: shard.aggregator.merge(loaded))
+        kernels = self._reader.kernels
+        loaded = CheckpointAggregator.load(self._bound, partial.data, self._budget, kernels)
+        self._work(partial.contributions, lambda shard: self._take(shard, loaded))
+
+    def _take(self, shard: _Shard, other: CheckpointAggregator) -> None:
+        if shard.contributions or not self._only_adds:
+            shard.aggregator.merge(other)
+        else:
+            # What would be added to nothing, and be in memory twice.
+            shard.aggregator = other
 
     def _work(self, contributions: Sequence[str], work: Callable[[_Shard], None]) -> None:
         """Have *work* done in a free shard."""

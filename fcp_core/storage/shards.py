@@ -203,14 +203,15 @@ class StoredShards:
     surplus: int = 0
 
 
-def read(tx: Transaction, task_id: str, blobs: Mapping[str, bytes]) -> StoredShards:
+def read(tx: Transaction, task_id: str) -> StoredShards:
     """Return what is stored of a task's aggregate.
 
-    :param blobs: the task's, by what follows ``<task_id>/``.
     :raises StatusError: DATA_LOSS if something of it is missing.
     """
-    records = list(tx.select(ShardRecord, task_id=task_id))
-    data = {name[6:]: blob for name, blob in blobs.items() if name.startswith("shard/")}
+    records, begins = list(tx.select(ShardRecord, task_id=task_id)), _blob(task_id, "")
+    names = [name for name in tx.keys(BlobRecord, task_id=task_id) if name.startswith(begins)]
+    blobs = {name[len(begins) :]: tx.get(BlobRecord, name) for name in names}
+    data = {name: blob.data for name, blob in blobs.items() if blob is not None}
     found, task = _made_of(task_id, records, data), tx.get(TaskRecord, task_id)
     if task is None:
         return found

@@ -35,13 +35,11 @@ from fcp_core.storage.shards import FenceMaker, Merge, StoredShards, unfenced
 class LoadedTask:
     """A task of an earlier run.
 
-    :param spec: None: it has ended.
-    :param shards: what is stored of its aggregate.
+    :param spec: without what is large but for the plan; None: it has ended.
     """
 
     record: TaskRecord
     spec: TaskSpec | None = None
-    shards: StoredShards = field(default_factory=StoredShards)
 
 
 @dataclass(frozen=True)
@@ -203,7 +201,7 @@ class TaskStore:
         def body(tx: Transaction) -> StoredShards:
             if streams:
                 shards.close(tx, task_id, streams, fence)
-            return shards.read(tx, task_id, _blobs(tx, task_id))
+            return shards.read(tx, task_id)
 
         return await self._storage.transact(body)
 
@@ -268,14 +266,13 @@ class TaskStore:
 
         await self._storage.transact(body)
 
+    async def whole(self, record: TaskRecord) -> TaskSpec:
+        """Read the whole specification of an open task."""
+        return await self._storage.transact(lambda tx: _whole(tx, record))
+
     async def load(self, population: str | None = None) -> Loaded:
-        """Read everything that an earlier run left, of one population or of all."""
+        """Read what an earlier run left, of one population or of all, but for what is large."""
         return await self._storage.transact(partial(_load, population=population))
-
-
-def slim(spec: TaskSpec) -> TaskSpec:
-    """Return a specification without its large parts."""
-    return spec.slim()
 
 
 def status_of(record: TaskRecord) -> TaskStatus:
@@ -354,9 +351,9 @@ def _load(tx: Transaction, population: str | None) -> Loaded:
         if TaskState(record.state).is_final:
             tasks.append(LoadedTask(record))
             continue
-        blobs = _blobs(tx, record.task_id)
-        stored = shards.read(tx, record.task_id, blobs)
-        tasks.append(LoadedTask(record, _decode_spec(record, blobs), stored))
+        plan = tx.get(BlobRecord, f"{record.task_id}/plan")
+        spec = _decode_spec(record, plan=b"" if plan is None else plan.data)
+        tasks.append(LoadedTask(record, spec))
     return Loaded(
         sorted(tasks, key=lambda task: task.record.created),
         [state for state in tx.select(PolicyStateRecord) if population in (None, state.population)],
@@ -369,16 +366,23 @@ def _blob_names(tx: Transaction, task_id: str) -> list[str]:
     return tx.keys(BlobRecord, task_id=task_id)
 
 
-def _blobs(tx: Transaction, task_id: str) -> dict[str, bytes]:
-    return {
-        blob.name[len(task_id) + 1 :]: blob.data for blob in tx.select(BlobRecord, task_id=task_id)
+def _whole(tx: Transaction, record: TaskRecord) -> TaskSpec:
+    names = (name[len(record.task_id) + 1 :] for name in _blob_names(tx, record.task_id))
+    blobs = {
+        name: blob.data
+        for name in names
+        if not name.startswith("shard/")
+        and (blob := tx.get(BlobRecord, f"{record.task_id}/{name}")) is not None
     }
+    return _decode_spec(record, blobs)
 
 
-def _decode_spec(record: TaskRecord, blobs: Mapping[str, bytes] | None = None) -> TaskSpec:
+def _decode_spec(
+    record: TaskRecord, blobs: Mapping[str, bytes] | None = None, plan: bytes = b""
+) -> TaskSpec:
     """Return a task's specification.
 
-    :param blobs: its large parts; None leaves them out.
+    :param blobs: its large parts; None leaves them out, but for the *plan*.
     """
     slices: dict[str, dict[int, bytes]] = {}
     for name, data in (blobs or {}).items():
@@ -389,7 +393,7 @@ def _decode_spec(record: TaskRecord, blobs: Mapping[str, bytes] | None = None) -
         record.spec,
         population=record.population,
         name=record.name,
-        plan=b"" if blobs is None else blobs["plan"],
+        plan=plan if blobs is None else blobs["plan"],
         checkpoint=b"" if blobs is None else blobs["checkpoint"],
         slices=slices,
     )

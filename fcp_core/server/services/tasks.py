@@ -26,7 +26,6 @@ from fcp_core.server.services.store import (
     LoadedTask,
     TaskStore,
     new_record,
-    slim,
     status_of,
 )
 from fcp_core.server.services.task_end import store_end
@@ -241,18 +240,23 @@ class Tasks:
                 if self._populations.open_ended:
                     self._populations.add(record.population)
                 continue
+            # One large thing at a time: the aggregate, and when that is in place the model.
+            stored = await self._store.shards(record.task_id)
             try:
                 choices, now = self.factory.choose(spec), self._clock.now()
-                parts = self.factory.parts(record, spec, choices, now, loaded.shards)
+                parts = self.factory.parts(record, spec, choices, now, stored)
             except StatusError as error:
                 why = error.message.rstrip(".")
                 raise UsageError(
                     f"task {record.name} of an earlier run cannot go on: {why}. Mend the "
                     "configuration (what has contributions keeps its aggregators) or the storage."
                 ) from error
+            del stored
             await parts.release.restored()
             self._populations.add(record.population)
-            published = await self.factory.publish(record, spec, choices.settings)
+            published = await self.factory.publish(
+                record, await self._store.whole(record), choices.settings
+            )
             self._open(record, spec, choices, parts, published)
 
     async def stop(self) -> None:
@@ -326,7 +330,7 @@ class Tasks:
         now = self._clock.now()
         population = self._populations.for_task(spec.population)
         task = TaskRunner(
-            slim(spec),
+            spec.slim(),
             record.aggregation_id,
             parts,
             published,
