@@ -21,10 +21,10 @@ from tornado.iostream import IOStream
 from fcp_core.protocol.status import StatusError
 from fcp_core.server.http import inflate as bodies
 from fcp_core.server.http.body import InFlight
+from fcp_core.server.http.body_queue import PART
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.inflate import AHEAD, GzipReader
 from fcp_core.server.http.limits import Limits
-from fcp_core.server.http.turns import PART
 
 
 @pytest.fixture(params=["isal", "zlib"])

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from fcp_core.protocol.status import Code
-from fcp_core.server.http.turns import PART
+from fcp_core.server.http.body_queue import PART
 from tests.server.calls import UPLOAD, upload
 
 

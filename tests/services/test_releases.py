@@ -40,7 +40,7 @@ def make(intrinsic, options):
 
 
 def load(intrinsic, options, data):
-    return NoisySum.load(intrinsic, data, options)
+    return NoisySum.load(intrinsic, options, data)
 
 
 def resume(options, state):

@@ -13,6 +13,7 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import label
+from fcp_core.server.host_address import HOST
 from fcp_core.server.http import answers, refusals
 from fcp_core.server.http.context import Method
 from fcp_core.server.http.forward import pass_on
@@ -20,7 +21,6 @@ from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.identify import identify
 from fcp_core.server.http.limits import limits_of_call
 from fcp_core.server.http.passing import UPLOAD
-from fcp_core.server.reached import HOST
 from fcp_core.server.services.common import Wanted
 from fcp_core.server.services.eligibility import ADDRESS
 from fcp_core.server.services.task_parts import LARGE

@@ -94,7 +94,7 @@ def as_status(handler: Request, error: Exception) -> StatusError:
     if isinstance(error, StatusError):
         logger.debug("%s %s: %s", handler.label, handler.subject, error)
         if handler.of_device and _is_of_configuration(handler, error):
-            handler.context.seldom.warn(
+            handler.context.throttled_log.warn(
                 f"{handler.label} {error.code}", f"{handler.label}: {error.message}"
             )
         return error

@@ -12,8 +12,8 @@ from fcp_core.rounds.events import Event
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.rounds.tokens import Tokens
-from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.writes import Writes
+from fcp_core.server.throttled_log import ThrottledLog
 
 #: What a device may receive as it is; anything else stays in the server.
 _PUBLIC = (
@@ -63,12 +63,12 @@ class Common:
     writes: Writes
     memory: UploadMemory
     place: Callable[[int], str] | None = None
-    seldom: Seldom = field(default_factory=Seldom)
+    throttled_log: ThrottledLog = field(default_factory=ThrottledLog)
 
     def warn_of_silent(self, population: str) -> None:
         """Say that the sender of a device holds too many silent places."""
         reason = f"{population}: its sender holds too many silent places (max_silent_per_sender)"
-        self.seldom.warn(f"silent {population}", reason)
+        self.throttled_log.warn(f"silent {population}", reason)
 
     def check_pressure(self) -> None:
         """Check that what devices bring is stored and accumulated as fast as it comes.

@@ -18,7 +18,6 @@ from fcp_core.rounds.ledger import Planned
 from fcp_core.rounds.tasks import TaskSpec, TaskStatus
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.server.services.downloads import Downloads
-from fcp_core.server.services.endings import store_end
 from fcp_core.server.services.ledgers import read_ledgers
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published
@@ -30,6 +29,7 @@ from fcp_core.server.services.store import (
     slim,
     status_of,
 )
+from fcp_core.server.services.task_end import store_end
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts, check_modes
 from fcp_core.server.services.task_runner import TaskRunner
