@@ -17,7 +17,6 @@ from tornado.iostream import IOStream
 from fcp_core.protocol.blocks import BlockFile
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.body import BodyReader, InFlight, write_to
-from fcp_core.server.http.body_queue import PART
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import Limits, http_error
 
