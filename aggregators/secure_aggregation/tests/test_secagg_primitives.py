@@ -1,9 +1,7 @@
 """Each primitive against the plainest way to compute it, and by what always holds."""
 
-import gc
 import hashlib
 import random
-import weakref
 from fractions import Fraction
 
 import numpy as np
@@ -218,12 +216,12 @@ def test_two_wrong_shares_are_noticed():
 
 
 def test_one_liar_costs_little(monkeypatch):
-    """Who lies is computed and not tried out; and of many neighbours' sets few are remembered."""
+    """Who lies is computed and not tried out."""
     rng, made = random.Random(3), []
 
     class Counted(shamir.Agreement):
         def __init__(self, *arguments):
-            made.append(weakref.ref(self))
+            made.append(arguments)
             super().__init__(*arguments)
 
     monkeypatch.setattr(shamir, "Agreement", Counted)
@@ -235,8 +233,6 @@ def test_one_liar_costs_little(monkeypatch):
         shares[7] = bytes(36)
         assert known.secret(shares, 32) == secret
         assert len(made) == 2 * (key + 1)
-    gc.collect()
-    assert sum(reference() is not None for reference in made) <= 10
 
 
 def test_one_share_fewer_says_nothing():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from secrets import token_bytes
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from fcp_secagg.primitives import Secrets
 
 PRIME = 2**31 + 11
 _PIECE_BITS = 31
-#: For so many sets of indices it is kept what follows from them: in a full graph all keys have one
-#: set, and each liar makes one more; in a sub-graph each key has its own.
-_KNOWN = 8
 
 Elements = NDArray[np.uint64]
 
@@ -88,7 +85,8 @@ class Agreement:
     Values at n points are those of a polynomial of a degree below t if and only if their sum with
     the weights w(x) * x**k is zero for each k below n - t, where 1 / w(x) is the product of x's
     distances to the other points (the dual of a Reed-Solomon code). If one value is wrong, at x,
-    the sum of k = 1 is x times that of k = 0.
+    the sum of k = 1 is x times that of k = 0; of all of them two random combinations are looked at,
+    which are both zero for wrong values with a chance of 2**-62.
 
     :param indices: of the shares, distinct.
     :param threshold: t.
@@ -96,29 +94,28 @@ class Agreement:
 
     def __init__(self, indices: Sequence[int], threshold: int) -> None:
         self._indices = indices
-        points = _points(indices)
-        row = _inverses(_distances(points))
-        rows = []
-        for _ in range(len(indices) - threshold):
-            rows.append(row)
-            row = row * points % np.uint64(PRIME)
-        self._halves = _halves(np.array(rows, np.uint64).reshape(-1, len(indices)))
+        points, more = _points(indices), len(indices) - threshold
+        weights = _inverses(_distances(points))
+        self._rows = [weights, weights * points % np.uint64(PRIME)][:more]
+        for _ in range(2 if more > 2 else 0):
+            row: Elements = np.zeros_like(points)
+            for coefficient in _elements(more, token_bytes):
+                row = (row * points + coefficient) % np.uint64(PRIME)
+            self._rows.append(weights * row % np.uint64(PRIME))
 
-    def sums(self, shares: Sequence[bytes]) -> Elements:
-        """Return the sums, ``uint64[k, piece]``, of shares of one size in the indices' order."""
+    def sums(self, shares: Sequence[bytes]) -> list[Elements]:
+        """Return sums that are zero if the shares, of one size, are of one polynomial.
+
+        :returns: ``uint64[piece]``, that of k = 0 first and that of k = 1 then.
+        """
         values = np.frombuffer(b"".join(shares), ">u4").astype(np.uint64)
-        low, high = _halves(values.reshape(len(shares), -1))
-        # Sums of fewer than 2**20 products of 16 bits by 16 are exact as floats, and fast.
-        lows, highs = self._halves
-        parts = (highs @ high, highs @ low + lows @ high, lows @ low)
-        total: Elements = np.zeros(parts[0].shape, np.uint64)
-        for part in parts:
-            total = ((total << np.uint64(16)) + part.astype(np.uint64)) % np.uint64(PRIME)
-        return total
+        values = values.reshape(len(shares), -1)
+        products = (values * row[:, None] % np.uint64(PRIME) for row in self._rows)
+        return [product.sum(axis=0, dtype=np.uint64) % PRIME for product in products]
 
-    def wrong(self, sums: Elements) -> int | None:
-        """Return the index of the only share that can be wrong, from at least two of the sums."""
-        for first, second in sums[:2].T.tolist():
+    def wrong(self, sums: Sequence[Elements]) -> int | None:
+        """Return the index of the only share that can be wrong, from at least two sums."""
+        for first, second in zip(sums[0].tolist(), sums[1].tolist(), strict=True):
             if first:
                 index = second * pow(first, -1, PRIME) % PRIME - 1
                 return index if index in self._indices else None
@@ -159,8 +156,6 @@ class Reconstructions:
     ) -> tuple[bytes | None, int | None]:
         """Return the secret if all these shares are of one polynomial, or who may be wrong."""
         if indices not in self._known:
-            if len(self._known) == _KNOWN:
-                del self._known[next(iter(self._known))]
             self._known[indices] = (
                 Reconstruction(indices[: self._threshold]),
                 Agreement(indices, self._threshold),
@@ -171,7 +166,7 @@ class Reconstructions:
         if any(len(share) != len(ordered[0]) for share in ordered):
             raise ValueError("shares of one secret have one size")
         sums = agreement.sums(ordered)
-        if not sums.any():
+        if not any(each.any() for each in sums):
             return found, None
         return None, agreement.wrong(sums) if len(sums) > 1 else None
 
@@ -235,9 +230,3 @@ def _distances(points: Elements) -> Elements:
 
 def _inverses(elements: Elements) -> Elements:
     return np.array([pow(element, -1, PRIME) for element in elements.tolist()], np.uint64)
-
-
-def _halves(elements: Elements) -> tuple[Any, Any]:
-    """Return the low 16 bits of each, and the others, as floats."""
-    low = (elements & np.uint64(0xFFFF)).astype(np.float64)
-    return low, (elements >> np.uint64(16)).astype(np.float64)

@@ -22,7 +22,8 @@ from fcp_postgres import faults
 from fcp_postgres.jobs import Job, Jobs
 from fcp_postgres.kinds import prepare_kind
 from fcp_postgres.migrations import check_version, migrate
-from fcp_postgres.session import Session, Settings
+from fcp_postgres.session import Session
+from fcp_postgres.settings import Settings
 from fcp_postgres.tables import Table, quoted
 
 logger = logging.getLogger("fcp_postgres")

@@ -116,10 +116,11 @@ class Table:
         """SQL: delete the records of keys."""
         return f"DELETE FROM {self.path} WHERE key = ANY($1::bytea[])"
 
-    def upsert(self, after: int = 0, rows: int = 1) -> str:
+    def upsert(self, after: int = 0, rows: int = 1, *, new: bool = False) -> str:
         """SQL: write records; the arguments of each are the key, bytes, parts and indexed values.
 
         :param after: how many arguments come before them.
+        :param new: fail if one of them is there.
         """
         columns = ["key", "data", "parts", *(quoted(f"i_{field}") for field in self.fields)]
         numbers = itertools.count(after + 1)
@@ -128,10 +129,8 @@ class Table:
             f"({', '.join(f'${next(numbers)}' for _ in columns)}, {shape})" for _ in range(rows)
         )
         changes = ", ".join(f"{name} = excluded.{name}" for name in [*columns[1:], "shape"])
-        return (
-            f"INSERT INTO {self.path} ({', '.join(columns)}, shape) "
-            f"VALUES {values} ON CONFLICT (key) DO UPDATE SET {changes}"
-        )
+        conflict = "" if new else f" ON CONFLICT (key) DO UPDATE SET {changes}"
+        return f"INSERT INTO {self.path} ({', '.join(columns)}, shape) VALUES {values}{conflict}"
 
     def row(self, record: Record, data: bytes, size: int = 0) -> tuple[bytes, ...]:
         """Return a record's key, bytes and indexed values.
