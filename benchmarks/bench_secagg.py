@@ -99,18 +99,21 @@ def unmask(
     """Return the seconds of unmasking with drop-outs, and of the keystream that it takes."""
     spec = VectorSpec("v", elements, 2**bits)
     parameters = full(size, may_go)
-    pairs = [KeyPair.make(os.urandom) for _ in range(size)]
+    pairs = [KeyPair.make(os.urandom) for _ in range(size - gone)]
+    # All have the same key, and all that are gone: what is done with them does not depend on it.
+    lost = KeyPair.make(os.urandom)
 
-    def shares(client: int, secret: bytes) -> unmasking.Shares:
+    def shares(secret: bytes) -> dict[int, bytes]:
         made = shamir.split(secret, parameters.threshold, size, os.urandom)
-        return unmasking.Shares(client, dict(enumerate(made[gone:], gone)))
+        return dict(enumerate(made[gone:], gone))
 
+    own, of_lost = shares(os.urandom(32)), shares(bytes(lost.private))
     keys = unmasking.Keys(
         parameters.threshold,
-        [shares(client, os.urandom(32)) for client in range(gone, size)],
-        [shares(client, bytes(pairs[client].private)) for client in range(gone)],
-        [(dead, pairs[other].public, 1) for dead in range(gone) for other in range(gone, size)],
-        {client: pairs[client].public for client in range(gone)},
+        [unmasking.Shares(client, own) for client in range(gone, size)],
+        [unmasking.Shares(client, of_lost) for client in range(gone)],
+        [(dead, pair.public, 1) for dead in range(gone) for pair in pairs],
+        dict.fromkeys(range(gone), lost.public),
     )
     specs = unmasking.specs_of([spec])
     taken = seconds(lambda: _unmask(unmasking.encode(keys), specs))

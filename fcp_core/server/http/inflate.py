@@ -17,7 +17,6 @@ from tornado.iostream import IOStream
 from fcp_core.protocol.blocks import BlockFile
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.body import BodyReader, InFlight, write_to
-from fcp_core.server.http.body_queue import PART
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import Limits, http_error
 
@@ -28,7 +27,8 @@ SLICE = 64 << 10
 PIECE = 128 << 10
 #: Compressed bytes that are gathered before they are decompressed.
 GATHER = 1 << 20
-#: Compressed bytes that are read off the socket into one piece of memory.
+#: Compressed bytes that are read off the socket into one piece of memory. Less of it is
+#: decompressed if that would else stand still.
 PIECES = 1 << 20
 #: Compressed bytes of one body that may wait for it.
 AHEAD = 4 << 20
@@ -284,18 +284,25 @@ class GzipReader(BodyReader):
         job: asyncio.Future[None] | None = None
         self._inflating = True
         try:
+            piece, begin, end = memoryview(b""), 0, 0
             while self.received < length:
-                # The first is smaller, so that decompressing begins soon.
-                size = PIECES if self.received else PART
-                piece = self._buffers.take(min(size, length - self.received))
-                await self._fill(piece, stream)
-                inflater.feed(piece)
-                if job is None or job.done():
+                if end == len(piece):
+                    piece = self._buffers.take(min(PIECES, length - self.received))
+                    begin = end = 0
+                more = await stream.read_into(piece[end:], partial=True)  # type: ignore[arg-type]
+                end, self.received = end + more, self.received + more
+                self._count(len(self._output) + inflater.waiting + end - begin)
+                idle = job is None or job.done()
+                if end < len(piece) and not (idle and end - begin >= SLICE):
+                    continue
+                inflater.feed(piece[begin:end])
+                begin = end
+                if job is None or idle:
                     job = asyncio.ensure_future(self._inflate())
                     job.add_done_callback(_retrieve)  # nobody asks after the connection broke
                     job.add_done_callback(lambda job: news.set())
                 await asyncio.sleep(0)
-                while inflater.waiting > AHEAD and not job.done():
+                while inflater.waiting >= AHEAD and not job.done():
                     inflater.on_piece = call
                     await news.wait()
                     news.clear()
@@ -311,15 +318,6 @@ class GzipReader(BodyReader):
             self._inflating = False
             if self.closed:
                 self.close()
-
-    async def _fill(self, piece: memoryview, stream: IOStream) -> None:
-        """Read a piece of a compressed body, and count it as it comes."""
-        filled = 0
-        while filled < len(piece):
-            more = await stream.read_into(piece[filled:], partial=True)  # type: ignore[arg-type]
-            filled += more
-            self.received += more
-            self._count(len(self._output) + self._inflater.waiting + filled)
 
     async def _inflate_gathered(self) -> None:
         gathered, self._gathered = self._gathered, bytearray()

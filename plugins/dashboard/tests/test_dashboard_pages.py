@@ -198,7 +198,7 @@ def test_each_page_shows_what_it_is_for(lively, browser):
     assert "2 of 2" in pages["/program?population=people&name=train"]
     assert "-v[]+^" in pages["/sessions"]
     assert "-v[]+#" in pages["/sessions"]
-    assert "3 devices with a task did not contribute, in 1 ways" in pages["/errors"]
+    assert "3 devices with a task did not contribute, in 1 way." in pages["/errors"]
     assert re.search(r"TaskClosed people train OK", pages["/events"])
     assert re.search(r"alone serves .* people", pages["/members"])
     assert "StartTaskAssignment" in pages["/server"]

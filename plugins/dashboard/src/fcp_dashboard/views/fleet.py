@@ -158,7 +158,7 @@ def sessions(snapshot: Snapshot, query: Mapping[str, str]) -> Plain:
             Section(
                 "",
                 cut(
-                    f"{formats.number(total)} sessions that ended since "
+                    f"{formats.of(total, 'session')} that ended since "
                     f"{formats.day(snapshot.since)}; the last columns are shares of a client "
                     "version.",
                     len(shapes),
@@ -223,8 +223,8 @@ def errors(snapshot: Snapshot) -> Plain:
                 "No device has failed since the server began.",
             )
         ],
-        lead=f"{formats.number(sum(group.count for group in groups))} devices with a task did not "
-        f"contribute, in {formats.number(len(groups))} ways."
+        lead=f"{formats.of(sum(group.count for group in groups), 'device')} with a task did not "
+        f"contribute, in {formats.of(len(groups), 'way')}."
         if groups
         else "",
     )

@@ -68,7 +68,7 @@ def _table(task: Task, table: Table) -> Section:
     more = f"; the first {ROWS} are shown" if total > ROWS else ""
     return Section(
         "Table",
-        f"{formats.number(total)} rows{more}.",
+        f"{formats.of(total, 'row')}{more}.",
         [(column.name, "long" if column.is_text else "n") for column in table.columns],
         rows,
         "It has no rows.",
@@ -101,7 +101,7 @@ def _tensors(data: bytes) -> Section:
         )
     return Section(
         "Tensors",
-        f"{formats.number(len(found))} tensors; it is no table.",
+        f"{formats.of(len(found), 'tensor')}; it is no table.",
         [
             ("Tensor", "mono long"),
             ("Type", ""),
