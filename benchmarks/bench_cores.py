@@ -19,26 +19,20 @@ time: two processes take 2 / s2 contributions a second between them where one ta
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import gzip
-import importlib
-import json
 import os
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from goals import Goal
+from goals import Goal, main
 from http_load import Device
+from serving import running
 
 from fcp_core.protocol.checkpoint import write_checkpoint
 
@@ -58,115 +52,11 @@ SERVERS = {
 _ONE, _THREADS, _TWO, _BARE_ONE, _BARE_TWO = SERVERS
 
 
-# The servers.
-
-
-def serve_fcp(processes: int) -> None:
-    """Serve one task that sums floats."""
-    from fcp_core.aggregation.configuration import configuration_to_proto
-    from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
-    from fcp_core.plugins.manager import Plugins
-    from fcp_core.rounds.tasks import TaskSpec
-    from fcp_core.server import Server
-
-    intrinsic = Intrinsic(
-        "federated_sum",
-        inputs=(TensorSpec("update", DataType.FLOAT, (ELEMENTS,)),),
-        outputs=(TensorSpec("total", DataType.FLOAT, (ELEMENTS,)),),
-    )
-    configuration = configuration_to_proto([intrinsic]).SerializeToString()
-
-    async def main() -> None:
-        server = Server(Plugins.load(environ={}), host="127.0.0.1", processes=processes)
-        await server.start()
-        await server.services.tasks.submit(TaskSpec("p", "sum", b"plan", configuration, 10**6))
-        _say(server.port, [os.getpid(), *server.worker_pids])
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        await server.stop()
-
-    asyncio.run(main())
-
-
-def serve_bare(processes: int) -> None:
-    """Serve the least that Tornado can do for the same bytes; several share a port."""
-    from tornado.httpserver import HTTPServer
-    from tornado.netutil import bind_sockets
-    from tornado.web import Application, RequestHandler, stream_request_body
-
-    decompress: Any = gzip.decompress
-    with suppress(ImportError):
-        decompress = importlib.import_module("isal.igzip").decompress
-    total = np.zeros(ELEMENTS, np.float32)
-
-    @stream_request_body
-    class Upload(RequestHandler):
-        def prepare(self) -> None:
-            self.body = np.empty(int(self.request.headers["Content-Length"]), np.uint8).data
-            self.at = 0
-
-        def data_received(self, chunk: bytes) -> None:
-            self.body[self.at : self.at + len(chunk)] = chunk
-            self.at += len(chunk)
-
-        def post(self) -> None:
-            body: Any = self.body
-            if self.request.headers.get("Content-Encoding") == "gzip":
-                body = decompress(body)
-            np.add(total, np.frombuffer(body, np.float32, ELEMENTS), out=total)
-
-        def get(self) -> None:
-            pass
-
-    async def main(port: int) -> None:
-        sockets = bind_sockets(port, "127.0.0.1", reuse_port=True)
-        application = Application([(".*", Upload)], log_function=lambda handler: None)
-        HTTPServer(application).add_sockets(sockets)
-        bound = sockets[0].getsockname()[1]
-        with ExitStack() as others:
-            pids = [os.getpid()]
-            for _ in range(processes - 1):
-                _, more = others.enter_context(_running("bare", 1, False, port=bound))
-                pids += more
-            _say(bound, pids)
-            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-
-    asyncio.run(main(int(os.environ.get("BENCH_PORT", "0"))))
-
-
-def _say(port: int, pids: list[int]) -> None:
-    print(json.dumps([port, pids]), flush=True)
-
-
-@contextmanager
-def _running(
-    kind: str, processes: int, pinned: bool, port: int = 0
-) -> Iterator[tuple[int, list[int]]]:
-    """Run a server; give its port and the ids of its processes."""
-    command = [sys.executable, __file__, "--serve", kind, "--processes", str(processes)]
-    with subprocess.Popen(
-        [*command, *(["--pinned"] if pinned else [])],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "BENCH_PORT": str(port)},
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            found, pids = json.loads(process.stdout.readline())
-            yield found, pids
-        finally:
-            process.stdin.close()
-
-
 # The clients: sockets and ready-made bytes.
 
 
 class Client(Device):
     """A device with a kept connection, and which process has its other end."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(f"http://127.0.0.1:{port}")
 
     def owner(self) -> str:
         """Return the socket of the other end, as ``/proc`` names it."""
@@ -178,12 +68,12 @@ class Client(Device):
         raise RuntimeError("the connection is not in /proc/net/tcp")
 
 
-def connect(port: int, pids: list[int]) -> list[Client]:
+def connect(url: str, pids: Sequence[int]) -> list[Client]:
     """Return connections, as many to each process: the kernel spreads them by chance."""
     wanted = {pid: CONNECTIONS // len(pids) for pid in pids}
     clients = []
     while any(wanted.values()):
-        client = Client(port)
+        client = Client(url)
         client.connection.send("GET", "/healthz")
         name = client.owner()
         pid = next(pid for pid in pids if name in _descriptors(pid))
@@ -228,7 +118,7 @@ class Rate:
         self.client = min(self.client, other.client)
 
 
-def cpu_time(pids: list[int]) -> float:
+def cpu_time(pids: Sequence[int]) -> float:
     """Return the processor time of processes so far, in seconds.
 
     Of the threads that they have now: ``stat`` has those that ended, too, but counts in steps of
@@ -238,7 +128,7 @@ def cpu_time(pids: list[int]) -> float:
     return sum(int((t / "schedstat").read_text(encoding="ascii").split()[0]) for t in threads) / 1e9
 
 
-def measure(kind: str, clients: list[Client], pids: list[int], count: int, form: Form) -> Rate:
+def measure(kind: str, clients: list[Client], pids: Sequence[int], count: int, form: Form) -> Rate:
     """Send *count* contributions over all connections."""
     body, encoding = form.bodies[kind], form.encoding
     tasks = [clients[0].assign() for _ in range(count)] if kind == "fcp" else []
@@ -297,18 +187,20 @@ def run(quick: bool) -> dict[str, dict[str, Rate]]:
     repeats, count = (3, 64) if quick else (7, 160)
     rates = {form: {name: Rate() for name in SERVERS} for form in forms}
     with ExitStack() as stack:
-        running = {}
+        servers = {}
         for name, (kind, processes, pinned) in SERVERS.items():
-            port, pids = stack.enter_context(_running(kind, processes, pinned))
-            clients = connect(port, pids)
+            server = stack.enter_context(
+                running(kind, ELEMENTS, processes=processes, pinned=pinned)
+            )
+            pids, clients = server.pids, connect(server.url, server.pids)
             for client in clients:
                 stack.callback(client.connection.close)
-            running[name] = (kind, clients, pids)
+            servers[name] = (kind, clients, pids)
         for title, form in forms.items():
-            for kind, clients, pids in running.values():
+            for kind, clients, pids in servers.values():
                 measure(kind, clients, pids, CONNECTIONS, form)
             for _ in range(repeats):
-                for name, (kind, clients, pids) in running.items():
+                for name, (kind, clients, pids) in servers.items():
                     rates[title][name].note(measure(kind, clients, pids, count, form))
     return rates
 
@@ -349,22 +241,5 @@ def goals(quick: bool) -> list[Goal]:
     return made
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--serve", choices=("fcp", "bare"), help=argparse.SUPPRESS)
-    parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--pinned", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.pinned:
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    if arguments.serve:
-        {"fcp": serve_fcp, "bare": serve_bare}[arguments.serve](arguments.processes)
-        return
-    for goal in goals(arguments.quick):
-        print("  ".join(goal.row()))
-
-
 if __name__ == "__main__":
-    main()
+    main(goals, __doc__)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from goals import Goal
+from goals import Goal, main
 
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.plugins.manager import Plugins
@@ -203,5 +203,4 @@ def goals(quick: bool = False) -> list[Goal]:
 
 
 if __name__ == "__main__":
-    for goal in goals("--quick" in sys.argv):
-        print("  ".join(goal.row()))
+    main(goals, __doc__)

@@ -16,19 +16,17 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from bench_ingest import ELEMENTS, in_turns, noise, sessions, show, uploads
 from goals import Goal
-from http_load import Device, Rate, Server, measure, running
-
-from fcp_core.rounds.specification import Durability
+from http_load import Device, Rate, measure
+from serving import Server, running
 
 CONNECTIONS = 16
 #: How many times as many devices as it needs to be busy.
@@ -37,40 +35,18 @@ OVERLOAD = 5
 MAX_IN_FLIGHT = 128 << 20
 
 
-def serve(elements: int, durability: Durability, folder: Path, max_in_flight: int) -> None:
-    """Serve a task that sums *elements* floats."""
-    import asyncio
-
-    from fcp_core.aggregation.configuration import configuration_to_proto
-    from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
-    from fcp_core.plugins.manager import Plugins
-    from fcp_core.rounds.tasks import TaskSpec
-    from fcp_core.server import Server as FCPServer
-
-    intrinsic = Intrinsic(
-        "federated_sum",
-        inputs=(TensorSpec("update", DataType.FLOAT, (elements,)),),
-        outputs=(TensorSpec("total", DataType.FLOAT, (elements,)),),
-    )
-    configuration = configuration_to_proto([intrinsic]).SerializeToString()
-    overrides: dict[str, object] = {
+def serving(
+    elements: int, durability: str, folder: str, max_in_flight: int = 1 << 30
+) -> AbstractContextManager[Server]:
+    """Run a server with a file in a folder."""
+    options = {
         "storage": "sqlite",
         "max_in_flight": max_in_flight,
         "max_body": 8 << 20,
         "max_decompressed": 8 << 20,
-        "storage.sqlite.path": str(folder / f"{durability}.sqlite"),
+        "storage.sqlite.path": str(Path(folder, f"{durability}.sqlite").absolute()),
     }
-
-    async def main() -> None:
-        server = FCPServer(Plugins.load(environ={}, overrides=overrides))
-        await server.start()
-        spec = TaskSpec("p", "sum", b"plan", configuration, 10**6, durability=durability)
-        await server.services.tasks.submit(spec)
-        print(server.url, flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        await server.stop()
-
-    asyncio.run(main())
+    return running("fcp", elements, options=options, durability=durability)
 
 
 def waits(server: Server, body: bytes, count: int) -> list[float]:
@@ -94,9 +70,8 @@ def compare(folder: Path, quick: bool) -> list[Goal]:
         body, _ = noise(elements)
         with ExitStack() as stack:
             place = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-            start = [__file__, "--elements", str(elements), "--folder", place, "--serve"]
             servers = [
-                stack.enter_context(running(*start, durability))
+                stack.enter_context(serving(elements, durability, place))
                 for durability in ("contribution", "round")
             ]
             devices = [[Device(server.url) for _ in range(CONNECTIONS)] for server in servers]
@@ -124,9 +99,7 @@ def overload(folder: Path, quick: bool) -> list[Goal]:
     body, _ = noise(ELEMENTS)
     with ExitStack() as stack:
         place = stack.enter_context(tempfile.TemporaryDirectory(dir=folder))
-        start = [__file__, "--elements", str(ELEMENTS), "--folder", place]
-        start += ["--max-in-flight", str(MAX_IN_FLIGHT), "--serve"]
-        server = stack.enter_context(running(*start, "contribution"))
+        server = stack.enter_context(serving(ELEMENTS, "contribution", place, MAX_IN_FLIGHT))
         devices = [Device(server.url) for _ in range(OVERLOAD * CONNECTIONS)]
         turned_away: Counter[str] = Counter()
 
@@ -189,13 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path())
-    parser.add_argument("--serve", choices=("contribution", "round"), help=argparse.SUPPRESS)
-    parser.add_argument("--elements", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--max-in-flight", type=int, default=1 << 30, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve:
-        serve(arguments.elements, arguments.serve, arguments.folder, arguments.max_in_flight)
-        return
     for goal in goals(arguments.quick, arguments.folder):
         print("  ".join(goal.row()))
 

@@ -10,7 +10,6 @@ can only add to it.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from goals import Goal
+from goals import Goal, main
 
 #: How long devices may take for a round, in seconds, before they are given up.
 DEADLINE = 300
@@ -158,13 +157,5 @@ def goals(quick: bool) -> list[Goal]:
     return [Goal("FedAvg", f"{what} to TFF's simulation", real / simulated, LIMIT)]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    for goal in goals(parser.parse_args().quick):
-        print("  ".join(goal.row()))
-
-
 if __name__ == "__main__":
-    main()
+    main(goals, __doc__)

@@ -9,14 +9,13 @@ best of several.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from goals import Goal
+from goals import Goal, main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "aggregators" / "privacy" / "src"))
 
@@ -107,7 +106,4 @@ def goals(quick: bool = False) -> list[Goal]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    for goal in goals(parser.parse_args().quick):
-        print(" | ".join(goal.row()))
+    main(goals, __doc__)

@@ -10,12 +10,9 @@ thread.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import gzip
 import importlib
 import statistics
-import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,88 +20,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
-from goals import Goal
-from http_load import REQUESTS_A_SESSION, Connection, Device, Rate, Server, measure, running
+from goals import Goal, main
+from http_load import REQUESTS_A_SESSION, Connection, Device, Rate, measure
+from serving import Server, running
 
 from fcp_core.protocol.checkpoint import write_checkpoint
-from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
 
 CONNECTIONS = (1, 4, 16)
 ELEMENTS = 1_000_000
-
-
-# The servers.
-
-
-def serve_fcp(elements: int) -> None:
-    """Serve a task that sums *elements* floats (population p), and one that is full (q)."""
-    from fcp_core.aggregation.configuration import configuration_to_proto
-    from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
-    from fcp_core.plugins.manager import Plugins
-    from fcp_core.rounds.tasks import TaskSpec
-    from fcp_core.server import Server as FCPServer
-
-    intrinsic = Intrinsic(
-        "federated_sum",
-        inputs=(TensorSpec("update", DataType.FLOAT, (elements,)),),
-        outputs=(TensorSpec("total", DataType.FLOAT, (elements,)),),
-    )
-    configuration = configuration_to_proto([intrinsic]).SerializeToString()
-
-    async def main() -> None:
-        server = FCPServer(Plugins.load(environ={}))
-        await server.start()
-        tasks = server.services.tasks
-        await tasks.submit(TaskSpec("p", "sum", b"plan", configuration, 10**6))
-        await tasks.submit(TaskSpec("q", "full", b"plan", configuration, 1))
-        server.services.add_population("nothing")
-        print(server.url, flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        await server.stop()
-
-    asyncio.run(main())
-
-
-def serve_bare(elements: int) -> None:
-    """Serve the least that Tornado can do for as many bytes, which begin with the floats."""
-    from tornado.httpserver import HTTPServer
-    from tornado.netutil import bind_sockets
-    from tornado.web import Application, RequestHandler, stream_request_body
-
-    total = np.zeros(elements, np.float32)
-
-    @stream_request_body
-    class Upload(RequestHandler):
-        def prepare(self) -> None:
-            self.body = np.empty(int(self.request.headers["Content-Length"]), np.uint8).data
-            self.at = 0
-
-        def data_received(self, chunk: bytes) -> None:
-            self.body[self.at : self.at + len(chunk)] = chunk
-            self.at += len(chunk)
-
-        def post(self) -> None:
-            np.add(total, np.frombuffer(self.body, np.float32, elements), out=total)
-
-    class Empty(RequestHandler):
-        def post(self) -> None:
-            request = eligibility.EligibilityEvalTaskRequest.FromString(self.request.body)
-            del request
-            self.finish(eligibility.EligibilityEvalTaskResponse().SerializeToString())
-
-    async def main() -> None:
-        sockets = bind_sockets(0, "127.0.0.1")
-        application = Application(
-            [("/upload", Upload), (".*", Empty)], log_function=lambda handler: None
-        )
-        HTTPServer(application).add_sockets(sockets)
-        print(f"http://127.0.0.1:{sockets[0].getsockname()[1]}/", flush=True)
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-
-    asyncio.run(main())
-
-
-# Measuring.
 
 
 @dataclass(frozen=True)
@@ -225,9 +148,8 @@ def compare(quick: bool) -> list[Goal]:
     packed = gzip.compress(body, 1)
     for elements, size in ((ELEMENTS, 24 if quick else 48), (1, 100 if quick else 200)):
         with ExitStack() as stack:
-            start = [__file__, "--elements", str(elements), "--serve"]
-            fcp = stack.enter_context(running(*start, "fcp"))
-            bare = stack.enter_context(running(*start, "bare"))
+            fcp = stack.enter_context(running("fcp", elements))
+            bare = stack.enter_context(running("bare", elements))
             for number in CONNECTIONS:
                 devices = [Device(fcp.url) for _ in range(number)]
                 connections = [Connection(bare.url) for _ in range(number)]
@@ -270,7 +192,7 @@ def compare(quick: bool) -> list[Goal]:
 def idle(quick: bool) -> list[Goal]:
     """Measure what a device costs that gets nothing."""
     goals = []
-    with running(__file__, "--elements", "1", "--serve", "fcp") as server:
+    with running("fcp", 1) as server:
         Device(server.url, "q").assign()
         for population, why in (("nothing", "no task is open"), ("q", "the task is full")):
             device = Device(server.url, population)
@@ -291,19 +213,5 @@ def goals(quick: bool) -> list[Goal]:
     return [*compare(quick), *idle(quick)]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--serve", choices=("fcp", "bare"), help=argparse.SUPPRESS)
-    parser.add_argument("--elements", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        {"fcp": serve_fcp, "bare": serve_bare}[arguments.serve](arguments.elements)
-        return
-    for goal in goals(arguments.quick):
-        print("  ".join(goal.row()))
-
-
 if __name__ == "__main__":
-    main()
+    main(goals, __doc__)

@@ -6,6 +6,9 @@ at the same time, and the result is fetched. A stall is how late a timer of 5 ms
 event loop at most; memory is the most that was resident, less what the idle server had, as a
 multiple of the model.
 
+That is done for a sum and for a weighted mean, in both formats of checkpoints, plain and gzipped.
+Of all but the first, the worst of the contributions and the result is told.
+
     python benchmarks/bench_large_model.py [--quick]
 """
 
@@ -13,15 +16,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
 import secrets
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,9 +35,12 @@ from goals import Goal
 from http_load import Device
 
 from fcp_core.admin.client import AdminClient
+from fcp_core.aggregation.configuration import configuration_to_proto
+from fcp_core.aggregation.engine import CheckpointFormat
+from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor, TensorSpec
 from fcp_core.bench.server import memory_of
-from fcp_core.bench.task import BenchTask
-from fcp_core.protocol.checkpoint import write_checkpoint
+from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.rounds.tasks import TaskSpec
 
 MODEL = 190 << 20
 QUICK_MODEL = 32 << 20
@@ -141,6 +149,55 @@ def running() -> Iterator[Measured]:
 # The devices.
 
 
+@dataclass(frozen=True)
+class Form:
+    """What the devices of a round contribute, and how.
+
+    :param checkpoint_format: of what they upload.
+    :param mean: whether it is for a weighted mean, and not for a sum.
+    :param compressed: whether it is gzipped.
+    """
+
+    checkpoint_format: CheckpointFormat
+    mean: bool
+    compressed: bool
+
+    def __str__(self) -> str:
+        what = "weighted mean" if self.mean else "sum"
+        return f"{what}, {self.checkpoint_format}{', gzip' if self.compressed else ''}"
+
+    def configuration(self, elements: int) -> bytes:
+        """Return what a task with so many numbers asks for."""
+        inputs = [TensorSpec("update", DataType.FLOAT, (elements,))]
+        if self.mean:
+            inputs.append(TensorSpec("weight", DataType.FLOAT))
+        uri = "federated_weighted_mean" if self.mean else "federated_sum"
+        total = TensorSpec("total", DataType.FLOAT, (elements,))
+        intrinsic = Intrinsic(uri, inputs=tuple(inputs), outputs=(total,))
+        return configuration_to_proto([intrinsic]).SerializeToString()
+
+    def body(self, update: Tensor) -> bytes:
+        """Return what a device sends."""
+        tensors = {"update": update}
+        if self.mean:
+            tensors["weight"] = np.array(DEVICES, np.float32)
+        body = write_checkpoint(tensors, self.checkpoint_format)
+        return gzip.compress(body, 1) if self.compressed else body
+
+    def is_result(self, result: bytes, update: Tensor) -> bool:
+        """Whether that is the result if all devices contribute the same."""
+        expected = update if self.mean else update * np.float32(DEVICES)
+        return bool(np.allclose(open_checkpoint(result)["total"], expected, rtol=1e-5))
+
+
+FORMS = [
+    Form(checkpoint_format, mean, compressed)
+    for checkpoint_format in ("federated_compute", "tf_v1")
+    for mean in (False, True)
+    for compressed in (False, True)
+]
+
+
 def download(url: str) -> int:
     """Fetch a resource and drop it; return how many bytes there were."""
     parts = urlsplit(url)
@@ -162,43 +219,60 @@ def together(function: Callable[[int], object]) -> None:
             future.result()
 
 
-def measure(size: int) -> Measured:
+def measure(form: Form, size: int) -> Measured:
     """Run one round with a model of *size* bytes."""
-    task = BenchTask(size // 4)
-    bodies = task.bodies(compressed=False)
-    weights = np.random.default_rng(0).standard_normal(size // 4, np.float32)
-    model = write_checkpoint({"model": weights}, "tf_v1")
+    numbers = np.random.default_rng(0).standard_normal(size // 4, np.float32)
+    body = form.body(numbers)
+    spec = TaskSpec(
+        "p",
+        "large",
+        b"plan",
+        form.configuration(numbers.size),
+        DEVICES,
+        over_selection=1.0,
+        checkpoint=write_checkpoint({"model": numbers}, "tf_v1"),
+        deadline=600.0,
+        result_format="federated_compute",
+    )
+    encoding = "gzip" if form.compressed else ""
+    print(form, file=sys.stderr)
     with running() as server, AdminClient(server.url, TOKEN) as admin:
-        spec = task.spec("p", "large", DEVICES, 600.0).replace(checkpoint=model)
         with server.part("submission"):
             task_id = admin.submit(spec).task_id
-        del spec, model, weights
+        del spec
         devices = [Device(server.url) for _ in range(DEVICES)]
         with server.part("downloads"):
             tasks = [device.assign() for device in devices]
             together(lambda number: download(tasks[number].init_checkpoint.uri))
         with server.part("contributions"):
-            together(lambda number: devices[number].contribute(tasks[number], bodies[number]))
+            together(lambda number: devices[number].contribute(tasks[number], body, encoding))
         with server.part("result"):
             admin.wait(task_id)
             result = admin.result(task_id)
-        if not task.is_result(result, [1, 1, 1, 0]):
-            raise RuntimeError("the result is not the sum")
+        if not form.is_result(result, numbers):
+            raise RuntimeError(f"the result is not the {form}")
     return server
 
 
 def goals(quick: bool) -> list[Goal]:
     """Measure."""
     size = QUICK_MODEL if quick else MODEL
-    server = measure(size)
     what = f"a model of {size >> 20} MiB and {DEVICES} devices"
     found = []
-    for name in server.stalls:
-        stall = server.stalls[name]
-        found.append(Goal("large", f"longest stall, {what}: {name}", stall, STALL_MS, "ms"))
-    for name in server.stalls:
-        models = (server.memory[name] - server.idle) * 1e6 / size
-        found.append(Goal("large", f"memory above idle, {what}: {name}", models, MODELS, "models"))
+    for form in FORMS:
+        server = measure(form, size)
+        models = {
+            name: (memory - server.idle) * 1e6 / size for name, memory in server.memory.items()
+        }
+        stalls: Mapping[str, float] = server.stalls
+        if form != FORMS[0]:
+            worst = [max(each["contributions"], each["result"]) for each in (stalls, models)]
+            stalls, models = {str(form): worst[0]}, {str(form): worst[1]}
+        for name, stall in stalls.items():
+            found.append(Goal("large", f"longest stall, {what}: {name}", stall, STALL_MS, "ms"))
+        for name, memory in models.items():
+            name = f"memory above idle, {what}: {name}"
+            found.append(Goal("large", name, memory, MODELS, "models"))
     return found
 
 

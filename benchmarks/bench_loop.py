@@ -9,9 +9,7 @@ once gzipped by devices that also download a checkpoint of 4 MB.
 
 from __future__ import annotations
 
-import argparse
-
-from goals import Goal
+from goals import Goal, main
 from own_server import own_server
 
 from fcp_core.bench.report import ServerCost
@@ -52,13 +50,5 @@ def goals(quick: bool) -> list[Goal]:
     ]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer contributions")
-    for goal in goals(parser.parse_args().quick):
-        print("  ".join(goal.row()))
-
-
 if __name__ == "__main__":
-    main()
+    main(goals, __doc__)

@@ -24,12 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from goals import Goal
 
@@ -72,40 +72,58 @@ WORKS = (
 @contextmanager
 def members(count: int, processes: int, url: str, schema: str) -> Iterator[list[tuple[str, int]]]:
     """Start members; give the address and the process of each."""
-    environment = {
+    environment = environment_of(url)
+    with ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            started = member(environment, schema, [f"server.processes={processes}"])
+            port, pid = stack.enter_context(started)
+            found.append((f"http://localhost:{port}/", pid))
+        yield found
+
+
+def environment_of(url: str) -> dict[str, str]:
+    """Return the environment of the members of one server."""
+    return {
         **os.environ,
         "PYTHONPATH": str(SOURCE),
         "FCP_STORAGE_POSTGRES__URL": url,
         "FCP_TOKEN_KEYS": f"deployment {'1' * 32},01 {secrets.token_hex(32)}",
         "FCP_ADMIN__TOKEN": TOKEN,
     }
+
+
+@contextmanager
+def member(
+    environment: Mapping[str, str], schema: str, settings: Sequence[str], within: Sequence[str] = ()
+) -> Iterator[tuple[int, int]]:
+    """Start a member; give its port and the id of its process.
+
+    :param within: the command that runs it.
+    """
     # So busy a machine may not answer in the usual time.
-    settings = [
-        *("-s", "plugins=fcp_postgres.plugin", "-s", f"storage.postgres.schema={schema}"),
-        *("-s", "lease_seconds=60s", "-s", f"server.processes={processes}"),
-    ]
-    command = [sys.executable, "-m", "fcp_core", *settings, "serve", "--port", "0"]
-    with ExitStack() as stack:
-        found = []
-        for _ in range(count):
-            log = stack.enter_context(tempfile.TemporaryFile("w+"))
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [*command, "--storage", "postgres"], env=environment, stdout=log, stderr=log
-                )
-            )
-            stack.callback(process.terminate)
-            found.append((_address(process, log), process.pid))
-        yield found
+    usual = ("plugins=fcp_postgres.plugin", f"storage.postgres.schema={schema}")
+    options = [word for each in (*usual, "lease_seconds=60s", *settings) for word in ("-s", each)]
+    command = [*within, sys.executable, "-m", "fcp_core", *options, "serve", "--port", "0"]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(
+            [*command, "--storage", "postgres"], env=environment, stdout=log, stderr=log
+        ) as process,
+    ):
+        try:
+            yield _port(process, log), process.pid
+        finally:
+            process.terminate()
 
 
-def _address(process: subprocess.Popen[bytes], log: Any) -> str:
+def _port(process: subprocess.Popen[bytes], log: IO[str]) -> int:
     while True:
         log.seek(0)
         text = log.read()
         port = re.search(r"listening on port (\d+)", text)
         if port is not None:
-            return f"http://localhost:{port[1]}/"
+            return int(port[1])
         if process.poll() is not None:
             raise RuntimeError(text)
         time.sleep(0.05)

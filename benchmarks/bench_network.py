@@ -15,20 +15,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import re
 import secrets
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench_members import CONNECTIONS, SOURCE, TOKEN, WORKS, Work, processor_time
+from bench_members import (
+    CONNECTIONS,
+    TOKEN,
+    WORKS,
+    Work,
+    environment_of,
+    member,
+    processor_time,
+)
 from goals import Goal
 from network import Network, pump
 
@@ -89,55 +92,21 @@ class Member:
 @contextmanager
 def members(count: int, network: Network, schema: str) -> Iterator[list[Member]]:
     """Start members, each in a namespace of its own."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(SOURCE),
-        "FCP_STORAGE_POSTGRES__URL": network.url,
-        "FCP_TOKEN_KEYS": f"deployment {'1' * 32},01 {secrets.token_hex(32)}",
-        "FCP_ADMIN__TOKEN": TOKEN,
-    }
-    # So busy a machine may not answer in the usual time.
-    settings = ["plugins=fcp_postgres.plugin", f"storage.postgres.schema={schema}"]
-    settings += ["lease_seconds=60s"]
-    fronts = Fronts()
+    environment, fronts = environment_of(network.url), Fronts()
     with ExitStack() as stack:
         stack.callback(fronts.close)
         found = []
         for _ in range(count):
             name, host = network.add()
-            log = stack.enter_context(tempfile.TemporaryFile("w+"))
             address: list[Any] = [host, 0]
             url = fronts.open(address)
-            own = [f"server.host={host}", f"server.member_address={host}:0"]
-            own += [f"server.external_url={url}"]
-            options = [word for setting in (*settings, *own) for word in ("-s", setting)]
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [
-                        *("ip", "netns", "exec", name, sys.executable, "-m", "fcp_core", *options),
-                        *("serve", "--port", "0", "--storage", "postgres"),
-                    ],
-                    env=environment,
-                    stdout=log,
-                    stderr=log,
-                )
-            )
-            stack.callback(process.terminate)
-            address[1] = _port(process, log)
-            found.append(Member(url, process.pid))
+            settings = [f"server.host={host}", f"server.member_address={host}:0"]
+            settings += [f"server.external_url={url}"]
+            within = ("ip", "netns", "exec", name)
+            started = member(environment, schema, settings, within)
+            address[1], pid = stack.enter_context(started)
+            found.append(Member(url, pid))
         yield found
-
-
-def _port(process: subprocess.Popen[bytes], log: Any) -> int:
-    while True:
-        log.seek(0)
-        text = log.read()
-        port = re.search(r"listening on port (\d+)", text)
-        if port is not None:
-            return int(port[1])
-        if process.poll() is not None:
-            raise RuntimeError(text)
-        threading.Event().wait(0.05)
 
 
 def measure(servers: list[Member], work: Work) -> tuple[float, list[float]]:

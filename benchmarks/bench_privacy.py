@@ -7,13 +7,12 @@ Times are processor times, the best of several.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from goals import Goal
+from goals import Goal, main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "aggregators" / "privacy" / "src"))
 
@@ -58,7 +57,4 @@ def goals(quick: bool = False) -> list[Goal]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    for goal in goals(parser.parse_args().quick):
-        print(" | ".join(goal.row()))
+    main(goals, __doc__)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-from goals import Goal
+from goals import Goal, main
 
 HELP = ["-m", "fcp_core", "--help"]
 SERVER = ["-c", "import fcp_core.server"]
@@ -42,5 +42,4 @@ def goals(quick: bool = False) -> list[Goal]:
 
 
 if __name__ == "__main__":
-    for goal in goals("--quick" in sys.argv):
-        print("  ".join(goal.row()))
+    main(goals, __doc__)

@@ -6,6 +6,8 @@ Every ``bench_*.py`` that measures a goal has a function ``goals(quick)`` that r
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -43,3 +45,17 @@ class Goal:
             f"{sign} {self.limit:g} {self.unit}",
             "met" if self.met else "not met",
         )
+
+
+def main(goals: Callable[[bool], Sequence[Goal]], text: str | None) -> None:
+    """Measure and print, as the command line says.
+
+    :param goals: measures; less if it is to be quick.
+    :param text: what the benchmark says of itself.
+    """
+    parser = argparse.ArgumentParser(
+        description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="measure less")
+    for goal in goals(parser.parse_args().quick):
+        print("  ".join(goal.row()))

@@ -6,18 +6,15 @@ the server's process for each, which other load on the machine moves less.
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
+
+from serving import Server
 
 from fcp_core.bench.answers import AnswerReader
 from fcp_core.protocol.protos import aggregations_pb2 as aggregations
@@ -143,33 +140,6 @@ class Device:
         )
         path = f"/v1/populations/p/taskassignments/{task.session_id}:reportresult?%24alt=proto"
         self.connection.post(path, report.SerializeToString())
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server in a process of its own."""
-
-    url: str
-    pid: int
-
-    def cpu(self) -> float:
-        """Return its CPU time so far, in seconds."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@contextmanager
-def running(*command: str) -> Iterator[Server]:
-    """Run a server that prints its URL and ends with its standard input."""
-    with subprocess.Popen(
-        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            yield Server(process.stdout.readline().strip(), process.pid)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,7 @@ def simulate(
     """
     rng = np.random.default_rng(seed)
     people = Population(rng, devices)
-    settings = {
-        "target_rate": rate,
-        "fill_time": 60.0,
-        "min_delay": 120.0,
-        "max_delay": DAY,
-        **(options or {}),
-    }
+    settings = {"target_rate": rate, **(options or {})}
     pace = Pace()
     minutes = int(days * 1440)
     came = np.zeros(minutes)

@@ -37,16 +37,6 @@ class GroupBy(GroupByAccumulator):
     }
 
 
-def make_group_by(intrinsic: Intrinsic, options: Options) -> GroupBy:
-    """Make an empty group-by."""
-    return GroupBy(intrinsic, options)
-
-
-def load_group_by(intrinsic: Intrinsic, options: Options, data: bytes) -> GroupBy:
-    """Rebuild a group-by."""
-    return GroupBy.load(intrinsic, data, options)
-
-
 def make_lone(intrinsic: Intrinsic, options: Options) -> GroupBy:
     """Make the group-by without keys that a lone column stands for."""
     return GroupBy(Intrinsic(GROUP_BY_URI, nested=(intrinsic,)), options)
@@ -54,7 +44,7 @@ def make_lone(intrinsic: Intrinsic, options: Options) -> GroupBy:
 
 def load_lone(intrinsic: Intrinsic, options: Options, data: bytes) -> GroupBy:
     """Rebuild the group-by without keys that a lone column stands for."""
-    return GroupBy.load(Intrinsic(GROUP_BY_URI, nested=(intrinsic,)), data, options)
+    return GroupBy.load(Intrinsic(GROUP_BY_URI, nested=(intrinsic,)), options, data)
 
 
 def _nested(uri: str, summary: str) -> AggregatorFactory:
@@ -73,8 +63,8 @@ FACTORIES = (
         GROUP_BY_URI,
         frozenset({GROUP_BY_URI}),
         "sums and other columns by key, as SQL's GROUP BY",
-        make_group_by,
-        load_group_by,
+        GroupBy,
+        GroupBy.load,
     ),
     _nested(SUM_URI, "sum of a column"),
     _nested(MIN_URI, "least value of a column"),

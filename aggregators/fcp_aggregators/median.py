@@ -103,23 +103,13 @@ class MedianAccumulator(Accumulator):
         ).SerializeToString()
 
 
-def make_median(intrinsic: Intrinsic, options: Options) -> MedianAccumulator:
-    """Make an empty median."""
-    return MedianAccumulator(intrinsic, options)
-
-
-def load_median(intrinsic: Intrinsic, options: Options, data: bytes) -> MedianAccumulator:
-    """Rebuild a median."""
-    return MedianAccumulator.load(intrinsic, options, data)
-
-
 FACTORIES = (
     AggregatorFactory(
         "median",
         frozenset({MEAN_URI, WEIGHTED_MEAN_URI}),
         "median of each element instead of a mean; ignores weights and keeps every contribution",
-        make_median,
-        load_median,
+        MedianAccumulator,
+        MedianAccumulator.load,
         needs_all_inputs=True,
     ),
 )

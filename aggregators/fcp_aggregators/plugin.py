@@ -31,23 +31,23 @@ def fcp_add_options(options: OptionRegistry) -> None:
         *(factory.name for factory in median.FACTORIES),
         *(factory.name for factory in group_by.FACTORIES[:2]),
     )
-    for name in allowing:
-        options.add(
-            f"aggregator.{name}",
-            ALLOW_NON_FINITE,
-            type="bool",
-            default=False,
-            help="take NaN and infinities, and let sums overflow, instead of refusing a device",
-        )
-    for name in ("federated_sum", *means):
-        options.add(
-            f"aggregator.{name}",
-            "max_norm",
-            type="float",
-            default=0,
-            help="refuse a device of whose tensors one has a larger Euclidean norm; 0: none is",
-            minimum=0,
-        )
+    options.add(
+        "aggregator",
+        ALLOW_NON_FINITE,
+        type="bool",
+        default=False,
+        help="take NaN and infinities, and let sums overflow, instead of refusing a device",
+        of=allowing,
+    )
+    options.add(
+        "aggregator",
+        "max_norm",
+        type="float",
+        default=0,
+        help="refuse a device of whose tensors one has a larger Euclidean norm; 0: none is",
+        minimum=0,
+        of=("federated_sum", *means),
+    )
     options.add(
         f"aggregator.{mean.WEIGHTED_MEAN_URI}",
         "max_weight",

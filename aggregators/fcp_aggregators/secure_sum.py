@@ -124,17 +124,17 @@ def _bound(intrinsic: Intrinsic) -> int | None:
 def make_secure_sum(intrinsic: Intrinsic, options: Options) -> SumAccumulator:
     """Make an empty sum, if the operator allows it."""
     _check(intrinsic, options)
-    if intrinsic.uri == MODULAR_URI:
-        return ModularSumAccumulator(intrinsic, options)
-    return BoundedSumAccumulator(intrinsic, options)
+    return _kind(intrinsic)(intrinsic, options)
 
 
 def load_secure_sum(intrinsic: Intrinsic, options: Options, data: bytes) -> SumAccumulator:
     """Rebuild a sum, if the operator allows it."""
     _check(intrinsic, options)
-    if intrinsic.uri == MODULAR_URI:
-        return ModularSumAccumulator.load(intrinsic, data, options)
-    return BoundedSumAccumulator.load(intrinsic, data, options)
+    return _kind(intrinsic).load(intrinsic, options, data)
+
+
+def _kind(intrinsic: Intrinsic) -> type[SumAccumulator]:
+    return ModularSumAccumulator if intrinsic.uri == MODULAR_URI else BoundedSumAccumulator
 
 
 def _check(intrinsic: Intrinsic, options: Options) -> None:

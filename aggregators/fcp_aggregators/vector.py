@@ -60,7 +60,7 @@ class VectorAccumulator(Accumulator):
         self._total = Total(self.identity(spec.shape, spec.dtype.numpy))
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes, options: Options = NO_OPTIONS) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
         state = parse_state(intrinsic, state_pb2.AggVectorAggregatorState, data)
         self = cls(intrinsic, options)
@@ -218,44 +218,11 @@ class MaxAccumulator(ExtremumAccumulator):
     smallest = False
 
 
-def make_sum(intrinsic: Intrinsic, options: Options) -> SumAccumulator:
-    """Make an empty sum."""
-    return SumAccumulator(intrinsic, options)
-
-
-def load_sum(intrinsic: Intrinsic, options: Options, data: bytes) -> SumAccumulator:
-    """Rebuild a sum."""
-    return SumAccumulator.load(intrinsic, data, options)
-
-
-def make_min(intrinsic: Intrinsic, options: Options) -> MinAccumulator:
-    """Make an empty minimum."""
-    return MinAccumulator(intrinsic, options)
-
-
-def load_min(intrinsic: Intrinsic, options: Options, data: bytes) -> MinAccumulator:
-    """Rebuild a minimum."""
-    return MinAccumulator.load(intrinsic, data, options)
-
-
-def make_max(intrinsic: Intrinsic, options: Options) -> MaxAccumulator:
-    """Make an empty maximum."""
-    return MaxAccumulator(intrinsic, options)
-
-
-def load_max(intrinsic: Intrinsic, options: Options, data: bytes) -> MaxAccumulator:
-    """Rebuild a maximum."""
-    return MaxAccumulator.load(intrinsic, data, options)
-
-
-FACTORIES = (
-    AggregatorFactory(
-        "federated_sum", frozenset({"federated_sum"}), "element-wise sum", make_sum, load_sum
-    ),
-    AggregatorFactory(
-        "federated_min", frozenset({"federated_min"}), "element-wise minimum", make_min, load_min
-    ),
-    AggregatorFactory(
-        "federated_max", frozenset({"federated_max"}), "element-wise maximum", make_max, load_max
-    ),
+FACTORIES = tuple(
+    AggregatorFactory(name, frozenset({name}), f"element-wise {what}", kind, kind.load)
+    for name, what, kind in (
+        ("federated_sum", "sum", SumAccumulator),
+        ("federated_min", "minimum", MinAccumulator),
+        ("federated_max", "maximum", MaxAccumulator),
+    )
 )

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 
 #: What a server imports when it starts, and not before.
 _LATER = (
@@ -56,12 +55,7 @@ class Nursery:
         """Return it."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End it; what it started must have been killed."""
         assert self._process.stdin is not None
         self._process.stdin.close()

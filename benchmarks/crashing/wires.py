@@ -141,12 +141,12 @@ class Wires:
         if self._cut.get(frozenset((here.number, there.number)), 0.0) > self.loop.time():
             raise ConnectionError
         try:
-            peer = await there.call(lambda: there.links.accept(here.services.members.member_id))
+            other = await there.call(lambda: there.links.accept(here.services.members.member_id))
         except (StatusError, LostError):
             raise ConnectionError from None
-        wire = Wire(self, here, link, there, peer.link)
+        wire = Wire(self, here, link, there, other.link)
         self._open.append(wire)
-        wire.ends[1].context.run(there.links.joined, peer)
+        wire.ends[1].context.run(there.links.joined, other)
 
     def break_soon(self, number: int, other: int, after: int, seconds: float) -> None:
         """Have the connection of two members break after so many messages, and stay away."""

@@ -149,14 +149,14 @@ with LocalRuntime() as runtime:
         ]
         for thread in threads:
             thread.start()
-        for _ in range(ROUNDS):
+        for _ in fcp_platform.progress(range(ROUNDS)):
             state, metrics = computation(state, source.select(CLIENTS))
             state = await tff.program.materialize_value(state)
-            history.append(accuracy(state))
+            history.append({"accuracy": accuracy(state)})
         stop.set()
         for device in devices:
             device.interrupt()
         for thread in threads:
             thread.join()
-summary_of_run = [round(value, 3) for value in history]
-summary_of_run
+summary_of_run = [round(of_round["accuracy"], 3) for of_round in history]
+fcp_platform.plot(history)

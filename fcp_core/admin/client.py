@@ -8,7 +8,6 @@ import ssl
 import threading
 import uuid
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -254,12 +253,7 @@ class AdminClient:
         """Return the client."""
         return self
 
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close."""
         self.close()
 

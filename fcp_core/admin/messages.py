@@ -102,31 +102,14 @@ class Task(msgspec.Struct, kw_only=True):
     @classmethod
     def of(cls, status: TaskStatus) -> Task:
         """Return the message of a status."""
-        return cls(
-            task_id=status.task_id,
-            population=status.population,
-            name=status.name,
-            state=status.state.value,
-            goal_count=status.goal_count,
-            assigned=status.assigned,
-            contributed=status.contributed,
-            pending=status.pending,
-            dropped=status.dropped,
-            surplus=status.surplus,
-            created=status.created,
-            finished=status.finished,
-            error=None if status.error is None else Error.of(StatusError(*status.error)),
-            reasons=dict(status.reasons),
-            silent=dict(status.silent),
-            notes=list(status.notes),
-            durability=status.durability,
-            problem=status.problem,
-            waits_for=status.waits_for,
-            deadline=status.deadline,
-            begun=status.begun,
-            query=status.query,
-            release=None if status.release is None else dict(status.release),
-        )
+        given = {name: getattr(status, name) for name in cls.__struct_fields__}
+        given["state"] = status.state.value
+        given["error"] = None if status.error is None else Error.of(StatusError(*status.error))
+        for name in ("reasons", "silent"):
+            given[name] = dict(given[name])
+        given["notes"] = list(status.notes)
+        given["release"] = None if status.release is None else dict(status.release)
+        return cls(**given)
 
     @property
     def is_final(self) -> bool:

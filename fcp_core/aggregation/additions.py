@@ -9,7 +9,7 @@ once for each structure of contributions; ``aggregation.checkpoint_aggregator`` 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,19 +147,24 @@ class Additions:
     def merge(self, other: Additions) -> None:
         """Add the totals of *other*, of which :meth:`takes` was true, and its counts."""
         self.empty = False
-        for place, array in self._arrays.items():
-            # Where infinities are allowed, one is no reason to warn.
-            with np.errstate(over="ignore", invalid="ignore"):
-                _add(array, other._arrays[place])
+        pairs = [(array, other._arrays[place]) for place, array in self._arrays.items()]
+        if self._starts != other._starts:
+            # They were adopted from contributions that lie otherwise.
+            terms = zip(self._terms, other._terms, strict=True)
+            pairs = [(m.total.array.reshape(-1), o.total.array.reshape(-1)) for m, o in terms]
+        # Where infinities are allowed, one is no reason to warn.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for mine, theirs in pairs:
+                _add(mine, theirs)
         for place, room in self.rooms.items():
             room.bound = (room.bound + other.rooms[place].peak) * room.slack
-        for mine, theirs in zip(self.accumulators, other.accumulators, strict=True):
-            mine.added(theirs.num_inputs)
+        for one, another in zip(self.accumulators, other.accumulators, strict=True):
+            one.added(another.num_inputs)
 
     def _shape(self) -> tuple[object, ...]:
         """Return what two have in common whose arrays can be added."""
         terms = [(term.value, term.weight, term.place) for term in self._terms]
-        return terms, self._starts, [type(item) for item in self.accumulators]
+        return terms, [type(item) for item in self.accumulators]
 
     def settle(self) -> None:
         """Let the accumulators know how many contributions were added."""
@@ -168,12 +173,20 @@ class Additions:
             for accumulator in self.accumulators:
                 accumulator.added(count)
 
-    def adopt(self, place: Place, array: Tensor) -> None:
-        """Take other memory for the totals of a place; all plans are of no use then."""
+    def size(self, place: Place) -> int:
+        """Return how many totals a place has."""
+        return self._arrays[place].size
+
+    def adopt(self, place: Place, array: Tensor, starts: Mapping[int, int]) -> None:
+        """Take other memory for the totals of a place; all plans are of no use then.
+
+        :param starts: where they begin in it, by where they began before.
+        """
         self._arrays[place] = array
-        for term, start in zip(self._terms, self._starts, strict=True):
-            if term.place == place:
-                old = term.total.array
+        for index, term in enumerate(self._terms):
+            old = term.total.array
+            if term.place == place and old.size:
+                start = self._starts[index] = starts[self._starts[index]]
                 term.total.array = array[start : start + old.size].reshape(old.shape)
         self._measure()
 
@@ -195,10 +208,11 @@ class Additions:
             if len(mine) == 1:
                 self._arrays[at] = mine[0][0].array.reshape(-1)
                 continue
-            packed = np.empty(size, at[0])
+            packed = np.zeros(size, at[0])
             for total, start in mine:
                 place = packed[start : start + total.array.size].reshape(total.array.shape)
-                place[...] = total.array
+                if not self.empty:  # or it would be in memory, beside what may be adopted
+                    place[...] = total.array
                 total.array = place
             self._arrays[at] = packed
 

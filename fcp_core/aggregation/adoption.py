@@ -20,50 +20,52 @@ _ALIGNMENT = 64
 _CHUNK = 1 << 16
 
 
-def can_adopt(data: memoryview, dtype: np.dtype[Any], rows: Spans) -> bool:
-    """Whether :func:`adopt` can do it.
+def adoptable(data: memoryview, dtype: np.dtype[Any], rows: Spans, size: int) -> Spans | None:
+    """Return the rows in the order of the contribution, for :func:`adopt`; None if it cannot be.
 
-    The elements have to lie in the order of the totals, in whatever distance, and to be most of
-    the contribution, whose memory is kept as long as they are.
+    They have to be all that there are totals for, in whatever distance and order, and to be most
+    of the contribution, whose memory is kept as long as they are.
 
     :param data: the contribution.
     :param rows: what is added, as for an adder: int64[n, 4].
+    :param size: how many totals there are.
     """
-    size = int(rows[:, 2].sum()) * dtype.itemsize
-    if data.readonly or size < ADOPTED or len(data) > size + size // 4:
-        return False
-    begin = _begin(data, rows)
-    if begin < 0:
-        return False
-    ends = np.cumsum(rows[:, 2])
-    whole = bool((rows[1:, 0] == ends[:-1]).all()) and rows[0, 0] == 0
-    sources = rows[:, 1]
-    ordered = bool((sources[1:] >= sources[:-1] + rows[:-1, 2] * dtype.itemsize).all())
-    return whole and ordered and bool((begin + rows[:, 0] * dtype.itemsize <= sources).all())
+    nbytes = size * dtype.itemsize
+    if data.readonly or nbytes < ADOPTED or len(data) > nbytes + nbytes // 4:
+        return None
+    ordered = rows[rows[:, 1].argsort()]
+    sources, counts = ordered[:, 1], ordered[:, 2]
+    apart = bool((sources[1:] >= sources[:-1] + counts[:-1] * dtype.itemsize).all())
+    return ordered if apart and counts.sum() == size and _begin(data, ordered) >= 0 else None
 
 
 def adopt(
     data: memoryview, dtype: np.dtype[Any], rows: Spans, weights: NDArray[np.float64]
-) -> NDArray[Any]:
-    """Return what adding a contribution to zeros makes, in the contribution's own memory.
+) -> tuple[NDArray[Any], dict[int, int]]:
+    """Make what adding a contribution to zeros makes, in the contribution's own memory.
 
-    :param data: the contribution, for which :func:`can_adopt` is true; it is none any more.
-    :param rows: as for :func:`can_adopt`.
+    :param data: the contribution; it is none any more.
+    :param rows: what :func:`adoptable` returned for it.
     :param weights: the factors that the rows name, as for an adder.
+    :returns: the totals in the order of the rows, and where each row begins in them, by where it
+        began in those before.
     """
     begin, zero = _begin(data, rows), dtype.type(0)
     total = np.frombuffer(data, dtype, int(rows[:, 2].sum()), begin)
+    starts, start = {}, 0
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for first, source, count, weight in rows.tolist():
+            starts[first] = start
             values = np.frombuffer(data, dtype, count, source)
             for at in range(0, count, _CHUNK):
                 # Towards the beginning, so that nothing is overwritten that is still needed.
                 part = values[at : at + _CHUNK]
-                place = total[first + at : first + at + part.size]
+                place = total[start + at : start + at + part.size]
                 product = part if weight < 0 else part * dtype.type(weights[weight])
                 # Not a copy: a negative zero becomes a positive one.
                 np.add(product, zero, out=place)
-    return total
+            start += count
+    return total, starts
 
 
 def _begin(data: memoryview, rows: Spans) -> int:

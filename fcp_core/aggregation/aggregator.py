@@ -36,7 +36,8 @@ class Total:
     """
 
     def __init__(self, array: Tensor) -> None:
-        #: The elements so far: a number of float, double or an integer dtype for each.
+        #: The elements so far: a number of float, double or an integer dtype for each; zeros before
+        #: the first input.
         self.array = array
 
 

@@ -10,19 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcp_core.aggregation.additions import Additions, Place, Plan, Step
-from fcp_core.aggregation.adoption import adopt, can_adopt
+from fcp_core.aggregation.adoption import adopt, adoptable
 from fcp_core.aggregation.aggregate import Aggregate, KeptBudget, description
 from fcp_core.aggregation.spec import Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_nbytes, tensor_of
 from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.checkpoint import Checkpoint
 from fcp_core.protocol.checkpoint.kernels import Bytes
+from fcp_core.protocol.checkpoint.layout import Spans
 from fcp_core.protocol.status import Code, StatusError
 
 __all__ = ["CheckpointAggregator", "KeptBudget"]
 
 #: How many layouts of checkpoints an aggregator remembers.
 _MAX_PLANS = 16
+#: Of additions without factors.
+_NO_WEIGHTS = np.ones(0)
 
 
 class CheckpointAggregator(Aggregate):
@@ -136,22 +139,28 @@ class CheckpointAggregator(Aggregate):
         bounds: Mapping[Place, float],
         own: memoryview | None,
     ) -> bool:
-        adopted = None
-        if own is not None and additions.empty:
-            able = (step for step in plan.steps if can_adopt(own, step.place[0], step.rows))
-            adopted = next(able, None)
+        adopted = None if own is None else _adoptable(additions, plan, own)
         additions.empty = False
         for step, data in work:
-            if step is not adopted:
+            if adopted is None or step is not adopted[0]:
                 step.add(data, weights)
         if own is not None and adopted is not None:
             # Last, for it may overwrite what the others add.
-            total = adopt(own, adopted.place[0], adopted.rows, weights)
-            additions.adopt(adopted.place, total)
+            step, rows = adopted
+            additions.adopt(step.place, *adopt(own, step.place[0], rows, weights))
         for place, bound in bounds.items():
             additions.rooms[place].bound = bound
         additions.pending += 1
         return adopted is not None
+
+
+def _adoptable(additions: Additions, plan: Plan, own: memoryview) -> tuple[Step, Spans] | None:
+    """Return the step whose totals may lie in the contribution, and where; None: none may."""
+    for step in plan.steps if additions.empty else ():
+        rows = adoptable(own, step.place[0], step.rows, additions.size(step.place))
+        if rows is not None:
+            return step, rows
+    return None
 
 
 def _fetch(
@@ -185,7 +194,7 @@ def _read(
     :raises StatusError: INVALID_ARGUMENT if a tensor is corrupt.
     """
     tensors: dict[str, Tensor] = {}
-    weights = np.ones(len(plan.weights))
+    weights = np.ones(len(plan.weights)) if plan.weights else _NO_WEIGHTS
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for index, (name, dtype) in enumerate(plan.weights):
             if name not in tensors:

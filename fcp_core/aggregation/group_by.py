@@ -93,7 +93,7 @@ class GroupByAccumulator(Accumulator):
         self._loaded = False
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes, options: Options = NO_OPTIONS) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
         state = parse_state(intrinsic, state_pb2.GroupByAggregatorState, data)
         self = cls(intrinsic, options)

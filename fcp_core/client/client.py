@@ -6,7 +6,6 @@ import itertools
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Protocol
 
 from typing_extensions import Self
@@ -193,12 +192,7 @@ class Client:
         """Return the client."""
         return self
 
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close."""
         self.close()
 

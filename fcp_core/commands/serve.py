@@ -74,8 +74,9 @@ def serve(
 
 async def _serve(server: Server) -> None:
     import asyncio
-    import gc
     import signal
+
+    from fcp_core.server.own_process import serve_alone
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -96,10 +97,7 @@ async def _serve(server: Server) -> None:
         loop.add_signal_handler(number, on_signal, number)
     await server.start()
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
-    # Most of what there is by now stays: from here on no collection looks at it, which would stop
-    # the event loop for a while each time.
-    gc.collect()
-    gc.freeze()
+    serve_alone()
     try:
         await stop.wait()
     finally:

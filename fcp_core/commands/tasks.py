@@ -356,7 +356,9 @@ def _progress(task: Task) -> RenderableType:
 
 def _more(task: Task) -> list[str]:
     """Return what is to be said of a task after its summary."""
-    return [*_waits(task), *task.notes, *_reasons(task), *_noise(task)]
+    first = [*_waits(task), *task.notes]
+    said = "\n".join([summary(task), *first])
+    return [*first, *_reasons(task, said), *_noise(task)]
 
 
 def _noise(task: Task) -> list[str]:
@@ -372,16 +374,16 @@ def _waits(task: Task) -> list[str]:
     return [task.waits_for] if task.waits_for else []
 
 
-def _reasons(task: Task) -> list[str]:
-    """Return why devices did not contribute, each with how many."""
+def _reasons(task: Task, said: str) -> list[str]:
+    """Return why devices did not contribute, each with how many, unless that was said."""
     late = "assignment_timeout DEADLINE_EXCEEDED"
     reasons = [
         f"{count} x {'begun, and not done at the assignment timeout' if reason == late else reason}"
         for reason, count in task.reasons.items()
-        if reason != "silent"
+        if reason != "silent" and not re.search(rf"\b{count} x {re.escape(reason)}", said)
     ]
-    if task.silent:
-        versions = ", ".join(f"{count} x {version}" for version, count in task.silent.items())
+    versions = ", ".join(f"{count} x {version}" for version, count in task.silent.items())
+    if versions and f"silent (client versions: {versions})" not in said:
         silent = sum(task.silent.values())
         reasons.append(f"{silent} x silent since they were assigned (client versions: {versions})")
     return reasons

@@ -193,7 +193,8 @@ class Sources:
     def _where_it_is(registry: OptionRegistry, section: str, name: str) -> str:
         """Return a hint for whoever wrote an option where it is not."""
         sections = ["", *registry.sections()]
-        others = [each for each in sections if name in registry.names(each)]
+        found = {each: registry.get(each, name) for each in sections}
+        others = [each for each, option in found.items() if option and not option.shared]
         if 0 < len(others) <= 2:
             return f" It is one of {' and '.join(map(header, others))}."
         names = registry.names(section)
@@ -307,7 +308,9 @@ class Config:
         """
         wanted = normal(name)
         values = {
-            key: value.value for (section, key), value in self._values.items() if section == wanted
+            key: self._value(section, key).value
+            for section, key in self._values
+            if section == wanted
         }
         for key, raw in (overlay or {}).items():
             option = self._registry.get(wanted, normal(key).lower())
@@ -328,11 +331,25 @@ class Config:
 
     def origin(self, section: str, name: str) -> str:
         """Return where a value came from: ``default``, ``setup.cfg [fcp] storage``, ..."""
-        return self._values[normal(section), name].origin
+        return self._value(normal(section), name).origin
+
+    def _value(self, section: str, name: str) -> OptionValue:
+        """Return an option's value, or that of its kind if it has none of its own."""
+        value = self._values[section, name]
+        if value.option.shared and value.origin == "default":
+            return self._values[section.partition(".")[0], name]
+        return value
 
     def options(self) -> list[OptionValue]:
-        """Return all options with their values, section by section; then what is overridden."""
-        everywhere = [value for _, value in sorted(self._values.items())]
+        """Return all options with their values, section by section; then what is overridden.
+
+        What one thing has from its kind is not among them.
+        """
+        everywhere = [
+            value
+            for _, value in sorted(self._values.items())
+            if not value.option.shared or value.origin != "default"
+        ]
         overridden = [
             value for scope in self.scopes() for _, value in sorted(self._scoped[scope].items())
         ]

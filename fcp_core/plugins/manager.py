@@ -270,7 +270,11 @@ class Plugins(HookCaller, Choices):
                 why = f"wraps by an option {policy.wraps!r}, which it does not have.{hint}"
                 yield wrong("selection", name, why)
         kinds = {kind for kind, _, _ in _KINDS}
-        declared = {v.option.section: v.option.declared_by for v in self.config.options()}
+        declared = {
+            section: option.declared_by
+            for option in (value.option for value in self.config.options())
+            for section in ([f"{option.section}.{n}" for n in option.of] or [option.section])
+        }
         for section, owner in declared.items():
             kind, _, name = section.partition(".")
             known = self.offered.table(kind) if kind in kinds and owner != "fcp" else (name,)

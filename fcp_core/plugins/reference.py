@@ -154,6 +154,8 @@ def render_options() -> str:
         meaning = option.help.replace("|", "\\|")
         if option.operator_only:
             meaning += "; not by the task itself"
+        if option.of:
+            meaning += f"; of {', '.join(f'`{name}`' for name in option.of)}"
         cells = (f"`{option.name}`", option.type, _default(option), ", ".join(option.scopes))
         lines.append(f"| {' | '.join(cells)} | {meaning} |")
     return "\n".join(lines).strip() + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ class Option:
     :param operator_only: a task cannot set it: it is the operator's word against the author's.
     :param scopes: which kinds of section may override it: "population", "task".
     :param declared_by: the plugin, or "fcp".
+    :param of: what takes it, by name, if it is one option of several things of a kind.
+    :param shared: whether it is such an option in the section of one of them: without a value of
+        its own it has that of the kind.
     """
 
     section: str
@@ -53,6 +56,8 @@ class Option:
     operator_only: bool = False
     scopes: tuple[str, ...] = ()
     declared_by: str = "fcp"
+    of: tuple[str, ...] = ()
+    shared: bool = False
 
     @property
     def label(self) -> str:
@@ -151,6 +156,7 @@ class OptionRegistry:
         secret: bool = False,
         operator_only: bool = False,
         scopes: Sequence[str] | None = None,
+        of: Sequence[str] = (),
     ) -> None:
         """Declare an option.
 
@@ -164,6 +170,8 @@ class OptionRegistry:
         :param scopes: which kinds of section may override it; by default "population" and "task"
             for options of aggregators, protocols, selection and eligibility policies, and none
             for others.
+        :param of: the names of all that take it, if *section* is a kind alone, such as
+            ``selection``: it is one option, set for all of them, or for one in its own section.
         :raises UsageError: if it is declared already, or the type or the default is wrong.
         """
         section, name = normal(section), normal(name).lower()
@@ -180,21 +188,28 @@ class OptionRegistry:
             operator_only,
             _SCOPES.get(section.partition(".")[0], ()) if scopes is None else tuple(scopes),
             self.owner,
+            tuple(map(normal, of)),
         )
+        self._declare(option)
+        for each in option.of:
+            own = f"{section}.{each}"
+            self._declare(replace(option, section=own, default=None, of=(), shared=True))
+
+    def _declare(self, option: Option) -> None:
         where = f"option {option.label} of {self.owner}"
-        if type not in CONVERTERS or bool(choices) != (type == "choice"):
+        if option.type not in CONVERTERS or bool(option.choices) != (option.type == "choice"):
             raise UsageError(
                 f"{where}: the type must be one of {', '.join(CONVERTERS)}, and only a choice has "
-                f"choices; it is {type!r} with {len(choices)} choices."
+                f"choices; it is {option.type!r} with {len(option.choices)} choices."
             )
         if not set(option.scopes) <= set(SCOPES):
-            raise UsageError(f"{where}: scopes are of {', '.join(SCOPES)}, not {scopes!r}.")
-        other = self._options.get((section, name))
+            raise UsageError(f"{where}: scopes are of {', '.join(SCOPES)}, not {option.scopes!r}.")
+        other = self._options.get((option.section, option.name))
         if other is not None:
             raise UsageError(f"{where} is declared already, by {other.declared_by}.")
-        if default is not None:
-            option.parse(default, f"{where}: default", Path())
-        self._options[section, name] = option
+        if option.default is not None:
+            option.parse(option.default, f"{where}: default", Path())
+        self._options[option.section, option.name] = option
 
     def __iter__(self) -> Iterator[Option]:
         """Iterate over the options, section by section."""

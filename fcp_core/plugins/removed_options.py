@@ -7,10 +7,29 @@ from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
+_STEERED = "leave it out: pace steering has the minutes and the day that suit it"
+_VERSIONS = "leave it out: devices must implement the version that the task's options need"
+_VERDICTS = "leave it out: a refused device comes back after 12 to 24 hours"
+_PATIENCE = "leave it out: who would have to wait longer than a minute is sent away"
 _OUTLIERS = "leave it out: a device that is slow loses its place, and is not sent away"
 
 #: By section and name: what to write instead. An entry stays for one release.
 REMOVED: Mapping[tuple[str, str], str] = {
+    ("", "closing_timeout"): "leave it out: a task has 10 minutes after its deadline to end",
+    ("", "first_sign_timeout"): "leave it out: it is a fifth of assignment_timeout",
+    ("", "task_max_at_work"): "write max_at_work in the task itself, or for its population",
+    ("", "unsafe_noise_seed"): "leave it out: noise is never known in advance",
+    ("eligibility.capabilities", "retry"): _VERDICTS,
+    ("eligibility.client_version", "retry"): _VERDICTS,
+    ("eligibility.data_availability", "min_version"): _VERSIONS,
+    ("eligibility.sampling_without_replacement", "min_version"): _VERSIONS,
+    ("eligibility.tensorflow_custom", "min_version"): _VERSIONS,
+    ("pacing.adaptive", "fill_time"): _STEERED,
+    ("pacing.adaptive", "max_delay"): _STEERED,
+    ("pacing.adaptive", "min_delay"): _STEERED,
+    ("selection.rate_capped", "wait"): _PATIENCE,
+    ("selection.time_windows", "wait"): _PATIENCE,
+    ("server", "pin_processes"): "leave it out: run it under 'taskset' to leave processors free",
     (
         "",
         "max_inline_resource",

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 #: The largest plan or checkpoint that lies in an assignment if its task wants it there, in bytes.
 LARGEST_INLINE = 64 << 10
+#: For which part of ``assignment_timeout`` a device may be silent before another one gets its
+#: place, too, as long as it is not known how long the task's devices take: 2 minutes of 10.
+FIRST_SIGN = 0.2
+#: How many seconds after its deadline a task must have its result: an engine or an aggregator that
+#: never answers must not keep it for ever.
+CLOSING_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
@@ -129,16 +135,11 @@ class TaskSettings:
     :param deadline: seconds from its creation until it ends by itself (``task_deadline``).
     :param assignment_timeout: how long an assigned device may take before it counts as dropped, in
         seconds.
-    :param first_sign_timeout: how long a device may be silent before its place is given to another
-        one too, while nothing is known of the task's devices, in seconds.
     :param alike_failures: after how many failures of its first devices, all alike, it ends; 0:
         never.
     :param over_selection: how many devices are assigned at a time, as a multiple of the
         contributions still missing; None: as many as drop-outs seen make necessary.
-    :param max_at_work: how many devices are assigned at a time in any case (``task_max_at_work``);
-        None: no such limit.
     :param max_kept_bytes: what aggregators that need all contributions may keep of them.
-    :param closing_timeout: how many seconds after its deadline there must be a result.
     :param inline_below: the size in bytes below which its plan and its checkpoint lie in the
         assignment: ``inline_resources_below``, or for a task that wants them there what is above
         ``LARGEST_INLINE``.
@@ -151,12 +152,9 @@ class TaskSettings:
 
     deadline: float
     assignment_timeout: float
-    first_sign_timeout: float
     alike_failures: int
     over_selection: float | None
-    max_at_work: int | None
     max_kept_bytes: int
-    closing_timeout: float
     inline_below: int
     accepts_late: bool
     durability: Durability
@@ -169,12 +167,9 @@ class TaskSettings:
         return cls(
             deadline=spec.deadline or view.get("task_deadline"),
             assignment_timeout=view.get("assignment_timeout"),
-            first_sign_timeout=view.get("first_sign_timeout"),
             alike_failures=view.get("alike_failures"),
             over_selection=spec.over_selection or view.get("over_selection"),
-            max_at_work=spec.max_at_work or view.get("task_max_at_work"),
             max_kept_bytes=view.get("max_kept_bytes"),
-            closing_timeout=view.get("closing_timeout"),
             inline_below=_inline_below(view, spec),
             accepts_late=(spec.late_contributions or view.get("late_contributions")) == "accept",
             durability=spec.durability or view.get("durability"),

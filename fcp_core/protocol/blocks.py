@@ -24,8 +24,9 @@ class FileBlock(mmap.mmap):
 class BlockFile:
     """A file without a name, which is written from its beginning and becomes a block then.
 
-    :param size: how many bytes will be written.
+    :param size: how many bytes may be written.
     :param folder: where it lies.
+    :ivar size: how many bytes may be written, as room is kept free for them.
     :raises OSError: if there is no room for it, or the system has no such files.
     """
 
@@ -33,25 +34,35 @@ class BlockFile:
         if not hasattr(os, "posix_fallocate"):
             raise OSError("room in a file cannot be kept free here")
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 it is kept open
-        self._size = size
+        self.size = self._written = 0
         try:
-            # Later there would be no error, but a signal that ends the process.
-            os.posix_fallocate(self._file.fileno(), 0, size)
+            self.grow(size)
         except BaseException:
             self.close()
             raise
 
+    def grow(self, more: int) -> None:
+        """Keep room free for more bytes.
+
+        :raises OSError: if there is none.
+        """
+        # Later there would be no error, but a signal that ends the process.
+        os.posix_fallocate(self._file.fileno(), self.size, more)
+        self.size += more
+
     def write(self, piece: memoryview) -> None:
         """Write what comes next."""
         while piece:
-            piece = piece[self._file.write(piece) :]
+            count = self._file.write(piece)
+            self._written += count
+            piece = piece[count:]
 
     def block(self) -> memoryview:
         """Return what was written; the file goes when nobody looks at it any more."""
         descriptor = os.dup(self._file.fileno())
         self.close()
         try:
-            block = FileBlock(descriptor, self._size)
+            block = FileBlock(descriptor, self._written)
         except BaseException:
             os.close(descriptor)
             raise

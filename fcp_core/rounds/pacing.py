@@ -33,6 +33,9 @@ RATE_WINDOW = 60.0
 #: Seconds in a slot.
 SLOT = 60.0
 
+#: How soon an open task is to have its devices, in seconds.
+FILL_TIME = 60.0
+
 #: How many slots ahead are kept account of: two days.
 HORIZON = 2880
 

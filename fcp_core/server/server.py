@@ -18,6 +18,7 @@ from fcp_core.plugins.pages import Site
 from fcp_core.plugins.settings import ServerSettings
 from fcp_core.plugins.urls import checked_url
 from fcp_core.rounds.machine import Clock, SystemClock
+from fcp_core.server.host_address import HostAddress
 from fcp_core.server.http.admin_auth import AdminCheck
 from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.limits import Limits
@@ -30,7 +31,6 @@ from fcp_core.server.processes.member_links import MemberLinks
 from fcp_core.server.processes.placing import Placing
 from fcp_core.server.processes.process_group import ProcessGroup
 from fcp_core.server.processes.processors import on_processors
-from fcp_core.server.reached import Reached
 from fcp_core.server.services import Services
 from fcp_core.server.services.media import Media
 from fcp_core.server.services.pages import PluginPages
@@ -109,8 +109,6 @@ class Server:
         self.metrics_port = listeners.metrics_port
         self._plugins, clock = plugins, SystemClock() if clock is None else clock
         with listeners.closed_on_error():
-            if plugins.config.get("unsafe_noise_seed") is not None:
-                listeners.check_local(plugins.config.origin("", "unsafe_noise_seed"), self.url)
             storage = plugins.make_storage()
             if storage.shared:
                 group.share(plugins)
@@ -329,7 +327,7 @@ def _addresses(url: str, listeners: Listeners, *, secure: bool, known: bool) -> 
     """Return where devices reach it, as arguments of the services."""
     if known or listeners.host not in _EVERY:
         return {"base_url": url}
-    reached = Reached(listeners.port, secure=secure)
+    reached = HostAddress(listeners.port, secure=secure)
     return {"base_url": reached.base_url, "data_url": reached.data_url}
 
 

@@ -56,6 +56,16 @@ class StorageError(StatusError):
         return (StorageError, (self.message,))
 
 
+class ChangedError(Exception):
+    """A record that was to be new is there, or one that was to go is not: nothing was written.
+
+    :param key: its key.
+    """
+
+    def __init__(self, kind: str, key: str) -> None:
+        super().__init__(f"the {kind} {key!r} is not what the transaction took for granted")
+
+
 #: What will be read: a kind with a key, as ``get`` takes it, or with values, as ``keys`` does.
 Read: TypeAlias = "tuple[type[Record], str | Mapping[str, Any]]"
 
@@ -97,6 +107,29 @@ class Transaction(ABC):
     @abstractmethod
     def delete(self, kind: type[Record], key: str) -> None:
         """Delete the record of that key, if there is one."""
+
+    def insert(self, record: Record) -> None:
+        """Insert a record that is not there; nothing else is done to it in this transaction.
+
+        A storage that finds that out as it writes does better than this: whoever reads that a
+        record is not there may conflict with all who write others beside it.
+
+        :raises ChangedError: if it is there; ``transact`` may raise it instead.
+        """
+        if self.get(type(record), record.key) is not None:
+            raise ChangedError(record.KIND, record.key)
+        self.put(record)
+
+    def remove(self, kind: type[Record], key: str) -> None:
+        """Delete a record that is there; nothing else is done to it in this transaction.
+
+        As with :meth:`insert`, a storage may do better.
+
+        :raises ChangedError: if it is not there; ``transact`` may raise it instead.
+        """
+        if self.get(kind, key) is None:
+            raise ChangedError(kind.KIND, key)
+        self.delete(kind, key)
 
     @abstractmethod
     def select(self, kind: type[R], **equals: Any) -> Iterator[R]:

@@ -119,49 +119,62 @@ def add(
     fence: Fence,
     total: Merge | None = None,
     population: str | None = None,
+    *,
+    look: bool = True,
 ) -> bool:
     """Write a shard, unless it is there already. May run twice.
 
     :param pieces: its bytes.
     :param total: takes their place if all that it holds is there.
     :param population: the task's, if that is known and has a lease.
+    :param look: first look whether it is there, and which totals are. Whoever does not, as all is
+        most likely as it was left, has no conflict with those who write of other tasks.
     :returns: whether it did.
+    :raises ChangedError: without *look*, if all is not as it was left: look, then.
     :raises TaskOverError: as :func:`open_task`.
     :raises StreamClosedError: if its stream takes nothing more.
     """
     task_id = shard.task_id
-    reads: list[Read] = [(TaskRecord, task_id), (ShardRecord, shard.shard_id)]
+    # A stream has one total: that it is there to be replaced says that there is no other one.
+    own = "" if total is None else stream_of(total.name)
+    sure = not look and (total is None or own in map(stream_of, total.replaced))
+    reads: list[Read] = [(TaskRecord, task_id)]
     if population is not None:
         reads.append((LeaseRecord, population))
+    if look:
+        reads.append((ShardRecord, shard.shard_id))
     if total is not None:
-        reads += [(BlobRecord, {"task_id": task_id}), *((ShardRecord, key) for key in total.shards)]
+        reads += [(ShardRecord, key) for key in total.shards]
+        if not sure:
+            reads.append((BlobRecord, {"task_id": task_id}))
     tx.expect(*reads)
     if shard.stream in open_task(tx, task_id, fence).closed:
         raise StreamClosedError(shard.stream)
-    known = tx.get(ShardRecord, shard.shard_id)
+    known = tx.get(ShardRecord, shard.shard_id) if look else None
     if known is not None:
         return known.merged
-    merged = total is not None and _merge(tx, task_id, total)
+    merged = total is not None and _merge(tx, task_id, total, sure)
     if not merged:
         tx.put_pieces(BlobRecord(_blob(task_id, shard.shard_id), task_id, b""), pieces)
-    tx.put(replace(shard, merged=merged))
+    (tx.put if look else tx.insert)(replace(shard, merged=merged))
     return merged
 
 
-def _merge(tx: Transaction, task_id: str, work: Merge) -> bool:
+def _merge(tx: Transaction, task_id: str, work: Merge, sure: bool) -> bool:
     shards = [tx.get(ShardRecord, key) for key in work.shards]
     if any(shard is None or shard.merged for shard in shards):
         return False
-    there, own = _totals(tx, task_id), stream_of(work.name)
-    if not {name for name in there if stream_of(name) == own} <= {*work.replaced} <= there:
-        # A write that was given up for lost has happened since the writer read what there is.
-        return False
+    if not sure:
+        there, own = _totals(tx, task_id), stream_of(work.name)
+        if not {name for name in there if stream_of(name) == own} <= {*work.replaced} <= there:
+            # A write that was given up for lost has happened since the writer read what there is.
+            return False
     for shard in shards:
         assert shard is not None
         tx.put(replace(shard, merged=True))
         tx.delete(BlobRecord, _blob(task_id, shard.shard_id))
     for name in work.replaced:
-        tx.delete(BlobRecord, _blob(task_id, name))
+        tx.remove(BlobRecord, _blob(task_id, name))
     tx.put_pieces(BlobRecord(_blob(task_id, work.name), task_id, b""), work.pieces)
     return True
 

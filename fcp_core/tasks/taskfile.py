@@ -81,6 +81,8 @@ def _schedule(root: TomlTable) -> Schedule | None:
 def _sql_task(root: TomlTable, task: TomlTable, schedule: Schedule | None) -> SqlTask:
     """Read a task with one query in SQL."""
     query = root.table("query")
+    if "vectors" in query.names():
+        raise query.wrong("vectors", "queries with vectors are begun with [[query]], each of them")
     asked = SqlQuery(**read_fields(query, SqlQuery, besides=()))
     fields = read_fields(task, TaskSpec, besides=MADE)
     read = SqlTask(asked, with_policies(_policies(root), fields), schedule)
@@ -124,6 +126,8 @@ def _aggregates(result: TomlTable) -> dict[str, Aggregate]:
 
 
 def _query(table: TomlTable) -> Query:
+    if "sql" in table.names():
+        raise table.wrong("sql", "a question in SQL is one table, [query] and not [[query]]")
     vectors = {}
     given = table.table("vectors")
     for name in given.names():

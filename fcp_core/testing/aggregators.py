@@ -332,6 +332,7 @@ class AggregatorConformance(NoiseLaws):
         def law(contributions: list[Contribution]) -> None:
             accumulator = self.make()
             for addition in accumulator.additions() or ():
+                assert not addition.total.array.any(), "a total begins with zeros"
                 # Whoever folds may move the elements.
                 addition.total.array = addition.total.array.copy()
             for contribution in contributions:

@@ -29,7 +29,14 @@ from hypothesis import settings as hypothesis_settings
 
 from fcp_core.storage import records
 from fcp_core.storage.codec import encode
-from fcp_core.storage.contract import Record, Storage, StorageError, Transaction, check_contract
+from fcp_core.storage.contract import (
+    ChangedError,
+    Record,
+    Storage,
+    StorageError,
+    Transaction,
+    check_contract,
+)
 from fcp_core.testing.laws import applies_if
 from fcp_core.testing.storage_model import compare_with_dictionary
 from fcp_core.testing.storage_records import (
@@ -185,6 +192,35 @@ class StorageConformance(SharingLaws, ABC):
 
         self.run(path, use)
         self.run(path, again)
+
+    def test_finds_out_what_was_taken_for_granted(self, tmp_path: Path) -> None:
+        """What is inserted is new and what is removed was there, or all of it fails."""
+
+        def insert(tx: Transaction) -> None:
+            tx.put(Item("other"))
+            tx.insert(Item("there", size=2))
+
+        def remove(tx: Transaction) -> None:
+            tx.put(Item("other"))
+            tx.remove(Item, "gone")
+
+        async def use(storage: Storage) -> None:
+            await storage.transact(lambda tx: tx.insert(Item("there")))
+            for body in (insert, remove):
+                with pytest.raises(ChangedError):
+                    await storage.transact(body)
+            assert await storage.transact(lambda tx: list(tx.select(Item))) == [Item("there")]
+            # Of many at a time one finds what it takes for granted.
+            for body in (
+                lambda tx: tx.insert(Item("claimed")),
+                lambda tx: tx.remove(Item, "claimed"),
+            ):
+                together = [storage.transact(body) for _ in range(6)]
+                ended = await asyncio.gather(*together, return_exceptions=True)
+                assert ended.count(None) == 1, ended
+                assert sum(isinstance(end, ChangedError) for end in ended) == 5, ended
+
+        self.run(tmp_path / "store", use)
 
     def test_refuses_an_unknown_index(self, tmp_path: Path) -> None:
         """Selecting by a field that is not indexed is an error, and not an empty answer."""

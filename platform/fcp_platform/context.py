@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -144,12 +143,7 @@ class FederatedContext(tff.program.FederatedContext):  # type: ignore[misc]
         self._runner.start()
         return self
 
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop serving, or disconnect; rounds that the program waits for fail."""
         self._runner.stop()
 

@@ -16,7 +16,6 @@ import threading
 import time
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -103,12 +102,7 @@ class LocalRuntime:
         tff.framework.set_default_context(self._sync_context)
         return self
 
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the worker; TFF's default is again what it was before."""
         tff.framework.set_default_context(self._previous)
         self.stop()

@@ -52,21 +52,16 @@ class _DevicePolicy(EligibilityPolicy):
         own = task.options.get(self.NAME, {})
         options = {
             **self._options,
-            **{name: convert(types[name], raw, Path()) for name, raw in own.items()},
+            **{
+                name: convert(types[name], raw, Path())
+                for name, raw in own.items()
+                if name in types
+            },
         }
         spec = eligibility_pb2.EligibilityPolicyEvalSpec(
-            name=self.NAME, min_version=options["min_version"]
+            name=self.NAME, min_version=options.get("min_version", 1)
         )
         return (spec,) if self.fill(spec, options, now) else ()
-
-
-_MIN_VERSION = (
-    "min_version",
-    "int",
-    1,
-    "the version of the policy that a device must implement; others are not eligible",
-    1,
-)
 
 
 class SamplingWithoutReplacement(_DevicePolicy):
@@ -83,7 +78,6 @@ class SamplingWithoutReplacement(_DevicePolicy):
             "count contributions to all tasks whose names match, not to this one only",
             None,
         ),
-        _MIN_VERSION,
     )
 
     def check(self, options: Mapping[str, Any]) -> None:
@@ -127,8 +121,14 @@ class MinimumSeparation(_DevicePolicy):
             "how old a device's history must be to be trusted; 0: any",
             0,
         ),
-        # Versions before it do not read back at which index a device contributed.
-        (*_MIN_VERSION[:2], 3, *_MIN_VERSION[3:]),
+        (
+            "min_version",
+            "int",
+            # Versions before it do not read back at which index a device contributed.
+            3,
+            "the version of the policy that a device must implement; others are not eligible",
+            1,
+        ),
     )
 
     def fill(
@@ -161,10 +161,9 @@ class DataAvailability(_DevicePolicy):
             "use_example_query_result_format",
             "bool",
             False,
-            "count the rows of an example query's result; raises min_version to 2",
+            "count the rows of an example query's result, for devices that know how",
             None,
         ),
-        _MIN_VERSION,
     )
 
     def fill(
@@ -182,7 +181,7 @@ class DataAvailability(_DevicePolicy):
         if options["use_example_query_result_format"]:
             policy.use_example_query_result_format = True
             # Devices that implement version 1 only would count examples instead of rows.
-            spec.min_version = max(spec.min_version, 2)
+            spec.min_version = 2
         return True
 
 
@@ -191,10 +190,7 @@ class TensorFlowCustom(_DevicePolicy):
 
     NAME = "tensorflow_custom"
     SUMMARY = "the plan of the population's eligibility task finds the device eligible"
-    OPTIONS = (
-        ("arguments", "str", "", "what the plan gets in addition to the task's name", None),
-        _MIN_VERSION,
-    )
+    OPTIONS = (("arguments", "str", "", "what the plan gets in addition to the task's name", None),)
 
     def fill(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import OptionRegistry
@@ -18,6 +17,8 @@ from fcp_core.rounds.policies import (
 )
 
 _VERSION = re.compile(r"\d+(\.\d+)*")
+#: When a refused device comes back: no client is updated from one hour to the next.
+_RETRY = RetryWindow(12 * 3600.0, 24 * 3600.0)
 
 _CAPABILITIES: Mapping[str, Callable[[CheckIn], bool]] = {
     "gzip": lambda device: (
@@ -36,20 +37,17 @@ class ClientVersion(EligibilityPolicy):
     Versions are numbers divided by dots: 1.10 is later than 1.9, and 2 is 2.0.
 
     :param minimum: the oldest version that may take part; ``""``: any.
-    :param retry: when a refused device comes back, in seconds; up to twice as long.
     :raises UsageError: if the minimum is no version.
     """
 
-    def __init__(self, minimum: str, retry: float) -> None:
+    def __init__(self, minimum: str) -> None:
         self._minimum = _parsed(minimum) if minimum else ()
         if self._minimum is None:
             raise UsageError(
                 f"[fcp:eligibility.client_version] minimum: {minimum!r} is no version; write "
                 "numbers divided by dots, such as 1.4."
             )
-        self._refusal = Refusal(
-            f"the client is older than {minimum}", RetryWindow(retry, 2 * retry)
-        )
+        self._refusal = Refusal(f"the client is older than {minimum}", _RETRY)
 
     def admit(self, check_in: CheckIn, now: float) -> Refusal | None:
         """Refuse a device whose version is below the minimum."""
@@ -63,11 +61,10 @@ class Capabilities(EligibilityPolicy):
     """Refuses devices that lack what the tasks of a population need.
 
     :param required: keys of what a device can be capable of.
-    :param retry: when a refused device comes back, in seconds; up to twice as long.
     :raises UsageError: for a capability that there is not.
     """
 
-    def __init__(self, required: tuple[str, ...], retry: float) -> None:
+    def __init__(self, required: tuple[str, ...]) -> None:
         unknown = sorted(set(required) - set(_CAPABILITIES))
         if unknown:
             raise UsageError(
@@ -75,46 +72,37 @@ class Capabilities(EligibilityPolicy):
                 f"{', '.join(_CAPABILITIES)}."
             )
         self._required = required
-        self._retry = RetryWindow(retry, 2 * retry)
 
     def admit(self, check_in: CheckIn, now: float) -> Refusal | None:
         """Refuse a device that lacks anything, saying what."""
         lacking = [name for name in self._required if not _CAPABILITIES[name](check_in)]
         if not lacking:
             return None
-        return Refusal(f"the client lacks {', '.join(lacking)}", self._retry)
+        return Refusal(f"the client lacks {', '.join(lacking)}", _RETRY)
 
 
 def add_options(options: OptionRegistry) -> None:
     """Declare the options."""
-    again = "when a refused device comes back; up to twice as long"
-    section = "eligibility.client_version"
-    options.add(section, "minimum", "str", "", "the oldest client that may take part, such as 1.4")
-    options.add(section, "retry", "duration", "12h", again, minimum=0)
-    section = "eligibility.capabilities"
+    text = "the oldest client that may take part, such as 1.4"
+    options.add("eligibility.client_version", "minimum", "str", "", text)
     text = f"what a device must be capable of, out of {', '.join(_CAPABILITIES)}"
-    options.add(section, "required", "list", (), text)
-    options.add(section, "retry", "duration", "12h", again, minimum=0)
+    options.add("eligibility.capabilities", "required", "list", (), text)
 
 
 def factories() -> list[EligibilityPolicyFactory]:
     """Return the factories that the plugin registers."""
     return [
         EligibilityPolicyFactory(
-            "client_version", "the device's client is not too old", _make_version
+            "client_version",
+            "the device's client is not too old",
+            lambda options: ClientVersion(options["minimum"]),
         ),
         EligibilityPolicyFactory(
-            "capabilities", "the device's client can do what is required", _make_capabilities
+            "capabilities",
+            "the device's client can do what is required",
+            lambda options: Capabilities(tuple(options["required"])),
         ),
     ]
-
-
-def _make_version(options: Mapping[str, Any]) -> EligibilityPolicy:
-    return ClientVersion(options["minimum"], options["retry"])
-
-
-def _make_capabilities(options: Mapping[str, Any]) -> EligibilityPolicy:
-    return Capabilities(tuple(options["required"]), options["retry"])
 
 
 def _parsed(version: str) -> tuple[int, ...] | None:

@@ -32,6 +32,10 @@ SECTION = "pacing.adaptive"
 _RESERVE = 0.5
 _FAR = 3600.0
 
+#: No device is asked back sooner, or sent away for longer: by the minute there is little to steer,
+#: and what devices do comes again every day.
+MIN_DELAY, MAX_DELAY = 120.0, 86_400.0
+
 #: The shortest time, in seconds, over which a small population comes.
 _SHORTEST_MEETING = 5.0
 
@@ -50,9 +54,6 @@ def add_options(options: OptionRegistry) -> None:
         "check-ins a second to aim for; not set: what the open tasks need",
         0.001,
     )
-    add("fill_time", "duration", "1m", "how soon an open task is to have its devices", 1)
-    add("min_delay", "duration", "2m", "no device is asked back sooner", 60)
-    add("max_delay", "duration", "24h", "no device is sent away for longer", 600)
 
 
 @hookimpl(trylast=True)
@@ -74,20 +75,16 @@ def choose_window(load: Mapping[str, Any], options: Mapping[str, Any], now: floa
     # Loaded here, since the command line looks at every plugin without choosing windows.
     import numpy as np
 
-    from fcp_core.rounds.pacing import HORIZON, SLOT
+    from fcp_core.rounds.pacing import FILL_TIME, HORIZON, SLOT
     from fcp_core.rounds.policies import RetryWindow
 
     pace: Pace = load["pace"]
-    shortest = options["min_delay"]
-    longest = min(max(options["max_delay"], 2 * shortest), HORIZON * SLOT)
-    period = 2 * shortest
+    period = 2 * MIN_DELAY
     # Before they have been given windows, all that is known of devices is that they come.
-    soonest = min(max(shortest, load.get("not_before", 0.0)), (HORIZON - 2) * SLOT)
-    longest = min(max(longest, soonest + period), HORIZON * SLOT)
+    soonest = min(max(MIN_DELAY, load.get("not_before", 0.0)), (HORIZON - 2) * SLOT)
+    longest = min(max(MAX_DELAY, soonest + period), HORIZON * SLOT)
     size = max(load["population_size"], pace.recent(period, now))
-    rate = options["target_rate"] or max(
-        load["needs"] / options["fill_time"], 2 * size / longest, 0.001
-    )
+    rate = options["target_rate"] or max(load["needs"] / FILL_TIME, 2 * size / longest, 0.001)
     if size < rate * period:
         meeting = math.ceil((now + soonest) / period) * period - now
         return RetryWindow(meeting, meeting + max(size / rate, _SHORTEST_MEETING))

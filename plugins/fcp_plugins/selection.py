@@ -173,17 +173,11 @@ class WeightedPolicy(SelectionPolicy):
 
 def add_options(options: OptionRegistry) -> None:
     """Declare the policies' options."""
-    for name in ("uniform", "fair_share", "weighted"):
-        section = f"selection.{name}"
-        options.add(section, "window", "duration", "5s", "how long candidates gather before a draw")
-        options.add(
-            section,
-            "min_candidates",
-            "int",
-            None,
-            "draw as soon as so many candidates wait; not set: only when the window ends",
-            minimum=1,
-        )
+    drawing = ("uniform", "fair_share", "weighted")
+    text = "how long candidates gather before a draw"
+    options.add("selection", "window", "duration", "5s", text, of=drawing)
+    text = "draw as soon as so many candidates wait; not set: only when the window ends"
+    options.add("selection", "min_candidates", "int", None, text, minimum=1, of=drawing)
     options.add(
         "selection.cohort",
         "window",
@@ -207,15 +201,8 @@ def add_options(options: OptionRegistry) -> None:
         minimum=1e-6,
     )
     for name in ("rate_capped", "time_windows"):
-        section = f"selection.{name}"
-        options.add(section, "inner", "str", "fifo", "the policy that chooses, by name")
-        options.add(
-            section,
-            "wait",
-            "duration",
-            "1m",
-            "who would have to wait longer until anybody is assigned is sent away",
-        )
+        text = "the policy that chooses, by name"
+        options.add(f"selection.{name}", "inner", "str", "fifo", text)
     cap = "selection.rate_capped"
     options.add(
         cap, "period", "duration", "1h", "the period that the limits are for", minimum=0.001
@@ -278,14 +265,12 @@ def factories() -> list[SelectionPolicyFactory]:
 
 
 def _make_rate_capped(options: Mapping[str, Any], inner: SelectionPolicy) -> SelectionPolicy:
-    return RateCappedPolicy(
-        inner, options["period"], options["limit"], options["task_limit"], options["wait"]
-    )
+    return RateCappedPolicy(inner, options["period"], options["limit"], options["task_limit"])
 
 
 def _make_time_windows(options: Mapping[str, Any], inner: SelectionPolicy) -> SelectionPolicy:
     windows = parse_windows(options["windows"], options["days"], options["utc_offset"])
-    return TimeWindowsPolicy(inner, windows, options["wait"])
+    return TimeWindowsPolicy(inner, windows)
 
 
 def _assign(candidates: Sequence[Candidate], tasks: Sequence[OpenTask]) -> list[Assign]:

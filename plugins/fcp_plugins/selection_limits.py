@@ -24,6 +24,9 @@ from fcp_core.rounds.policies import (
 #: they fell into, which counts until its end is one period ago.
 _PARTS = 60
 
+#: Who would have to wait longer until anybody is assigned is sent away, in seconds.
+WAIT = 60.0
+
 _DAY = 86400
 _WEEK = 7 * _DAY
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -49,7 +52,7 @@ class RateCappedPolicy(SelectionPolicy):
         period: float,
         limit: int | None,
         task_limit: int | None,
-        wait: float,
+        wait: float = WAIT,
     ) -> None:
         if limit is None and task_limit is None:
             raise UsageError(
@@ -182,7 +185,7 @@ class TimeWindowsPolicy(SelectionPolicy):
     :param wait: who would have to wait longer, in seconds, is rejected.
     """
 
-    def __init__(self, inner: SelectionPolicy, windows: WeekWindows, wait: float) -> None:
+    def __init__(self, inner: SelectionPolicy, windows: WeekWindows, wait: float = WAIT) -> None:
         self._inner = inner
         self._windows = windows
         self._wait = wait

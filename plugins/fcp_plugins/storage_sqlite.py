@@ -23,7 +23,15 @@ from typing import Any
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.codec import encode, encode_pieces, index_value
-from fcp_core.storage.contract import R, Record, Storage, StorageError, T, Transaction
+from fcp_core.storage.contract import (
+    ChangedError,
+    R,
+    Record,
+    Storage,
+    StorageError,
+    T,
+    Transaction,
+)
 from fcp_core.storage.upkeep import Upkeep
 from fcp_plugins.sqlite_parts import put_parts, read
 
@@ -100,6 +108,12 @@ class _SqliteTransaction(Transaction):
     def delete(self, kind: type[Record], key: str) -> None:
         for table in ("records", "entries", "parts"):
             self._db.execute(f"DELETE FROM {table} WHERE kind = ? AND key = ?", (kind.KIND, key))
+
+    def remove(self, kind: type[Record], key: str) -> None:
+        query = "SELECT 1 FROM records WHERE kind = ? AND key = ?"
+        if self._db.execute(query, (kind.KIND, key)).fetchone() is None:
+            raise ChangedError(kind.KIND, key)
+        self.delete(kind, key)
 
     def select(self, kind: type[R], **equals: Any) -> Iterator[R]:
         # Fetched at once, so that the caller may write while it goes over them.

@@ -151,7 +151,7 @@ WATCHED = AggregatorFactory(
     frozenset({"watched"}),
     "a sum",
     lambda intrinsic, options: Watched(intrinsic),
-    lambda intrinsic, options, data: Watched.load(intrinsic, data),
+    Watched.load,
 )
 
 

@@ -43,7 +43,7 @@ class Watched(SumAccumulator):
 WATCHED = AggregatorFactory(
     "watched", frozenset({"federated_sum"}), "watched",
     lambda intrinsic, options: Watched(intrinsic),
-    lambda intrinsic, options, data: Watched.load(intrinsic, data),
+    Watched.load,
 )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def gated():
     gate = AggregatorFactory(
         "federated_sum", frozenset({"federated_sum"}), "gated",
         lambda intrinsic, options: Gate(intrinsic),
-        lambda intrinsic, options, data: Gate.load(intrinsic, data),
+        Gate.load,
     )  # fmt: skip
     engine = LOCAL.make(
         FACTORIES | {"federated_sum": gate},

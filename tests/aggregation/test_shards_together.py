@@ -57,7 +57,7 @@ def engine(count):
     factories["federated_sum"] = AggregatorFactory(
         "federated_sum", frozenset({"federated_sum"}), "a sum of several threads at once",
         lambda intrinsic, options: Together(intrinsic),
-        lambda intrinsic, options, data: Together.load(intrinsic, data),
+        Together.load,
     )  # fmt: skip
     Together.barrier = threading.Barrier(count)
     engine = LocalEngine(factories, count + 1, 0, inline_added_bytes=0)

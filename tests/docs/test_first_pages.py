@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server
 from fcp_core.tasks.taskfile import read_task_file
 from fcp_core.testing.servers import RunningServer
+from fcp_plugins.api_keys import HEADER, APIKeys
 from fcp_robust.plugin import RobustPlugin
 from fcp_secagg import plugin as secure_aggregation
 
@@ -38,7 +40,20 @@ def block(page: str, language: str, containing: str) -> str:
 
 
 def test_the_readme_is_two_screens_long() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_a_key_and_its_line_are_made_as_the_page_on_security_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^    KEY=.*\n    printf.*$", page, re.M)
+    keys = tmp_path / "keys"
+    script = textwrap.dedent(recipe).replace("/etc/fcp/keys", str(keys))
+    key = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True).stdout
+    plugin = APIKeys()
+    overrides = {"api_keys.file": str(keys)}
+    plugins = Plugins.load(environ={}, overrides=overrides, extra=[plugin])
+    plugin.fcp_startup(plugins.config)
+    assert plugin.fcp_authenticate({HEADER: key.strip()}, None) == "key:my app"
 
 
 @pytest.mark.parametrize("text", blocks(COOK_BOOK, "ini"), ids=lambda text: text.split("\n")[1])

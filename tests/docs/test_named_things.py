@@ -112,7 +112,12 @@ def declared(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
         entry_points=points.values(),
         overrides={"plugins": "fcp_plugins.api_keys:APIKeys"},
     )
-    return {(value.option.section, value.option.name) for value in plugins.config.options()}
+    options = [value.option for value in plugins.config.options()]
+    return {
+        (section, option.name)
+        for option in options
+        for section in (option.section, *(f"{option.section}.{name}" for name in option.of))
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -73,7 +73,7 @@ class Multiplies:
     @hookimpl
     def fcp_register_aggregators(self) -> list[AggregatorFactory]:
         def load(intrinsic: Any, options: Any, data: bytes) -> Product:
-            return Product.load(intrinsic, data, options)
+            return Product.load(intrinsic, options, data)
 
         return [AggregatorFactory("product", frozenset({"test:product"}), "", Product, load)]
 

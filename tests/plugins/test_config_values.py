@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.plugins.removed_options import REMOVED
 from fcp_core.plugins.values import convert, format_bytes
@@ -126,3 +127,28 @@ def test_no_removed_option_is_declared():
 def test_a_section_of_removed_options_only_is_no_mistake(registry, tmp_path):
     write(tmp_path, "fcp.cfg", "[fcp:protocol.simple]\ngrace_period = 1s\n")
     assert load(registry, tmp_path).section("protocol.simple") == {}
+
+
+def test_one_option_of_several_things_is_set_for_all_or_for_one(registry, tmp_path):
+    registry.add("selection", "window", "duration", "5s", "how long", of=("uniform", "weigh-ted"))
+    write(
+        tmp_path,
+        "fcp.cfg",
+        "[fcp:selection]\nwindow = 9s\n[fcp:selection.uniform]\nwindow = 2s\n"
+        "[fcp:population:phones]\nselection.window = 7s\n",
+    )
+    config = load(registry, tmp_path)
+    sections = ("selection.uniform", "selection.weigh_ted")
+    assert [config.section(name)["window"] for name in sections] == [2.0, 9.0]
+    assert config.origin("selection.weigh_ted", "window") == "fcp.cfg [fcp:selection] window"
+    phones = config.scoped("phones")
+    assert [phones.section(name)["window"] for name in sections] == [2.0, 7.0]
+    assert phones.section("selection.weigh_ted", {"window": "1s"}) == {"window": 1.0}
+    shown = [value.label for value in config.options() if value.option.name == "window"]
+    assert shown == [
+        "[fcp:selection] window",
+        "[fcp:selection.uniform] window",
+        "[fcp:population:phones] selection.window",
+    ]
+    with pytest.raises(UsageError, match=r"uniform\] window .* is declared already"):
+        registry.add("selection.uniform", "window", "int", 1, "again")

@@ -37,15 +37,15 @@ def check_in(version="", **capabilities):
     ],
 )
 def test_a_client_below_the_minimum_is_refused(minimum, version, admitted):
-    refusal = ClientVersion(minimum, 100.0).admit(check_in(version), 0.0)
+    refusal = ClientVersion(minimum).admit(check_in(version), 0.0)
     assert (refusal is None) is admitted
     if refusal is not None:
-        assert refusal.retry == RetryWindow(100.0, 200.0)
+        assert refusal.retry == RetryWindow(43200.0, 86400.0)
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=4).map(tuple), st.text(max_size=8))
 def test_any_version_is_judged(numbers, text):
-    policy = ClientVersion(".".join(map(str, (*numbers, 1))), 1.0)
+    policy = ClientVersion(".".join(map(str, (*numbers, 1))))
     assert policy.admit(check_in(".".join(map(str, (*numbers, 1)))), 0.0) is None
     assert policy.admit(check_in(".".join(map(str, (*numbers, 2)))), 0.0) is None
     assert policy.admit(check_in(".".join(map(str, numbers))), 0.0) is not None
@@ -53,13 +53,13 @@ def test_any_version_is_judged(numbers, text):
 
 
 def test_a_device_that_lacks_a_capability_is_told_which():
-    policy = Capabilities(("gzip", "multiple_tasks"), 100.0)
+    policy = Capabilities(("gzip", "multiple_tasks"))
     refusal = policy.admit(check_in(), 0.0)
     assert refusal.reason == "the client lacks gzip, multiple_tasks"
-    assert refusal.retry == RetryWindow(100.0, 200.0)
+    assert refusal.retry == RetryWindow(43200.0, 86400.0)
     able = check_in(supports_multiple_task_assignment=True, supported_compression=(1,))
     assert policy.admit(able, 0.0) is None
-    assert Capabilities((), 1.0).admit(check_in(), 0.0) is None
+    assert Capabilities(()).admit(check_in(), 0.0) is None
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from fcp_core.plugins.manager import Plugins
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import RetryWindow
-from fcp_plugins.pacing_adaptive import choose_window
+from fcp_plugins.pacing_adaptive import MIN_DELAY, choose_window
 
 NOW = 1_000_000_040.0
-OPTIONS = {"target_rate": 10.0, "fill_time": 60.0, "min_delay": 120.0, "max_delay": 86400.0}
+OPTIONS = {"target_rate": 10.0}
 
 
 def load_of(pace, needs=0.0):
@@ -38,7 +38,7 @@ def test_a_small_population_gets_a_common_time_and_keeps_to_the_rate():
         load = {**load_of(pace), "population_size": 300.0}
         window = choose_window(load, OPTIONS, NOW + later)
         windows.append((NOW + later + window.delay_min, NOW + later + window.delay_max))
-        assert window.delay_min >= OPTIONS["min_delay"]
+        assert window.delay_min >= MIN_DELAY
     assert len(set(windows)) == 1
     (begin, end), *_ = windows
     assert begin % 240 == pytest.approx(0)
@@ -73,7 +73,7 @@ def test_nobody_comes_before_policies_want_them(size, soonest):
     pace.came(NOW)
     load = {**load_of(pace), "population_size": size, "not_before": soonest}
     window = choose_window(load, OPTIONS, NOW)
-    least = max(OPTIONS["min_delay"], min(soonest, 2 * 86400.0 - 120))
+    least = max(MIN_DELAY, min(soonest, 2 * 86400.0 - 120))
     assert least <= window.delay_min < least + 240 + 60
     assert window.delay_min < window.delay_max
 

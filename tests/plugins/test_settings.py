@@ -98,19 +98,16 @@ def test_a_population_s(load):
 def test_a_task_s(load):
     config = load(
         "task_deadline = 10m\n[fcp:population:phones/all]\nover_selection = 1.5\n"
-        "[fcp:task:train]\ntask_max_at_work = 9\nassignment_timeout = 5s\ntask_retention = 1d\n"
+        "[fcp:task:train]\nassignment_timeout = 5s\ntask_retention = 1d\n"
         "resources_from = storage\ninline_resources_below = 8B\nmax_kept_bytes = 2KiB\n"
-        "first_sign_timeout = 7s\nalike_failures = 0\ndurability = round\n"
+        "alike_failures = 0\ndurability = round\n"
     )
     configured = TaskSettings(
         600.0,
         5.0,
-        7.0,
         0,
         1.5,
-        9,
         2048,
-        600.0,
         8,
         accepts_late=True,
         durability="round",
@@ -118,9 +115,9 @@ def test_a_task_s(load):
     )
     assert TaskSettings.of(config, spec()) == configured
     assert retention_of(config, spec().population, spec().name) == 86400.0
-    own = spec(deadline=1.0, over_selection=2.0, max_at_work=3, late_contributions="refuse")
+    own = spec(deadline=1.0, over_selection=2.0, late_contributions="refuse")
     assert TaskSettings.of(config, own) == dataclasses.replace(
-        configured, deadline=1.0, over_selection=2.0, max_at_work=3, accepts_late=False
+        configured, deadline=1.0, over_selection=2.0, accepts_late=False
     )
     other = TaskSettings.of(config, own.replace(population="others", name="n", over_selection=None))
     assert (other.over_selection, other.from_storage) == (None, False)

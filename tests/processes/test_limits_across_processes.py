@@ -8,9 +8,9 @@ import ssl
 import pytest
 
 from fcp_core.protocol import routes
+from fcp_core.server.host_address import HOST
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.remote_services import RemoteServices
-from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
 

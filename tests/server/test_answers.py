@@ -17,6 +17,7 @@ import urllib3
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import AssignmentMode
+from fcp_core.server.services import task_factory
 from tests.server.answer_lab import Lab
 from tests.server.fronts import WAIT
 from tests.server.servers import BODY
@@ -333,7 +334,7 @@ PRODUCERS = {
     if callable(value) and name.replace("_", "-") in rows()
 }
 
-SILENT = {"max_silent_per_sender": 1, "first_sign_timeout": "1ms"}
+SILENT = {"max_silent_per_sender": 1}
 STORED = {"storage": "sqlite", "storage.sqlite.path": "answers.sqlite"}
 STOPS = {"drain_timeout": "10ms"}
 OPTIONS = {
@@ -353,7 +354,11 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", rows())
-def test_each_row_of_the_page_is_what_is_answered(name, tmp_path, make_device, sum_task, http):
+def test_each_row_of_the_page_is_what_is_answered(
+    name, tmp_path, make_device, sum_task, http, monkeypatch
+):
+    if name.startswith("silent"):
+        monkeypatch.setattr(task_factory, "FIRST_SIGN", 1e-6)
     lab = Lab(tmp_path, make_device, sum_task, http, **OPTIONS.get(name, {}))
     try:
         assert PRODUCERS[name](lab) == rows()[name]

@@ -111,7 +111,7 @@ class Watched(spool.Spooled):
 def test_what_lies_in_a_file_is_sent_like_anything_else(make_front, http, tmp_path, header):
     data = np.random.default_rng(1).bytes(3 * downloads.PART // 2)
     services = http.Services()
-    kept, sizes = Watched(data, tmp_path), set()
+    kept, sizes = Watched([data], tmp_path), set()
     kept.sizes = sizes
     services.media.files["group/plan"] = http.Download(kept, "application/x", "tag", 60.0)
     wanted = parse_range(header["Range"], len(data)) if header else range(len(data))

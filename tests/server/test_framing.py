@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tornado.httputil import HTTPHeaders
 
 from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
-from fcp_core.server.http.handler import check_header
+from fcp_core.server.http.handler import check_header, parse_header
 
 TABLE = json.loads((Path(__file__).parents[1] / "data/framing.json").read_text())
 NEXT = b"GET /healthz HTTP/1.1\r\nHost: next\r\nConnection: close\r\n\r\n"
@@ -225,3 +226,42 @@ def test_a_connection_that_begins_with_tls_is_answered_and_closed_at_once(front)
     inside = b"GET /healthz HTTP/1.1\r\nHost: next\r\n\x16\x03: x\r\n\r\n"
     assert exchange(front, inside)[0] == [400]
     assert exchange(front, NEXT)[0] == [200]
+
+
+TOKEN = st.text("abcXYZ019-_!~", min_size=1, max_size=8)
+VALUE = st.text([*'abc ,:;=\t/"', "\x80", "\xe9", "\xff"], max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(TOKEN | st.sampled_from(["Host", "hOST", "Content-Length"]), VALUE)))
+def test_a_header_is_parsed_as_tornado_does(fields):
+    lines = "".join(f"{name}:{value}\r\n" for name, value in fields)
+    data = f"GET /a?b HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
+    line, headers = parse_header(data)
+    assert line == "GET /a?b HTTP/1.1"
+    assert list(headers.get_all()) == list(HTTPHeaders.parse(lines).get_all())
+
+
+@pytest.mark.parametrize(
+    ("line", "host", "expected"),
+    [
+        ("POST http://any:80/v1/x?y=/z HTTP/1.1", "h", ("POST /v1/x?y=/z HTTP/1.1", "any:80")),
+        ("GET HTTPS://[::1] HTTP/1.1", "h", ("GET / HTTP/1.1", "[::1]")),
+        ("GET http://any?a HTTP/1.1", "h", ("GET /?a HTTP/1.1", "any")),
+        ("GET http://any/a HTTP/1.1", "h,i", ("GET /a HTTP/1.1", "h,i")),
+        ("GET http://any/a HTTP/1.1", None, ("GET /a HTTP/1.1", None)),
+        ("GET http://user@any/a HTTP/1.1", "h", ("GET http://user@any/a HTTP/1.1", "h")),
+        ("PROPFINDER /http://any/a HTTP/1.1", "h", ("PROPFINDER /http://any/a HTTP/1.1", "h")),
+        ("OPTIONS * HTTP/1.1", "h", ("OPTIONS * HTTP/1.1", "h")),
+    ],
+)
+def test_a_line_may_name_the_host(line, host, expected):
+    field = "" if host is None else f"Host: {host}\r\n"
+    found, headers = parse_header(f"{line}\r\n{field}\r\n".encode())
+    assert (found, headers.get("Host")) == expected
+
+
+def test_a_request_in_absolute_form_is_served(front):
+    request = NEXT.replace(b"GET /", b"GET http://elsewhere/")
+    assert exchange(front, request)[0] == [200]
+    assert exchange(front, request.replace(b"Host: next\r\n", b""))[0] == [400]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import queue
 import threading
@@ -11,11 +12,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.blocks import FileBlock, block_of
+from fcp_core.protocol.status import StatusError
+from fcp_core.server.http import inflate
 from fcp_core.server.http.body import WRITTEN, BodyReader, InFlight
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
+from fcp_core.server.http.inflate import GzipReader
 from fcp_core.server.http.limits import Limits
+
+#: Decompressed bytes that are made in one go.
+SMALL = 256 << 10
 
 
 class Seconds:
@@ -194,3 +202,79 @@ def test_a_large_body_lies_in_a_file_if_there_is_room(tmp_path, monkeypatch, ful
     assert not isinstance(block_of(private), FileBlock)
     assert not large.readonly, "the fold may keep it"
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [SMALL // 4, 2 * SMALL], ids=["from the beginning", "later"])
+@pytest.mark.parametrize("files", [None, 0, 1], ids=["room", "no room", "too little room"])
+def test_a_compressed_body_that_becomes_large_lies_in_a_file_if_there_is_room(
+    tmp_path, monkeypatch, kept, files
+):
+    fallocate, calls = os.posix_fallocate, []
+
+    def allocate(*given):
+        calls.append(given)
+        if files is not None and len(calls) > files:
+            raise OSError(28, "No space left on device")
+        fallocate(*given)
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr(inflate, "STEP", SMALL)
+    data = np.random.default_rng(0).bytes(SMALL) * 4 + b"end"
+    packed = gzip.compress(data, 1)
+    # In memory, it would be moved there at least once.
+    packed = packed if kept < SMALL else gzip.compress(bytes(4 * SMALL) + b"end", 1)
+    data = gzip.decompress(packed)
+
+    async def receive(pool, in_file=True):
+        buffers = Buffers(kept, folder=tmp_path)
+        rest = (Limits(), InFlight(1 << 30), pool, buffers)
+        reader = GzipReader(len(packed), *rest, in_file=in_file)
+        await reader.receive_from(Sender(packed))
+        body = await reader.finish()
+        reader.close()
+        buffers.close()
+        return body
+
+    async def main():
+        with ThreadPoolExecutor(1) as pool:
+            return await receive(pool), await receive(pool, in_file=False)
+
+    large, private = asyncio.run(main())
+    assert large == private == data
+    assert isinstance(block_of(large), FileBlock) is (files is None)
+    assert not isinstance(block_of(private), FileBlock)
+    assert not large.readonly, "the fold may keep it"
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [b"", b"no gzip"])
+def test_the_file_of_a_body_that_does_not_become_complete_goes(tmp_path, monkeypatch, wrong):
+    for what in ("STEP", "PIECES"):
+        monkeypatch.setattr(inflate, what, SMALL)
+    packed = gzip.compress(np.random.default_rng(0).bytes(8 * SMALL), 1) + wrong
+    buffers = Buffers(SMALL, folder=tmp_path)
+
+    class Broken(Sender):
+        """Breaks before the last bytes, once there is a file."""
+
+        async def read_into(self, piece, partial):
+            if not wrong and len(self.data) < SMALL:
+                while reader._output._file is None:
+                    await asyncio.sleep(0.001)
+                raise StreamClosedError
+            return await super().read_into(piece, partial)
+
+    async def main(pool):
+        nonlocal reader
+        rest = (Limits(), InFlight(1 << 30), pool, buffers)
+        reader = GzipReader(len(packed), *rest, in_file=True)
+        with pytest.raises((StatusError, StreamClosedError)):
+            await reader.receive_from(Broken(packed))
+        file = reader._output._file
+        reader.close()
+        return file
+
+    reader = None
+    with ThreadPoolExecutor(1) as pool:
+        assert asyncio.run(main(pool))._file.closed
+    buffers.close()

@@ -212,7 +212,7 @@ def test_a_model_that_shrinks_is_sent_compressed():
 
 def test_a_large_model_lies_in_a_file_and_not_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(spool, "SPOOLED", 300_000)
-    monkeypatch.setattr(spool, "_PIECE", 70_000)
+    monkeypatch.setattr(spool, "PIECE", 70_000)
     model = np.random.default_rng(0).standard_normal(100_000).astype("f4").tobytes()
     small = model[:100_000]
     spec = TaskSpec("p", "task", b"plan", b"", 1, checkpoint=model, slices={"s": {0: small}})
@@ -225,6 +225,25 @@ def test_a_large_model_lies_in_a_file_and_not_in_memory(tmp_path, monkeypatch):
     # The file has no name, so that nothing is left of it after a kill.
     assert not list(tmp_path.iterdir())
     assert publish("group", spec).facts == published.facts
+
+
+@pytest.mark.parametrize("inline_below", [0, 300_000])
+def test_a_large_model_that_shrinks_is_undone_into_a_file(tmp_path, monkeypatch, inline_below):
+    monkeypatch.setattr(spool, "SPOOLED", 300_000)
+    monkeypatch.setattr(spool, "PIECE", 70_000)
+    model = np.arange(100_000, dtype="i4").tobytes()
+    spec = TaskSpec("p", "task", b"plan", b"", 1, checkpoint=model)
+    published = publish("group", spec, folder=tmp_path, inline_below=inline_below)
+    sent = published.resource("checkpoint", "http://h/", compressed=False)
+    assert sent.uri, "it is too large to lie in the answer"
+    assert not published._plain, "the event loop would have undone it to know that"
+    found = file_of(published, "checkpoint", compressed=False)
+    assert isinstance(found.data, spool.Spooled)
+    assert (len(found.data), bytes(found.data)) == (len(model), model)
+    assert file_of(published, "checkpoint", compressed=False) is found
+    # Where there is no folder for it.
+    packed = file_of(published, "checkpoint", compressed=True)
+    assert packed.plain(tmp_path / "missing").data == model
 
 
 def test_where_no_file_can_be_written_a_large_model_stays_in_memory(tmp_path, monkeypatch):

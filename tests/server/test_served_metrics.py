@@ -20,6 +20,7 @@ from fcp_core.server import Server
 from fcp_core.server.http import handler
 from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.metrics import ServerMetrics
+from fcp_core.server.services import task_factory
 from tests.server.fronts import WAIT
 from tests.server.series import COUNTS, parse, sample
 
@@ -35,9 +36,8 @@ def test_silent_devices_are_counted_and_their_sender_gets_no_more(
     make_server, make_device, sum_task, monkeypatch
 ):
     monkeypatch.setattr(handler, "is_loopback", lambda key: False)
-    thread = make_server(
-        {"metrics": "true", "first_sign_timeout": "50ms", "max_silent_per_sender": "4"}
-    )
+    monkeypatch.setattr(task_factory, "FIRST_SIGN", 1e-4)
+    thread = make_server({"metrics": "true", "max_silent_per_sender": "4"})
     services = thread.server.services
     task_id = thread.run(services.tasks.submit(sum_task(goal=3))).result(WAIT)
     for _ in range(4):

@@ -91,7 +91,14 @@ def test_certificates_that_do_not_do(load, tls, certfile, keyfile, said):
 
 
 @pytest.mark.parametrize(
-    ("days", "said"), [((-2, -1), ["expired"]), ((1, 2), ["not yet valid"]), ((-1, 1), [])]
+    ("days", "said"),
+    [
+        ((-2, -1), ["expired"]),
+        ((1, 2), ["not yet valid"]),
+        ((-90, 2), ["it ends in 48 hours"]),
+        ((-90, 4), []),
+        ((-1, 1), []),
+    ],
 )
 def test_a_certificate_out_of_its_time_is_served_with_a_warning(load, tmp_path, caplog, days, said):
     make_certificate(tmp_path, "localhost", days=days)

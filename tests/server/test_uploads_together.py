@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fcp_core.protocol.status import Code
-from fcp_core.server.http.turns import PART
+from fcp_core.server.http.body_queue import PART
 from tests.server.calls import UPLOAD, upload
 
 

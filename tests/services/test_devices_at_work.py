@@ -104,9 +104,6 @@ def test_a_cap_of_one_population_leaves_the_others_alone(kit):
     ("own", "options", "cap"),
     [
         (2, {}, 2),
-        (None, {"task_max_at_work": "3"}, 3),
-        (None, {"task_max_at_work": "3", "task:sum__task_max_at_work": "1"}, 1),
-        (2, {"task_max_at_work": "3"}, 2),
         (None, {"over_selection": "1.2"}, 5),
     ],
 )
@@ -142,7 +139,6 @@ def test_the_caps_hold_whatever_devices_do_and_every_round_ends(kit, cap, own, s
             max_at_work=str(cap),
             selection__uniform__window="1s",
             over_selection="2",
-            first_sign_timeout="1d",
         ) as world:
             tasks = [
                 await world.submit(goal=2, name="a", max_at_work=own),

@@ -25,7 +25,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.services import stored_whole, writes
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.store import TaskStore
-from fcp_core.storage.contract import StorageError
+from fcp_core.storage.contract import ChangedError, StorageError
 from fcp_core.storage.records import TaskRecord
 from fcp_core.testing.engine_aggregators import AGGREGATORS
 from fcp_plugins.storage_memory import MemoryStorage
@@ -78,7 +78,7 @@ class Faulty(MemoryStorage):
         """Let the writes happen whose outcome nobody waited for."""
         late, self.late = self.late, []
         for body in late:
-            with suppress(StatusError):
+            with suppress(StatusError, ChangedError):
                 await super().transact(body)
 
 

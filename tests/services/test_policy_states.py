@@ -17,7 +17,6 @@ CAPPED = {
     "selection": "rate_capped",
     "selection__rate_capped__limit": "2",
     "selection__rate_capped__period": "1h",
-    "selection__rate_capped__wait": "5s",
     "task_deadline": "60d",
 }
 

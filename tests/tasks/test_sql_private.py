@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
 
 import pytest
@@ -41,11 +43,16 @@ TABLES = [
 
 
 @pytest.fixture
-def ask(tmp_path):
+def ask(tmp_path, monkeypatch):
     """Ask devices; return the table, and the names and deviations of the noise."""
+    counted = itertools.count(1)
+    monkeypatch.setattr(
+        "fcp_core.server.services.releases.urandom",
+        lambda size: hashlib.shake_256(f"5/{next(counted)}".encode()).digest(size),
+    )
     plugins = Plugins.load(
         environ={},
-        overrides={"unsafe_noise_seed": "5", "retry_min": "0s", "retry_max": "0s"},
+        overrides={"retry_min": "0s", "retry_max": "0s"},
         extra=[PrivacyPlugin()],
     )
     stores = stores_of(tmp_path, TABLES)

@@ -154,6 +154,8 @@ def test_the_example_is_a_task():
         ('["app"]', '["app", "app"]', "two columns of the result are called 'app'"),
         ('"phones/all"', '"phön"', "population must match"),
         ("[[query]]", "[[query", r"\(at line 7"),
+        ("[[query]]", "[query]", r"query.vectors: .*begun with \[\[query\]\]"),
+        ("[[query]]", '[[query]]\nsql = "SELECT 1"', r"line 8: .*one table, \[query\]"),
         ('name = "launches"', 'name = "a b"', "must match"),
     ],
     ids=lambda value: None,

@@ -126,7 +126,7 @@ def test_the_sum_is_right_and_devices_count(house):
     assert own.total(task) == [28, sum(10**n % 1000 for n in range(8)), 40]
     notes = own.server.status(task).notes
     assert any("cohorts of 8 devices" in note for note in notes)
-    assert any("1 sums, of 8 devices" in note for note in notes)
+    assert any("1 sum, of 8 devices" in note for note in notes)
 
 
 @pytest.mark.parametrize("before", [1, 2, 3])
@@ -214,7 +214,7 @@ def test_too_many_drop_outs_end_the_cohort_and_not_the_task(house):
     assert told([own.device([n, 1, 0]) for n in range(6)]) == ["CONTRIBUTED"] * 6
     assert own.total(task) == [15, 6, 0]
     notes = own.server.status(task).notes
-    assert any("1 cohorts without a sum: too few" in note for note in notes)
+    assert any("1 cohort without a sum: too few" in note for note in notes)
 
 
 @pytest.mark.slow

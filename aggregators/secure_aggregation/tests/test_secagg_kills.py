@@ -154,7 +154,7 @@ def test_a_cohort_dies_with_the_server_and_the_task_goes_on_with_others(host):
     assert (done.state, done.contributed) == ("completed", 8)
     total = open_checkpoint(host.admin.result(task))["total"]
     assert total.tolist() == [told]
-    assert any("1 sums, of 4 devices" in note for note in done.notes)
+    assert any("1 sum, of 4 devices" in note for note in done.notes)
     host.kill()
     host.start()
     assert host.admin.get(task).notes == done.notes

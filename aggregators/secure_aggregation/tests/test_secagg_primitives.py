@@ -215,6 +215,26 @@ def test_two_wrong_shares_are_noticed():
         shamir.Reconstructions(3).secret(shares, 32)
 
 
+def test_one_liar_costs_little(monkeypatch):
+    """Who lies is computed and not tried out."""
+    rng, made = random.Random(3), []
+
+    class Counted(shamir.Agreement):
+        def __init__(self, *arguments):
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(shamir, "Agreement", Counted)
+    known = shamir.Reconstructions(20)
+    for key in range(30):
+        secret = rng.randbytes(32)
+        shares = dict(enumerate(shamir.split(secret, 20, 60, rng.randbytes)))
+        shares = {index: shares[index] for index in sorted({7, *rng.sample(range(60), 40)})}
+        shares[7] = bytes(36)
+        assert known.secret(shares, 32) == secret
+        assert len(made) == 2 * (key + 1)
+
+
 def test_one_share_fewer_says_nothing():
     """For each secret there is one polynomial through what is known; all are equally likely."""
     shares = {value: set() for value in (0, 1)}

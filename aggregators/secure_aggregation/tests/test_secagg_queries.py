@@ -55,7 +55,7 @@ def ask(server, spec, devices):
     with ThreadPoolExecutor(len(devices)) as pool:
         results = list(pool.map(lambda device: device.run_once(), devices))
     assert [result.outcome.name for result in results] == ["CONTRIBUTED"] * len(devices)
-    assert any("1 sums, of 4 devices" in note for note in server.status(task).notes)
+    assert any("1 sum, of 4 devices" in note for note in server.status(task).notes)
     return dict(server.result(task))
 
 

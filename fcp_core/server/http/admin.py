@@ -96,7 +96,7 @@ class AdminHandler(Handler):
         if kind is None:
             raise http_error(406, f"this call answers {' or '.join(self._endpoint.answers)}")
         self._kind = kind
-        self.open_body(self.context.limits, self.context.in_flight)
+        self.open_body(self.context.limits, self.context.in_flight, in_file=True)
 
     async def serve(self) -> None:
         """Parse, call, answer."""

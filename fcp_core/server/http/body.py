@@ -14,9 +14,9 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from fcp_core.protocol.blocks import BlockFile
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http.body_queue import PART, BodyQueue
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import Limits, http_error
-from fcp_core.server.http.turns import PART, Turns
 
 #: Bodies from this size on are read straight off the socket, if their length was announced.
 DIRECT = 64 << 10
@@ -36,7 +36,7 @@ class InFlight:
     :param on_behind: called with whether more than *limit* bytes wait to begin, when that changes.
     :ivar held: how many bytes there are; those that count beside have none of their own.
     :ivar readers: how many bodies are being read straight off their sockets.
-    :ivar turns: says which of them may.
+    :ivar queue: says which of them may.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class InFlight:
         self.free = free
         self.held = 0
         self.readers = 0
-        self.turns = Turns(limit, self.room, on_behind)
+        self.queue = BodyQueue(limit, self.room, on_behind)
         self._pool = self if beside is None else beside
         self._waiting = waiting
 
@@ -88,8 +88,8 @@ class InFlight:
 
     def look(self) -> None:
         """Have those that wait look again, for there may be more room."""
-        if self.turns.paused:
-            self.turns.look()
+        if self.queue.paused:
+            self.queue.look()
 
     def room(self) -> int:
         """Return how many bytes more may be taken."""
@@ -97,13 +97,13 @@ class InFlight:
         return self.limit - self._pool.held - waiting
 
     async def wait(self, size: int, timeout: float) -> None:
-        """Wait until a body of *size* bytes may begin, as :meth:`Turns.wait`.
+        """Wait until a body of *size* bytes may begin, as :meth:`BodyQueue.wait`.
 
         What could never be taken is not waited for: taking it says why.
         """
-        quiet = not self.turns.missing and not self.turns.paused
+        quiet = not self.queue.missing and not self.queue.paused
         if size <= self.limit and not (quiet and size <= self.room()):
-            await self.turns.wait(size, timeout)
+            await self.queue.wait(size, timeout)
 
 
 class BodyReader:
@@ -173,7 +173,8 @@ class BodyReader:
                 at, self.received = at + more, self.received + more
                 self._count(self.received, anyway=True)
                 if file is not None and (at == len(whole) or self.received == self._length):
-                    await self._write(file, whole[:at])
+                    run = asyncio.get_running_loop().run_in_executor
+                    await run(self._executor, write_to, file, whole[:at])
                     at = 0
                 if time.perf_counter() - begun >= TURN / self._in_flight.readers:
                     await asyncio.sleep(0)
@@ -181,26 +182,17 @@ class BodyReader:
             self._whole = whole if file is None else file.block()
         finally:
             self._in_flight.readers -= 1
-            self._in_flight.turns.goes_on(self, 0)
+            self._in_flight.queue.goes_on(self, 0)
             if file is not None:
                 file.close()
-
-    async def _write(self, file: BlockFile, piece: memoryview) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(self._executor, file.write, piece)
-        except OSError as error:
-            raise StatusError(
-                Code.UNAVAILABLE, f"the body could not be written to a file: {error.strerror}"
-            ) from None
 
     async def _wait_for_room(self, stream: IOStream) -> None:
         """Read no more while there is no room: the device is slowed down, not turned away."""
         assert self._length is not None  # as in receive_from
-        while not self._in_flight.turns.goes_on(self, self._length - self.received):
+        while not self._in_flight.queue.goes_on(self, self._length - self.received):
             if stream.closed():
                 raise StreamClosedError
-            await self._in_flight.turns.pause(self)
+            await self._in_flight.queue.pause(self)
 
     def receive(self, piece: bytes) -> Awaitable[None] | None:
         """Take the next piece; wait for what is returned before giving another.
@@ -252,3 +244,16 @@ class BodyReader:
             else:
                 self._in_flight.take(size - self._counted)
             self._counted = size
+
+
+def write_to(file: BlockFile, piece: memoryview) -> None:
+    """Write a piece of a body to its file.
+
+    :raises StatusError: UNAVAILABLE if that cannot be done.
+    """
+    try:
+        file.write(piece)
+    except OSError as error:
+        raise StatusError(
+            Code.UNAVAILABLE, f"the body could not be written to a file: {error.strerror}"
+        ) from None

@@ -13,15 +13,14 @@ from fcp_core.protocol import routes
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tokens import label
+from fcp_core.server.host_address import HOST
 from fcp_core.server.http import answers, refusals
-from fcp_core.server.http.body import BodyReader
 from fcp_core.server.http.context import Method
 from fcp_core.server.http.forward import pass_on
 from fcp_core.server.http.handler import Handler
 from fcp_core.server.http.identify import identify
 from fcp_core.server.http.limits import limits_of_call
 from fcp_core.server.http.passing import UPLOAD
-from fcp_core.server.reached import HOST
 from fcp_core.server.services.common import Wanted
 from fcp_core.server.services.eligibility import ADDRESS
 from fcp_core.server.services.task_parts import LARGE
@@ -76,7 +75,8 @@ class RPCHandler(Handler):
             self.small = bytearray()
         else:
             # What is parsed on the loop is small, and never counted with uploads.
-            self.open_body(limits_of_call(context.limits, route.method), context.calls)
+            limits = limits_of_call(context.limits, route.method)
+            self.open_body(limits, context.calls, in_file=False)
 
     def _find(self) -> tuple[Route, dict[str, str], Method]:
         """Return the route of a call, the variables of its path, and what serves it.
@@ -212,23 +212,20 @@ class UploadHandler(Handler):
         ):
             self.small = bytearray()
         else:
-            await self._make_room(size or 0, wanted, plain=plain)
+            will_be_large = bool(wanted & Wanted.LARGE) and not (plain and size is not None)
+            in_file = bool(wanted & Wanted.FOR_STORAGE)
+            await self._make_room(size or 0, large=will_be_large, in_file=in_file)
         if self.over:  # the device gave up while it waited
             self.abandon()
 
-    async def _make_room(self, size: int, wanted: int, *, plain: bool) -> None:
+    async def _make_room(self, size: int, *, large: bool, in_file: bool) -> None:
         """Wait for room: a device that is refused stays away for hours; one not read from waits."""
         context, timeout = self.context, self.context.limits.body_timeout / 2
-        if size >= LARGE:
+        if large or size >= LARGE:
             await context.large_uploads.begin(timeout)
             self._has_turn = True
         await context.uploads.wait(size, timeout)
-        if plain:
-            room = (context.uploads, context.executor, context.buffers)
-            in_file = wanted == Wanted.FOR_STORAGE
-            self.body = BodyReader(self.announced, context.limits, *room, in_file=in_file)
-        else:
-            self.open_body(context.limits, context.uploads)
+        self.open_body(context.limits, context.uploads, in_file=in_file)
 
     def abandon(self) -> None:
         """Notify the service that the upload was abandoned."""

@@ -20,7 +20,7 @@ from fcp_core.server.http.handler import Connection, Handler, MakeHandler, read_
 from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.rates import address_key, is_loopback
 from fcp_core.server.http.request import Channel
-from fcp_core.server.seldom import Seldom
+from fcp_core.server.throttled_log import ThrottledLog
 
 #: The longest pause between two looks at who keeps the server waiting, in seconds.
 _PAUSE = 1.0
@@ -61,7 +61,7 @@ class BoundedHTTPServer(TCPServer):
             makers = (*makers[:-1], (f"{prefix}/", without(prefix, makers)), makers[-1])
         self._makers = makers
         self._limits = limits
-        self._seldom = Seldom()
+        self._throttled_log = ThrottledLog()
         self._parameters = HTTP1ConnectionParameters(
             # A header somewhat over our limit is answered with 431; a huge one ends the connection.
             max_header_size=4 * limits.max_header,
@@ -89,9 +89,12 @@ class BoundedHTTPServer(TCPServer):
             reached = "" if is_loopback(key) else "max_connections_per_address"
         if reached:
             most = getattr(limits, reached)
-            self._seldom.warn(reached, f"there are {most} connections already ({reached})")
+            self._throttled_log.warn(reached, f"there are {most} connections already ({reached})")
             stream.close()
             return
+        # Tornado would switch it on and off for each request. What is written is sent.
+        stream.set_nodelay(True)
+        stream.set_nodelay = bool  # type: ignore[method-assign,assignment]
         # Tornado's connections use it for headers only.
         stream.read_until_regex = partial(read_header, stream.read_until_regex)  # type: ignore[method-assign]
         connection = self.connect(stream, str(address[0]))

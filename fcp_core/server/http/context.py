@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,16 +19,16 @@ from google.protobuf.message import Message
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.body import InFlight
+from fcp_core.server.http.body_queue import OneATurn
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.large_uploads import LargeUploads
 from fcp_core.server.http.limits import FREE_OF_CALL, SMALL_CALLS, Limits
+from fcp_core.server.http.member_calls import MemberConnections
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.http.passing import mark_of_call
-from fcp_core.server.http.peers import Peers
 from fcp_core.server.http.rates import RateLimit
-from fcp_core.server.http.turns import OneATurn
-from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.routing import Routes
+from fcp_core.server.throttled_log import ThrottledLog
 
 if TYPE_CHECKING:
     from fcp_core.server.services import Services
@@ -95,18 +96,20 @@ class Context:
             waiting=partial(attrgetter("held"), services.media),
             on_behind=services.media.behind,
         )
-        services.media.freed.connect(self.uploads.look, self.uploads.turns.paused)
+        services.media.freed.connect(self.uploads.look, self.uploads.queue.paused)
         self.addresses = RateLimit("address", limits.rate_per_address, limits.burst_per_address)
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
-        self.seldom = Seldom()
+        self.throttled_log = ThrottledLog()
         self.identifies = authenticate is not None or secure or self.keys.active
-        self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
+        self.executor = ThreadPoolExecutor(thread_name_prefix="fcp-server")
+        # More threads than processors would only have the event loop wait for them.
+        self.inflating = ThreadPoolExecutor(threads or os.cpu_count(), "fcp-inflate")
         self.folding = OneATurn()
         self.large_uploads = LargeUploads(lambda: services.media.held + services.media.storing)
         self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited, folder=folder)
         self.members = members
         #: The connections to other members.
-        self.peers = Peers(member_tls)
+        self.member_connections = MemberConnections(member_tls)
         self.stopping = False
         self.busy: set[object] = set()
         self.awaited: set[object] = set()

@@ -20,6 +20,7 @@ from fcp_core.server.http import refusals
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.handler import Handler, MakeHandler
 from fcp_core.server.http.limits import http_error
+from fcp_core.server.http.member_calls import MemberCall
 from fcp_core.server.http.passing import (
     HEADER,
     MOVED,
@@ -27,7 +28,6 @@ from fcp_core.server.http.passing import (
     mark_of_call,
     sign,
 )
-from fcp_core.server.http.peers import Exchange
 
 #: Bodies up to this size are kept until the call is answered, in bytes.
 SMALL = 1 << 20
@@ -97,7 +97,7 @@ class ForwardHandler(Handler):
         #: What answers it here.
         self._here: Handler | None = None
         self._kept: bytearray | None = bytearray()
-        self._exchange: Exchange | None = None
+        self._call: MemberCall | None = None
         self._url = ""
         self._failed: str | None = None
         self._tries = -1
@@ -152,12 +152,12 @@ class ForwardHandler(Handler):
         self._kept = None
         while True:
             try:
-                exchange = await self._open(url, {"Expect": "100-continue"})
-                await self._unless_moved(exchange, exchange.goes_on, url)
-                if not exchange.head.done() or (await exchange.head)[0] != MOVED:
-                    self._exchange, self._url = exchange, url
+                call = await self._open(url, {"Expect": "100-continue"})
+                await self._unless_moved(call, call.goes_on, url)
+                if not call.head.done() or (await call.head)[0] != MOVED:
+                    self._call, self._url = call, url
                     return
-                exchange.close()
+                call.close()
             except OSError:
                 self._failed = url
             await asyncio.sleep(PAUSE)
@@ -183,19 +183,19 @@ class ForwardHandler(Handler):
             return self._here.data_received(chunk)
         if self.dropping is not None or self.status:
             refusals.drop(self, chunk)
-        elif self._exchange is not None:
-            return self._pass(self._exchange, chunk)
+        elif self._call is not None:
+            return self._pass(self._call, chunk)
         elif self._kept is not None:
             self._kept += chunk
             if len(self._kept) > SMALL:
                 refusals.refuse(self, http_error(413, f"the body has more than {SMALL} bytes"))
         return None
 
-    async def _pass(self, exchange: Exchange, chunk: bytes) -> None:
+    async def _pass(self, call: MemberCall, chunk: bytes) -> None:
         # If it does not take more, its answer says why.
-        writing = asyncio.ensure_future(exchange.write(chunk))
+        writing = asyncio.ensure_future(call.write(chunk))
         with contextlib.suppress(OSError):
-            await self._unless_moved(exchange, writing, self._url)
+            await self._unless_moved(call, writing, self._url)
 
     def finish(self) -> None:
         """Wait for the answer, now that the body is complete."""
@@ -209,13 +209,13 @@ class ForwardHandler(Handler):
 
         :raises StatusError: UNAVAILABLE if no owner has one.
         """
-        if self._exchange is not None:
-            self._exchange.end_body()
+        if self._call is not None:
+            self._call.end_body()
             try:
-                head = await self._unless_moved(self._exchange, self._exchange.head, self._url)
+                head = await self._unless_moved(self._call, self._call.head, self._url)
             except OSError:
                 raise _no_owner() from None
-            await self._answer(self._exchange, *head)
+            await self._answer(self._call, *head)
             return
         assert self._kept is not None  # a body that is not passed on at once is kept
         while True:
@@ -223,18 +223,18 @@ class ForwardHandler(Handler):
             if not url:
                 await self._serve_here(bytes(self._kept))
                 return
-            exchange = None
+            call = None
             try:
-                exchange = await self._open(url, {}, bytes(self._kept))
-                exchange.end_body()
-                head = await self._unless_moved(exchange, exchange.head, url)
+                call = await self._open(url, {}, bytes(self._kept))
+                call.end_body()
+                head = await self._unless_moved(call, call.head, url)
                 if head[0] != MOVED:
-                    await self._answer(exchange, *head)
+                    await self._answer(call, *head)
                     return
-                exchange.close()
+                call.close()
             except OSError:
                 # A kept connection may have been closed at the other end.
-                self._failed = None if exchange is not None and exchange.reused else url
+                self._failed = None if call is not None and call.reused else url
             await asyncio.sleep(PAUSE)
             await self._look()
 
@@ -250,12 +250,12 @@ class ForwardHandler(Handler):
                 await rest
         here.finish()
 
-    async def _answer(self, exchange: Exchange, status: int, headers: HTTPHeaders) -> None:
+    async def _answer(self, call: MemberCall, status: int, headers: HTTPHeaders) -> None:
         length = int(headers.get("Content-Length", "0"))
         fields = {name: value for name, value in headers.get_all() if name not in _OF_CONNECTION}
         fields.setdefault("Content-Type", self.answer_headers["Content-Type"])
         self.begin_answer(length, status, fields)
-        if not await exchange.relay(self._piece):
+        if not await call.relay(self._piece):
             self.http.close()
         self.end_answer()
 
@@ -308,7 +308,7 @@ class ForwardHandler(Handler):
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._members.look(), max(PAUSE, left))
 
-    async def _unless_moved(self, exchange: Exchange, answer: asyncio.Future[Any], url: str) -> Any:
+    async def _unless_moved(self, call: MemberCall, answer: asyncio.Future[Any], url: str) -> Any:
         """Wait for an answer, as long as it can come from there.
 
         :raises OSError: if the connection breaks, or another member is the owner meanwhile.
@@ -320,15 +320,15 @@ class ForwardHandler(Handler):
                 return answer.result()
             owner = members.table.owner(self._mark, members.clock)
             if owner is not None and owner.url != url:
-                exchange.close()
+                call.close()
                 raise StreamClosedError
 
-    async def _open(self, url: str, more: dict[str, str], body: bytes = b"") -> Exchange:
+    async def _open(self, url: str, more: dict[str, str], body: bytes = b"") -> MemberCall:
         """Send a call to a member.
 
         :raises OSError: if there is no connection to it.
         """
-        exchange = await self.context.peers.open(url)
+        call = await self.context.member_connections.open(url)
         headers = HTTPHeaders()
         for name, value in self.headers.get_all():
             if name not in _OF_CONNECTION and name not in ("Expect", HEADER):
@@ -342,8 +342,8 @@ class ForwardHandler(Handler):
         der: Any = refusals.certificate(self, binary=True)
         passed = Passed(self.address, certificate, der)
         headers[HEADER] = sign(self._members.table.secrets, self.method, self.uri, passed)
-        exchange.send(self.method, self.uri, headers, body)
-        return exchange
+        call.send(self.method, self.uri, headers, body)
+        return call
 
     # What the connection asks.
 
@@ -369,8 +369,8 @@ class ForwardHandler(Handler):
     def abandon(self) -> None:
         """Give up what is passed on, unless its answer has come."""
         super().abandon()
-        if self._exchange is not None and self.status == 0:
-            self._exchange.close()
+        if self._call is not None and self.status == 0:
+            self._call.close()
 
     def reply_to(self, error: StatusError) -> tuple[int, bytes, dict[str, str]]:
         """Return what an error is answered with: what the owner would say."""

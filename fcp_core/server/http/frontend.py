@@ -58,7 +58,7 @@ class Frontend:
         everything else.
     :param metrics_apart: whether it is served by another process only.
     :param admin_check: who may use the admin API; None: there is none.
-    :param threads: how many decompress at a time; None: some more than there are processors.
+    :param threads: how many decompress at a time; None: as many as there are processors.
     :param members: know which populations are another member's; None: none is.
     :param member_sockets: where other members pass calls on.
     :param member_tls: what they are called with, and call; None is plain HTTP.
@@ -109,7 +109,9 @@ class Frontend:
         #: What answers admin calls for all members; None: this server's does.
         self.shared_admin: SharedAdmin | None = None
         if isinstance(members, Members):
-            self.shared_admin = SharedAdmin(services.admin, members, self._context.peers)
+            self.shared_admin = SharedAdmin(
+                services.admin, members, self._context.member_connections
+            )
         self._metrics = metrics
         self._metrics_sockets = list(metrics_sockets)
         self._metrics_here = metrics is not None and not (metrics_sockets or metrics_apart)
@@ -128,7 +130,7 @@ class Frontend:
         assert members is not None  # only members dial
         assert links is not None
         keys = lambda: members.table.secrets  # noqa: E731
-        await dial(self._context.peers, keys, links.spawn, url, member_id, link)
+        await dial(self._context.member_connections, keys, links.spawn, url, member_id, link)
 
     def room(self) -> int:
         """Return how many bytes of uploads there is room for."""
@@ -251,6 +253,7 @@ class Frontend:
                 server.stop()
                 await server.close_all_connections()
         self._metrics_http = self._member_http = None
-        self._context.peers.close()
-        self._context.executor.shutdown(wait=False, cancel_futures=True)
+        self._context.member_connections.close()
+        for executor in (self._context.executor, self._context.inflating):
+            executor.shutdown(wait=False, cancel_futures=True)
         self._context.buffers.close()

@@ -65,6 +65,8 @@ _HEADER = re.compile(
     rb"(?:\r\n)?" + _TOKEN + rb" [\x21-\x7e\x80-\xff]+ HTTP/1\.([01])\r\n"
     rb"(?:" + _TOKEN + rb":[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n"
 )
+#: A field of such a header.
+_FIELD = re.compile(r"\n([^:\r]+):[\t ]*([^\r]*)")
 #: What says how long the body is.
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):[\t ]*([^\r]*)", re.IGNORECASE)
 #: How a connection begins that is meant for HTTPS: there would be no end of a header to wait for.
@@ -82,17 +84,25 @@ def check_header(data: bytes) -> None:
     if header is None:
         raise HTTPInputError("malformed request line or header")
     framing = _FRAMING.findall(data)
-    if not framing:
-        return
     if len(framing) > 1:
         raise HTTPInputError("the length of the body is given more than once")
-    name, value = framing[0]
-    value = value.rstrip(b"\t ")
-    if len(name) == len(b"content-length"):
-        if _LENGTH.fullmatch(value) is None:
-            raise HTTPInputError("malformed Content-Length")
-    elif value.lower() != b"chunked" or header[1] == b"0":
-        raise HTTPInputError("the Transfer-Encoding is not chunked, or not for HTTP/1.0")
+    for name, value in framing:
+        value = value.rstrip(b"\t ")
+        if len(name) == len(b"content-length"):
+            if _LENGTH.fullmatch(value) is None:
+                raise HTTPInputError("malformed Content-Length")
+        elif value.lower() != b"chunked" or header[1] == b"0":
+            raise HTTPInputError("the Transfer-Encoding is not chunked, or not for HTTP/1.0")
+
+
+def parse_header(data: bytes) -> tuple[str, HTTPHeaders]:
+    """Return the line and the fields of what was checked: Tornado would check each once more."""
+    text, headers = data.decode("latin-1").lstrip("\r\n"), HTTPHeaders()
+    line = text[: text.index("\r")]
+    for name, value in _FIELD.findall(text):
+        give = headers.add if name in headers else headers.__setitem__
+        give(name, value.rstrip("\t "))
+    return line if " /" in line[:9] else refusals.origin_form(line, headers), headers
 
 
 async def read_header(
@@ -100,10 +110,7 @@ async def read_header(
     regex: bytes,
     max_bytes: int | None = None,
 ) -> bytes:
-    """Read a request's header and check it, before anybody parses it.
-
-    :param read: reads until something matches: what the stream of the connection has for that.
-    """
+    """Read a request's header by what the stream has for that, and check it."""
     data = await read(_TLS + regex, max_bytes)
     check_header(data)
     return data
@@ -142,6 +149,7 @@ class Connection(HTTPServerConnectionDelegate, HTTPMessageDelegate):
     def start_request(self, server_conn: object, request_conn: object) -> HTTPMessageDelegate:
         """Wait for the next request's header."""
         self.http = cast(HTTP1Connection, request_conn)
+        self.http._parse_headers = parse_header  # type: ignore[method-assign]
         self._handler = None
         self.limit(self._idle_timeout)
         return self
@@ -156,10 +164,9 @@ class Connection(HTTPServerConnectionDelegate, HTTPMessageDelegate):
             raise HTTPInputError("there is no Host header")
         if host is not None and "," in host:
             raise HTTPInputError("there are several Host headers")
-        uri = line.path
         for begins, make in self._makers:
-            if uri.startswith(begins):
-                self._handler = handler = make(self, line.method, uri, headers)
+            if line.path.startswith(begins):
+                self._handler = handler = make(self, line.method, line.path, headers)
                 break
         handler.kept = (
             line.method == "POST"
@@ -279,8 +286,7 @@ class Handler(Request):
             if self.throttled and context.addresses.active:
                 context.addresses.take(address_key(self.address))
             size = len(self.uri)
-            for name, value in headers.get_all():
-                size += len(name) + len(value) + 4
+            size += sum([len(name) + len(value) + 4 for name, value in headers.get_all()])
             if size > context.limits.max_header:
                 raise refusals.long_header(size, context.limits.max_header)
             waits = self.admit()

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from tornado.iostream import IOStream
 
+from fcp_core.protocol.blocks import BlockFile
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.server.http.body import BodyReader, InFlight
+from fcp_core.server.http.body import BodyReader, InFlight, write_to
 from fcp_core.server.http.buffers import Buffers
 from fcp_core.server.http.limits import Limits, http_error
-from fcp_core.server.http.turns import PART
 
 #: Compressed bytes that are handed to the decompressor at once, and decompressed bytes that it
 #: makes at once: they stay in the processor's cache until they are copied to where they belong, and
@@ -27,7 +27,8 @@ SLICE = 64 << 10
 PIECE = 128 << 10
 #: Compressed bytes that are gathered before they are decompressed.
 GATHER = 1 << 20
-#: Compressed bytes that are read off the socket into one piece of memory.
+#: Compressed bytes that are read off the socket into one piece of memory. Less of it is
+#: decompressed if that would else stand still.
 PIECES = 1 << 20
 #: Compressed bytes of one body that may wait for it.
 AHEAD = 4 << 20
@@ -51,44 +52,86 @@ _zlib = _decompressor()
 
 
 class Output:
-    """Decompressed bytes, in memory that is used again.
+    """Decompressed bytes, in memory that is used again, or in a file.
 
     What a ``bytearray`` takes in one thread and gives back in another is fresh each time, and then
     costs a tenth of the decompression.
+
+    :param size: how many bytes there may be, as far as one can tell.
+    :param in_file: whether they go to a file once they are more than the buffers keep.
     """
 
-    def __init__(self, buffers: Buffers, size: int) -> None:
+    def __init__(self, buffers: Buffers, size: int, *, in_file: bool) -> None:
         self._buffers = buffers
+        self._in_file = in_file
+        self._kept = buffers.kept
+        if in_file and size > buffers.kept:
+            size, self._kept = STEP, 0  # until there is a file
         self._memory = buffers.take(size)
-        self._size = 0
+        self._file: BlockFile | None = None
+        self._size, self._end = 0, size
 
     def __len__(self) -> int:
         return self._size
 
     def __iadd__(self, made: bytes) -> Output:
-        end = self._size + len(made)
-        self._memory[self._size : end] = made
-        self._size = end
+        size = self._size + len(made)
+        if self._file is None:
+            self._memory[self._size : size] = made
+        else:
+            write_to(self._file, memoryview(made))
+        self._size = size
         return self
 
     async def reserve(self, executor: Executor) -> int:
         """Return how many bytes may be added, of which there is at least one."""
-        if self._size == len(self._memory):
-            await self._move(2 * self._size, executor)
-        return len(self._memory) - self._size
+        if self._size == self._end:
+            if self._in_file and 2 * self._size > self._kept:
+                run = asyncio.get_running_loop().run_in_executor
+                self._in_file = await run(executor, self._grow)
+            if not self._in_file or self._file is None:
+                await self._move(2 * self._size, executor)
+        return self._end - self._size
 
     async def whole(self, executor: Executor) -> memoryview:
-        """Return all, in memory that is not much larger."""
+        """Return all, in memory that is not much larger; nothing is left here."""
+        file, self._file = self._file, None
+        if file is not None:
+            return await asyncio.get_running_loop().run_in_executor(executor, file.block)
         if len(self._memory) > self._size + self._size // 2:
             await self._move(self._size, executor)
         return self._memory[: self._size]
+
+    def close(self) -> None:
+        """Drop the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
+    def _grow(self) -> bool:
+        """Make room in a file; return whether there is any. In a thread."""
+        more = max(STEP, self._size // 4)
+        if self._file is None:
+            self._file = self._buffers.file(self._size + more)
+            if self._file is None:
+                return False
+            write_to(self._file, self._memory[: self._size])
+            self._memory = memoryview(b"")
+        else:
+            try:
+                self._file.grow(more)
+            except OSError:
+                file, self._file = self._file, None
+                self._memory = file.block()
+                return False
+        self._end = self._file.size
+        return True
 
     async def _move(self, size: int, executor: Executor) -> None:
         # In a thread, with a copy that lets others run: 200 MB take a tenth of a second.
         memory = self._buffers.take(size)
         source, target = (np.frombuffer(m, np.uint8, self._size) for m in (self._memory, memory))
         await asyncio.get_running_loop().run_in_executor(executor, np.copyto, target, source)
-        self._memory = memory
+        self._memory, self._end = memory, size
 
 
 class Inflater:
@@ -178,7 +221,7 @@ class Inflater:
 
 
 class GzipReader(BodyReader):
-    """Decompresses a body as it comes."""
+    """Decompresses a body as it comes; a large one whose length was announced into a file."""
 
     def __init__(
         self,
@@ -187,11 +230,15 @@ class GzipReader(BodyReader):
         in_flight: InFlight,
         executor: Executor,
         buffers: Buffers,
+        *,
+        in_file: bool = False,
     ) -> None:
-        super().__init__(length, limits, in_flight, executor, buffers)
+        super().__init__(length, limits, in_flight, executor, buffers, in_file=in_file)
         self._inflater = Inflater()
         self._gathered = bytearray()
         self._output: bytearray | Output = bytearray()
+        #: Whether a thread may be at it.
+        self._inflating = False
 
     async def receive_from(self, stream: IOStream) -> None:
         """Take the whole body off a connection: more comes while what has come is decompressed."""
@@ -223,25 +270,39 @@ class GzipReader(BodyReader):
         output, self._output = self._output, bytearray()
         return await output.whole(self._executor) if isinstance(output, Output) else output
 
+    def close(self) -> None:
+        """Release the bytes: somebody else has them now, or nobody. May be repeated."""
+        super().close()
+        if isinstance(self._output, Output) and not self._inflating:
+            self._output.close()
+
     async def _inflate_from(self, stream: IOStream, length: int) -> None:
         """Take a compressed body: more of it comes while what has come is decompressed."""
         inflater, loop, news = self._inflater, asyncio.get_running_loop(), asyncio.Event()
         call = functools.partial(loop.call_soon_threadsafe, news.set)
-        self._output = Output(self._buffers, length + length // 4)
+        self._output = Output(self._buffers, length + length // 4, in_file=self._in_file)
         job: asyncio.Future[None] | None = None
+        self._inflating = True
         try:
+            piece, begin, end = memoryview(b""), 0, 0
             while self.received < length:
-                # The first is smaller, so that decompressing begins soon.
-                size = PIECES if self.received else PART
-                piece = self._buffers.take(min(size, length - self.received))
-                await self._fill(piece, stream)
-                inflater.feed(piece)
-                if job is None or job.done():
+                if end == len(piece):
+                    piece = self._buffers.take(min(PIECES, length - self.received))
+                    begin = end = 0
+                more = await stream.read_into(piece[end:], partial=True)  # type: ignore[arg-type]
+                end, self.received = end + more, self.received + more
+                self._count(len(self._output) + inflater.waiting + end - begin)
+                idle = job is None or job.done()
+                if end < len(piece) and not (idle and end - begin >= SLICE):
+                    continue
+                inflater.feed(piece[begin:end])
+                begin = end
+                if job is None or idle:
                     job = asyncio.ensure_future(self._inflate())
                     job.add_done_callback(_retrieve)  # nobody asks after the connection broke
                     job.add_done_callback(lambda job: news.set())
                 await asyncio.sleep(0)
-                while inflater.waiting > AHEAD and not job.done():
+                while inflater.waiting >= AHEAD and not job.done():
                     inflater.on_piece = call
                     await news.wait()
                     news.clear()
@@ -254,15 +315,9 @@ class GzipReader(BodyReader):
             if job is not None and not job.done():
                 self.close()  # which ends it soon
                 await asyncio.wait((job,))
-
-    async def _fill(self, piece: memoryview, stream: IOStream) -> None:
-        """Read a piece of a compressed body, and count it as it comes."""
-        filled = 0
-        while filled < len(piece):
-            more = await stream.read_into(piece[filled:], partial=True)  # type: ignore[arg-type]
-            filled += more
-            self.received += more
-            self._count(len(self._output) + self._inflater.waiting + filled)
+            self._inflating = False
+            if self.closed:
+                self.close()
 
     async def _inflate_gathered(self) -> None:
         gathered, self._gathered = self._gathered, bytearray()
@@ -302,10 +357,13 @@ def reader_of(
     in_flight: InFlight,
     executor: Executor,
     buffers: Buffers,
+    *,
+    in_file: bool = False,
 ) -> BodyReader:
     """Return what reads a body.
 
     :param encoding: the request's Content-Encoding, ``""`` if it has none.
+    :param in_file: whether a large body may lie in a file.
     :raises StatusError: INVALID_ARGUMENT for an unknown encoding; and as :class:`BodyReader`.
     """
     coding = encoding.strip().lower()
@@ -315,7 +373,7 @@ def reader_of(
             f"the Content-Encoding {encoding!r} is not supported; send gzip or none",
         )
     make = GzipReader if coding.endswith("gzip") else BodyReader
-    return make(length, limits, in_flight, executor, buffers)
+    return make(length, limits, in_flight, executor, buffers, in_file=in_file)
 
 
 def _retrieve(job: asyncio.Future[None]) -> None:

@@ -16,10 +16,10 @@ from tornado.iostream import IOStream, StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http.handler import Handler
+from fcp_core.server.http.member_calls import CONNECT_TIME, MemberConnections
 from fcp_core.server.http.passing import HEADER, Passed, sign
-from fcp_core.server.http.peers import CONNECT_TIME, Peers
 from fcp_core.server.processes.link import Link
-from fcp_core.server.processes.member_links import MemberLinks, Peer
+from fcp_core.server.processes.member_links import LinkedMember, MemberLinks
 
 #: What a link is asked for at.
 LINKS = "/links"
@@ -95,7 +95,7 @@ class LinkHandler(Handler):
         if self.passed is None or not self.passed.by_member:
             raise StatusError(Code.PERMISSION_DENIED, "only members have links")
         self.passed.check(nonce.encode("latin-1"))
-        peer = await self._links.accept(member_id)
+        other = await self._links.accept(member_id)
         if self.over:
             return
         members = self.context.members
@@ -103,11 +103,11 @@ class LinkHandler(Handler):
         stream = self.http.detach()
         self.end(101)
         self.context.leave(self)
-        self._links.spawn(_accept(stream, members.table.secrets, nonce, peer, self._links))
+        self._links.spawn(_accept(stream, members.table.secrets, nonce, other, self._links))
 
 
 async def _accept(
-    stream: IOStream, keys: Sequence[bytes], theirs: str, peer: Peer, links: MemberLinks
+    stream: IOStream, keys: Sequence[bytes], theirs: str, other: LinkedMember, links: MemberLinks
 ) -> None:
     ours = secrets.token_hex(_NONCE)
     head = (
@@ -123,13 +123,13 @@ async def _accept(
     if not _is_one(proof, _proofs(keys, "dial", theirs, ours)):
         stream.close()
         return
-    carried = attach(stream, peer.link)
-    links.joined(peer)
+    carried = attach(stream, other.link)
+    links.joined(other)
     await carried
 
 
 async def dial(
-    peers: Peers,
+    connections: MemberConnections,
     keys_of: Callable[[], Sequence[bytes]],
     spawn: Callable[[Awaitable[None]], object],
     url: str,
@@ -144,7 +144,7 @@ async def dial(
     :param member_id: this member's.
     :raises OSError: if there is none.
     """
-    stream = await peers.connect(url)
+    stream = await connections.connect(url)
     try:
         carried = await asyncio.wait_for(
             _ask(stream, keys_of(), member_id, link), CONNECT_TIME + CONNECT_TIME

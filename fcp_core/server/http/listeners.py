@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import socket
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from fcp_core.errors import ListenError, UsageError
 from fcp_core.plugins.settings import ServerSettings
@@ -71,24 +69,6 @@ class Listeners:
         name = f"[{name}]" if ":" in name else name
         port = self.member_sockets[0].getsockname()[1]
         self.member_url = f"{'https' if secure else 'http'}://{name}:{port}/"
-
-    def check_local(self, option: str, url: str) -> None:
-        """Check that only this machine's devices are served.
-
-        :param option: that asks for it.
-        :param url: where devices reach the server.
-        :raises UsageError: if others may be.
-        """
-        name = urlsplit(url).hostname
-        if name not in ("localhost", "127.0.0.1", "::1"):
-            raise UsageError(f"{option} is for tests, and devices reach this server at {url}.")
-        for listener in self.sockets:
-            address = ipaddress.ip_address(listener.getsockname()[0])
-            if not address.is_loopback:
-                raise UsageError(
-                    f"{option} is for tests, and this server listens on {address}: let it listen "
-                    "on localhost, or take the option away."
-                )
 
     @contextlib.contextmanager
     def closed_on_error(self) -> Iterator[None]:

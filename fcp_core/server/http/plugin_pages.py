@@ -67,7 +67,7 @@ class PagesHandler(Handler):
         super().admit()
         size = min(MAX_BODY, self.context.limits.max_body)
         limits = replace(self.context.limits, max_body=size, max_decompressed=size)
-        self.open_body(limits, self.context.calls)
+        self.open_body(limits, self.context.calls, in_file=True)
 
     async def serve(self) -> None:
         """Have the pages answer."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from ssl import SSLError
 from typing import Any, cast
 from urllib.parse import parse_qs
 
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
@@ -28,6 +30,22 @@ MAX_PARAMETERS = 100
 #: What keeps devices out that mean well: a limit, a key, a rule.
 _TOLD = (*(Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED), Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
 _CHECK_IN = "EligibilityEvalTasks.RequestEligibilityEvalTask"
+
+#: A request's line in absolute form.
+_ABSOLUTE = re.compile(r"(\S+) https?://([^\s/?@]+)([/?]\S*|) (\S+)", re.IGNORECASE)
+
+
+def origin_form(line: str, headers: HTTPHeaders) -> str:
+    """Return a request's line that may name a host as usual, and have that host count.
+
+    As RFC 9112 wants it in section 3.2.2: clients behind a proxy send such lines.
+    """
+    found = _ABSOLUTE.fullmatch(line)
+    if found is None:
+        return line
+    if "," not in headers.get("Host", ","):
+        headers["Host"] = found[2]
+    return f"{found[1]} /{found[3].removeprefix('/')} {found[4]}"
 
 
 def refuse(handler: Request, error: StatusError) -> None:
@@ -76,7 +94,7 @@ def as_status(handler: Request, error: Exception) -> StatusError:
     if isinstance(error, StatusError):
         logger.debug("%s %s: %s", handler.label, handler.subject, error)
         if handler.of_device and _is_of_configuration(handler, error):
-            handler.context.seldom.warn(
+            handler.context.throttled_log.warn(
                 f"{handler.label} {error.code}", f"{handler.label}: {error.message}"
             )
         return error

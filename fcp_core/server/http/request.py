@@ -136,19 +136,20 @@ class Request(ABC):
             return self.passed.peer
         return self.connection.address
 
-    def open_body(self, limits: Limits, room: InFlight) -> None:
+    def open_body(self, limits: Limits, room: InFlight, *, in_file: bool) -> None:
         """Make room for the announced body.
 
         :param limits: say how large it may be.
         :param room: where it is counted.
+        :param in_file: whether a large body may lie in a file; what devices contribute may not
+            always.
         :raises StatusError: as ``inflate.reader_of``.
         """
-        encoding = self.headers.get("Content-Encoding")
-        rest = (self.announced, limits, room, self.context.executor, self.context.buffers)
-        if encoding:
-            self.body = reader_of(encoding, *rest)
-        else:
-            self.body = BodyReader(*rest, in_file=not self.of_device)
+        encoding = self.headers.get("Content-Encoding", "")
+        context = self.context
+        executor = context.inflating if encoding else context.executor
+        rest = (self.announced, limits, room, executor, context.buffers)
+        self.body = reader_of(encoding, *rest, in_file=in_file)
 
     @property
     def answered(self) -> bool:

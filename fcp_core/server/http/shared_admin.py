@@ -30,8 +30,8 @@ from fcp_core.admin.messages import (
 from fcp_core.admin.schedules import ScheduleList
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.token_parts import mark_of
+from fcp_core.server.http.member_calls import MemberConnections
 from fcp_core.server.http.passing import HEADER, Passed, sign
-from fcp_core.server.http.peers import Peers
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.members import Members
 
@@ -50,10 +50,10 @@ class SharedAdmin:
     :param here: what this server answers by itself.
     """
 
-    def __init__(self, here: Admin, members: Members, peers: Peers) -> None:
+    def __init__(self, here: Admin, members: Members, connections: MemberConnections) -> None:
         self._here = here
         self._members = members
-        self._peers = peers
+        self._connections = connections
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         """Return a method that this server answers by itself."""
@@ -127,7 +127,7 @@ class SharedAdmin:
 
     async def _page(self, url: str, uri: str) -> bytes | None:
         with contextlib.suppress(OSError, asyncio.TimeoutError):
-            status, body = await asyncio.wait_for(self._exchange(url, "GET", uri, b""), PAGE_TIME)
+            status, body = await asyncio.wait_for(self._called(url, "GET", uri, b""), PAGE_TIME)
             if status == 200:
                 return body
         return None
@@ -163,7 +163,7 @@ class SharedAdmin:
     async def _ask(self, url: str, method: str, path: str, kind: type[T], body: bytes = b"") -> T:
         try:
             status, data = await asyncio.wait_for(
-                self._exchange(url, method, api.PREFIX + path, body), ANSWER_TIME
+                self._called(url, method, api.PREFIX + path, body), ANSWER_TIME
             )
         except (OSError, asyncio.TimeoutError):
             raise StatusError(
@@ -174,8 +174,8 @@ class SharedAdmin:
             raise StatusError(Code[error.status], error.message, http=status)
         return msgspec.json.decode(data, type=kind)
 
-    async def _exchange(self, url: str, method: str, uri: str, body: bytes) -> tuple[int, bytes]:
-        exchange = await self._peers.open(url)
+    async def _called(self, url: str, method: str, uri: str, body: bytes) -> tuple[int, bytes]:
+        call = await self._connections.open(url)
         passed = Passed.of_member(body)
         headers = HTTPHeaders(
             {
@@ -184,7 +184,7 @@ class SharedAdmin:
                 HEADER: sign(self._members.table.secrets, method, uri, passed),
             }
         )
-        exchange.send(method, uri, headers, body)
-        exchange.end_body()
-        status, _ = await exchange.head
-        return status, await exchange.body()
+        call.send(method, uri, headers, body)
+        call.end_body()
+        status, _ = await call.head
+        return status, await call.body()

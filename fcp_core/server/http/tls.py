@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import ssl
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from fcp_core.errors import UsageError
 
@@ -16,6 +17,10 @@ logger = logging.getLogger("fcp.server")
 
 #: OpenSSL's codes of a certificate that is not valid yet, or not any more.
 _UNTIMELY = (9, 10)
+#: A certificate that ends within so many seconds is warned of, unless it was made for days only...
+SOON = 3 * 86400
+#: ... so that this part of its time is left.
+LEFT = 1 / 3
 
 
 class ServerTLS:
@@ -142,7 +147,7 @@ def server_context(
             f"{problem}."
         ) from None
     if (fault := _untimely(certfile, context)) is not None:
-        logger.warning("devices refuse the TLS certificate %s: %s", os.fspath(certfile), fault)
+        logger.warning("the TLS certificate %s: %s", os.fspath(certfile), fault)
     if client_ca is not None:
         try:
             _trust(context, client_ca)
@@ -163,7 +168,7 @@ def _trust(context: ssl.SSLContext, path: str | os.PathLike[str]) -> None:
 
 
 def _untimely(certfile: str | os.PathLike[str], server: ssl.SSLContext) -> str | None:
-    """Return what is wrong with a certificate's dates, or None.
+    """Return what is wrong with a certificate's dates, as a sentence goes on, or None.
 
     A client in memory that trusts it looks at it: the standard library reads no dates by itself.
     """
@@ -175,16 +180,22 @@ def _untimely(certfile: str | os.PathLike[str], server: ssl.SSLContext) -> str |
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = (client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True))
     for _ in range(4):
-        for end in ends:
+        for each in ends:
             try:
-                end.do_handshake()
+                each.do_handshake()
             except ssl.SSLWantReadError:
                 continue
             except ssl.SSLCertVerificationError as error:
-                return error.verify_message if error.verify_code in _UNTIMELY else None
+                message = f"devices refuse it: {error.verify_message}"
+                return message if error.verify_code in _UNTIMELY else None
             except ssl.SSLError:
                 return None
-    return None
+    found: Any = ends[0].getpeercert() or {}
+    begin, end = (ssl.cert_time_to_seconds(found[key]) for key in ("notBefore", "notAfter"))
+    left = end - time.time()
+    if left >= min(SOON, LEFT * (end - begin)):
+        return None
+    return f"it ends in {left / 3600:.0f} hours ({found['notAfter']}); devices refuse it then"
 
 
 def _check_readable(

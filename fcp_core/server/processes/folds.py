@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import msgspec
@@ -16,6 +17,8 @@ Blob: TypeAlias = bytes | bytearray | memoryview
 
 #: How many bytes of a partial aggregate are sent at a time.
 PIECE = 1 << 20
+#: The calls that are begun in the order in which they come, before others.
+PROMPT = ("fold", "open_fold", "drop_fold", "drop_body", "partial", "piece")
 
 
 class WorkerFolds:
@@ -35,6 +38,18 @@ class WorkerFolds:
         self._folds: dict[int, Fold] = {}
         self._partials: dict[int, memoryview] = {}
         self.held = 0
+
+    def calls(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        """Return what the other process may call, by name."""
+        return {
+            "fold": self.fold,
+            "open_fold": self.open_fold,
+            "drop_fold": self.drop_fold,
+            "drop_body": self.drop_body,
+            "read_body": self.read_body,
+            "partial": self.partial,
+            "piece": self.piece,
+        }
 
     def clear(self) -> None:
         """Drop everything: nobody can ask for it any more."""

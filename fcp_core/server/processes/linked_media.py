@@ -11,7 +11,7 @@ from fcp_core.aggregation.engine import HeldBody
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.protocols import Body
 from fcp_core.rounds.tokens import mark_in
-from fcp_core.server.processes.member_links import MOVED, MemberLinks, Peer
+from fcp_core.server.processes.member_links import MOVED, LinkedMember, MemberLinks
 
 if TYPE_CHECKING:
     from fcp_core.server.services.media import Media
@@ -52,7 +52,7 @@ class LinkedMedia:
         return await self._at_owner(
             name,
             lambda: self._media.begin_upload(name, sender),
-            lambda peer: peer.call("begin_upload", name, sender),
+            lambda other: other.call("begin_upload", name, sender),
         )
 
     async def finish_upload(
@@ -61,13 +61,13 @@ class LinkedMedia:
         """Keep the body for the owner, whoever that is by now, as ``Media.finish_upload``."""
         name = resource_name
 
-        async def there(peer: Peer) -> None:
+        async def there(other: LinkedMember) -> None:
             data = await body.fetch() if isinstance(body, HeldBody) else body
-            number = peer.folds.keep(data)
+            number = other.folds.keep(data)
             try:
-                await peer.call("finish_upload", name, sender, len(data), number)
+                await other.call("finish_upload", name, sender, len(data), number)
             except BaseException:
-                await peer.folds.drop_body(number)
+                await other.folds.drop_body(number)
                 raise
 
         await self._at_owner(name, lambda: self._media.finish_upload(name, body, sender), there)
@@ -76,17 +76,17 @@ class LinkedMedia:
         """Forget an upload, as ``Media.abandon_upload``; who lost it has forgotten it anyway."""
         mark, members = mark_in(resource_name), self._members
         owner = None if mark is None else members.table.owner(mark, members.clock)
-        peer = None if owner is None else self._links.at(owner.url)
-        if peer is None:
+        other = None if owner is None else self._links.at(owner.url)
+        if other is None:
             await self._media.abandon_upload(resource_name, sender)
         else:
-            peer.tell("abandon_upload", resource_name, sender)
+            other.tell("abandon_upload", resource_name, sender)
 
     async def _at_owner(
         self,
         name: str,
         here: Callable[[], Awaitable[T]],
-        there: Callable[[Peer], Awaitable[T]],
+        there: Callable[[LinkedMember], Awaitable[T]],
     ) -> T:
         """Have the owner of an upload's population take it, and the next one if that changes.
 
@@ -98,12 +98,12 @@ class LinkedMedia:
             owner = None if mark is None else members.table.owner(mark, members.clock)
             if (owner is not None and not owner.url) or mark not in members.table.known:
                 return await here()
-            peer = None if owner is None else self._links.at(owner.url)
-            if peer is not None:
+            other = None if owner is None else self._links.at(owner.url)
+            if other is not None:
                 try:
-                    return await there(peer)
+                    return await there(other)
                 except StatusError as error:
-                    if error.http != MOVED and not peer.gone.is_set():
+                    if error.http != MOVED and not other.gone.is_set():
                         raise
             if asyncio.get_running_loop().time() >= end:
                 raise StatusError(

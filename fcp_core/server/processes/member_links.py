@@ -24,6 +24,7 @@ from fcp_core.aggregation.engine import FoldJob
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import Signal
 from fcp_core.rounds.tokens import mark_in
+from fcp_core.server.processes.folds import PROMPT
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.member_folds import MemberFolds
 from fcp_core.server.processes.placing import Placing, Share
@@ -71,7 +72,7 @@ class Uploads(Protocol):
         ...
 
 
-class Peer:
+class LinkedMember:
     """Another member, as long as one link to it lasts.
 
     :cvar stores: that it stores what it accumulates.
@@ -102,13 +103,7 @@ class Peer:
         self.link = Link(
             {
                 # What an owner asks this member to do.
-                "fold": folds.fold,
-                "open_fold": folds.open_fold,
-                "drop_fold": folds.drop_fold,
-                "drop_body": folds.drop_body,
-                "read_body": folds.read_body,
-                "partial": folds.partial,
-                "piece": folds.piece,
+                **folds.calls(),
                 "open_stream": folds.open_stream,
                 "contribute": folds.contribute,
                 "drop_stream": folds.drop_stream,
@@ -122,7 +117,7 @@ class Peer:
             },
             self._lost,
             prompt=(
-                *("fold", "open_fold", "drop_fold", "drop_body", "partial", "piece", "room"),
+                *(*PROMPT, "room"),
                 *("open_stream", "contribute", "drop_stream", "stream"),
                 *("begin_upload", "finish_upload", "abandon_upload"),
             ),
@@ -229,7 +224,7 @@ class MemberLinks:
         self.numbers = itertools.count()
         self.orphans: weakref.WeakValueDictionary[str, RemoteUpload] = weakref.WeakValueDictionary()
         self._placing, self._share = placing, placing.shares[""]
-        self._peers: dict[str, Peer] = {}
+        self._linked: dict[str, LinkedMember] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._leaving = False
@@ -238,7 +233,7 @@ class MemberLinks:
     @property
     def held(self) -> int:
         """How many bytes of other members' uploads wait here."""
-        return sum(peer.folds.held for peer in self._peers.values())
+        return sum(other.folds.held for other in self._linked.values())
 
     def start(self, room: Callable[[], int], dial: Dial) -> None:
         """Call the other members, now and whenever one comes.
@@ -251,16 +246,16 @@ class MemberLinks:
         self.members.on_change.append(self._changed)
         self._changed(self.members.table)
 
-    def at(self, url: str) -> Peer | None:
+    def at(self, url: str) -> LinkedMember | None:
         """Return the member that others call at *url*, if there is a link to it."""
-        return next((peer for peer in self._peers.values() if peer.url == url), None)
+        return next((other for other in self._linked.values() if other.url == url), None)
 
     def readdress(self) -> None:
         """Say to which members devices may be sent now."""
         self._placing.shares = {"": self._share} | {
-            peer.address: peer.share
-            for peer in self._peers.values()
-            if peer.address not in ("", self._address)
+            other.address: other.share
+            for other in self._linked.values()
+            if other.address not in ("", self._address)
         }
 
     def check_owned(self, name: str) -> None:
@@ -273,7 +268,7 @@ class MemberLinks:
         if mark in members.table.known and (owner is None or owner.url):
             raise StatusError(Code.FAILED_PRECONDITION, "it is another member's", http=MOVED)
 
-    async def accept(self, member_id: str) -> Peer:
+    async def accept(self, member_id: str) -> LinkedMember:
         """Return the other end of a link that a member opens.
 
         :raises StatusError: UNAVAILABLE if there is no such member.
@@ -284,23 +279,23 @@ class MemberLinks:
             url = self.members.table.members.get(member_id)
         if url is None or self._leaving:
             raise StatusError(Code.UNAVAILABLE, "this member takes no links of that one")
-        return Peer(self, member_id, url)
+        return LinkedMember(self, member_id, url)
 
-    def joined(self, peer: Peer) -> None:
+    def joined(self, other: LinkedMember) -> None:
         """Use a link from now on; an older one to the same member ends."""
-        older = self._peers.get(peer.member_id)
-        self._peers[peer.member_id] = peer
+        older = self._linked.get(other.member_id)
+        self._linked[other.member_id] = other
         if older is not None:
             older.link.close()
-        logger.info("there is a link to the member at %s", peer.url)
-        self._tell_room(peer)
+        logger.info("there is a link to the member at %s", other.url)
+        self._tell_room(other)
 
-    def lost(self, peer: Peer) -> None:
+    def lost(self, other: LinkedMember) -> None:
         """Do without a link that has ended."""
-        if self._peers.get(peer.member_id) is peer:
-            del self._peers[peer.member_id]
+        if self._linked.get(other.member_id) is other:
+            del self._linked[other.member_id]
         self.readdress()
-        self.engine.lost(peer)
+        self.engine.lost(other)
 
     def spawn(self, work: Coroutine[Any, Any, Any] | Awaitable[Any]) -> asyncio.Future[Any]:
         """Do something beside."""
@@ -312,8 +307,8 @@ class MemberLinks:
     def announce(self) -> None:
         """Have the others send no more devices here."""
         self._address = ""
-        for peer in self._peers.values():
-            self._tell_room(peer)
+        for other in self._linked.values():
+            self._tell_room(other)
 
     async def leave(self, timeout: float) -> None:
         """Hand over what is here of others, for so many seconds at most, and end all links."""
@@ -323,13 +318,13 @@ class MemberLinks:
         for keeper in self._keepers.values():
             keeper.cancel()
 
-        async def hand_over(peer: Peer) -> None:
+        async def hand_over(other: LinkedMember) -> None:
             with contextlib.suppress(StatusError, asyncio.TimeoutError):
-                await asyncio.wait_for(peer.call("take_over"), timeout)
+                await asyncio.wait_for(other.call("take_over"), timeout)
 
-        await asyncio.gather(*map(hand_over, list(self._peers.values())))
-        for peer in list(self._peers.values()):
-            peer.link.close()
+        await asyncio.gather(*map(hand_over, list(self._linked.values())))
+        for other in list(self._linked.values()):
+            other.link.close()
         if self._beating is not None:
             self._beating.cancel()
         await asyncio.gather(*self._keepers.values(), *self._tasks, return_exceptions=True)
@@ -342,17 +337,17 @@ class MemberLinks:
         One that shows the storage no sign of life stores nothing either, and is done without.
         """
         view, seconds = self.members.view, self.members.seconds
-        for peer in list(self._peers.values()) if view is not None else ():
+        for other in list(self._linked.values()) if view is not None else ():
             assert view is not None
-            record = view.members.get(peer.member_id)
+            record = view.members.get(other.member_id)
             if record is not None and lives(record, view, seconds):
-                peer.silent = math.inf
+                other.silent = math.inf
                 continue
             # When a storage comes back, some show themselves later than others.
-            peer.silent = min(peer.silent, table.seen)
-            if table.seen - peer.silent > seconds / BEATS:
-                logger.warning("the member at %s does without the storage", peer.url)
-                peer.link.close()
+            other.silent = min(other.silent, table.seen)
+            if table.seen - other.silent > seconds / BEATS:
+                logger.warning("the member at %s does without the storage", other.url)
+                other.link.close()
         for member_id, url in table.members.items():
             if member_id > table.me and member_id not in self._keepers:
                 keeper = asyncio.get_running_loop().create_task(self._keep(member_id, url))
@@ -363,15 +358,15 @@ class MemberLinks:
         pause = PAUSE
         try:
             while self.members.table.members.get(member_id) == url:
-                peer = Peer(self, member_id, url)
+                other = LinkedMember(self, member_id, url)
                 try:
-                    await self._dial(url, self.members.member_id, peer.link)
+                    await self._dial(url, self.members.member_id, other.link)
                 except OSError:
                     pause = min(2 * pause, LONGEST_PAUSE)
                 else:
-                    self.joined(peer)
+                    self.joined(other)
                     pause = PAUSE
-                    await peer.gone.wait()
+                    await other.gone.wait()
                 await asyncio.sleep(pause)
         finally:
             del self._keepers[member_id]
@@ -381,15 +376,15 @@ class MemberLinks:
         seconds, loop = self.members.seconds, asyncio.get_running_loop()
         while True:
             await asyncio.sleep(min(LONGEST_BEAT, seconds / BEATS))
-            peers = list(self._peers.values())
+            linked = list(self._linked.values())
             self._share.told(self._room(), time.process_time())
-            self._placing.learn({"": self._share, **{each.url: each.share for each in peers}})
-            for peer in peers:
-                self._tell_room(peer)
-                if loop.time() - peer.link.heard > SILENCE * seconds:
-                    logger.warning("the member at %s says nothing any more", peer.url)
-                    peer.link.close()
+            self._placing.learn({"": self._share, **{each.url: each.share for each in linked}})
+            for other in linked:
+                self._tell_room(other)
+                if loop.time() - other.link.heard > SILENCE * seconds:
+                    logger.warning("the member at %s says nothing any more", other.url)
+                    other.link.close()
 
-    def _tell_room(self, peer: Peer) -> None:
+    def _tell_room(self, other: LinkedMember) -> None:
         here = (self._address, socket.gethostname())
-        peer.tell("room", *here, self._room(), time.process_time())
+        other.tell("room", *here, self._room(), time.process_time())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
@@ -13,9 +12,6 @@ from fcp_core.server.logs import log_levels
 from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.processors import shares
 from fcp_core.server.processes.workers import Workers, WorkerSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 class ProcessGroup:

@@ -14,15 +14,15 @@ from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.policies import RetryWindow
+from fcp_core.server.host_address import HOST
 from fcp_core.server.http.metrics import ServerMetrics
 from fcp_core.server.processes.folds import WorkerFolds
 from fcp_core.server.processes.link import Link
-from fcp_core.server.reached import HOST
 from fcp_core.server.services.admin import Admin
 from fcp_core.server.services.eligibility import ADDRESS
 from fcp_core.server.services.published import Download
+from fcp_core.server.services.rejections import rejection
 from fcp_core.server.services.routing import RoutingTable
-from fcp_core.server.services.turned_away import rejection
 
 #: How many bytes of plans, checkpoints and slices a worker keeps.
 CACHE = 256 << 20

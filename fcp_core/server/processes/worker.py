@@ -8,7 +8,6 @@ group (a terminal's interrupt, a service manager's stop) are left to that proces
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -31,7 +30,8 @@ from fcp_core.server.http.limits import Limits
 from fcp_core.server.http.listeners import bind
 from fcp_core.server.http.tls import MemberTLS, ServerTLS
 from fcp_core.server.logs import configure_logging
-from fcp_core.server.processes.folds import WorkerFolds
+from fcp_core.server.own_process import serve_alone
+from fcp_core.server.processes.folds import PROMPT, WorkerFolds
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.remote_services import (
     RemoteMembers,
@@ -52,7 +52,7 @@ class Worker:
         self.link = Link(
             {"start": self._start, "drain": self._drain, "measures": self._measures},
             self.ended.set,
-            prompt=("open_fold", "fold", "partial", "piece", "drop_fold", "drop_body"),
+            prompt=PROMPT,
         )
         #: Whether requests may be under way.
         self.serves = False
@@ -85,16 +85,7 @@ class Worker:
         self._read_certificates(settings, server_settings, config)
         self._engine = engine = plugins.make_engine()
         folds = WorkerFolds(engine)
-        self.link.serve(
-            fold=folds.fold,
-            open_fold=folds.open_fold,
-            drop_fold=folds.drop_fold,
-            drop_body=folds.drop_body,
-            read_body=folds.read_body,
-            partial=folds.partial,
-            piece=folds.piece,
-            reload=self._reload,
-        )
+        self.link.serve(reload=self._reload, **folds.calls())
         if server_settings.metrics:
             self._metrics = WorkerMetrics(SystemClock(), self.link)
         await plugins.startup()
@@ -123,9 +114,7 @@ class Worker:
         )
         self._frontend.start()
         self.serves = True
-        # What is there now stays: no collection need look at it again.
-        gc.collect()
-        gc.freeze()
+        serve_alone()
         logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
 
     def _read_certificates(

@@ -21,11 +21,11 @@ from fcp_core.errors import UsageError
 from fcp_core.plugins.pages import PageAnswer, PageRequest
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.host_address import HOST
 from fcp_core.server.http.prometheus import Dump
 from fcp_core.server.processes.link import Link
 from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.remote_upload import RemoteUpload
-from fcp_core.server.reached import HOST
 from fcp_core.server.services.eligibility import ADDRESS
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntFlag
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import UploadMemory
@@ -12,8 +12,8 @@ from fcp_core.rounds.events import Event
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.rounds.tokens import Tokens
-from fcp_core.server.seldom import Seldom
 from fcp_core.server.services.writes import Writes
+from fcp_core.server.throttled_log import ThrottledLog
 
 #: What a device may receive as it is; anything else stays in the server.
 _PUBLIC = (
@@ -27,15 +27,17 @@ _PUBLIC = (
 _UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
 
 
-class Wanted(IntEnum):
+class Wanted(IntFlag):
     """Whether an upload's bytes are wanted, and where they may lie meanwhile.
 
     What a device contributes is in no file, unless what is made of it is stored as it is anyway.
+    LARGE is added if it will be large, however many bytes are announced.
     """
 
     NO = 0
     FOR_MEMORY = 1
     FOR_STORAGE = 2
+    LARGE = 4
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ class Common:
     writes: Writes
     memory: UploadMemory
     place: Callable[[int], str] | None = None
-    seldom: Seldom = field(default_factory=Seldom)
+    throttled_log: ThrottledLog = field(default_factory=ThrottledLog)
 
     def warn_of_silent(self, population: str) -> None:
         """Say that the sender of a device holds too many silent places."""
         reason = f"{population}: its sender holds too many silent places (max_silent_per_sender)"
-        self.seldom.warn(f"silent {population}", reason)
+        self.throttled_log.warn(f"silent {population}", reason)
 
     def check_pressure(self) -> None:
         """Check that what devices bring is stored and accumulated as fast as it comes.

@@ -25,7 +25,7 @@ from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.token_parts import MARK_BYTES, uuid_bytes
-from fcp_core.server.services.spool import Spooled, spooled
+from fcp_core.server.services.spool import Spooled, spooled, unpacked
 
 #: The files of a task beside its slices, which storages keep under these names too.
 PLAN_FILES = ("plan", "checkpoint")
@@ -102,11 +102,25 @@ class Download:
         """Whether what is sent is gzip."""
         return self.content_type.endswith(_GZIP)
 
-    def plain(self) -> Download:
-        """Return it without compression."""
+    @property
+    def plain_size(self) -> int:
+        """How many bytes it has without compression, but for multiples of 4 GiB."""
+        end = len(self.data)
+        if not self.is_compressed:
+            return end
+        tail = bytes(
+            self.data[-4:] if isinstance(self.data, bytes) else self.data.read(end - 4, end)
+        )
+        return int.from_bytes(tail, "little")
+
+    def plain(self, folder: Path | None = None) -> Download:
+        """Return it without compression.
+
+        :param folder: where it lies if it is large.
+        """
         if not self.is_compressed:
             return self
-        data = gzip.decompress(bytes(self.data))
+        data = unpacked(self.data, self.plain_size, folder)
         return replace(self, data=data, content_type=self.content_type.removesuffix(_GZIP))
 
     def followed_by(self, tail: bytes) -> Download:
@@ -136,6 +150,7 @@ class Published:
     :param inline_below: resources of fewer bytes than this, as they are sent, are not fetched but
         lie in the assignment.
     :param source: where files come from that are not in memory; None: there are no others.
+    :param folder: as for :func:`publish`.
     """
 
     group: str
@@ -144,6 +159,7 @@ class Published:
     has_slices: bool = False
     inline_below: int = 0
     source: FileSource | None = None
+    folder: Path | None = None
     _plain: dict[str, Download] = field(default_factory=dict)
     _indexed: dict[str, Download] = field(default_factory=dict)
 
@@ -172,10 +188,10 @@ class Published:
             return common.Resource()
         # What may be inline is in memory.
         file = self._file(name) if self.inline_below else None
-        if file is not None:
+        size = 0 if file is None else len(file.data) if compressed else file.plain_size
+        if file is not None and size < self.inline_below:
             sent = file if compressed else self._undone(name, file)
-            if len(sent.data) < self.inline_below:
-                return _inline(bytes(sent.data), sent.is_compressed)
+            return _inline(bytes(sent.data), sent.is_compressed)
         resource = common.Resource(uri=f"{base_url}data/{self._folder(compressed)}/{name}")
         if facts.max_age > 0:
             resource.client_cache_id = facts.etag
@@ -249,9 +265,9 @@ class Published:
 
     def _undone(self, name: str, file: Download) -> Download:
         if name not in self.files:
-            return file.plain()
+            return file.plain(self.folder)
         if name not in self._plain:
-            self._plain[name] = file.plain()
+            self._plain[name] = file.plain(self.folder)
         return self._plain[name]
 
 
@@ -296,7 +312,8 @@ def publish(
             for name, file in files.items()
             if min(len(file.data), sizes[name]) < inline_below
         }
-    return Published(group, files, facts, any(spec.slices.values()), inline_below, source)
+    has_slices = any(spec.slices.values())
+    return Published(group, files, facts, has_slices, inline_below, source, folder)
 
 
 def publish_plan(group: str, plan: bytes, checkpoint: bytes, *, inline_below: int = 0) -> Published:

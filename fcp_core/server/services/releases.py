@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from os import urandom
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -44,24 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fcp.services")
 
 
-def entropy_of(unsafe_seed: int | None) -> Callable[[int], bytes]:
-    """Return what makes secret random bytes.
-
-    :param unsafe_seed: for tests: the same bytes each time, which whoever knows it can foresee.
-    """
-    if unsafe_seed is None:
-        return os.urandom
-    logger.warning("noise is drawn from unsafe_noise_seed: who knows it can take the noise off")
-    count = 0
-
-    def seeded(size: int) -> bytes:
-        nonlocal count
-        count += 1
-        return hashlib.shake_256(f"{unsafe_seed}/{count}".encode()).digest(size)
-
-    return seeded
-
-
 @dataclasses.dataclass(frozen=True)
 class Drawn:
     """A result that was drawn and is not stored yet.
@@ -91,10 +72,9 @@ class TaskRelease:
         bound: Sequence[BoundIntrinsic],
         store: TaskStore,
         ledgers: Sequence[Ledger],
-        entropy: Callable[[int], bytes],
     ) -> None:
         self.bound = tuple(bound)
-        self._store, self._ledgers, self._entropy = store, ledgers, entropy
+        self._store, self._ledgers = store, ledgers
         self._goal_count = spec.goal_count
         self._series = series_of(spec, bound)
         self.planned = Planned(
@@ -261,7 +241,7 @@ class TaskRelease:
         series = self._series.get(place, "")
         account = accounts.get(series)
         state = account.data if account is not None and account.version else None
-        return ReleaseContext(self._goal_count, state, series, self._entropy)
+        return ReleaseContext(self._goal_count, state, series, urandom)
 
     def _draw(
         self, finished: Finished, accounts: Mapping[str, Account], result_format: CheckpointFormat

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import tempfile
 import weakref
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 #: What is smaller than this stays in memory.
 SPOOLED = 32 << 20
 #: Bytes that are written at once.
-_PIECE = 4 << 20
+PIECE = 4 << 20
+#: Bytes that are decompressed at once: what is left of them is copied each time.
+SLICE = 64 << 10
 
 
 class Spooled:
     """Bytes in a file without a name: the system drops it with this object, or with the process.
 
+    :param pieces: the bytes.
     :param folder: where it lies; None: where temporary files do.
     :raises OSError: if it cannot be written there.
     """
 
-    def __init__(self, data: bytes, folder: Path | None) -> None:
+    def __init__(self, pieces: Iterable[bytes | memoryview], folder: Path | None) -> None:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 it is kept open
-        self._size = len(data)
+        self._size = 0
         # Not by the collector, which would warn.
         weakref.finalize(self, self._file.close).atexit = False
-        view = memoryview(data)
-        for start in range(0, len(view), _PIECE):
-            piece = view[start : start + _PIECE]
+        for piece in pieces:
+            self._size += len(piece)
             while piece:
                 piece = piece[self._file.write(piece) :]
 
@@ -48,10 +53,36 @@ class Spooled:
 
 def spooled(data: bytes, folder: Path | None) -> bytes | Spooled:
     """Return data in a file if it is large, and can be written to one."""
-    if len(data) < SPOOLED:
-        return data
+    view = memoryview(data)
+    pieces = (view[start : start + PIECE] for start in range(0, len(view), PIECE))
+    return data if len(data) < SPOOLED else _in_file(pieces, folder) or data
+
+
+def unpacked(data: bytes | Spooled, size: int, folder: Path | None) -> bytes | Spooled:
+    """Undo gzip of one member; what is large then goes to a file, if one can be written.
+
+    :param size: about how much it becomes.
+    """
+    packed = bytes(data)
+    found = _in_file(_unpack(packed), folder) if size >= SPOOLED else None
+    return gzip.decompress(packed) if found is None else found
+
+
+def _unpack(packed: bytes) -> Iterator[bytes]:
+    stream, view = zlib.decompressobj(wbits=31), memoryview(packed)
+    for start in range(0, len(view), SLICE):
+        piece: bytes | memoryview = view[start : start + SLICE]
+        while True:
+            made = stream.decompress(piece, PIECE)
+            yield made
+            piece = stream.unconsumed_tail
+            if not piece and len(made) < PIECE:  # a full one may have left some in the stream
+                break
+
+
+def _in_file(pieces: Iterable[bytes | memoryview], folder: Path | None) -> Spooled | None:
     try:
-        return Spooled(data, folder)
+        return Spooled(pieces, folder)
     except OSError:
         # A full disk, or a host where nothing can be written: then memory has to do.
-        return data
+        return None

@@ -19,7 +19,7 @@ from fcp_core.server.services.published import PLAN_FILES
 from fcp_core.server.services.writes import Writes
 from fcp_core.storage import accounts, leases, shards
 from fcp_core.storage.accounts import Booking
-from fcp_core.storage.contract import Storage, Transaction
+from fcp_core.storage.contract import ChangedError, Storage, Transaction
 from fcp_core.storage.records import (
     AccountRecord,
     BlobRecord,
@@ -182,9 +182,13 @@ class TaskStore:
         fence, population = self._fence(), self._population(shard.task_id)
 
         async def attempt() -> bool:
-            return await self._storage.transact(
-                lambda tx: shards.add(tx, shard, pieces, fence, total, population)
-            )
+            add = partial(shards.add, shard=shard, pieces=pieces, fence=fence, total=total)
+            try:
+                return await self._storage.transact(
+                    lambda tx: add(tx, population=population, look=False)
+                )
+            except ChangedError:
+                return await self._storage.transact(lambda tx: add(tx, population=population))
 
         return await self.writes.until_done(f"contributions to task {name}", attempt)
 
@@ -267,11 +271,6 @@ class TaskStore:
     async def load(self, population: str | None = None) -> Loaded:
         """Read everything that an earlier run left, of one population or of all."""
         return await self._storage.transact(partial(_load, population=population))
-
-
-def slim(spec: TaskSpec) -> TaskSpec:
-    """Return a specification without its large parts."""
-    return spec.slim()
 
 
 def status_of(record: TaskRecord) -> TaskStatus:

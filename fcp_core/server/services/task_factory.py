@@ -17,7 +17,7 @@ from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.engine import Engine, Fold, FoldJob
 from fcp_core.aggregation.fold import bind_job
 from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
-from fcp_core.plugins.settings import TaskSettings
+from fcp_core.plugins.settings import CLOSING_TIMEOUT, FIRST_SIGN, TaskSettings
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos.aggregation_configuration_pb2 import Configuration
 from fcp_core.protocol.routes import Route
@@ -33,7 +33,7 @@ from fcp_core.rounds.tokens import RETENTION
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_calls import ProtocolHost
 from fcp_core.server.services.published import Published, group_of, publish
-from fcp_core.server.services.releases import TaskRelease, entropy_of, resume, resumed_options
+from fcp_core.server.services.releases import TaskRelease, resume, resumed_options
 from fcp_core.server.services.sealed import SealedStore, read_seals, unsealed
 from fcp_core.server.services.store import TaskStore, new_record
 from fcp_core.server.services.stored_whole import ShardStore
@@ -74,7 +74,6 @@ class TaskFactory:
         self._store = store
         self._secrets = secrets
         self._seals = read_seals(plugins.config.get("kept_keys_file"))
-        self._entropy = entropy_of(plugins.config.get("unsafe_noise_seed"))
 
     def choose(self, spec: TaskSpec) -> Choices:
         """Make what the task names.
@@ -107,7 +106,7 @@ class TaskFactory:
         record = new_record(spec, self._secrets, created, None)
         bound = self._bound(self._job(record, spec, self.choose(spec).settings))
         ledgers = self._plugins.ledgers
-        return TaskRelease(spec, created, bound, self._store, ledgers, self._entropy)
+        return TaskRelease(spec, created, bound, self._store, ledgers)
 
     async def publish(
         self, record: TaskRecord, spec: TaskSpec, settings: TaskSettings
@@ -155,14 +154,14 @@ class TaskFactory:
         open_fold = partial(self._engine.open, job)
         fold = _opened(open_durable if durable else open_fold, folded_by, spec)
         bound, ledgers = self._bound(job), self._plugins.ledgers
-        release = TaskRelease(spec, record.created, bound, self._store, ledgers, self._entropy)
+        release = TaskRelease(spec, record.created, bound, self._store, ledgers)
         factory = chosen.protocol_factory()
         found = [route for name in factory.services for route in routes.of_service(name)]
         host = ProtocolHost(
             factory.name, protocol, machine, {r.method: _response_class(r) for r in found}
         )
         try:
-            begun = [*host.start(self._protocol_task(spec, machine, choices.settings), now)]
+            begun = [*host.start(self._protocol_task(spec, machine), now)]
             if stored.contributions or stored.dropped or stored.surplus:
                 begun += machine.restore(
                     stored.contributions, now, dropped=stored.dropped, surplus=stored.surplus
@@ -229,9 +228,7 @@ class TaskFactory:
         except StatusError:
             return ()
 
-    def _protocol_task(
-        self, spec: TaskSpec, machine: TaskMachine, settings: TaskSettings
-    ) -> ProtocolTask:
+    def _protocol_task(self, spec: TaskSpec, machine: TaskMachine) -> ProtocolTask:
         return ProtocolTask(
             name=spec.name,
             population=spec.population,
@@ -242,7 +239,7 @@ class TaskFactory:
             rng=random.Random(self._secrets.bytes(16)),
             secrets=self._secrets.bytes,
             over_selection=machine.over_selection,
-            max_at_work=settings.max_at_work,
+            max_at_work=spec.max_at_work,
         )
 
     def _is_durable(self, spec: TaskSpec, settings: TaskSettings, job: FoldJob) -> bool:
@@ -287,17 +284,17 @@ def _machine(
         goal_count=spec.goal_count,
         minimum_count=spec.minimum_count,
         over_selection=settings.over_selection,
-        max_at_work=settings.max_at_work,
+        max_at_work=spec.max_at_work,
         created=record.created,
         deadline=record.created + settings.deadline,
         assignment_timeout=settings.assignment_timeout,
         # A token expires at a whole second.
         retention=RETENTION + 1.0,
-        closing_timeout=settings.closing_timeout,
+        closing_timeout=CLOSING_TIMEOUT,
         folded_by=folded_by,
         durability="contribution" if durable else "round",
         alike_failures=settings.alike_failures,
-        first_sign_timeout=settings.first_sign_timeout,
+        first_sign_timeout=settings.assignment_timeout * FIRST_SIGN,
         wordless=is_wordless(spec.plan),
     )
 

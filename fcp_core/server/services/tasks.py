@@ -18,7 +18,6 @@ from fcp_core.rounds.ledger import Planned
 from fcp_core.rounds.tasks import TaskSpec, TaskStatus
 from fcp_core.rounds.token_parts import TokenSource
 from fcp_core.server.services.downloads import Downloads
-from fcp_core.server.services.endings import store_end
 from fcp_core.server.services.ledgers import read_ledgers
 from fcp_core.server.services.population import Populations
 from fcp_core.server.services.published import Published
@@ -27,9 +26,9 @@ from fcp_core.server.services.store import (
     LoadedTask,
     TaskStore,
     new_record,
-    slim,
     status_of,
 )
+from fcp_core.server.services.task_end import store_end
 from fcp_core.server.services.task_factory import Choices, TaskFactory
 from fcp_core.server.services.task_parts import Surroundings, TaskParts, check_modes
 from fcp_core.server.services.task_runner import TaskRunner
@@ -326,7 +325,7 @@ class Tasks:
         now = self._clock.now()
         population = self._populations.for_task(spec.population)
         task = TaskRunner(
-            slim(spec),
+            spec.slim(),
             record.aggregation_id,
             parts,
             published,

@@ -37,13 +37,13 @@ from fcp_core.server.services.pages import PluginPages
 from fcp_core.server.services.policy_states import PolicyStates
 from fcp_core.server.services.population import Population, Populations
 from fcp_core.server.services.protocol_calls import ProtocolCalls
+from fcp_core.server.services.rejections import rejection
 from fcp_core.server.services.routing import secrets_of, this_member
 from fcp_core.server.services.schedules import Schedules
 from fcp_core.server.services.store import TaskStore
 from fcp_core.server.services.task_parts import Surroundings
 from fcp_core.server.services.tasks import Tasks
 from fcp_core.server.services.ticker import Ticker
-from fcp_core.server.services.turned_away import rejection
 from fcp_core.server.services.writes import Writes
 from fcp_core.storage.contract import Storage, check_contract
 from fcp_core.storage.shards import FenceMaker, unfenced

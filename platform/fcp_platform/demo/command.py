@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,8 @@ def demo(
     """
     # TensorFlow talks a lot while it loads; set before anything imports it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # TFF's secure aggregators leave assertions unused, each of which TensorFlow reports at length.
+    logging.getLogger("tensorflow").addFilter(lambda log: "never used" not in log.getMessage())
     from fcp_platform.demo.settings import Settings
 
     if light:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from time import thread_time
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -70,12 +69,7 @@ class Board:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop drawing; the table stays."""
         self._live.stop()
 

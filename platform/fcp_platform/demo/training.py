@@ -276,7 +276,8 @@ class Training:
         config["over_selection"] = 1 + 2.5 * drop
         if protocol is not None:
             known = {value.option.key for value in Plugins.load().config.options()}
-            wanted = {"join_timeout": 10, "phase_timeout": 2, "dropout_rate": min(0.4, 2 * drop)}
+            wanted = {"join_timeout": 10, "phase_timeout": 2, "polling_interval": 0.1}
+            wanted["dropout_rate"] = min(0.4, 2 * drop)
             own = {f"protocol.{protocol}.{name}": value for name, value in wanted.items()}
             config |= {name: value for name, value in own.items() if name in known}
         return config

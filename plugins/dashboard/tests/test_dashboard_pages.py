@@ -198,13 +198,29 @@ def test_each_page_shows_what_it_is_for(lively, browser):
     assert "2 of 2" in pages["/program?population=people&name=train"]
     assert "-v[]+^" in pages["/sessions"]
     assert "-v[]+#" in pages["/sessions"]
-    assert "3 devices with a task did not contribute, in 1 ways" in pages["/errors"]
+    assert "3 devices with a task did not contribute, in 1 way." in pages["/errors"]
     assert re.search(r"TaskClosed people train OK", pages["/events"])
     assert re.search(r"alone serves .* people", pages["/members"])
     assert "StartTaskAssignment" in pages["/server"]
     assert re.search(r"≤ [\d.]+ m?s", pages["/server"])
     assert "a-token-of-the-tests" not in pages["/configuration"]
     assert "[fcp:dashboard] actions" in pages["/configuration"]
+
+
+def test_what_does_not_fit_is_said_and_can_be_found(lively, browser, monkeypatch):
+    server, _ = lively
+    server.submit(query_task(SUM, name="later"))
+    monkeypatch.setattr("fcp_dashboard.views.results.PROGRAMS", 1)
+    monkeypatch.setattr("fcp_dashboard.views.fleet._ROWS", 1)
+    somebody = browser(server).log_in()
+    first, second = (somebody.ask(f"/programs{query}") for query in ("", "?page=2"))
+    assert "later" in first.text
+    assert 'href="programs?page=2">Earlier ones' in first.text
+    assert "train" not in first.text
+    assert "Page 2 of 2, of 2 names." in text_of(second)
+    assert "train" in second.text
+    assert "The first 1 of 2 are shown." in text_of(somebody.ask("/sessions"))
+    assert re.search(r"The first 1 of \d+ are shown\.", text_of(somebody.ask("/events")))
 
 
 def test_a_page_without_anything_says_so(dashboard, browser):

@@ -1,16 +1,20 @@
 """The storage is held to the kit, against a server of the tests' own."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
+import threading
 from functools import partial
 
 import pytest
 from hypothesis import settings as hypothesis_settings
 
 from fcp_core.storage import leases, shards
-from fcp_core.storage.records import LeaseRecord, ShardRecord, TaskRecord
+from fcp_core.storage.records import BlobRecord, LeaseRecord, ShardRecord, TaskRecord
 from fcp_core.testing.storage import StorageConformance
+from fcp_postgres import faults, parts
+from fcp_postgres.jobs import Job, Jobs
 from fcp_postgres.session import Session
 from fcp_postgres.storage import PostgresStorage
 from fcp_postgres.testing_proxy import ANSWERED, PASS, SENT, UNSENT, CuttingProxy
@@ -80,3 +84,97 @@ class TestPostgres(StorageConformance):
         kept = Session._query
         monkeypatch.setattr(Session, "_query", count)
         self.run(tmp_path / "store", use)
+
+    def test_members_that_store_aggregates_of_other_tasks_have_no_conflict(
+        self, tmp_path, monkeypatch
+    ):
+        conflicts = []
+
+        def note(error):
+            conflicts.extend([error] * kept(error))
+            return kept(error)
+
+        async def store(storage, task_id, totals, numbers):
+            for number in numbers:
+                shard = ShardRecord(f"{task_id}{number}", task_id, (str(number),))
+                name = shards.total_name(task_id, (shard.shard_id,), "")
+                work = partial(
+                    shards.add,
+                    shard=shard,
+                    pieces=[b"x"],
+                    fence=partial(leases.check, epoch=1),
+                    total=shards.Merge((), totals, name, [b"x"]),
+                    population=task_id,
+                    look=not totals,  # The first write of each looks what there is.
+                )
+                assert await storage.transact(lambda tx, w=work: w(tx))
+                totals = (name,)
+            return totals
+
+        async def use(storage):
+            other = storage_of(tmp_path / "store")
+            await other.start()
+            try:
+                begun = []
+                for each, task_id in ((storage, "t"), (other, "u")):
+                    task = TaskRecord(task_id, task_id, "task", "open", "a", b"", 0.0)
+                    lease = LeaseRecord(task_id, "me", 1, 0.0, 0.0)
+                    await each.transact(lambda tx, t=task, w=lease: (tx.put(t), tx.put(w)))
+                    begun.append((each, task_id, await store(each, task_id, (), [0])))
+                conflicts.clear()
+                await asyncio.gather(*(store(*each, range(1, 12)) for each in begun))
+            finally:
+                await other.stop()
+
+        kept = faults.is_conflict
+        monkeypatch.setattr(faults, "is_conflict", note)
+        self.run(tmp_path / "store", use)
+        assert conflicts == []
+
+    def test_the_room_of_what_was_replaced_is_used_again(self, tmp_path, monkeypatch):
+        vacuums = (
+            "SELECT vacuum_count FROM pg_stat_all_tables WHERE relname = 'parts'"
+            f" AND schemaname = '{schema_of(tmp_path / 'store')}'"
+        )
+
+        async def use(storage):
+            for number in range(3):
+                pieces = [bytes([number]), memoryview(bytes(200_000))]
+                blob = BlobRecord("b", "t", b"")
+                await storage.transact(lambda tx, p=pieces, b=blob: tx.put_pieces(b, p))
+            # What was given in pieces is read as one, by whoever wrote it too.
+            data = await storage.transact(lambda tx: tx.get(BlobRecord, "b").data)
+            assert data == bytes([2]) + bytes(200_000)
+            for _ in range(600):
+                if await asyncio.to_thread(self.postgres.sql, vacuums) != "0":
+                    return
+                await asyncio.sleep(0.1)
+            pytest.fail("nothing was vacuumed")
+
+        monkeypatch.setattr(parts, "_UNTIDY", 100_000)
+        self.run(tmp_path / "store", use)
+
+    def test_what_waits_is_taken_by_the_connection_that_was_used_last(self):
+        jobs, takers = Jobs(), []
+
+        def take():
+            while batch := jobs.take():
+                takers.append(threading.current_thread())
+                for job in batch:
+                    job.settle()
+                jobs.done()
+
+        threads = [threading.Thread(target=take, daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(10):
+            while len(jobs._idle) < len(threads):
+                pass
+            job = Job(lambda tx: None)
+            jobs.put(job)
+            job.future.result(60)
+        jobs.close()
+        for thread in threads:
+            thread.join()
+        assert len(takers) == 10
+        assert len(set(takers)) == 1

@@ -66,7 +66,7 @@ class NoisyDistinct(Randomised):
         self._scale = math.ceil(self._most * self._grid / self._epsilon)
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes, options: Options = NO_OPTIONS) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild an accumulator from :meth:`dump`.
 
         :raises StatusError: INVALID_ARGUMENT for bytes that are no such dump.
@@ -153,7 +153,7 @@ def make_distinct(intrinsic: Intrinsic, options: Options) -> Randomised:
 
 def load_distinct(intrinsic: Intrinsic, options: Options, data: bytes) -> Randomised:
     """Rebuild one."""
-    return _kind(intrinsic).load(intrinsic, data, options)
+    return _kind(intrinsic).load(intrinsic, options, data)
 
 
 def _kind(intrinsic: Intrinsic) -> type[NoisyDistinct] | type[NoisyDistinctGroups]:

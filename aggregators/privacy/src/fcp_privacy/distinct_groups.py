@@ -102,7 +102,7 @@ class NoisyDistinctGroups(Randomised):
         )
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes, options: Options = NO_OPTIONS) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild an accumulator from :meth:`dump`.
 
         :raises StatusError: INVALID_ARGUMENT for bytes that are no such dump.
@@ -113,7 +113,7 @@ class NoisyDistinctGroups(Randomised):
         end = _HEADER.size + _HEADER.unpack_from(data)[1]
         parts = data[_HEADER.size : end], data[end:]
         self._devices, self._pairs = (
-            GroupByAccumulator.load(plain, part, options)
+            GroupByAccumulator.load(plain, options, part)
             for plain, part in zip(self._plain, parts, strict=True)
         )
         return self

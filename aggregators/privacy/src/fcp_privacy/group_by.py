@@ -75,7 +75,7 @@ class DpGroupByAccumulator(Randomised):
             combinations(self._plan, self._inner.max_groups)
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes, options: Options = NO_OPTIONS) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild an accumulator from :meth:`dump`, or from the aggregation core's state."""
         self = cls(intrinsic, options)
         if self._plan.noisy:
@@ -93,7 +93,7 @@ class DpGroupByAccumulator(Randomised):
         for place, part in enumerate(state.nested_aggregators):
             part.vector_data = self._from_wire(place, part.vector_data, groups)
         self._inner = GroupByAccumulator.load(
-            self._plain(), state.SerializeToString(), self._options
+            self._plain(), self._options, state.SerializeToString()
         )
         self._check_domain(state)
         return self
@@ -328,21 +328,11 @@ def add_bounds(options: OptionRegistry, section: str) -> None:
     )
 
 
-def make_dp_group_by(intrinsic: Intrinsic, options: Options) -> DpGroupByAccumulator:
-    """Make an empty group-by."""
-    return DpGroupByAccumulator(intrinsic, options)
-
-
-def load_dp_group_by(intrinsic: Intrinsic, options: Options, data: bytes) -> DpGroupByAccumulator:
-    """Rebuild a group-by."""
-    return DpGroupByAccumulator.load(intrinsic, data, options)
-
-
 DP_GROUP_BY = AggregatorFactory(
     DP_GROUP_BY_URI,
     frozenset({DP_GROUP_BY_URI}),
     "sums by key with noise, which hide what one device sends",
-    make_dp_group_by,
-    load_dp_group_by,
+    DpGroupByAccumulator,
+    DpGroupByAccumulator.load,
     randomised=True,
 )

@@ -208,7 +208,7 @@ class BundleAccumulator(Randomised):
         self._quantiles = [Quantile(nested) for nested in intrinsic.nested]
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes, options: Options = NO_OPTIONS) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
         self = cls(intrinsic, options)
         state = parse_state(intrinsic, state_pb2.DPTensorAggregatorBundleState, data)
@@ -296,22 +296,12 @@ def add_options(options: OptionRegistry) -> None:
     )
 
 
-def make_bundle(intrinsic: Intrinsic, options: Options) -> BundleAccumulator:
-    """Make an empty bundle."""
-    return BundleAccumulator(intrinsic, options)
-
-
-def load_bundle(intrinsic: Intrinsic, options: Options, data: bytes) -> BundleAccumulator:
-    """Rebuild a bundle."""
-    return BundleAccumulator.load(intrinsic, data, options)
-
-
 BUNDLE = AggregatorFactory(
     DP_BUNDLE_URI,
     frozenset({DP_BUNDLE_URI}),
     "quantiles of one number a device, with noise",
-    make_bundle,
-    load_bundle,
+    BundleAccumulator,
+    BundleAccumulator.load,
     needs_all_inputs=True,
     randomised=True,
 )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
+from fcp_core.aggregation.aggregator import AggregatorFactory, Options
 from fcp_core.aggregation.configuration import DP_DISTINCT_URI
 from fcp_core.aggregation.release import Resumed
-from fcp_core.aggregation.spec import Intrinsic
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.rounds.ledger import Ledger
@@ -30,26 +28,6 @@ logger = logging.getLogger(__name__)
 _SEPARATION = "minimum_separation"
 
 
-@dataclass(frozen=True)
-class _Make:
-    """Makes an accumulator. A class and not a lambda: factories are sent to other processes."""
-
-    type: type[ClippedSums]
-
-    def __call__(self, intrinsic: Intrinsic, options: Options) -> Accumulator:
-        return self.type.make(intrinsic, options)
-
-
-@dataclass(frozen=True)
-class _Load:
-    """Rebuilds an accumulator."""
-
-    type: type[ClippedSums]
-
-    def __call__(self, intrinsic: Intrinsic, options: Options, data: bytes) -> Accumulator:
-        return self.type.load(intrinsic, options, data)
-
-
 def _factory(
     name: str,
     accumulator: type[ClippedSums],
@@ -60,8 +38,9 @@ def _factory(
         name,
         URIS,
         summary,
-        _Make(accumulator),
-        _Load(accumulator),
+        # Methods of a class can be sent to other processes, as lambdas cannot.
+        accumulator.make,
+        accumulator.load,
         joint=True,
         randomised=True,
         resume=resume,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
@@ -23,26 +22,6 @@ class _AccumulatorType(Protocol):
     def load(self, intrinsic: Intrinsic, options: Options, data: bytes) -> Accumulator: ...
 
 
-@dataclass(frozen=True)
-class _Make:
-    """Makes an accumulator. A class and not a lambda: factories are sent to other processes."""
-
-    type: _AccumulatorType
-
-    def __call__(self, intrinsic: Intrinsic, options: Options) -> Accumulator:
-        return self.type(intrinsic, options)
-
-
-@dataclass(frozen=True)
-class _Load:
-    """Rebuilds an accumulator."""
-
-    type: _AccumulatorType
-
-    def __call__(self, intrinsic: Intrinsic, options: Options, data: bytes) -> Accumulator:
-        return self.type.load(intrinsic, options, data)
-
-
 def _factory(
     name: str, accumulator: _AccumulatorType, summary: str, keeps: bool = True, joint: bool = True
 ) -> AggregatorFactory:
@@ -50,8 +29,9 @@ def _factory(
         name,
         MEANS,
         summary,
-        _Make(accumulator),
-        _Load(accumulator),
+        # Methods of a class can be sent to other processes, as lambdas cannot.
+        accumulator,
+        accumulator.load,
         needs_all_inputs=keeps,
         joint=joint,
     )

@@ -47,9 +47,10 @@ class Course:
         lines = [f"secure aggregation: {said}" for said in self._parameters[-3:]]
         if self._sizes:
             listed = ", ".join(map(str, self._sizes[-_LISTED:]))
-            lines.append(f"secure aggregation: {len(self._sizes)} sums, of {listed} devices")
+            sums = f"{len(self._sizes)} sum{'s' if len(self._sizes) > 1 else ''}"
+            lines.append(f"secure aggregation: {sums}, of {listed} devices")
         lines += [
-            f"secure aggregation: {count} cohorts without a sum: {why}"
+            f"secure aggregation: {count} cohort{'s' if count > 1 else ''} without a sum: {why}"
             for why, count in self._failed.most_common(5)
         ]
         if dropped:

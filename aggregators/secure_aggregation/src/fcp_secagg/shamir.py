@@ -7,7 +7,9 @@ two elements stay below 2**63, so that all arithmetic is in 64 bits.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from secrets import token_bytes
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,29 +84,42 @@ class Agreement:
 
     Values at n points are those of a polynomial of a degree below t if and only if their sum with
     the weights w(x) * x**k is zero for each k below n - t, where 1 / w(x) is the product of x's
-    distances to the other points (the dual of a Reed-Solomon code).
+    distances to the other points (the dual of a Reed-Solomon code). If one value is wrong, at x,
+    the sum of k = 1 is x times that of k = 0; of all of them two random combinations are looked at,
+    which are both zero for wrong values with a chance of 2**-62.
 
     :param indices: of the shares, distinct.
     :param threshold: t.
     """
 
     def __init__(self, indices: Sequence[int], threshold: int) -> None:
-        points = [index + 1 for index in indices]
-        row = np.array([pow(_distances(x, points), -1, PRIME) for x in points], np.uint64)
-        bases = np.array(points, np.uint64)
-        self._rows = []
-        for _ in range(len(points) - threshold):
-            self._rows.append(row)
-            row = row * bases % np.uint64(PRIME)
+        self._indices = indices
+        points, more = _points(indices), len(indices) - threshold
+        weights = _inverses(_distances(points))
+        self._rows = [weights, weights * points % np.uint64(PRIME)][:more]
+        for _ in range(2 if more > 2 else 0):
+            row: Elements = np.zeros_like(points)
+            for coefficient in _elements(more, token_bytes):
+                row = (row * points + coefficient) % np.uint64(PRIME)
+            self._rows.append(weights * row % np.uint64(PRIME))
 
-    def holds(self, shares: Sequence[bytes]) -> bool:
-        """Tell it of shares of one size, in the order of the indices."""
+    def sums(self, shares: Sequence[bytes]) -> list[Elements]:
+        """Return sums that are zero if the shares, of one size, are of one polynomial.
+
+        :returns: ``uint64[piece]``, that of k = 0 first and that of k = 1 then.
+        """
         values = np.frombuffer(b"".join(shares), ">u4").astype(np.uint64)
         values = values.reshape(len(shares), -1)
-        return not any(
-            np.any((values * row[:, None] % PRIME).sum(axis=0, dtype=np.uint64) % PRIME)
-            for row in self._rows
-        )
+        products = (values * row[:, None] % np.uint64(PRIME) for row in self._rows)
+        return [product.sum(axis=0, dtype=np.uint64) % PRIME for product in products]
+
+    def wrong(self, sums: Sequence[Elements]) -> int | None:
+        """Return the index of the only share that can be wrong, from at least two sums."""
+        for first, second in zip(sums[0].tolist(), sums[1].tolist(), strict=True):
+            if first:
+                index = second * pow(first, -1, PRIME) % PRIME - 1
+                return index if index in self._indices else None
+        return None
 
 
 class Reconstructions:
@@ -128,21 +143,18 @@ class Reconstructions:
         if len(shares) < self._threshold:
             raise ValueError(f"{self._threshold} shares are needed, there are {len(shares)}")
         indices = tuple(sorted(shares))
-        choices = [indices]
-        if len(indices) > self._threshold + 1:
-            choices += [
-                indices[:place] + indices[place + 1 :] for place in reversed(range(len(indices)))
-            ]
-        for chosen in choices:
-            found = self._agreed(chosen, shares, size)
-            if found is not None:
-                return found
-        raise ValueError("a device told a wrong share of a key")
+        found, wrong = self._agreed(indices, shares, size)
+        if found is None and wrong is not None:
+            rest = tuple(index for index in indices if index != wrong)
+            found, _ = self._agreed(rest, shares, size)
+        if found is None:
+            raise ValueError("a device told a wrong share of a key")
+        return found
 
     def _agreed(
         self, indices: tuple[int, ...], shares: Mapping[int, bytes], size: int
-    ) -> bytes | None:
-        """Return the secret if all these shares are of one polynomial."""
+    ) -> tuple[bytes | None, int | None]:
+        """Return the secret if all these shares are of one polynomial, or who may be wrong."""
         if indices not in self._known:
             self._known[indices] = (
                 Reconstruction(indices[: self._threshold]),
@@ -153,7 +165,10 @@ class Reconstructions:
         found = reconstruction.secret(ordered[: self._threshold], size)
         if any(len(share) != len(ordered[0]) for share in ordered):
             raise ValueError("shares of one secret have one size")
-        return found if agreement.holds(ordered) else None
+        sums = agreement.sums(ordered)
+        if not any(each.any() for each in sums):
+            return found, None
+        return None, agreement.wrong(sums) if len(sums) > 1 else None
 
 
 def _cut(secret: bytes | bytearray) -> Elements:
@@ -189,30 +204,29 @@ def _weights(indices: Sequence[int]) -> Elements:
     """Return what each share is multiplied with (Lagrange, at 0)."""
     if len(set(indices)) < len(indices):
         raise ValueError("an index comes twice")
-    points = [index + 1 for index in indices]
-    numerators = []
-    for point in points:
-        above = 1
-        for other in points:
-            if other != point:
-                above = above * other % PRIME
-        numerators.append(above)
-    # One factor (other - point) for each of the others: the sign follows from their number.
-    sign = -1 if len(points) % 2 == 0 else 1
-    denominators = [sign * _distances(point, points) for point in points]
-    return np.array(
-        [
-            above * pow(below, -1, PRIME) % PRIME
-            for above, below in zip(numerators, denominators, strict=True)
-        ],
-        np.uint64,
-    )
+    points = _points(indices)
+    # Of each: the product of the others, divided by that of their distances to it.
+    product = functools.reduce(lambda one, other: one * other % PRIME, points.tolist())
+    if len(indices) % 2 == 0:
+        product = PRIME - product
+    below = _distances(points) * points % np.uint64(PRIME)
+    return _inverses(below) * np.uint64(product) % np.uint64(PRIME)
 
 
-def _distances(point: int, points: Sequence[int]) -> int:
-    """Return the product of a point's distances to the others, in the field."""
-    product = 1
-    for other in points:
-        if other != point:
-            product = product * (point - other) % PRIME
-    return product
+def _points(indices: Sequence[int]) -> Elements:
+    return np.array(indices, np.uint64) + np.uint64(1)
+
+
+def _distances(points: Elements) -> Elements:
+    """Return the product of each point's distances to the others, in the field."""
+    factors: Elements = (points[:, None] + np.uint64(PRIME) - points) % np.uint64(PRIME)
+    np.fill_diagonal(factors, 1)
+    while (width := factors.shape[1]) > 1:
+        half = width // 2
+        factors[:, :half] = factors[:, :half] * factors[:, width - half :] % np.uint64(PRIME)
+        factors = factors[:, : width - half]
+    return factors[:, 0]
+
+
+def _inverses(elements: Elements) -> Elements:
+    return np.array([pow(element, -1, PRIME) for element in elements.tolist()], np.uint64)

@@ -63,7 +63,7 @@ class Content:
             "/errors": lambda snapshot, query: fleet.errors(snapshot),
             "/events": fleet.events,
             "/privacy": lambda snapshot, query: fleet.privacy(snapshot),
-            "/programs": lambda snapshot, query: results.programs(snapshot),
+            "/programs": results.programs,
         }
         self._asked: dict[str, Callable[[Snapshot, Query], Awaitable[Plain]]] = {
             "/program": self._program,

@@ -14,6 +14,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}".replace(",", _THIN)
 
 
+def of(count: int, what: str) -> str:
+    """Return a count with what is counted: ``1 row``, ``2 rows``."""
+    return f"{number(count)} {what}{'' if count == 1 else 's'}"
+
+
 def rate(value: float) -> str:
     """Return a rate with two significant figures, or whole."""
     if value == 0:

@@ -13,7 +13,7 @@ import asyncpg
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.storage.contract import StorageError
+from fcp_core.storage.contract import ChangedError, StorageError
 
 #: The connection is gone, or no answer came: the same may work on another connection.
 LOST = (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -115,8 +115,10 @@ class Place:
             return f"no host is what target_session_attrs asks for ({error})"
         return str(error) or type(error).__name__
 
-    def storage_error(self, error: BaseException) -> StatusError:
+    def storage_error(self, error: BaseException) -> Exception:
         """Return what a transaction raises."""
+        if sqlstate(error) == "23505" and getattr(error, "table_name", "") != "parts":
+            return ChangedError(str(getattr(error, "table_name", "")), "")
         if sqlstate(error)[:2] in ("22", "54") or isinstance(error, asyncpg.DataError):
             return StatusError(
                 Code.RESOURCE_EXHAUSTED, f"too large for {self.name}: {error}", http=None

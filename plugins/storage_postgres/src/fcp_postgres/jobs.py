@@ -46,7 +46,12 @@ class Jobs:
 
     def __init__(self) -> None:
         self._waiting: deque[Job] = deque()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        #: Those who have nothing to do. The last one to come is woken first: its connection knows
+        #: the statements, at both ends.
+        self._idle: list[threading.Condition] = []
+        #: Whether somebody looks whether whoever is at work is kept.
+        self._watched = False
         self._at_work = 0
         self._closed = False
 
@@ -55,40 +60,68 @@ class Jobs:
 
         :raises RuntimeError: if there will be nobody to take it.
         """
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the storage is stopped")
             self._waiting.append(job)
-            self._changed.notify()
+            self._wake()
 
     def close(self) -> None:
         """Let the takers end when there is nothing left."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            for idle in self._idle:
+                idle.notify()
 
     def take(self) -> list[Job]:
         """Wait for jobs and return them; none if this is closed and empty.
 
         Whoever took some calls :meth:`done`.
         """
-        with self._changed:
+        with self._lock:
             while True:
                 if self._waiting:
                     held = self._waiting[0].since + _HOLD - time.monotonic()
                     if not self._at_work or held <= 0:
                         break
-                    self._changed.wait(held)
+                    self._watch(held)
                 elif self._closed:
                     return []
                 else:
-                    self._changed.wait()
+                    self._wait(None)
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_BATCH))]
             self._at_work += 1
         return batch
 
-    def done(self) -> None:
-        """Say that the jobs that were taken have been settled."""
-        with self._changed:
+    def done(self, *, comes_back: bool = True) -> None:
+        """Say that the jobs that were taken have been settled.
+
+        :param comes_back: who says so takes the next ones at once.
+        """
+        with self._lock:
             self._at_work -= 1
-            self._changed.notify()
+            if self._waiting and not comes_back:
+                self._wake()
+
+    def _wake(self) -> None:
+        """Have somebody see what is to be done, unless somebody will."""
+        if self._idle and not (self._at_work and self._watched):
+            self._idle[-1].notify()
+
+    def _watch(self, seconds: float) -> None:
+        if self._watched:
+            self._wait(None)
+            return
+        self._watched = True
+        try:
+            self._wait(seconds)
+        finally:
+            self._watched = False
+
+    def _wait(self, seconds: float | None) -> None:
+        idle = threading.Condition(self._lock)
+        self._idle.append(idle)
+        try:
+            idle.wait(seconds)
+        finally:
+            self._idle.remove(idle)

@@ -12,18 +12,19 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import asyncpg
 
-from fcp_core.storage.contract import Record, StorageError
+from fcp_core.storage.contract import ChangedError, Record, StorageError
 from fcp_postgres import faults
-from fcp_postgres.faults import Fault, Patience, Place
+from fcp_postgres.faults import Fault, Patience
 from fcp_postgres.jobs import Job
-from fcp_postgres.parts import in_parts
-from fcp_postgres.tables import Table, quoted
-from fcp_postgres.transaction import BufferedTransaction, Writes
+from fcp_postgres.parts import Parts
+from fcp_postgres.settings import Settings
+from fcp_postgres.tables import Table, after, quoted
+from fcp_postgres.transaction import ApartError, BufferedTransaction, Writes, Written
 
 T = TypeVar("T")
 
@@ -53,31 +54,6 @@ class Unprepared(BaseException):  # A body must not take it for its own.
     def __init__(self, kind: type[Record]) -> None:
         super().__init__(kind.KIND)
         self.kind = kind
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the database is reached.
-
-    :param patience: how long to wait for a database that is gone, in seconds.
-    :param timeout: how long one answer may take, in seconds.
-    """
-
-    url: str = field(repr=False)
-    schema: str
-    place: Place
-    patience: float
-    timeout: float
-    statement_cache: int
-
-    async def connect(self) -> asyncpg.Connection[Any]:
-        """Return a new connection."""
-        return await asyncpg.connect(
-            self.url,
-            timeout=min(self.timeout, 10.0),
-            statement_cache_size=self.statement_cache,
-            server_settings={"application_name": "fcp-server"},
-        )
 
 
 @dataclass
@@ -127,6 +103,19 @@ class Session:
         self._name = secrets.token_hex(16)
         self._commits = 0
         self._last = f"{quoted(settings.schema)}.commits"
+        self._parts = Parts(settings.schema)
+
+    @property
+    def untidy(self) -> bool:
+        """Whether there is something to tidy up."""
+        return self._parts.untidy
+
+    def tidy(self) -> None:
+        """Make the room of what is gone free, while other sessions go on."""
+        try:
+            self._wait(self._parts.tidy(self._use(), self._settings.timeout))
+        except (*faults.LOST, asyncpg.PostgresError):
+            self._drop()
 
     def close(self) -> None:
         """Close the connection."""
@@ -154,6 +143,12 @@ class Session:
                 except BaseException:
                     self._roll_back()
                     raise
+            except (ApartError, ChangedError) as changed:
+                if len(jobs) > 1:
+                    self._run_apart(jobs, patience)
+                else:
+                    jobs[0].error = changed
+                return
             except Unprepared as unprepared:
                 error = self._try_prepare(unprepared.kind)
             except Fault as fault:
@@ -209,7 +204,7 @@ class Session:
             transaction = BufferedTransaction(self._query, self._table, writes)
             try:
                 job.result, job.error = job.body(transaction), None
-            except (Fault, Unprepared):
+            except (Fault, Unprepared, ApartError):
                 raise
             except BaseException as error:
                 job.error = error
@@ -226,27 +221,32 @@ class Session:
         """Write everything; what is little goes in one statement, which takes one way and back."""
         parts: list[str] = []
         arguments: list[Any] = []
+        there: list[str] = []
         for kind, records in sorted(writes.by_kind.items()):
-            rows: dict[Table, list[tuple[bytes, ...]]] = {}
-            gone: list[bytes] = []
+            rows: dict[tuple[Table, bool], list[Written]] = {}
+            gone: dict[bool, list[bytes]] = {}
             table = self._any_table(kind)
             # In order of their keys, so that two transactions wait for each other in one direction.
             for key, written in sorted(records.items()):
+                granted = (kind, key) in writes.granted
                 if written is None:
-                    gone.append(key)
+                    gone.setdefault(granted, []).append(key)
                 else:
-                    rows.setdefault(written.table, []).append(written.row)
-            if gone:
-                arguments.append(gone)
-                parts.append(table.delete.replace("$1", f"${len(arguments)}"))
-            for table, values in rows.items():
-                size = sum(len(row[1]) for row in values)
+                    rows.setdefault((written.table, granted), []).append(written)
+            for granted, keys in gone.items():
+                if granted:
+                    there.append(f"(SELECT count(*) FROM w{len(parts)}) = {len(keys)}")
+                arguments.append(keys)
+                parts.append(f"{after(table.delete, len(arguments) - 1)} RETURNING key")
+            for (table, new), values in rows.items():
+                size = sum(written.size for written in values)
                 patience = self._settings.timeout + size / _BYTES_PER_SECOND
-                ready = self._wait(in_parts(self._use(), table, values, patience))
+                ready = self._wait(self._parts.write(self._use(), table, values, patience))
                 if len(values) > _FEW:
-                    self._wait(self._use().executemany(table.upsert(), ready, timeout=patience))
+                    query = table.upsert(new=new)
+                    self._wait(self._use().executemany(query, ready, timeout=patience))
                     continue
-                parts.append(table.upsert(len(arguments), len(ready)))
+                parts.append(table.upsert(len(arguments), len(ready), new=new))
                 arguments += (value for row in ready for value in row)
         self._commits += 1
         first = "".join(f"w{number} AS ({part}), " for number, part in enumerate(parts))
@@ -255,11 +255,14 @@ class Session:
             f"{'WITH ' if first else ''}{first.rstrip(', ')} "
             f"INSERT INTO {self._last} VALUES (${at + 1}, ${at + 2}, now())"
             " ON CONFLICT (session) DO UPDATE SET number = excluded.number, at = excluded.at"
-            " RETURNING pg_current_xact_id()::text, pg_backend_pid()",
+            " RETURNING pg_current_xact_id()::text, pg_backend_pid(), "
+            f"{' AND '.join(there) or 'true'}",
             *arguments,
             self._name,
             self._commits,
         )[0]
+        if not row[2]:
+            raise ChangedError("record", "")
         return _Commit(row[0], row[1], self._commits)
 
     def _commit(self, commit: _Commit) -> None:
@@ -358,6 +361,7 @@ class Session:
     async def _connected(self) -> asyncpg.Connection[Any]:
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._settings.connect()
+            self._parts = Parts(self._settings.schema)
         return self._connection
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:

@@ -22,7 +22,8 @@ from fcp_postgres import faults
 from fcp_postgres.jobs import Job, Jobs
 from fcp_postgres.kinds import prepare_kind
 from fcp_postgres.migrations import check_version, migrate
-from fcp_postgres.session import Session, Settings
+from fcp_postgres.session import Session
+from fcp_postgres.settings import Settings
 from fcp_postgres.tables import Table, quoted
 
 logger = logging.getLogger("fcp_postgres")
@@ -125,9 +126,12 @@ class PostgresStorage(Storage):
                 except BaseException as error:  # A mistake of ours: nobody may wait for ever.
                     for job in jobs:
                         job.error = error
-                self._jobs.done()
                 for job in jobs:
                     job.settle()
+                untidy = session.untidy and self._connections > 1
+                self._jobs.done(comes_back=not untidy)
+                if untidy:
+                    session.tidy()
         finally:
             session.close()
 

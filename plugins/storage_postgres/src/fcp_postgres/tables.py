@@ -116,10 +116,11 @@ class Table:
         """SQL: delete the records of keys."""
         return f"DELETE FROM {self.path} WHERE key = ANY($1::bytea[])"
 
-    def upsert(self, after: int = 0, rows: int = 1) -> str:
+    def upsert(self, after: int = 0, rows: int = 1, *, new: bool = False) -> str:
         """SQL: write records; the arguments of each are the key, bytes, parts and indexed values.
 
         :param after: how many arguments come before them.
+        :param new: fail if one of them is there.
         """
         columns = ["key", "data", "parts", *(quoted(f"i_{field}") for field in self.fields)]
         numbers = itertools.count(after + 1)
@@ -128,20 +129,20 @@ class Table:
             f"({', '.join(f'${next(numbers)}' for _ in columns)}, {shape})" for _ in range(rows)
         )
         changes = ", ".join(f"{name} = excluded.{name}" for name in [*columns[1:], "shape"])
-        return (
-            f"INSERT INTO {self.path} ({', '.join(columns)}, shape) "
-            f"VALUES {values} ON CONFLICT (key) DO UPDATE SET {changes}"
-        )
+        conflict = "" if new else f" ON CONFLICT (key) DO UPDATE SET {changes}"
+        return f"INSERT INTO {self.path} ({', '.join(columns)}, shape) VALUES {values}{conflict}"
 
-    def row(self, record: Record, data: bytes) -> tuple[bytes, ...]:
+    def row(self, record: Record, data: bytes, size: int = 0) -> tuple[bytes, ...]:
         """Return a record's key, bytes and indexed values.
 
+        :param size: how many bytes it has, if they are elsewhere.
         :raises StatusError: RESOURCE_EXHAUSTED if the record is too large.
         """
-        if len(data) > LARGEST_RECORD:
+        size = size or len(data)
+        if size > LARGEST_RECORD:
             raise StatusError(
                 Code.RESOURCE_EXHAUSTED,
-                f"a {self.name} of {len(data)} bytes is too large for PostgreSQL, which takes "
+                f"a {self.name} of {size} bytes is too large for PostgreSQL, which takes "
                 f"{LARGEST_RECORD}",
             )
         values = (column_value(getattr(record, field)) for field in self.fields)
@@ -213,11 +214,14 @@ def after(query: str, arguments: int) -> str:
     return re.sub(r"\$(\d+)", lambda found: f"${int(found[1]) + arguments}", query)
 
 
-def parts_of(number: int, data: bytes) -> Iterator[tuple[int, int, memoryview]]:
+def parts_of(
+    number: int, pieces: Iterable[bytes | memoryview]
+) -> Iterator[tuple[int, int, memoryview]]:
     """Yield the rows of the parts of a record."""
-    view = memoryview(data)
-    for n, start in enumerate(range(0, len(view), _PART)):
-        yield number, n, view[start : start + _PART]
+    views = (memoryview(piece) for piece in pieces)
+    parts = (view[at : at + _PART] for view in views for at in range(0, len(view), _PART))
+    for n, part in enumerate(parts):
+        yield number, n, part
 
 
 def table_of(schema: str, kind: type[Record], name: str | None = None) -> Table:

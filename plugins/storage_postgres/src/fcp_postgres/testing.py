@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import pytest
 from typing_extensions import Self
@@ -102,12 +101,7 @@ class PostgresServer:
             raise
         return self
 
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop, and delete the data."""
         self.crash()
         if self._leash is not None:

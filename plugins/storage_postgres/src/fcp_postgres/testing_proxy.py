@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 
 from typing_extensions import Self
 
@@ -51,12 +50,7 @@ class CuttingProxy:
         self.url = f"postgresql://fcp@127.0.0.1:{self.port}/postgres?sslmode=disable"
         return self
 
-    def __exit__(
-        self,
-        typ: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Break all connections."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -3,34 +3,57 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fcp_core.storage.codec import decode, encode
-from fcp_core.storage.contract import R, Read, Record, Transaction
-from fcp_postgres.tables import Table, after, agrees, column_value, key_bytes
+from fcp_core.storage.codec import decode, encode, encode_pieces
+from fcp_core.storage.contract import ChangedError, R, Read, Record, Transaction
+from fcp_postgres.tables import LARGE, Table, after, agrees, column_value, key_bytes
 
 #: Runs a query with its arguments and returns the rows.
 Query = Callable[..., list[Any]]
 
 
 class Written(NamedTuple):
-    """A record that is to be written: the row of its table."""
+    """A record that is to be written: the row of its table.
+
+    :param pieces: its bytes if they are many; the row then has none.
+    """
 
     table: Table
     row: tuple[bytes, ...]
+    pieces: Sequence[bytes | memoryview] = ()
+
+    @property
+    def data(self) -> bytes:
+        """Its bytes."""
+        return b"".join(self.pieces) or self.row[1]
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return len(self.row[1]) + sum(map(len, self.pieces))
+
+
+class ApartError(BaseException):  # A body must not take it for its own.
+    """A body changes what one before it in the same transaction took for granted."""
 
 
 class Writes:
-    """Records that are to be written, or deleted (None), by kind and key."""
+    """Records that are to be written, or deleted (None), by kind and key.
+
+    :ivar granted: the kinds and keys of those that must be new, if they are written, or there.
+    """
 
     def __init__(self) -> None:
         self.by_kind: dict[str, dict[bytes, Written | None]] = defaultdict(dict)
+        self.granted: set[tuple[str, bytes]] = set()
 
     def update(self, other: Writes) -> None:
         """Add what another one has, which wins."""
         for kind, writes in other.by_kind.items():
             self.by_kind[kind].update(writes)
+        self.granted |= other.granted
 
 
 class BufferedTransaction(Transaction):
@@ -81,7 +104,7 @@ class BufferedTransaction(Transaction):
         table, name = self._table(kind), key_bytes(key)
         found, written = self._written(kind, name)
         if found:
-            return None if written is None else decode(kind, written.row[1])
+            return None if written is None else decode(kind, written.data)
         rows = self._ahead.get((kind.KIND, key))
         if rows is None:
             rows = self._query(table.get, name)
@@ -90,15 +113,47 @@ class BufferedTransaction(Transaction):
 
     def put(self, record: Record) -> None:
         """Insert or replace a record."""
-        table = self._table(type(record))
         # Encoded now: what the caller changes later must not change what is stored.
-        row = table.row(record, encode(record))
-        self.writes.by_kind[record.KIND][row[0]] = Written(table, row)
+        self._put(record, [encode(record)])
+
+    def put_pieces(self, record: Record, pieces: Sequence[bytes | memoryview]) -> None:
+        """Insert or replace a record whose last field is given in pieces."""
+        self._put(record, encode_pieces(record, pieces))
+
+    def _put(self, record: Record, pieces: Sequence[bytes | memoryview]) -> None:
+        table, size = self._table(type(record)), sum(map(len, pieces))
+        large = size > LARGE
+        row = table.row(record, b"" if large else b"".join(pieces), size)
+        self._write(record.KIND, row[0], Written(table, row, pieces if large else ()))
 
     def delete(self, kind: type[Record], key: str) -> None:
         """Delete the record of that key, if there is one."""
         self._table(kind)
-        self.writes.by_kind[kind.KIND][key_bytes(key)] = None
+        self._write(kind.KIND, key_bytes(key), None)
+
+    def insert(self, record: Record) -> None:
+        """Insert a record that is not there."""
+        self._grant(type(record), record.key, there=False)
+        self.put(record)
+
+    def remove(self, kind: type[Record], key: str) -> None:
+        """Delete a record that is there."""
+        self._grant(kind, key, there=True)
+        self.delete(kind, key)
+
+    def _grant(self, kind: type[Record], key: str, *, there: bool) -> None:
+        """Take for granted that a record is there, or is not, until all is written."""
+        name = key_bytes(key)
+        found, written = self._written(kind, name)
+        if not found:
+            self.writes.granted.add((kind.KIND, name))
+        elif (written is not None) is not there:
+            raise ChangedError(kind.KIND, key)
+
+    def _write(self, kind: str, key: bytes, written: Written | None) -> None:
+        if (kind, key) in self._before.granted:
+            raise ApartError
+        self.writes.by_kind[kind][key] = written
 
     def select(self, kind: type[R], **equals: Any) -> Iterator[R]:
         """Iterate, ordered by key, over the records whose indexed fields have these values."""
@@ -135,7 +190,7 @@ class BufferedTransaction(Transaction):
             for key, written in writes.items():
                 found.pop(key, None)
                 if written is not None:
-                    found[key] = written.row[1]
+                    found[key] = written.data
         return found
 
     def _bytes(self, table: Table, rows: list[Any]) -> dict[bytes, bytes | None]:

@@ -18,7 +18,7 @@ from fcp_core.storage.upkeep import KindSize, StorageInfo, Upkeep
 from fcp_postgres import faults
 from fcp_postgres.kinds import prepare_kind
 from fcp_postgres.migrations import MIGRATIONS, check_version, migrate, version_of
-from fcp_postgres.session import Settings
+from fcp_postgres.settings import Settings
 from fcp_postgres.tables import Table, quoted
 
 #: How many records are fetched at a time; a record may be large.

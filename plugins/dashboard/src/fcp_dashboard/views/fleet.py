@@ -13,7 +13,7 @@ from fcp_dashboard.facts import PopulationSeen
 from fcp_dashboard.shapes import SIGNS
 from fcp_dashboard.snapshot import Snapshot
 from fcp_dashboard.views.overview import population_rows
-from fcp_dashboard.views.tables import Cell, Plain, Section
+from fcp_dashboard.views.tables import Cell, Plain, Section, cut
 
 #: How many versions have a column, and how many shapes, errors and events a row.
 _VERSIONS, _ROWS = 6, 100
@@ -157,8 +157,13 @@ def sessions(snapshot: Snapshot, query: Mapping[str, str]) -> Plain:
         [
             Section(
                 "",
-                f"{formats.number(total)} sessions that ended since "
-                f"{formats.day(snapshot.since)}; the last columns are shares of a client version.",
+                cut(
+                    f"{formats.of(total, 'session')} that ended since "
+                    f"{formats.day(snapshot.since)}; the last columns are shares of a client "
+                    "version.",
+                    len(shapes),
+                    _ROWS,
+                ),
                 columns,
                 rows,
                 "No session has ended yet.",
@@ -199,7 +204,11 @@ def errors(snapshot: Snapshot) -> Plain:
         [
             Section(
                 "",
-                "Alike are those of one task, phase, code and form of message.",
+                cut(
+                    "Alike are those of one task, phase, code and form of message.",
+                    len(groups),
+                    _ROWS,
+                ),
                 [
                     ("Devices", "n"),
                     ("Phase", "mono"),
@@ -214,8 +223,8 @@ def errors(snapshot: Snapshot) -> Plain:
                 "No device has failed since the server began.",
             )
         ],
-        lead=f"{formats.number(sum(group.count for group in groups))} devices with a task did not "
-        f"contribute, in {formats.number(len(groups))} ways."
+        lead=f"{formats.of(sum(group.count for group in groups), 'device')} with a task did not "
+        f"contribute, in {formats.of(len(groups), 'way')}."
         if groups
         else "",
     )
@@ -237,7 +246,11 @@ def events(snapshot: Snapshot, query: Mapping[str, str]) -> Plain:
         [
             Section(
                 "",
-                "The last of each kind, the latest first; none says which device it was.",
+                cut(
+                    "The last of each kind, the latest first; none says which device it was.",
+                    len(rows),
+                    _ROWS,
+                ),
                 [
                     ("Time", "nowrap"),
                     ("Event", ""),
@@ -264,6 +277,7 @@ def _chooser(
 
 def privacy(snapshot: Snapshot) -> Plain:
     """Return the page of results with noise, and what ledgers say of them."""
+    noise = _noise(snapshot)
     return Plain(
         "Privacy",
         [
@@ -285,7 +299,7 @@ def privacy(snapshot: Snapshot) -> Plain:
             ),
             Section(
                 "Results with noise",
-                "The latest first.",
+                cut("The latest first.", len(noise), _ROWS),
                 [
                     ("Task", "name"),
                     ("Population", "name"),
@@ -294,7 +308,7 @@ def privacy(snapshot: Snapshot) -> Plain:
                     ("Standard deviation", "n"),
                     ("Ended", "nowrap"),
                 ],
-                _noise(snapshot)[:_ROWS],
+                noise[:_ROWS],
                 "No result has noise.",
             ),
         ],

@@ -10,6 +10,7 @@ from typing import Any
 
 from fcp_core.admin.messages import Population, Task
 from fcp_core.plugins.config import Config
+from fcp_core.rounds.pacing import FILL_TIME
 from fcp_dashboard import formats, marks
 from fcp_dashboard.facts import STEP, STEPS, PopulationSeen, TaskSeen
 from fcp_dashboard.snapshot import Snapshot
@@ -236,6 +237,6 @@ def target_of(config: Config, population: str, missing: int) -> float | None:
         options = view.section("pacing.adaptive")
         if not options["enabled"]:
             return None
-        return float(options["target_rate"] or missing / options["fill_time"])
+        return float(options["target_rate"] or missing / FILL_TIME)
     except (KeyError, ValueError):
         return None  # the plugin that steers is not in use

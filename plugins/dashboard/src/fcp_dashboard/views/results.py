@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 from urllib.parse import quote
@@ -21,10 +22,11 @@ from fcp_core.tasks.tables import Table
 from fcp_dashboard import formats
 from fcp_dashboard.facts import TaskSeen
 from fcp_dashboard.snapshot import Snapshot
+from fcp_dashboard.views.overview import page_of
 from fcp_dashboard.views.tables import Cell, Plain, Section
 
-#: How many rows of a result, tensors of a checkpoint and rounds of a program are shown.
-ROWS, TENSORS, ROUNDS = 200, 200, 50
+#: How many rows of a result, tensors of a checkpoint, rounds of a program, and programs are shown.
+ROWS, TENSORS, ROUNDS, PROGRAMS = 200, 200, 50, 100
 #: How many lines a chart has.
 _LINES = 6
 
@@ -66,7 +68,7 @@ def _table(task: Task, table: Table) -> Section:
     more = f"; the first {ROWS} are shown" if total > ROWS else ""
     return Section(
         "Table",
-        f"{formats.number(total)} rows{more}.",
+        f"{formats.of(total, 'row')}{more}.",
         [(column.name, "long" if column.is_text else "n") for column in table.columns],
         rows,
         "It has no rows.",
@@ -99,7 +101,7 @@ def _tensors(data: bytes) -> Section:
         )
     return Section(
         "Tensors",
-        f"{formats.number(len(found))} tensors; it is no table.",
+        f"{formats.of(len(found), 'tensor')}; it is no table.",
         [
             ("Tensor", "mono long"),
             ("Type", ""),
@@ -129,14 +131,19 @@ def scalars(data: bytes) -> dict[str, float]:
     return found
 
 
-def programs(snapshot: Snapshot) -> Plain:
-    """Return the page of all names of tasks: what a program calls again and again is one."""
+def programs(snapshot: Snapshot, query: Mapping[str, str]) -> Plain:
+    """Return a page of the names of tasks: what a program calls again and again is one.
+
+    :param query: ``page``.
+    """
     groups: dict[tuple[str, str], list[Task]] = defaultdict(list)
     for task in snapshot.tasks:
         groups[task.population, task.name].append(task)
     rows: list[list[Cell]] = []
     latest = sorted(groups.items(), key=lambda item: -max(task.created for task in item[1]))
-    for (population, name), tasks in latest[:ROWS]:
+    pages = max(1, math.ceil(len(latest) / PROGRAMS))
+    number = min(page_of(query), pages)
+    for (population, name), tasks in latest[(number - 1) * PROGRAMS : number * PROGRAMS]:
         ended = [task for task in tasks if task.finished is not None]
         done = [task for task in ended if task.state == "completed"]
         times = [task.finished - task.created for task in done if task.finished is not None]
@@ -171,6 +178,14 @@ def programs(snapshot: Snapshot) -> Plain:
                 rows,
                 "No task was submitted yet.",
             )
+        ],
+        lead=f"Page {number} of {pages}, of {formats.number(len(latest))} names."
+        if pages > 1
+        else "",
+        crumbs=[
+            (label, f"programs?page={other}")
+            for label, other in (("Later ones", number - 1), ("Earlier ones", number + 1))
+            if 1 <= other <= pages
         ],
     )
 

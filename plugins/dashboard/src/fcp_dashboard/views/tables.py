@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from fcp_dashboard import formats
+
 #: Text; text and where it leads; or markup of ours, as bytes.
 Cell: TypeAlias = "str | tuple[str, str] | bytes"
 
@@ -48,3 +50,10 @@ class Plain:
     def values(self) -> dict[str, Any]:
         """Return what its template shows."""
         return dict(vars(self))
+
+
+def cut(caption: str, total: int, most: int) -> str:
+    """Return a table's caption, with how many of its rows are shown if that is not all of them."""
+    if total <= most:
+        return caption
+    return f"{caption} The first {most} of {formats.number(total)} are shown."

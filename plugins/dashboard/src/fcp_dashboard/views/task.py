@@ -44,7 +44,8 @@ def task_page(snapshot: Snapshot, task: Task) -> dict[str, Any]:
         "times": times(seen),
         "sample": len(seen.times),
         "course": marks.course(
-            seen.contributions, f"{sum(seen.contributions)} contributions in ten minutes"
+            seen.contributions,
+            f"{formats.of(sum(seen.contributions), 'contribution')} in ten minutes",
         )
         if any(seen.contributions)
         else "",
@@ -194,8 +195,8 @@ def facts(task: Task, seen: TaskSeen) -> list[tuple[str, str]]:
             "Deadline" if task.finished is None else "Ended",
             formats.day(task.finished or task.deadline),
         ),
-        ("Goal", f"{formats.number(task.goal_count)} contributions"),
-        ("Assigned", f"{formats.number(task.assigned)} devices"),
+        ("Goal", formats.of(task.goal_count, "contribution")),
+        ("Assigned", formats.of(task.assigned, "device")),
         ("Size of a contribution", f"{mean} on average"),
         ("Durability", task.durability or formats.DASH),
         ("Last contribution", formats.day(seen.last)),

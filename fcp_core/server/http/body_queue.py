@@ -15,7 +15,7 @@ PAUSE = 0.05
 LIVELY = 1.0
 
 
-class Turns:
+class BodyQueue:
     """Says which of the bodies that are received may begin, and which go on.
 
     :param limit: how many bytes there may be of all.

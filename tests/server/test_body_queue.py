@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from fcp_core.server.http import turns as module
+from fcp_core.server.http import body_queue as module
 from fcp_core.server.http.body import InFlight
+from fcp_core.server.http.body_queue import PART, OneATurn
 from fcp_core.server.http.calls import FOLDED
-from fcp_core.server.http.turns import PART, OneATurn
 from tests.server.calls import UPLOAD
 
 LIMIT = 10 * PART
@@ -33,7 +33,7 @@ async def line(room, *sizes):
         await room.wait(size, 1e6)
         begun.append(number)
         if size:
-            room.turns.goes_on(number, size)
+            room.queue.goes_on(number, size)
 
     tasks = [asyncio.create_task(wait(number, size)) for number, size in enumerate(sizes)]
     await turns()
@@ -43,10 +43,10 @@ async def line(room, *sizes):
 def test_a_body_begins_when_there_is_room_for_what_the_others_lack():
     async def main():
         room = InFlight(LIMIT)
-        assert room.turns.goes_on("first", 6 * PART)
+        assert room.queue.goes_on("first", 6 * PART)
         _, begun = await line(room, 4 * PART, PART, 5 * PART)
         assert begun == [0]  # the second would fill it, too: it is over the limit by that part
-        room.turns.goes_on("first", 0)
+        room.queue.goes_on("first", 0)
         await turns()
         assert begun == [0, 1, 2]
 
@@ -63,7 +63,7 @@ def test_what_is_released_is_told_to_the_next_in_line():
         room.look()
         await turns()
         assert begun == [0, 1]  # each told the next one
-        room.turns.goes_on(0, 0)
+        room.queue.goes_on(0, 0)
         await turns()
         assert begun == [0, 1, 2]
 
@@ -77,19 +77,19 @@ def test_a_body_that_has_begun_is_told_that_there_is_room():
         asked = []
 
         async def receive(name, missing):
-            while not room.turns.goes_on(name, missing):
-                await room.turns.pause(name)
+            while not room.queue.goes_on(name, missing):
+                await room.queue.pause(name)
             asked.append(name)
 
-        assert room.turns.goes_on("least", PART)
+        assert room.queue.goes_on("least", PART)
         reading = [asyncio.create_task(receive(n, n * PART)) for n in (4, 2, 3)]
         await turns()
         assert asked == []
-        room.turns.goes_on("least", 0)
+        room.queue.goes_on("least", 0)
         room.give_back(5 * PART)
         await asyncio.gather(*reading)
         assert asked == [2, 3, 4]  # who lacks least is first
-        assert not room.turns.paused
+        assert not room.queue.paused
 
     asyncio.run(main())
 
@@ -97,7 +97,7 @@ def test_a_body_that_has_begun_is_told_that_there_is_room():
 def test_one_that_sends_nothing_is_not_waited_for(monkeypatch):
     async def main():
         room = InFlight(LIMIT)
-        assert room.turns.goes_on("stalls", LIMIT - PART)
+        assert room.queue.goes_on("stalls", LIMIT - PART)
         _, begun = await line(room, 5 * PART)
         assert begun == []
         monkeypatch.setattr(module, "LIVELY", 0.0)

@@ -15,7 +15,7 @@ logger = logging.getLogger("fcp.server")
 EVERY, KINDS = 60.0, 1000
 
 
-class Seldom:
+class ThrottledLog:
     """The reasons for which devices are turned away, each said seldom.
 
     :param clock: tells the time in seconds.

@@ -6,18 +6,18 @@ import pytest
 
 from fcp_core.plugins.manager import Plugins
 from fcp_core.server import Server, ServerThread
-from fcp_core.server.seldom import EVERY, KINDS, Seldom
+from fcp_core.server.throttled_log import EVERY, KINDS, ThrottledLog
 
 
 def test_a_reason_is_said_at_once_and_then_once_a_minute(caplog):
     now = [1000.0]
-    seldom = Seldom(lambda: now[0])
+    log = ThrottledLog(lambda: now[0])
     for _ in range(5):
-        seldom.warn("full", "there is no room\nfor more")
-        seldom.warn("rate", "too often")
+        log.warn("full", "there is no room\nfor more")
+        log.warn("rate", "too often")
     assert len(caplog.messages) == 2
     now[0] += EVERY
-    seldom.warn("full", "there is no room")
+    log.warn("full", "there is no room")
     assert caplog.messages[0].startswith("a device is turned away: there is no room")
     assert "\n" not in caplog.messages[0]
     assert caplog.messages[2] == (
@@ -26,10 +26,10 @@ def test_a_reason_is_said_at_once_and_then_once_a_minute(caplog):
 
 
 def test_reasons_take_a_bounded_room():
-    seldom = Seldom(lambda: 0.0)
+    log = ThrottledLog(lambda: 0.0)
     for number in range(3 * KINDS):
-        seldom.warn(str(number), "x")
-    assert len(seldom._kinds) <= KINDS
+        log.warn(str(number), "x")
+    assert len(log._kinds) <= KINDS
 
 
 def test_a_population_that_is_none_is_named(tmp_path, make_device, caplog):

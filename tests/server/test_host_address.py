@@ -14,7 +14,7 @@ from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longru
 from fcp_core.protocol.protos import task_assignments_pb2 as tasks_pb2
 from fcp_core.server import Server, ServerThread
 from fcp_core.server import server as module
-from fcp_core.server.reached import HOST, Reached
+from fcp_core.server.host_address import HOST, HostAddress
 
 WAIT = 30.0
 
@@ -108,7 +108,7 @@ def test_a_round_over_relative_prefixes(thread, make_device, sum_task):
 def test_the_address_that_a_call_names(host, proto, secure, calls, downloads):
     token = HOST.set((host, proto))
     try:
-        reached = Reached(7, secure=secure)
+        reached = HostAddress(7, secure=secure)
         assert (reached.base_url(), reached.data_url()) == (calls, downloads)
     finally:
         HOST.reset(token)

@@ -25,14 +25,16 @@ CONNECT_TIME = 2.0
 KEPT = 64
 
 
-class Exchange(HTTPMessageDelegate):
+class MemberCall(HTTPMessageDelegate):
     """One call to another member; its answer is read as it comes.
 
     :param reused: whether its connection was used before, and may be one that is closed.
     """
 
-    def __init__(self, peers: Peers, url: str, stream: IOStream, *, reused: bool) -> None:
-        self._peers = peers
+    def __init__(
+        self, connections: MemberConnections, url: str, stream: IOStream, *, reused: bool
+    ) -> None:
+        self._connections = connections
         self._url = url
         self._stream = stream
         self.reused = reused
@@ -134,7 +136,7 @@ class Exchange(HTTPMessageDelegate):
             if closes or not self._whole:
                 stream.close()
             else:
-                self._peers.keep(self._url, stream)
+                self._connections.keep(self._url, stream)
         else:
             self._stream.close()
         self._fail()
@@ -146,7 +148,7 @@ class Exchange(HTTPMessageDelegate):
                 future.exception()  # nobody may ask
 
 
-class Peers:
+class MemberConnections:
     """The connections to the other members.
 
     :param tls: for those that speak HTTPS.
@@ -157,7 +159,7 @@ class Peers:
         self._client = TCPClient()
         self._kept: defaultdict[str, list[IOStream]] = defaultdict(list)
 
-    async def open(self, url: str) -> Exchange:
+    async def open(self, url: str) -> MemberCall:
         """Begin a call to a member.
 
         :param url: where it is called.
@@ -168,8 +170,8 @@ class Peers:
             stream = kept.pop()
             if not stream.closed():
                 stream.set_close_callback(None)
-                return Exchange(self, url, stream, reused=True)
-        return Exchange(self, url, await self.connect(url), reused=False)
+                return MemberCall(self, url, stream, reused=True)
+        return MemberCall(self, url, await self.connect(url), reused=False)
 
     async def connect(self, url: str) -> IOStream:
         """Connect to a member.

@@ -18,7 +18,7 @@ HOST: ContextVar[tuple[str, str]] = ContextVar("fcp_host", default=("", ""))
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
 
 
-class Reached:
+class HostAddress:
     """Says where the device of the call in progress reaches the server.
 
     :param port: what it listens on, for a call that does not say.
