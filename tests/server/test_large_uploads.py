@@ -109,6 +109,7 @@ def test_every_way_out_of_an_upload_ends_its_turn(make_front, http, monkeypatch)
     assert held.coming == 0
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_large_body_goes_to_the_one_that_waits():
     async def main(awaited):
         buffers = Buffers(8 * GRAIN, awaited=lambda: awaited)
