@@ -240,8 +240,7 @@ class Tasks:
                 if self._populations.open_ended:
                     self._populations.add(record.population)
                 continue
-            # One large thing at a time: the aggregate, and when that is in place the model.
-            stored = await self._store.shards(record.task_id)
+            stored = await self._store.shards(record.task_id)  # The model comes after it is gone.
             try:
                 choices, now = self.factory.choose(spec), self._clock.now()
                 parts = self.factory.parts(record, spec, choices, now, stored)
@@ -254,9 +253,8 @@ class Tasks:
             del stored
             await parts.release.restored()
             self._populations.add(record.population)
-            published = await self.factory.publish(
-                record, await self._store.whole(record), choices.settings
-            )
+            whole = self._store.whole(record)
+            published = await self.factory.publish(record, await whole, choices.settings)
             self._open(record, spec, choices, parts, published)
 
     async def stop(self) -> None:
