@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import importlib.metadata
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,7 @@ from hypothesis import settings
 # How long an example takes says something of the machine and nothing of the code. Examples are
 # drawn afresh each time, and one that fails says how to draw it again.
 settings.register_profile("fcp", deadline=None, derandomize=False, print_blob=True)
-settings.register_profile("quick", settings.get_profile("fcp"), max_examples=15)
+settings.register_profile("quick", settings.get_profile("fcp"), max_examples=8)
 settings.register_profile("thorough", settings.get_profile("fcp"), max_examples=1000)
 settings.load_profile("fcp")
 
@@ -29,12 +33,14 @@ pytest_plugins = ["fcp_postgres.testing"]
 #: What starts a database or a cluster of processes: by folder, and by what a test asks for.
 _SLOW_FOLDERS = {"storage_postgres", "engine_dask", "members", "processes"}
 _SLOW_FIXTURES = {"fcp_postgres_server", "dask_cluster"}
+#: Laws of the kits that start several processes.
+_SLOW_LAWS = ("test_what_was_read_holds", "test_survives_a_kill")
 
 
 #: Of the examples that a test asks for, the quick part tries one in so many, but these at least.
-_ONE_IN, _AT_LEAST = 8, 5
-#: And of each law of a kit no more than these.
-_OF_A_KIT = 3
+_ONE_IN, _AT_LEAST = 8, 3
+#: And of each law of a kit no more than these: the smallest there is, and one by chance.
+_OF_A_KIT = 2
 #: ``--hypothesis-profile=thorough`` tries so many times as many.
 _TIMES = 10
 
@@ -59,6 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             parts = item.path.relative_to(config.rootpath).parts
             in_slow_folders[item.path] = not _SLOW_FOLDERS.isdisjoint(parts)
         starts = not _SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        starts = starts or item.name.startswith(_SLOW_LAWS)
         if starts or in_slow_folders[item.path] or item.get_closest_marker("tff"):
             item.add_marker(pytest.mark.slow)
     profile = settings.get_current_profile_name()
@@ -69,6 +76,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 tested.max_examples = _OF_A_KIT
         for tested in {getattr(item, "function", None) for item in items}:
             _scale(tested, "_hypothesis_internal_use_settings", profile)
+
+
+def pytest_collection_finish() -> None:
+    """Have no collection of garbage look again at all that the tests imported: that stays."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_is_installed_is_looked_up_once() -> Iterator[None]:
+    """Read but once for a path what distributions announce: thousands of tests load the plugins."""
+    found = importlib.metadata.entry_points
+
+    @functools.cache
+    def on_path(path: tuple[str, ...], **wanted: str) -> importlib.metadata.EntryPoints:
+        return found(**wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            importlib.metadata,
+            "entry_points",
+            lambda **wanted: on_path(tuple(sys.path), **wanted),
+        )
+        yield
 
 
 def _scale(tested: object, where: str, profile: str) -> None:

@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     AggregatorConformance.max_examples = Conformance.max_examples = 8
     quick = config.getoption("markexpr") == "not slow"
-    fewer = settings(StorageConformance.settings, max_examples=10 if quick else 20)
+    fewer = settings(StorageConformance.settings, max_examples=3 if quick else 20)
     StorageConformance.settings = fewer  # type: ignore[misc]
 
 

@@ -115,51 +115,17 @@ class Choices:
     def __init__(self, config: Config, offered: Offered) -> None:
         self.config = config
         self.offered = offered
-
-    @property
-    def aggregators(self) -> dict[str, AggregatorFactory]:
-        """The aggregators by name."""
-        return self.offered.aggregators
-
-    @property
-    def protocols(self) -> dict[str, AggregationProtocolFactory]:
-        """The aggregation protocols by name."""
-        return self.offered.protocols
-
-    @property
-    def selection_policies(self) -> dict[str, SelectionPolicyFactory]:
-        """The selection policies by name."""
-        return self.offered.selection_policies
-
-    @property
-    def eligibility_policies(self) -> dict[str, EligibilityPolicyFactory]:
-        """The eligibility policies by name."""
-        return self.offered.eligibility_policies
-
-    @property
-    def storages(self) -> dict[str, StorageFactory]:
-        """The storages by name."""
-        return self.offered.storages
-
-    @property
-    def engines(self) -> dict[str, EngineFactory]:
-        """The engines by name."""
-        return self.offered.engines
-
-    @property
-    def pages(self) -> dict[str, PagesFactory]:
-        """The pages by name."""
-        return self.offered.pages
+        #: What is offered, by name.
+        self.aggregators, self.protocols = offered.aggregators, offered.protocols
+        self.selection_policies = offered.selection_policies
+        self.eligibility_policies = offered.eligibility_policies
+        self.storages, self.engines = offered.storages, offered.engines
+        self.pages, self.commands = offered.pages, offered.commands
 
     @property
     def ledgers(self) -> tuple[Ledger, ...]:
         """The ledgers: all that there are."""
         return tuple(self.offered.ledgers.values())
-
-    @property
-    def commands(self) -> dict[str, click.Command]:
-        """The commands by name."""
-        return self.offered.commands
 
     @property
     def selection(self) -> str:

@@ -50,16 +50,18 @@ def installed_sources(
                 f"no plugin is installed, not even the built-in ones: install {DISTRIBUTION} with "
                 f"pip, since a source tree alone announces nothing."
             )
-    found = []
+    found, metadata = [], {}
     for entry in sorted(entry_points, key=lambda entry: (entry.name, entry.value)):
         dist = entry.dist
+        if dist is not None and dist not in metadata:  # which is parsed whenever it is asked for
+            metadata[dist] = dist.metadata
         found.append(
             PluginSource(
                 name=entry.name,
                 load=entry.load,
                 found=f"the entry point {entry.value}",
-                distribution=dist.metadata["Name"] if dist else None,
-                version=dist.version if dist else None,
+                distribution=metadata[dist]["Name"] if dist else None,
+                version=metadata[dist]["Version"] if dist else None,
                 target=entry.value,
             )
         )

@@ -1,15 +1,14 @@
-"""The core's own options: what may stand in ``[fcp]``."""
+"""The core's own options: ``[fcp]``, and ``[fcp:server]`` and ``[fcp:admin]`` of ``fcp serve``."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, OptionRegistry
 from fcp_core.plugins.files import SCOPES
-from fcp_core.plugins.http_options import add_http_options
-from fcp_core.plugins.server_options import add_server_options
 
 
 def add_core_options(options: OptionRegistry) -> None:
@@ -20,8 +19,8 @@ def add_core_options(options: OptionRegistry) -> None:
     _add_check_in_options(add)
     _add_task_options(add)
     _add_key_options(options)
-    add_http_options(options)
-    add_server_options(options)
+    _add_http_options(add)
+    _add_server_options(options)
 
 
 def _add_plugin_options(add: Callable[..., None]) -> None:
@@ -125,6 +124,97 @@ def _add_key_options(options: OptionRegistry) -> None:
         "contributions is stored, encrypted with the first and read with any"
     )
     options.add("", "kept_keys_file", "path", None, text)
+
+
+def _add_http_options(add: Callable[..., None]) -> None:
+    _add_limits(add)
+    _add_resources(add)
+    add("metrics", "bool", "false", "serve /metrics for Prometheus")
+    add("metrics_address", "str", None, "host:port where /metrics is, instead of with the devices")
+    add("log_format", "choice", "text", "how the log is written", choices=("text", "json"))
+
+
+def _add_limits(add: Callable[..., None]) -> None:
+    for name, type, default, text, minimum in (
+        ("max_body", "bytes", "1GiB", "the largest request body, as it is sent", 1),
+        ("max_decompressed", "bytes", "1GiB", "the largest request body after decompression", 1),
+        ("max_call", "bytes", "1MiB", "the largest call of the protocol; many are smaller", 1),
+        ("max_in_flight", "bytes", "2GiB", "the sum of all uploads held at a time", 1),
+        (
+            "idle_timeout",
+            "duration",
+            "1m",
+            "how long a request's header, or a call, may take",
+            1e-3,
+        ),
+        ("body_timeout", "duration", "10m", "how long an upload or a download may take", 1e-3),
+        ("max_connections", "int", 10_000, "connections at a time; the next is closed at once", 1),
+        (
+            "max_connections_per_address",
+            "int",
+            1_000,
+            "those of one address or IPv6 /64; 0: any number; this machine has no such limit",
+            0,
+        ),
+        ("max_sessions", "int", 500_000, "device sessions that are kept at a time", 1),
+    ):
+        add(name, type, default, text, minimum=minimum)
+    text = (
+        "how long the server takes connections once it stops, with /readyz at 503, so that a load "
+        "balancer notices; at most drain_timeout"
+    )
+    add("drain_notice", "duration", 0, text, minimum=0)
+    add("drain_timeout", "duration", "10s", "how long requests may go on once the server stops")
+    each = "requests a second from one"
+    text = f"{each} address, or one IPv6 /64; 0: no limit"
+    add("rate_per_address", "float", "0", text, minimum=0)
+    add("rate_per_key", "float", "0", f"{each} API key; 0: no limit", minimum=0)
+    text = "PEM certificates that sign those of devices, and their revocation lists: mutual TLS"
+    add("client_ca", "path", None, text)
+    text = "whether a device must have a certificate of client_ca"
+    add("client_certificates", "choice", "required", text, choices=("required", "optional"))
+    text = "a PEM certificate that this member shows the others of its server: TLS between them"
+    add("member_certfile", "path", None, text)
+    add("member_keyfile", "path", None, "the key of member_certfile, if in a file of its own")
+    add("member_ca", "path", None, "PEM certificates that sign those of members, and no others")
+
+
+def _add_resources(add: Callable[..., None]) -> None:
+    add("download_prefix", "str", None, "what stands in front of data/, if not the server: a CDN")
+    text = "plans and checkpoints of fewer bytes lie in the assignment; 0: none does"
+    add("inline_resources_below", "bytes", "0B", text, minimum=0, scopes=SCOPES)
+    text = "where plans, checkpoints and slices of federated select are served from"
+    choices = ("memory", "storage")
+    add("resources_from", "choice", "memory", text, choices=choices, scopes=SCOPES)
+
+
+def _add_server_options(options: OptionRegistry) -> None:
+    """Declare the options of ``[fcp:server]`` and ``[fcp:admin]``."""
+
+    def server(name: str, type: str, default: Any, help: str, minimum: float | None = None) -> None:
+        options.add("server", name, type, default, help, minimum=minimum)
+
+    server("host", "str", "localhost", "what 'fcp serve' listens on; '*' is every interface")
+    server("port", "int", 8080, "its port; 0 takes a free one", 0)
+    server("processes", "int", 1, "processes that serve as one", 1)
+    server("populations", "list", (), "the only populations; none: those that tasks are for")
+    server("certfile", "path", None, "a PEM certificate; with one it speaks HTTPS only")
+    server("keyfile", "path", None, "the certificate's key, if that is in a file of its own")
+    text = "host:port where other members reach it, on a private network; of a shared storage only"
+    server("member_address", "str", None, text)
+    server("external_url", "str", None, "where devices reach it, if not where it listens")
+
+    def admin(name: str, type: str, default: Any, help: str, secret: bool = False) -> None:
+        options.add("admin", name, type, default, help, secret=secret)
+
+    admin("token_file", "path", None, "a file with the token that the admin API asks for")
+    admin("token", "str", None, "that token itself; better from the environment", secret=True)
+    names = "common names of client certificates that open the admin API as the token does"
+    admin("certificate_names", "list", (), names)
+    admin("url", "str", "http://localhost:8080/", "the server that 'fcp tasks' talks to")
+    admin("ca_file", "path", None, "PEM certificates to trust instead of the system's")
+    admin("client_certfile", "path", None, "a PEM certificate that 'fcp tasks' shows")
+    admin("client_keyfile", "path", None, "its key, if that is in a file of its own")
 
 
 def check_core_options(config: Config) -> None:

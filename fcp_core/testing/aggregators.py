@@ -360,7 +360,7 @@ class AggregatorConformance(NoiseLaws):
         """Unless the factory says that it needs all inputs, it keeps none of them."""
 
         def law(contribution: Contribution) -> None:
-            few, many = self.fold([contribution] * 2), self.fold([contribution] * 200)
+            few, many = self.fold([contribution] * 2), self.fold([contribution] * 80)
             assert len(many.dump()) <= len(few.dump()) + _STATE_GROWTH
 
         self._check(law, self.contributions())

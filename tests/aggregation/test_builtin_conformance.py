@@ -48,10 +48,12 @@ class TestSumOfFloat(SumLaws):
     intrinsic = elementwise("federated_sum")
 
 
+@pytest.mark.slow
 class TestSumOfDoubleScalars(SumLaws):
     intrinsic = elementwise("federated_sum", DataType.DOUBLE, ())
 
 
+@pytest.mark.slow
 class TestSumOfInt32(SumLaws):
     intrinsic = elementwise("federated_sum", DataType.INT32)
 
@@ -130,6 +132,7 @@ class TestWeightedMean(WeightedMeanLaws):
     intrinsic = weighted()
 
 
+@pytest.mark.slow
 class TestWeightedMeanOfDoubleByFloatVector(WeightedMeanLaws):
     intrinsic = weighted(DataType.DOUBLE, DataType.FLOAT, (1,))
 
@@ -313,6 +316,7 @@ class TestGroupByComposite(GroupByLaws):
         return st.integers(0, 5).flatmap(rows)
 
 
+@pytest.mark.slow
 class TestGroupByAtLeastThreeDevices(TestGroupByComposite):
     minimum = 3
     intrinsic = Intrinsic(
@@ -348,6 +352,7 @@ class TestGroupByWithoutKeys(GroupByLaws):
     )
 
 
+@pytest.mark.slow
 class TestGroupByWithoutSums(GroupByLaws):
     intrinsic = Intrinsic(
         "fedsql_group_by",

@@ -160,6 +160,7 @@ def test_options_that_make_no_sense():
             LOCAL.make(FACTORIES, options)
 
 
+@pytest.mark.slow
 def test_folds_in_other_processes_give_the_same_result():
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:

@@ -70,6 +70,7 @@ def rows(output):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines()]
 
 
+@pytest.mark.slow
 def test_goals_that_are_not_met_are_no_error_and_broken_benchmarks_are(report, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Ours\n<!-- goals: begin -->STALE<!-- goals: end -->\nmore\n")
@@ -97,6 +98,7 @@ def test_goals_that_are_not_met_are_no_error_and_broken_benchmarks_are(report, t
     assert "RuntimeError: no" in broken.stderr
 
 
+@pytest.mark.slow
 def test_what_is_measured_anew_takes_the_place_of_its_own_rows(report, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- goals: begin --><!-- goals: end -->\n")

@@ -78,6 +78,7 @@ def test_devices_answer_as_with_sqlite(engine, launches, sql):
         assert rows(engine, part.sql) == rows(other, part.sql)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "duckdb"])
 def test_nan_is_null_and_letters_and_products_are_those_of_sqlite(tmp_path, suffix):
     """A file with zeros of both signs: DuckDB's optimizer thinks that it has no NaN."""
@@ -101,6 +102,7 @@ def test_nan_is_null_and_letters_and_products_are_those_of_sqlite(tmp_path, suff
             assert rows(ours, part.sql) == rows(other, part.sql)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [
@@ -199,6 +201,7 @@ def test_duckdb_itself_is_closed_behind_the_list(engine, launches, monkeypatch, 
     assert (secret.read_text(), launches.read_bytes()) == ("a,b\n1,2\n", before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "sql", "code"),
     [

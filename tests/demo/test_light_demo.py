@@ -29,6 +29,7 @@ def test_a_hand_writes_the_same_again_and_another_one_otherwise():
     assert COLLECTION_URI.startswith("app:/")
 
 
+@pytest.mark.slow
 def test_digits_can_be_told_apart_and_are_not_all_the_same():
     """The network learns most of what other hands wrote, and not all in one pass."""
     many = np.concatenate([write(hand, 0, 60) for hand in range(20)])

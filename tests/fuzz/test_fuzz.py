@@ -197,6 +197,7 @@ def test_bombs_are_refused_or_small(live, caplog):
     assert [r.message for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.slow
 def test_the_command_runs_from_anywhere(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--help"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -3,7 +3,14 @@
 import ast
 import graphlib
 
-from tests.layout.test_layout import PLAIN, ROOT, imports_of, modules_of, package_folders, parsed
+from tests.layout.test_layout import (
+    PLAIN,
+    ROOT,
+    imports_of,
+    modules_of,
+    package_folders,
+    statements,
+)
 
 
 def all_modules():
@@ -40,9 +47,9 @@ ALLOWED = ("inflater.on_piece",)
 NOT_OURS = {"function", "obj", "optionxform", "read_until_regex", "text_factory"}
 
 
-def callables_set_from_outside(tree, callables):
+def callables_set_from_outside(path, callables):
     """Yield where something sets a callable attribute of another object."""
-    for node in ast.walk(tree):
+    for node in statements(path):
         if not isinstance(node, ast.Assign):
             continue
         for target in node.targets:
@@ -59,18 +66,18 @@ def callables_set_from_outside(tree, callables):
 
 def test_what_an_object_calls_is_given_to_it_when_it_is_made():
     """Or by a method that says so: whoever sets it later closes a circle of objects."""
-    trees = {name: parsed(path) for name, path in all_modules().items()}
+    modules = all_modules()
     callables = {
         node.target.attr
-        for tree in trees.values()
-        for node in ast.walk(tree)
+        for path in modules.values()
+        for node in statements(path)
         if isinstance(node, ast.AnnAssign)
         and isinstance(node.target, ast.Attribute)
         and "Callable[" in ast.unparse(node.annotation)
     }
     found = {
         f"{name}:{where}"
-        for name, tree in trees.items()
-        for where in callables_set_from_outside(tree, callables)
+        for name, path in modules.items()
+        for where in callables_set_from_outside(path, callables)
     }
     assert {each for each in found if not each.endswith(ALLOWED)} == set()

@@ -72,6 +72,7 @@ def test_without_further_plugins_not_even_numpy_is_loaded():
     assert (HEAVY | {"numpy", "google.protobuf", "msgspec", "rich"}) & set(modules) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["serve", "tasks", "plugins", "client", "demo", "bench"])
 def test_the_help_of_a_command_loads_nothing_heavy(installed, command):
     status, shown, modules = fcp(installed, command, "--help")

@@ -123,6 +123,7 @@ def test_a_diurnal_population_comes_at_the_target_rate_before_and_after_an_outag
     assert run.size[-1] == pytest.approx(50_000, rel=0.15)
 
 
+@pytest.mark.slow
 def test_without_steering_the_herd_comes_back(simulation, monkeypatch):
     """The bounds above can be missed: a fixed window fails them."""
     monkeypatch.setattr(

@@ -240,6 +240,7 @@ def test_a_mistake_is_told_with_its_place(configured, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_config_show_has_them(tmp_path):
     (tmp_path / "setup.cfg").write_text(TWO)
     script = Path(sys.executable).with_name("fcp")

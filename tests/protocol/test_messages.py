@@ -260,6 +260,7 @@ assert plan_pb2.Plan.FromString(plan_pb2.Plan(version=1).SerializeToString()).ve
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.slow
 def test_the_protocol_room_imports_nothing_heavy() -> None:
     script = """
 import importlib, pkgutil, sys

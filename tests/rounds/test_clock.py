@@ -34,6 +34,7 @@ def test_a_step_of_the_date_moves_no_deadline(step):
     assert len(called) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [60.0, -60.0])
 def test_the_date_becomes_right_and_time_never_goes_back(step):
     machine = Machine()

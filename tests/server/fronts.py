@@ -14,6 +14,7 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import Signal
 from fcp_core.server.http.frontend import Frontend
 from fcp_core.server.http.listeners import bind
+from fcp_core.server.services.common import Wanted
 from fcp_core.server.services.published import Download
 
 WAIT = 30.0  # how long anything may take before the test fails
@@ -87,6 +88,7 @@ class Media:
         self.freed = Signal()
         self.names = {"known/upload"}
         self.begun: set[str] = set()
+        self.wanted = Wanted.FOR_MEMORY
         self.files: dict[str, Download] = {}
         self.received: dict[str, bytes] = {}
         self.abandoned = threading.Semaphore(0)
@@ -99,7 +101,7 @@ class Media:
             raise StatusError(Code.UNAUTHENTICATED, f"no such upload: {name}")
         self.begun.add(name)
         self.started.release()
-        return True
+        return self.wanted
 
     async def finish_upload(self, name, body, sender=None):
         self.names.remove(name)

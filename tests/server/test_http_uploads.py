@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
 import threading
 
 import pytest
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http import inflate
 from tests.server.calls import UPLOAD, upload
 
 
@@ -168,3 +170,21 @@ def test_an_error_at_the_end_of_an_upload_is_answered(make_front, http, services
     reply = front.ask(upload(http, b"x"))
     assert (reply.status, reply.error) == (409, (Code.ABORTED, "the round is over"))
     assert not media.abandoned.acquire(blocking=False)
+
+
+def test_no_more_bodies_are_decompressed_at_once_than_there_are_processors(
+    make_front, http, services, monkeypatch
+):
+    threads, step = set(), inflate.Inflater.step
+
+    def watched(self, room, output):
+        threads.add(threading.current_thread().name)
+        return step(self, room, output)
+
+    monkeypatch.setattr(inflate.Inflater, "step", watched)
+    front = make_front(services)
+    body = gzip.compress(random.Random(0).randbytes(200_000), 1)
+    assert front.ask(upload(http, body, Content_Encoding="gzip")).status == 200
+    assert threads
+    assert all(name.startswith("fcp-inflate") for name in threads)
+    assert front.frontend._context.inflating._max_workers == os.cpu_count()

@@ -139,6 +139,7 @@ def test_a_bad_large_gzip_body_is_refused_and_the_connection_goes_on(
     assert front.frontend.in_flight == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [2, 16, 128])
 def test_a_large_gzip_body_may_unpack_to_much_more(make_front, http, services, values):
     """Its size is known at the end only: the memory grows with it."""

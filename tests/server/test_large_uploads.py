@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 
 import pytest
 
 from fcp_core.server.http import calls, large_uploads
 from fcp_core.server.http.buffers import GRAIN, Buffers
 from fcp_core.server.http.large_uploads import LargeUploads
+from fcp_core.server.services.common import Wanted
 from fcp_core.server.services.task_parts import LARGE
 
 UPLOAD = "/upload/v1/media/known%2Fupload?upload_protocol=raw"
@@ -92,10 +94,22 @@ def test_every_way_out_of_an_upload_ends_its_turn(make_front, http, monkeypatch)
         assert held.coming == 1
     assert media.abandoned.acquire(timeout=http.WAIT)
     assert held.coming == 0
+    services.media.wanted |= Wanted.LARGE
+    for small, taken in ({"Content_Encoding": "gzip"}, 1), ({}, 0):
+        with front.connect() as connection:  # which breaks too
+            connection.send(http.head(UPLOAD, Content_Length=500, **small), bytes(10))
+            assert media.started.acquire(timeout=http.WAIT)
+            (request,) = front.frontend._context.busy
+            while request.body is None and request.small is None:
+                time.sleep(0.001)
+            assert held.coming == taken, "how large it becomes is not announced"
+        assert media.abandoned.acquire(timeout=http.WAIT)
+        assert held.coming == 0
     assert front.ask(http.head(UPLOAD, Content_Length=2000) + bytes(2000)).status == 200
     assert held.coming == 0
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_large_body_goes_to_the_one_that_waits():
     async def main(awaited):
         buffers = Buffers(8 * GRAIN, awaited=lambda: awaited)

@@ -91,6 +91,7 @@ def test_what_a_device_wrote_cannot_pass_for_a_line_of_the_log(log, format):
         assert NASTY[:60] in second["exception"]
 
 
+@pytest.mark.slow
 def test_fcp_serve_logs_as_it_is_configured(tmp_path):
     command = [sys.executable, "-m", "fcp_core", "-s", "log_format=json", "serve", "--port", "0"]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("FCP_")}

@@ -158,6 +158,7 @@ def test_what_comes_while_a_step_is_made_belongs_to_it(unpacker):
     assert len(begun) == 6
 
 
+@pytest.mark.slow
 def test_a_body_that_comes_faster_than_it_is_unpacked_waits():
     """What is not unpacked yet is bounded, and all of it arrives."""
     body = np.random.default_rng(3).bytes(3 * AHEAD)

@@ -7,6 +7,8 @@ import gzip
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from fcp_core.protocol.status import Code
 from fcp_core.server.http.body_queue import PART
 from tests.server.calls import UPLOAD, upload
@@ -142,6 +144,7 @@ def test_uploads_in_parallel_are_not_mixed_up(make_front, http, services, media)
     assert media.received == bodies
 
 
+@pytest.mark.slow
 def test_decompression_does_not_hold_up_other_requests(make_front, http, services, media):
     """The event loop turns between the steps of a body that unpacks to much more."""
     front = make_front(services)

@@ -54,7 +54,7 @@ def keys_file(folder, *keys):
 
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_contribution_lies_in_a_file_only_if_its_sum_is_stored_as_it_is(
-    kit, sqlite, tmp_path, median, sealed
+    kit, sqlite, tmp_path, median, monkeypatch, sealed
 ):
     """What devices contribute is in no file of the server's else, not even for a while."""
     keys = {"kept_keys_file": keys_file(tmp_path, "0a" * 32)} if sealed else {}
@@ -72,6 +72,10 @@ def test_a_contribution_lies_in_a_file_only_if_its_sum_is_stored_as_it_is(
         async with sqlite(**keys) as world:
             assert await wanted(world, "contribution") is Wanted.FOR_STORAGE
             assert await wanted(world, "round", durability="round") is Wanted.FOR_MEMORY
+            monkeypatch.setattr("fcp_core.server.services.task_runner.LARGE", 1)
+            large = Wanted.FOR_STORAGE | Wanted.LARGE
+            assert await wanted(world, "contribution") == large
+            monkeypatch.undo()
             kept = "contribution" if sealed else "round"
             assert await wanted(world, kept, **median) is Wanted.FOR_MEMORY
 

@@ -37,6 +37,7 @@ def test_a_second_server_is_refused_and_the_first_completes_its_task(kit, tmp_pa
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_process_that_was_killed_is_free_at_once(tmp_path):
     path = tmp_path / "fcp.sqlite"
     code = """

@@ -70,6 +70,7 @@ def test_the_same_seed_gives_the_same_run():
     assert facts(other) != first[0]
 
 
+@pytest.mark.slow
 def test_nothing_is_lost():
     """Assigned devices contributed, were dropped, or are at work; every check-in has an outcome."""
     for report in simulate(*POLICIES, scenario=SMALL, seed=1):
@@ -109,7 +110,15 @@ SCENARIOS = {
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-@pytest.mark.parametrize("policy", ["fifo", "uniform:window=40s", "cohort:window=2m", "fair_share"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "fifo",
+        "uniform:window=40s",
+        pytest.param("cohort:window=2m", marks=pytest.mark.slow),
+        pytest.param("fair_share", marks=pytest.mark.slow),
+    ],
+)
 def test_it_is_as_if_done_event_by_event(name, policy):
     scenario = dataclasses.replace(SCENARIOS[name], step=0.001, start=0.0)
     (report,) = simulate(policy, scenario=scenario, seed=5)

@@ -83,6 +83,7 @@ def test_a_record_in_parts_comes_back(data, size):
             decode_parts(BlobRecord, iter(parts[:-1]), len(stored))
 
 
+@pytest.mark.slow
 def test_what_is_put_together_lies_in_memory_once():
     parts = [bytes([number]) * (1 << 18) for number in range(4)]
     stored = b"".join(encode_pieces(BlobRecord("a/result", "a", b""), parts))
@@ -96,6 +97,7 @@ def test_what_is_put_together_lies_in_memory_once():
     assert record.data == b"".join(parts)
 
 
+@pytest.mark.slow
 def test_an_error_holds_nothing_of_what_was_read_to(monkeypatch):
     """Its frames would, and the collector complains of a buffer that it ends before its views."""
     complaints = []

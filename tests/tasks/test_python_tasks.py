@@ -262,6 +262,7 @@ def test_the_example_learns():
     assert "6 rounds in" in run.stdout
 
 
+@pytest.mark.slow
 def test_one_task_is_aggregated_in_four_ways():
     """The script compares with what the devices know, and says so."""
     pytest.importorskip("cryptography")

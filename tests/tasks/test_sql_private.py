@@ -113,6 +113,7 @@ def test_groups_are_chosen_by_their_devices(ask):
     assert [row[0] for row in rows_of(table)] == ["mail", "maps"]
 
 
+@pytest.mark.slow
 def test_quantiles_are_read_from_buckets_with_noise(ask):
     table, _ = ask(
         "SELECT app, APPROX_QUANTILE(seconds, 0.4), APPROX_QUANTILE(seconds, 0.9) FROM launches"
@@ -125,6 +126,7 @@ def test_quantiles_are_read_from_buckets_with_noise(ask):
     assert maps_found == pytest.approx([1.5, 2.5], rel=0.11)
 
 
+@pytest.mark.slow
 def test_the_ends_are_of_what_enough_devices_have(ask):
     """The app that one device has is not there, and neither is what one device says of another."""
     table, _ = ask(
@@ -137,6 +139,7 @@ def test_the_ends_are_of_what_enough_devices_have(ask):
     assert of_maps == pytest.approx([1.5, 2.5], rel=0.11)
 
 
+@pytest.mark.slow
 def test_what_is_read_from_buckets_alone_has_all_of_the_budget(ask):
     for sql in (
         "SELECT MIN(x), MAX(x), APPROX_QUANTILE(x, 0.5) FROM t",
@@ -149,6 +152,7 @@ def test_what_is_read_from_buckets_alone_has_all_of_the_budget(ask):
     assert rows_of(table) == [(None,)]
 
 
+@pytest.mark.slow
 def test_distinct_values_are_counted_in_groups(ask):
     table, noise = ask(
         "SELECT app, COUNT(*), APPROX_DISTINCT(seconds) AS d FROM launches"
@@ -250,6 +254,7 @@ def test_bounds_and_budgets_that_are_none_are_refused(options, words):
         query.lowered()
 
 
+@pytest.mark.slow
 def test_distinct_values_are_counted_with_noise(ask):
     table, noise = ask("SELECT APPROX_DISTINCT(app) AS apps FROM launches", epsilon=20.0)
     (row,) = rows_of(table)

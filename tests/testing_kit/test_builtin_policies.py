@@ -2,6 +2,8 @@
 
 from typing import ClassVar
 
+import pytest
+
 from fcp_core.plugins.manager import Plugins
 from fcp_core.testing import EligibilityPolicyConformance, SelectionPolicyConformance
 
@@ -33,6 +35,7 @@ class TestUniform(SelectionLaws):
     fair = True
 
 
+@pytest.mark.slow
 class TestUniformWithEnough(SelectionLaws):
     factory = SELECTION["uniform"]
     options: ClassVar = options("selection.uniform", min_candidates=2)

@@ -1,5 +1,7 @@
 """The protocol kit passes correct protocols, and catches those that are broken on purpose."""
 
+import pytest
+
 from fcp_core.testing import AggregationProtocolConformance
 from fcp_core.testing.masked_sum import MASKED_SUM
 from tests.testing_kit.kept_protocols import OPTIONS, Kept, Prepared, plain
@@ -17,6 +19,7 @@ class TestMaskedSum(AggregationProtocolConformance):
     max_examples = 100
 
 
+@pytest.mark.slow
 class TestMaskedSumInPairs(TestMaskedSum):
     options = {**OPTIONS, "cohort": 2}
     group = 2

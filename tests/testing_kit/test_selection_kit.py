@@ -85,6 +85,7 @@ class TestGood(kit(Good, max_examples=5)):
     """The laws hold for a correct one, or what follows would prove nothing."""
 
 
+@pytest.mark.slow
 class TestRejectsHalf(kit(RejectsHalf, max_examples=5)):
     """And for one that uses all that a policy may do."""
 

@@ -62,6 +62,7 @@ def test_one_device_changes_the_codes_by_what_it_may_bring_and_no_more():
     assert of([*others, many, many]).num_inputs == 52
 
 
+@pytest.mark.slow
 def test_the_noise_is_that_of_its_definition():
     epsilon, most = 0.5, 3
     accumulator = of([["a", "b"], ["b", "c"]], epsilon=epsilon, max_values=most)

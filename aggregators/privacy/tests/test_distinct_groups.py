@@ -109,6 +109,7 @@ def test_the_cost_is_that_of_the_choice_and_of_the_counts():
     assert gaussian.stddev < math.sqrt(2) * 3000 / 0.5
 
 
+@pytest.mark.slow
 def test_the_noise_is_as_wide_as_it_says():
     accumulator = of([[("maps", n)] for n in range(300)], epsilon=2.0)
     drawn = [found(accumulator.release(context(s)).tensors)["maps"] for s in range(400)]

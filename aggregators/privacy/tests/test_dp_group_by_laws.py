@@ -88,6 +88,7 @@ def laws(**fields):
     return dp_group_by(*sums, keys=[("s", STRING), ("k", INT32)], groups=4, **fields)
 
 
+@pytest.mark.slow
 class TestByThreshold(DpLaws):
     intrinsic = laws()
 
@@ -96,15 +97,18 @@ class TestBySelection(DpLaws):
     intrinsic = laws(least=2)
 
 
+@pytest.mark.slow
 class TestExhaustive(DpLaws):
     domain = (strings(b"k0", b"k1"), np.array([0, 1], "i4"))
     intrinsic = laws(domain=domain)
 
 
+@pytest.mark.slow
 class TestSelectionInADomain(DpLaws):
     intrinsic = laws(least=1, domain=(strings(b"k0", b"k1"), np.array([0, 1], "i4")))
 
 
+@pytest.mark.slow
 class TestWithoutKeys(AggregatorConformance):
     factory = DP_GROUP_BY
     max_examples = 12

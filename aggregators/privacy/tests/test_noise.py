@@ -85,6 +85,7 @@ class Chosen(Randomness):
         return super().bits(count)
 
 
+@pytest.mark.slow
 def test_where_the_first_bits_do_not_decide_further_ones_do():
     """A word on the edge of what is kept is kept as often as the edge cuts it."""
     scale, j, tries = 3, 1, 1000

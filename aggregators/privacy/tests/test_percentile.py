@@ -79,6 +79,7 @@ def test_with_little_noise_the_quantile_is_found():
         assert found == pytest.approx(np.quantile(values, q), rel=0.02, abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_walk_has_the_distribution_of_its_definition():
     """Where it stops, against the same walk with NumPy's noise."""
     values, q, epsilon = [0.05] * 4 + [0.15] * 3 + [0.35] * 5, 0.5, 0.9

@@ -93,6 +93,7 @@ class TestKrum(Robust):
     options = {"byzantine": 1}
 
 
+@pytest.mark.slow
 class TestMultiKrum(Robust):
     factory = plugin.MULTI_KRUM
     intrinsic = joined(dtype=DataType.DOUBLE)
@@ -114,6 +115,7 @@ class TestNormClipping(Robust):
             return self.tensors((rows * np.minimum(1, 50 / norms)).mean(axis=0))
 
 
+@pytest.mark.slow
 class TestWeightedNormClipping(Robust):
     factory = plugin.NORM_CLIPPING
     intrinsic = joined(weighted=True)

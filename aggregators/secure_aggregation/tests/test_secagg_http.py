@@ -155,6 +155,7 @@ def test_who_drops_out_after_its_input_is_in_the_sum(house):
     assert "secure aggregation: dropped out: 1 in unmasking" in status.notes
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_while_a_fifth_of_the_devices_drops_out(house):
     """Four rounds, in each of which two of ten leave at another step, beside all ten in the clear.
 
@@ -216,6 +217,7 @@ def test_too_many_drop_outs_end_the_cohort_and_not_the_task(house):
     assert any("1 cohort without a sum: too few" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_a_task_of_many_is_run_in_cohorts_and_the_last_has_enough_devices(house):
     """One contribution is missing in the end; no cohort has fewer than 5 devices all the same."""
     own = house(minimum=4, dropout_rate=0.2)
@@ -375,6 +377,7 @@ def test_50_devices_in_several_processes_drop_out_in_each_round(house):
     assert own.total(task) == [sum(included), sum(n * n for n in included), 44]
 
 
+@pytest.mark.slow
 def test_an_owner_who_wants_many_peers_gets_them_or_gives_nothing(house):
     own = house()
     task = own.submit(8)

@@ -264,6 +264,7 @@ def test_elements_lie_one_after_the_other_from_the_lowest_bit(modulus, numbers):
     assert unpack(packed, spec).tolist() == values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modulus", [2, 2**17, 2**20, 10**6 + 3, 2**33, 2**62])
 def test_long_vectors_are_packed_in_parts_that_fit_together(modulus):
     values = vector_of(3, 20011, modulus)
@@ -342,6 +343,7 @@ def test_a_mask_is_what_the_description_says(loops, modulus, length, name, seed)
     assert total.value().tolist() == [(a - b) % modulus for a, b in zip(wanted, minus, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loops", LOOPS)
 @pytest.mark.parametrize("modulus", [2**7, 2**16, 2**24, 2**32, 2**33, 2**48, 2**62, 3, 10**9 + 7])
 def test_long_masks_go_over_the_ends_of_the_pieces(loops, modulus):

@@ -36,7 +36,7 @@ class InFlight:
     :param on_behind: called with whether more than *limit* bytes wait to begin, when that changes.
     :ivar held: how many bytes there are; those that count beside have none of their own.
     :ivar readers: how many bodies are being read straight off their sockets.
-    :ivar turns: says which of them may.
+    :ivar queue: says which of them may.
     """
 
     def __init__(

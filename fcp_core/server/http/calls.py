@@ -212,14 +212,16 @@ class UploadHandler(Handler):
         ):
             self.small = bytearray()
         else:
-            await self._make_room(size or 0, in_file=wanted == Wanted.FOR_STORAGE)
+            will_be_large = bool(wanted & Wanted.LARGE) and not (plain and size is not None)
+            in_file = bool(wanted & Wanted.FOR_STORAGE)
+            await self._make_room(size or 0, large=will_be_large, in_file=in_file)
         if self.over:  # the device gave up while it waited
             self.abandon()
 
-    async def _make_room(self, size: int, *, in_file: bool) -> None:
+    async def _make_room(self, size: int, *, large: bool, in_file: bool) -> None:
         """Wait for room: a device that is refused stays away for hours; one not read from waits."""
         context, timeout = self.context, self.context.limits.body_timeout / 2
-        if size >= LARGE:
+        if large or size >= LARGE:
             await context.large_uploads.begin(timeout)
             self._has_turn = True
         await context.uploads.wait(size, timeout)

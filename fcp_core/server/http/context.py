@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
@@ -100,7 +101,9 @@ class Context:
         self.keys = RateLimit("API key", limits.rate_per_key, limits.burst_per_key)
         self.throttled_log = ThrottledLog()
         self.identifies = authenticate is not None or secure or self.keys.active
-        self.executor = ThreadPoolExecutor(threads, thread_name_prefix="fcp-server")
+        self.executor = ThreadPoolExecutor(thread_name_prefix="fcp-server")
+        # More threads than processors would only have the event loop wait for them.
+        self.inflating = ThreadPoolExecutor(threads or os.cpu_count(), "fcp-inflate")
         self.folding = OneATurn()
         self.large_uploads = LargeUploads(lambda: services.media.held + services.media.storing)
         self.buffers = Buffers(awaited=lambda: self.large_uploads.awaited, folder=folder)

@@ -58,7 +58,7 @@ class Frontend:
         everything else.
     :param metrics_apart: whether it is served by another process only.
     :param admin_check: who may use the admin API; None: there is none.
-    :param threads: how many decompress at a time; None: some more than there are processors.
+    :param threads: how many decompress at a time; None: as many as there are processors.
     :param members: know which populations are another member's; None: none is.
     :param member_sockets: where other members pass calls on.
     :param member_tls: what they are called with, and call; None is plain HTTP.
@@ -254,5 +254,6 @@ class Frontend:
                 await server.close_all_connections()
         self._metrics_http = self._member_http = None
         self._context.member_connections.close()
-        self._context.executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._context.executor, self._context.inflating):
+            executor.shutdown(wait=False, cancel_futures=True)
         self._context.buffers.close()

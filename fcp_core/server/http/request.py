@@ -146,7 +146,9 @@ class Request(ABC):
         :raises StatusError: as ``inflate.reader_of``.
         """
         encoding = self.headers.get("Content-Encoding", "")
-        rest = (self.announced, limits, room, self.context.executor, self.context.buffers)
+        context = self.context
+        executor = context.inflating if encoding else context.executor
+        rest = (self.announced, limits, room, executor, context.buffers)
         self.body = reader_of(encoding, *rest, in_file=in_file)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntFlag
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import UploadMemory
@@ -27,15 +27,17 @@ _PUBLIC = (
 _UNFIT = (Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.OUT_OF_RANGE)
 
 
-class Wanted(IntEnum):
+class Wanted(IntFlag):
     """Whether an upload's bytes are wanted, and where they may lie meanwhile.
 
     What a device contributes is in no file, unless what is made of it is stored as it is anyway.
+    LARGE is added if it will be large, however many bytes are announced.
     """
 
     NO = 0
     FOR_MEMORY = 1
     FOR_STORAGE = 2
+    LARGE = 4
 
 
 @dataclass(frozen=True)

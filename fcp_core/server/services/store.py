@@ -273,11 +273,6 @@ class TaskStore:
         return await self._storage.transact(partial(_load, population=population))
 
 
-def slim(spec: TaskSpec) -> TaskSpec:
-    """Return a specification without its large parts."""
-    return spec.slim()
-
-
 def status_of(record: TaskRecord) -> TaskStatus:
     """Return the status of a task that is known from its record only."""
     spec = _decode_spec(record)

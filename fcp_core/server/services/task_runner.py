@@ -35,6 +35,7 @@ from fcp_core.rounds.tokens import label
 from fcp_core.server.services.common import Wanted
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.protocol_host import ShellEffect
+from fcp_core.server.services.task_parts import LARGE
 from fcp_core.server.services.task_shell import TaskShell, outcome_of
 
 logger = logging.getLogger("fcp.services")
@@ -127,7 +128,8 @@ class TaskRunner(TaskShell):
         if not assignment.begin_upload(slot, now):
             return Wanted.NO
         stored = isinstance(self._fold, DurableFold) and self._fold.plain
-        return Wanted.FOR_STORAGE if stored else Wanted.FOR_MEMORY
+        wanted = Wanted.FOR_STORAGE if stored else Wanted.FOR_MEMORY
+        return wanted if self.upload_size < LARGE else wanted | Wanted.LARGE
 
     async def finish_upload(
         self, assignment: Assignment, slot: str, body: Body, now: float

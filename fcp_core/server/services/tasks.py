@@ -26,7 +26,6 @@ from fcp_core.server.services.store import (
     LoadedTask,
     TaskStore,
     new_record,
-    slim,
     status_of,
 )
 from fcp_core.server.services.task_end import store_end
@@ -326,7 +325,7 @@ class Tasks:
         now = self._clock.now()
         population = self._populations.for_task(spec.population)
         task = TaskRunner(
-            slim(spec),
+            spec.slim(),
             record.aggregation_id,
             parts,
             published,
