@@ -170,10 +170,10 @@ def _show(run: Callable[[Settings, Board], DemoResult], settings: Settings, ligh
             f"TFF's own simulation with the same noise: {result.spent['simulated_accuracy']:.3f}.",
             highlight=False,
         )
-    if result.in_the_clear is not None:
+    if result.in_the_clear:
         console.print(
             "In TFF's own simulation, in the clear and with nobody vanishing: "
-            f"{result.in_the_clear:.3f}.",
+            f"{result.in_the_clear[-1]:.3f}.",
             highlight=False,
         )
     if not light:

@@ -89,8 +89,8 @@ class DemoResult:
     :param accuracy: on the held-out digits, after each round of this run.
     :param spent: with ``--privacy``, the epsilon that the ledger has booked, and the accuracy after
         the last round of a simulation by TFF alone with the same noise.
-    :param in_the_clear: with ``--protocol``, the accuracy after the last round of a simulation by
-        TFF alone, in which nothing is masked and nobody vanishes.
+    :param in_the_clear: with ``--protocol``, the accuracy after each round of a simulation by TFF
+        alone, in which nothing is masked and nobody vanishes.
     :param seconds: wall time of the phases and of the plans on the devices (added up), and
         processor time of the server's event loop.
     :param devices: what the client processes did, added up.
@@ -101,4 +101,4 @@ class DemoResult:
     seconds: dict[str, float] = field(default_factory=dict)
     devices: dict[str, float] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
-    in_the_clear: float | None = None
+    in_the_clear: list[float] = field(default_factory=list)

@@ -177,15 +177,17 @@ class Training:
                 process = private_process(settings.seed, settings.contributions, aggregator)
                 simulated = await self._simulated(process, runtime.federated_context, hands)
                 epsilon = await self._private.spent()
-                self._result.spent |= {"epsilon": epsilon, "simulated_accuracy": simulated}
+                self._result.spent |= {"epsilon": epsilon, "simulated_accuracy": simulated[-1]}
             elif self._secure and self._result.accuracy:
                 process = learning_process(settings.seed)
                 self._result.in_the_clear = await self._simulated(
                     process, runtime.federated_context, hands
                 )
 
-    async def _simulated(self, process: Any, context: Any, hands: Sequence[data.Digits]) -> float:
-        """Return the accuracy of as many rounds of a process in TFF's own runtime.
+    async def _simulated(
+        self, process: Any, context: Any, hands: Sequence[data.Digits]
+    ) -> list[float]:
+        """Return the accuracy after each of as many rounds of a process in TFF's own runtime.
 
         :param context: TFF's, to run it in.
         :param hands: what each device has; as many are drawn as a round has contributions.
@@ -197,14 +199,15 @@ class Training:
         self._board.status = "the same in TFF's own simulation"
         with self._timed("TFF: simulation"):
             rng, settings = np.random.default_rng(self._settings.seed), self._settings
-            state = await invoke(process.initialize)
+            state, weights = await invoke(process.initialize), []
             for _ in range(settings.rounds):
                 drawn = rng.choice(len(hands), settings.contributions, replace=False)
                 datasets = [prepared(hands[place]) for place in drawn]
                 state = (await invoke(process.next, (state, datasets))).state
+                weights.append(state.global_model_weights)
         del self._model  # building the process has spoilt it
         self._board.status = ""
-        return self.evaluate(state.global_model_weights)
+        return [self.evaluate(after) for after in weights]
 
     async def _rounds(self, first: int, state: Any, computation: Any) -> None:
         source = FederatedDataSource(
