@@ -29,7 +29,6 @@ def bench(tmp_path):
             env={**inherited, **environ},
             capture_output=True,
             text=True,
-            timeout=120,
             check=False,
         )
 

@@ -27,7 +27,6 @@ def fcp(tmp_path):
             env={**inherited, **environ},
             capture_output=True,
             text=True,
-            timeout=60,
             check=False,
         )
 

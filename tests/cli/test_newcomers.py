@@ -31,7 +31,6 @@ def fcp(tmp_path, environ):
             env={**environ, **more},
             capture_output=True,
             text=True,
-            timeout=120,
             check=False,
         )
 

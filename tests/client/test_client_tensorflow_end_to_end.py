@@ -123,6 +123,6 @@ def test_broadcast_examples_and_slices(tmp_path):
         write_tfrecord(tmp_path / "records", [b"x"] * 5)
         command = [sys.executable, "-m", "fcp_core", "client", f"--server={url}"]
         command += ["--population=people", f"--tfrecord=app:/records={tmp_path / 'records'}"]
-        subprocess.run(command, check=True, timeout=120)
+        subprocess.run(command, check=True)
         total = open_checkpoint(thread.run(tasks.wait(task_id)).result(60))["total"]
     assert total == 3 * (0.5 + 1000 + 10) + 3 + 4 + 5

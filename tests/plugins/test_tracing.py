@@ -168,7 +168,6 @@ def fcp(tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
         )
 
     return run

@@ -266,7 +266,7 @@ def test_a_server_that_cannot_start_leaves_nothing(tmp_path):
         "from fcp_core.commands.main import main; main()"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 2, result.stderr
     assert "fcp: plugin 'late'" in result.stderr

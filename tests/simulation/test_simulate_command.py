@@ -29,7 +29,6 @@ def simulate(tmp_path):
             env=environ,
             capture_output=True,
             text=True,
-            timeout=60,
             check=False,
         )
 
