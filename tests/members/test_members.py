@@ -329,6 +329,40 @@ def test_a_submission_is_answered_by_the_next_owner_if_the_population_went(membe
         assert [x.epoch for x in client.members().leases if x.population == name] > [50]
 
 
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_large_upload_for_an_owner_that_died_is_taken_by_the_next(member, fcp_client, compress):
+    one = member(lease="1s")
+    values = np.random.default_rng(1).integers(1 << 40, size=20_000)  # 160 kB, also compressed
+    calls = one.server.services.protocol_calls
+    call = calls.call
+    with socket.create_server(("localhost", 0)) as closed:
+        url = f"http://localhost:{closed.getsockname()[1]}/"
+
+    async def lose_it(route, request, sender=None):
+        answer = await call(route, request, sender)
+        if route.method == "StartAggregationDataUpload":
+
+            def body(tx):
+                now = tx.now()
+                tx.put(MemberRecord("ghost", url, url, "elsewhere", 1, now, now))
+                tx.put(LeaseRecord("people", "ghost", 50, now + 1.5, now))
+
+            calls.call = call
+            await one.server.services._storage.transact(body)
+            await one.server.services.members.look()
+            assert owned(one) == []
+        return answer
+
+    calls.call = lose_it
+    with admin(one) as client:
+        task = client.submit(sum_task(1, size=len(values))).task_id
+        with fcp_client(one, {"v": values}, population="people", compress=compress) as device:
+            # Its body is read, to be passed on, and then this member has the population again.
+            assert device.run_once().outcome is Outcome.CONTRIBUTED
+        assert client.wait(task).state == "completed"
+        assert np.array_equal(open_checkpoint(client.result(task))["total"], values)
+
+
 def test_an_upload_that_completes_at_an_owner_that_lost_the_population_is_handed_on(
     member, fcp_client
 ):

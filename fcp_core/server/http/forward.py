@@ -129,12 +129,15 @@ class ForwardHandler(Handler):
         elif self.announced is None or self.announced > SMALL:
             await self._stream_to(url)
 
-    async def _begin_here(self, error: StatusError | None = None) -> None:
-        """Have it answered here; with an error as the handler of such calls does."""
+    async def _begin_here(self, error: StatusError | None = None, *, read: bool = False) -> None:
+        """Have it answered here; with an error as the handler of such calls does.
+
+        :param read: whether the body was read already.
+        """
         if self.over:
             return  # nobody waits for it any more
         self._here = here = self._make(self.connection, self.method, self.uri, self.headers)
-        here.passed = self.passed
+        here.passed, here.read = self.passed, read
         self.context.leave(self)
         if error is not None:
             self.context.busy.add(here)
@@ -240,7 +243,7 @@ class ForwardHandler(Handler):
 
     async def _serve_here(self, body: bytes) -> None:
         """Answer a call here whose body was read already."""
-        await self._begin_here()
+        await self._begin_here(read=True)
         here = self._here
         if here is None:
             return

@@ -80,6 +80,8 @@ class Request(ABC):
     answer_headers: ClassVar[Mapping[str, str]] = PLAIN
     #: Who sent it first, if another member passed it on.
     passed: Passed | None = None
+    #: Whether the body was read already, and is given to the handler: nothing more comes.
+    read = False
     #: Whether requests count for the limits by address.
     throttled = True
     #: Whether the log says, now and then, why such a request was refused.
@@ -150,6 +152,8 @@ class Request(ABC):
         executor = context.inflating if encoding else context.executor
         rest = (self.announced, limits, room, executor, context.buffers)
         self.body = reader_of(encoding, *rest, in_file=in_file)
+        if self.read:
+            self.body.direct = False
 
     @property
     def answered(self) -> bool:
