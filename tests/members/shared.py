@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import time
 
+from fcp_core.admin import AdminClient
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
+from fcp_core.client import Outcome
 from fcp_core.plugins import hookimpl
 from fcp_core.rounds.membership import preferred
 from fcp_core.storage.contract import StorageError, StorageFactory
@@ -84,3 +86,38 @@ def spread(member_ids, each):
 def owned(server):
     """Return the populations that a member acts for."""
     return server.server.services.members.owned
+
+
+def admin(server):
+    return AdminClient(server.url, "a-secret-of-members")
+
+
+def contribute(device):
+    """Contribute, on a machine that may be so busy that a lease runs out meanwhile."""
+    until(lambda: device.run_once().outcome is Outcome.CONTRIBUTED)
+
+
+def other_population(one, two):
+    """Return a population that the second member is to own."""
+    table = one_table(one)
+    return next(name for name in map("p{}".format, itertools.count()) if table.chosen(name))
+
+
+def write(server, *records):
+    """Write records into the storage that a member uses."""
+
+    async def work():
+        def body(tx):
+            for record in records:
+                tx.put(record(tx.now()) if callable(record) else record)
+
+        await server.server.services._storage.transact(body)
+
+    server._run(work())
+
+
+def one_table(server):
+    """Return the table of a member that knows of another one."""
+    members = server.server.services.members
+    until(lambda: members.table.members)
+    return members.table

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import socket
-
 import numpy as np
 import pytest
 import urllib3
@@ -13,26 +9,24 @@ import urllib3
 from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Outcome, make_query_result
 from fcp_core.errors import UsageError
-from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.token_parts import mark_of
-from fcp_core.server.http.passing import HEADER, Passed, sign
 from fcp_core.storage.leases import LeaseLostError
-from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
+from fcp_core.storage.records import LeaseRecord, TaskRecord
 from fcp_core.tasks.schedule import Schedule
 from fcp_core.testing.servers import COLLECTION
-from tests.members.shared import owned, spread, sum_task, until
+from tests.members.shared import (
+    admin,
+    contribute,
+    one_table,
+    other_population,
+    owned,
+    spread,
+    sum_task,
+    until,
+    write,
+)
 
 pytestmark = pytest.mark.slow
-
-
-def admin(server):
-    return AdminClient(server.url, "a-secret-of-members")
-
-
-def contribute(device):
-    """Contribute, on a machine that may be so busy that a lease runs out meanwhile."""
-    until(lambda: device.run_once().outcome is Outcome.CONTRIBUTED)
 
 
 def device(fcp_client, server, value, population):
@@ -61,78 +55,6 @@ def test_a_task_is_submitted_and_served_at_any_member(member, fcp_client):
         assert len(first.list()) == 5
 
 
-def other_population(one, two):
-    """Return a population that the second member is to own."""
-    table = one_table(one)
-    return next(name for name in map("p{}".format, itertools.count()) if table.chosen(name))
-
-
-def write(server, *records):
-    """Write records into the storage that a member uses."""
-
-    async def work():
-        def body(tx):
-            for record in records:
-                tx.put(record(tx.now()) if callable(record) else record)
-
-        await server.server.services._storage.transact(body)
-
-    server._run(work())
-
-
-def test_an_upload_goes_through_the_wrong_member_as_it_comes(member, fcp_client):
-    one = member()
-    # All that devices are told is the first member's address.
-    two = member(external_url=one.url)
-    name = other_population(one, two)
-    values = np.arange(600_000)  # 4.8 MB, incompressible enough
-    with admin(one) as client:
-        task = client.submit(sum_task(2, name, size=len(values))).task_id
-        assert owned(two) == [name]
-        for compress in (True, False):
-            with fcp_client(one, {"v": values}, population=name, compress=compress) as device:
-                contribute(device)
-        assert client.wait(task).state == "completed"
-        total = open_checkpoint(client.result(task))["total"]
-        assert np.array_equal(total, 2 * values)
-    # Nothing of the bodies was kept on the way.
-    assert one.server._frontend.in_flight == 0
-
-
-def test_a_dead_owner_costs_a_check_in_a_window_and_a_later_call_some_patience(member, fcp_client):
-    lease = 2.0
-    one = member(lease=f"{lease}s")
-    name = "p0"
-    with admin(one) as client:
-        client.submit(sum_task(1, name))
-    two = member(lease=f"{lease}s")
-    chosen = [s for s in (one, two) if name in owned(s)]
-    assert chosen == [one]
-
-    # Somebody else owns another population, and is dead: nobody listens where it was.
-    ghost = "ghost"
-    with socket.create_server(("localhost", 0)) as closed:
-        url = f"http://localhost:{closed.getsockname()[1]}/"
-    write(
-        one,
-        lambda now: MemberRecord(ghost, url, url, "elsewhere", 1, now, now),
-        lambda now: LeaseRecord("haunted", ghost, 7, now + 3 * lease, now),
-    )
-    until(lambda: mark_of("haunted") in two.server.services.members.table.known)
-    with fcp_client(two, {"v": [1]}, population="haunted") as device:
-        result = device.run_once()
-    assert result.outcome is Outcome.REJECTED, result
-    # Once the lease is over it is taken, with the next epoch; not before.
-    with admin(two) as client:
-        found = until(lambda: [x for x in client.members().leases if x.epoch == 8])
-        assert found[0].population == "haunted"
-        assert found[0].member_id != ghost
-        task = client.submit(sum_task(1, "haunted")).task_id
-        with fcp_client(one, {"v": [5]}, population="haunted") as device:
-            contribute(device)
-        assert client.wait(task).state == "completed"
-
-
 @pytest.mark.parametrize("fault", ["error", "silence"])
 def test_only_the_storage_says_that_there_is_no_population(member, fcp_client, fault):
     server = member(lease="1s")
@@ -146,34 +68,6 @@ def test_only_the_storage_says_that_there_is_no_population(member, fcp_client, f
         storage.fault = ""
         # A machine may be so busy that the storage says nothing for a while.
         until(lambda: (result := device.run_once()).error and result.error.http == 404)
-
-
-def test_calls_for_members_are_signed_and_passed_on_once(member):
-    one, two = member(), member()
-    name = other_population(one, two)
-    with admin(one) as client:
-        task = client.submit(sum_task(1, name)).task_id
-    uri = f"/admin/v1/tasks/{task}"
-    http = urllib3.PoolManager()
-    first, second = (s.server.services.members for s in (one, two))
-    header = sign(first.table.secrets, "GET", uri, Passed.of_member(b""))
-    there = second._me.member_url.rstrip("/")
-    assert http.request("GET", there + uri, headers={HEADER: header}).status == 200
-    for wrong in ("", "x.00", header[:-1] + ("0" if header[-1] != "0" else "1"), f"{header}0"):
-        assert http.request("GET", there + uri, headers={HEADER: wrong}).status == 404
-    assert http.request("GET", there + uri + "x", headers={HEADER: header}).status == 404
-    # Whoever reads the members' network has the header, and can send nothing else with it.
-    signed = sign(first.table.secrets, "POST", "/admin/v1/tasks", Passed.of_member(b"{}"))
-    for body, status in ((b"{}", 400), (b'{"name": "x"}', 403)):
-        sent = http.request("POST", there + "/admin/v1/tasks", body, headers={HEADER: signed})
-        assert sent.status == status
-    # The other one does not own it, and does not pass it on again.
-    here = first._me.member_url.rstrip("/")
-    answer = http.request("GET", here + uri, headers={HEADER: header}, timeout=30)
-    assert answer.status == 421
-    # Devices have no use for the header.
-    answer = http.request("GET", one.url + uri[1:], headers={HEADER: header})
-    assert answer.status == 401
 
 
 def test_a_schedule_is_kept_by_whoever_owns_its_population(member):
@@ -295,13 +189,6 @@ def test_a_new_member_is_given_its_share(member, fcp_client):
             assert client.wait(tasks[name]).state == "completed"
 
 
-def one_table(server):
-    """Return the table of a member that knows of another one."""
-    members = server.server.services.members
-    until(lambda: members.table.members)
-    return members.table
-
-
 def test_a_submission_is_answered_by_the_next_owner_if_the_population_went(member, fcp_client):
     one = member()
     two = member()
@@ -327,72 +214,3 @@ def test_a_submission_is_answered_by_the_next_owner_if_the_population_went(membe
         ended = client.wait(task)
         assert (ended.state, ended.contributed) == ("completed", 1)
         assert [x.epoch for x in client.members().leases if x.population == name] > [50]
-
-
-@pytest.mark.parametrize("compress", [False, True])
-def test_a_large_upload_for_an_owner_that_died_is_taken_by_the_next(member, fcp_client, compress):
-    one = member(lease="1s")
-    values = np.random.default_rng(1).integers(1 << 40, size=20_000)  # 160 kB, also compressed
-    calls = one.server.services.protocol_calls
-    call = calls.call
-    with socket.create_server(("localhost", 0)) as closed:
-        url = f"http://localhost:{closed.getsockname()[1]}/"
-
-    async def lose_it(route, request, sender=None):
-        answer = await call(route, request, sender)
-        if route.method == "StartAggregationDataUpload":
-
-            def body(tx):
-                now = tx.now()
-                tx.put(MemberRecord("ghost", url, url, "elsewhere", 1, now, now))
-                tx.put(LeaseRecord("people", "ghost", 50, now + 1.5, now))
-
-            calls.call = call
-            await one.server.services._storage.transact(body)
-            await one.server.services.members.look()
-            assert owned(one) == []
-        return answer
-
-    calls.call = lose_it
-    with admin(one) as client:
-        task = client.submit(sum_task(1, size=len(values))).task_id
-        with fcp_client(one, {"v": values}, population="people", compress=compress) as device:
-            # Its body is read, to be passed on, and then this member has the population again.
-            assert device.run_once().outcome is Outcome.CONTRIBUTED
-        assert client.wait(task).state == "completed"
-        assert np.array_equal(open_checkpoint(client.result(task))["total"], values)
-
-
-def test_an_upload_that_completes_at_an_owner_that_lost_the_population_is_handed_on(
-    member, fcp_client
-):
-    one, two = member(), member()
-    name = other_population(one, two)
-    with admin(one) as client:
-        task = client.submit(sum_task(1, name)).task_id
-    assert owned(two) == [name]
-    until(lambda: two.server._links.at(one.server.services.members._me.member_url))
-    media = two.server.services.media
-    finish = media.finish_upload
-
-    async def lose_it(*upload):
-        media.finish_upload = finish
-        heir = one.server.services.members.member_id
-
-        def body(tx):
-            tx.put(LeaseRecord(name, heir, 50, tx.now() + 60, tx.now()))
-
-        await two.server.services._storage.transact(body)
-        for server in (two, one):
-            look = server.server.services.members.look()
-            await asyncio.wrap_future(server._thread.run(look))
-        await finish(*upload)
-
-    media.finish_upload = lose_it
-    with fcp_client(two, {"v": [6]}, population=name) as client:
-        result = client.run_once()
-    assert result.outcome is Outcome.CONTRIBUTED, result
-    with admin(one) as client:
-        assert client.get(task).contributed == 1  # it was answered, and it counts
-        assert client.wait(task).state == "completed"
-        assert open_checkpoint(client.result(task))["total"].tolist() == [6]

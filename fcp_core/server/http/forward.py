@@ -17,17 +17,12 @@ from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
+from fcp_core.server.http.answers import WRITE_APART
 from fcp_core.server.http.context import Context
 from fcp_core.server.http.handler import Handler, MakeHandler
 from fcp_core.server.http.limits import http_error
 from fcp_core.server.http.member_calls import MemberCall
-from fcp_core.server.http.passing import (
-    HEADER,
-    MOVED,
-    Passed,
-    mark_of_call,
-    sign,
-)
+from fcp_core.server.http.passing import HEADER, MOVED, Passed, mark_of_call, sign
 
 #: Bodies up to this size are kept until the call is answered, in bytes.
 SMALL = 1 << 20
@@ -100,8 +95,7 @@ class ForwardHandler(Handler):
         self._call: MemberCall | None = None
         self._url = ""
         self._failed: str | None = None
-        self._tries = -1
-        self._looked = False
+        self._tries, self._looked = -1, False
         self._came = self._members.clock.now()
         patience = PATIENCE * self._members.seconds
         if self.path.startswith(CHECK_IN):
@@ -216,9 +210,9 @@ class ForwardHandler(Handler):
             self._call.end_body()
             try:
                 head = await self._unless_moved(self._call, self._call.head, self._url)
+                await self._answer(self._call, self._url, *head)
             except OSError:
                 raise _no_owner() from None
-            await self._answer(self._call, *head)
             return
         assert self._kept is not None  # a body that is not passed on at once is kept
         while True:
@@ -232,7 +226,7 @@ class ForwardHandler(Handler):
                 call.end_body()
                 head = await self._unless_moved(call, call.head, url)
                 if head[0] != MOVED:
-                    await self._answer(call, *head)
+                    await self._answer(call, url, *head)
                     return
                 call.close()
             except OSError:
@@ -253,14 +247,32 @@ class ForwardHandler(Handler):
                 await rest
         here.finish()
 
-    async def _answer(self, call: MemberCall, status: int, headers: HTTPHeaders) -> None:
+    async def _answer(self, call: MemberCall, url: str, status: int, headers: HTTPHeaders) -> None:
+        """Pass an answer on; a small one once it is whole, so that another owner can be asked.
+
+        :raises OSError: if a small one is cut off, or another member is the owner meanwhile.
+        """
         length = int(headers.get("Content-Length", "0"))
         fields = {name: value for name, value in headers.get_all() if name not in _OF_CONNECTION}
         fields.setdefault("Content-Type", self.answer_headers["Content-Type"])
-        self.begin_answer(length, status, fields)
-        if not await call.relay(self._piece):
-            self.http.close()
+        if length <= WRITE_APART:
+            body = await self._unless_moved(call, asyncio.ensure_future(call.body()), url)
+            self.begin_answer(length, status, fields, body)
+        else:
+            self.begin_answer(length, status, fields)
+            await self._relay(call, url)
         self.end_answer()
+
+    async def _relay(self, call: MemberCall, url: str) -> None:
+        """Pass the body of an answer on as it comes; if it is cut off, so is the device's."""
+        relayed, whole = asyncio.ensure_future(call.relay(self._piece)), False
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            whole = await asyncio.wait_for(
+                self._unless_moved(call, relayed, url), self.context.limits.body_timeout
+            )
+        if not whole:
+            call.close()
+            self.http.close()
 
     async def _piece(self, chunk: bytes) -> None:
         # A device may have gone; the rest of its answer is read all the same.
@@ -324,6 +336,7 @@ class ForwardHandler(Handler):
             owner = members.table.owner(self._mark, members.clock)
             if owner is not None and owner.url != url:
                 call.close()
+                answer.add_done_callback(lambda done: done.cancelled() or done.exception())
                 raise StreamClosedError
 
     async def _open(self, url: str, more: dict[str, str], body: bytes = b"") -> MemberCall:

@@ -184,7 +184,11 @@ class SharedAdmin:
                 HEADER: sign(self._members.table.secrets, method, uri, passed),
             }
         )
-        call.send(method, uri, headers, body)
-        call.end_body()
-        status, _ = await call.head
-        return status, await call.body()
+        try:
+            call.send(method, uri, headers, body)
+            call.end_body()
+            status, _ = await call.head
+            return status, await call.body()
+        except asyncio.CancelledError:
+            call.close()  # it takes too long
+            raise
