@@ -292,12 +292,14 @@ class GzipReader(BodyReader):
                 more = await stream.read_into(piece[end:], partial=True)  # type: ignore[arg-type]
                 end, self.received = end + more, self.received + more
                 self._count(len(self._output) + inflater.waiting + end - begin)
-                idle = job is None or job.done()
-                if end < len(piece) and not (idle and end - begin >= SLICE):
+                if job is not None and job.done():
+                    job.result()  # or the next one would go on behind what this one did not take
+                    job = None
+                if end < len(piece) and (job is not None or end - begin < SLICE):
                     continue
                 inflater.feed(piece[begin:end])
                 begin = end
-                if job is None or idle:
+                if job is None:
                     job = asyncio.ensure_future(self._inflate())
                     job.add_done_callback(_retrieve)  # nobody asks after the connection broke
                     job.add_done_callback(lambda job: news.set())
