@@ -217,8 +217,14 @@ def test_a_compressed_body_that_becomes_large_lies_in_a_file_if_there_is_room(
             raise OSError(28, "No space left on device")
         fallocate(*given)
 
+    async def move(output, *given):
+        moves.append(given)
+        await moved(output, *given)
+
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     monkeypatch.setattr(inflate, "STEP", SMALL)
+    moved, moves = inflate.Output._move, []
+    monkeypatch.setattr(inflate.Output, "_move", move)
     data = np.random.default_rng(0).bytes(SMALL) * 4 + b"end"
     packed = gzip.compress(data, 1)
     # In memory, it would be moved there at least once.
@@ -241,6 +247,7 @@ def test_a_compressed_body_that_becomes_large_lies_in_a_file_if_there_is_room(
 
     large, private = asyncio.run(main())
     assert large == private == data
+    assert kept > SMALL or len(moves) == (files is not None), "it may be moved once"
     assert isinstance(block_of(large), FileBlock) is (files is None)
     assert not isinstance(block_of(private), FileBlock)
     assert not large.readonly, "the fold may keep it"
