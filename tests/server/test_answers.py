@@ -119,6 +119,24 @@ def late_begin(lab):
     return answer
 
 
+def ended_start(lab):
+    task = lab.submit()
+    device = lab.device()
+    device.check_in()
+    assert lab.start(device).HasField("task_assignment")  # its answer is lost
+    lab.do(lab.services.tasks.cancel(task))
+    return lab.status(lambda: lab.start(device))
+
+
+def ended_multiple(lab):
+    task = lab.submit(name="t", assignment_mode=AssignmentMode.MULTIPLE)
+    device = lab.device()
+    device.check_in()
+    assert lab.multiple(device) == "200 with a task"
+    lab.do(lab.services.tasks.cancel(task))
+    return lab.multiple(device)
+
+
 def ended_download(lab):
     task = lab.submit()
     given, *_ = lab.device().assignment()
