@@ -48,8 +48,11 @@ def no_task(lab):
 
 
 def sessions_full(lab):
-    lab.submit(goal=5)
-    lab.device().check_in()
+    lab.submit(goal=5, selection="cohort")
+    waits = lab.device()
+    waits.check_in()
+    path = f"/v1/populations/people/taskassignments/{waits.session_id}:start?%24alt=proto"
+    waits.send("POST", lab.thread.server.url, path)
     return lab.status(lab.device().check_in)
 
 

@@ -206,8 +206,8 @@ class TaskAssignments:
     ) -> DeviceSession:
         """Return a session that is not known any more, as one that was rejected.
 
-        The server was restarted, or the population is a new owner's: no fault of the device, which
-        comes back in the window of its check-in.
+        The server was restarted, or the population is a new owner's, or others needed its room: no
+        fault of the device, which comes back in the window of its check-in.
 
         :raises StatusError: ABORTED if it has expired besides.
         """
@@ -219,7 +219,6 @@ class TaskAssignments:
         )
         session.wait("")
         session.move(SessionState.REJECTED)
-        population.sessions.open(session)
         who = (population.name, label(session_id))
         self._common.notify(Rejected(now, *who, "restarted"))
         return session
