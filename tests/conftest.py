@@ -57,3 +57,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("server", "operator", "device"):
         make_certificate(folder, name, authority)
     return folder
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """This process, and those that it starts, may open 1024 files, until it is allowed more."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -139,14 +139,17 @@ def _confined(tf: Any, name: str, given: str, pattern: str, reference: str) -> l
     elsewhere = tf.compat.v1.NodeDef(name=f"{name}_elsewhere", op="Const")
     elsewhere.attr["dtype"].type = string
     elsewhere.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(ELSEWHERE))
-    inside = tf.compat.v1.NodeDef(name=f"{name}_inside", op="StaticRegexFullMatch", input=[given])
+    # A variable could be written to between the check and the use; a copy is what was checked.
+    copy = tf.compat.v1.NodeDef(name=f"{name}_copy", op="StringJoin", input=[given])
+    copy.attr["N"].i, copy.attr["separator"].s = 1, b""
+    inside = tf.compat.v1.NodeDef(name=f"{name}_inside", op="StaticRegexFullMatch")
     inside.attr["pattern"].s = pattern.encode()
     chosen = tf.compat.v1.NodeDef(name=f"{name}_chosen", op="SelectV2")
-    chosen.input.append(inside.name + reference.format(output="output"))
-    chosen.input.append(given)
-    chosen.input.append(elsewhere.name + reference.format(output="output"))
     chosen.attr["T"].type = string
-    return [elsewhere, inside, chosen]
+    output = reference.format(output="output")
+    inside.input.append(copy.name + output)
+    chosen.input.extend(node.name + output for node in (inside, copy, elsewhere))
+    return [elsewhere, copy, inside, chosen]
 
 
 class _Check:

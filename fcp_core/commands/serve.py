@@ -59,6 +59,7 @@ def serve(
     import asyncio
 
     from fcp_core.server.logs import configure_logging
+    from fcp_core.server.own_process import allow_files
     from fcp_core.server.server import Server
 
     configure_logging(logging.getLogger().level, plugins.config.get("log_format"))
@@ -66,6 +67,7 @@ def serve(
     if not logging.getLogger().isEnabledFor(logging.INFO):
         for name in ("fcp.server", "fcp.services"):
             logging.getLogger(name).setLevel(logging.INFO)
+    allow_files(plugins.config.get("max_connections"))
     server = Server.from_config(plugins)
     for plugin in plugins.plugins:
         logger.info("%s implements %s", plugin.source, ", ".join(plugin.hooks))

@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import islice
 
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import Machine
@@ -39,6 +40,9 @@ MOVES: dict[SessionState, tuple[SessionState, ...]] = {
     SessionState.CANCELLED: (),
     SessionState.ENDED: (),
 }
+
+#: Of so many of the oldest sessions one is found that does not wait, if none has expired.
+_LOOKED_AT = 100
 
 _OVER = {
     SessionState.REJECTED: "it was rejected",
@@ -212,7 +216,7 @@ class Sessions:
         self._on_expire = on_expire
         self._sessions: dict[str, DeviceSession] = {}
         #: The same in the order in which they came, which is that in which they expire: those that
-        #: have not, and those that have or were lost, which may stay a little longer.
+        #: have not, and those that have, which stay a little longer.
         self._live: deque[DeviceSession] = deque()
         self._past: deque[DeviceSession] = deque()
         #: What :meth:`next_tick` said last.
@@ -226,13 +230,29 @@ class Sessions:
     def open(self, session: DeviceSession) -> None:
         """Add a session."""
         self._sessions[session.session_id] = session
-        (self._past if session.state is SessionState.REJECTED else self._live).append(session)
+        self._live.append(session)
         if session.expires < self._next:
             self._on_change()
 
     def get(self, session_id: str) -> DeviceSession | None:
         """Return the session of that id, or None."""
         return self._sessions.get(session_id)
+
+    def forget_one(self) -> bool:
+        """Forget the oldest one that does not wait, to have room; return whether there is one.
+
+        Its device, if it asks once more, is answered as after a restart.
+        """
+        if self._past:
+            found = self._past.popleft()
+        else:
+            oldest = islice(self._live, _LOOKED_AT)
+            idle = next((s for s in oldest if s.state is not SessionState.WAITING), None)
+            if idle is None:
+                return False
+            self._live.remove(found := idle)
+        self._sessions.pop(found.session_id, None)
+        return True
 
     def tick(self, now: float) -> None:
         """End sessions that expire, and forget those that expired long ago."""

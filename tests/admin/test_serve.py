@@ -1,6 +1,7 @@
 """``fcp serve`` as a process: start, stop, and what survives when it is killed."""
 
 import os
+import resource
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from fcp_core.admin import AdminClient
 from fcp_core.commands.main import cli
+from fcp_core.server.own_process import OTHER_FILES
 from fcp_core.tasks.tables import Table
 
 
@@ -49,11 +51,16 @@ def test_a_killed_server_goes_on_where_it_was(
 
 
 @pytest.mark.slow
-def test_a_second_server_on_the_same_file_is_refused(serve, port_of_its_own, make_server):
+def test_a_second_server_on_the_same_file_is_refused(
+    serve, port_of_its_own, make_server, few_files
+):
     first = serve(port_of_its_own)
     url = f"http://localhost:{port_of_its_own}/"
     with AdminClient(url, make_server.token) as client:
         assert client.list() == []
+        # It allows itself a file for each connection, and another one, as far as the system does.
+        soft, hard = resource.prlimit(first.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == min(hard, 20_000 + OTHER_FILES)
         second = serve(0)
         assert second.process.wait(60) == 2
         log = second.log.read_text()

@@ -176,6 +176,24 @@ def test_a_plan_does_not_leave_its_folder(name):
     assert "only-the-folder-of-the-run" in refused(plan_of(build)).message
 
 
+def test_a_name_is_what_it_was_when_it_was_checked(secret):
+    """A reference variable is written to between the check of its name and its use."""
+
+    def build():
+        own = v1.get_default_graph().get_tensor_by_name("output_filepath:0")
+        name = tf.raw_ops.VariableV2(shape=[], dtype=tf.string, container="", shared_name="")
+        inside = tf.raw_ops.Assign(ref=name, value=tf.strings.join([own, ".part"]))
+        tf.raw_ops.Assign(ref=name, value=tf.constant(secret), name="change")
+        return tf.raw_ops.ReadFile(filename=inside, name="read")
+
+    def change(graph_def):
+        nodes = {node.name: node for node in graph_def.node}
+        nodes["change"].input.append("^fcp_confine_0_chosen")
+        nodes["read"].input.append("^change")
+
+    assert ".part" in refused(plan_of(build, change)).message
+
+
 def test_a_plan_reads_what_it_wrote():
     def build():
         own = v1.get_default_graph().get_tensor_by_name("output_filepath:0")

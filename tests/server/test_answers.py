@@ -48,8 +48,11 @@ def no_task(lab):
 
 
 def sessions_full(lab):
-    lab.submit(goal=5)
-    lab.device().check_in()
+    lab.submit(goal=5, selection="cohort")
+    waits = lab.device()
+    waits.check_in()
+    path = f"/v1/populations/people/taskassignments/{waits.session_id}:start?%24alt=proto"
+    waits.send("POST", lab.thread.server.url, path)
     return lab.status(lab.device().check_in)
 
 
@@ -117,6 +120,24 @@ def late_begin(lab):
         lab.status(lambda d=d, g=g: d.start_upload(g)) for d, g in zip(devices, given, strict=True)
     }
     return answer
+
+
+def ended_start(lab):
+    task = lab.submit()
+    device = lab.device()
+    device.check_in()
+    assert lab.start(device).HasField("task_assignment")  # its answer is lost
+    lab.do(lab.services.tasks.cancel(task))
+    return lab.status(lambda: lab.start(device))
+
+
+def ended_multiple(lab):
+    task = lab.submit(name="t", assignment_mode=AssignmentMode.MULTIPLE)
+    device = lab.device()
+    device.check_in()
+    assert lab.multiple(device) == "200 with a task"
+    lab.do(lab.services.tasks.cancel(task))
+    return lab.multiple(device)
 
 
 def ended_download(lab):

@@ -48,17 +48,40 @@ def test_sessions_are_bounded(kit):
             devices = [world.device() for _ in range(2)]
             for device in devices:
                 await device.check_in()
-            with pytest.raises(StatusError, match="2 sessions already") as caught:
-                await world.device().check_in()
-            assert caught.value.code is Code.UNAVAILABLE
-            # Those that are there go on.
-            assert devices[0].answer(await devices[0].start()).HasField("task_assignment")
+            # The oldest one makes room, and is answered as after a restart.
+            third = world.device()
+            await third.check_in()
+            for _ in range(2):
+                answer = devices[0].answer(await devices[0].start())
+                assert answer.HasField("rejection_info")
+            assert devices[1].answer(await devices[1].start()).HasField("task_assignment")
+            assert world.services.counts()["sessions"] == 2
             # They are kept for a while after they expired: a late poll finds its answer.
             world.advance(61)
-            assert await kit.code_of(world.device().check_in()) is Code.UNAVAILABLE
-            world.advance(3600)
-            assert world.services.counts()["sessions"] == 0
+            assert world.services.counts()["sessions"] == 2
             await world.device().check_in()
-            assert world.services.counts()["sessions"] == 1
+            world.advance(3661)
+            assert world.services.counts()["sessions"] == 0
+
+    asyncio.run(main())
+
+
+def test_devices_that_wait_keep_their_sessions(kit):
+    async def main():
+        options = {"selection": "uniform", "selection__uniform__window": "5s"}
+        async with kit.world(max_sessions="2", **options) as world:
+            await world.submit(goal=9)
+            devices = [world.device() for _ in range(2)]
+            for device in devices:
+                await device.check_in()
+            operations = [await device.start() for device in devices]
+            with pytest.raises(StatusError, match="2 devices have a session and wait") as caught:
+                await world.device().check_in()
+            assert caught.value.code is Code.UNAVAILABLE
+            world.advance(5)
+            for device, operation in zip(devices, operations, strict=True):
+                answer = device.answer(await device.poll(operation.name))
+                assert answer.HasField("task_assignment")
+            await world.device().check_in()
 
     asyncio.run(main())

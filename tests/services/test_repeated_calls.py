@@ -59,6 +59,11 @@ class Session:
             self.go_on([answer.task_assignment])
         return operation
 
+    def rejected(self, operation):
+        if not operation.HasField("response"):
+            return False
+        return self.device.answer(operation).HasField("rejection_info")
+
     def go_on(self, assignments):
         """Prepare the calls for what was given, the first time."""
         if len(self.calls) > 2:
@@ -141,7 +146,9 @@ def check(session, key, answers):
         longest = max(good, key=len, default=[])
         assert all(each in longest for answer in good for each in answer)
     else:
-        assert all(other == good[0] for other in good), key
+        # Who asks once more when its task is over is rejected: it may not have heard of it.
+        alike = [answer for answer in good if kind != "start" or not session.rejected(answer)]
+        assert all(other == alike[0] for other in alike), key
     if kind == "submit":
         assert not (good and bad), "a contribution is counted, or it is not"
         assert len({(error.code, error.message) for error in bad}) <= 1
@@ -290,8 +297,8 @@ def test_a_call_after_its_assignment_was_dropped_is_no_fault_of_the_device(kit, 
                 for each, given_ in ((early, first), (late, second)):
                     assert await kit.code_of(each.report(given_)) is Code.OK
                     assert await kit.code_of(each.report_eligibility()) is Code.OK
-                    wanted = Code.ABORTED if why == "task" else Code.OK
-                    assert await kit.code_of(each.start()) is wanted
+                    over = each.answer(await each.start()).HasField("rejection_info")
+                    assert over is (why == "task")
             if why != "abort":
                 assert await kit.code_of(late.start_upload(second)) is Code.ABORTED
 

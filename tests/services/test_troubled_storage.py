@@ -157,9 +157,8 @@ def test_a_storage_that_hangs_turns_devices_away(kit, troubled, monkeypatch):
             storage.going_on.clear()
             contributing = asyncio.create_task(world.device().run())
             await until(lambda: world.services.store.writes.trouble())
-            assert "contributions to task sum has been written for" in (
-                await world.services.problem()
-            )
+            problem = await world.services.problem()
+            assert "contributions to task sum: not written after" in problem
             assert await kit.code_of(world.device().check_in()) is Code.UNAVAILABLE
             assert (await world.status(task)).contributed == 0
             storage.going_on.set()

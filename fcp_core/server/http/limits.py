@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import StatusError, code_from_http
+from fcp_core.server.own_process import OTHER_FILES, allowed_files
 
 if TYPE_CHECKING:
     from fcp_core.plugins.config import Config
 
+logger = logging.getLogger("fcp.server")
 
 #: Devices and the admin client send headers far smaller than this, in bytes.
 MAX_HEADER = 64 << 10
@@ -97,6 +100,7 @@ class Limits:
             burst_per_address=_burst(given["rate_per_address"], MIN_BURST_PER_ADDRESS),
             burst_per_key=_burst(given["rate_per_key"], MIN_BURST_PER_KEY),
         )
+        limits = limits.within(allowed_files())
         for name in ("max_body", "max_decompressed"):
             if getattr(limits, name) > limits.max_in_flight:
                 raise UsageError(
@@ -105,6 +109,24 @@ class Limits:
                     f"{config.origin('', 'max_in_flight')}): no such body could be received."
                 )
         return limits
+
+    def within(self, files: float) -> Limits:
+        """Return the limits of a process that may have so many files open.
+
+        Beyond that it could accept nothing, nor write to its storage.
+        """
+        room = max(files / 2, files - OTHER_FILES)
+        if room >= self.max_connections:
+            return self
+        connections = int(room)
+        # Nobody is to have all of them.
+        of_address = min(self.max_connections_per_address, max(1, connections // 4))
+        logger.info(
+            "this process may open %d files, so it takes %d connections at a time, not %d "
+            "(max_connections): see 'ulimit -n', or LimitNOFILE of systemd",
+            *(files, connections, self.max_connections),
+        )
+        return replace(self, max_connections=connections, max_connections_per_address=of_address)
 
     @property
     def max_calls_in_flight(self) -> int:

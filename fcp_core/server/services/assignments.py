@@ -98,10 +98,9 @@ class TaskAssignments:
     ) -> pb.PerformMultipleTaskAssignmentsResponse:
         """Give a device the MULTIPLE tasks that it asks for by name and that can take it.
 
-        Asking again in the same session gives the same answer, as long as a task in it goes on.
+        Asking again in the same session gives the same answer, without what is over by then.
 
-        :raises StatusError: as :meth:`start_task_assignment`; ABORTED if all is over that the
-            session was given for these names.
+        :raises StatusError: as :meth:`start_task_assignment`.
         """
         now = self._clock.now()
         population = self._populations.get(request.population_name)
@@ -128,16 +127,10 @@ class TaskAssignments:
             given = None if task is None else task.assignment_of(session)
             if task is not None and given is not None and task.machine.state not in FINAL:
                 response.task_assignments.append(self._message(task, given, session))
-        if not response.task_assignments:
-            if any(session.asked[name] for name in names):
-                raise StatusError(
-                    Code.ABORTED, "what this session was given is over; check in again"
-                )
-            if not refused and (new or not names):
-                reason = "no_task"
-                self._common.notify(
-                    Rejected(now, population.name, label(session.session_id), reason)
-                )
+        given_any = any(session.asked[name] for name in names)
+        if not (given_any or refused) and (new or not names):
+            who = (population.name, label(session.session_id))
+            self._common.notify(Rejected(now, *who, "no_task"))
         return response
 
     async def report_task_result(
@@ -213,8 +206,8 @@ class TaskAssignments:
     ) -> DeviceSession:
         """Return a session that is not known any more, as one that was rejected.
 
-        The server was restarted, or the population is a new owner's: no fault of the device, which
-        comes back in the window of its check-in.
+        The server was restarted, or the population is a new owner's, or others needed its room: no
+        fault of the device, which comes back in the window of its check-in.
 
         :raises StatusError: ABORTED if it has expired besides.
         """
@@ -226,7 +219,6 @@ class TaskAssignments:
         )
         session.wait("")
         session.move(SessionState.REJECTED)
-        population.sessions.open(session)
         who = (population.name, label(session_id))
         self._common.notify(Rejected(now, *who, "restarted"))
         return session
@@ -282,10 +274,7 @@ class TaskAssignments:
             )
 
     def _operation(self, population: Population, session: DeviceSession) -> longrunning.Operation:
-        """Return a session's operation: nothing but where the session stands.
-
-        :raises StatusError: ABORTED if its task has ended.
-        """
+        """Return a session's operation: nothing but where the session stands."""
         result: Any = None
         if session.state is SessionState.CANCELLED:
             result = StatusError(Code.CANCELLED, "the operation was cancelled by the device")
@@ -296,13 +285,12 @@ class TaskAssignments:
         elif session.state is SessionState.ASSIGNED:
             task = self._tasks.find(session.aggregation_id)
             assignment = None if task is None else task.assignment_of(session)
+            result = pb.StartTaskAssignmentResponse()
             if task is None or assignment is None or task.machine.state in FINAL:
-                raise StatusError(
-                    Code.ABORTED, "this session has had its answer; check in again for another task"
-                )
-            result = pb.StartTaskAssignmentResponse(
-                task_assignment=self._message(task, assignment, session)
-            )
+                # It asks for the first time, or again, when its task is over: no fault of its own.
+                result.rejection_info.SetInParent()
+            else:
+                result.task_assignment.CopyFrom(self._message(task, assignment, session))
         return operation(operation_name(session.session_id), self._metadata(population), result)
 
     def _metadata(self, population: Population) -> pb.StartTaskAssignmentMetadata:

@@ -233,11 +233,14 @@ class EligibilityEvalTasks:
         now: float,
     ) -> None:
         if self._max_sessions is not None and self._populations.sessions >= self._max_sessions:
-            raise StatusError(
-                Code.UNAVAILABLE,
-                f"there are {self._max_sessions} sessions already, the most that this server "
-                "keeps; check in again later",
-            )
+            # Whoever checks in again and again must not keep others out.
+            most = max(self._populations, key=lambda each: len(each.sessions))
+            if not most.sessions.forget_one():
+                raise StatusError(
+                    Code.UNAVAILABLE,
+                    f"{self._max_sessions} devices have a session and wait for a task, the most "
+                    "that this server keeps; check in again later",
+                )
         population.sessions.open(session)
         offers = population.lately.offers
         if len(offers) >= OFFERS and offer.names not in offers:

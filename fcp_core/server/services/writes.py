@@ -77,4 +77,4 @@ class Writes:
         seconds = 0.0 if oldest is None else time.monotonic() - oldest.began
         if oldest is None or seconds < SLOW:
             return ""
-        return f"{oldest.what} has been written for {seconds:.0f} s"
+        return f"{oldest.what}: not written after {seconds:.0f} s"
