@@ -325,7 +325,7 @@ def test_who_sleeps_before_its_commit_does_not_keep_the_others(
         sleeper = asyncio.ensure_future(storage.transact(count("a")))
         await asyncio.to_thread(asleep.wait)
         try:
-            other = PostgresStorage(*place, timeout=30)
+            other = PostgresStorage(*place, timeout=10, patience=1)
             await other.start()
             await other.transact(count("a"))
             await other.stop()
