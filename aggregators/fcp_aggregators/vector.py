@@ -28,6 +28,7 @@ from fcp_core.aggregation.checks import (
     check_length,
     check_numeric,
     check_same,
+    in_order,
     parse_in_place,
     same_configuration,
 )
@@ -60,8 +61,9 @@ class VectorAccumulator(Accumulator):
         self._total = Total(self.identity(spec.shape, spec.dtype.numpy))
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes | memoryview) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes | memoryview = b"") -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
+        options, data = in_order(options, data)
         state, large = parse_in_place(intrinsic, state_pb2.AggVectorAggregatorState, data)
         raw = large.get(state.VECTOR_DATA_FIELD_NUMBER) or state.vector_data
         self = cls(intrinsic, options)

@@ -76,6 +76,10 @@ class Member:
             except StorageError:
                 await asyncio.sleep(1.0)
                 self.tasks = [task for task in self.tasks if not task.done()]
+            except Exception as error:
+                if not self.dead.done():
+                    self.world.broken.append(f"a start failed: {type(error).__name__}: {error}")
+                return
             else:
                 break
         self.ready = True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -89,6 +90,22 @@ def same_configuration(one: Intrinsic, other: Intrinsic) -> bool:
         )
         and all(map(same_configuration, one.nested, other.nested))
     )
+
+
+def in_order(options: Any, data: Any) -> tuple[Any, Any]:
+    """Return the options and the state that an accumulator's ``load`` was given.
+
+    Up to 0.2.0 the state came first, and the options could be left out.
+    """
+    if not isinstance(options, bytes):
+        return options, data
+    warnings.warn(
+        "load(intrinsic, data, options) is deprecated and goes with the next release: "
+        "write load(intrinsic, options, data)",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return data or {}, options
 
 
 def parse_state(intrinsic: Intrinsic, message: Callable[[], M], data: bytes) -> M:

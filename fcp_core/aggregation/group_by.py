@@ -19,6 +19,7 @@ from fcp_core.aggregation.aggregator import NO_OPTIONS, Accumulator, Options
 from fcp_core.aggregation.checks import (
     bad,
     check_length,
+    in_order,
     integer_parameter,
     parse_state,
     same_configuration,
@@ -93,8 +94,9 @@ class GroupByAccumulator(Accumulator):
         self._loaded = False
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes = b"") -> Self:
         """Rebuild an accumulator from :meth:`dump`."""
+        options, data = in_order(options, data)
         state = parse_state(intrinsic, state_pb2.GroupByAggregatorState, data)
         self = cls(intrinsic, options)
         check_length(intrinsic, "keys", len(state.keys), len(intrinsic.inputs))

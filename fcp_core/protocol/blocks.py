@@ -38,7 +38,7 @@ class BlockFile:
         try:
             self.grow(size)
         except BaseException:
-            self.close()
+            self._file.close()
             raise
 
     def grow(self, more: int) -> None:
@@ -59,8 +59,10 @@ class BlockFile:
 
     def block(self) -> memoryview:
         """Return what was written; the file goes when nobody looks at it any more."""
-        descriptor = os.dup(self._file.fileno())
-        self.close()
+        try:
+            descriptor = os.dup(self._file.fileno())
+        finally:
+            self._file.close()
         try:
             block = FileBlock(descriptor, self._written)
         except BaseException:
@@ -71,8 +73,11 @@ class BlockFile:
         return array.data  # every view on it holds the array, and nothing else does
 
     def close(self) -> None:
-        """Drop what was written, unless it is a block."""
-        self._file.close()
+        """Drop what was written, unless it is a block. May be repeated."""
+        if not self._file.closed:
+            with contextlib.suppress(OSError):  # there is no descriptor left
+                _drop(os.dup(self._file.fileno()))
+            self._file.close()
 
 
 def _drop(descriptor: int) -> None:

@@ -54,6 +54,7 @@ def requests(draw):
     return endpoint.verb, path, body, accept, query
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(request=requests())
 def test_no_request_breaks_the_server(fuzzed, request):

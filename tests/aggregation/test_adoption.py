@@ -77,6 +77,7 @@ def memory(blob):
     return memoryview(block)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.integers(0, 90), min_size=1, max_size=6),

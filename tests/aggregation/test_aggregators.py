@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fcp_aggregators.group_by import GroupBy
 from fcp_aggregators.plugin import fcp_add_options
+from fcp_aggregators.vector import SumAccumulator
 from fcp_core.aggregation.spec import DataType, Intrinsic
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import Config, OptionRegistry, Sources
@@ -304,3 +306,16 @@ def test_states_of_two_kinds_cannot_be_merged():
     weighted = make("federated_weighted_mean", spec(), weight)
     ignoring = make("federated_weighted_mean", spec(), weight, name="unweighted_mean")
     refusal(Code.INVALID_ARGUMENT, weighted.merge, ignoring)
+
+
+def test_a_state_may_still_be_given_before_the_options():
+    for kind, one in (
+        (SumAccumulator, intrinsic("federated_sum", INT)),
+        (GroupBy, intrinsic("fedsql_group_by", spec(shape=(-1,)))),
+    ):
+        dumped = feed(kind(one, ALLOWED), [np.array([3, 4], one.inputs[0].dtype.numpy)]).dump()
+        assert kind.load(one, ALLOWED, dumped).dump() == dumped
+        for old in ((dumped,), (dumped, ALLOWED)):
+            with pytest.warns(DeprecationWarning, match=r"write load.intrinsic, options,") as said:
+                assert kind.load(one, *old).dump() == dumped
+            assert [warning.filename for warning in said] == [__file__]

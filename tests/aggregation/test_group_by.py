@@ -159,6 +159,7 @@ def test_groups_are_those_of_sql(rows, minimum, shards):
 EDGES = [0, 1, -1, 2**62, -(2**62), 2**63 - 1, -(2**63), 2**31 - 1, -(2**31), 2**64 - 1, 2**32]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, database=None)
 @given(
     dtypes=st.sampled_from([(INT32, INT32), (INT32, INT64), (INT64, INT64), (UINT64, UINT64)]),

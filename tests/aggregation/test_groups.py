@@ -104,6 +104,7 @@ def test_keys_of_many_columns_do_not_run_together():
     assert index.columns()[2].tolist() == big.tolist()
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.data())
 def test_keys_are_numbered_as_a_dictionary_would(data):

@@ -48,6 +48,7 @@ def rows(engine, sql):
     return sorted(map(repr, map(tuple, engine.answer(sql, lambda table: True).rows)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [
@@ -136,6 +137,7 @@ def test_databases_of_duckdb_are_read_where_they_lie(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["usage.duckdb"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sql", "words"),
     [
@@ -174,6 +176,7 @@ def test_what_is_more_than_reading_is_refused(engine, tmp_path, sql, words):
     assert (tmp_path / "secret.csv").read_text() == "a,b\n1,2\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [

@@ -47,6 +47,7 @@ def serve(fcp_server):
 
 
 # A population with a slash is %2F in paths, which nothing on the way may decode.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "shown", "path", "processes"),
     [

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,7 @@ def test_prometheus_takes_the_configuration():
     promtool("check", "rules", str(FOLDER / "alerts.yml"))
 
 
+@pytest.mark.slow
 def test_each_alert_fires_when_it_should(tmp_path):
     names = [rule["alert"] for rule in RULES]
     assert sorted(names) == sorted(CASES)

@@ -62,6 +62,7 @@ def check(candidates, tasks, selection):
     return assigned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_decisions_are_possible_and_repeatable(name):
     policy = POLICIES[name]()
@@ -77,6 +78,7 @@ def test_decisions_are_possible_and_repeatable(name):
     law()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_nobody_waits_for_ever(name):
     """If a policy is asked when it wants to be, no eligible pair of room and candidate is left."""

@@ -7,6 +7,7 @@ import gc
 import mmap
 import os
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def descriptors(folder):
         with contextlib.suppress(OSError):  # that of the listing
             found += os.readlink(f"/proc/self/fd/{number}").startswith(f"{folder}/")
     return found
+
+
+def wait_for_none(folder):
+    """Wait until no file of a folder is open: another thread drops them."""
+    end = time.monotonic() + 60
+    while descriptors(folder) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert descriptors(folder) == 0
 
 
 def test_what_rests_is_in_the_file_only_and_can_be_read_again(tmp_path):
@@ -102,13 +111,38 @@ def test_a_file_goes_with_the_last_view_of_it(tmp_path):
     assert part[0] == 4
     del part
     gc.collect()
-    end = time.monotonic() + 60
-    while descriptors(tmp_path) and time.monotonic() < end:
-        time.sleep(0.01)  # another thread drops it
-    assert descriptors(tmp_path) == 0
+    wait_for_none(tmp_path)
+
+
+def test_a_file_that_becomes_no_block_goes_in_another_thread(tmp_path, monkeypatch):
+    """A quarter of a gigabyte would stop the event loop for 20 ms."""
+    threads, truncate = [], os.ftruncate
+
+    def note(*arguments):
+        threads.append(threading.current_thread())
+        truncate(*arguments)
+
+    monkeypatch.setattr(os, "ftruncate", note)
     dropped = BlockFile(1 << 20, tmp_path)
     assert descriptors(tmp_path) == 1
     dropped.close()
+    dropped.close()
+    wait_for_none(tmp_path)
+    assert threads
+    assert threading.current_thread() not in threads
+
+
+def test_without_a_descriptor_left_a_file_goes_all_the_same(tmp_path, monkeypatch):
+    def none_left(_):
+        raise OSError(24, "Too many open files")
+
+    file = BlockFile(1 << 20, tmp_path)
+    other = BlockFile(1 << 20, tmp_path)
+    other.write(memoryview(b"data"))
+    monkeypatch.setattr(os, "dup", none_left)
+    file.close()
+    with pytest.raises(OSError, match="Too many"):
+        other.block()
     assert descriptors(tmp_path) == 0
 
 

@@ -87,6 +87,7 @@ def test_federated_compute_round_trip(tensors: dict[str, Any]) -> None:
     check_round_trip(write_federated_compute(tensors), tensors)
 
 
+@pytest.mark.slow
 @given(hnp.arrays("<i8", st.integers(0, 40), elements=st.integers(-(2**63), 2**63 - 1)))
 @settings(max_examples=200)
 def test_integers_are_what_protobuf_writes(values: Any) -> None:
@@ -98,6 +99,7 @@ def test_integers_are_what_protobuf_writes(values: Any) -> None:
     assert wanted.SerializeToString() in data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["<i4", "<i8", "<u2", "u1", "i1", "?"])
 def test_many_integers_of_every_length(dtype: str) -> None:
     generator = np.random.default_rng(3)

@@ -129,6 +129,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     steps,
@@ -293,6 +294,7 @@ def test_what_is_given_back_is_taken_at_once():
     assert not one.write("red")
 
 
+@pytest.mark.slow
 @given(st.lists(st.uuids().map(str), min_size=1, max_size=6, unique=True), st.text())
 def test_one_member_is_preferred_and_a_newcomer_takes_only_for_itself(members, population):
     first = preferred(population, members)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from fcp_core.server.http import calls, large_uploads
+from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.http import calls, large_uploads, refusals
 from fcp_core.server.http.buffers import GRAIN, Buffers
 from fcp_core.server.http.large_uploads import LargeUploads
 from fcp_core.server.services.common import Wanted
@@ -107,6 +109,22 @@ def test_every_way_out_of_an_upload_ends_its_turn(make_front, http, monkeypatch)
         assert held.coming == 0
     assert front.ask(http.head(UPLOAD, Content_Length=2000) + bytes(2000)).status == 200
     assert held.coming == 0
+
+
+def test_who_is_refused_after_it_has_gone_keeps_no_turn():
+    """A device gave up while its upload waited for a turn, and then there is no room for it."""
+
+    async def main():
+        held = LargeUploads(lambda: 0)
+        handler = calls.UploadHandler.__new__(calls.UploadHandler)
+        handler.context = SimpleNamespace(large_uploads=held)
+        handler.body, handler.over = None, True  # the connection was closed, and it abandoned
+        await held.begin(LONG)
+        handler._has_turn = True
+        refusals.refuse(handler, StatusError(Code.UNAVAILABLE, "there is no room"))
+        assert held.coming == 0
+
+    asyncio.run(main())
 
 
 @pytest.mark.slow

@@ -117,6 +117,7 @@ def test_an_answer_that_is_lost_changes_nothing(step, times, behind, make_device
     assert (status.assigned, status.contributed, status.dropped) == (2, 2, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("step", range(STEPS - 1))
 def test_so_it_does_with_our_client(step, times, behind):

@@ -15,7 +15,7 @@ import pytest
 from tornado.iostream import StreamClosedError
 
 from fcp_core.protocol.blocks import FileBlock, block_of
-from fcp_core.protocol.status import StatusError
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import inflate
 from fcp_core.server.http.body import WRITTEN, BodyReader, InFlight
 from fcp_core.server.http.buffers import GRAIN, IDLE, STEP, Buffers
@@ -217,8 +217,14 @@ def test_a_compressed_body_that_becomes_large_lies_in_a_file_if_there_is_room(
             raise OSError(28, "No space left on device")
         fallocate(*given)
 
+    async def move(output, *given):
+        moves.append(given)
+        await moved(output, *given)
+
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     monkeypatch.setattr(inflate, "STEP", SMALL)
+    moved, moves = inflate.Output._move, []
+    monkeypatch.setattr(inflate.Output, "_move", move)
     data = np.random.default_rng(0).bytes(SMALL) * 4 + b"end"
     packed = gzip.compress(data, 1)
     # In memory, it would be moved there at least once.
@@ -241,6 +247,7 @@ def test_a_compressed_body_that_becomes_large_lies_in_a_file_if_there_is_room(
 
     large, private = asyncio.run(main())
     assert large == private == data
+    assert kept > SMALL or len(moves) == (files is not None), "it may be moved once"
     assert isinstance(block_of(large), FileBlock) is (files is None)
     assert not isinstance(block_of(private), FileBlock)
     assert not large.readonly, "the fold may keep it"
@@ -278,3 +285,45 @@ def test_the_file_of_a_body_that_does_not_become_complete_goes(tmp_path, monkeyp
     with ThreadPoolExecutor(1) as pool:
         assert asyncio.run(main(pool))._file.closed
     buffers.close()
+
+
+class Patient(Sender):
+    """Gives the next part once nothing is decompressed any more."""
+
+    async def read_into(self, piece, partial):
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.001)
+        return await super().read_into(piece, partial)
+
+
+@pytest.mark.parametrize("code", [Code.INVALID_ARGUMENT, Code.UNAVAILABLE])
+def test_nothing_is_taken_behind_what_could_not_be(tmp_path, monkeypatch, code):
+    """What is no gzip, or was not written, is no gap in a body that is taken for whole."""
+    write, calls = inflate.write_to, []
+
+    def fail_once(*given):
+        calls.append(given)
+        if code is Code.UNAVAILABLE and len(calls) == 1:
+            raise StatusError(code, "the body could not be written to a file")
+        write(*given)
+
+    monkeypatch.setattr(inflate, "write_to", fail_once)
+    monkeypatch.setattr(inflate, "STEP", SMALL // 8)
+    packed = gzip.compress(np.random.default_rng(0).bytes(2 * SMALL), 1)
+    if code is Code.INVALID_ARGUMENT:
+        packed = bytes(70_001) + packed  # as much as comes at once
+
+    async def main(pool):
+        buffers = Buffers(SMALL, folder=tmp_path)
+        rest = (Limits(), InFlight(1 << 30), pool, buffers)
+        reader = GzipReader(len(packed), *rest, in_file=True)
+        try:
+            await reader.receive_from(Patient(packed))
+            await reader.finish()
+        finally:
+            reader.close()
+            buffers.close()
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StatusError) as error:
+        asyncio.run(main(pool))
+    assert error.value.code is code

@@ -206,6 +206,7 @@ def test_nothing_is_counted_after_a_time_out(make_front, http, services, encodin
     Counts(front).until("nothing in flight", lambda now: now == (0, 0, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["identity", "gzip"])
 def test_nothing_is_counted_after_a_stop_that_cuts_a_body_off(make_front, http, services, encoding):
     front = make_front(services, drain_timeout=0.1, **LIMITS)

@@ -286,6 +286,7 @@ MENDED = {"ok before it counts", "never answers", "answers twice", "counts twice
 HANGING = {"never starts", "outlives the deadline"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", sorted(plain.FAULTS))
 def test_a_broken_protocol_harms_nobody_else(house, fault, caplog):
     """A device is told OK if and only if it counts; the task ends; the server goes on."""

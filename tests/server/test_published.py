@@ -246,6 +246,33 @@ def test_a_large_model_that_shrinks_is_undone_into_a_file(tmp_path, monkeypatch,
     assert packed.plain(tmp_path / "missing").data == model
 
 
+def test_a_large_model_is_undone_once_for_all_and_from_its_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "SPOOLED", 10_000)
+    model = np.arange(100_000, dtype="i4").tobytes()
+    spec = TaskSpec("p", "task", b"plan", b"", 1, checkpoint=model)
+    at_once, most = 0, []
+
+    async def apart(size, function, *arguments):
+        nonlocal at_once
+        at_once += 1
+        most.append((at_once, size))
+        await asyncio.sleep(0)  # The others ask meanwhile.
+        at_once -= 1
+        return function(*arguments)
+
+    async def main():
+        downloads = Downloads()
+        downloads.add(publish("group", spec, folder=tmp_path))
+        name = "group.plain/checkpoint"
+        return await asyncio.gather(*(downloads.get(name) for _ in range(3)))
+
+    monkeypatch.setattr("fcp_core.server.services.published._apart", apart)
+    monkeypatch.setattr(spool.Spooled, "__bytes__", lambda self: pytest.fail("all is in memory"))
+    found = asyncio.run(main())
+    assert most == [(1, len(model))] * 3, "what it becomes is large"
+    assert [each.data.read(0, len(model)) for each in found] == [model] * 3
+
+
 def test_where_no_file_can_be_written_a_large_model_stays_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(spool, "SPOOLED", 10)
     assert spool.spooled(b"0123456789", tmp_path / "missing") == b"0123456789"

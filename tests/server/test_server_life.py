@@ -143,6 +143,7 @@ def test_limits_that_contradict_each_other(load):
     assert "overrides: max_body" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_probes_see_a_stop_that_is_announced(new_server, http):
     thread = new_server(overrides={"drain_notice": "3s"})
     thread.start()

@@ -14,6 +14,7 @@ from fcp_core.storage.records import BlobRecord, ShardRecord, TaskRecord
 from tests.services.worlds import stored
 
 
+@pytest.mark.slow
 def test_an_open_task_keeps_no_model_in_memory(kit, sqlite):
     model = b"a model that is written to the file"
 

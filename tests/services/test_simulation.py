@@ -151,6 +151,7 @@ SESSION = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", ["accept", "refuse"])
 def test_whatever_happens_the_sum_is_of_those_who_were_accepted(kit, late):
     crowd = [("all", "prepare", False), ("all", "submit", False)]

@@ -206,6 +206,7 @@ def test_a_result_is_kept_by_the_storage_only(kit):
     asyncio.run(main())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["after", "with the last write"])
 def test_a_task_that_was_left_is_ended_by_who_has_it(kit, sqlite, monkeypatch, when):
     """Seen in the simulation: its end came when another member had the population."""

@@ -109,6 +109,7 @@ SCENARIOS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.parametrize(
     "policy",
@@ -176,6 +177,7 @@ def test_over_selection_ends_rounds_early_and_wastes_work():
     assert twice.reasons["round_over"] > once.reasons["round_over"]
 
 
+@pytest.mark.slow
 def test_a_rate_cap_and_a_time_window_hold():
     capped, timed = simulate(
         "rate_capped:limit=30,period=1h",

@@ -187,6 +187,7 @@ def _resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 def test_a_large_record_is_not_kept_in_memory_until_the_next_one(tmp_path):
     """Neither by the thread that wrote it, nor by the statement."""
     size = 64 << 20

@@ -64,6 +64,7 @@ def test_answers_are_those_of_one_database(tmp_path, sql, truth):
                 assert one == pytest.approx(other, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_rows_of_too_few_devices_are_not_shown_without_groups_either(tmp_path, masked):
     columns = ("app", "seconds")

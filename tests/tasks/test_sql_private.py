@@ -72,6 +72,7 @@ def ask(tmp_path, monkeypatch):
         yield ask
 
 
+@pytest.mark.slow
 def test_answers_are_near_the_truth_and_say_how_near(ask):
     table, noise = ask(
         "SELECT app, COUNT(*) AS n, SUM(CLAMP(seconds, 0, 20)) AS s,"
@@ -94,6 +95,7 @@ def test_answers_are_near_the_truth_and_say_how_near(ask):
     assert "<path" in bar_chart(table, "launches", "n")
 
 
+@pytest.mark.slow
 def test_a_closed_domain_shows_all_of_it(ask):
     table, _ = ask(
         "SELECT app, DEVICES() AS d FROM launches GROUP BY app ORDER BY d DESC",
@@ -106,6 +108,7 @@ def test_a_closed_domain_shows_all_of_it(ask):
     assert all(abs(found[app]) < 5 for app in ("own", "nobody's", None))
 
 
+@pytest.mark.slow
 def test_groups_are_chosen_by_their_devices(ask):
     table, _ = ask(
         "SELECT app, COUNT(*) AS n FROM launches GROUP BY app HAVING DEVICES() >= 5 ORDER BY app"

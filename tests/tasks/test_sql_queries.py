@@ -132,6 +132,7 @@ AGGREGATES = st.lists(
 KEYS = st.sampled_from(["", "a", "b", "a, b", "x > 0, a", "typeof(a)"])
 
 
+@pytest.mark.slow
 @settings(SLOW, max_examples=60)
 @given(TABLES, AGGREGATES, KEYS)
 def test_any_answer_is_that_of_one_database(tmp_path, tables, aggregates, keys):
@@ -141,6 +142,7 @@ def test_any_answer_is_that_of_one_database(tmp_path, tables, aggregates, keys):
     check(f"SELECT {shown} FROM t{grouped}", devices, tmp_path)
 
 
+@pytest.mark.slow
 @settings(SLOW, max_examples=25)
 @given(TABLES, st.sampled_from(["", "a"]))
 def test_the_least_and_the_greatest_are_those_of_one_database(tmp_path, tables, keys):
@@ -149,6 +151,7 @@ def test_the_least_and_the_greatest_are_those_of_one_database(tmp_path, tables, 
     check(sql, [{"t": (("a", "b", "x"), rows)} for rows in tables], tmp_path)
 
 
+@pytest.mark.slow
 @settings(SLOW, max_examples=25)
 @given(
     st.lists(
@@ -170,6 +173,7 @@ def test_quantiles_are_within_their_error(tmp_path, tables, quantile, error):
         assert found[key] == pytest.approx(values[place], rel=error * 1.001, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_distinct_values_are_counted_nearly(tmp_path):
     devices = [
         {"t": (("a", "x"), [(n % 2, x) for x in range(100 * n, 100 * n + 300)] + [(1, None)])}

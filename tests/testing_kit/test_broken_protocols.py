@@ -338,6 +338,7 @@ def name_of(value):
     return ",".join(value) if isinstance(value, dict) else getattr(value, "__name__", str(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("law", "made"), BROKEN, ids=name_of)
 def test_the_protocol_kit_catches(law, made):
     with pytest.raises(AssertionError):
@@ -358,6 +359,7 @@ TOLD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", sorted(plain.FAULTS))
 def test_a_fault_is_named_as_such(fault):
     """What breaks a law is told from what went wrong in the kit."""

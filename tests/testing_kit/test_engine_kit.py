@@ -346,6 +346,7 @@ class TestGoodInProcesses(EngineConformance):
     expendable = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("law", "make", "changes", "arguments"),
     BROKEN,

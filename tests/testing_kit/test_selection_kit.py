@@ -310,6 +310,7 @@ def name_of(value):
     return ",".join(value) if isinstance(value, dict) else getattr(value, "__name__", value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("law", "cls", "changes"), BROKEN, ids=name_of)
 def test_the_selection_kit_catches(law, cls, changes):
     with pytest.raises((Exception, pytest.fail.Exception)):

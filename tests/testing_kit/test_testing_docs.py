@@ -15,6 +15,7 @@ TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_examples_work(number, pytester, monkeypatch):
     monkeypatch.setattr(Conformance, "max_examples", 5)

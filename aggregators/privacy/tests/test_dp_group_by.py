@@ -187,6 +187,7 @@ def test_what_a_device_may_add_is_clamped_and_scaled():
     np.testing.assert_allclose(floats, [4, 3, 0], rtol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, database=None)
 @given(data=st.data(), dtype=st.sampled_from([INT32, INT64, UINT64, FLOAT, DOUBLE]))
 def test_a_bounded_contribution_is_within_its_bounds(data, dtype):

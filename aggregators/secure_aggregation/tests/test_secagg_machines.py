@@ -82,6 +82,7 @@ def test_a_client_that_need_not_unmask_any_more_is_told_of_its_success():
     session.check([0, 1, 2, 3, 4])
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_any_history_ends_with_the_plain_sum_or_with_an_abort(data):
     if data.draw(st.booleans()):

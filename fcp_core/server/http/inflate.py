@@ -64,7 +64,7 @@ class Output:
     def __init__(self, buffers: Buffers, size: int, *, in_file: bool) -> None:
         self._buffers = buffers
         self._in_file = in_file
-        self._kept = buffers.kept
+        self._kept, self._likely = buffers.kept, size
         if in_file and size > buffers.kept:
             size, self._kept = STEP, 0  # until there is a file
         self._memory = buffers.take(size)
@@ -90,7 +90,7 @@ class Output:
                 run = asyncio.get_running_loop().run_in_executor
                 self._in_file = await run(executor, self._grow)
             if not self._in_file or self._file is None:
-                await self._move(2 * self._size, executor)
+                await self._move(max(self._likely, 2 * self._size), executor)
         return self._end - self._size
 
     async def whole(self, executor: Executor) -> memoryview:
@@ -292,12 +292,14 @@ class GzipReader(BodyReader):
                 more = await stream.read_into(piece[end:], partial=True)  # type: ignore[arg-type]
                 end, self.received = end + more, self.received + more
                 self._count(len(self._output) + inflater.waiting + end - begin)
-                idle = job is None or job.done()
-                if end < len(piece) and not (idle and end - begin >= SLICE):
+                if job is not None and job.done():
+                    job.result()  # or the next one would go on behind what this one did not take
+                    job = None
+                if end < len(piece) and (job is not None or end - begin < SLICE):
                     continue
                 inflater.feed(piece[begin:end])
                 begin = end
-                if job is None or idle:
+                if job is None:
                     job = asyncio.ensure_future(self._inflate())
                     job.add_done_callback(_retrieve)  # nobody asks after the connection broke
                     job.add_done_callback(lambda job: news.set())

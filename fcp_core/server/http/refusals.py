@@ -50,10 +50,10 @@ def origin_form(line: str, headers: HTTPHeaders) -> str:
 
 def refuse(handler: Request, error: StatusError) -> None:
     """Answer before the body is there, then read a bounded rest of it and drop it."""
+    handler.abandon()  # also what it has got since its client went away
     if handler.over:
         return
     logger.debug("%s %s refused: %s", handler.label, handler.subject, error)
-    handler.abandon()
     handler.dropping = LINGER
     handler.connection.limit(LINGER_TIME)
     status, body, headers = handler.reply_to(error)

@@ -35,7 +35,7 @@ class Downloads:
         self._most = CACHE if cache is None else cache
         self._size = 0
         self._cache: OrderedDict[str, Download] = OrderedDict()
-        #: Held by whoever reads a file, so that all who want it at once read it once.
+        #: Held by whoever makes a file ready, so that it is done once for all who want it at once.
         self._reading: weakref.WeakValueDictionary[str, asyncio.Lock] = (
             weakref.WeakValueDictionary()
         )
@@ -65,10 +65,13 @@ class Downloads:
             raise StatusError(Code.FAILED_PRECONDITION, "its task has ended", http=410)
         if published is not None:
             compressed = not group.endswith(PLAIN)
-            if published.source is None or published.holds(file):
-                download = await published.get(file, compressed=compressed)
-            else:
+            if published.source is not None and not published.holds(file):
                 download = await self._read(published, name, file, compressed)
+            elif compressed:
+                download = await published.get(file, compressed=True)
+            else:
+                async with self._alone(name):
+                    download = await published.get(file, compressed=False)
         if download is None:
             raise StatusError(Code.NOT_FOUND, "there is nothing here")
         return download
@@ -79,13 +82,16 @@ class Downloads:
         facts = None if published is None else published.facts_of(name.partition("/")[2])
         return facts is not None and facts.etag == etag
 
+    def _alone(self, name: str) -> asyncio.Lock:
+        return self._reading.setdefault(name, asyncio.Lock())
+
     def _published(self, name: str) -> Published | None:
         return self._groups.get(name.partition("/")[0].removesuffix(PLAIN)[-SECRET:])
 
     async def _read(
         self, published: Published, name: str, file: str, compressed: bool
     ) -> Download | None:
-        async with self._reading.setdefault(name, asyncio.Lock()):
+        async with self._alone(name):
             known = self._cache.get(name)
             if known is not None:
                 self._cache.move_to_end(name)

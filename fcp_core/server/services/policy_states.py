@@ -23,6 +23,8 @@ logger = logging.getLogger("fcp.services")
 
 #: Seconds after which a state that was not written again is forgotten.
 LIFETIME = 30 * 86400.0
+#: How many seconds a server that stops, or gives a population back, waits for the last of them.
+FLUSHING = 5.0
 
 
 class PolicyStates:
@@ -77,9 +79,9 @@ class PolicyStates:
         self._write_soon(key, PolicyStateRecord(key, population, data, self._clock.now()))
 
     async def flush(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything is written, but not for a storage that does not answer."""
         if self._writer is not None:
-            await self._writer
+            await asyncio.wait([self._writer], timeout=FLUSHING)
 
     def _write_soon(self, key: str, record: PolicyStateRecord | None) -> None:
         if not self._storage.durable:

@@ -225,7 +225,7 @@ class Published:
         if file is not None:
             if compressed or not file.is_compressed:
                 return file
-            return await _apart(len(file.data), self._undone, name, file)
+            return await _apart(file.plain_size, self._undone, name, file)
         return None if self.source is None else await self._read(self.source, name, compressed)
 
     async def _read(self, source: FileSource, name: str, compressed: bool) -> Download | None:

@@ -63,15 +63,15 @@ def unpacked(data: bytes | Spooled, size: int, folder: Path | None) -> bytes | S
 
     :param size: about how much it becomes.
     """
-    packed = bytes(data)
-    found = _in_file(_unpack(packed), folder) if size >= SPOOLED else None
-    return gzip.decompress(packed) if found is None else found
+    found = _in_file(_unpack(data), folder) if size >= SPOOLED else None
+    return gzip.decompress(bytes(data)) if found is None else found
 
 
-def _unpack(packed: bytes) -> Iterator[bytes]:
-    stream, view = zlib.decompressobj(wbits=31), memoryview(packed)
-    for start in range(0, len(view), SLICE):
-        piece: bytes | memoryview = view[start : start + SLICE]
+def _unpack(packed: bytes | Spooled) -> Iterator[bytes]:
+    stream = zlib.decompressobj(wbits=31)
+    for start in range(0, len(packed), SLICE):
+        stop = start + SLICE
+        piece = packed.read(start, stop) if isinstance(packed, Spooled) else packed[start:stop]
         while True:
             made = stream.decompress(piece, PIECE)
             yield made

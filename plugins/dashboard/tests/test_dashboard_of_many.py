@@ -58,6 +58,7 @@ def snapshot(somebody):
     return json.loads(somebody.ask("/snapshot.json").body)
 
 
+@pytest.mark.slow
 def test_each_member_shows_what_all_saw(member, browser, fcp_client):
     one, two = member(), member()
     first, second = browser(one).log_in(), browser(two)

@@ -58,6 +58,7 @@ def test_a_task_is_shown_with_what_it_waits_for(dashboard, browser, fcp_populati
         time.sleep(0.1)  # what all look at may be a second old
 
 
+@pytest.mark.slow
 def test_the_list_of_tasks_has_pages(dashboard, browser):
     server = dashboard()
     for number in range(60):

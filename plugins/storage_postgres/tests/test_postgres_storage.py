@@ -14,6 +14,7 @@ from fcp_core.storage import leases, shards
 from fcp_core.storage.records import BlobRecord, LeaseRecord, ShardRecord, TaskRecord
 from fcp_core.testing.storage import StorageConformance
 from fcp_postgres import faults, parts
+from fcp_postgres import jobs as connection_jobs
 from fcp_postgres.jobs import Job, Jobs
 from fcp_postgres.session import Session
 from fcp_postgres.storage import PostgresStorage
@@ -178,3 +179,33 @@ class TestPostgres(StorageConformance):
             thread.join()
         assert len(takers) == 10
         assert len(set(takers)) == 1
+
+
+def test_what_one_connection_leaves_waiting_another_one_takes(monkeypatch):
+    """More than one takes at a time, while that one is kept by something large."""
+    monkeypatch.setattr(connection_jobs, "_MAX_BATCH", 1)
+    jobs, both = Jobs(), threading.Barrier(2)
+
+    def take():
+        while batch := jobs.take():
+            with contextlib.suppress(threading.BrokenBarrierError):
+                both.wait(30)
+            for job in batch:
+                job.settle()
+            jobs.done()
+
+    threads = [threading.Thread(target=take, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while len(jobs._idle) < len(threads):
+        pass
+    with jobs._lock:  # Both come before anybody is awake.
+        waiting = [Job(lambda tx: None) for _ in range(2)]
+        jobs._waiting.extend(waiting)
+        jobs._wake()
+    for job in waiting:
+        job.future.result(60)
+    jobs.close()
+    for thread in threads:
+        thread.join()
+    assert not both.broken

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,7 +28,7 @@ class CohortSum(Accumulator):
     :raises StatusError: INVALID_ARGUMENT if the intrinsic does not fit.
     """
 
-    def __init__(self, intrinsic: Intrinsic) -> None:
+    def __init__(self, intrinsic: Intrinsic, options: Options) -> None:
         self._aggregand = aggregand_of(intrinsic)
         self._small = SmallGroups.of(intrinsic)
         spec = self._aggregand.tensor
@@ -37,9 +36,9 @@ class CohortSum(Accumulator):
         self._num_inputs = 0
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild a sum from :meth:`dump`."""
-        self = cls(intrinsic)
+        self = cls(intrinsic, options)
         try:
             state = msgspec.msgpack.decode(data, type=_State)
             loaded = np.frombuffer(state.data, self._total.dtype).reshape(self._total.shape)
@@ -115,8 +114,8 @@ class RobustCohortSum(CohortSum):
     :raises StatusError: INVALID_ARGUMENT for a modular sum, of which there is no order.
     """
 
-    def __init__(self, intrinsic: Intrinsic) -> None:
-        super().__init__(intrinsic)
+    def __init__(self, intrinsic: Intrinsic, options: Options) -> None:
+        super().__init__(intrinsic, options)
         if self._aggregand.modulus is not None:
             raise StatusError(
                 Code.INVALID_ARGUMENT,
@@ -125,9 +124,9 @@ class RobustCohortSum(CohortSum):
         self._kept: list[Tensor] = []
 
     @classmethod
-    def load(cls, intrinsic: Intrinsic, data: bytes, *arguments: Any) -> Self:
+    def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
         """Rebuild it from :meth:`dump`."""
-        self = cls(intrinsic, *arguments)
+        self = cls(intrinsic, options)
         try:
             state = msgspec.msgpack.decode(data, type=_State)
             loaded = np.frombuffer(state.data, self._total.dtype)
@@ -192,11 +191,19 @@ class CohortMedian(RobustCohortSum):
 class CohortTrimmedMean(RobustCohortSum):
     """The mean of the cohorts' sums without the smallest and the largest ones.
 
-    :param fraction: of the sums that is left out at each end, below 0.5.
+    :param options: ``fraction``, which is left out at each end, below 0.5.
     """
 
-    def __init__(self, intrinsic: Intrinsic, fraction: float) -> None:
-        super().__init__(intrinsic)
+    def __init__(self, intrinsic: Intrinsic, options: Options) -> None:
+        super().__init__(intrinsic, options)
+        fraction = options.get("fraction", 0.1)
+        assert isinstance(fraction, float)
+        if not 0 <= fraction < 0.5:
+            raise StatusError(
+                Code.INVALID_ARGUMENT,
+                f"{TRIMMED}: fraction = {fraction:g} is not from 0 to below 0.5; that would leave "
+                "nothing to average",
+            )
         self._fraction = fraction
 
     def _rule(self, ordered: Tensor) -> tuple[Tensor, int]:
@@ -211,56 +218,20 @@ class CohortTrimmedMean(RobustCohortSum):
             raise StatusError(Code.INVALID_ARGUMENT, "only sums of one configuration can be merged")
 
 
-def _make_median(intrinsic: Intrinsic, options: Options) -> CohortMedian:
-    return CohortMedian(intrinsic)
-
-
-def _load_median(intrinsic: Intrinsic, options: Options, data: bytes) -> CohortMedian:
-    return CohortMedian.load(intrinsic, data)
-
-
-def _make_trimmed(intrinsic: Intrinsic, options: Options) -> CohortTrimmedMean:
-    return CohortTrimmedMean(intrinsic, _fraction(options))
-
-
-def _load_trimmed(intrinsic: Intrinsic, options: Options, data: bytes) -> CohortTrimmedMean:
-    return CohortTrimmedMean.load(intrinsic, data, _fraction(options))
-
-
-def _fraction(options: Options) -> float:
-    fraction = options.get("fraction", 0.1)
-    assert isinstance(fraction, float)
-    if not 0 <= fraction < 0.5:
-        raise StatusError(
-            Code.INVALID_ARGUMENT,
-            f"{TRIMMED}: fraction = {fraction:g} is not from 0 to below 0.5; that would leave "
-            "nothing to average",
-        )
-    return fraction
-
-
-def _make(intrinsic: Intrinsic, options: Options) -> CohortSum:
-    return CohortSum(intrinsic)
-
-
-def _load(intrinsic: Intrinsic, options: Options, data: bytes) -> CohortSum:
-    return CohortSum.load(intrinsic, data)
-
-
 FACTORY = AggregatorFactory(
     NAME,
     frozenset(URIS),
     "adds the sums of cohorts, for the protocol secagg",
-    _make,
-    _load,
+    CohortSum,
+    CohortSum.load,
     protocol="secagg",
 )
 MEDIAN_FACTORY = AggregatorFactory(
     MEDIAN,
     frozenset({SUM_URI, BITWIDTH_URI}),
     "the median of the sums of cohorts times their number, for the protocol secagg",
-    _make_median,
-    _load_median,
+    CohortMedian,
+    CohortMedian.load,
     needs_all_inputs=True,
     protocol="secagg",
 )
@@ -268,8 +239,8 @@ TRIMMED_FACTORY = AggregatorFactory(
     TRIMMED,
     frozenset({SUM_URI, BITWIDTH_URI}),
     "the trimmed mean of the sums of cohorts times their number, for the protocol secagg",
-    _make_trimmed,
-    _load_trimmed,
+    CohortTrimmedMean,
+    CohortTrimmedMean.load,
     needs_all_inputs=True,
     protocol="secagg",
 )

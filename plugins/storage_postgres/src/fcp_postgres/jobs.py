@@ -91,6 +91,8 @@ class Jobs:
                     self._wait(None)
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_BATCH))]
             self._at_work += 1
+            if self._waiting:
+                self._wake()
         return batch
 
     def done(self, *, comes_back: bool = True) -> None:
