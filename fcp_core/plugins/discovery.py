@@ -22,7 +22,6 @@ from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
 from fcp_core.plugins import hookspecs
 from fcp_core.plugins.config import did_you_mean
 from fcp_core.plugins.offers import PluginSource
-from fcp_core.protocol.status import StatusError
 
 #: The group of entry points that plugins are found by.
 GROUP = "fcp"
@@ -309,6 +308,8 @@ def explain(error: BaseException) -> str:
     """Return an exception as a clause, with the place it was raised at."""
     if isinstance(error, UsageError):
         return str(error).removesuffix(".")
+    from fcp_core.protocol.status import StatusError  # which loads protobuf
+
     origin = error
     if isinstance(error, StatusError):  # which says what a plugin raised
         origin = error.__cause__ or error.__context__ or error
