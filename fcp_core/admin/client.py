@@ -6,6 +6,7 @@ import math
 import os
 import ssl
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -64,7 +65,7 @@ class AdminClient:
     :param ca_file: PEM certificates to trust instead of the system's.
     :param certfile: a PEM certificate to show.
     :param keyfile: its key, if that is not in *certfile*.
-    :param patience: seconds for which a server that cannot be reached is tried.
+    :param patience: for how many seconds after its first failure a call is tried again.
     :raises UsageError: if the URL or a file does not do.
     """
 
@@ -297,7 +298,7 @@ class AdminClient:
 
     def _exchange(self, verb: str, url: str, data: bytes | None, more: dict[str, str]) -> bytes:
         headers = {**self._http.headers, **more}
-        waited, pause = 0.0, _PAUSES[0]
+        end, pause = math.inf, _PAUSES[0]
         while True:
             try:
                 response = self._http.request(
@@ -317,11 +318,12 @@ class AdminClient:
                 if response.status == 200:
                     return response.data
                 problem = _error(response)
-            if problem.code is not Code.UNAVAILABLE or waited >= self._patience:
+            # A server that is silent takes its time each time.
+            end = min(end, time.monotonic() + self._patience)
+            if problem.code is not Code.UNAVAILABLE or time.monotonic() >= end:
                 raise problem
             if self._closed.wait(pause):
                 raise StatusError(Code.CANCELLED, "the client was closed")
-            waited += pause
             pause = min(2 * pause, _PAUSES[1])
 
 

@@ -241,7 +241,7 @@ class Server:
                 await self._workers.start(self.services, self._metrics)
             self._frontend.start()
             if self._links is not None:
-                self._links.start(self._frontend.room, self._frontend.dial)
+                self._links.start(self._frontend.room, self._frontend.dial, self._hang_up)
         except BaseException:
             await self.stop()
             raise
@@ -277,13 +277,19 @@ class Server:
             if self._links is not None:
                 await self._links.leave(self._limits.drain_timeout)
 
+    def _hang_up(self, url: str) -> None:
+        """Break the calls of all processes to a member that says nothing any more."""
+        self._frontend.hang_up(url)
+        if self._workers is not None:
+            self._workers.tell("hang_up", url)
+
     def reload(self) -> None:
         """Read certificates, their keys and the keys of tokens again, for what comes from now on.
 
         What cannot be used is logged, and what there was stays.
         """
         if self._workers is not None:
-            self._workers.reload()
+            self._workers.tell("reload")
         for what, load in (
             ("the certificate", None if self._tls is None else self._tls.reload),
             ("members' certificate", None if self._member_tls is None else self._member_tls.reload),

@@ -24,6 +24,10 @@ T = TypeVar("T")
 #: The collection that the devices here have their data in.
 COLLECTION = "app:/test"
 
+#: How long a server may be silent before a device of a test gives up, in seconds: what hangs is to
+#: fail as what it is, long before the time that a test may take is over.
+SILENCE = 120.0
+
 #: A device's data: vectors of one length, by name.
 Vectors = Mapping[str, Any]
 
@@ -177,6 +181,7 @@ def make_device(
     data = [result.SerializeToString()]
     options.setdefault("stores", {COLLECTION: CallableStore(lambda selector: data)})
     options.setdefault("retry", RetryPolicy(delay=0.01))
+    options.setdefault("timeout", SILENCE)
     return Client(url, population, **options)
 
 

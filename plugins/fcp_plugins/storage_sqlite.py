@@ -273,8 +273,10 @@ class SqliteStorage(Storage):
             for job in batch:
                 job.error = StorageError(self._suspect)
             return
+        begun = False
         try:
             connection.execute("BEGIN IMMEDIATE")
+            begun = True
             for job in batch:
                 connection.execute("SAVEPOINT job")
                 try:
@@ -295,7 +297,11 @@ class SqliteStorage(Storage):
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
-            if len(batch) > 1:
+            if not begun:
+                # Whoever keeps the file is waited for once.
+                for job in batch:
+                    job.error = _failure(self.path, error)
+            elif len(batch) > 1:
                 # Nothing of the batch was written; one that cannot be must not fail the others.
                 for job in batch:
                     self._run_batch(connection, [job])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
 
 import pytest
 from click.testing import CliRunner
 
 from fcp_core.admin import AdminClient
+from fcp_core.admin import client as client_module
 from fcp_core.commands.main import cli
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
@@ -49,6 +52,25 @@ def test_the_client_says_when_nobody_is_there(make_server):
     ):
         client.list()
     assert caught.value.code is Code.UNAVAILABLE
+
+
+def test_a_server_that_does_not_answer_is_not_tried_for_longer_than_said(monkeypatch):
+    monkeypatch.setattr(client_module, "_ANSWER_TIMEOUT", 0.5)
+    with socket.create_server(("localhost", 0)) as silent:
+        url = f"http://localhost:{silent.getsockname()[1]}/"
+        with (
+            AdminClient(url, "a", patience=0.4) as client,
+            pytest.raises(StatusError, match="cannot be reached"),
+        ):
+            client.list()
+        # Once more after the first time, since that took longer than the patience.
+        silent.setblocking(False)
+        asked = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert asked <= 2
 
 
 def test_a_certificate_opens_as_the_token_does(certificates, tmp_path):

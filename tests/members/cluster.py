@@ -31,6 +31,8 @@ from tests.members.shared import WAIT, sum_task, until
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-the-cluster"
+#: For members whose leases are not to run out, on a machine that is busy with other things.
+STEADY = ("-s", "lease_seconds=10s")
 #: Devices of a fleet contribute so many int64 values, with as many devices in each.
 WORDS, BITS = 256, 62
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import urllib3
 
-from tests.members.cluster import WORDS, Cluster, Fleet, Member, fleet_task
+from tests.members.cluster import STEADY, WORDS, Cluster, Fleet, Member, fleet_task
 from tests.members.shared import WAIT, spread, until
 
 pytestmark = pytest.mark.slow
@@ -67,16 +69,29 @@ def test_the_owner_is_killed_and_nothing_is_lost(cluster):
     assert "Traceback" not in survivor.log
 
 
+def check_in(url):
+    """Check in once; return the status of the answer, or None if there is none."""
+    uri = f"{url}v1/eligibilityevaltasks/people:request?%24alt=proto"
+    with contextlib.suppress(urllib3.exceptions.HTTPError):
+        return urllib3.request("POST", uri, body=b"", timeout=WAIT, retries=False).status
+    return None
+
+
 def test_an_owner_that_slept_cannot_write_and_says_so(cluster):
     for _ in range(2):
-        cluster.start()
+        cluster.start("-s", "server.processes=2")
+    asked = []
 
     def sleep(owner):
         owner.signal(signal.SIGSTOP)
+        asked.extend(pool.submit(check_in, owner.url) for _ in range(16))
         cluster.balancer.cut(owner)
 
-    owner, survivor = run_task(cluster, sleep)
-    owner.signal(signal.SIGCONT)
+    with ThreadPoolExecutor(16) as pool:
+        owner, survivor = run_task(cluster, sleep)
+        # What came to its other process is answered by the next owner; the rest is the kernel's.
+        until(lambda: 200 in {each.result() for each in asked if each.done()})
+        owner.signal(signal.SIGCONT)
     until(lambda: "taken over by another member" in owner.log)
     # It is a member again, without that population, and answers for it at any time.
     with owner.admin() as admin, survivor.admin() as other:
@@ -101,7 +116,7 @@ def test_a_member_with_other_keys_is_refused(cluster):
 @pytest.mark.parametrize("words", [WORDS, 64 * WORDS])
 def test_a_rolling_restart_fails_no_device_request(cluster, words):
     for _ in range(2):
-        cluster.start()
+        cluster.start(*STEADY)
     with cluster.members[0].admin() as admin:
         task = admin.submit(fleet_task(40, words=words)).task_id
     # Each request is sent once: one that fails would end its device's session.
@@ -113,7 +128,7 @@ def test_a_rolling_restart_fails_no_device_request(cluster, words):
             cluster.balancer.ports.remove(old.address)
             assert old.terminate() == 0
             assert "Traceback" not in old.log
-            cluster.start()
+            cluster.start(*STEADY)
         new = cluster.members[-1]
         with new.admin() as admin:
             until(lambda: admin.get(task).is_final)
@@ -128,7 +143,7 @@ def test_a_rolling_restart_fails_no_device_request(cluster, words):
 def test_members_of_several_processes_find_each_other(cluster):
     """Each process of a member knows whose population is whose."""
     for _ in range(2):
-        cluster.start("-s", "server.processes=2")
+        cluster.start("-s", "server.processes=2", *STEADY)
     with cluster.members[0].admin() as admin:
         populations = spread([each.member_id for each in admin.members().members], 3)
         tasks = {name: admin.submit(fleet_task(3, name)).task_id for name in populations}

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
 import numpy as np
 import pytest
 import urllib3
@@ -11,10 +17,11 @@ from fcp_core.client import CallableStore, Outcome, make_query_result
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.leases import LeaseLostError
-from fcp_core.storage.records import LeaseRecord, TaskRecord
+from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from fcp_core.tasks.schedule import Schedule
 from fcp_core.testing.servers import COLLECTION
 from tests.members.shared import (
+    WAIT,
     admin,
     contribute,
     one_table,
@@ -55,12 +62,39 @@ def test_a_task_is_submitted_and_served_at_any_member(member, fcp_client):
         assert len(first.list()) == 5
 
 
+class Refusing(BaseHTTPRequestHandler):
+    """Answers that a population is another member's."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_error(421)
+
+    def log_message(self, *what):
+        pass
+
+
+@contextmanager
+def refusing():
+    with ThreadingHTTPServer(("localhost", 0), Refusing) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://localhost:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.mark.parametrize("fault", ["error", "silence"])
 def test_only_the_storage_says_that_there_is_no_population(member, fcp_client, fault):
     server = member(lease="1s")
     storage = server.server.services._storage
-    storage.fault = fault
-    with fcp_client(server, {"v": [1]}) as device:
+    with refusing() as url, fcp_client(server, {"v": [1]}) as device:
+        # Another member says of each that it is somebody else's, of whom this one has not heard.
+        ghost = partial(MemberRecord, "ghost", url, url, "elsewhere", 1, lease_seconds=WAIT)
+        write(server, lambda now: ghost(started=now, heartbeat=now))
+        one_table(server)
+        storage.fault = fault
         result = device.run_once()
         assert result.outcome is Outcome.REJECTED, result
         start = f"{server.url}v1/populations/people/taskassignments/x:start?%24alt=proto"
@@ -151,6 +185,24 @@ def test_a_member_that_lost_a_population_writes_nothing(member):
 
     assert one._run(stored()).state == "open"
     until(lambda: owned(one) == [])
+
+
+def test_what_was_to_be_offered_while_a_member_slept_does_not_keep_it(member):
+    """It waits for the population, which is another member's when this one wakes up."""
+    one = member(lease="1s")
+    services = one.server.services
+    with admin(one) as client:
+        client.schedule(sum_task(1), Schedule(86400.0))
+    write(one, lambda now: LeaseRecord("people", "thief", 9, now + 60, now))
+
+    async def sleep():
+        time.sleep(1.1)  # longer than the lease, and the loop with it
+        services.schedules.tick(services._clock.now() + 2 * 86400)
+
+    one._run(sleep())
+    # That one is gone soon, and it is free to take it again.
+    until(lambda: owned(one) == ["people"] and services.members.epochs["people"] > 9)
+    until(lambda: not (services.members._work or services.schedules._offering))
 
 
 def test_a_write_that_was_begun_before_the_population_went_and_came_back_is_refused(member):

@@ -68,7 +68,7 @@ def test_a_member_that_is_cut_off_from_the_database_gives_way(cluster, network):
         with others[0].admin() as admin:
             until(lambda: admin.get(task).is_final)
             (lease,) = admin.members().leases
-        assert lease.epoch == 2
+        assert lease.epoch >= 2
         assert lease.pid in {member.process.pid for member in others}
     finally:
         fleet.stop()

@@ -13,7 +13,7 @@ import urllib3
 from fcp_core.client import Outcome, RetryPolicy
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.testing.servers import make_device
-from tests.members.cluster import Cluster, Fleet, fleet_task
+from tests.members.cluster import STEADY, Cluster, Fleet, fleet_task
 from tests.members.shared import WAIT, until
 
 pytestmark = pytest.mark.slow
@@ -97,7 +97,7 @@ def run(cluster, fault=None, *, goal=40, durability="contribution", after=8):
 
 @pytest.mark.parametrize("durability", ["contribution", "round"])
 def test_uploads_go_to_any_member_and_the_owner_counts_them(cluster, durability):
-    start(cluster, 3)
+    start(cluster, 3, *STEADY)
     _, _, _, fleet = run(cluster, durability=durability)
     assert fleet.failed == []
 
@@ -137,7 +137,7 @@ def sent_elsewhere(owner, helper, number, *, at=SUBMIT, action=lambda: None):
 
 def begin(cluster, goal, count=2, **fields):
     """Start members and a task with a first contribution, after which its size is known."""
-    start(cluster, count)
+    start(cluster, count, *STEADY)
     with cluster.members[0].admin() as admin:
         task = admin.submit(fleet_task(goal, words=WORDS, **fields)).task_id
     owner = cluster.owner("people")
@@ -202,7 +202,7 @@ def test_a_member_that_stops_hands_over_what_it_holds(cluster, durability):
 
 
 def test_a_member_dies_in_the_middle_of_many(cluster):
-    start(cluster, 3)
+    start(cluster, 3, *STEADY)
     run(cluster, lambda owner, others: others[0].kill())
 
 

@@ -209,3 +209,24 @@ def test_tasks_are_made_of_coroutines_only(run):
         assert all(inspect.iscoroutine(work) for work in made)
 
     run(work)
+
+
+def test_a_side_that_says_nothing_is_given_up_and_heard_again(run):
+    async def work(here, there):
+        waiting = asyncio.ensure_future(here.link.call("wait", 1))
+        watching = asyncio.ensure_future(here.link.watch(0.01, 0.05, here.link.give_up))
+        with pytest.raises(StatusError) as gone:
+            await waiting
+        assert gone.value.code is Code.UNAVAILABLE
+        watching.cancel()
+        # The link goes on: an answer that comes late is nobody's.
+        there.go_on.set()
+        assert await here.link.call("echo", 2) == [2]
+        # Who is heard is not given up; the time does not matter, but that each beat says so.
+        here.link.silence = 7
+        both = asyncio.ensure_future(there.link.watch(0.01, 1000, pytest.fail))
+        while here.link.silence:
+            await asyncio.sleep(0.01)
+        both.cancel()
+
+    run(work)

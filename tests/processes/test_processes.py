@@ -11,6 +11,8 @@ import threading
 
 import pytest
 
+from fcp_core.server.processes import worker_process
+
 pytestmark = pytest.mark.slow
 
 
@@ -150,8 +152,11 @@ def test_a_worker_dies_that_has_folded_nothing(serve, kit):
     assert server.total(task) == 7
 
 
-def test_a_worker_dies_while_the_result_is_made(serve, kit):
+@pytest.mark.parametrize("paused", [False, True], ids=["killed", "paused"])
+def test_a_worker_dies_while_the_result_is_made(serve, kit, monkeypatch, paused):
     """Whichever comes first, the report or the loss: the task ends with a right result."""
+    if paused:  # it is killed when it has said nothing for so long, or everything would hang
+        monkeypatch.setattr(worker_process, "SILENCE", 4.0)
     server = serve(2)
     here, worker = server.pids
     task = server.submit(2)
@@ -160,7 +165,8 @@ def test_a_worker_dies_while_the_result_is_made(serve, kit):
     os.kill(worker, signal.SIGSTOP)
     kit.Device(2).contribute(at_main)
     kit.until(lambda: server.status(task).state.value == "closing", "the report has begun")
-    os.kill(worker, signal.SIGKILL)
+    if not paused:
+        os.kill(worker, signal.SIGKILL)
     kit.until(lambda: server.status(task).state.value == "open", "the round begins anew")
     kit.Device(4).contribute(at_main)
     kit.Device(8).contribute(at_main)

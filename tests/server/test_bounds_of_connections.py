@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from fcp_core.protocol.checkpoint import base as checkpoints
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
+from fcp_core.protocol.protos import eligibility_eval_tasks_pb2 as eligibility
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.http import refusals
 
@@ -65,6 +67,21 @@ def test_many_slow_clients_end_and_others_are_served_meanwhile(make_front, http,
         thread.join(http.WAIT)
     assert len(ended) == len(connections)
     assert front.frontend.in_flight == 0
+
+
+def test_who_does_not_read_an_answer_does_not_keep_it(make_front, http, services):
+    async def much(request, sender=None):
+        return eligibility.EligibilityEvalTaskResponse(session_id="x" * (32 << 20))
+
+    services.eligibility_eval_tasks.request_eligibility_eval_task = much
+    front = make_front(services, body_timeout=0.5)
+    with front.connect() as connection:
+        connection.send(http.head("/v1/eligibilityevaltasks/p:request", Content_Length=0))
+        assert connection.socket.recv(1) == b"H"
+        end = time.monotonic() + http.WAIT
+        while front.frontend._http.connections:
+            assert time.monotonic() < end, "it is kept"
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("format", ["tf_v1", "federated_compute"])

@@ -9,8 +9,10 @@ from fcp_core.plugins import hookimpl
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.rounds.policies import Assign, Selection, SelectionPolicy, SelectionPolicyFactory
 from fcp_core.rounds.tasks import AssignmentMode
-from fcp_core.server.services.policy_states import LIFETIME
+from fcp_core.server.services import policy_states
+from fcp_core.server.services.policy_states import LIFETIME, PolicyStates
 from fcp_core.storage.records import PolicyStateRecord
+from fcp_plugins.storage_memory import MemoryStorage
 from tests.services.worlds import stored
 
 CAPPED = {
@@ -216,4 +218,27 @@ def test_a_new_task_makes_the_old_word_void(kit):
             )
             assert rejected(await world.device().check_in()) == (10, 40)
 
+    asyncio.run(main())
+
+
+def test_a_storage_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(policy_states, "FLUSHING", 0.01)
+
+    class Silent(MemoryStorage):
+        durable = True
+
+        async def transact(self, body):
+            await answer.wait()
+            return await super().transact(body)
+
+    async def main():
+        storage = Silent()
+        states = PolicyStates(storage, ManualClock())
+        states.put("people", "all", "fifo", 1)
+        await asyncio.wait_for(states.flush(), 60)
+        answer.set()
+        await states.flush()
+        assert len(await storage.transact(lambda tx: tx.keys(PolicyStateRecord))) == 1
+
+    answer = asyncio.Event()
     asyncio.run(main())

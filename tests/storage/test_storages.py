@@ -5,12 +5,14 @@ import contextlib
 import os
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
+from fcp_core.storage.contract import StorageError
 from fcp_core.testing.storage import StorageConformance
 from fcp_plugins.storage_memory import MemoryStorage
 from fcp_plugins.storage_sqlite import APPLICATION_ID, SqliteStorage
@@ -162,3 +164,33 @@ def test_the_file_can_be_renamed_between_runs(tmp_path):
     Path(tmp_path / "one.db").rename(tmp_path / "two.db")
     put(tmp_path / "two.db", "b")
     assert not (tmp_path / "two.db-wal").exists()
+
+
+def test_who_waits_for_a_file_that_another_process_keeps_waits_together(tmp_path):
+    """Not one after another, each as long as all."""
+    storage, runs = SqliteStorage(tmp_path / "store.db", 0.1), []
+    begun, go_on = threading.Event(), threading.Event()
+    run = storage._run_batch
+
+    def counted(connection, batch):
+        runs.append(len(batch))
+        run(connection, batch)
+
+    async def main():
+        await storage.start()
+        first = asyncio.ensure_future(storage.transact(lambda tx: begun.set() or go_on.wait()))
+        await asyncio.to_thread(begun.wait)
+        storage._run_batch = counted
+        waiting = [asyncio.ensure_future(storage.transact(lambda tx: None)) for _ in range(9)]
+        await asyncio.sleep(0)
+        go_on.set()
+        await first
+        with locked(tmp_path / "store.db"):
+            more = [storage.transact(lambda tx: None) for _ in range(9)]
+            errors = await asyncio.gather(*waiting, *more, return_exceptions=True)
+        await storage.stop()
+        return errors
+
+    errors = asyncio.run(main())
+    assert any(isinstance(error, StorageError) for error in errors)
+    assert sum(runs) == 18  # nobody was tried twice

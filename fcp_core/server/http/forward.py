@@ -93,9 +93,8 @@ class ForwardHandler(Handler):
         self._here: Handler | None = None
         self._kept: bytearray | None = bytearray()
         self._call: MemberCall | None = None
-        self._url = ""
         self._failed: str | None = None
-        self._tries, self._looked = -1, False
+        self._url, self._tries, self._looked = "", -1, False
         self._came = self._members.clock.now()
         patience = PATIENCE * self._members.seconds
         if self.path.startswith(CHECK_IN):
@@ -297,8 +296,9 @@ class ForwardHandler(Handler):
                     return ""  # there is no such population: the handler says so
                 urls = members.table.candidates(self._mark)
                 # The first one takes it when it is asked. Who is cut off from the storage does not
-                # know the owner, or the population, and asks one after another.
-                if urls and looked and self._passes:
+                # know the owner, or the population, and asks one after another, each once at least.
+                left = self._tries + 1 < len(urls) or asyncio.get_running_loop().time() < self._end
+                if urls and looked and self._passes and left:
                     self._tries += 1
                     if urls[self._tries % len(urls)]:
                         return urls[self._tries % len(urls)]

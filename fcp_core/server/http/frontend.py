@@ -132,6 +132,10 @@ class Frontend:
         keys = lambda: members.table.secrets  # noqa: E731
         await dial(self._context.member_connections, keys, links.spawn, url, member_id, link)
 
+    def hang_up(self, url: str) -> None:
+        """Break the calls to a member that says nothing any more."""
+        self._context.member_connections.hang_up(url)
+
     def room(self) -> int:
         """Return how many bytes of uploads there is room for."""
         return self._context.uploads.room()

@@ -229,8 +229,7 @@ class Handler(Request):
         self.uri = uri
         self.path, _, self.query = uri.partition("?")
         self.headers = headers
-        self.connection = connection
-        self.http = connection.http
+        self.connection, self.http = connection, connection.http
         self.announced: int | None = None
         self.body: BodyReader | None = None
         #: A small body, which is neither counted nor compressed.
@@ -268,6 +267,7 @@ class Handler(Request):
     def end_answer(self) -> None:
         """Complete the answer, and count the request."""
         if not self.over:
+            self.connection.limit(self.context.limits.body_timeout)  # or until it is read
             self.http.finish()
             self.end(self.status)
 

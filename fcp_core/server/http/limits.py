@@ -58,7 +58,7 @@ class Limits:
     :param max_header: the largest request line and header together; no option.
     :param idle_timeout: how long a connection may take to send the next request's header, and a
         call its body.
-    :param body_timeout: how long an upload may take, and a download.
+    :param body_timeout: how long an upload may take, and a download or the reading of an answer.
     :param drain_notice: how long connections are accepted after a stop was requested, at least.
     :param drain_timeout: how long requests may go on after a stop was requested.
     :param max_connections: connections at a time; what comes beyond is closed at once.

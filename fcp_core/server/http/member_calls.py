@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import sys
+import weakref
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
@@ -28,6 +29,7 @@ KEPT = 64
 class MemberCall(HTTPMessageDelegate):
     """One call to another member; its answer is read as it comes.
 
+    :param url: where that is called.
     :param reused: whether its connection was used before, and may be one that is closed.
     """
 
@@ -35,7 +37,7 @@ class MemberCall(HTTPMessageDelegate):
         self, connections: MemberConnections, url: str, stream: IOStream, *, reused: bool
     ) -> None:
         self._connections = connections
-        self._url = url
+        self.url = url
         self._stream = stream
         self.reused = reused
         parameters = HTTP1ConnectionParameters(
@@ -136,7 +138,7 @@ class MemberCall(HTTPMessageDelegate):
             if closes or not self._whole:
                 stream.close()
             else:
-                self._connections.keep(self._url, stream)
+                self._connections.keep(self.url, stream)
         else:
             self._stream.close()
         self._fail()
@@ -158,6 +160,8 @@ class MemberConnections:
         self._tls = tls
         self._client = TCPClient()
         self._kept: defaultdict[str, list[IOStream]] = defaultdict(list)
+        #: Those that may be in progress.
+        self._calls: weakref.WeakSet[MemberCall] = weakref.WeakSet()
 
     async def open(self, url: str) -> MemberCall:
         """Begin a call to a member.
@@ -170,8 +174,12 @@ class MemberConnections:
             stream = kept.pop()
             if not stream.closed():
                 stream.set_close_callback(None)
-                return MemberCall(self, url, stream, reused=True)
-        return MemberCall(self, url, await self.connect(url), reused=False)
+                return self._begun(MemberCall(self, url, stream, reused=True))
+        return self._begun(MemberCall(self, url, await self.connect(url), reused=False))
+
+    def _begun(self, call: MemberCall) -> MemberCall:
+        self._calls.add(call)
+        return call
 
     async def connect(self, url: str) -> IOStream:
         """Connect to a member.
@@ -186,7 +194,7 @@ class MemberConnections:
                 ssl_options=self._tls if address.scheme == "https" else None,
                 timeout=CONNECT_TIME,
             )
-        except TimeoutError:
+        except asyncio.TimeoutError:  # which is another class before Python 3.11
             raise StreamClosedError from None
         stream.set_nodelay(True)
         return stream
@@ -200,6 +208,16 @@ class MemberConnections:
         kept.append(stream)
         # A closed one is noticed only while somebody listens.
         stream.set_close_callback(lambda: kept.remove(stream) if stream in kept else None)
+
+    def hang_up(self, url: str) -> None:
+        """Break the calls to a member that says nothing any more, and what is kept for others.
+
+        A connection does not tell: whose host is lost, or cut off, is waited for without an end.
+        """
+        for stream in list(self._kept[url]):
+            stream.close()
+        for call in [call for call in self._calls if call.url == url]:
+            call.close()
 
     def close(self) -> None:
         """Close all."""

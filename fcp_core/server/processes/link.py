@@ -94,7 +94,7 @@ class Link(asyncio.Protocol):
         on_lost: Callable[[], None],
         prompt: Collection[str] = (),
     ) -> None:
-        self._handlers = dict(handlers)
+        self._handlers = {"beat": _nothing, **handlers}
         self._on_lost = on_lost
         self._prompt = frozenset(prompt)
         self._reader = FrameReader()
@@ -104,8 +104,8 @@ class Link(asyncio.Protocol):
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = False
-        #: When the other side was heard last, by the event loop's clock.
-        self.heard = self._loop.time()
+        #: How many beats of this side's own it was not heard: who was paused counts none of them.
+        self.silence = 0
         self._out: list[bytes] = []
 
     def serve(self, **handlers: Handler) -> None:
@@ -132,6 +132,27 @@ class Link(asyncio.Protocol):
         if not self._lost:
             self._send(0, name, arguments)
 
+    async def watch(self, beat: float, patience: float, on_silence: Callable[[], None]) -> None:
+        """Say to the other side that this one lives, and watch whether that one does.
+
+        :param beat: how often, in seconds.
+        :param patience: for how many seconds without a word; then *on_silence* is called, and again
+            after as many more.
+        """
+        while not self._lost:
+            await asyncio.sleep(beat)
+            self.tell("beat")
+            self.silence += 1
+            if self.silence * beat > patience:
+                self.silence = 0
+                on_silence()
+
+    def give_up(self) -> None:
+        """Fail the calls that wait for an answer; others may be made."""
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(_gone())
+
     def close(self) -> None:
         """Close the socket; calls of the other side that are in progress are cancelled."""
         for task in self._tasks:
@@ -147,7 +168,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take answers, and begin to answer calls."""
-        self.heard = self._loop.time()
+        self.silence = 0
         try:
             frames = self._reader.feed(data)
         except ValueError:  # also what MessagePack raises
@@ -174,9 +195,7 @@ class Link(asyncio.Protocol):
         """Fail the calls that wait for an answer."""
         self._lost = True
         self._on_lost()
-        for answer in self._calls.values():
-            if not answer.done():
-                answer.set_exception(_gone())
+        self.give_up()
 
     # Inside.
 
@@ -236,6 +255,10 @@ def _rest(work: Coroutine[Any, Any, None], waits_for: Any) -> Generator[Any, Any
                 waits_for = work.send(value)
     except StopIteration:
         return
+
+
+async def _nothing() -> None:
+    """Do nothing: that something came is all that there is to know."""
 
 
 def _gone() -> StatusError:

@@ -235,13 +235,14 @@ class MemberLinks:
         """How many bytes of other members' uploads wait here."""
         return sum(other.folds.held for other in self._linked.values())
 
-    def start(self, room: Callable[[], int], dial: Dial) -> None:
+    def start(self, room: Callable[[], int], dial: Dial, hang_up: Callable[[str], None]) -> None:
         """Call the other members, now and whenever one comes.
 
         :param room: returns how many bytes of uploads this member has room for.
         :param dial: opens a connection to another member.
+        :param hang_up: breaks the calls to a member that says nothing any more.
         """
-        self._room, self._dial = room, dial
+        self._room, self._dial, self._hang_up = room, dial, hang_up
         self._beating = self.spawn(self._beat())
         self.members.on_change.append(self._changed)
         self._changed(self.members.table)
@@ -283,6 +284,9 @@ class MemberLinks:
 
     def joined(self, other: LinkedMember) -> None:
         """Use a link from now on; an older one to the same member ends."""
+        if self._leaving:
+            other.link.close()
+            return
         older = self._linked.get(other.member_id)
         self._linked[other.member_id] = other
         if older is not None:
@@ -357,7 +361,7 @@ class MemberLinks:
         """Keep a link to a member as long as it is one."""
         pause = PAUSE
         try:
-            while self.members.table.members.get(member_id) == url:
+            while self.members.table.members.get(member_id) == url and not self._leaving:
                 other = LinkedMember(self, member_id, url)
                 try:
                     await self._dial(url, self.members.member_id, other.link)
@@ -373,17 +377,19 @@ class MemberLinks:
 
     async def _beat(self) -> None:
         """Say how much room there is, again and again, to who is there, and was heard lately."""
-        seconds, loop = self.members.seconds, asyncio.get_running_loop()
+        beat = min(LONGEST_BEAT, self.members.seconds / BEATS)
         while True:
-            await asyncio.sleep(min(LONGEST_BEAT, seconds / BEATS))
+            await asyncio.sleep(beat)
             linked = list(self._linked.values())
             self._share.told(self._room(), time.process_time())
             self._placing.learn({"": self._share, **{each.url: each.share for each in linked}})
             for other in linked:
                 self._tell_room(other)
-                if loop.time() - other.link.heard > SILENCE * seconds:
+                other.link.silence += 1
+                if other.link.silence * beat > SILENCE * self.members.seconds:
                     logger.warning("the member at %s says nothing any more", other.url)
                     other.link.close()
+                    self._hang_up(other.url)
 
     def _tell_room(self, other: LinkedMember) -> None:
         here = (self._address, socket.gethostname())

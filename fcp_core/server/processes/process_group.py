@@ -11,7 +11,8 @@ from fcp_core.server.http.listeners import Listeners
 from fcp_core.server.logs import log_levels
 from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.processes.processors import shares
-from fcp_core.server.processes.workers import Workers, WorkerSettings
+from fcp_core.server.processes.worker_process import WorkerSettings
+from fcp_core.server.processes.workers import Workers
 
 
 class ProcessGroup:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -38,10 +39,13 @@ from fcp_core.server.processes.remote_services import (
     RemoteServices,
     WorkerMetrics,
 )
-from fcp_core.server.processes.workers import WorkerSettings
+from fcp_core.server.processes.worker_process import BEAT, WorkerSettings
 from fcp_core.server.services import Services
 
 logger = logging.getLogger("fcp.server")
+
+#: For how many seconds the process that decides may say nothing at least: it says so each second.
+_PATIENCE = 3 * BEAT
 
 
 class Worker:
@@ -56,6 +60,7 @@ class Worker:
         )
         #: Whether requests may be under way.
         self.serves = False
+        self._watching: asyncio.Task[None] | None = None
         self._frontend: Frontend | None = None
         self._plugins: Plugins | None = None
         self._engine: Engine | None = None
@@ -113,6 +118,9 @@ class Worker:
             url=settings.url,
         )
         self._frontend.start()
+        if members is not None:
+            self.link.serve(hang_up=self._hang_up)
+        self._watch(members)
         self.serves = True
         serve_alone()
         logger.info("process %d of the server (pid %d) is ready", settings.number, os.getpid())
@@ -145,6 +153,22 @@ class Worker:
                 if tls is not None:
                     tls.reload()
 
+    def _watch(self, members: RemoteMembers | None) -> None:
+        """Say that this process lives, and watch the one that decides.
+
+        If that sleeps for as long as a lease, another member has what was its, and answers. If
+        there is none, its answer is waited for.
+        """
+        patience = math.inf if members is None else max(members.seconds, _PATIENCE)
+        self._watching = asyncio.get_running_loop().create_task(
+            self.link.watch(BEAT, patience, self.link.give_up)
+        )
+
+    async def _hang_up(self, url: str) -> None:
+        """Break the calls to a member that says nothing any more."""
+        assert self._frontend is not None  # it asked for this
+        self._frontend.hang_up(url)
+
     async def _drain(self) -> None:
         """Stop accepting, and wait for the requests in progress."""
         if self._frontend is not None:
@@ -159,6 +183,8 @@ class Worker:
     async def close(self) -> None:
         """Close the server, the engine and the link."""
         self.link.close()
+        if self._watching is not None:
+            self._watching.cancel()
         await self._drain()
         if self._engine is not None:
             await stop_engine(self._engine)

@@ -168,6 +168,8 @@ class Members:
         if loop is not None:
             loop.cancel()
             await asyncio.gather(loop, return_exceptions=True)
+            async with self._looked:
+                self._looked.notify_all()  # nobody looks any more
         await self.idle()
         given = {}
         for lease in self._leases:
@@ -208,7 +210,7 @@ class Members:
             self._wanted.add(population)
             try:
                 await asyncio.wait_for(self.look(), self.seconds)
-                await self.idle()
+                await asyncio.wait_for(asyncio.shield(self.idle()), SETTLING * self.seconds)
             except asyncio.TimeoutError:
                 break
             finally:
@@ -327,7 +329,7 @@ class Members:
         async with self._busy[lease.population]:
             began = time.perf_counter()
             self.epochs[lease.population] = lease.epoch
-            while lease.state is Holding.TAKING:
+            while lease.state is Holding.TAKING and self._loop is not None:
                 try:
                     await self._keeper.take(lease.population)
                 except StorageError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.rounds.machine import Clock
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.leases import LeaseLostError
@@ -23,6 +23,8 @@ logger = logging.getLogger("fcp.services")
 
 #: Seconds after which a state that was not written again is forgotten.
 LIFETIME = 30 * 86400.0
+#: How many seconds a server that stops, or gives a population back, waits for the last of them.
+FLUSHING = 5.0
 
 
 class PolicyStates:
@@ -62,22 +64,24 @@ class PolicyStates:
         state = self._loaded.pop(_key(population, group), None)
         return None if state is None else msgspec.json.decode(state)
 
-    def put(self, population: str, group: str, state: Any) -> None:
-        """Write a state soon."""
+    def put(self, population: str, group: str, policy: str, state: Any) -> None:
+        """Write a state soon.
+
+        :param policy: its name, for the log.
+        """
         try:
             data = msgspec.json.encode(state)
         except PLUGIN_ERRORS as error:  # A policy may keep anything.
-            logger.error(
-                "population %s: what a selection policy keeps is no JSON: %s", population, error
-            )
+            what = f"population {population}: what selection policy {policy} keeps"
+            logger.error("%s is no JSON: %s", what, describe(error))
             return
         key = _key(population, group)
         self._write_soon(key, PolicyStateRecord(key, population, data, self._clock.now()))
 
     async def flush(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything is written, but not for a storage that does not answer."""
         if self._writer is not None:
-            await self._writer
+            await asyncio.wait([self._writer], timeout=FLUSHING)
 
     def _write_soon(self, key: str, record: PolicyStateRecord | None) -> None:
         if not self._storage.durable:

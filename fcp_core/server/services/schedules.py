@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -133,19 +133,21 @@ class Schedules:
             self._keep(record)
 
     async def leave(self, population: str) -> None:
-        """Forget those of a population: another member has it."""
-        for record in [*self._records.values()]:
-            if record.population == population:
-                offering = self._offering.get(record.schedule_id)
-                self._drop(record.schedule_id)
-                if offering is not None:
-                    await asyncio.gather(offering, return_exceptions=True)
+        """Forget those of a population: another member has it, and offers the same once."""
+        left = [each for each in self._records.values() if each.population == population]
+        for record in left:
+            self._drop(record.schedule_id)
+        await self._end([record.schedule_id for record in left])
 
     async def stop(self) -> None:
         """Offer nothing any more."""
         self._records.clear()
         self._changed()
-        offering = [*self._offering.values()]
+        await self._end([*self._offering])
+
+    async def _end(self, names: Iterable[str]) -> None:
+        """End what is being offered: it may wait for the population, and that for its end."""
+        offering = [self._offering[name] for name in names if name in self._offering]
         for task in offering:
             task.cancel()
         await asyncio.gather(*offering, return_exceptions=True)

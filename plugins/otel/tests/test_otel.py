@@ -25,6 +25,7 @@ from fcp_core.rounds.events import (
     TaskClosed,
     TaskOpened,
 )
+from fcp_otel import plugin as plugin_module
 from fcp_otel.plugin import TracesPlugin
 
 OPENED = TaskOpened(100.0, "phones", "id", "train", 3)
@@ -209,3 +210,19 @@ def test_spans_arrive_at_a_receiver_of_otlp_by_the_end_of_the_server(environ):
     assert named["service.name"] == "fleet"
     spans = [s.name for r in resources for scope in r.scope_spans for s in scope.spans]
     assert sorted(spans) == ["assignment", "fold", "session", "task", "upload"]
+
+
+def test_a_collector_that_does_not_answer_is_not_waited_for(monkeypatch, caplog):
+    monkeypatch.setattr(plugin_module, "PATIENCE", 0.1)
+    answers, ended = threading.Event(), threading.Event()
+
+    class Silent(SimpleSpanProcessor):
+        def shutdown(self):
+            answers.wait()
+            super().shutdown()
+            ended.set()
+
+    run([OPENED, CLOSED], TracesPlugin(Silent(InMemorySpanExporter())))
+    assert "the collector does not answer" in caplog.text
+    answers.set()
+    assert ended.wait(60)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import random
+import threading
 import time
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.contract import StorageError
 from fcp_core.testing.storage import Item, OtherItem
+from fcp_postgres import storage as storage_module
+from fcp_postgres.migrations import lock_of
 from fcp_postgres.session import Session
 from fcp_postgres.storage import PostgresStorage
 from fcp_postgres.testing import PostgresServer
@@ -301,3 +304,64 @@ def test_a_record_that_is_too_large_is_an_error_of_its_own(
         assert {"1", "9000"} == set(await sizes(storage))
 
     run(use, fcp_postgres_server.url, fcp_postgres_schema())
+
+
+def test_who_sleeps_before_its_commit_does_not_keep_the_others(
+    fcp_postgres_server, fcp_postgres_schema, monkeypatch
+):
+    """A member that is paused then has locks, and the others want the same rows."""
+    place = (fcp_postgres_server.url, fcp_postgres_schema())
+    woken, asleep, commit = threading.Event(), threading.Event(), Session._commit
+
+    def sleep(session, open_commit):
+        monkeypatch.setattr(Session, "_commit", commit)
+        asleep.set()
+        woken.wait()
+        commit(session, open_commit)
+
+    async def use(storage):
+        await storage.transact(count("a"))
+        monkeypatch.setattr(Session, "_commit", sleep)
+        sleeper = asyncio.ensure_future(storage.transact(count("a")))
+        await asyncio.to_thread(asleep.wait)
+        try:
+            other = PostgresStorage(*place, timeout=30)
+            await other.start()
+            await other.transact(count("a"))
+            await other.stop()
+        finally:
+            woken.set()
+        await sleeper  # it finds that nothing of it was kept, and does it again
+        return await sizes(storage)
+
+    assert run(use, *place, timeout=1) == {"a": 3}
+
+
+def test_a_database_that_keeps_us_waiting_is_given_up(
+    fcp_postgres_server, fcp_postgres_schema, monkeypatch
+):
+    """Whoever makes a table sleeps with the lock; and a server that stops does not wait for it."""
+    monkeypatch.setattr(storage_module, "STOPPING", 0.1)
+    schema = fcp_postgres_schema()
+    held, threads = threading.Event(), []
+
+    async def use(storage):
+        threads.extend(storage._threads)
+        locked = await storage._settings.connect()
+        await locked.execute("SELECT pg_advisory_lock($1)", lock_of(schema))
+        try:
+            with pytest.raises(StorageError, match="no answer came in time"):
+                await asyncio.wait_for(storage.transact(count("a")), 60)
+        finally:
+            await locked.close()
+        await storage.transact(count("a"))
+        busy = asyncio.ensure_future(storage.transact(lambda tx: held.wait()))
+        while not any(each.is_alive() and storage._jobs._at_work for each in threads):
+            await asyncio.sleep(0.01)
+        await storage.stop()
+        held.set()
+        await busy
+
+    run(use, fcp_postgres_server.url, schema, timeout=0.5, patience=0.1, connections=1)
+    for thread in threads:
+        thread.join()

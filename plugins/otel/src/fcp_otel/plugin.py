@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from fcp_core.rounds.events import Event
     from fcp_otel.spans import Spans
 
+logger = logging.getLogger("fcp_otel")
+
+#: How many seconds the end waits for the collector to take the last spans.
+PATIENCE = 5.0
 _VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
@@ -103,15 +108,21 @@ class TracesPlugin:
 
     @hookimpl
     async def fcp_shutdown(self) -> None:
-        """End what is open, and send what is left."""
+        """End what is open, and send what is left, but not for a collector that is gone."""
         import asyncio
+        import threading
 
         if self._spans is not None:
             spans, self._spans = self._spans, None
             spans.stop(self._now())
             loop = asyncio.get_running_loop()
             for provider in self._providers[:1]:  # both have the same processor
-                await loop.run_in_executor(None, provider.shutdown)
+                # It tries each batch for a minute and more; a daemon keeps no process.
+                sending = threading.Thread(target=provider.shutdown, daemon=True)
+                sending.start()
+                await loop.run_in_executor(None, sending.join, PATIENCE)
+                if sending.is_alive():
+                    logger.warning("the last spans were not sent: the collector does not answer")
 
 
 def _exporting(endpoint: str | None) -> SpanProcessor:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 #: programs: what is answered here is on disk.
 _BEGIN = (
     "BEGIN ISOLATION LEVEL SERIALIZABLE; SET LOCAL enable_seqscan = off;"
-    " SET LOCAL idle_in_transaction_session_timeout = '60s';"
+    " SET LOCAL idle_in_transaction_session_timeout = {};"
     " SELECT set_config('synchronous_commit', 'on', true)"
     " WHERE current_setting('synchronous_commit') = 'off';"
 )
@@ -198,7 +198,8 @@ class Session:
     def _try(self, jobs: Sequence[Job], *, locked: bool) -> None:
         self._wait(self._connected())
         self._fault = None
-        self._execute(_BEGIN + (self._locks() if locked else ""))
+        begin = _BEGIN.format(max(1, round(1000 * self._settings.idle)))
+        self._execute(begin + (self._locks() if locked else ""))
         writes = Writes()
         for job in jobs:
             transaction = BufferedTransaction(self._query, self._table, writes)
@@ -360,7 +361,7 @@ class Session:
 
     async def _connected(self) -> asyncpg.Connection[Any]:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await self._settings.connect()
+            self._connection = await self._settings.connect(self._settings.timeout)
             self._parts = Parts(self._settings.schema)
         return self._connection
 

@@ -9,6 +9,9 @@ import asyncpg
 
 from fcp_postgres.faults import Place
 
+#: The longest that the database waits for the next statement of a transaction, in seconds.
+_IDLE = 5.0
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,11 +28,23 @@ class Settings:
     timeout: float
     statement_cache: int
 
-    async def connect(self) -> asyncpg.Connection[Any]:
-        """Return a new connection."""
+    @property
+    def idle(self) -> float:
+        """How long the database waits for us in the middle of a transaction, in seconds.
+
+        Whoever sleeps then, or is cut off, has locks, and all who want the same rows wait too.
+        """
+        return min(self.timeout, _IDLE)
+
+    async def connect(self, timeout: float | None = None) -> asyncpg.Connection[Any]:
+        """Return a new connection.
+
+        :param timeout: how long an answer may take for which nothing else is said, in seconds.
+        """
         return await asyncpg.connect(
             self.url,
             timeout=min(self.timeout, 10.0),
+            command_timeout=timeout,
             statement_cache_size=self.statement_cache,
             server_settings={"application_name": "fcp-server"},
         )

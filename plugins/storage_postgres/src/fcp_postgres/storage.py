@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,8 @@ logger = logging.getLogger("fcp_postgres")
 
 #: The oldest server with all that is used here and still maintained.
 OLDEST_SERVER = 14
+#: How many seconds the end waits for what is under way.
+STOPPING = 15.0
 
 
 class PostgresStorage(Storage):
@@ -88,11 +91,14 @@ class PostgresStorage(Storage):
             self._threads.append(thread)
 
     async def stop(self) -> None:
-        """Finish what waits, and close the connections."""
+        """Finish what waits, and close the connections; a database that is gone is left."""
         threads, self._threads = self._threads, []
         self._jobs.close()
+        end = time.monotonic() + STOPPING
         for thread in threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, max(0.0, end - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            logger.error("%s does not answer; it is not waited for", self._settings.place.name)
 
     def upkeep(self) -> Upkeep:
         """Return what looks after the tables."""
