@@ -85,7 +85,8 @@ class Member:
                 break
         self.ready = True
         if self.links is not None:
-            self.links.start(lambda: 1 << 30, self._dial)
+            # A call that is passed on has no connection here that could be broken.
+            self.links.start(lambda: 1 << 30, self._dial, lambda url: None)
 
     async def _dial(self, url: str, member_id: str, link: Link) -> None:
         found = (each for each in self.world.members if each is not None and each.url == url)
