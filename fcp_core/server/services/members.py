@@ -332,8 +332,8 @@ class Members:
             while lease.state is Holding.TAKING and self._loop is not None:
                 try:
                     await self._keeper.take(lease.population)
-                except StorageError as error:
-                    logger.error("population %s: %s", lease.population, error.message)
+                except (StatusError, UsageError) as error:
+                    logger.error("population %s: %s", lease.population, error)
                 except Exception:
                     logger.exception("the population %s could not be taken", lease.population)
                 else:
