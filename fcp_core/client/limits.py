@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import zlib
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 
 _GZIP = 31
+#: So much is decompressed at a time, in bytes.
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -70,23 +73,29 @@ def gunzip(data: bytes, what: str, limit: int) -> bytes:
     :raises StatusError: INVALID_ARGUMENT if they are not gzip or are cut short; RESOURCE_EXHAUSTED
         if there is more in them.
     """
-    parts, room = [], limit
+    content, at = io.BytesIO(), 0
     while True:
         stream = zlib.decompressobj(wbits=_GZIP)
-        try:
-            part = stream.decompress(data, room + 1)
-        except zlib.error as error:
-            raise _not_gzip(what, str(error)) from error
-        if len(part) > room:
-            raise too_large(what, limit)
-        if not stream.eof:
-            raise _not_gzip(what, "it is cut short")
-        parts.append(part)
-        room -= len(part)
+        while not stream.eof:
+            piece = stream.unconsumed_tail
+            if not piece:
+                piece = data[at : at + _PIECE]
+                at += len(piece)
+            try:
+                part = stream.decompress(piece, _PIECE)
+            except zlib.error as error:
+                raise _not_gzip(what, str(error)) from error
+            if content.tell() + len(part) > limit:
+                raise too_large(what, limit)
+            content.write(part)
+            if not (piece or part or stream.eof):
+                raise _not_gzip(what, "it is cut short")
+        at -= len(stream.unused_data)
         # Zeros may pad the end; anything else is another part.
-        data = stream.unused_data.lstrip(b"\0")
-        if not data:
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        while at < len(data) and data[at] == 0:
+            at += 1
+        if at == len(data):
+            return content.getvalue()
 
 
 def _not_gzip(what: str, problem: str) -> StatusError:

@@ -63,6 +63,8 @@ def check(invocation: Invocation, module: str | None) -> None:
                 if not value.scope and value.option.declared_by == str(item.source)
             ],
         )
+    # What fails is said below, once, with its place.
+    logging.getLogger("fcp_core.aggregation").setLevel(logging.CRITICAL)
     problems = []
     for what, make, is_chosen in _makers(loaded):
         owner, kind, name = what
@@ -73,7 +75,8 @@ def check(invocation: Invocation, module: str | None) -> None:
         except Exception as error:
             what_failed, why = f"the {kind} {name!r} cannot be built: ", explain(error)
             problem = f"{owner}: {what_failed}{why.removeprefix(what_failed)}."
-            if is_chosen:
+            # What asks for a setting is fine until somebody chooses it; what breaks is not.
+            if is_chosen or not isinstance(error, UsageError):
                 problems.append(problem)
             else:
                 click.echo(f"Not chosen, and not usable as it is configured: {problem}")

@@ -308,9 +308,14 @@ def explain(error: BaseException) -> str:
     """Return an exception as a clause, with the place it was raised at."""
     if isinstance(error, UsageError):
         return str(error).removesuffix(".")
+    from fcp_core.protocol.status import StatusError  # which loads protobuf
+
+    origin = error
+    if isinstance(error, StatusError):  # which says what a plugin raised
+        origin = error.__cause__ or error.__context__ or error
     frames = [
         frame
-        for frame in traceback.extract_tb(error.__traceback__)
+        for frame in traceback.extract_tb(origin.__traceback__)
         if "importlib" not in frame.filename and Path(frame.filename).parent != _HERE
     ]
     if isinstance(error, SystemExit):

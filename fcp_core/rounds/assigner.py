@@ -162,10 +162,11 @@ class Assigner(Generic[D]):
         """Whether there was a task of a group."""
         return group in self._groups
 
-    def take_changed(self) -> list[tuple[str, Any]]:
-        """Return the groups whose policies were asked since the last call, with what they keep."""
+    def take_changed(self) -> list[tuple[str, str, Any]]:
+        """Return the groups whose policies were asked since the last call: name and state, too."""
         changed, self._changed = self._changed, set()
-        return [(key, self._groups[key].state) for key in sorted(changed)]
+        found = ((key, self._groups[key]) for key in sorted(changed))
+        return [(key, group.name, group.state) for key, group in found]
 
     @property
     def changed(self) -> bool:

@@ -177,7 +177,7 @@ def _form_of(comp: Any) -> _Form:
     _check_placed("the first argument (state)", parameter[0], tff.SERVER)
     _check_placed("the second argument (client data)", parameter[1], tff.CLIENTS)
     names = tuple(name for name, _ in tff.structure.iter_elements(parameter))
-    if isinstance(result, tff.FederatedType):
+    if isinstance(result, tff.FederatedType) or _names_metrics(result):
         # A federated result is metrics alone, whatever structure it has inside.
         _check_placed("the result (metrics)", result, tff.SERVER)
         return _Form(True, False, names)
@@ -194,6 +194,13 @@ def _form_of(comp: Any) -> _Form:
             "metrics without a state are one federated value"
         )
     return _Form(True, True, names)
+
+
+def _names_metrics(result: Any) -> bool:
+    """Whether a result is certainly metrics by name, not a pair of a state and metrics."""
+    if not isinstance(result, tff.StructType) or len(result) in (0, 2):
+        return False
+    return all(name is not None for name, _ in tff.structure.iter_elements(result))
 
 
 def _with_state(comp: Any, form: _Form) -> Any:

@@ -30,12 +30,23 @@ def test_gunzip_holds_no_more_than_the_limit():
     tracemalloc.start()
     try:
         with pytest.raises(StatusError) as caught:
-            gunzip(bomb, "it", 1 << 20)
+            gunzip(bomb, "it", 16 << 20)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
-    assert peak < 8 << 20
+    assert peak < 24 << 20
+
+
+def test_gunzip_needs_little_more_than_the_content():
+    packed = gzip.compress(bytes(16 << 20)) + gzip.compress(b"more")
+    tracemalloc.start()
+    try:
+        assert len(gunzip(packed, "it", 17 << 20)) == (16 << 20) + 4
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 << 20
 
 
 def test_gunzip_reads_what_the_standard_library_does():

@@ -213,15 +213,22 @@ def test_computations_without_a_new_state_or_any() -> None:
         sums = tff.federated_map(total, data)
         return collections.OrderedDict(all=tff.federated_sum(sums), most=tff.federated_max(sums))
 
+    @tff.federated_computation(tff.FederatedType(np.int64, tff.SERVER), DATA)
+    def named(state: Any, data: Any) -> Any:
+        return collections.OrderedDict(only=evaluate(state, data))
+
     evaluation = fcp_demo.FederatedComputation(evaluate, name="evaluate")
+    by_name = fcp_demo.FederatedComputation(named, name="named")
     stateless = fcp_demo.FederatedComputation(count, name="count")
 
     async def program() -> list[Any]:
         data = source().iterator().select(2)
-        return await tff.program.materialize_value([evaluation(5, data), stateless(data)])
+        values = [evaluation(5, data), by_name(6, data), stateless(data)]
+        return await tff.program.materialize_value(values)
 
     with serving() as context, devices(context, holding(7, 7)):
-        assert asyncio.run(program()) == [24, collections.OrderedDict(all=14, most=7)]
+        only, both = {"only": 26}, {"all": 14, "most": 7}
+        assert asyncio.run(program()) == [24, only, both]
 
 
 def test_faults_of_the_servers_own_graphs() -> None:

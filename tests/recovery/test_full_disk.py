@@ -34,7 +34,7 @@ def test_a_full_disk_costs_time_and_nothing_else(make_host, disk, spec, rows, un
         assert admin.wait(task).state == "completed"
         assert rows(admin.result(task)) == {"before": 1, "meanwhile": 1, "after": 1}
     assert host.terminate() == 0
-    assert "is stored at last" in host.log.read_text()
+    assert "contributions to task launches: stored at last" in host.log.read_text()
 
 
 @pytest.mark.slow

@@ -232,6 +232,12 @@ def unfit(lab):
     return lab.status(lambda: device.submit(given, upload))
 
 
+def broken_fold(lab):
+    lab.submit()
+    with mock.patch("fcp_core.aggregation.local_fold.LocalFold.add", side_effect=OSError("why")):
+        return lab.status(lambda: lab.device().contribute(BODY) and None)
+
+
 def counted(lab):
     lab.submit()
     return lab.status(lambda: lab.device().contribute(BODY) and None)

@@ -119,7 +119,7 @@ def test_what_a_selection_policy_keeps_may_be_anything(kit, caplog):
             await device.check_in()
             assert not (await device.start()).done
             world.advance(10)
-            assert "what a selection policy keeps is no JSON" in caplog.text
+            assert "what selection policy bad keeps is no JSON" in caplog.text
 
     asyncio.run(main())
 

@@ -234,7 +234,7 @@ def test_a_storage_that_does_not_answer_is_not_waited_for(monkeypatch):
     async def main():
         storage = Silent()
         states = PolicyStates(storage, ManualClock())
-        states.put("people", "all", 1)
+        states.put("people", "all", "fifo", 1)
         await asyncio.wait_for(states.flush(), 60)
         answer.set()
         await states.flush()

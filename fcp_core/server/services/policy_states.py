@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import PLUGIN_ERRORS, describe
 from fcp_core.rounds.machine import Clock
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.leases import LeaseLostError
@@ -64,14 +64,16 @@ class PolicyStates:
         state = self._loaded.pop(_key(population, group), None)
         return None if state is None else msgspec.json.decode(state)
 
-    def put(self, population: str, group: str, state: Any) -> None:
-        """Write a state soon."""
+    def put(self, population: str, group: str, policy: str, state: Any) -> None:
+        """Write a state soon.
+
+        :param policy: its name, for the log.
+        """
         try:
             data = msgspec.json.encode(state)
         except PLUGIN_ERRORS as error:  # A policy may keep anything.
-            logger.error(
-                "population %s: what a selection policy keeps is no JSON: %s", population, error
-            )
+            what = f"population {population}: what selection policy {policy} keeps"
+            logger.error("%s is no JSON: %s", what, describe(error))
             return
         key = _key(population, group)
         self._write_soon(key, PolicyStateRecord(key, population, data, self._clock.now()))

@@ -313,9 +313,9 @@ class Population:
     def save(self) -> None:
         """Write what the selection policies keep."""
         self._saving = False
-        for group, state in self._assigner.take_changed():
+        for group, policy, state in self._assigner.take_changed():
             if self._states is not None:
-                self._states.put(self.name, group, state)
+                self._states.put(self.name, group, policy, state)
 
     def _set_tick(self, when: float | None) -> None:
         """Ask the policies again when one of them wants to be, or earlier if *when* is."""

@@ -58,14 +58,14 @@ class Writes:
                         raise
                     reason = str(error) or type(error).__name__
                     if reason != write.error:
-                        logger.error("%s cannot be stored, and is tried again: %s", what, reason)
+                        logger.error("%s cannot be stored; we try again: %s", what, reason)
                     write.error = reason
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
         finally:
             del self.going[write]
         if write.error:
-            logger.warning("%s is stored at last", what)
+            logger.warning("%s: stored at last", what)
         return result
 
     def trouble(self) -> str:
