@@ -182,7 +182,10 @@ def test_what_the_cluster_cannot_do_is_done_here(new_cluster, engine_of, tmp_pat
         until(lambda: os.getpid() in running(tmp_path / "1"))
         (tmp_path / "1" / "go").touch()
         waits.result(LIMIT)
-        # The scheduler goes.
+        # The scheduler sleeps, and then it goes.
+        os.kill(cluster.scheduler.pid, signal.SIGSTOP)
+        assert engine.run(f"{JOBS}:where", b"").result(LIMIT) == str(os.getpid()).encode()
+        assert "the Dask scheduler has not answered for 1 s" in caplog.text
         cluster.kill(cluster.scheduler)
         assert engine.run(f"{JOBS}:where", b"").result(LIMIT) == str(os.getpid()).encode()
         assert f"no Dask scheduler answers at {cluster.address}" in caplog.text

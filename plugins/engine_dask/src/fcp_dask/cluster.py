@@ -286,7 +286,40 @@ class Cluster:
                 logger.warning("the Dask cluster lost the job %s; it is submitted again", function)
 
     async def _attempt(self, client: Client, function: str, arguments: bytes) -> bytes:
-        """Have a job done once.
+        """Have a job done once, as long as the scheduler answers and has workers.
+
+        :raises _LostError: if it must be submitted again.
+        :raises _UnreachableError: if there is no worker, or no answer, for as long as the patience
+            lasts. A scheduler that sleeps keeps its connections.
+        """
+        loop, patience = asyncio.get_running_loop(), self._settings.patience
+        work = loop.create_task(self._submitted(client, function, arguments))
+        last_seen = loop.time()
+        try:
+            while not (await asyncio.wait({work}, timeout=_LOOK))[0]:
+                if client.status != "running":
+                    last_seen = loop.time()
+                    continue  # it cancels what it waits for
+                try:
+                    looking = client.scheduler.identity(n_workers=0)
+                    about = await asyncio.wait_for(looking, patience)
+                except asyncio.TimeoutError:
+                    raise _UnreachableError(
+                        f"the Dask scheduler has not answered for {patience:g} s"
+                    ) from None
+                except OSError as broken:
+                    raise _broken(broken) from None
+                if about["n_workers"]:
+                    last_seen = loop.time()
+                elif loop.time() - last_seen > patience:
+                    raise _no_workers(patience)
+        finally:
+            work.cancel()
+            await asyncio.wait({work})
+        return work.result()
+
+    async def _submitted(self, client: Client, function: str, arguments: bytes) -> bytes:
+        """Submit a job, and return its result.
 
         :raises _LostError: if it must be submitted again.
         :raises _UnreachableError: if there is no worker.
@@ -304,16 +337,14 @@ class Cluster:
             submitted = client.submit(
                 call_by_name, function, given, key=f"fcp-{uuid.uuid4().hex}", pure=False
             )
-            error = await self._outcome(client, submitted)
+            error = await submitted.exception()
             if submitted.status == "finished":
                 result: bytes = await submitted
                 return result
         except FutureCancelledError:
             pass  # it was finished, and then its result died with a worker
         except (OSError, asyncio.TimeoutError) as broken:
-            # Of the connection: what a job raises comes as an outcome.
-            logger.debug("the connection to the Dask cluster broke", exc_info=broken)
-            raise _LostError(blame=False) from None
+            raise _broken(broken) from None
         finally:
             if submitted is not None and not submitted.done():
                 with contextlib.suppress(OSError):
@@ -331,29 +362,6 @@ class Cluster:
             )
         raise error
 
-    async def _outcome(self, client: Client, submitted: Any) -> BaseException | None:
-        """Wait for the end of a job; return what it raised, or None.
-
-        :raises _UnreachableError: if there is no worker for as long as the patience lasts.
-        """
-        loop = asyncio.get_running_loop()
-        waiting = asyncio.ensure_future(submitted.exception())
-        last_seen = loop.time()
-        try:
-            while not (await asyncio.wait({waiting}, timeout=_LOOK))[0]:
-                if client.status != "running":
-                    last_seen = loop.time()
-                    continue  # it cancels what it waits for
-                about = await client.scheduler.identity(n_workers=0)
-                if about["n_workers"]:
-                    last_seen = loop.time()
-                elif loop.time() - last_seen > self._settings.patience:
-                    raise _no_workers(self._settings.patience)
-            error: BaseException | None = waiting.result()
-            return error
-        finally:
-            waiting.cancel()
-
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
@@ -366,6 +374,12 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 def _aborted() -> StatusError:
     return StatusError(Code.ABORTED, "the server has stopped")
+
+
+def _broken(error: Exception) -> _LostError:
+    # Of the connection: what a job raises comes as an outcome.
+    logger.debug("the connection to the Dask cluster broke", exc_info=error)
+    return _LostError(blame=False)
 
 
 def _no_workers(patience: float) -> _UnreachableError:
