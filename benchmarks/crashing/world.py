@@ -18,6 +18,7 @@ from benchmarks.crashing.faults import Fault, Plan
 from benchmarks.crashing.virtual import MEMBER, LostError, VirtualLoop
 from benchmarks.crashing.wires import Wires, engine_of, links_of
 from fcp_core.client.steps import Reply, Request
+from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol import routes
 from fcp_core.protocol.status import Code, StatusError
@@ -84,7 +85,8 @@ class Member:
                 break
         self.ready = True
         if self.links is not None:
-            self.links.start(lambda: 1 << 30, self._dial)
+            # A call that is passed on has no connection here that could be broken.
+            self.links.start(lambda: 1 << 30, self._dial, lambda url: None)
 
     async def _dial(self, url: str, member_id: str, link: Link) -> None:
         found = (each for each in self.world.members if each is not None and each.url == url)
@@ -397,6 +399,8 @@ class FaultLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record with an exception that is nobody's answer."""
-        error = record.exc_info[1] if record.exc_info else None
+        told = record.args if isinstance(record.args, tuple) else ()
+        mistakes = (each for each in told if isinstance(each, UsageError))
+        error = record.exc_info[1] if record.exc_info else next(mistakes, None)
         if error is not None and not isinstance(error, StatusError | asyncio.CancelledError):
             self._found.append(f"{record.getMessage()}: {type(error).__name__}: {error}")

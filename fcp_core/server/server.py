@@ -34,6 +34,7 @@ from fcp_core.server.processes.processors import on_processors
 from fcp_core.server.services import Services
 from fcp_core.server.services.media import Media
 from fcp_core.server.services.pages import PluginPages
+from fcp_core.storage.contract import StorageError
 
 logger = logging.getLogger("fcp.server")
 
@@ -242,8 +243,13 @@ class Server:
             self._frontend.start()
             if self._links is not None:
                 self._links.start(self._frontend.room, self._frontend.dial, self._hang_up)
-        except BaseException:
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, StorageError):
+                raise UsageError(
+                    f"the storage does not answer, so nothing can be served: {error.message}; "
+                    "start again once it does."
+                ) from None
             raise
         logger.info(
             "listening on port %d, for devices at %s, admin API %s",

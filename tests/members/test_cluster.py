@@ -96,7 +96,8 @@ def test_an_owner_that_slept_cannot_write_and_says_so(cluster):
     # It is a member again, without that population, and answers for it at any time.
     with owner.admin() as admin, survivor.admin() as other:
         assert [task.state for task in admin.list()] == ["completed"]
-        assert admin.list() == other.list()
+        # What came late is counted by whoever was the owner then: a busy machine has several.
+        until(lambda: admin.list() == other.list())
         until(lambda: sum(each.owns for each in other.members().members) == 1)
         assert all(each.behind < 30 for each in other.members().members)
     assert "Traceback" not in owner.log

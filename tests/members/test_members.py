@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from fcp_core.tasks.schedule import Schedule
 from fcp_core.testing.servers import COLLECTION
 from tests.members.shared import (
     WAIT,
+    SharedSqlite,
     admin,
     contribute,
     one_table,
@@ -266,3 +268,19 @@ def test_a_submission_is_answered_by_the_next_owner_if_the_population_went(membe
         ended = client.wait(task)
         assert (ended.state, ended.contributed) == ("completed", 1)
         assert [x.epoch for x in client.members().leases if x.population == name] > [50]
+
+
+def test_a_storage_that_is_slow_at_the_start_is_waited_for(member, monkeypatch):
+    monkeypatch.setattr(SharedSqlite, "fault", "silence")
+    answers = threading.Timer(1.5, monkeypatch.setattr, (SharedSqlite, "fault", ""))
+    answers.start()
+    server = member(lease="1s")
+    answers.join()
+    with admin(server) as client:
+        assert len(client.members().members) == 1
+
+
+def test_a_storage_that_fails_at_the_start_is_named(member, monkeypatch):
+    monkeypatch.setattr(SharedSqlite, "fault", "error")
+    with pytest.raises(UsageError, match=r"does not answer.*: the test has it fail; start again"):
+        member()

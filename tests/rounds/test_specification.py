@@ -7,6 +7,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType, UnionType
@@ -30,6 +31,7 @@ from fcp_core.rounds.specification import (
 )
 from fcp_core.server.services.store import TaskStore, status_of
 from fcp_core.storage.records import BlobRecord, EligibilityTaskRecord, TaskRecord
+from fcp_core.storage.shards import TaskOverError
 from fcp_core.tasks import analytics, taskfile
 from fcp_core.tasks.eligibilityfile import read_eligibility_file
 from fcp_plugins.storage_memory import MemoryStorage
@@ -103,6 +105,10 @@ def test_every_field_survives_a_restart():
         found = await TaskStore(storage).whole(loaded.record)
         assert found == spec
         assert status_of(record).goal_count == spec.goal_count
+        # Another member may have ended it in between.
+        await TaskStore(storage).end(replace(record, state="completed"), b"result")
+        with pytest.raises(TaskOverError):
+            await TaskStore(storage).whole(loaded.record)
 
     asyncio.run(main())
 

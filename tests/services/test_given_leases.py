@@ -1,7 +1,9 @@
-"""A population that is given back while another lease of it begins stays with that one."""
+"""A population that is given back while another lease of it begins, or is not taken at once."""
 
 import asyncio
+import contextlib
 
+from fcp_core.errors import UsageError
 from fcp_core.rounds.machine import ManualClock
 from fcp_core.server.services.members import Members
 from fcp_core.storage.records import LeaseRecord, MemberRecord
@@ -22,29 +24,60 @@ class Keeper:
         await self.quiet.wait()
 
 
+@contextlib.asynccontextmanager
+async def member(keeper, storage, seconds):
+    """Make a member that looks at the storage only when it is told to."""
+    me = MemberRecord("m", "", "", "host", 1, 0.0, 0.0)
+    members = Members(storage, me, seconds=seconds, offered=["p"], secrets=[], clock=ManualClock())
+    members._keeper, members._loop = keeper, asyncio.ensure_future(asyncio.sleep(3600))
+    try:
+        yield members
+    finally:
+        members._loop.cancel()
+
+
 def test_what_was_given_of_one_lease_is_not_taken_from_the_next():
     """Seen in the simulation: a task of a member that was paused, and owned it, never ended."""
 
     async def main():
-        storage, clock = MemoryStorage(), ManualClock()
-        me = MemberRecord("m", "", "", "host", 1, 0.0, 0.0)
-        members = Members(storage, me, seconds=9.0, offered=["p"], secrets=[], clock=clock)
-        members._keeper = keeper = Keeper()
-        await members._beat()
-        await members.idle()
-        (lease,) = members._leases
-        members._leases.give(lease)
-        giving = asyncio.ensure_future(members._give(lease, 60.0))
-        await asyncio.sleep(0)
-        # Meanwhile it ran out, another member had the population, and has given it back.
-        await storage.transact(lambda tx: tx.put(LeaseRecord("p", "", 2, 0.0, 0.0)))
-        await members._beat()
-        await members.idle()
-        assert keeper.calls == ["take", "leave", "take"]
-        keeper.quiet.set()
-        await giving
-        assert keeper.calls == ["take", "leave", "take"]
-        assert members.owned == ["p"]
-        assert members.epochs == {"p": 3}
+        storage, keeper = MemoryStorage(), Keeper()
+        async with member(keeper, storage, 9.0) as members:
+            await members._beat()
+            await members.idle()
+            (lease,) = members._leases
+            members._leases.give(lease)
+            giving = asyncio.ensure_future(members._give(lease, 60.0))
+            await asyncio.sleep(0)
+            # Meanwhile it ran out, another member had the population, and has given it back.
+            await storage.transact(lambda tx: tx.put(LeaseRecord("p", "", 2, 0.0, 0.0)))
+            await members._beat()
+            await members.idle()
+            assert keeper.calls == ["take", "leave", "take"]
+            keeper.quiet.set()
+            await giving
+            assert keeper.calls == ["take", "leave", "take"]
+            assert members.owned == ["p"]
+            assert members.epochs == {"p": 3}
 
     asyncio.run(main())
+
+
+def test_a_mistake_that_keeps_a_population_from_being_taken_is_told_in_a_sentence(caplog):
+    class Mistaken(Keeper):
+        async def take(self, population):
+            await super().take(population)
+            if len(self.calls) == 1:
+                raise UsageError("mend the configuration")
+
+    async def main():
+        keeper = Mistaken()
+        async with member(keeper, MemoryStorage(), 0.01) as members:
+            await members._beat()
+            await members.idle()
+            assert keeper.calls == ["take", "leave", "take"]
+            assert members.owned == ["p"]
+
+    asyncio.run(main())
+    (told,) = (each for each in caplog.records if each.levelname == "ERROR")
+    assert told.getMessage() == "population p: mend the configuration"
+    assert told.exc_info is None

@@ -146,6 +146,7 @@ class Members:
 
         :param keeper: takes populations, and leaves them.
         :raises UsageError: if the others sign tokens with other keys.
+        :raises StorageError: if the storage does not answer.
         """
         self._keeper = keeper
         await self._beat()
@@ -282,12 +283,11 @@ class Members:
         asked = self.clock.now()
         held, given = self._leases.held(), self._leases.given()
         work = Beat(self._me, self.seconds, held, tuple(self._wanted), self._offered, given)
+        limit = (1 if self.view else SETTLING) * self.seconds  # at the start nothing runs out yet
         try:
-            view = await asyncio.wait_for(
-                self._storage.transact(partial(beat, work=work)), self.seconds
-            )
+            view = await asyncio.wait_for(self._storage.transact(partial(beat, work=work)), limit)
         except asyncio.TimeoutError:
-            raise StorageError("there was no answer in the time that a lease lasts") from None
+            raise StorageError(f"there was no answer in {limit:g} s") from None
         if self._failing:
             logger.info("the storage answers again")
         self._failing = False
@@ -332,8 +332,8 @@ class Members:
             while lease.state is Holding.TAKING and self._loop is not None:
                 try:
                     await self._keeper.take(lease.population)
-                except StorageError as error:
-                    logger.error("population %s: %s", lease.population, error.message)
+                except (StatusError, UsageError) as error:
+                    logger.error("population %s: %s", lease.population, error)
                 except Exception:
                     logger.exception("the population %s could not be taken", lease.population)
                 else:

@@ -28,7 +28,7 @@ from fcp_core.storage.records import (
     ShardRecord,
     TaskRecord,
 )
-from fcp_core.storage.shards import FenceMaker, Merge, StoredShards, unfenced
+from fcp_core.storage.shards import Fence, FenceMaker, Merge, StoredShards, unfenced
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,8 @@ class TaskStore:
         await self._storage.transact(body)
 
     async def whole(self, record: TaskRecord) -> TaskSpec:
-        """Read the whole specification of an open task."""
-        return await self._storage.transact(lambda tx: _whole(tx, record))
+        """Read the whole specification of a task; StatusError if it is not open, or not ours."""
+        return await self._storage.transact(partial(_whole, record=record, fence=self._fence()))
 
     async def load(self, population: str | None = None) -> Loaded:
         """Read what an earlier run left, of one population or of all, but for what is large."""
@@ -366,7 +366,8 @@ def _blob_names(tx: Transaction, task_id: str) -> list[str]:
     return tx.keys(BlobRecord, task_id=task_id)
 
 
-def _whole(tx: Transaction, record: TaskRecord) -> TaskSpec:
+def _whole(tx: Transaction, record: TaskRecord, fence: Fence) -> TaskSpec:
+    shards.open_task(tx, record.task_id, fence)
     names = (name[len(record.task_id) + 1 :] for name in _blob_names(tx, record.task_id))
     blobs = {
         name: blob.data
