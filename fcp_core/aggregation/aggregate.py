@@ -150,12 +150,13 @@ class Aggregate:
 
     @property
     def only_adds(self) -> bool:
-        """Whether a checkpoint is nothing but numbers to add, stored as they are in memory."""
-        return all(
-            member.accumulator.additions() is not None
-            and all(spec.dtype in _AS_IN_MEMORY for spec in member.specs)
-            for member in self._members
-        )
+        """Whether a checkpoint is nothing but numbers to add."""
+        return all(member.accumulator.additions() is not None for member in self._members)
+
+    @property
+    def as_in_memory(self) -> bool:
+        """Whether every checkpoint has its numbers as they are in memory."""
+        return all(spec.dtype in _AS_IN_MEMORY for m in self._members for spec in m.specs)
 
     @property
     def num_inputs(self) -> int:

@@ -50,8 +50,10 @@ class LocalFold(Fold):
         self._lock = threading.Lock()
         first = CheckpointAggregator(bound, self._budget, kernels=reader.kernels)
         self._only_adds = first.only_adds
+        #: Whether adding one takes no longer than reading its bytes.
+        self._quick = self._only_adds and first.as_in_memory
         self._inline_contribution = inline_bytes
-        if self._only_adds:
+        if self._quick:
             self._inline_contribution = max(inline_bytes, inline_added_bytes)
         self._shards = [_Shard(first)]
         self._ids = set(check_disjoint(partials))
@@ -106,7 +108,7 @@ class LocalFold(Fold):
     def finish(self) -> Future[Finished]:
         """Return what has been accumulated, as it lies if all that was done is adding."""
         with self._lock:
-            inline = self._only_adds and len(self._shards) == 1
+            inline = self._quick and len(self._shards) == 1
         return self._begin((), self._finish, inline)
 
     def view(self) -> Future[Finished]:
@@ -120,7 +122,7 @@ class LocalFold(Fold):
             with only.lock:
                 return Finished(tuple(only.contributions), only.aggregator.pieces())
 
-        return self._begin((), pieces, inline=True)
+        return self._begin((), pieces, inline=self._quick)
 
     def partial(self) -> Future[Partial]:
         """Return all contributions whose futures are done by now, and perhaps others."""

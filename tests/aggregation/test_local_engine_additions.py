@@ -55,17 +55,17 @@ def large(dtype, **chosen):
 
 
 @pytest.mark.parametrize(
-    ("job", "only_adds"),
+    ("job", "only_adds", "as_in_memory"),
     [
-        (large(DataType.FLOAT), True),
-        (large(DataType.DOUBLE), True),
-        (large(DataType.INT64), False),  # TF V1 checkpoints pack integers
-        (large(DataType.FLOAT, federated_sum="watched"), False),
+        (large(DataType.FLOAT), True, True),
+        (large(DataType.DOUBLE), True, True),
+        (large(DataType.INT64), True, False),  # TF V1 checkpoints pack integers
+        (large(DataType.FLOAT, federated_sum="watched"), False, True),
     ],
 )
-def test_what_is_only_added(job, only_adds):
-    bound = bind_job(FACTORIES | {"watched": WATCHED}, job)
-    assert CheckpointAggregator(bound).only_adds is only_adds
+def test_what_is_only_added(job, only_adds, as_in_memory):
+    aggregator = CheckpointAggregator(bind_job(FACTORIES | {"watched": WATCHED}, job))
+    assert (aggregator.only_adds, aggregator.as_in_memory) == (only_adds, as_in_memory)
 
 
 def test_a_goal_that_cannot_be_kept_is_refused_at_once():
@@ -137,8 +137,9 @@ def test_parts_count_for_what_aggregators_keep(engine):
     assert folding.add_group(["a"], *group[:2]).result(60) is None
 
 
-def test_what_only_adds_is_handed_over_as_it_lies(engine):
-    value = dataclasses.replace(VALUE, dtype=DataType.FLOAT)
+@pytest.mark.parametrize("dtype", [DataType.FLOAT, DataType.INT64])
+def test_what_only_adds_is_handed_over_as_it_lies(engine, dtype):
+    value = dataclasses.replace(VALUE, dtype=dtype)
     total = dataclasses.replace(value, name="sum")
     intrinsic = Intrinsic("federated_sum", (value,), (total,))
     job = FoldJob(configuration_to_proto([intrinsic]).SerializeToString())
@@ -146,7 +147,7 @@ def test_what_only_adds_is_handed_over_as_it_lies(engine):
     for first in (0, 3):
         delta = engine.open(job)
         for number in range(first, first + 3):
-            tensors = {"v": np.array([2**number, 1], "f4")}
+            tensors = {"v": np.array([2**number, 1], dtype.numpy)}
             delta.add(str(number), write_checkpoint(tensors, "tf_v1")).result(timeout=60)
         finished = delta.finish().result(timeout=60)
         assert code_of(delta.add("late", b"")) is Code.ABORTED
