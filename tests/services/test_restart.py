@@ -291,6 +291,22 @@ def test_a_deadline_that_passed_while_the_server_was_down_ends_the_task(sqlite, 
     asyncio.run(main())
 
 
+def test_a_clock_that_was_set_back_while_the_server_was_down_gives_a_task_no_more_time(sqlite):
+    async def main():
+        async with sqlite() as world:
+            task = await world.submit(goal=1, deadline=60)
+            back = ManualClock(world.clock.now() - 10_800)
+        async with sqlite(clock=back) as world:
+            back.advance(59)
+            world.services.ticker.run_due()
+            assert (await world.status(task)).state is TaskState.OPEN
+            back.advance(2)
+            world.services.ticker.run_due()
+            assert (await world.status(task)).state is not TaskState.OPEN
+
+    asyncio.run(main())
+
+
 def test_a_task_whose_plugin_is_gone_stops_the_start_with_its_name(sqlite, kit):
     class Patience:
         @hookimpl

@@ -141,7 +141,9 @@ class TaskFactory:
         job = self._job(record, spec, choices.settings)
         durable = bool(stored.contributions) or self._is_durable(spec, choices.settings, job)
         folded_by = _folded_by(chosen, spec)
-        machine = _machine(record, spec, choices.settings, folded_by, durable=durable)
+        # If that is still to come the clock was set back: the task gets no more time than it had.
+        began = min(record.created, now)
+        machine = _machine(record, spec, choices.settings, folded_by, began, durable=durable)
         machine.query = spec.query
         try:
             protocol: AggregationProtocol = chosen.make_protocol()
@@ -275,7 +277,13 @@ class TaskFactory:
 
 
 def _machine(
-    record: TaskRecord, spec: TaskSpec, settings: TaskSettings, folded_by: str, *, durable: bool
+    record: TaskRecord,
+    spec: TaskSpec,
+    settings: TaskSettings,
+    folded_by: str,
+    began: float,
+    *,
+    durable: bool,
 ) -> TaskMachine:
     return TaskMachine(
         task_id=record.task_id,
@@ -286,7 +294,7 @@ def _machine(
         over_selection=settings.over_selection,
         max_at_work=spec.max_at_work,
         created=record.created,
-        deadline=record.created + settings.deadline,
+        deadline=began + settings.deadline,
         assignment_timeout=settings.assignment_timeout,
         # A token expires at a whole second.
         retention=RETENTION + 1.0,
