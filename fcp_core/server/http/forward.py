@@ -85,8 +85,7 @@ class ForwardHandler(Handler):
         *request: Any,
     ) -> None:
         super().__init__(context, *request)
-        self._mark, self._make = mark, make
-        self._passes, self._begins = passes, begins
+        self._mark, self._make, self._passes, self._begins = mark, make, passes, begins
         assert context.members is not None  # see routed
         self._members = context.members
         #: What answers it here.
@@ -214,6 +213,7 @@ class ForwardHandler(Handler):
                 raise _no_owner() from None
             return
         assert self._kept is not None  # a body that is not passed on at once is kept
+        self._tries = -1  # nobody was asked for the header
         while True:
             url = await self._owner()
             if not url:
