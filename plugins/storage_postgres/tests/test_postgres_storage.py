@@ -90,10 +90,19 @@ class TestPostgres(StorageConformance):
         self, tmp_path, monkeypatch
     ):
         conflicts = []
+        both = threading.Barrier(2)
 
         def note(error):
-            conflicts.extend([error] * kept(error))
+            if kept(error):
+                conflicts.append(error)
+                both.abort()  # The other one has nobody left to meet.
             return kept(error)
+
+        def write(session, writes):
+            if together:
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both.wait(60)
+            return write_now(session, writes)
 
         async def store(storage, task_id, totals, numbers):
             for number in numbers:
@@ -122,11 +131,25 @@ class TestPostgres(StorageConformance):
                     lease = LeaseRecord(task_id, "me", 1, 0.0, 0.0)
                     await each.transact(lambda tx, t=task, w=lease: (tx.put(t), tx.put(w)))
                     begun.append((each, task_id, await store(each, task_id, (), [0])))
-                conflicts.clear()
-                await asyncio.gather(*(store(*each, range(1, 12)) for each in begun))
+                # So that all is read before anything is written, if it is read first.
+                await asyncio.to_thread(
+                    self.postgres.sql, slow.format(schema_of(tmp_path / "store"))
+                )
+                together.append(True)
+                await asyncio.gather(*(store(*each, range(1, 6)) for each in begun))
+                together.clear()
             finally:
                 await other.stop()
 
+        slow = (
+            "CREATE FUNCTION {0}.slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END';"
+            "CREATE TRIGGER slow BEFORE INSERT ON {0}.r_blob FOR EACH ROW"
+            " EXECUTE FUNCTION {0}.slow()"
+        )
+        together = []
+        write_now = Session._write
+        monkeypatch.setattr(Session, "_write", write)
         kept = faults.is_conflict
         monkeypatch.setattr(faults, "is_conflict", note)
         self.run(tmp_path / "store", use)

@@ -222,6 +222,9 @@ class Session:
         """Write everything; what is little goes in one statement, which takes one way and back."""
         parts: list[str] = []
         arguments: list[Any] = []
+        # What is written comes before what has to be there, whose index is read to delete it. Two
+        # that read a page before either writes to it cannot both be committed.
+        done: list[str] = []
         there: list[str] = []
         for kind, records in sorted(writes.by_kind.items()):
             rows: dict[tuple[Table, bool], list[Written]] = {}
@@ -247,7 +250,9 @@ class Session:
                     query = table.upsert(new=new)
                     self._wait(self._use().executemany(query, ready, timeout=patience))
                     continue
-                parts.append(table.upsert(len(arguments), len(ready), new=new))
+                done.append(f"(SELECT count(*) FROM w{len(parts)}) = {len(ready)}")
+                query = table.upsert(len(arguments), len(ready), new=new)
+                parts.append(f"{query} RETURNING key")
                 arguments += (value for row in ready for value in row)
         self._commits += 1
         first = "".join(f"w{number} AS ({part}), " for number, part in enumerate(parts))
@@ -257,7 +262,7 @@ class Session:
             f"INSERT INTO {self._last} VALUES (${at + 1}, ${at + 2}, now())"
             " ON CONFLICT (session) DO UPDATE SET number = excluded.number, at = excluded.at"
             " RETURNING pg_current_xact_id()::text, pg_backend_pid(), "
-            f"{' AND '.join(there) or 'true'}",
+            f"{' AND '.join(done + there if there else ['true'])}",
             *arguments,
             self._name,
             self._commits,
