@@ -1,12 +1,12 @@
 """A fold whose contributions are answered once they are stored.
 
 What devices contribute while nothing is being written goes into a *delta*, a fold of the engine. As
-soon as the last write is over, the delta is closed, a new one takes its place, and its bytes and
-ids are written in one transaction; then all its contributions are answered. So a device that comes
-alone waits for one write, and a crowd shares it. The deltas that were written are in memory as one
-fold too, the *whole*, from which the report is made. Where the whole is no larger than what would
-be left of deltas, as with sums, its bytes are written in their place: there is one thing to read
-after a restart, and a storage overwrites the same pages again and again.
+soon as the last write is over, and the storage has rested, the delta is closed, a new one takes its
+place, and its bytes and ids are written in one transaction; then all its contributions are
+answered. So a device that comes alone waits for one write, and a crowd shares it. The deltas that
+were written are in memory as one fold too, the *whole*, from which the report is made. Where the
+whole is no larger than what would be left of deltas, as with sums, its bytes are written in their
+place: there is one thing to read after a restart, and a storage overwrites the same pages.
 
 What another member holds goes into a *stream* of that member's (``streams``), until it is taken in.
 """
@@ -337,7 +337,10 @@ class DurableFold(Fold):
 
     async def _write_all(self) -> None:
         while self._delta is not None and self._delta.ready:
+            await self._stored.rested()
             delta, self._delta = self._delta, None
+            if delta is None:
+                return  # it was refused meanwhile
             try:
                 await delta.idle.wait()
                 await self._commit(delta)

@@ -20,6 +20,10 @@ T = TypeVar("T")
 FAN_IN = 16
 #: How long the counts of a task that is left may take to be stored, in seconds.
 NOTING = 1.0
+#: The storage is left alone after a write for as long as that took, and no longer than this, in
+#: seconds: each write is of as many bytes as the model, and what comes meanwhile shares the next.
+#: What takes less than the other is not worth a timer.
+LONGEST_REST, SHORTEST_REST = 0.01, 0.001
 #: What an engine fails with if an aggregator has, and would again.
 _FAULTS = (Code.INTERNAL, Code.DATA_LOSS)
 #: What a merge fails with if the two do not fit together.
@@ -115,6 +119,8 @@ class StoredWhole:
         self._noted = (stored.dropped, stored.surplus)
         #: Held by who changes the whole and what is stored of it.
         self._changing = asyncio.Lock()
+        #: Until when the storage is left alone, by the time of the loop.
+        self._rests = 0.0
 
     async def take(self, stored: StoredShards) -> None:
         """Take in what another stream has, which is closed."""
@@ -131,6 +137,15 @@ class StoredWhole:
         """
         async with self._changing:
             return await self._add(delta, contributions)
+
+    async def rested(self) -> None:
+        """Wait until the storage was left alone for as long as the last write took.
+
+        A device that comes alone comes later than that, mostly.
+        """
+        left = self._rests - asyncio.get_running_loop().time()
+        if left >= SHORTEST_REST:
+            await asyncio.sleep(left)
 
     async def note(self) -> None:
         """Store the counts, if they have changed since the last write and it can be done soon.
@@ -192,7 +207,9 @@ class StoredWhole:
             merged = await self._store.add_shard(shard, part.pieces, self._name, total)
         except StatusError as error:
             raise NeverStoredError(error) from None
-        seconds = loop.time() - began
+        ended = loop.time()
+        seconds = ended - began
+        self._rests = ended + min(seconds, LONGEST_REST)
         self._noted = (dropped, surplus)
         for piece in () if total is None else total.pieces:
             # It is in memory until then, and not while the next contribution comes.
