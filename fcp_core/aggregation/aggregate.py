@@ -20,7 +20,7 @@ from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
 from fcp_core.aggregation.release import Randomised, Release, ReleaseContext, Released
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import bytes_field
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.checkpoint import Layout
 from fcp_core.protocol.checkpoint.kernels import Kernels, default_kernels
 from fcp_core.protocol.checkpoint.wire import BYTES, fields
@@ -208,7 +208,7 @@ class Aggregate:
                 one.accumulator.merge(another.accumulator)
             except StatusError:
                 raise
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 self._broken = one.bound.fault("merge", error, Code.DATA_LOSS)
                 self._check_not_finished()
 
@@ -250,7 +250,7 @@ class Aggregate:
                 tensors = [np.asarray(tensor) for tensor in found]
             except StatusError:
                 raise
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 raise item.fault("report", error) from None
             if len(tensors) != len(specs):
                 raise StatusError(
@@ -294,7 +294,7 @@ class Aggregate:
                 pieces += bytes_field(_AGGREGATORS, member.accumulator.pieces())
             except StatusError:
                 raise
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 raise member.bound.fault("dump", error) from None
         return pieces
 

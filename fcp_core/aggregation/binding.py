@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from fcp_core.aggregation.aggregator import JOINT_URI, Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.spec import Intrinsic
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.errors import describe, plugin_errors
 from fcp_core.protocol.status import Code, StatusError
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class BoundIntrinsic:
             return made
         except StatusError:
             raise
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             raise self.fault("make" if state is None else "load", error) from error
 
     def fault(self, what: str, error: BaseException, code: Code = Code.INTERNAL) -> StatusError:
