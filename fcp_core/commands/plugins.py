@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcp_core.commands.output import make_table, print_tables
+from fcp_core.commands.output import make_table, print_tables, say
 from fcp_core.errors import UsageError, plugin_errors
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def check(invocation: Invocation, module: str | None) -> None:
             if is_chosen or not isinstance(error, UsageError):
                 problems.append(problem)
             else:
-                click.echo(f"Not chosen, and not usable as it is configured: {problem}")
+                say(f"Not chosen, and not usable as it is configured: {problem}")
     if problems:
         raise UsageError("\n".join(problems))
     click.echo("Nothing is wrong.")
