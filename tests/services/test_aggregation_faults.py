@@ -102,6 +102,7 @@ def test_an_aggregator_that_fails_to_accumulate_ends_the_task_at_once(kit, serve
             {"merge": raises, "validate_merge": lambda *_: None},
             "failed (merge): RuntimeError: planted",
         ),
+        ({"validate_merge": raises}, "failed (validate_merge): RuntimeError: planted"),
     ],
 )
 def test_an_aggregator_that_fails_with_what_is_to_be_stored_ends_the_task(

@@ -324,9 +324,5 @@ def series_of(spec: TaskSpec, bound: Sequence[BoundIntrinsic]) -> dict[int, str]
 
 
 def _promised(item: BoundIntrinsic, accumulator: Randomised, context: ReleaseContext) -> Promise:
-    try:
+    with item.guard("promise"):
         return accumulator.promise(context)
-    except StatusError:
-        raise
-    except plugin_errors() as error:
-        raise item.fault("promise", error) from error
