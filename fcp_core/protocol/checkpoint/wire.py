@@ -6,13 +6,14 @@ numbers can be used where they lie.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_core.protocol.blocks import rest
+from fcp_core.protocol.blocks import FileBlock, block_of, rest
 from fcp_core.protocol.checkpoint.base import invalid
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -23,6 +24,8 @@ LONGEST_VARINT = 10
 _CHUNK = 1 << 16
 # After so many decoded bytes their own memory is given back, if they lie in a file.
 _BEHIND = 4 << 20
+# So many bytes of numbers, and more, lie in a file if what they are decoded from does.
+_IN_FILE = 16 << 20
 
 
 class Field(NamedTuple):
@@ -127,7 +130,7 @@ def decode_varints(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArra
     raw = np.frombuffer(data, np.uint8)
     if raw.size and raw[-1] >= 0x80:
         raise invalid("the checkpoint is corrupt: the last of the packed numbers has no end")
-    out = np.empty(count, dtype)
+    out = _room(data, count, dtype)
     at = done = behind = 0
     while at < raw.size:
         piece = raw[at : at + _CHUNK]
@@ -142,6 +145,15 @@ def decode_varints(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArra
             rest(data[behind:at])
             behind = at
     return out
+
+
+def _room(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return where numbers are decoded to."""
+    block, size = block_of(data), count * dtype.itemsize
+    if isinstance(block, FileBlock) and size >= _IN_FILE:
+        with contextlib.suppress(OSError):  # a full disk: then memory has to do
+            return np.frombuffer(block.beside(size), dtype)
+    return np.empty(count, dtype)
 
 
 def _decode_piece(
