@@ -21,6 +21,7 @@ fcp_api_version = 1
 def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of the aggregators, the simple protocol and the local engine."""
     from fcp_aggregators import group_by, mean, median, secure_sum, vector
+    from fcp_core.aggregation.configuration import GROUP_BY_URI
     from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
 
     means = tuple(factory.name for factory in mean.FACTORIES)
@@ -56,7 +57,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
         help="refuse a device with a larger weight; 0: none is, so that one device can be the mean",
         minimum=0,
     )
-    _add_bounds_of_groups(options)
+    add_bounds_of_groups(options, GROUP_BY_URI)
     for factory in secure_sum.FACTORIES:
         options.add(
             f"aggregator.{factory.name}",
@@ -112,12 +113,12 @@ def _add_other_options(options: OptionRegistry) -> None:
     )
 
 
-def _add_bounds_of_groups(options: OptionRegistry) -> None:
-    from fcp_core.aggregation.configuration import GROUP_BY_URI
+def add_bounds_of_groups(options: OptionRegistry, uri: str) -> None:
+    """Declare the options that bound the groups of an aggregator."""
     from fcp_core.aggregation.group_by import DEFAULT_MAX_GROUPS, MAX_BYTES, MAX_GROUPS
 
     options.add(
-        f"aggregator.{GROUP_BY_URI}",
+        f"aggregator.{uri}",
         MAX_GROUPS,
         type="int",
         default=DEFAULT_MAX_GROUPS,
@@ -125,7 +126,7 @@ def _add_bounds_of_groups(options: OptionRegistry) -> None:
         minimum=0,
     )
     options.add(
-        f"aggregator.{GROUP_BY_URI}",
+        f"aggregator.{uri}",
         MAX_BYTES,
         type="bytes",
         default="1GiB",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -90,6 +90,19 @@ def same_configuration(one: Intrinsic, other: Intrinsic) -> bool:
         )
         and all(map(same_configuration, one.nested, other.nested))
     )
+
+
+class _Configured(Protocol):
+    _intrinsic: Intrinsic
+
+
+def check_mergeable(one: _Configured, other: _Configured) -> None:
+    """Refuse to merge accumulators of two kinds, or two intrinsics, which they keep so named.
+
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    if type(other) is not type(one) or not same_configuration(other._intrinsic, one._intrinsic):
+        raise bad(one._intrinsic, "only states of one configuration can be merged")
 
 
 def in_order(options: Any, data: Any) -> tuple[Any, Any]:
