@@ -21,11 +21,12 @@ from fcp_core.aggregation.aggregator import (
     Total,
 )
 from fcp_core.aggregation.checks import (
+    MEAN_URI,
+    WEIGHTED_MEAN_URI,
     bad,
-    check_counts,
     check_length,
+    check_mean,
     check_mergeable,
-    check_same,
     parse_in_place,
 )
 from fcp_core.aggregation.numbers import (
@@ -39,31 +40,8 @@ from fcp_core.aggregation.tensors import bytes_field, bytes_of
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code
 
-MEAN_URI = "federated_mean"
-WEIGHTED_MEAN_URI = "federated_weighted_mean"
-
 #: Elements multiplied at a time: the products stay in the processor's cache.
 _CHUNK = 1 << 16
-
-
-def check_mean(intrinsic: Intrinsic) -> None:
-    """Check the configuration of a mean or of what stands in for one.
-
-    TensorFlow Federated averages floating-point values only (an integer value is refused when the
-    computation is written), so nothing else is accepted here.
-
-    :raises StatusError: INVALID_ARGUMENT.
-    """
-    weighted = intrinsic.uri == WEIGHTED_MEAN_URI
-    check_counts(intrinsic, inputs=1 + weighted, outputs=1)
-    value = intrinsic.inputs[0]
-    if value.dtype not in (DataType.FLOAT, DataType.DOUBLE):
-        raise bad(intrinsic, f"value {value} must be of dtype float or double")
-    check_same(intrinsic, value, intrinsic.outputs[0])
-    if weighted:
-        weight = intrinsic.inputs[1]
-        if weight.dtype is DataType.STRING or weight.shape not in ((), (1,)):
-            raise bad(intrinsic, f"weight {weight} must be one number: a scalar or a vector of one")
 
 
 class MeanAccumulator(Accumulator):

@@ -21,7 +21,7 @@ fcp_api_version = 1
 def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of the aggregators, the simple protocol and the local engine."""
     from fcp_aggregators import group_by, mean, median, secure_sum, vector
-    from fcp_core.aggregation.configuration import GROUP_BY_URI
+    from fcp_core.aggregation.checks import WEIGHTED_MEAN_URI
     from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
 
     means = tuple(factory.name for factory in mean.FACTORIES)
@@ -50,14 +50,14 @@ def fcp_add_options(options: OptionRegistry) -> None:
         of=("federated_sum", *means),
     )
     options.add(
-        f"aggregator.{mean.WEIGHTED_MEAN_URI}",
+        f"aggregator.{WEIGHTED_MEAN_URI}",
         "max_weight",
         type="float",
         default=0,
         help="refuse a device with a larger weight; 0: none is, so that one device can be the mean",
         minimum=0,
     )
-    add_bounds_of_groups(options, GROUP_BY_URI)
+    _add_bounds_of_groups(options)
     for factory in secure_sum.FACTORIES:
         options.add(
             f"aggregator.{factory.name}",
@@ -113,12 +113,12 @@ def _add_other_options(options: OptionRegistry) -> None:
     )
 
 
-def add_bounds_of_groups(options: OptionRegistry, uri: str) -> None:
-    """Declare the options that bound the groups of an aggregator."""
+def _add_bounds_of_groups(options: OptionRegistry) -> None:
+    from fcp_core.aggregation.configuration import GROUP_BY_URI
     from fcp_core.aggregation.group_by import DEFAULT_MAX_GROUPS, MAX_BYTES, MAX_GROUPS
 
     options.add(
-        f"aggregator.{uri}",
+        f"aggregator.{GROUP_BY_URI}",
         MAX_GROUPS,
         type="int",
         default=DEFAULT_MAX_GROUPS,
@@ -126,7 +126,7 @@ def add_bounds_of_groups(options: OptionRegistry, uri: str) -> None:
         minimum=0,
     )
     options.add(
-        f"aggregator.{uri}",
+        f"aggregator.{GROUP_BY_URI}",
         MAX_BYTES,
         type="bytes",
         default="1GiB",

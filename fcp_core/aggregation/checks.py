@@ -17,6 +17,9 @@ from fcp_core.protocol.status import Code, StatusError
 
 M = TypeVar("M", bound=Message)
 
+MEAN_URI = "federated_mean"
+WEIGHTED_MEAN_URI = "federated_weighted_mean"
+
 #: More than any checkpoint can carry: one tensor of it is limited to 2 GiB.
 _MAX_ELEMENTS = 1 << 31
 
@@ -65,6 +68,26 @@ def check_numeric(intrinsic: Intrinsic, spec: TensorSpec) -> None:
     """
     if spec.dtype is DataType.STRING:
         raise bad(intrinsic, f"input {spec} is a string tensor; a numeric one is expected")
+
+
+def check_mean(intrinsic: Intrinsic) -> None:
+    """Check the configuration of a mean or of what stands in for one.
+
+    TensorFlow Federated averages floating-point values only (an integer value is refused when the
+    computation is written), so nothing else is accepted here.
+
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    weighted = intrinsic.uri == WEIGHTED_MEAN_URI
+    check_counts(intrinsic, inputs=1 + weighted, outputs=1)
+    value = intrinsic.inputs[0]
+    if value.dtype not in (DataType.FLOAT, DataType.DOUBLE):
+        raise bad(intrinsic, f"value {value} must be of dtype float or double")
+    check_same(intrinsic, value, intrinsic.outputs[0])
+    if weighted:
+        weight = intrinsic.inputs[1]
+        if weight.dtype is DataType.STRING or weight.shape not in ((), (1,)):
+            raise bad(intrinsic, f"weight {weight} must be one number: a scalar or a vector of one")
 
 
 def integer_parameter(intrinsic: Intrinsic, value: Tensor, what: str, minimum: int) -> int:

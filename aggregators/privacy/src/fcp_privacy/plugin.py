@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from fcp_aggregators.plugin import add_bounds_of_groups
 from fcp_core.aggregation.aggregator import AggregatorFactory, Options
 from fcp_core.aggregation.configuration import DP_BUNDLE_URI, DP_DISTINCT_URI, DP_GROUP_BY_URI
+from fcp_core.aggregation.group_by import DEFAULT_MAX_GROUPS, MAX_BYTES, MAX_GROUPS
 from fcp_core.aggregation.release import Resumed
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import Config, OptionRegistry
@@ -92,7 +92,23 @@ class PrivacyPlugin:
                 operator_only=True,
             )
         for uri in (DP_GROUP_BY_URI, DP_DISTINCT_URI):
-            add_bounds_of_groups(options, uri)
+            options.add(
+                f"aggregator.{uri}",
+                MAX_GROUPS,
+                type="int",
+                default=DEFAULT_MAX_GROUPS,
+                help="how many groups there may be: the task ends with what it has; "
+                "0: as many as come",
+                minimum=0,
+            )
+            options.add(
+                f"aggregator.{uri}",
+                MAX_BYTES,
+                type="bytes",
+                default="1GiB",
+                help="how much memory the groups may take, estimated; 0: as much as they take",
+                minimum=0,
+            )
         for factory in FACTORIES:
             _add_options(options, f"aggregator.{factory.name}", factory)
 

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fcp_aggregators.mean import MEAN_URI, WEIGHTED_MEAN_URI, check_mean
 from fcp_core.aggregation.aggregator import JOINT_URI
-from fcp_core.aggregation.checks import bad
+from fcp_core.aggregation.checks import MEAN_URI, WEIGHTED_MEAN_URI, bad, check_mean
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 
 MEANS = frozenset({MEAN_URI, WEIGHTED_MEAN_URI})
