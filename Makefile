@@ -117,8 +117,8 @@ protos: $(READY)
 # The reference of the hooks, the tables of the options and the data model, from the declarations,
 # and the README's badges.
 docs: $(READY)
-	$(BIN)/python tools/hook_reference.py docs
-	$(BIN)/python tools/data_model.py docs
+	$(BIN)/python -m fcp_core.plugins.reference docs
+	$(BIN)/python -m fcp_core.storage.reference docs
 	$(BIN)/python tools/release.py badges
 
 $(SITE)/.ready: requirements/docs.txt

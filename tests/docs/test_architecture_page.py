@@ -19,8 +19,8 @@ from fcp_core.rounds.membership import Lease
 from fcp_core.rounds.session import DeviceSession
 from fcp_core.rounds.task import TaskMachine
 from fcp_core.server.services.streams import Stream
+from fcp_core.storage import reference
 from fcp_core.storage.integrity import kinds
-from tools import data_model
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -100,7 +100,7 @@ def test_the_files_that_the_page_names_are_there() -> None:
 
 def test_the_data_model_is_that_of_the_code() -> None:
     page = (ROOT / "docs" / "data-model.md").read_text(encoding="utf-8")
-    assert page == data_model.render(), "run 'make docs'"
+    assert page == reference.render(), "run 'make docs'"
     drawn = re.findall(r"^### (\w+)\n\n[^\n]+\n\n```mermaid\nstateDiagram", page, re.M)
     # What is only between members has its place on the page about the architecture.
     assert set(drawn) == {machine.__name__ for machine in MACHINES.values()} - {"Stream"}

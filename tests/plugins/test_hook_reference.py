@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fcp_core.plugins import reference
 from fcp_core.plugins.discovery import hook_specs
 from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import Code, StatusError
@@ -19,7 +20,6 @@ from fcp_core.rounds.events import TaskClosed
 from fcp_core.rounds.pacing import Pace
 from fcp_core.rounds.policies import CheckIn
 from fcp_core.rounds.tasks import TaskSpec
-from tools import hook_reference
 
 ROOT = Path(__file__).parents[2]
 HOOKS = sorted(hook_specs())
@@ -78,7 +78,7 @@ def test_the_example_in_the_reference_is_called(traced, hook):
     asyncio.run(plugins.startup())
     CALLS.get(hook, lambda plugins: None)(plugins)
     asyncio.run(plugins.shutdown())
-    (example,) = [entry.example for entry in hook_reference.read_all() if entry.name == hook]
+    (example,) = [entry.example for entry in reference.read_all() if entry.name == hook]
     owners = {
         item.source.name
         for item in plugins.plugins
@@ -92,13 +92,13 @@ def test_the_example_in_the_reference_is_called(traced, hook):
 
 
 def test_every_other_hook_is_a_registration():
-    kinds = {entry.name: entry.kind for entry in hook_reference.read_all()}
+    kinds = {entry.name: entry.kind for entry in reference.read_all()}
     assert {name for name, kind in kinds.items() if kind != "Registration"} == set(CALLS)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_the_specification_says_everything(hook):
-    (entry,) = [entry for entry in hook_reference.read_all() if entry.name == hook]
+    (entry,) = [entry for entry in reference.read_all() if entry.name == hook]
     specification = hook_specs()[hook]
     assert list(entry.arguments) == list(inspect.signature(specification).parameters)
     assert all(entry.arguments.values())
@@ -115,9 +115,9 @@ def test_the_specification_says_everything(hook):
 def test_the_pages_are_made_from_what_is_specified_and_declared(tmp_path):
     for name in ("hooks.md", "configuration.md"):
         (tmp_path / name).write_bytes((ROOT / "docs" / name).read_bytes())
-    hook_reference.write(tmp_path)
+    reference.write(tmp_path)
     for name in ("hooks.md", "configuration.md"):
         page = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert page == (tmp_path / name).read_text(encoding="utf-8"), (
-            "run: python tools/hook_reference.py docs"
+            "run: python -m fcp_core.plugins.reference docs"
         )

@@ -1,6 +1,6 @@
 """Generates the references of hooks and options from their declarations.
 
-``python tools/hook_reference.py docs`` writes ``docs/hooks.md`` and the tables in
+``python -m fcp_core.plugins.reference docs`` writes ``docs/hooks.md`` and the tables in
 ``docs/configuration.md``. Tests compare.
 """
 
@@ -85,7 +85,7 @@ def render() -> str:
     lines = [
         "# Hooks",
         "",
-        "Made from `fcp_core/plugins/hookspecs.py` by `python tools/hook_reference.py docs`;",
+        "Made from `fcp_core/plugins/hookspecs.py` by `python -m fcp_core.plugins.reference docs`;",
         "do not edit this page.",
         "",
         "A plugin marks its functions with `fcp_core.plugins.hookimpl` and takes, by name, those",

@@ -1,6 +1,6 @@
 """Generates the page about the data model from the records and the tables of the machines.
 
-``python tools/data_model.py docs`` writes ``docs/data-model.md``. A test compares.
+``python -m fcp_core.storage.reference docs`` writes ``docs/data-model.md``. A test compares.
 """
 
 from __future__ import annotations
