@@ -14,7 +14,7 @@ from fcp_core.aggregation.adoption import adopt, adoptable
 from fcp_core.aggregation.aggregate import Aggregate, KeptBudget, description
 from fcp_core.aggregation.spec import Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_nbytes, tensor_of
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.checkpoint import Checkpoint
 from fcp_core.protocol.checkpoint.kernels import Bytes
 from fcp_core.protocol.checkpoint.layout import Spans
@@ -62,7 +62,7 @@ class CheckpointAggregator(Aggregate):
                 member.accumulator.validate(tensors)
             except StatusError:
                 raise
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 raise member.bound.fault("validate", error) from None
         if self._budget is not None and self._keeps:
             kept = (
@@ -81,7 +81,7 @@ class CheckpointAggregator(Aggregate):
         for member, tensors in zip(members, inputs, strict=True):
             try:
                 member.accumulator.accumulate(tensors)
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 self._broken = member.bound.fault("accumulate", error, Code.DATA_LOSS)
                 self._check_not_finished()
 

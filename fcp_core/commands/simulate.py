@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fcp_core.commands.output import make_table, open_text, print_tables
+from fcp_core.commands.output import make_table, open_text, print_tables, say
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def simulate(
         _print_table(reports)
     for report in reports:
         for problem, count in report.problems.items():
-            click.echo(f"{report.policy}: {problem} ({count} times)", err=True)
+            say(f"{report.policy}: {problem} ({count} times)", err=True)
 
 
 def _play(runs: list[Run], invocation: Invocation, cluster: str | None) -> list[Report]:

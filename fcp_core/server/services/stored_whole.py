@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from typing import TypeAlias, TypeVar
 
 from fcp_core.aggregation.engine import Finished, Fold, Partial
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.blocks import rest
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.server.services.sealed import SealedStore
@@ -37,7 +38,7 @@ class NotStoredError(Exception):
     :param reason: why.
     """
 
-    def __init__(self, reason: Exception) -> None:
+    def __init__(self, reason: BaseException) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
@@ -126,7 +127,7 @@ class StoredWhole:
     async def _add(self, delta: Fold, contributions: Sequence[str]) -> tuple[int, float]:
         try:
             part = await outcome(delta.finish())
-        except Exception as error:
+        except plugin_errors(awaited=True) as error:
             # The engine has lost it, a process of its with it: nothing of it was stored.
             raise NotStoredError(error) from None
         try:

@@ -11,6 +11,7 @@ from typing_extensions import Self
 from fcp_core.aggregation.aggregator import Accumulator, Options
 from fcp_core.aggregation.checks import bad
 from fcp_core.aggregation.spec import Intrinsic, Tensor
+from fcp_core.protocol.status import Code, StatusError
 from fcp_robust.distances import distance
 from fcp_robust.updates import Updates
 
@@ -89,11 +90,18 @@ class NormClipping(Accumulator):
                 self._state[self._updates.size + index] += weight
         self.num_inputs += 1
 
-    def merge(self, other: Self) -> None:
-        """Add the other's sums."""
-        mine = (type(self), self._updates.intrinsic, self._norm)
+    def validate_merge(self, other: Self) -> None:
+        """Refuse a state of another configuration, or weights that are too much together."""
+        mine, size = (type(self), self._updates.intrinsic, self._norm), self._updates.size
         if (type(other), other._updates.intrinsic, other._norm) != mine:
             raise bad(self._updates.intrinsic, "only states of one configuration can be merged")
+        totals = zip(self._state[size:].tolist(), other._state[size:].tolist(), strict=True)
+        if any(not sum(both) * max(1.0, self._norm) < _LARGEST for both in totals):
+            raise StatusError(Code.OUT_OF_RANGE, "the weights are too much to be added")
+
+    def merge(self, other: Self) -> None:
+        """Add the other's sums."""
+        self.validate_merge(other)
         self._state += other._state
         self.num_inputs += other.num_inputs
 
