@@ -13,7 +13,7 @@ def plugin_errors(*, awaited: bool = False) -> tuple[type[BaseException], ...]:
     That is anything: a ``sys.exit`` or a ``KeyboardInterrupt`` in it, or in a library that it
     calls, must not end a server or a device. Only the operator's own Ctrl-C does.
 
-    :param awaited: whether the code was waited for, so that what was raised may be a cancellation.
+    :param awaited: whether it was waited for, or in a generator: those are cancelled and closed.
     """
     if isinstance(sys.exc_info()[1], KeyboardInterrupt) and _may_be_ctrl_c():
         return ()

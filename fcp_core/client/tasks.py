@@ -188,7 +188,7 @@ class _Contribution:
             ending = None
         except StatusError as failure:
             ending = failure
-        except plugin_errors() as fault:
+        except plugin_errors(awaited=True) as fault:
             # Protocols are anybody's code; a fault in one must not take down the device.
             _LOG.exception("task %r: its protocol failed", task.assignment.task_name)
             ending = StatusError(Code.INTERNAL, describe(fault))

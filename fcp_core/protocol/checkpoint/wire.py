@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fcp_core.protocol.blocks import rest
 from fcp_core.protocol.checkpoint.base import invalid
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -20,6 +21,8 @@ LONGEST_VARINT = 10
 
 # Bytes, or values, handled at once: small enough that the scratch arrays stay in the cache.
 _CHUNK = 1 << 16
+# After so many decoded bytes their own memory is given back, if they lie in a file.
+_BEHIND = 4 << 20
 
 
 class Field(NamedTuple):
@@ -109,7 +112,9 @@ def varint(value: int) -> bytes:
 
 def count_varints(data: memoryview) -> int:
     """Return how many varints end in *data*."""
-    return int(np.count_nonzero(np.frombuffer(data, np.uint8) < 0x80))
+    raw = np.frombuffer(data, np.uint8)
+    pieces = (raw[at : at + _CHUNK] for at in range(0, raw.size, _CHUNK))
+    return sum(int(np.count_nonzero(piece < 0x80)) for piece in pieces)
 
 
 def decode_varints(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -123,7 +128,7 @@ def decode_varints(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArra
     if raw.size and raw[-1] >= 0x80:
         raise invalid("the checkpoint is corrupt: the last of the packed numbers has no end")
     out = np.empty(count, dtype)
-    at = done = 0
+    at = done = behind = 0
     while at < raw.size:
         piece = raw[at : at + _CHUNK]
         last = np.flatnonzero(piece < 0x80)
@@ -133,6 +138,9 @@ def decode_varints(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArra
             _decode_piece(piece, last, out, done)
         at += int(last[-1]) + 1
         done += last.size
+        if at - behind >= _BEHIND:  # what is decoded takes its place
+            rest(data[behind:at])
+            behind = at
     return out
 
 
