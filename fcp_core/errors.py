@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import warnings
+from typing import Any
 
 
 def plugin_errors(*, awaited: bool = False) -> tuple[type[BaseException], ...]:
@@ -18,6 +20,16 @@ def plugin_errors(*, awaited: bool = False) -> tuple[type[BaseException], ...]:
     if isinstance(sys.exc_info()[1], KeyboardInterrupt) and _may_be_ctrl_c():
         return ()
     return (Exception, SystemExit, KeyboardInterrupt) if awaited else (BaseException,)
+
+
+def __getattr__(name: str) -> Any:
+    """Return what another name takes the place of, with a warning."""
+    if name != "PLUGIN_ERRORS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = "except plugin_errors()"
+    message = f"{__name__}.{name} is deprecated and goes with the next release: write {new}"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return (Exception, SystemExit)
 
 
 def _may_be_ctrl_c() -> bool:

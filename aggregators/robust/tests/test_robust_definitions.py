@@ -179,7 +179,7 @@ BAD_INTRINSICS = {
             (TensorSpec("v", DataType.FLOAT, (-1,)),),
             (TensorSpec("r", DataType.FLOAT, (-1,)),),
         ),
-        "known shape",
+        "unknown dimension",
     ),
     "two weights": (
         Intrinsic(

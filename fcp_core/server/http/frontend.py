@@ -108,8 +108,8 @@ class Frontend:
         self._member_tls = None if member_tls is None else member_tls.server.context
         #: What answers admin calls for all members; None: this server's does.
         self.shared_admin: SharedAdmin | None = None
-        #: What answers those that other members pass on, or ask.
-        self._own_admin: Any = services.admin
+        #: What answers those that other members pass on, or ask; None as before.
+        self._own_admin: OwnAdmin | None = None
         if isinstance(members, Members):
             self._own_admin = OwnAdmin(services.admin, members)
             self.shared_admin = SharedAdmin(
@@ -208,8 +208,9 @@ class Frontend:
         self, connection: Channel, method: str, uri: str, headers: HTTPHeaders
     ) -> Handler:
         """Make the handler of an admin call that another member passed on, or asks."""
+        admin: Any = self._own_admin or self._context.services.admin
         request = (connection, method, uri, headers)
-        return AdminHandler(self._context, self._own_admin, self._check, *request)
+        return AdminHandler(self._context, admin, self._check, *request)
 
     def _make_metrics(
         self, connection: Channel, method: str, uri: str, headers: HTTPHeaders

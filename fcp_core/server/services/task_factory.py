@@ -198,7 +198,7 @@ class TaskFactory:
         begin_stream: Callable[[Helper], str] | None = begin
         if self._seals is not None and self._keeping(job):
             # Other members may have other keys.
-            store, begin_stream = SealedStore(store, self._seals), None
+            store, begin_stream = SealedStore(self._store, self._seals), None
         open_fold = partial(self._engine.open, job)
         what = (record.task_id, spec.name, open_fold, store, stored, counts)
         return DurableFold(*what, begin_stream=begin_stream, plain=store is self._store)
