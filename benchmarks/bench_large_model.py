@@ -6,8 +6,9 @@ at the same time, and the result is fetched. A stall is how late a timer of 5 ms
 event loop at most; memory is the most that was resident, less what the idle server had, as a
 multiple of the model.
 
-That is done for a sum and for a weighted mean, in both formats of checkpoints, plain and gzipped.
-Of all but the first, the worst of the contributions and the result is told.
+That is done for a sum and for a weighted mean, in both formats of checkpoints, plain and gzipped,
+and for a sum of 64-bit integers, plain in one format and gzipped in the other. Of all but the
+first, the worst of the contributions and the result is told.
 
     python benchmarks/bench_large_model.py [--quick]
 """
@@ -166,25 +167,35 @@ class Form:
     :param checkpoint_format: of what they upload.
     :param mean: whether it is for a weighted mean, and not for a sum.
     :param compressed: whether it is gzipped.
+    :param integers: whether the numbers are int64, and not float32.
     """
 
     checkpoint_format: CheckpointFormat
     mean: bool
     compressed: bool
+    integers: bool = False
 
     def __str__(self) -> str:
-        what = "weighted mean" if self.mean else "sum"
+        what = "weighted mean" if self.mean else "int64 sum" if self.integers else "sum"
         return f"{what}, {self.checkpoint_format}{', gzip' if self.compressed else ''}"
 
     def configuration(self, elements: int) -> bytes:
         """Return what a task with so many numbers asks for."""
-        inputs = [TensorSpec("update", DataType.FLOAT, (elements,))]
+        dtype = DataType.INT64 if self.integers else DataType.FLOAT
+        inputs = [TensorSpec("update", dtype, (elements,))]
         if self.mean:
             inputs.append(TensorSpec("weight", DataType.FLOAT))
         uri = "federated_weighted_mean" if self.mean else "federated_sum"
-        total = TensorSpec("total", DataType.FLOAT, (elements,))
+        total = TensorSpec("total", dtype, (elements,))
         intrinsic = Intrinsic(uri, inputs=tuple(inputs), outputs=(total,))
         return configuration_to_proto([intrinsic]).SerializeToString()
+
+    def numbers(self, size: int) -> Tensor:
+        """Return what the model and each update hold, of *size* bytes."""
+        rng = np.random.default_rng(0)
+        if self.integers:
+            return rng.integers(-(1 << 40), 1 << 40, size // 8)
+        return rng.standard_normal(size // 4, np.float32)
 
     def body(self, update: Tensor) -> bytes:
         """Return what a device sends."""
@@ -196,8 +207,9 @@ class Form:
 
     def is_result(self, result: bytes, update: Tensor) -> bool:
         """Whether that is the result if all devices contribute the same."""
-        expected = update if self.mean else update * np.float32(DEVICES)
-        return bool(np.allclose(open_checkpoint(result)["total"], expected, rtol=1e-5))
+        expected = update if self.mean else update * update.dtype.type(DEVICES)
+        close = 0.0 if self.integers else 1e-5
+        return bool(np.allclose(open_checkpoint(result)["total"], expected, rtol=close))
 
 
 FORMS = [
@@ -205,6 +217,10 @@ FORMS = [
     for checkpoint_format in ("federated_compute", "tf_v1")
     for mean in (False, True)
     for compressed in (False, True)
+]
+FORMS += [
+    Form("federated_compute", mean=False, compressed=False, integers=True),
+    Form("tf_v1", mean=False, compressed=True, integers=True),
 ]
 
 
@@ -231,7 +247,7 @@ def together(function: Callable[[int], object]) -> None:
 
 def measure(form: Form, size: int) -> Measured:
     """Run one round with a model of *size* bytes."""
-    numbers = np.random.default_rng(0).standard_normal(size // 4, np.float32)
+    numbers = form.numbers(size)
     body = form.body(numbers)
     spec = TaskSpec(
         "p",
@@ -266,8 +282,9 @@ def measure(form: Form, size: int) -> Measured:
 
 def start_again(size: int) -> float:
     """Return the most memory of a start with an open task that has contributions, in models."""
-    numbers = np.random.default_rng(0).standard_normal(size // 4, np.float32)
-    model, form = write_checkpoint({"model": numbers}, "tf_v1"), FORMS[0]
+    form = FORMS[0]
+    numbers = form.numbers(size)
+    model = write_checkpoint({"model": numbers}, "tf_v1")
     spec = TaskSpec(
         "p", "large", b"plan", form.configuration(numbers.size), DEVICES, checkpoint=model
     )

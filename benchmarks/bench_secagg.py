@@ -115,14 +115,13 @@ def unmask(
         [(dead, pair.public, 1) for dead in range(gone) for pair in pairs],
         dict.fromkeys(range(gone), lost.public),
     )
-    specs = unmasking.specs_of([spec])
-    taken = seconds(lambda: _unmask(unmasking.encode(keys), specs))
+    taken = seconds(lambda: _unmask(unmasking.encode(keys), [spec]))
     total = elements * -(-bits // 8)
     raw = min(seconds(lambda: keystream(MASKS * total)) for _ in range(5)) / MASKS
     return taken, (size - gone) * (1 + gone) * raw
 
 
-def _unmask(given: bytes, specs: list[unmasking.Spec]) -> None:
+def _unmask(given: bytes, specs: list[VectorSpec]) -> None:
     keys = unmasking.read_keys(unmasking.find_keys(given))
     for start in range(0, len(keys), unmasking.KEYS_AT_A_TIME):
         piece = keys[start : start + unmasking.KEYS_AT_A_TIME]

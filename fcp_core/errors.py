@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
-#: What code of plugins and applications may raise without more than its call failing: ``sys.exit``
-#: in it, or in a library that it calls, must not end a server or a device.
-PLUGIN_ERRORS = (Exception, SystemExit)
+import signal
+import sys
+import threading
+import warnings
+from typing import Any
+
+
+def plugin_errors(*, awaited: bool = False) -> tuple[type[BaseException], ...]:
+    """Return what code of plugins may raise without more than its call failing, after ``except``.
+
+    That is anything: a ``sys.exit`` or a ``KeyboardInterrupt`` in it, or in a library that it
+    calls, must not end a server or a device. Only the operator's own Ctrl-C does.
+
+    :param awaited: whether it was waited for, or in a generator: those are cancelled and closed.
+    """
+    if isinstance(sys.exc_info()[1], KeyboardInterrupt) and _may_be_ctrl_c():
+        return ()
+    return (Exception, SystemExit, KeyboardInterrupt) if awaited else (BaseException,)
+
+
+def __getattr__(name: str) -> Any:
+    """Return what another name takes the place of, with a warning."""
+    if name != "PLUGIN_ERRORS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = "except plugin_errors()"
+    message = f"{__name__}.{name} is deprecated and goes with the next release: write {new}"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return (Exception, SystemExit)
+
+
+def _may_be_ctrl_c() -> bool:
+    """Whether a SIGINT would be raised here: not in a thread, nor where it has its own handler."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def describe(error: BaseException | None) -> str:
     """Return the name and the message of an error that a plugin raised, whatever it may be."""
     try:
         return f"{type(error).__name__}: {error}"
-    except PLUGIN_ERRORS:
+    except plugin_errors():
         return f"{type(error).__name__}, which has no message that can be read"
 
 

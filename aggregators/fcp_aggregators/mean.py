@@ -21,12 +21,13 @@ from fcp_core.aggregation.aggregator import (
     Total,
 )
 from fcp_core.aggregation.checks import (
+    MEAN_URI,
+    WEIGHTED_MEAN_URI,
     bad,
-    check_counts,
     check_length,
-    check_same,
+    check_mean,
+    check_mergeable,
     parse_in_place,
-    same_configuration,
 )
 from fcp_core.aggregation.numbers import (
     ALLOW_NON_FINITE,
@@ -39,31 +40,8 @@ from fcp_core.aggregation.tensors import bytes_field, bytes_of
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code
 
-MEAN_URI = "federated_mean"
-WEIGHTED_MEAN_URI = "federated_weighted_mean"
-
 #: Elements multiplied at a time: the products stay in the processor's cache.
 _CHUNK = 1 << 16
-
-
-def check_mean(intrinsic: Intrinsic) -> None:
-    """Check the configuration of a mean or of what stands in for one.
-
-    TensorFlow Federated averages floating-point values only (an integer value is refused when the
-    computation is written), so nothing else is accepted here.
-
-    :raises StatusError: INVALID_ARGUMENT.
-    """
-    weighted = intrinsic.uri == WEIGHTED_MEAN_URI
-    check_counts(intrinsic, inputs=1 + weighted, outputs=1)
-    value = intrinsic.inputs[0]
-    if value.dtype not in (DataType.FLOAT, DataType.DOUBLE):
-        raise bad(intrinsic, f"value {value} must be of dtype float or double")
-    check_same(intrinsic, value, intrinsic.outputs[0])
-    if weighted:
-        weight = intrinsic.inputs[1]
-        if weight.dtype is DataType.STRING or weight.shape not in ((), (1,)):
-            raise bad(intrinsic, f"weight {weight} must be one number: a scalar or a vector of one")
 
 
 class MeanAccumulator(Accumulator):
@@ -77,6 +55,8 @@ class MeanAccumulator(Accumulator):
     :raises StatusError: INVALID_ARGUMENT if the intrinsic does not fit.
     """
 
+    num_inputs = 0
+
     def __init__(self, intrinsic: Intrinsic, use_weights: bool, options: Options) -> None:
         check_mean(intrinsic)
         self._intrinsic = intrinsic
@@ -88,7 +68,6 @@ class MeanAccumulator(Accumulator):
         self._non_finite = options.get(ALLOW_NON_FINITE) is True
         self._max_norm = float(options.get("max_norm", 0))
         self._max_weight = float(options.get("max_weight", 0)) if self._weighted else 0.0
-        self._num_inputs = 0
         self._sums = Total(np.zeros(value.shape, value.dtype.numpy))
         # With equal weights it stays 0, as upstream, and the number of inputs divides.
         self._weight_sums = Total(np.zeros((), weight_dtype.numpy))
@@ -115,7 +94,7 @@ class MeanAccumulator(Accumulator):
                 dtype = DataType.INT32.numpy
             check_length(intrinsic, what, len(raw), array.size * dtype.itemsize)
             array[...] = np.frombuffer(raw, dtype).reshape(array.shape)
-        self._num_inputs = state.num_inputs
+        self.num_inputs = state.num_inputs
         return self
 
     @property
@@ -125,11 +104,6 @@ class MeanAccumulator(Accumulator):
     @property
     def _weights(self) -> Tensor:
         return self._weight_sums.array
-
-    @property
-    def num_inputs(self) -> int:
-        """How many contributions it holds."""
-        return self._num_inputs
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Refuse numbers that are not finite, weights below zero, and what is above a limit."""
@@ -154,7 +128,7 @@ class MeanAccumulator(Accumulator):
                 np.add(self._weights, weight, out=self._weights)
             else:
                 np.add(self._sum, value, out=self._sum)
-        self._num_inputs += 1
+        self.num_inputs += 1
 
     def additions(self) -> Sequence[Addition] | None:
         """Return that the value is added, times its weight, and the weight; not of a subclass."""
@@ -166,15 +140,12 @@ class MeanAccumulator(Accumulator):
 
     def added(self, count: int) -> None:
         """Count contributions that were added."""
-        self._num_inputs += count
+        self.num_inputs += count
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration, or one that is too large together."""
-        if (
-            type(other) is not type(self)
-            or not same_configuration(other._intrinsic, self._intrinsic)
-            or other._weighted != self._weighted
-        ):
+        check_mergeable(self, other)
+        if other._weighted != self._weighted:
             raise bad(self._intrinsic, "only states of one configuration can be merged")
         if self._weighted:
             name = self._intrinsic.inputs[1].name
@@ -189,11 +160,11 @@ class MeanAccumulator(Accumulator):
         with np.errstate(over="ignore", invalid="ignore"):
             np.add(self._sum, other._sum, out=self._sum)
             np.add(self._weights, other._weights, out=self._weights)
-        self._num_inputs += other._num_inputs
+        self.num_inputs += other.num_inputs
 
     def report(self) -> list[Tensor]:
         """Return the mean."""
-        divisor = self._weights[()] if self._weighted else self._num_inputs
+        divisor = self._weights[()] if self._weighted else self.num_inputs
         with np.errstate(all="ignore"):
             np.divide(self._sum, self._sum.dtype.type(divisor), out=self._sum)
         return [self._sum]
@@ -207,7 +178,7 @@ class MeanAccumulator(Accumulator):
         if type(self).dump is not MeanAccumulator.dump:
             return super().pieces()
         head = state_pb2.FederatedMeanAggregatorState(
-            num_inputs=self._num_inputs, weights_sum=self._weights.tobytes()
+            num_inputs=self.num_inputs, weights_sum=self._weights.tobytes()
         )
         number = head.WEIGHTED_VALUES_SUM_FIELD_NUMBER
         return [head.SerializeToString(), *bytes_field(number, [bytes_of(self._sum)])]

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from typing_extensions import Self
 
-from fcp_aggregators.mean import MEAN_URI, WEIGHTED_MEAN_URI, check_mean
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
-from fcp_core.aggregation.checks import bad, check_length, parse_state, same_configuration
+from fcp_core.aggregation.checks import (
+    MEAN_URI,
+    WEIGHTED_MEAN_URI,
+    check_length,
+    check_mean,
+    check_mergeable,
+    parse_state,
+)
 from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
@@ -65,10 +71,7 @@ class MedianAccumulator(Accumulator):
 
     def merge(self, other: Self) -> None:
         """Keep the other's values too; kept values never change, so both may hold them."""
-        if type(other) is not type(self) or not same_configuration(
-            other._intrinsic, self._intrinsic
-        ):
-            raise bad(self._intrinsic, "only states of one configuration can be merged")
+        check_mergeable(self, other)
         self._values.extend(other._values)
 
     def report(self) -> list[Tensor]:

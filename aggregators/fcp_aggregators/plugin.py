@@ -21,6 +21,7 @@ fcp_api_version = 1
 def fcp_add_options(options: OptionRegistry) -> None:
     """Declare the options of the aggregators, the simple protocol and the local engine."""
     from fcp_aggregators import group_by, mean, median, secure_sum, vector
+    from fcp_core.aggregation.checks import WEIGHTED_MEAN_URI
     from fcp_core.aggregation.numbers import ALLOW_NON_FINITE
 
     means = tuple(factory.name for factory in mean.FACTORIES)
@@ -49,7 +50,7 @@ def fcp_add_options(options: OptionRegistry) -> None:
         of=("federated_sum", *means),
     )
     options.add(
-        f"aggregator.{mean.WEIGHTED_MEAN_URI}",
+        f"aggregator.{WEIGHTED_MEAN_URI}",
         "max_weight",
         type="float",
         default=0,

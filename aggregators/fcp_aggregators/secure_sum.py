@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from fcp_aggregators.vector import SumAccumulator
 from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
-from fcp_core.aggregation.checks import bad, check_counts, integer_parameter
+from fcp_core.aggregation.checks import bad, check_counts, check_mergeable, integer_parameter
 from fcp_core.aggregation.small_groups import SmallGroups
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
@@ -90,7 +90,7 @@ class ModularSumAccumulator(SumAccumulator):
         if self._modulus is None:
             super().validate_merge(other)
         else:
-            self._check_mergeable(other)
+            check_mergeable(self, other)
 
     def report(self) -> list[Tensor]:
         """Return the sum, without small groups if there are to be none."""

@@ -23,14 +23,13 @@ from fcp_core.aggregation.aggregator import (
     Total,
 )
 from fcp_core.aggregation.checks import (
-    bad,
     check_counts,
     check_length,
+    check_mergeable,
     check_numeric,
     check_same,
     in_order,
     parse_in_place,
-    same_configuration,
 )
 from fcp_core.aggregation.numbers import ALLOW_NON_FINITE, check_finite, check_norm, check_sum
 from fcp_core.aggregation.spec import Intrinsic, Tensor
@@ -50,6 +49,8 @@ class VectorAccumulator(Accumulator):
     #: The allowed numbers of parameters.
     parameters: ClassVar[tuple[int, ...]] = (0,)
 
+    num_inputs = 0
+
     def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
         check_counts(intrinsic, inputs=1, outputs=1, parameters=self.parameters)
         (spec,), (output,) = intrinsic.inputs, intrinsic.outputs
@@ -57,7 +58,6 @@ class VectorAccumulator(Accumulator):
         check_same(intrinsic, spec, output)
         self._intrinsic = intrinsic
         self._non_finite = options.get(ALLOW_NON_FINITE) is True
-        self._num_inputs = 0
         self._total = Total(self.identity(spec.shape, spec.dtype.numpy))
 
     @classmethod
@@ -68,7 +68,7 @@ class VectorAccumulator(Accumulator):
         raw = large.get(state.VECTOR_DATA_FIELD_NUMBER) or state.vector_data
         self = cls(intrinsic, options)
         check_length(intrinsic, "bytes of vector data", len(raw), self._vector.nbytes)
-        self._num_inputs = state.num_inputs
+        self.num_inputs = state.num_inputs
         loaded = np.frombuffer(raw, self._vector.dtype)
         self._vector[...] = loaded.reshape(self._vector.shape)
         return self
@@ -76,11 +76,6 @@ class VectorAccumulator(Accumulator):
     @property
     def _vector(self) -> Tensor:
         return self._total.array
-
-    @property
-    def num_inputs(self) -> int:
-        """How many contributions it holds."""
-        return self._num_inputs
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Refuse NaN and infinities, unless they are allowed."""
@@ -90,17 +85,17 @@ class VectorAccumulator(Accumulator):
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Combine the input with the state, in place."""
         self.combine(self._vector, inputs[0])
-        self._num_inputs += 1
+        self.num_inputs += 1
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration."""
-        self._check_mergeable(other)
+        check_mergeable(self, other)
 
     def merge(self, other: Self) -> None:
         """Combine both states, in place."""
         self.validate_merge(other)
         self.combine(self._vector, other._vector)
-        self._num_inputs += other._num_inputs
+        self.num_inputs += other.num_inputs
 
     def report(self) -> list[Tensor]:
         """Return the state."""
@@ -114,7 +109,7 @@ class VectorAccumulator(Accumulator):
         """Return the state with a view on the vector."""
         if type(self).dump is not VectorAccumulator.dump:
             return super().pieces()
-        head = state_pb2.AggVectorAggregatorState(num_inputs=self._num_inputs)
+        head = state_pb2.AggVectorAggregatorState(num_inputs=self.num_inputs)
         number = head.VECTOR_DATA_FIELD_NUMBER
         return [head.SerializeToString(), *bytes_field(number, [bytes_of(self._vector)])]
 
@@ -125,12 +120,6 @@ class VectorAccumulator(Accumulator):
     @abstractmethod
     def combine(self, vector: Tensor, value: Tensor) -> None:
         """Combine *value* into *vector*, in place."""
-
-    def _check_mergeable(self, other: Self) -> None:
-        if type(other) is not type(self) or not same_configuration(
-            other._intrinsic, self._intrinsic
-        ):
-            raise bad(self._intrinsic, "only states of one configuration can be merged")
 
 
 class SumAccumulator(VectorAccumulator):
@@ -163,7 +152,7 @@ class SumAccumulator(VectorAccumulator):
 
     def added(self, count: int) -> None:
         """Count inputs that were added."""
-        self._num_inputs += count
+        self.num_inputs += count
 
     def identity(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
         """Return zeros."""

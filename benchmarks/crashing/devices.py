@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.crashing.faults import SPAN
+from benchmarks.crashing.member import POPULATIONS
 from benchmarks.crashing.releases import AGGREGATOR
-from benchmarks.crashing.world import POPULATIONS, LostError, World
+from benchmarks.crashing.virtual import LostError
+from benchmarks.crashing.world import World
 from fcp_core.aggregation.configuration import configuration_to_proto
 from fcp_core.aggregation.spec import DataType, Intrinsic, TensorSpec
 from fcp_core.client.asynchronous import drive

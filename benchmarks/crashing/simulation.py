@@ -13,8 +13,9 @@ from typing import Any
 from benchmarks.crashing import releases
 from benchmarks.crashing.devices import Accounts, Device, Ended, Program, ended_of, places
 from benchmarks.crashing.faults import HOUR, SPAN, Fault, Plan
+from benchmarks.crashing.member import POPULATIONS
 from benchmarks.crashing.virtual import NothingHappensError, VirtualLoop
-from benchmarks.crashing.world import POPULATIONS, FaultLog, World
+from benchmarks.crashing.world import FaultLog, World
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.storage.records import BlobRecord, ShardRecord, TaskRecord
 

@@ -20,7 +20,7 @@ from fcp_core.server.processes.process_engine import ProcessEngine
 from fcp_core.server.services.media import Media
 
 if TYPE_CHECKING:
-    from benchmarks.crashing.world import Member
+    from benchmarks.crashing.member import Member
     from fcp_core.server.services import Services
 
 #: How long a message is under way at most, and how long an end does not hear that the other one is

@@ -81,8 +81,6 @@ class AdminClient:
     ) -> None:
         try:
             parts = split_address(url)
-            if parts.query or parts.fragment:
-                raise ValueError("it has a query")
         except ValueError as error:
             raise UsageError(
                 f"the server's URL must be like https://fcp.example.org/, not {url!r}: {error}."

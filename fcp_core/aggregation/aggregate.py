@@ -20,7 +20,7 @@ from fcp_core.aggregation.configuration import flat_inputs, flat_outputs
 from fcp_core.aggregation.release import Randomised, Release, ReleaseContext, Released
 from fcp_core.aggregation.spec import DataType, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import bytes_field
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.checkpoint import Layout
 from fcp_core.protocol.checkpoint.kernels import Kernels, default_kernels
 from fcp_core.protocol.checkpoint.wire import BYTES, fields
@@ -198,19 +198,22 @@ class Aggregate:
         else:
             members, theirs = list(zip(self._members, other._members, strict=True)), None
         for one, another in members:
-            one.accumulator.validate_merge(another.accumulator)
+            with one.bound.guard("validate_merge"):
+                one.accumulator.validate_merge(another.accumulator)
         if mine is not None and theirs is not None:
             mine.merge(theirs)
         elif mine is not None:
             mine.changed()
+        whole = theirs is None
         for one, another in members:
             try:
                 one.accumulator.merge(another.accumulator)
-            except StatusError:
-                raise
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
+                if whole and isinstance(error, StatusError):  # then nothing was changed
+                    raise
                 self._broken = one.bound.fault("merge", error, Code.DATA_LOSS)
                 self._check_not_finished()
+            whole = False
 
     def report(self) -> dict[str, Tensor]:
         """Finish and return the outputs by name, in order; those without a name are left out.
@@ -241,17 +244,13 @@ class Aggregate:
         for place, member in enumerate(self._members):
             item, specs = member.bound, tuple(flat_outputs(member.bound.intrinsic))
             found: Sequence[Tensor]
-            try:
+            with item.guard("report"):
                 if isinstance(member.accumulator, Randomised):
                     releases[place] = member.accumulator.release(contexts[place])
                     found = releases[place].tensors
                 else:
                     found = member.accumulator.report()
                 tensors = [np.asarray(tensor) for tensor in found]
-            except StatusError:
-                raise
-            except PLUGIN_ERRORS as error:
-                raise item.fault("report", error) from None
             if len(tensors) != len(specs):
                 raise StatusError(
                     Code.INTERNAL,
@@ -290,12 +289,8 @@ class Aggregate:
         self._settle()
         pieces: list[bytes | memoryview] = []
         for member in self._members:
-            try:
+            with member.bound.guard("dump"):
                 pieces += bytes_field(_AGGREGATORS, member.accumulator.pieces())
-            except StatusError:
-                raise
-            except PLUGIN_ERRORS as error:
-                raise member.bound.fault("dump", error) from None
         return pieces
 
     def _begin_to_add(self) -> Additions:

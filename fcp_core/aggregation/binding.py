@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from fcp_core.aggregation.aggregator import JOINT_URI, Accumulator, AggregatorFactory, Options
 from fcp_core.aggregation.spec import Intrinsic
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.errors import describe, plugin_errors
 from fcp_core.protocol.status import Code, StatusError
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ class BoundIntrinsic:
         :param state: what it begins with; None: it is empty.
         :raises StatusError: as the aggregator does; INTERNAL if it fails otherwise.
         """
-        try:
-            made: object
+        made: object
+        with self.guard("make" if state is None else "load"):
             if state is None:
                 made = self.factory.make(self.intrinsic, self.options)
             else:
@@ -37,11 +38,20 @@ class BoundIntrinsic:
                 made = self.factory.load(self.intrinsic, self.options, state)
             if not isinstance(made, Accumulator):
                 raise TypeError(f"it is {made!r:.200}, which is no Accumulator")
-            return made
+        return made
+
+    @contextmanager
+    def guard(self, what: str) -> Iterator[None]:
+        """Call the aggregator: make what it raises, unless a StatusError, one that names it.
+
+        :param what: the method.
+        """
+        try:
+            yield
         except StatusError:
             raise
-        except PLUGIN_ERRORS as error:
-            raise self.fault("make" if state is None else "load", error) from error
+        except plugin_errors() as error:
+            raise self.fault(what, error) from error
 
     def fault(self, what: str, error: BaseException, code: Code = Code.INTERNAL) -> StatusError:
         """Log that the aggregator failed; return it as an error that names it.

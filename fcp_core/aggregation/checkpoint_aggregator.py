@@ -14,7 +14,8 @@ from fcp_core.aggregation.adoption import adopt, adoptable
 from fcp_core.aggregation.aggregate import Aggregate, KeptBudget, description
 from fcp_core.aggregation.spec import Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_nbytes, tensor_of
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
+from fcp_core.protocol.blocks import FileBlock, block_of
 from fcp_core.protocol.checkpoint import Checkpoint
 from fcp_core.protocol.checkpoint.kernels import Bytes
 from fcp_core.protocol.checkpoint.layout import Spans
@@ -62,7 +63,7 @@ class CheckpointAggregator(Aggregate):
                 member.accumulator.validate(tensors)
             except StatusError:
                 raise
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 raise member.bound.fault("validate", error) from None
         if self._budget is not None and self._keeps:
             kept = (
@@ -81,7 +82,7 @@ class CheckpointAggregator(Aggregate):
         for member, tensors in zip(members, inputs, strict=True):
             try:
                 member.accumulator.accumulate(tensors)
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 self._broken = member.bound.fault("accumulate", error, Code.DATA_LOSS)
                 self._check_not_finished()
 
@@ -140,9 +141,12 @@ class CheckpointAggregator(Aggregate):
         own: memoryview | None,
     ) -> bool:
         adopted = None if own is None else _adoptable(additions, plan, own)
+        total = _decoded_total(additions, plan, work)
         additions.empty = False
         for step, data in work:
-            if adopted is None or step is not adopted[0]:
+            if total is not None and step is total[0]:
+                additions.adopt(step.place, total[1], {0: 0})
+            elif adopted is None or step is not adopted[0]:
                 step.add(data, weights)
         if own is not None and adopted is not None:
             # Last, for it may overwrite what the others add.
@@ -151,7 +155,21 @@ class CheckpointAggregator(Aggregate):
         for place, bound in bounds.items():
             additions.rooms[place].bound = bound
         additions.pending += 1
-        return adopted is not None
+        return adopted is not None or total is not None
+
+
+def _decoded_total(
+    additions: Additions, plan: Plan, work: Sequence[tuple[Step, Bytes]]
+) -> tuple[Step, Tensor] | None:
+    """Return the step whose totals may be integers that were decoded into a file, and those."""
+    for step, data in work[len(plan.steps) :] if additions.empty else ():
+        dtype, size = step.place[0], additions.size(step.place)
+        alone = dtype.kind in "iu" and step.rows.tolist() == [[0, 0, size, -1]]
+        if alone and isinstance(block_of(np.asarray(data).data), FileBlock):
+            decoded: Tensor = np.asarray(data).view(dtype)
+            decoded.flags.writeable = True  # nobody else has it
+            return step, decoded
+    return None
 
 
 def _adoptable(additions: Additions, plan: Plan, own: memoryview) -> tuple[Step, Spans] | None:

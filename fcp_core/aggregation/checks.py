@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -16,6 +16,9 @@ from fcp_core.protocol.joining import LARGE
 from fcp_core.protocol.status import Code, StatusError
 
 M = TypeVar("M", bound=Message)
+
+MEAN_URI = "federated_mean"
+WEIGHTED_MEAN_URI = "federated_weighted_mean"
 
 #: More than any checkpoint can carry: one tensor of it is limited to 2 GiB.
 _MAX_ELEMENTS = 1 << 31
@@ -67,6 +70,26 @@ def check_numeric(intrinsic: Intrinsic, spec: TensorSpec) -> None:
         raise bad(intrinsic, f"input {spec} is a string tensor; a numeric one is expected")
 
 
+def check_mean(intrinsic: Intrinsic) -> None:
+    """Check the configuration of a mean or of what stands in for one.
+
+    TensorFlow Federated averages floating-point values only (an integer value is refused when the
+    computation is written), so nothing else is accepted here.
+
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    weighted = intrinsic.uri == WEIGHTED_MEAN_URI
+    check_counts(intrinsic, inputs=1 + weighted, outputs=1)
+    value = intrinsic.inputs[0]
+    if value.dtype not in (DataType.FLOAT, DataType.DOUBLE):
+        raise bad(intrinsic, f"value {value} must be of dtype float or double")
+    check_same(intrinsic, value, intrinsic.outputs[0])
+    if weighted:
+        weight = intrinsic.inputs[1]
+        if weight.dtype is DataType.STRING or weight.shape not in ((), (1,)):
+            raise bad(intrinsic, f"weight {weight} must be one number: a scalar or a vector of one")
+
+
 def integer_parameter(intrinsic: Intrinsic, value: Tensor, what: str, minimum: int) -> int:
     """Return the value of a parameter that is one integer.
 
@@ -90,6 +113,19 @@ def same_configuration(one: Intrinsic, other: Intrinsic) -> bool:
         )
         and all(map(same_configuration, one.nested, other.nested))
     )
+
+
+class _Configured(Protocol):
+    _intrinsic: Intrinsic
+
+
+def check_mergeable(one: _Configured, other: _Configured) -> None:
+    """Refuse to merge accumulators of two kinds, or two intrinsics, which they keep so named.
+
+    :raises StatusError: INVALID_ARGUMENT.
+    """
+    if type(other) is not type(one) or not same_configuration(other._intrinsic, one._intrinsic):
+        raise bad(one._intrinsic, "only states of one configuration can be merged")
 
 
 def in_order(options: Any, data: Any) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from fcp_core.aggregation.checkpoint_aggregator import (
 from fcp_core.aggregation.configuration import flat_inputs, parse_configuration
 from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, Partial
 from fcp_core.aggregation.spec import Tensor
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.checkpoint import CheckpointReader, write_checkpoint
 from fcp_core.protocol.protos import checkpoint_aggregator_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
@@ -168,7 +168,7 @@ def begun(begin: Callable[[], Future[T]]) -> Future[T]:
         future = begin()
         if not isinstance(future, Future):
             raise TypeError(f"expected a Future, not {future!r:.200}")
-    except PLUGIN_ERRORS as error:
+    except plugin_errors() as error:
         return failed(error)
     return future
 

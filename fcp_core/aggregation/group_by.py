@@ -19,10 +19,10 @@ from fcp_core.aggregation.aggregator import NO_OPTIONS, Accumulator, Options
 from fcp_core.aggregation.checks import (
     bad,
     check_length,
+    check_mergeable,
     in_order,
     integer_parameter,
     parse_state,
-    same_configuration,
 )
 from fcp_core.aggregation.configuration import flat_inputs
 from fcp_core.aggregation.group_columns import (
@@ -69,6 +69,8 @@ class GroupByAccumulator(Accumulator):
     #: What may be nested, by its URI.
     columns: ClassVar[Mapping[str, type[Column]]] = {SUM_URI: SumColumn}
 
+    num_inputs = 0
+
     def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
         _check(intrinsic, self.columns)
         self._intrinsic = intrinsic
@@ -82,7 +84,6 @@ class GroupByAccumulator(Accumulator):
         }
         self._minimum = given.get(MIN_CONTRIBUTORS, 0)
         self._minimum_rows = given.get(MINIMUM_ROWS, 0)
-        self._num_inputs = 0
         self._groups = 0
         self._index = (
             KeyIndex([spec.dtype for spec in intrinsic.inputs]) if intrinsic.inputs else None
@@ -127,14 +128,9 @@ class GroupByAccumulator(Accumulator):
         if self._minimum:
             counters = [min(count, self._minimum) for count in state.counter_of_contributors]
             self._contributors[:groups] = counters
-        self._num_inputs = state.num_inputs
+        self.num_inputs = state.num_inputs
         self._loaded = True
         return self
-
-    @property
-    def num_inputs(self) -> int:
-        """How many contributions it holds."""
-        return self._num_inputs
 
     @property
     def contributors(self) -> NDArray[np.int64]:
@@ -178,14 +174,11 @@ class GroupByAccumulator(Accumulator):
         if self._minimum:
             # A device counts once, however many rows of a group it sends.
             self._count(np.unique(ordinals), 1)
-        self._num_inputs += 1
+        self.num_inputs += 1
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration, or one that is too large together."""
-        if type(other) is not type(self) or not same_configuration(
-            other._intrinsic, self._intrinsic
-        ):
-            raise bad(self._intrinsic, "only states of one configuration can be merged")
+        check_mergeable(self, other)
         keys = other._index.columns() if other._index is not None else []
         number = self._numberer(keys, other._groups)
         for mine, theirs in zip(self._columns, other._columns, strict=True):
@@ -204,7 +197,7 @@ class GroupByAccumulator(Accumulator):
             mine.merge(ordinals, theirs, groups)
         if self._minimum:
             self._count(ordinals, other._contributors[:groups])
-        self._num_inputs += other._num_inputs
+        self.num_inputs += other.num_inputs
 
     def report(self) -> list[Tensor]:
         """Return the key columns and the value columns."""
@@ -221,11 +214,11 @@ class GroupByAccumulator(Accumulator):
         keys = self._index.columns() if self._index is not None else []
         counters = self.contributors.tolist() if self._minimum else []
         return state_pb2.GroupByAggregatorState(
-            num_inputs=self._num_inputs,
+            num_inputs=self.num_inputs,
             keys=[tensor_to_proto(key) for key in keys],
             nested_aggregators=[
                 state_pb2.OneDimGroupingAggregatorState(
-                    num_inputs=self._num_inputs, vector_data=column.dump(self._groups)
+                    num_inputs=self.num_inputs, vector_data=column.dump(self._groups)
                 )
                 for column in self._columns
             ],

@@ -20,7 +20,7 @@ from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import Engine, FoldJob, Partial, call_by_name
 from fcp_core.aggregation.fold import bind_job, shards_of
 from fcp_core.aggregation.local_fold import LocalFold
-from fcp_core.errors import PLUGIN_ERRORS, UsageError
+from fcp_core.errors import UsageError, plugin_errors
 from fcp_core.protocol.checkpoint import CheckpointReader
 from fcp_core.protocol.checkpoint.kernels import NumpyKernels, default_kernels
 
@@ -119,7 +119,7 @@ class LocalEngine(Engine):
         future: Future[bytes] = Future()
         try:
             future.set_result(call_by_name(function, arguments))
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             future.set_exception(error)
         return future
 

@@ -33,7 +33,7 @@ from fcp_core.client.steps import (
 )
 from fcp_core.client.stores import ExampleStore
 from fcp_core.client.transport import Sent, Transport
-from fcp_core.errors import UsageError
+from fcp_core.errors import UsageError, plugin_errors
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.statement import statement_of
 from fcp_core.protocol.status import Code, StatusError
@@ -206,7 +206,7 @@ class BlockingDriver:
         except UsageError as error:  # a package is missing, as TensorFlow may be
             failure = StatusError(Code.UNIMPLEMENTED, str(error))
             failure.__cause__ = error
-        except Exception as error:
+        except plugin_errors() as error:
             # Stores and executors may be anybody's code; a fault in them must not take down the
             # device, and the server should hear of it.
             _LOG.exception("task %r failed unexpectedly", step.assignment.task_name)

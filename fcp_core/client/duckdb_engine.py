@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from fcp_core.client.duckdb_dialect import MACROS, rewritten
-from fcp_core.client.sql_engine import Answer, SQLLimits, SummedGroups, refused
+from fcp_core.client.sql_engine import (
+    Answer,
+    SQLLimits,
+    SummedGroups,
+    check_paths,
+    counted,
+    identifier,
+    refused,
+)
 from fcp_core.client.sql_files import SUFFIXES, plain, read_table
-from fcp_core.errors import MissingExtraError, UsageError
+from fcp_core.errors import MissingExtraError
 from fcp_core.protocol import sketches
 from fcp_core.protocol.status import Code, StatusError
 
@@ -53,11 +61,7 @@ class DuckDBEngine:
 
     def __init__(self, paths: Sequence[Path], limits: SQLLimits) -> None:
         known = (_DATABASE, *(suffix for suffix in SUFFIXES if suffix not in _SQLITE))
-        if not paths:
-            raise UsageError("a store that is asked in SQL needs at least one file.")
-        for path in paths:
-            if path.suffix.lower() not in known:
-                raise UsageError(f"{path}: DuckDB's tables are read from {', '.join(known)}.")
+        check_paths(paths, known, "DuckDB's tables are read from")
         self._paths = paths
         self._limits = limits
 
@@ -82,7 +86,7 @@ class DuckDBEngine:
             try:
                 cursor = database.execute(query)
                 columns = [column[0] for column in cursor.description or ()]
-                return Answer(columns, list(self._counted(cursor)))
+                return Answer(columns, counted(_rows(cursor), self._limits))
             except duckdb.Error as error:
                 raise self._explained(error) from error
             finally:
@@ -146,7 +150,7 @@ class DuckDBEngine:
         return tables
 
     def _table(self, database: Any, number: int, path: Path) -> Iterator[str]:
-        suffix, name = path.suffix.lower(), _identifier(path.stem)
+        suffix, name = path.suffix.lower(), identifier(path.stem)
         where = _text(str(path.absolute()))
         if suffix == _PARQUET:
             _view(database, name, f"read_parquet({where})")
@@ -158,7 +162,7 @@ class DuckDBEngine:
                 [f"d{number}"],
             ).fetchall()
             for (table,) in found:
-                quoted = _identifier(table)
+                quoted = identifier(table)
                 _view(database, quoted, f"d{number}.{quoted}")
                 yield table.lower()
         else:
@@ -169,21 +173,6 @@ class DuckDBEngine:
             database.execute(f"CREATE TABLE {name} AS SELECT * FROM fcp_read")
             database.unregister("fcp_read")
             yield path.stem.lower()
-
-    def _counted(self, cursor: Any) -> Iterator[Sequence[Any]]:
-        size = number = 0
-        while rows := cursor.fetchmany(_ROWS):
-            for row in rows:
-                values = [_value(value) for value in row]
-                number += 1
-                size += sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in values)
-                if number > self._limits.rows or size > self._limits.answer_bytes:
-                    raise StatusError(
-                        Code.RESOURCE_EXHAUSTED,
-                        f"the answer has more than {self._limits.rows} rows or "
-                        f"{self._limits.answer_bytes} bytes",
-                    )
-                yield values
 
     def _explained(self, error: Exception) -> StatusError:
         if isinstance(error, duckdb.InterruptException):
@@ -237,11 +226,17 @@ def _column(values: Sequence[Any]) -> Any:
     return pyarrow.array([None if value is None else str(value) for value in values])
 
 
+def _rows(cursor: Any) -> Iterator[Sequence[Any]]:
+    while rows := cursor.fetchmany(_ROWS):
+        for row in rows:
+            yield [_value(value) for value in row]
+
+
 def _view(database: Any, name: str, source: str) -> None:
     """Make a view of a table in which NaN is NULL."""
     columns = []
     for column, kind, *_ in database.execute(f"DESCRIBE SELECT * FROM {source}").fetchall():
-        quoted = _identifier(column)
+        quoted = identifier(column)
         number = f"CASE WHEN NOT isnan({quoted}) THEN {quoted} END AS {quoted}"
         columns.append(number if kind in ("DOUBLE", "FLOAT") else quoted)
     database.execute(f"CREATE VIEW {name} AS SELECT {', '.join(columns)} FROM {source}")
@@ -254,10 +249,6 @@ def _value(value: Any) -> Any:
     if isinstance(value, (datetime.datetime, datetime.date)):
         return str(value)
     return plain(value)
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _text(text: str) -> str:

@@ -13,7 +13,7 @@ from fcp_core.client.eligibility_plan import EligibilityPlan
 from fcp_core.client.history import History
 from fcp_core.client.retry import seconds_of
 from fcp_core.client.stores import ExampleStore
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.protos import federated_api_pb2, plan_pb2, population_eligibility_spec_pb2
 
 _LOG = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class EligibilityDecider:
             else:
                 examples = self._store.examples(policy.selector)
                 count = sum(1 for _ in itertools.islice(examples, policy.min_example_count))
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             # A store is the application's own code; whatever it raises, there are no data.
             _LOG.warning(
                 "no examples of %r for an eligibility policy: %s",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcp_core.client.executors import InsufficientDataError, PlanExecutor, PlanRun
-from fcp_core.errors import PLUGIN_ERRORS, UsageError
+from fcp_core.errors import UsageError, plugin_errors
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.protos import plan_pb2
 from fcp_core.protocol.python_plan import PythonPlan
@@ -107,7 +107,7 @@ class PythonTaskExecutor(PlanExecutor):
             answer = function(arrays, Examples(run, plan.collection_uri), plan.settings)
         except StatusError:
             raise
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             run.interruption.check()
             raise StatusError(
                 Code.INTERNAL, f"the Python task {plan.task!r} raised {error!r}"

@@ -52,7 +52,7 @@ class Recorder:
         outcome = "computed"
         try:
             yield noting
-        except Exception as error:
+        except BaseException as error:
             outcome = f"computation failed: {_in_words(error)}"
             raise
         finally:
@@ -86,5 +86,5 @@ class _NotingStore(ExampleStore):
         return self._store.query(query)
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     return str(error) if isinstance(error, StatusError) else f"{type(error).__name__}: {error}"

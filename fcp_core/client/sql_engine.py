@@ -6,7 +6,7 @@ import math
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,12 +182,7 @@ class SQLiteEngine:
     """
 
     def __init__(self, paths: Sequence[Path], limits: SQLLimits) -> None:
-        if not paths:
-            raise UsageError("a store that is asked in SQL needs at least one file.")
-        for path in paths:
-            if path.suffix.lower() not in SUFFIXES:
-                known = ", ".join(SUFFIXES)
-                raise UsageError(f"{path}: tables are read from files in {known}.")
+        check_paths(paths, SUFFIXES, "tables are read from files in")
         self._paths = paths
         self._limits = limits
 
@@ -209,7 +204,7 @@ class SQLiteEngine:
             try:
                 cursor = database.execute(sql)
                 columns = [column[0] for column in cursor.description or ()]
-                return Answer(columns, list(self._counted(cursor)))
+                return Answer(columns, counted(cursor, self._limits))
             except (sqlite3.Error, sqlite3.Warning) as error:
                 raise guard.explain(error, self._limits) from error
 
@@ -248,23 +243,11 @@ class SQLiteEngine:
 
     def _load(self, database: sqlite3.Connection, path: Path) -> None:
         table = read_table(path, self._limits.file_bytes)
-        columns = ", ".join(_identifier(column) for column in table.columns)
+        columns = ", ".join(identifier(column) for column in table.columns)
         marks = ", ".join("?" * len(table.columns))
-        name = _identifier(path.stem)
+        name = identifier(path.stem)
         database.execute(f"CREATE TABLE {name} ({columns})")
         database.executemany(f"INSERT INTO {name} VALUES ({marks})", table.rows)
-
-    def _counted(self, cursor: sqlite3.Cursor) -> Iterator[Sequence[Any]]:
-        size = 0
-        for number, row in enumerate(cursor):
-            size += sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)
-            if number >= self._limits.rows or size > self._limits.answer_bytes:
-                raise StatusError(
-                    Code.RESOURCE_EXHAUSTED,
-                    f"the answer has more than {self._limits.rows} rows or "
-                    f"{self._limits.answer_bytes} bytes",
-                )
-            yield row
 
 
 class _Guard:
@@ -344,10 +327,43 @@ def _distinct_code(value: Any) -> int:
     return int(sketches.distinct_codes([value])[0])
 
 
+def check_paths(paths: Sequence[Path], known: Sequence[str], what: str) -> None:
+    """Refuse files that an engine does not read.
+
+    :param known: the suffixes of those that it does.
+    :param what: what the message says of them.
+    :raises UsageError: if there is none, or one of another kind.
+    """
+    if not paths:
+        raise UsageError("a store that is asked in SQL needs at least one file.")
+    for path in paths:
+        if path.suffix.lower() not in known:
+            raise UsageError(f"{path}: {what} {', '.join(known)}.")
+
+
+def counted(rows: Iterable[Sequence[Any]], limits: SQLLimits) -> list[Sequence[Any]]:
+    """Return the rows of an answer.
+
+    :raises StatusError: RESOURCE_EXHAUSTED if there are more than a query may have.
+    """
+    found: list[Sequence[Any]] = []
+    size = 0
+    for row in rows:
+        size += sum(len(v) if isinstance(v, (str, bytes)) else 8 for v in row)
+        if len(found) >= limits.rows or size > limits.answer_bytes:
+            raise StatusError(
+                Code.RESOURCE_EXHAUSTED,
+                f"the answer has more than {limits.rows} rows or {limits.answer_bytes} bytes",
+            )
+        found.append(row)
+    return found
+
+
 def refused(why: str) -> StatusError:
     """Return the error for a query that does what it may not."""
     return StatusError(Code.PERMISSION_DENIED, f"the SQL query is refused: {why}")
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """Return a name as SQL has it."""
     return '"' + name.replace('"', '""') + '"'

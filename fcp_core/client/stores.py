@@ -170,7 +170,7 @@ def make_query_result(vectors: Mapping[str, Any]) -> ExampleQueryResult:
 
     :param vectors: by name, one-dimensional and of one length: arrays of int32, int64, float32,
         float64 or bool, or sequences of ``bytes`` or ``str``.
-    :raises ValueError: for other shapes, dtypes or differing lengths.
+    :raises ValueError: for other shapes, dtypes or differing lengths, and for masked elements.
     """
     result = example_query_result_pb2.ExampleQueryResult()
     lengths = set()
@@ -188,6 +188,8 @@ def make_query_result(vectors: Mapping[str, Any]) -> ExampleQueryResult:
 
 def _vector_items(name: str, vector: Any) -> tuple[list[Any], str]:
     """Return a vector's values and the field that they go into."""
+    if isinstance(vector, np.ma.MaskedArray) and np.any(vector.mask):
+        raise ValueError(f"vector {name!r} is an array of which a part is masked: fill it")
     sequence = isinstance(vector, Sequence) and not isinstance(vector, (str, bytes))
     if sequence and any(isinstance(item, (str, bytes)) for item in vector):
         # NumPy's own string arrays drop trailing NULs.

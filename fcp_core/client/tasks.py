@@ -15,7 +15,7 @@ from fcp_core.client.privacy import RefusedError
 from fcp_core.client.protocols import CallStep, DeviceProtocol, Step, Together, UploadStep
 from fcp_core.client.results import TaskOutcome, TaskResult
 from fcp_core.client.steps import Compute, Computed, Concurrently, Forget, Remember, Steps
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.errors import describe, plugin_errors
 from fcp_core.protocol.protos import task_assignments_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.protocol.wkt import Duration
@@ -188,7 +188,7 @@ class _Contribution:
             ending = None
         except StatusError as failure:
             ending = failure
-        except PLUGIN_ERRORS as fault:
+        except plugin_errors(awaited=True) as fault:
             # Protocols are anybody's code; a fault in one must not take down the device.
             _LOG.exception("task %r: its protocol failed", task.assignment.task_name)
             ending = StatusError(Code.INTERNAL, describe(fault))

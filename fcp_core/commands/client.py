@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fcp_core.commands.output import say
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -171,12 +172,12 @@ def client(
                 **_safety(**safety),
             )
         except StatusError as error:
-            click.echo(f"fcp client: {error.message}", err=True)
+            say(f"fcp client: {error.message}", err=True)
             sys.exit(1)
         cleanup.enter_context(device)
         cleanup.enter_context(_ended_by_signals(device))
         for number, result in enumerate(device.run(num_rounds, sleep), 1):
-            click.echo(f"session {number}: {_describe(result)}")
+            say(f"session {number}: {_describe(result)}")
             if result.error is None or result.error.code is not Code.CANCELLED:
                 succeeded = True
     sys.exit(0 if succeeded else 1)

@@ -18,7 +18,7 @@ from fcp_core.commands.history import history
 from fcp_core.commands.invocation import Invocation, refuse_uninstalled
 from fcp_core.commands.keys import keys
 from fcp_core.commands.members import members
-from fcp_core.commands.output import make_table, print_tables
+from fcp_core.commands.output import line_by_line, make_table, print_tables
 from fcp_core.commands.plugin import plugin
 from fcp_core.commands.plugins import plugins
 from fcp_core.commands.populations import populations
@@ -40,7 +40,7 @@ class _Mistake(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message."""
-        click.echo(f"fcp: {self.message}", file=file, err=file is None)
+        click.echo(f"fcp: {line_by_line(self.message)}", file=file, err=file is None)
 
 
 class _Root(click.Group):
@@ -187,8 +187,12 @@ def cli(
     verbose: int,
 ) -> None:
     """Serve federated computations to devices, and take part in them."""
+    from fcp_core.rounds.text import TextFormatter
+
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter())
+    logging.basicConfig(level=level, handlers=[handler])
     ctx.obj = _invocation(ctx)
 
 

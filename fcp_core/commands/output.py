@@ -8,11 +8,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import click
+
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
+
+
+def one_line(text: str) -> str:
+    """Return what others may have written as it may be shown: nothing in it has an effect."""
+    from fcp_core.rounds.text import escaped
+
+    return escaped(text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line that may hold what a device, a server or another operator wrote.
+
+    :param err: print it beside the output.
+    """
+    click.echo(one_line(text), err=err)
+
+
+def line_by_line(text: str) -> str:
+    """Return a text of several lines as it may be shown on a terminal."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
+def print_data(text: str) -> None:
+    """Print a result: as it is into a pipe, and fit for a terminal on one."""
+    click.echo(line_by_line(text) if sys.stdout.isatty() else text, nl=False, color=True)
 
 
 def make_table(*columns: str, right: bool = False) -> Table:
@@ -41,6 +68,8 @@ def print_tables(*tables: Table) -> None:
     wide = Console(width=2000, height=100, highlight=False, markup=False)
     terminal = Console(highlight=False, markup=False)
     for table in tables:
+        for column in table.columns:  # what is in them others may have written
+            column._cells[:] = [one_line(str(cell)) for cell in column._cells]
         needed = wide.measure(table).maximum
         if sys.stdout.isatty() and needed > terminal.width:
             for line in _paragraphs(table, terminal.width):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fcp_core.commands.output import make_table, print_tables
-from fcp_core.errors import UsageError
+from fcp_core.commands.output import make_table, print_tables, say
+from fcp_core.errors import UsageError, plugin_errors
 
 if TYPE_CHECKING:
     from fcp_core.commands.invocation import Invocation
@@ -72,14 +72,14 @@ def check(invocation: Invocation, module: str | None) -> None:
             continue
         try:
             make()
-        except Exception as error:
+        except plugin_errors() as error:
             what_failed, why = f"the {kind} {name!r} cannot be built: ", explain(error)
             problem = f"{owner}: {what_failed}{why.removeprefix(what_failed)}."
             # What asks for a setting is fine until somebody chooses it; what breaks is not.
             if is_chosen or not isinstance(error, UsageError):
                 problems.append(problem)
             else:
-                click.echo(f"Not chosen, and not usable as it is configured: {problem}")
+                say(f"Not chosen, and not usable as it is configured: {problem}")
     if problems:
         raise UsageError("\n".join(problems))
     click.echo("Nothing is wrong.")

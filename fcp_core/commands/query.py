@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcp_core.commands.output import make_table, print_tables, write_file
-from fcp_core.commands.tasks import FILE, admin_options, connect, connected, show_course
+from fcp_core.commands.course import show_course
+from fcp_core.commands.output import make_table, print_data, print_tables, write_file
+from fcp_core.commands.tasks import FILE, admin_options, connect, connected
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _show(table: Table, title: str, shape: str, output: Path | None) -> None:
             shown.add_row(*cells)
         print_tables(shown)
     elif output is None:
-        click.echo(table.to_json() if shape == "json" else table.to_csv(), nl=False)
+        print_data(table.to_json() if shape == "json" else table.to_csv())
     else:
         table.write(output, _FORMATS[shape])
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fcp_core.commands.tasks import FILE, connected, read_task, summary
+from fcp_core.commands.course import summary
+from fcp_core.commands.output import say
+from fcp_core.commands.tasks import FILE, connected, read_task
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,9 +55,9 @@ def repeat(connect: Any, file: Path, folder: Path, times: int | None) -> None:
             click.echo(f"{stamp(begin)}: task {task_id}")
             path = folder / f"{spec.name.replace('/', '-')}-{stamp(begin)}.csv"
             try:
-                click.echo(_fetch(client, task_id, path))
+                say(_fetch(client, task_id, path))
             except StatusError as error:
-                click.echo(f"{stamp(begin)}: {error.code.name}: {error.message}", err=True)
+                say(f"{stamp(begin)}: {error.code.name}: {error.message}", err=True)
             if number == times:
                 return
             while (now := time.time()) < begin + schedule.every:

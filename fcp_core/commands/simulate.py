@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fcp_core.commands.output import make_table, open_text, print_tables
+from fcp_core.commands.output import make_table, open_text, print_tables, say
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from fcp_core.lab import Report, Run, Scenario
     from fcp_core.plugins.manager import Plugins
     from fcp_core.rounds.policies import RetryWindow
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _duration(value: str) -> float:
@@ -40,6 +43,16 @@ def _window(value: str) -> RetryWindow:
     return RetryWindow(_duration(low.strip()), _duration(high.strip()))
 
 
+def _time(
+    name: str, default: str, text: str, kind: Callable[[str], Any] = _duration
+) -> Callable[[F], F]:
+    """Declare an option that is a time, or two of them."""
+    shown = "TIME" if kind is _duration else "MIN-MAX"
+    return click.option(
+        name, type=kind, metavar=shown, default=default, show_default=True, help=text
+    )
+
+
 @click.command(name="simulate")
 @click.argument("policies", nargs=-1, required=True, metavar="POLICY...")
 @click.option("--devices", default=20_000, show_default=True, help="How many, up to 1,000,000.")
@@ -54,56 +67,14 @@ def _window(value: str) -> RetryWindow:
 )
 @click.option("--tasks", default=1, show_default=True, help="Computations that run side by side.")
 @click.option("--eligible", default=1.0, show_default=True, help="Share of devices for each task.")
-@click.option(
-    "--deadline",
-    type=_duration,
-    metavar="TIME",
-    default="1h",
-    show_default=True,
-    help="Of a round.",
-)
-@click.option(
-    "--pause",
-    type=_duration,
-    metavar="TIME",
-    default="1m",
-    show_default=True,
-    help="Between rounds.",
-)
+@_time("--deadline", "1h", "Of a round.")
+@_time("--pause", "1m", "Between rounds.")
 @click.option("--drop-out", default=0.06, show_default=True, help="How often a device fails.")
 @click.option("--silent", default=0.5, show_default=True, help="How many of those say nothing.")
-@click.option(
-    "--alignment",
-    type=_duration,
-    metavar="TIME",
-    default="0s",
-    show_default=True,
-    help="Devices wake at multiples of this time only.",
-)
-@click.option(
-    "--retry",
-    type=_window,
-    metavar="MIN-MAX",
-    default="1h-3h",
-    show_default=True,
-    help="When devices come back that got no task.",
-)
-@click.option(
-    "--retry-accepted",
-    type=_window,
-    metavar="MIN-MAX",
-    default="4h-8h",
-    show_default=True,
-    help="When devices come back that got one.",
-)
-@click.option(
-    "--step",
-    type=_duration,
-    metavar="TIME",
-    default="250ms",
-    show_default=True,
-    help="Policies are asked once a step.",
-)
+@_time("--alignment", "0s", "Devices wake at multiples of this time only.")
+@_time("--retry", "1h-3h", "When devices come back that got no task.", _window)
+@_time("--retry-accepted", "4h-8h", "When devices come back that got one.", _window)
+@_time("--step", "250ms", "Policies are asked once a step.")
 @click.option(
     "--vary",
     multiple=True,
@@ -164,7 +135,7 @@ def simulate(
         _print_table(reports)
     for report in reports:
         for problem, count in report.problems.items():
-            click.echo(f"{report.policy}: {problem} ({count} times)", err=True)
+            say(f"{report.policy}: {problem} ({count} times)", err=True)
 
 
 def _play(runs: list[Run], invocation: Invocation, cluster: str | None) -> list[Report]:

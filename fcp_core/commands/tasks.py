@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fcp_core.commands.output import make_table, print_tables, write_file
+from fcp_core.commands.course import show_course, summary
+from fcp_core.commands.output import (
+    make_table,
+    one_line,
+    print_data,
+    print_tables,
+    say,
+    write_file,
+)
 from fcp_core.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from fcp_core.admin.client import AdminClient
-    from fcp_core.admin.messages import Task
     from fcp_core.rounds.specification import TaskSpec
     from fcp_core.tasks.schedule import Schedule
 
@@ -165,7 +168,7 @@ def connected(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
         try:
             yield client
         except StatusError as error:
-            raise click.ClickException(f"{error.code.name}: {error.message}") from error
+            raise click.ClickException(one_line(f"{error.code.name}: {error.message}")) from error
 
 
 @tasks.command()
@@ -244,7 +247,7 @@ def watch(connect: Any, task_id: str) -> None:
 def cancel(connect: Any, task_id: str, reason: str | None) -> None:
     """End a task without a result; one that has ended stays as it is."""
     with connected(connect) as client:
-        click.echo(summary(client.cancel(task_id, reason)))
+        say(summary(client.cancel(task_id, reason)))
 
 
 @tasks.command()
@@ -288,7 +291,7 @@ def result(
     if plot is not None:
         write_file(plot, bar_chart(table, task.name, column).encode())
     if output is None and plot is None:
-        click.echo(table.to_csv(), nl=False)
+        print_data(table.to_csv())
     elif output is not None and output.suffix != ".ckpt":
         table.write(output)
 
@@ -313,88 +316,3 @@ def local_time(seconds: float) -> str:
     from datetime import datetime
 
     return datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
-
-
-def show_course(client: AdminClient, task_id: str, *, err: bool = False) -> None:
-    """Show a task until it has ended.
-
-    :param err: show it beside the output.
-    :raises StatusError: if it ended without a result.
-    """
-    from rich.console import Console
-    from rich.live import Live
-
-    if (sys.stderr if err else sys.stdout).isatty():
-        console = Console(highlight=False, stderr=err)
-        with Live(console=console, auto_refresh=False) as live:
-            for task in client.watch(task_id, 0.5):
-                live.update(_progress(task), refresh=True)
-    else:
-        seen = ""
-        for task in client.watch(task_id):
-            why = "; ".join([summary(task), *_more(task)])
-            # How long nobody came is no news by itself.
-            news = why.replace(task.waits_for, re.sub(r"\d+", "", task.waits_for))
-            if news != seen:
-                click.echo(why, err=err)
-            seen = news
-    task.check()
-
-
-def _progress(task: Task) -> RenderableType:
-    from rich.console import Group
-    from rich.progress_bar import ProgressBar
-    from rich.text import Text
-
-    bar = ProgressBar(total=task.goal_count, completed=task.contributed, width=60)
-    return Group(
-        Text(summary(task)),
-        bar,
-        *(Text(f"  {line}") for line in _more(task)),
-    )
-
-
-def _more(task: Task) -> list[str]:
-    """Return what is to be said of a task after its summary."""
-    first = [*_waits(task), *task.notes]
-    said = "\n".join([summary(task), *first])
-    return [*first, *_reasons(task, said), *_noise(task)]
-
-
-def _noise(task: Task) -> list[str]:
-    """Return what noise is in a result, a line for each output."""
-    return [
-        f"{noise['output']} has {noise['mechanism']} noise of standard deviation "
-        f"{noise['stddev']:.4g}"
-        for noise in (task.release or {}).get("noise", ())
-    ]
-
-
-def _waits(task: Task) -> list[str]:
-    return [task.waits_for] if task.waits_for else []
-
-
-def _reasons(task: Task, said: str) -> list[str]:
-    """Return why devices did not contribute, each with how many, unless that was said."""
-    late = "assignment_timeout DEADLINE_EXCEEDED"
-    reasons = [
-        f"{count} x {'begun, and not done at the assignment timeout' if reason == late else reason}"
-        for reason, count in task.reasons.items()
-        if reason != "silent" and not re.search(rf"\b{count} x {re.escape(reason)}", said)
-    ]
-    versions = ", ".join(f"{count} x {version}" for version, count in task.silent.items())
-    if versions and f"silent (client versions: {versions})" not in said:
-        silent = sum(task.silent.values())
-        reasons.append(f"{silent} x silent since they were assigned (client versions: {versions})")
-    return reasons
-
-
-def summary(task: Task) -> str:
-    """Return a line about a task."""
-    line = (
-        f"{task.name} {task.state}: {task.contributed} of {task.goal_count} contributed, "
-        f"{task.pending} at work, {task.dropped} dropped, {task.surplus} surplus"
-    )
-    if task.problem:
-        line += f" (stuck: {task.problem})"
-    return line if task.error is None else f"{line} ({task.error.status}: {task.error.message})"

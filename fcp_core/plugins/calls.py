@@ -11,7 +11,7 @@ from typing import Any
 
 import pluggy
 
-from fcp_core.errors import PLUGIN_ERRORS, UsageError
+from fcp_core.errors import UsageError, plugin_errors
 from fcp_core.plugins import event_log
 from fcp_core.plugins.config import Config
 from fcp_core.plugins.discovery import explain
@@ -72,7 +72,7 @@ class HookCaller:
         for source, observe in self._observers:
             try:
                 observe(event)
-            except PLUGIN_ERRORS:
+            except plugin_errors():
                 logger.exception("%s failed on %s", source, type(event).__name__)
 
     def admit(self, check_in: CheckIn, now: float) -> Refusal | None:
@@ -122,7 +122,7 @@ class HookCaller:
                 raise TypeError(f"expected a str or None, not a {type(principal).__name__}")
         except StatusError:
             raise
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             # Nothing is said of the request: its path may hold a token.
             logger.exception("%s failed to authenticate a request", " or ".join(map(str, asked)))
             raise StatusError(
@@ -148,7 +148,7 @@ class HookCaller:
                 window = choose(population, accepted, load, now, known.options)
                 if window is not None:
                     return checked_window(window)
-            except PLUGIN_ERRORS:
+            except plugin_errors():
                 logger.exception("%s failed to choose a retry window", source)
                 return known.default
         return known.default
@@ -161,7 +161,7 @@ class HookCaller:
                 "fcp_retry_window", dict(zip(_PACE, values, strict=True)), asked
             )
             return default if window is None else checked_window(window)
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             logger.exception("%s failed to choose a retry window", " or ".join(map(str, asked)))
             return default
 
@@ -217,7 +217,7 @@ class HookCaller:
             try:
                 answer = call(task=task)
                 problems += [answer] if isinstance(answer, str) else list(answer or ())
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 logger.exception("%s failed to check the task %s", call.source, task.name)
                 problems.append(f"{call.source} could not check the task: {explain(error)}")
         return problems
@@ -230,7 +230,7 @@ class HookCaller:
         for call in self._calls["fcp_startup"]:
             try:
                 await _settle(call(config=self.config.visible_to(str(call.source))))
-            except PLUGIN_ERRORS as error:
+            except plugin_errors(awaited=True) as error:
                 await self._shutdown(
                     [c for c in self._calls["fcp_shutdown"] if c.order[1] < call.order[1]]
                 )
@@ -244,7 +244,7 @@ class HookCaller:
         for call in reversed(calls):
             try:
                 await _settle(call())
-            except PLUGIN_ERRORS:
+            except plugin_errors(awaited=True):
                 logger.exception("%s failed to shut down", call.source)
 
 
@@ -280,7 +280,7 @@ def _verdict(who: str, ask: Callable[[], Refusal | None]) -> Refusal | None:
                 raise TypeError(f"the reason of a Refusal is {answer.reason!r:.200}, no str")
             if answer.retry is not None:
                 checked_window(answer.retry)
-    except PLUGIN_ERRORS:
+    except plugin_errors():
         logger.exception("%s failed to judge a check-in; the device is refused", who)
         return Refusal(f"{who} failed to judge the check-in")
     return answer

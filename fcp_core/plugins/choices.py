@@ -10,7 +10,7 @@ import click
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
 from fcp_core.aggregation.engine import Engine, EngineFactory
-from fcp_core.errors import PLUGIN_ERRORS, UsageError
+from fcp_core.errors import UsageError, plugin_errors
 from fcp_core.plugins.config import Config, did_you_mean
 from fcp_core.plugins.discovery import explain
 from fcp_core.plugins.pages import PagesFactory
@@ -314,5 +314,5 @@ def _built(kind: str, name: str, make: Callable[..., T], *arguments: Any) -> T:
         return made
     except (UsageError, StatusError):
         raise
-    except PLUGIN_ERRORS as error:
+    except plugin_errors() as error:
         raise UsageError(f"the {kind} {name!r} cannot be built: {explain(error)}.") from error

@@ -18,7 +18,7 @@ from typing import Any
 
 import pluggy
 
-from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
+from fcp_core.errors import UsageError, describe, plugin_errors
 from fcp_core.plugins import hookspecs
 from fcp_core.plugins.config import did_you_mean
 from fcp_core.plugins.offers import PluginSource
@@ -175,7 +175,7 @@ def import_plugins(sources: Sequence[PluginSource]) -> list[tuple[PluginSource, 
             if inspect.isclass(plugin):
                 plugin = plugin()
         # SystemExit too: a module that is a script ends the server without a word otherwise.
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             problems.append(
                 f"{source} cannot be imported: {explain(error)}. Mend or remove it, or leave it "
                 f"out with [fcp] disable_plugins = {source.name}."

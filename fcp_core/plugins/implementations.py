@@ -8,7 +8,7 @@ from typing import Any
 
 import pluggy
 
-from fcp_core.errors import PLUGIN_ERRORS, UsageError
+from fcp_core.errors import UsageError, plugin_errors
 from fcp_core.plugins import discovery
 from fcp_core.plugins.discovery import explain, place_of
 from fcp_core.plugins.offers import PluginSource
@@ -52,7 +52,7 @@ def run_all(calls: Sequence[Call], function: Callable[[Call], None]) -> None:
     for call in calls:
         try:
             function(call)
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             first = first or error
             where = f"{call.source}: {place_of(call.function)}"
             problems.append(f"{where}: {call.hook} failed: {explain(error)}.")

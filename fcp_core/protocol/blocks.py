@@ -20,6 +20,16 @@ import numpy as np
 class FileBlock(mmap.mmap):
     """A block that lies in a file: the system has in memory what is in use, and room for."""
 
+    folder: Path
+
+    def beside(self, size: int) -> memoryview:
+        """Return a block of zeros in another file of its folder.
+
+        :param size: in bytes.
+        :raises OSError: if there is no room for it.
+        """
+        return BlockFile(size, self.folder).block(size)
+
 
 class BlockFile:
     """A file without a name, which is written from its beginning and becomes a block then.
@@ -34,6 +44,7 @@ class BlockFile:
         if not hasattr(os, "posix_fallocate"):
             raise OSError("room in a file cannot be kept free here")
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 it is kept open
+        self._folder = folder
         self.size = self._written = 0
         try:
             self.grow(size)
@@ -57,17 +68,21 @@ class BlockFile:
             self._written += count
             piece = piece[count:]
 
-    def block(self) -> memoryview:
-        """Return what was written; the file goes when nobody looks at it any more."""
+    def block(self, size: int | None = None) -> memoryview:
+        """Return what was written; the file goes when nobody looks at it any more.
+
+        :param size: how many bytes instead, some of them zeros that nobody wrote.
+        """
         try:
             descriptor = os.dup(self._file.fileno())
         finally:
             self._file.close()
         try:
-            block = FileBlock(descriptor, self._written)
+            block = FileBlock(descriptor, self._written if size is None else size)
         except BaseException:
             os.close(descriptor)
             raise
+        block.folder = self._folder
         array = np.frombuffer(block, np.uint8)
         weakref.finalize(array, _drop, descriptor).atexit = False
         return array.data  # every view on it holds the array, and nothing else does

@@ -10,7 +10,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9.])?")
 
 
 def split_address(url: str) -> SplitResult:
-    """Return the parts of an ``http://`` or ``https://`` address.
+    """Return the parts of an ``http://`` or ``https://`` address, which has no query.
 
     :raises ValueError: if it is none; the message says why.
     """
@@ -30,4 +30,6 @@ def split_address(url: str) -> SplitResult:
     # Asking for the port checks it; a colon without one is left to the scheme.
     if parts.port == 0:
         raise ValueError("its port is 0")
+    if parts.query or parts.fragment:
+        raise ValueError("it has a query")
     return parts

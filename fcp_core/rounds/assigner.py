@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.errors import describe, plugin_errors
 from fcp_core.rounds.machine import Machine
 from fcp_core.rounds.policies import (
     Candidate,
@@ -304,7 +304,7 @@ class Assigner(Generic[D]):
         )
         try:
             selection = _select(group, view, limit)
-        except PLUGIN_ERRORS as error:  # A plugin may raise anything.
+        except plugin_errors() as error:  # A plugin may raise anything.
             fault = f"selection policy {group.name} raised {describe(error)}"
             outcome.problems.append(fault)
             outcome.blame(tasks, fault)
@@ -347,7 +347,7 @@ def _select(group: _Group, view: SelectionView, limit: int | None) -> Selection:
     """Ask a policy."""
     try:
         return choose_at_most(limit, group.policy, view)
-    except PLUGIN_ERRORS:
+    except plugin_errors():
         if not group.restored:
             raise
         # A newer version may keep something else: it begins with nothing.

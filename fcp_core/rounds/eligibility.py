@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.errors import describe, plugin_errors
 from fcp_core.protocol.protos import common_pb2 as common
 from fcp_core.protocol.protos import population_eligibility_spec_pb2 as eligibility_pb2
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, OfferedTask
@@ -104,7 +104,7 @@ def make_offer(
             continue
         try:
             wanted = _wanted(policies, check_in.population, task, now)
-        except PLUGIN_ERRORS as error:  # A plugin may raise anything.
+        except plugin_errors() as error:  # A plugin may raise anything.
             faults.append((task.name, str(error)))
             continue
         if not wanted:
@@ -143,7 +143,7 @@ def _wanted(
                 if not isinstance(policy_spec, eligibility_pb2.EligibilityPolicyEvalSpec):
                     raise TypeError(f"{policy_spec!r:.200} is no EligibilityPolicyEvalSpec")
                 wanted.append(policy_spec)
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             raise ValueError(
                 f"eligibility policy {type(policy).__name__} failed to say what to evaluate: "
                 f"{describe(error)}"

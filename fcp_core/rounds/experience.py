@@ -19,7 +19,8 @@ Two questions are answered from it, by ``rounds.task``, which also notes in it h
 Who takes places and does nothing with them is known by the address and the key that it checked in
 with, and many may share those: a fleet behind one router, tests on one host. So nobody is limited
 in how many places it takes, but in how many of them may be overdue. Whoever contributes is trusted
-with as many of those as it has brought contributions.
+with as many of those as it has brought contributions. If others want the places that one holds in
+silence, they are overdue at once (``rounds.sharing``).
 """
 
 from __future__ import annotations
@@ -166,6 +167,16 @@ class Senders:
             for name in origin
         )
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._limit > 0
+
+    def credit(self, name: str) -> int:
+        """Return how many contributions a sender has brought that no silent place has cost."""
+        self.settle()
+        return self._credit.get(name, 0)
+
     def settle(self) -> None:
         """Credit the contributions that wait for it."""
         later, self.later = self.later, []
@@ -206,6 +217,7 @@ class Awaited:
     :ivar overdue: how many are.
     :ivar ever_overdue: how many ever were.
     :ivar ever_came_back: how many of those came after all.
+    :ivar look_again: when who holds most of the places is looked for again.
     :ivar silences: of how many devices of each client version there is no sign.
     """
 
@@ -215,7 +227,7 @@ class Awaited:
         self.experience = experiences.of(task_name, first, wordless)
         self.senders = experiences.senders
         self.steps: tuple[dict[str, Assignment], dict[str, Assignment]] = ({}, {})
-        self.due = math.inf
+        self.due, self.look_again = math.inf, -math.inf
         self.overdue = self.ever_overdue = self.ever_came_back = 0
         self.silences = Reasons()
 

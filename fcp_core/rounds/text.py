@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable
+from typing import Any
 
 #: Population and task names (the reference platform's rule).
 NAME_PATTERN = re.compile(r"\w+(/\w+)*")
@@ -15,6 +17,9 @@ POPULATION_PATTERN = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
 #: Categories of characters that begin a line, colour a terminal, turn the direction of writing, are
 #: not seen, or cannot be encoded.
 _HARMFUL = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
+
+#: How many characters a message in a log has, and an exception.
+LONGEST, _LONGEST_EXCEPTION = 4000, 40_000
 
 
 def escaped(text: str, escape: Callable[[str], str] | None = None) -> str:
@@ -42,3 +47,26 @@ def clean(text: str, length: int = 1000) -> str:
     # What is cut off in the end need not be escaped.
     found = escaped(text[: length + 1])
     return found if len(found) <= length else found[: length - 1] + "…"
+
+
+class TextFormatter(logging.Formatter):
+    """Writes a record as one line, and lines that are indented for an exception."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
+        """Return the line."""
+        record.message = clean(record.message, LONGEST)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Return the lines of an exception."""
+        lines = shortened(super().formatException(ei)).split("\n")
+        return "\n".join(f"  {escaped(line)}" for line in lines)
+
+
+def shortened(text: str) -> str:
+    """Return the beginning and the end of what is too long."""
+    half = _LONGEST_EXCEPTION // 2
+    return text if len(text) <= 2 * half else f"{text[:half]}\n...\n{text[-half:]}"

@@ -16,12 +16,10 @@ import logging
 import re
 from typing import IO, Any, Literal
 
-from fcp_core.rounds.text import clean, escaped
+from fcp_core.rounds.text import LONGEST, TextFormatter, escaped, shortened
 
 #: How the log is written.
 LogFormat = Literal["json", "text"]
-
-TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 #: Loggers of Tornado's that write the addresses of clients.
 _TORNADO = ("tornado.general", "tornado.application", "tornado.access")
@@ -30,27 +28,6 @@ _ADDRESS = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}"
     r"|[0-9a-fA-F]{0,4}(?::[0-9a-fA-F]{0,4}){1,6}:[0-9a-fA-F]{1,4})(?!\w)"
 )
-
-
-#: How many characters a message has, and an exception.
-_LONGEST, _LONGEST_EXCEPTION = 4000, 40_000
-
-
-class TextFormatter(logging.Formatter):
-    """Writes a record as one line, and lines that are indented for an exception."""
-
-    def __init__(self) -> None:
-        super().__init__(TEXT)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
-        """Return the line."""
-        record.message = clean(record.message, _LONGEST)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802
-        """Return the lines of an exception."""
-        lines = _shortened(super().formatException(ei)).split("\n")
-        return "\n".join(f"  {escaped(line)}" for line in lines)
 
 
 class JSONFormatter(logging.Formatter):
@@ -67,26 +44,20 @@ class JSONFormatter(logging.Formatter):
             "time": time.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage()[:_LONGEST],
+            "message": record.getMessage()[:LONGEST],
         }
         about = getattr(record, "fcp", None)
         if isinstance(about, dict):
             fields = {**{name: _bounded(value) for name, value in about.items()}, **fields}
         if record.exc_info:
-            fields["exception"] = _shortened(self.formatException(record.exc_info))
+            fields["exception"] = shortened(self.formatException(record.exc_info))
         line = json.dumps(fields, ensure_ascii=False, default=str)
         # JSON has escapes for all of them; whoever reads it has the characters again.
         return escaped(line, lambda char: json.dumps(char)[1:-1])
 
 
 def _bounded(value: object) -> object:
-    return value[:_LONGEST] if isinstance(value, str) else value
-
-
-def _shortened(text: str) -> str:
-    """Return the beginning and the end of what is too long."""
-    half = _LONGEST_EXCEPTION // 2
-    return text if len(text) <= 2 * half else f"{text[:half]}\n...\n{text[-half:]}"
+    return value[:LONGEST] if isinstance(value, str) else value
 
 
 def configure_logging(

@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import Accumulator, AggregatorFactory, Options
-from fcp_core.aggregation.checks import same_configuration
+from fcp_core.aggregation.checks import check_mergeable
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.errors import MissingExtraError
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
@@ -37,6 +37,8 @@ class FunctionAccumulator(Accumulator):
         TensorFlow is not installed.
     """
 
+    num_inputs = 0
+
     def __init__(self, intrinsic: Intrinsic) -> None:
         self._intrinsic = intrinsic
         if not intrinsic.parameters or intrinsic.nested:
@@ -49,14 +51,8 @@ class FunctionAccumulator(Accumulator):
         self._accumulate = _function("accumulate", functions[0], zeros + inputs, zeros)
         self._merge = _function("merge", functions[1], 2 * zeros, zeros)
         self._report = _function("report", functions[2], zeros, outputs)
-        self._num_inputs = 0
         # What validate has computed already: the inputs and the accumulator that has them.
         self._ahead: tuple[Sequence[Tensor], list[Tensor]] | None = None
-
-    @property
-    def num_inputs(self) -> int:
-        """How many contributions it holds."""
-        return self._num_inputs
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Run ``accumulate`` to see whether it can; the outcome is kept for :meth:`accumulate`."""
@@ -69,26 +65,23 @@ class FunctionAccumulator(Accumulator):
             self._leaves = ahead[1]
         else:
             self._leaves = self._accumulate([*self._leaves, *inputs])
-        self._num_inputs += 1
+        self.num_inputs += 1
 
     def validate_merge(self, other: Self) -> None:
         """Refuse an accumulator of another computation."""
-        if type(other) is not type(self) or not same_configuration(
-            other._intrinsic, self._intrinsic
-        ):
-            raise _bad("the accumulators to merge are of different computations")
+        check_mergeable(self, other)
 
     def merge(self, other: Self) -> None:
         """Add what *other* holds."""
         self.validate_merge(other)
-        if not other._num_inputs:
+        if not other.num_inputs:
             return
         self._ahead = None
-        if self._num_inputs:
+        if self.num_inputs:
             self._leaves = self._merge([*self._leaves, *other._leaves])
         else:
             self._leaves = list(other._leaves)
-        self._num_inputs += other._num_inputs
+        self.num_inputs += other.num_inputs
 
     def report(self) -> list[Tensor]:
         """Return what ``report`` makes of the accumulator."""
@@ -96,7 +89,7 @@ class FunctionAccumulator(Accumulator):
 
     def dump(self) -> bytes:
         """Return the number of inputs and the accumulator's leaves as a checkpoint."""
-        tensors: dict[str, Tensor] = {_COUNT: np.array(self._num_inputs, np.int64)}
+        tensors: dict[str, Tensor] = {_COUNT: np.array(self.num_inputs, np.int64)}
         tensors.update((str(index), leaf) for index, leaf in enumerate(self._leaves))
         return write_checkpoint(tensors, "tf_v1")
 
@@ -119,7 +112,7 @@ class FunctionAccumulator(Accumulator):
             if leaf.dtype != zero.dtype:
                 raise _bad(f"the state has a {leaf.dtype} tensor where a {zero.dtype} is expected")
         accumulator._leaves = leaves
-        accumulator._num_inputs = int(count)
+        accumulator.num_inputs = int(count)
         return accumulator
 
 

@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 from fcp_core.errors import UsageError
 from fcp_core.plugins.config import OptionRegistry
 from fcp_core.plugins.values import convert
-from fcp_core.protocol.protos import population_eligibility_spec_pb2 as eligibility_pb2
-from fcp_core.protocol.wkt import Duration
+from fcp_core.protocol.protos.population_eligibility_spec_pb2 import (
+    EligibilityPolicyEvalSpec as EvalSpec,
+)
+from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.policies import EligibilityPolicy, EligibilityPolicyFactory, OfferedTask
 
 
@@ -36,31 +38,17 @@ class _DevicePolicy(EligibilityPolicy):
         """Refuse options that contradict each other."""
 
     @abstractmethod
-    def fill(
-        self,
-        spec: eligibility_pb2.EligibilityPolicyEvalSpec,
-        options: Mapping[str, Any],
-        now: float,
-    ) -> bool:
+    def fill(self, spec: EvalSpec, options: Mapping[str, Any], now: float) -> bool:
         """Fill in the policy; return whether there is one for this task."""
 
-    def policies(
-        self, population: str, task: OfferedTask, now: float
-    ) -> Sequence[eligibility_pb2.EligibilityPolicyEvalSpec]:
+    def policies(self, population: str, task: OfferedTask, now: float) -> Sequence[EvalSpec]:
         """Return the one policy, with the task's own options."""
         types = {name: kind for name, kind, *_ in self.OPTIONS}
-        own = task.options.get(self.NAME, {})
-        options = {
-            **self._options,
-            **{
-                name: convert(types[name], raw, Path())
-                for name, raw in own.items()
-                if name in types
-            },
-        }
-        spec = eligibility_pb2.EligibilityPolicyEvalSpec(
-            name=self.NAME, min_version=options.get("min_version", 1)
-        )
+        options = dict(self._options)
+        for name, raw in task.options.get(self.NAME, {}).items():
+            if name in types:
+                options[name] = convert(types[name], raw, Path())
+        spec = EvalSpec(name=self.NAME, min_version=options.get("min_version", 1))
         return (spec,) if self.fill(spec, options, now) else ()
 
 
@@ -90,14 +78,9 @@ class SamplingWithoutReplacement(_DevicePolicy):
                 f"regular expression: {error}."
             ) from None
 
-    def fill(
-        self,
-        spec: eligibility_pb2.EligibilityPolicyEvalSpec,
-        options: Mapping[str, Any],
-        now: float,
-    ) -> bool:
+    def fill(self, spec: EvalSpec, options: Mapping[str, Any], now: float) -> bool:
         """Fill in the policy."""
-        spec.swor_policy.min_period.CopyFrom(_duration(options["min_period"]))
+        spec.swor_policy.min_period.CopyFrom(duration(options["min_period"]))
         spec.swor_policy.group_regex = options["group_regex"]
         return True
 
@@ -131,21 +114,15 @@ class MinimumSeparation(_DevicePolicy):
         ),
     )
 
-    def fill(
-        self,
-        spec: eligibility_pb2.EligibilityPolicyEvalSpec,
-        options: Mapping[str, Any],
-        now: float,
-    ) -> bool:
+    def fill(self, spec: EvalSpec, options: Mapping[str, Any], now: float) -> bool:
         """Fill in the policy."""
         index = options["current_index"]
         policy = spec.min_sep_policy
         policy.current_index = int(now // options["index_period"]) if index is None else index
         policy.minimum_separation = options["minimum_separation"]
         if options["min_trustworthiness_period"]:
-            policy.min_trustworthiness_period.CopyFrom(
-                _duration(options["min_trustworthiness_period"])
-            )
+            period = duration(options["min_trustworthiness_period"])
+            policy.min_trustworthiness_period.CopyFrom(period)
         return True
 
 
@@ -166,12 +143,7 @@ class DataAvailability(_DevicePolicy):
         ),
     )
 
-    def fill(
-        self,
-        spec: eligibility_pb2.EligibilityPolicyEvalSpec,
-        options: Mapping[str, Any],
-        now: float,
-    ) -> bool:
+    def fill(self, spec: EvalSpec, options: Mapping[str, Any], now: float) -> bool:
         """Fill in the policy."""
         if not options["collection_uri"]:
             return False
@@ -192,12 +164,7 @@ class TensorFlowCustom(_DevicePolicy):
     SUMMARY = "the plan of the population's eligibility task finds the device eligible"
     OPTIONS = (("arguments", "str", "", "what the plan gets in addition to the task's name", None),)
 
-    def fill(
-        self,
-        spec: eligibility_pb2.EligibilityPolicyEvalSpec,
-        options: Mapping[str, Any],
-        now: float,
-    ) -> bool:
+    def fill(self, spec: EvalSpec, options: Mapping[str, Any], now: float) -> bool:
         """Fill in the policy."""
         spec.tf_custom_policy.arguments = options["arguments"].encode()
         return True
@@ -221,8 +188,3 @@ def add_options(options: OptionRegistry) -> None:
 def factories() -> list[EligibilityPolicyFactory]:
     """Return the factories that the plugin registers."""
     return [EligibilityPolicyFactory(policy.NAME, policy.SUMMARY, policy) for policy in _POLICIES]
-
-
-def _duration(seconds: float) -> Duration:
-    nanos = round(seconds * 1e9)
-    return Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 
 from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Client
+from fcp_core.commands.course import _noise, _reasons
 from fcp_core.commands.main import cli
-from fcp_core.commands.tasks import _noise, _reasons
+from fcp_core.commands.output import make_table, print_data, print_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,15 +72,42 @@ def test_a_task_from_its_file_to_its_table(fcp, task_file, contribute, tmp_path)
 
 def test_a_cancelled_task_is_a_failure_for_its_watcher(fcp, task_file):
     task_id = fcp("submit", str(task_file)).output.strip()
-    assert "no need" in fcp("cancel", task_id, "--reason", "no need").output
+    # It was another operator's text, and must not pass for a line of the command's own.
+    shown = "CANCELLED: no\\n\\x1b[31mneed"
+    assert shown in fcp("cancel", task_id, "--reason", "no\n\x1b[31mneed").output
     watched = fcp("watch", task_id)
-    assert (watched.exit_code, "CANCELLED: no need" in watched.output) == (1, True)
-    assert "CANCELLED: no need" in fcp("list").output
+    assert (watched.exit_code, watched.output.count(shown)) == (1, 2)
+    assert shown in fcp("list").output
     long = fcp("submit", str(task_file)).output.strip()
     fcp("cancel", long, "--reason", "x" * 300)
     listed = fcp("list").output
     assert "CANCELLED: xxx" in listed
     assert "x" * 100 not in listed
+
+
+def test_what_others_wrote_does_nothing_to_a_terminal(capsys, monkeypatch):
+    table = make_table("key")
+    table.add_row("\x1b[31m\nfaked")
+    print_tables(table)
+    print_data("k\n\x1b[2J\n")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_data("k\n\x1b[2J\n")
+    shown = capsys.readouterr().out
+    assert shown.split("\n")[3].strip() == "\\x1b[31m\\nfaked"
+    assert shown.endswith("\nk\n\x1b[2J\nk\n\\x1b[2J\n")
+
+
+def test_what_others_wrote_is_one_line_of_a_command_s_log(monkeypatch):
+    root = logging.getLogger()
+    level = root.level
+    monkeypatch.setattr(root, "handlers", [])
+    try:
+        CliRunner().invoke(cli, ["tasks", "--help"])
+        (handler,) = root.handlers
+    finally:
+        root.setLevel(level)
+    record = logging.makeLogRecord({"msg": "a\n\x1b[31mb", "name": "fcp.x"})
+    assert handler.format(record).endswith("fcp.x: a\\n\\x1b[31mb")
 
 
 def test_a_watcher_is_told_why_devices_do_not_contribute(fcp, task_file):

@@ -22,6 +22,7 @@ from fcp_core.protocol.checkpoint import (
     CheckpointReader,
     kernels,
     open_checkpoint,
+    wire,
     write_checkpoint,
 )
 
@@ -75,6 +76,33 @@ def memory(blob):
     block = mmap.mmap(-1, len(blob))
     block[:] = blob
     return memoryview(block)
+
+
+@pytest.mark.parametrize("dtype", [DataType.INT64, DataType.INT32])
+def test_integers_that_are_decoded_in_a_file_are_the_totals(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(wire, "_IN_FILE", 1)
+    monkeypatch.setattr(wire, "_BEHIND", 1_000)
+    size, kind = 3_000, dtype.numpy
+    intrinsic = Intrinsic(
+        "federated_sum", (TensorSpec("v", dtype, (size,)),), (TensorSpec("o", dtype, (size,)),)
+    )
+    bound = bind([intrinsic], FACTORIES, {}, {})
+    reader, whole = CheckpointReader(), CheckpointAggregator(bound)
+    values = [np.arange(size, dtype=kind) * sign for sign in (1, -1, 5)]
+    for value in values:
+        blob = write_checkpoint({"v": value}, "tf_v1")
+        reader.open(blob)  # its size is worth a layout the second time
+        file = BlockFile(len(blob), tmp_path)
+        file.write(memoryview(blob))
+        own = file.block()
+        delta = CheckpointAggregator(bound)
+        delta.accumulate(reader.open(own), own)
+        (total,) = delta._additions._arrays.values()
+        assert isinstance(block_of(total.data), FileBlock)
+        whole.merge(delta)
+        delta.accumulate(reader.open(blob))
+        assert (delta.report()["o"] == 2 * value).all()
+    assert (whole.report()["o"] == sum(values)).all()
 
 
 @pytest.mark.slow

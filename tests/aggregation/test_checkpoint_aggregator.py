@@ -174,6 +174,35 @@ def test_only_states_of_one_configuration_are_merged():
         assert mine.dump() == before
 
 
+@pytest.mark.parametrize("error_", [StatusError(Code.OUT_OF_RANGE, "planted"), ValueError()])
+def test_a_merge_that_fails_half_way_leaves_nothing_that_could_be_reported(error_):
+    plain = FACTORIES["median"]
+
+    def make(intrinsic, options):
+        accumulator = plain.make(intrinsic, options)
+
+        def merge(other):
+            raise error_
+
+        accumulator.merge = merge
+        return accumulator
+
+    factories = {**FACTORIES, "median": replace(plain, make=make)}
+    other = bound(SUM, MEAN, chosen={MEAN.uri: "median"}, factories=factories)
+    one, two = CheckpointAggregator(other), CheckpointAggregator(other)
+    for each in (one, two):
+        each.accumulate(checkpoint())
+    assert "the aggregator 'median' failed (merge)" in error(Code.DATA_LOSS, one.merge, two)
+    error(Code.DATA_LOSS, one.report)
+    alone = bound(MEAN, chosen={MEAN.uri: "median"}, factories=factories)
+    one, two = CheckpointAggregator(alone), CheckpointAggregator(alone)
+    for each in (one, two):
+        each.accumulate(checkpoint())
+    if isinstance(error_, StatusError):  # it was asked first, and has changed nothing
+        error(Code.OUT_OF_RANGE, one.merge, two)
+        assert one.num_inputs == 1
+
+
 def test_intrinsics_that_disagree_on_the_number_of_inputs():
     one, two = CheckpointAggregator(bound(SUM)), CheckpointAggregator(bound(MEAN))
     one.accumulate(checkpoint())

@@ -177,6 +177,12 @@ def test_vectors_of_different_lengths(run):
         ExampleQueryExecutor().run(work)
 
 
+def test_what_is_masked_is_no_number():
+    assert make_query_result({"v": np.ma.array([1, 2])}).stats.output_rows_count == 2
+    with pytest.raises(ValueError, match="'v' is an array of which a part is masked"):
+        make_query_result({"v": np.ma.array([1, 2], mask=[False, True])})
+
+
 def test_plans_of_other_kinds(run):
     with pytest.raises(StatusError) as caught:
         run(plan_pb2.ClientOnlyPlan())

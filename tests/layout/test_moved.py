@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 
+import fcp_core.errors
 from fcp_core.moved import MOVED
 
 
@@ -25,3 +26,11 @@ def test_an_old_name_is_the_same_module_and_warns_with_the_new_one(old, new):
     assert message in [str(warning.message) for warning in caught]
     assert found is importlib.import_module(new)
     assert found.__spec__.name == new
+
+
+def test_the_errors_of_plugins_warn_with_the_new_name():
+    with pytest.warns(DeprecationWarning, match=r"write except plugin_errors\(\)"):
+        found = fcp_core.errors.PLUGIN_ERRORS
+    assert found == (Exception, SystemExit)
+    with pytest.raises(AttributeError, match="has no attribute 'NOTHING'"):
+        _ = fcp_core.errors.NOTHING

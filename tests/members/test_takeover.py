@@ -8,8 +8,9 @@ import logging
 import pytest
 
 from benchmarks.crashing.faults import Plan
+from benchmarks.crashing.member import LEASE, POPULATIONS
 from benchmarks.crashing.virtual import VirtualLoop
-from benchmarks.crashing.world import LEASE, POPULATIONS, World
+from benchmarks.crashing.world import World
 
 #: What the look takes with which a member finds that a lease is over, and reads what it takes.
 LOOK = 0.5

@@ -139,6 +139,18 @@ def test_packed_numbers_that_do_not_end_are_refused(end: bytes) -> None:
     assert caught.value.code is Code.INVALID_ARGUMENT
 
 
+def test_what_is_decoded_of_packed_numbers_need_not_be_in_memory(monkeypatch) -> None:
+    monkeypatch.setattr(wire, "_BEHIND", 100_000)
+    behind: list[int] = []
+    monkeypatch.setattr(wire, "rest", lambda view: behind.append(len(view)))
+    numbers = np.arange(-50_000, 50_000)
+    data = memoryview(wire.encode_varints(numbers))
+    count = wire.count_varints(data)
+    assert (wire.decode_varints(data, count, numbers.dtype) == numbers).all()
+    assert min(behind) >= 100_000
+    assert len(data) - sum(behind) < 100_000
+
+
 def test_an_index_cannot_make_a_reader_work_twice() -> None:
     """Or a small upload could keep a server busy with one large block named a million times."""
     writer = TableWriter()

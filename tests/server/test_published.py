@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -225,6 +226,23 @@ def test_a_large_model_lies_in_a_file_and_not_in_memory(tmp_path, monkeypatch):
     # The file has no name, so that nothing is left of it after a kill.
     assert not list(tmp_path.iterdir())
     assert publish("group", spec).facts == published.facts
+
+
+def test_a_large_model_that_shrinks_is_compressed_into_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "SPOOLED", 300_000)
+    monkeypatch.setattr(spool, "PIECE", 70_000)
+    model = np.random.default_rng(0).integers(0, 1 << 20, 1_000_000, "i4").tobytes()
+    spec = TaskSpec("p", "task", b"plan", b"", 1, checkpoint=model)
+    tracemalloc.start()
+    try:
+        published = publish("group", spec, folder=tmp_path)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    sent = file_of(published, "checkpoint", compressed=True).data
+    assert most < len(sent) / 2
+    assert gzip.decompress(bytes(sent)) == model
+    assert bytes(sent)[:10] == gzip.compress(b"", 1, mtime=0)[:10]
 
 
 @pytest.mark.parametrize("inline_below", [0, 300_000])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import random
+import signal
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -50,6 +51,14 @@ async def call(services, method, request, sender=None):
     """Call a method of the aggregation protocol, as HTTP would."""
     route = routes.route("google.internal.federatedcompute.v1.Aggregations", method)
     return await services.method(route)(request, sender)
+
+
+@pytest.fixture
+def served():
+    """Handle SIGINT as ``fcp serve`` does: then no KeyboardInterrupt is the operator's."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: pytest.exit("interrupted"))
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Recorder:

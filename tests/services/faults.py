@@ -34,6 +34,14 @@ def exits(*_):
     sys.exit("planted")
 
 
+def interrupts(*_):
+    raise KeyboardInterrupt("planted")
+
+
+def cancels(*_):
+    raise asyncio.CancelledError("planted")
+
+
 class Unreadable(Exception):
     def __str__(self):
         return self.args[7]

@@ -14,7 +14,14 @@ from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.tasks import TaskState
 from fcp_core.storage.contract import StorageFactory
 from fcp_plugins.storage_memory import MemoryStorage
-from tests.services.faults import DEADLINE, exits, failed, offering, raises, raises_unreadable
+from tests.services.faults import (
+    DEADLINE,
+    failed,
+    interrupts,
+    offering,
+    raises,
+    raises_unreadable,
+)
 
 (SUM,) = (f for f in fcp_register_aggregators() if f.name == "federated_sum")
 
@@ -68,11 +75,11 @@ def test_an_aggregator_that_cannot_be_made_is_named_at_submission(kit):
     ("wrong", "fault"),
     [
         (raises, "RuntimeError: planted"),
-        (exits, "SystemExit: planted"),
+        (interrupts, "KeyboardInterrupt: planted"),
         (raises_unreadable, "Unreadable, which has no message that can be read"),
     ],
 )
-def test_an_aggregator_that_fails_to_accumulate_ends_the_task_at_once(kit, wrong, fault):
+def test_an_aggregator_that_fails_to_accumulate_ends_the_task_at_once(kit, served, wrong, fault):
     async def main():
         async with kit.world(extra=[aggregating(accumulate=wrong)], aggregator="bad") as world:
             task = await world.submit(goal=3)
@@ -95,6 +102,7 @@ def test_an_aggregator_that_fails_to_accumulate_ends_the_task_at_once(kit, wrong
             {"merge": raises, "validate_merge": lambda *_: None},
             "failed (merge): RuntimeError: planted",
         ),
+        ({"validate_merge": raises}, "failed (validate_merge): RuntimeError: planted"),
     ],
 )
 def test_an_aggregator_that_fails_with_what_is_to_be_stored_ends_the_task(

@@ -5,9 +5,12 @@ The error of the task says which plugin it was and what it did.
 
 import asyncio
 import math
+import signal
+import threading
 
 import pytest
 
+from fcp_core.errors import plugin_errors
 from fcp_core.plugins import hookimpl
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.policies import (
@@ -22,7 +25,42 @@ from fcp_core.rounds.policies import (
     SelectionPolicyFactory,
 )
 from fcp_core.rounds.protocols import AggregationProtocolFactory
-from tests.services.faults import DEADLINE, exits, failed, offering, raises, raises_unreadable
+from tests.services.faults import (
+    DEADLINE,
+    cancels,
+    exits,
+    failed,
+    interrupts,
+    offering,
+    raises,
+    raises_unreadable,
+)
+
+
+def _caught(error, found, **how):
+    try:
+        raise error
+    except plugin_errors(**how):
+        found.append(True)
+    except BaseException:
+        found.append(False)
+
+
+def test_only_the_operators_ctrl_c_passes_what_plugins_raise(monkeypatch):
+    found = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for error in (KeyboardInterrupt(), SystemExit(), BaseException(), asyncio.CancelledError()):
+            _caught(error, found)
+        _caught(SystemExit(), found, awaited=True)
+        _caught(asyncio.CancelledError(), found, awaited=True)
+        thread = threading.Thread(target=_caught, args=(KeyboardInterrupt(), found))
+        thread.start()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == [False, True, True, True, True, False, True]
+
 
 # Selection.
 
@@ -43,6 +81,8 @@ def decisions(make):
 SELECTIONS = {
     "raises": (raises, "RuntimeError: planted"),
     "ends the program": (exits, "SystemExit: planted"),
+    "interrupts it": (interrupts, "KeyboardInterrupt: planted"),
+    "cancels": (cancels, "CancelledError: planted"),
     "raises what cannot be read": (raises_unreadable, "raised Unreadable, which has no message"),
     "nothing": (lambda view: None, "returned None, not a Selection"),
     "a list": (lambda view: [], "returned [], not a Selection"),
@@ -63,7 +103,7 @@ SELECTIONS = {
 
 
 @pytest.mark.parametrize("answer", SELECTIONS)
-def test_a_selection_policy_that_is_wrong_leaves_devices_waiting(kit, answer):
+def test_a_selection_policy_that_is_wrong_leaves_devices_waiting(kit, served, answer):
     wrong, fault = SELECTIONS[answer]
 
     async def main():
@@ -166,11 +206,12 @@ class Judging(EligibilityPolicy):
 ELIGIBILITY = {
     "raises when asked": (Asking(raises), "RuntimeError: planted"),
     "ends the program": (Asking(exits), "SystemExit: planted"),
+    "interrupts it": (Asking(interrupts), "KeyboardInterrupt: planted"),
     "raises what cannot be read": (Asking(raises_unreadable), "Unreadable, which has no message"),
     "asks nothing there is": (Asking(lambda task: None), "TypeError"),
     "asks garbage": (Asking(lambda task: ["x"]), "'x' is no EligibilityPolicyEvalSpec"),
     "raises when it judges": (Judging(raises), "Judging failed to judge"),
-    "ends the program when it judges": (Judging(exits), "Judging failed to judge"),
+    "interrupts the program when it judges": (Judging(interrupts), "Judging failed to judge"),
     "judges with garbage": (Judging(lambda check_in: "no"), "Judging failed to judge"),
     "a reason that is no text": (Judging(lambda check_in: Refusal(7)), "Judging failed to judge"),
     "a window that is none": (
@@ -181,7 +222,7 @@ ELIGIBILITY = {
 
 
 @pytest.mark.parametrize("fault", ELIGIBILITY)
-def test_an_eligibility_policy_that_is_wrong_keeps_devices_from_its_tasks(kit, fault):
+def test_an_eligibility_policy_that_is_wrong_keeps_devices_from_its_tasks(kit, served, fault):
     policy, message = ELIGIBILITY[fault]
     plugin = offering(
         "fcp_register_eligibility_policies",

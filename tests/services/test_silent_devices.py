@@ -33,6 +33,16 @@ async def take_all(world, most=50):
     return taken
 
 
+async def take(device):
+    """Return what a device that checks in is given, or None."""
+    if not device.multiple:
+        return await device.assignment()
+    response = await device.check_in()
+    if response.WhichOneof("result") == "rejection_info":
+        return None
+    return next(iter(await device.ask("sum")), None)
+
+
 def test_one_of_six_is_silent_and_nobody_waits_for_it(kit):
     async def main():
         async with kit.world() as world:
@@ -101,15 +111,6 @@ def test_who_takes_all_places_and_does_nothing_has_them_once(kit, mode):
         async with kit.world(max_at_work="10") as world:
             task = await world.submit(goal=10, assignment_mode=mode)
             multiple = mode is AssignmentMode.MULTIPLE
-
-            async def take(device):
-                if not multiple:
-                    return await device.assignment()
-                response = await device.check_in()
-                if response.WhichOneof("result") == "rejection_info":
-                    return None
-                return next(iter(await device.ask("sum")), None)
-
             with at("203.0.113.9"):
                 prepared = world.device(multiple=multiple)
                 await prepared.check_in()
@@ -130,6 +131,26 @@ def test_who_takes_all_places_and_does_nothing_has_them_once(kit, mode):
                 with at(f"198.51.100.{number}"):
                     await device.contribute(await take(device))
             assert (await world.result(task))[1] == 10
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("mode", list(AssignmentMode))
+def test_who_takes_all_places_shares_them_with_others_at_once(kit, mode):
+    async def main():
+        async with kit.world(max_at_work="10") as world:
+            task = await world.submit(goal=10, assignment_mode=mode)
+            devices = [world.device(multiple=mode is AssignmentMode.MULTIPLE) for _ in range(21)]
+            with at("203.0.113.9"):
+                given = [await take(device) for device in devices[:11]]
+                assert [each is not None for each in given] == [True] * 10 + [False]
+            # No time passes.
+            for number, device in enumerate(devices[11:]):
+                with at(f"198.51.100.{number}"):
+                    await device.contribute(await take(device))
+            assert (await world.result(task))[1] == 10
+            # They are told nothing bad if they come after all.
+            await devices[0].contribute(given[0])
 
     asyncio.run(main())
 

@@ -107,6 +107,23 @@ def test_the_norm_is_that_of_the_whole_update():
     np.testing.assert_array_equal(aggregate(plugin.NORM_CLIPPING, [row], norm=1e3), row)
 
 
+def test_weights_that_are_too_much_together_are_refused():
+    value, weight = TensorSpec("v", DataType.DOUBLE, (1,)), TensorSpec("w", DataType.DOUBLE)
+    outputs = (TensorSpec("r", DataType.DOUBLE, (1,)),)
+    mean = Intrinsic("federated_weighted_mean", (value, weight), outputs)
+    factory = plugin.NORM_CLIPPING
+    intrinsic = Intrinsic(JOINT_URI, nested=(mean,)) if factory.joint else mean
+    inputs = [np.ones(1), np.array(9e307)]
+    first, second = (factory.make(intrinsic, DEFAULTS | {"norm": 1.0}) for _ in range(2))
+    for each in (first, second):
+        each.validate(inputs)
+        each.accumulate(inputs)
+    with pytest.raises(StatusError, match="too much to be added") as caught:
+        first.merge(second)
+    assert caught.value.code is Code.OUT_OF_RANGE
+    assert first.report() == [1.0]
+
+
 ATTACKS = {
     "far": lambda rows: np.full((3, SIZE), 1e9),
     "overflowing": lambda rows: np.full((3, SIZE), 1e300),
@@ -162,7 +179,7 @@ BAD_INTRINSICS = {
             (TensorSpec("v", DataType.FLOAT, (-1,)),),
             (TensorSpec("r", DataType.FLOAT, (-1,)),),
         ),
-        "known shape",
+        "unknown dimension",
     ),
     "two weights": (
         Intrinsic(

@@ -5,7 +5,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from secagg_sessions import Session, full
+from secagg_sessions import Session, full, unmask
 
 from fcp_core.protocol.protos import secagg_messages_pb2 as pb
 from fcp_secagg.graphs import HararyGraph
@@ -141,5 +141,5 @@ def test_any_history_ends_with_the_plain_sum_or_with_an_abort(data):
         # A neighbourhood in which too few are left, although the cohort has enough.
         assert graph.degree < graph.size
         with pytest.raises(ValueError, match="shares are needed"):
-            server.unmask()
+            unmask(server)
         assert server.outcome is Outcome.UNHANDLED_ERROR

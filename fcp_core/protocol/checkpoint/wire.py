@@ -6,12 +6,14 @@ numbers can be used where they lie.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fcp_core.protocol.blocks import FileBlock, block_of, rest
 from fcp_core.protocol.checkpoint.base import invalid
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -20,6 +22,10 @@ LONGEST_VARINT = 10
 
 # Bytes, or values, handled at once: small enough that the scratch arrays stay in the cache.
 _CHUNK = 1 << 16
+# After so many decoded bytes their own memory is given back, if they lie in a file.
+_BEHIND = 4 << 20
+# So many bytes of numbers, and more, lie in a file if what they are decoded from does.
+_IN_FILE = 16 << 20
 
 
 class Field(NamedTuple):
@@ -109,7 +115,9 @@ def varint(value: int) -> bytes:
 
 def count_varints(data: memoryview) -> int:
     """Return how many varints end in *data*."""
-    return int(np.count_nonzero(np.frombuffer(data, np.uint8) < 0x80))
+    raw = np.frombuffer(data, np.uint8)
+    pieces = (raw[at : at + _CHUNK] for at in range(0, raw.size, _CHUNK))
+    return sum(int(np.count_nonzero(piece < 0x80)) for piece in pieces)
 
 
 def decode_varints(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -122,8 +130,8 @@ def decode_varints(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArra
     raw = np.frombuffer(data, np.uint8)
     if raw.size and raw[-1] >= 0x80:
         raise invalid("the checkpoint is corrupt: the last of the packed numbers has no end")
-    out = np.empty(count, dtype)
-    at = done = 0
+    out = _room(data, count, dtype)
+    at = done = behind = 0
     while at < raw.size:
         piece = raw[at : at + _CHUNK]
         last = np.flatnonzero(piece < 0x80)
@@ -133,7 +141,19 @@ def decode_varints(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArra
             _decode_piece(piece, last, out, done)
         at += int(last[-1]) + 1
         done += last.size
+        if at - behind >= _BEHIND:  # what is decoded takes its place
+            rest(data[behind:at])
+            behind = at
     return out
+
+
+def _room(data: memoryview, count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return where numbers are decoded to."""
+    block, size = block_of(data), count * dtype.itemsize
+    if isinstance(block, FileBlock) and size >= _IN_FILE:
+        with contextlib.suppress(OSError):  # a full disk: then memory has to do
+            return np.frombuffer(block.beside(size), dtype)
+    return np.empty(count, dtype)
 
 
 def _decode_piece(

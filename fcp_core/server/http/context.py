@@ -7,12 +7,12 @@ import contextlib
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -39,21 +39,8 @@ T = TypeVar("T")
 Method = Callable[[Message, "str | None"], Awaitable[Message]]
 #: Matches a path with a route's template.
 Match = Callable[[str], "re.Match[str] | None"]
-
-
-class Authenticate(Protocol):
-    """Says who sends a request (``fcp_authenticate``)."""
-
-    def __call__(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        peer: str,
-        certificate: Mapping[str, Any] | None = None,
-    ) -> str | None:
-        """Return a name, or None; raise StatusError to refuse."""
-        ...
+#: Says who sends a request, as ``HookCaller.authenticate`` does, whose arguments it takes.
+Authenticate = Callable[..., "str | None"]
 
 
 class Context:

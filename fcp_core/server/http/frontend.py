@@ -30,7 +30,7 @@ from fcp_core.server.http.passing import DOWNLOAD, UPLOAD
 from fcp_core.server.http.plugin_pages import PagesHandler, name_of
 from fcp_core.server.http.request import Channel
 from fcp_core.server.http.routed import from_members, routed
-from fcp_core.server.http.shared_admin import SharedAdmin
+from fcp_core.server.http.shared_admin import OwnAdmin, SharedAdmin
 from fcp_core.server.http.tls import MemberTLS
 from fcp_core.server.logs import hide_addresses
 from fcp_core.server.processes.link import Link
@@ -108,7 +108,10 @@ class Frontend:
         self._member_tls = None if member_tls is None else member_tls.server.context
         #: What answers admin calls for all members; None: this server's does.
         self.shared_admin: SharedAdmin | None = None
+        #: What answers those that other members pass on, or ask; None as before.
+        self._own_admin: OwnAdmin | None = None
         if isinstance(members, Members):
+            self._own_admin = OwnAdmin(services.admin, members)
             self.shared_admin = SharedAdmin(
                 services.admin, members, self._context.member_connections
             )
@@ -205,10 +208,9 @@ class Frontend:
         self, connection: Channel, method: str, uri: str, headers: HTTPHeaders
     ) -> Handler:
         """Make the handler of an admin call that another member passed on, or asks."""
-        context = self._context
-        return AdminHandler(
-            context, context.services.admin, self._check, connection, method, uri, headers
-        )
+        admin: Any = self._own_admin or self._context.services.admin
+        request = (connection, method, uri, headers)
+        return AdminHandler(self._context, admin, self._check, *request)
 
     def _make_metrics(
         self, connection: Channel, method: str, uri: str, headers: HTTPHeaders

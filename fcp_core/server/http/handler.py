@@ -39,6 +39,7 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream, SSLIOStream
 
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.status import StatusError
 from fcp_core.server.http import answers, refusals
 from fcp_core.server.http.bodies import take_body, take_chunks, take_piece
@@ -285,8 +286,7 @@ class Handler(Request):
         try:
             if self.throttled and context.addresses.active:
                 context.addresses.take(address_key(self.address))
-            size = len(self.uri)
-            size += sum([len(name) + len(value) + 4 for name, value in headers.get_all()])
+            size = len(self.uri) + sum([len(k) + len(v) + 4 for k, v in headers.get_all()])
             if size > context.limits.max_header:
                 raise refusals.long_header(size, context.limits.max_header)
             waits = self.admit()
@@ -327,10 +327,10 @@ class Handler(Request):
     async def _serve(self) -> None:
         try:
             await self.serve()
-        except Exception as error:
-            refusals.fail(self, error)
         except asyncio.CancelledError:
             refusals.fail(self, self.context.stopped())
+        except plugin_errors(awaited=True) as error:
+            refusals.fail(self, error)
         else:
             self.abandon()
 

@@ -77,7 +77,7 @@ def drop(handler: Request, chunk: bytes) -> None:
             handler.http.close()
 
 
-def fail(handler: Request, error: Exception) -> None:
+def fail(handler: Request, error: BaseException) -> None:
     """Answer that a request failed, or close the connection if an answer was begun."""
     handler.abandon()  # before the client, who may try again, hears of it
     status = as_status(handler, error)
@@ -89,7 +89,7 @@ def fail(handler: Request, error: Exception) -> None:
         handler.on_connection_close()
 
 
-def as_status(handler: Request, error: Exception) -> StatusError:
+def as_status(handler: Request, error: BaseException) -> StatusError:
     """Return the error to send; a fault of the server's own is logged and not described."""
     if isinstance(error, StatusError):
         logger.debug("%s %s: %s", handler.label, handler.subject, error)

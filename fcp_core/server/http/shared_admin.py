@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
@@ -40,8 +41,34 @@ R = TypeVar("R")
 
 #: How long another member may take to answer, in seconds.
 ANSWER_TIME = 10.0
+#: How long a list waits for populations that change hands, in seconds.
+SETTLED_TIME = 5.0
+#: The pause between two looks at who owns what.
+_PAUSE = 0.05
 #: How long one may take for a page, which somebody waits for, in seconds.
 PAGE_TIME = 2.0
+
+
+class OwnAdmin:
+    """Has the interface of ``Admin``, for another member, which asks for what this one has.
+
+    :param here: what answers.
+    """
+
+    def __init__(self, here: Admin, members: Members) -> None:
+        self._here = here
+        self._members = members
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        found: Callable[..., Awaitable[Any]] = getattr(self._here, method)
+        if method != "status" and not method.startswith("list_"):
+            return found
+
+        async def answer(*arguments: Any) -> Any:
+            await _settle(self._members, asyncio.get_running_loop().time() + SETTLED_TIME)
+            return await found(*arguments)
+
+        return answer
 
 
 class SharedAdmin:
@@ -81,7 +108,7 @@ class SharedAdmin:
             name: value for name, value in msgspec.to_builtins(query).items() if value is not None
         }
         lists = await self._ask_all(
-            f"/tasks?{urlencode(given)}", TaskList, await self._here.list_tasks(query)
+            f"/tasks?{urlencode(given)}", TaskList, partial(self._here.list_tasks, query)
         )
         each = [(url, found.tasks) for url, found in lists]
         tasks = self._together(each, lambda task: (task.population, task.task_id))
@@ -92,31 +119,32 @@ class SharedAdmin:
 
     async def list_populations(self) -> PopulationList:
         """Return all populations."""
-        here = await self._here.list_populations()
-        lists = await self._ask_all("/populations", PopulationList, here)
+        lists = await self._ask_all("/populations", PopulationList, self._here.list_populations)
         each = ((url, found.populations) for url, found in lists)
         return PopulationList(self._together(each, lambda one: (one.name,)))
 
     async def list_eligibility_tasks(self) -> EligibilityList:
         """Return which populations have one."""
-        here = await self._here.list_eligibility_tasks()
+        here = self._here.list_eligibility_tasks
         lists = await self._ask_all("/eligibility_tasks", EligibilityList, here)
         each = ((url, found.eligibility_tasks) for url, found in lists)
         return EligibilityList(self._together(each, lambda one: (one.population,)))
 
     async def list_schedules(self) -> ScheduleList:
         """Return the tasks that are offered again and again, by any member."""
-        lists = await self._ask_all("/schedules", ScheduleList, await self._here.list_schedules())
+        lists = await self._ask_all("/schedules", ScheduleList, self._here.list_schedules)
         each = ((url, found.schedules) for url, found in lists)
         return ScheduleList(self._together(each, lambda one: (one.population, one.name)))
 
     async def status(self) -> ServerStatus:
         """Return the version, the address and the number of tasks by state, of all members."""
-        found = await self._here.status()
+        found = [
+            each for _, each in await self._ask_all("/status", ServerStatus, self._here.status)
+        ]
         states: Counter[str] = Counter()
-        for _, each in await self._ask_all("/status", ServerStatus, found):
+        for each in found:
             states.update(each.tasks)
-        return msgspec.structs.replace(found, tasks=dict(states))
+        return msgspec.structs.replace(found[0], tasks=dict(states))
 
     async def ask_pages(self, uri: str) -> list[bytes]:
         """Return a page of all other members that live; one that does not answer is left out."""
@@ -151,14 +179,24 @@ class SharedAdmin:
                     found[which] = thing
         return [found[which] for which in sorted(found)]
 
-    async def _ask_all(self, path: str, kind: type[T], here: T) -> list[tuple[str, T]]:
+    async def _ask_all(
+        self, path: str, kind: type[T], ask_here: Callable[[], Awaitable[T]]
+    ) -> list[tuple[str, T]]:
         """Ask all other members that live; return each one's answer after this server's.
 
         :raises StatusError: UNAVAILABLE if one does not answer: half a list is no list.
         """
-        urls = self._members.table.holders()
-        others = await asyncio.gather(*(self._ask(url, "GET", path, kind) for url in urls))
-        return [("", here), *zip(urls, others, strict=True)]
+        loop = asyncio.get_running_loop()
+        end = loop.time() + SETTLED_TIME
+        while True:
+            await _settle(self._members, end)
+            table = self._members.table
+            here, urls = await ask_here(), table.holders()
+            others = await asyncio.gather(*(self._ask(url, "GET", path, kind) for url in urls))
+            # What changed hands meanwhile may be in nobody's list.
+            await _look(self._members, end)
+            if loop.time() >= end or self._members.table.agrees(table):
+                return [("", here), *zip(urls, others, strict=True)]
 
     async def _ask(self, url: str, method: str, path: str, kind: type[T], body: bytes = b"") -> T:
         try:
@@ -192,3 +230,18 @@ class SharedAdmin:
         except asyncio.CancelledError:
             call.close()  # it takes too long
             raise
+
+
+async def _settle(members: Members, end: float) -> None:
+    """Wait until somebody owns each population: nobody lists the tasks of one that is taken."""
+    loop = asyncio.get_running_loop()
+    while members.in_touch and not members.table.settled(members.clock) and loop.time() < end:
+        await _look(members, end)
+        await asyncio.sleep(_PAUSE)
+
+
+async def _look(members: Members, end: float) -> None:
+    """Have the storage asked who owns what, if it answers."""
+    if members.in_touch:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(members.look(), end - asyncio.get_running_loop().time())

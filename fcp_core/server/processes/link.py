@@ -21,6 +21,7 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.status import Code, StatusError
 
 logger = logging.getLogger("fcp.server")
@@ -228,7 +229,7 @@ class Link(asyncio.Protocol):
             result = await self._handlers[name](*arguments)
         except StatusError as refusal:
             error = (int(refusal.code), refusal.message, refusal.http)
-        except Exception:
+        except plugin_errors(awaited=True):
             logger.exception("the call %r of another process of the server failed", name)
             message = "another process of the server failed; its log says why"
             error = (int(Code.INTERNAL), message, None)

@@ -17,7 +17,7 @@ import socket
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from fcp_core.aggregation.engine import FoldJob
@@ -33,6 +33,7 @@ from fcp_core.server.processes.remote_upload import RemoteUpload
 from fcp_core.server.services.routing import lives
 
 if TYPE_CHECKING:
+    from fcp_core.server.services.media import Media
     from fcp_core.server.services.members import Members
     from fcp_core.server.services.routing import RoutingTable
     from fcp_core.server.services.store import TaskStore
@@ -54,22 +55,6 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 #: Opens a connection to a member, says who calls, and attaches a link.
 Dial = Callable[[str, str, Link], Awaitable[None]]
-
-
-class Uploads(Protocol):
-    """What takes uploads for the populations of this member."""
-
-    async def begin_upload(self, resource_name: str, sender: str | None = None) -> int:
-        """Begin an upload; return whether its bytes are wanted, a ``Wanted``."""
-        ...
-
-    async def finish_upload(self, resource_name: str, body: Any, sender: str | None = None) -> None:
-        """Take the whole body."""
-        ...
-
-    async def abandon_upload(self, resource_name: str, sender: str | None = None) -> None:
-        """Forget an upload whose bytes will not come."""
-        ...
 
 
 class LinkedMember:
@@ -213,7 +198,7 @@ class MemberLinks:
         members: Members,
         engine: ProcessEngine,
         store: TaskStore,
-        uploads: Uploads,
+        uploads: Media,
         address: str,
         placing: Placing,
         freed: Signal,

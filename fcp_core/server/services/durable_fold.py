@@ -49,7 +49,7 @@ class _Delta:
         self.ready: list[tuple[Sequence[str], Future[None]]] = []
         self.in_progress = 0
         #: Why it will not be stored.
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -364,7 +364,7 @@ class DurableFold(Fold):
         delta.ready = []
         self._committed(count, *written)
 
-    def _refuse(self, delta: _Delta, error: Exception) -> None:
+    def _refuse(self, delta: _Delta, error: BaseException) -> None:
         delta.error = error
         ready, delta.ready = delta.ready, []
         for contributions, future in ready:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fcp_core.protocol.protos import common_pb2 as common
@@ -15,6 +17,7 @@ from fcp_core.rounds.experience import OFFERS
 from fcp_core.rounds.pacing import window_message
 from fcp_core.rounds.policies import CheckIn, EligibilityPolicy, Refusal, RetryWindow, combined
 from fcp_core.rounds.session import DeviceSession
+from fcp_core.rounds.sharing import share_places
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.rounds.text import clean
 from fcp_core.rounds.token_parts import Kind, principal_of, scope_of
@@ -98,7 +101,7 @@ class EligibilityEvalTasks:
         )
         offer, conditional, refusal = self._offer(check_in, population, now)
         trusted = not population.senders.silent or population.senders.trusts(origin)
-        if not (trusted and population.has_room_for(offer.names)):
+        if not (trusted and _has_room(population, offer.names, origin, now)):
             if refusal is not None and refusal.retry is not None:
                 rejected = refusal.retry
             reason = _reason(common, population.name, refusal, trusted)
@@ -271,6 +274,18 @@ class EligibilityEvalTasks:
             who = (session.check_in.population, label(session.session_id))
             names, version = tuple(sorted(offer.names)), session.check_in.client_version
             self._common.notify(CheckedIn(now, *who, names, version))
+
+
+def _has_room(
+    population: Population, names: Collection[str], origin: Sequence[str], now: float
+) -> bool:
+    """Whether a task of these names may be given a device, if only since others must share."""
+    if population.has_room_for(names):
+        return True
+    for task in population.open_tasks() if origin else ():
+        if task.spec.name in names:
+            share_places(task.machine, origin, partial(population.has_room, task), now)
+    return bool(origin) and population.has_room_for(names)
 
 
 def _reason(common: Common, population: str, refusal: Refusal | None, trusted: bool) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from google.protobuf.message import Message
 
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.pacing import duration
@@ -113,7 +113,7 @@ class LateCalls:
                 raise TypeError(f"expected a {nothing.DESCRIPTOR.full_name}, not {response!r}")
         except StatusError:
             raise
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             logger.exception("the aggregation protocol %s failed on a late call", factory.name)
             response = None
         if response is None and task is not None and task.protocol.concludes(route.method):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from fcp_core.errors import PLUGIN_ERRORS, UsageError
+from fcp_core.errors import UsageError, plugin_errors
 from fcp_core.rounds.events import LedgerRead
 from fcp_core.rounds.ledger import Account, Ledger
 from fcp_core.server.services.store import Loaded
@@ -36,7 +36,7 @@ def _figures(
     for ledger in ledgers:
         try:
             figures.update(ledger.figures(population, of_ledger(ledger, accounts)))
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             logger.exception("the ledger %s failed to say how it stands", ledger.name)
     return figures
 

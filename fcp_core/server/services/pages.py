@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Protocol
 
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.plugins.pages import PageAnswer, PageRequest, Pages
 from fcp_core.protocol.status import Code, StatusError
 
@@ -42,7 +42,7 @@ class PluginPages:
             return await self._pages[name].answer(request)
         except StatusError:
             raise
-        except PLUGIN_ERRORS:
+        except plugin_errors(awaited=True):
             logger.exception("the pages %r failed", name)
             message = "the page failed; the server's log says why"
             raise StatusError(Code.INTERNAL, message) from None

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.errors import describe, plugin_errors
 from fcp_core.rounds.machine import Clock
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.leases import LeaseLostError
@@ -71,7 +71,7 @@ class PolicyStates:
         """
         try:
             data = msgspec.json.encode(state)
-        except PLUGIN_ERRORS as error:  # A policy may keep anything.
+        except plugin_errors() as error:  # A policy may keep anything.
             what = f"population {population}: what selection policy {policy} keeps"
             logger.error("%s is no JSON: %s", what, describe(error))
             return

@@ -17,7 +17,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from fcp_core.aggregation.engine import HeldBody
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.protos import google_longrunning_operations_pb2 as longrunning
 from fcp_core.protocol.routes import Route
 from fcp_core.protocol.status import Code, StatusError
@@ -271,7 +271,7 @@ class ProtocolHost(ProtocolGuard):
                 return call, self._carry_out([Answer(assignment.id, method, error)], now)
             del assignment.calls[method]
             raise
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             self._log(method)
             return call, self._give_up([assignment], now)
         return call, self._carry_out(effects, now, [assignment])
@@ -300,7 +300,7 @@ class ProtocolHost(ProtocolGuard):
         try:
             when = self._protocol.next_tick()
             return None if when is None else max(self._quiet_until, float(when))
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             self._log("next_tick")
             return None
 
@@ -313,7 +313,7 @@ class ProtocolHost(ProtocolGuard):
     ) -> list[ShellEffect]:
         try:
             effects = ask()
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             self._log(what)
             return self._give_up(about, now)
         return self._carry_out(effects, now, about)
@@ -335,7 +335,7 @@ class ProtocolHost(ProtocolGuard):
                     found += self._drop(effect, now)
                 else:
                     found += self._answer(effect, now)
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             # A protocol may return anything.
             self._log("an effect")
             found += self._give_up(about, now)

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
 
-from fcp_core.errors import PLUGIN_ERRORS, describe
+from fcp_core.errors import describe, plugin_errors
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, CallState, ProtocolCall, Stage
 from fcp_core.rounds.effects import DroppedEffect, Group, TaskEffect
@@ -88,7 +88,7 @@ class ProtocolGuard(ABC):
         """Have the protocol fill in its part of an assignment's message."""
         try:
             self._protocol.describe(message)
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             self._log("describe")
 
     def start(self, task: ProtocolTask, now: float) -> list[ShellEffect]:
@@ -100,7 +100,7 @@ class ProtocolGuard(ABC):
         try:
             effects = self._protocol.start(task, now)
             self._machine.together = max(1, int(self._protocol.together))
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             raise StatusError(
                 Code.INVALID_ARGUMENT,
                 f"the aggregation protocol {self._name!r} cannot start the task: {describe(error)}",
@@ -122,7 +122,7 @@ class ProtocolGuard(ABC):
         """Return what the protocol says to whoever watches the task."""
         try:
             return tuple(map(str, self._protocol.notes()))
-        except PLUGIN_ERRORS:
+        except plugin_errors():
             self._log("notes")
             return ()
 

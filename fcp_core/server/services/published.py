@@ -8,7 +8,6 @@ lies in a file of its own instead.
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
 import re
 import struct
@@ -25,7 +24,7 @@ from fcp_core.protocol.protos import task_assignments_pb2 as assignments_pb2
 from fcp_core.rounds.pacing import duration
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.rounds.token_parts import MARK_BYTES, uuid_bytes
-from fcp_core.server.services.spool import Spooled, spooled, unpacked
+from fcp_core.server.services.spool import Spooled, packed, spooled, unpacked
 
 #: The files of a task beside its slices, which storages keep under these names too.
 PLAN_FILES = ("plan", "checkpoint")
@@ -295,15 +294,14 @@ def publish(
         assignment is kept in any case.
     :param folder: where what is large is kept in a file; None: where temporary files are.
     """
-    files = _plan_files(spec.plan, spec.checkpoint)
+    files = _plan_files(spec.plan, spec.checkpoint, folder)
     facts = {name: file.facts for name, file in files.items()}
     if source is None:
         for served_at_id, by_key in spec.slices.items():
             for key, data in by_key.items():
-                files[f"{served_at_id}_{key}"] = _compress(data)
+                files[f"{served_at_id}_{key}"] = _compress(data, folder)
         files = {
-            name: replace(file, data=spooled(bytes(file.data), folder))
-            for name, file in files.items()
+            name: replace(file, data=spooled(file.data, folder)) for name, file in files.items()
         }
     else:
         sizes = {"plan": len(spec.plan), "checkpoint": len(spec.checkpoint)}
@@ -323,10 +321,10 @@ def publish_plan(group: str, plan: bytes, checkpoint: bytes, *, inline_below: in
     return Published(group, files, facts, inline_below=inline_below)
 
 
-def _plan_files(plan: bytes, checkpoint: bytes) -> dict[str, Download]:
+def _plan_files(plan: bytes, checkpoint: bytes, folder: Path | None = None) -> dict[str, Download]:
     files = {"plan": _compress_plan(plan)}
     if checkpoint:
-        files["checkpoint"] = _compress(checkpoint)
+        files["checkpoint"] = _compress(checkpoint, folder)
     return files
 
 
@@ -371,9 +369,9 @@ async def _apart(size: int, function: Callable[..., Download], *arguments: objec
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
-def _compress(data: bytes) -> Download:
+def _compress(data: bytes, folder: Path | None = None) -> Download:
     etag = hashlib.sha256(data).hexdigest()
     if not is_worth_compressing(data):
         return Download(data, CHECKPOINT_TYPE.removesuffix(_GZIP), etag, 0.0)
-    compressed = gzip.compress(data, 1 if len(data) > _LARGE else 6, mtime=0)
+    compressed = packed(data, 1 if len(data) > _LARGE else 6, folder)
     return Download(compressed, CHECKPOINT_TYPE, etag, 0.0)

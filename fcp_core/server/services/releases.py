@@ -26,7 +26,7 @@ from fcp_core.aggregation.release import (
     Released,
     Resumed,
 )
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.checkpoint import open_checkpoint, write_checkpoint
 from fcp_core.protocol.statement import add_statement
 from fcp_core.protocol.status import Code, StatusError
@@ -154,7 +154,7 @@ class TaskRelease:
         for ledger in self._ledgers:
             try:
                 said.update(ledger.statement(self.planned))
-            except PLUGIN_ERRORS:
+            except plugin_errors():
                 logger.exception("the ledger %s failed to state a task", ledger.name)
         return spec.replace(plan=add_statement(spec.plan, said)) if said else spec
 
@@ -188,7 +188,7 @@ class TaskRelease:
                     after.update(ledger.book(planned, accounts))
                 except StatusError:
                     raise
-                except PLUGIN_ERRORS as error:
+                except plugin_errors() as error:
                     logger.exception("the ledger %s failed to book a release", ledger.name)
                     raise ReleaseRefusedError(
                         f"the ledger {ledger.name} failed to book it: {error}"
@@ -206,7 +206,7 @@ class TaskRelease:
             try:
                 population = self.planned.spec.population
                 figures.update(ledger.booked(population, of_ledger(ledger, accounts)))
-            except PLUGIN_ERRORS:
+            except plugin_errors():
                 logger.exception("the ledger %s failed to note what it has booked", ledger.name)
         return figures
 
@@ -220,7 +220,7 @@ class TaskRelease:
                 problems += ledger.check(planned, accounts, others)
             except StatusError as error:
                 problems.append(error.message)
-            except PLUGIN_ERRORS as error:
+            except plugin_errors() as error:
                 logger.exception("the ledger %s failed to check a task", ledger.name)
                 problems.append(f"the ledger {ledger.name} could not check the task: {error}")
         return problems
@@ -289,7 +289,7 @@ async def resume(
             begun: Resumed = item.factory.resume(
                 item.options, account.data if account.version else None
             )
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             raise item.fault("resume", error, Code.INVALID_ARGUMENT) from error
         if begun.options:
             options[item.factory.name] = begun.options
@@ -324,9 +324,5 @@ def series_of(spec: TaskSpec, bound: Sequence[BoundIntrinsic]) -> dict[int, str]
 
 
 def _promised(item: BoundIntrinsic, accumulator: Randomised, context: ReleaseContext) -> Promise:
-    try:
+    with item.guard("promise"):
         return accumulator.promise(context)
-    except StatusError:
-        raise
-    except PLUGIN_ERRORS as error:
-        raise item.fault("promise", error) from error

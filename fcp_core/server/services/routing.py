@@ -118,6 +118,16 @@ class RoutingTable:
         owner = self.owners.get(mark)
         return owner if owner is not None and clock.now() < owner.until else None
 
+    def settled(self, clock: Clock) -> bool:
+        """Whether each population has an owner at the moment."""
+        return all(self.owner(mark, clock) is not None for mark in self.known)
+
+    def agrees(self, other: RoutingTable) -> bool:
+        """Whether populations have the same owners in another table."""
+        return {mark: owner.url for mark, owner in self.owners.items()} == {
+            mark: owner.url for mark, owner in other.owners.items()
+        }
+
     def population_of(self, task_id: str) -> str | None:
         """Return a task's population, if it is known."""
         return self.known.get(uuid_bytes(task_id)[:MARK_BYTES])

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from fcp_core.errors import PLUGIN_ERRORS
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import Clock
 from fcp_core.rounds.tasks import TaskSpec
@@ -202,7 +201,7 @@ class Schedules:
             error = offering.exception()
             if isinstance(error, LeaseLostError):
                 self._records.pop(name, None)  # another member goes on with it
-            elif isinstance(error, PLUGIN_ERRORS) and name in self._records:
+            elif error is not None and name in self._records:
                 self._again[name] = self._clock.now() + AGAIN
                 logger.error("the schedule %s is tried again in %g s: %s", name, AGAIN, error)
         self._changed()

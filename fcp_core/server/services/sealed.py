@@ -14,16 +14,14 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fcp_core.aggregation.engine import Partial
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.services.store import TaskStore
 from fcp_core.storage.records import ShardRecord
 from fcp_core.storage.shards import Merge, StoredShards
-
-if TYPE_CHECKING:
-    from fcp_core.server.services.stored_whole import ShardStore
 
 #: How sealed bytes begin, and no state of an aggregate does: no message has such a field.
 _SEALED = b"\xc1fcp\x01"
@@ -80,7 +78,7 @@ class SealedStore:
     :param store: gets them.
     """
 
-    def __init__(self, store: ShardStore, seals: Seals) -> None:
+    def __init__(self, store: TaskStore, seals: Seals) -> None:
         self._store, self._seals = store, seals
 
     async def add_shard(
@@ -90,7 +88,7 @@ class SealedStore:
         name: str,
         total: Merge | None = None,
     ) -> bool:
-        """Write a shard, as ``ShardStore.add_shard``."""
+        """Write a shard, as ``TaskStore.add_shard``."""
 
         def seal(shard_id: str, pieces: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
             return self._seals.seal(_name(shard.task_id, shard_id), pieces)
@@ -101,12 +99,12 @@ class SealedStore:
         return await self._store.add_shard(shard, sealed, name, total)
 
     async def close_stream(self, task_id: str, name: str, stream: str) -> StoredShards:
-        """Close a stream, as ``ShardStore.close_stream``."""
+        """Close a stream, as ``TaskStore.close_stream``."""
         found = await self._store.close_stream(task_id, name, stream)
         return unsealed(found, task_id, self._seals)
 
     async def note(self, task_id: str, dropped: int, surplus: int) -> None:
-        """Write counts, as ``ShardStore.note``."""
+        """Write counts, as ``TaskStore.note``."""
         await self._store.note(task_id, dropped, surplus)
 
 

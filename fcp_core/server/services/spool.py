@@ -51,11 +51,17 @@ class Spooled:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def spooled(data: bytes, folder: Path | None) -> bytes | Spooled:
+def spooled(data: bytes | Spooled, folder: Path | None) -> bytes | Spooled:
     """Return data in a file if it is large, and can be written to one."""
-    view = memoryview(data)
-    pieces = (view[start : start + PIECE] for start in range(0, len(view), PIECE))
-    return data if len(data) < SPOOLED else _in_file(pieces, folder) or data
+    if isinstance(data, Spooled) or len(data) < SPOOLED:
+        return data
+    return _in_file(_pieces(data), folder) or data
+
+
+def packed(data: bytes, level: int, folder: Path | None) -> bytes | Spooled:
+    """Compress with gzip; what is large then goes to a file, if one can be written."""
+    found = _in_file(_pack(data, level), folder) if len(data) >= SPOOLED else None
+    return gzip.compress(data, level, mtime=0) if found is None else found
 
 
 def unpacked(data: bytes | Spooled, size: int, folder: Path | None) -> bytes | Spooled:
@@ -65,6 +71,17 @@ def unpacked(data: bytes | Spooled, size: int, folder: Path | None) -> bytes | S
     """
     found = _in_file(_unpack(data), folder) if size >= SPOOLED else None
     return gzip.decompress(bytes(data)) if found is None else found
+
+
+def _pieces(data: bytes) -> Iterator[memoryview]:
+    view = memoryview(data)
+    return (view[start : start + PIECE] for start in range(0, len(view), PIECE))
+
+
+def _pack(data: bytes, level: int) -> Iterator[bytes]:
+    stream = zlib.compressobj(level, wbits=31)
+    yield from map(stream.compress, _pieces(data))
+    yield stream.flush()
 
 
 def _unpack(packed: bytes | Spooled) -> Iterator[bytes]:

@@ -6,15 +6,21 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import TypeAlias, TypeVar
 
 from fcp_core.aggregation.engine import Finished, Fold, Partial
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.blocks import rest
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.server.services.sealed import SealedStore
+from fcp_core.server.services.store import TaskStore
 from fcp_core.storage.records import ShardRecord
 from fcp_core.storage.shards import Merge, StoredShards, shard_id, total_name
 
 T = TypeVar("T")
+
+#: Where a task's shards are kept.
+ShardStore: TypeAlias = TaskStore | SealedStore
 
 #: With so many deltas, a total is written in their place even if it is larger than they are.
 FAN_IN = 16
@@ -30,49 +36,13 @@ _FAULTS = (Code.INTERNAL, Code.DATA_LOSS)
 _REFUSALS = (Code.OUT_OF_RANGE, Code.INVALID_ARGUMENT, Code.RESOURCE_EXHAUSTED)
 
 
-class ShardStore(Protocol):
-    """Where a task's shards are kept."""
-
-    async def add_shard(
-        self,
-        shard: ShardRecord,
-        pieces: Sequence[bytes | memoryview],
-        name: str,
-        total: Merge | None = None,
-    ) -> bool:
-        """Write a shard, unless it is there already; returns when it is, however long that takes.
-
-        :param pieces: its bytes.
-        :param name: the task's.
-        :param total: takes the place of the bytes if all that it holds is there.
-        :returns: whether it did.
-        :raises StatusError: if it never will be: the task is over.
-        """
-        ...
-
-    async def close_stream(self, task_id: str, name: str, stream: str) -> StoredShards:
-        """Have a stream take nothing more; return what is in it, however long that takes.
-
-        :param name: the task's.
-        :raises StatusError: if it never will be closed: the task is over; or something is missing.
-        """
-        ...
-
-    async def note(self, task_id: str, dropped: int, surplus: int) -> None:
-        """Write how many devices were dropped and came too late, if that can be done now.
-
-        :raises StatusError: if not.
-        """
-        ...
-
-
 class NotStoredError(Exception):
     """A delta is neither in the whole nor in storage, and all goes on.
 
     :param reason: why.
     """
 
-    def __init__(self, reason: Exception) -> None:
+    def __init__(self, reason: BaseException) -> None:
         super().__init__(str(reason))
         self.reason = reason
 
@@ -172,7 +142,7 @@ class StoredWhole:
     async def _add(self, delta: Fold, contributions: Sequence[str]) -> tuple[int, float]:
         try:
             part = await outcome(delta.finish())
-        except Exception as error:
+        except plugin_errors(awaited=True) as error:
             # The engine has lost it, a process of its with it: nothing of it was stored.
             raise NotStoredError(error) from None
         try:

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from fcp_core.aggregation.binding import BoundIntrinsic
 from fcp_core.aggregation.engine import Engine, Fold, FoldJob
 from fcp_core.aggregation.fold import bind_job
-from fcp_core.errors import PLUGIN_ERRORS, UsageError, describe
+from fcp_core.errors import UsageError, describe, plugin_errors
 from fcp_core.plugins.settings import CLOSING_TIMEOUT, FIRST_SIGN, TaskSettings
 from fcp_core.protocol import routes
 from fcp_core.protocol.protos.aggregation_configuration_pb2 import Configuration
@@ -198,7 +198,7 @@ class TaskFactory:
         begin_stream: Callable[[Helper], str] | None = begin
         if self._seals is not None and self._keeping(job):
             # Other members may have other keys.
-            store, begin_stream = SealedStore(store, self._seals), None
+            store, begin_stream = SealedStore(self._store, self._seals), None
         open_fold = partial(self._engine.open, job)
         what = (record.task_id, spec.name, open_fold, store, stored, counts)
         return DurableFold(*what, begin_stream=begin_stream, plain=store is self._store)
@@ -318,7 +318,7 @@ def _opened(open_fold: Callable[[], Fold], folded_by: str, spec: TaskSpec) -> Fo
         if error.code is not Code.INTERNAL:
             raise
         message = error.message
-    except PLUGIN_ERRORS as error:
+    except plugin_errors() as error:
         logger.exception("the engine cannot take the task %s", spec.name)
         message = f"{folded_by}: {describe(error)}"
     raise StatusError(Code.INVALID_ARGUMENT, f"task {spec.name}: {message}")

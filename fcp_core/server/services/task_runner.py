@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from fcp_core.aggregation.engine import HeldBody
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment, Stage
 from fcp_core.rounds.effects import (
@@ -259,7 +259,7 @@ class TaskRunner(TaskShell):
             future = begin(*arguments)
             if not isinstance(future, Future):
                 raise TypeError(f"expected a Future, not {future!r:.200}")
-        except PLUGIN_ERRORS as error:
+        except plugin_errors() as error:
             future = Future()
             future.set_exception(error)
 
@@ -268,7 +268,7 @@ class TaskRunner(TaskShell):
                 return
             try:
                 then(done)
-            except PLUGIN_ERRORS:
+            except plugin_errors():
                 logger.exception("the outcome of a task's work could not be taken")
                 self._failed()
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from fcp_core.aggregation.engine import Fold
-from fcp_core.errors import describe
+from fcp_core.errors import describe, plugin_errors
 from fcp_core.plugins.settings import TaskSettings
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.assignment import Assignment
@@ -334,7 +334,7 @@ class TaskShell(ABC):
         self._cancel_jobs()
         try:
             self._fold.abort()
-        except Exception:
+        except plugin_errors():
             logger.exception("the engine could not drop an aggregate")
 
     async def _settle(self) -> None:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from fcp_core.errors import PLUGIN_ERRORS
+from fcp_core.errors import plugin_errors
 from fcp_core.rounds.machine import Clock
 
 logger = logging.getLogger("fcp.services")
@@ -98,7 +98,7 @@ class Ticker:
         for when, key, callback in due:
             try:
                 callback(now)
-            except PLUGIN_ERRORS:
+            except plugin_errors():
                 logger.exception("what was due at %.3f (%s) failed", when, key.partition(":")[0])
         self._set_timer()
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from fcp_core.errors import plugin_errors
 from fcp_core.protocol.status import Code, StatusError
 
 logger = logging.getLogger("fcp.services")
@@ -52,7 +53,7 @@ class Writes:
                 try:
                     result = await attempt()
                     break
-                except Exception as error:
+                except plugin_errors(awaited=True) as error:
                     # What says so itself will not be better the next time.
                     if isinstance(error, StatusError) and error.code is not Code.UNAVAILABLE:
                         raise

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -80,23 +80,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds after which a round that is not complete fails.",
 )
-def demo(
-    light: bool,
-    rounds: int,
-    devices: int,
-    contributions: int,
-    processes: int | None,
-    seed: int,
-    aggregator: str | None,
-    protocol: str | None,
-    privacy: float | None,
-    clip: float,
-    drop: float,
-    folder: Path,
-    resume: bool,
-    port: int,
-    round_deadline: float,
-) -> None:
+def demo(light: bool, devices: int, processes: int | None, **given: Any) -> None:
     """Train a classifier of handwritten digits on devices that keep their data.
 
     The digits that scikit-learn ships are dealt to the devices, each with its own mix of labels.
@@ -115,7 +99,7 @@ def demo(
     from fcp_platform.demo.settings import Settings
 
     if light:
-        if resume or drop or protocol or privacy:
+        if any(given[name] for name in ("resume", "drop", "protocol", "privacy")):
             raise click.UsageError(
                 "--light keeps nothing, drops nobody and has one protocol: leave out --resume, "
                 "--drop, --protocol and --privacy."
@@ -123,23 +107,8 @@ def demo(
         from fcp_platform.demo.light import run
     else:
         from fcp_platform.demo.program import run
-    settings = Settings(
-        folder=folder,
-        rounds=rounds,
-        devices=devices,
-        contributions=contributions,
-        processes=processes or min(os.cpu_count() or 1, devices),
-        seed=seed,
-        aggregator=aggregator,
-        protocol=protocol,
-        privacy=privacy,
-        clip=clip,
-        drop=drop,
-        resume=resume,
-        port=port,
-        round_deadline=round_deadline,
-    )
-    _show(run, settings, light)
+    processes = processes or min(os.cpu_count() or 1, devices)
+    _show(run, Settings(devices=devices, processes=processes, **given), light)
 
 
 def _show(run: Callable[[Settings, Board], DemoResult], settings: Settings, light: bool) -> None:

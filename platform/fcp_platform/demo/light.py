@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
 
 import numpy as np
 
@@ -39,10 +38,7 @@ def run(settings: Settings, board: Board) -> DemoResult:
     settings.check()
     began = time.perf_counter()
     result = DemoResult()
-    overrides: dict[str, Any] = dict(_IN_A_HURRY)
-    if settings.aggregator is not None:
-        overrides["aggregator"] = [settings.aggregator]
-    plugins = Plugins.load(overrides=overrides, extra=[board])
+    plugins = Plugins.load(overrides={**_IN_A_HURRY, **settings.choices()}, extra=[board])
     task = PythonTask(
         population=POPULATION,
         name="train/digits",

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import Options
+from fcp_core.aggregation.checks import bad
 from fcp_core.aggregation.release import Noise, Randomised
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
-from fcp_privacy.vectors import MEAN_URI, Floats, Vectors, bad, norm_of
+from fcp_privacy.vectors import MEAN_URI, Floats, Vectors, norm_of
 
 Integers = NDArray[np.int64]
 
@@ -48,6 +49,8 @@ class ClippedSums(Randomised):
     :raises StatusError: INVALID_ARGUMENT if the intrinsic or an option will not do.
     """
 
+    num_inputs = 0
+
     def __init__(
         self,
         intrinsic: Intrinsic,
@@ -74,7 +77,6 @@ class ClippedSums(Randomised):
         # What one device may add to a number.
         self._most = math.ceil(STEPS / multiplier)
         self.sums: Integers = np.zeros(self.vectors.size, np.int64)
-        self._count = 0
         #: How many contributions were within the clip.
         self.within = 0
 
@@ -96,19 +98,14 @@ class ClippedSums(Randomised):
         length = _HEADER.size + self.sums.nbytes
         if (magic, size, step) != (_MAGIC, self.sums.size, self.step) or len(data) != length:
             raise bad(intrinsic, f"these {len(data)} bytes are no dump of {cls.__name__}")
-        self._count, self.within = count, within
+        self.num_inputs, self.within = count, within
         self.sums[...] = np.frombuffer(data, "<i8", size, _HEADER.size)
         return self
-
-    @property
-    def num_inputs(self) -> int:
-        """How many contributions it holds."""
-        return self._count
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Refuse NaN and infinity, and more contributions than an integer holds."""
         self.vectors.check_finite(inputs)
-        self._check_room(self._count + 1)
+        self._check_room(self.num_inputs + 1)
 
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Clip the contribution, and add it."""
@@ -120,7 +117,7 @@ class ClippedSums(Randomised):
             np.clip(vector, -_FINITE, _FINITE, out=vector)
         norm = norm_of(vector)
         self.within += norm <= self.clip * _ABOUT
-        self._count += 1
+        self.num_inputs += 1
         limit = self.clip * _WITHIN
         if norm > limit:
             vector *= limit / norm
@@ -133,22 +130,22 @@ class ClippedSums(Randomised):
         mine = (type(self), self.vectors.intrinsic, self.step)
         if (type(other), other.vectors.intrinsic, other.step) != mine:
             raise bad(self.vectors.intrinsic, "only states of one configuration can be merged")
-        self._check_room(self._count + other._count, Code.OUT_OF_RANGE)
+        self._check_room(self.num_inputs + other.num_inputs, Code.OUT_OF_RANGE)
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
         self.validate_merge(other)
         self.sums += other.sums
-        self._count += other._count
+        self.num_inputs += other.num_inputs
         self.within += other.within
 
     def report(self) -> list[Tensor]:
         """Return the result without noise; for the conformance kit."""
-        return self.tensors(self.sums, self.clients(max(1, self._count)))
+        return self.tensors(self.sums, self.clients(max(1, self.num_inputs)))
 
     def dump(self) -> bytes:
         """Return the sums."""
-        header = _HEADER.pack(_MAGIC, self._count, self.within, self.sums.size, self.step)
+        header = _HEADER.pack(_MAGIC, self.num_inputs, self.within, self.sums.size, self.step)
         return header + self.sums.astype("<i8").tobytes()
 
     def clients(self, goal_count: int) -> int:

@@ -20,6 +20,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import Options
+from fcp_core.aggregation.checks import bad
 from fcp_core.aggregation.release import Promise, Release, ReleaseContext, Resumed
 from fcp_core.aggregation.spec import Intrinsic
 from fcp_privacy.blt import BLT, Floats, fit
@@ -28,7 +29,6 @@ from fcp_privacy.events import ZCDP, Series, to_cost
 from fcp_privacy.matrix import tree_sensitivity
 from fcp_privacy.noise import discrete_gaussian
 from fcp_privacy.randomness import KEY_BYTES, Randomness
-from fcp_privacy.vectors import bad
 
 #: Sensitivities of trees take their time.
 _tree_sensitivity = lru_cache(tree_sensitivity)

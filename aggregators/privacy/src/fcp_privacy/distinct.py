@@ -16,7 +16,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
-from fcp_core.aggregation.checks import bad, check_counts, same_configuration
+from fcp_core.aggregation.checks import bad, check_counts, check_mergeable
 from fcp_core.aggregation.configuration import DP_DISTINCT_URI
 from fcp_core.aggregation.release import Noise, Promise, Randomised, Release, ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
@@ -42,6 +42,8 @@ class NoisyDistinct(Randomised):
     :raises StatusError: INVALID_ARGUMENT if the intrinsic does not fit.
     """
 
+    num_inputs = 0
+
     def __init__(self, intrinsic: Intrinsic, options: Options = NO_OPTIONS) -> None:
         check_counts(intrinsic, inputs=1, outputs=1, parameters=(2,))
         specs = (*intrinsic.inputs, *intrinsic.outputs)
@@ -60,7 +62,6 @@ class NoisyDistinct(Randomised):
         self._most = int(most)
         self._intrinsic = intrinsic
         self._seen = np.zeros(sketches.MAX_CODE, np.bool_)
-        self._count = 0
         # So that the scale in steps is a whole number that is not too small for epsilon.
         self._grid = max(1, math.floor(_STEPS * self._epsilon / self._most))
         self._scale = math.ceil(self._most * self._grid / self._epsilon)
@@ -74,15 +75,10 @@ class NoisyDistinct(Randomised):
         self = cls(intrinsic, options)
         if len(data) != _HEADER.size + self._seen.size // 8 or not data.startswith(_MAGIC):
             raise bad(intrinsic, f"these {len(data)} bytes are no dump of distinct values")
-        self._count = _HEADER.unpack_from(data)[1]
+        self.num_inputs = _HEADER.unpack_from(data)[1]
         packed = np.frombuffer(data, np.uint8, offset=_HEADER.size)
         self._seen = np.unpackbits(packed).astype(np.bool_)
         return self
-
-    @property
-    def num_inputs(self) -> int:
-        """How many contributions it holds."""
-        return self._count
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Refuse what is no code."""
@@ -94,20 +90,17 @@ class NoisyDistinct(Randomised):
         if codes.size > self._most:
             codes = codes[sample_of(codes.size, self._most, Randomness())]
         self._seen[codes] = True
-        self._count += 1
+        self.num_inputs += 1
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration."""
-        if type(other) is not type(self) or not same_configuration(
-            other._intrinsic, self._intrinsic
-        ):
-            raise bad(self._intrinsic, "only states of one configuration can be merged")
+        check_mergeable(self, other)
 
     def merge(self, other: Self) -> None:
         """Note the other's codes."""
         self.validate_merge(other)
         self._seen |= other._seen
-        self._count += other._count
+        self.num_inputs += other.num_inputs
 
     def promise(self, context: ReleaseContext) -> Promise:
         """Return what it costs, and the noise that few values have."""
@@ -125,7 +118,7 @@ class NoisyDistinct(Randomised):
 
     def dump(self) -> bytes:
         """Return which codes there are."""
-        return _HEADER.pack(_MAGIC, self._count) + np.packbits(self._seen).tobytes()
+        return _HEADER.pack(_MAGIC, self.num_inputs) + np.packbits(self._seen).tobytes()
 
     def _codes(self) -> int:
         return int(np.count_nonzero(self._seen))

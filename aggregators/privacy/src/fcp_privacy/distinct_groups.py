@@ -19,7 +19,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import NO_OPTIONS, Options
-from fcp_core.aggregation.checks import bad, same_configuration
+from fcp_core.aggregation.checks import bad, check_mergeable
 from fcp_core.aggregation.configuration import GROUP_BY_URI
 from fcp_core.aggregation.group_by import MIN_CONTRIBUTORS, GroupByAccumulator
 from fcp_core.aggregation.group_columns import check_keys
@@ -157,10 +157,7 @@ class NoisyDistinctGroups(Randomised):
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration, or one that is too large."""
-        if type(other) is not type(self) or not same_configuration(
-            other._intrinsic, self._intrinsic
-        ):
-            raise bad(self._intrinsic, "only states of one configuration can be merged")
+        check_mergeable(self, other)
         self._devices.validate_merge(other._devices)
         self._pairs.validate_merge(other._pairs)
 

@@ -14,6 +14,7 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import Options
+from fcp_core.aggregation.checks import bad
 from fcp_core.aggregation.release import Promise, Release, ReleaseContext, Resumed
 from fcp_core.aggregation.spec import Intrinsic
 from fcp_privacy.accounting import check_delta, gaussian_sigma
@@ -21,7 +22,6 @@ from fcp_privacy.clipped import STEPS, ClippedSums, wanted
 from fcp_privacy.events import Gaussian, to_cost
 from fcp_privacy.noise import discrete_gaussian
 from fcp_privacy.randomness import Randomness
-from fcp_privacy.vectors import bad
 
 MECHANISM = "gaussian"
 

@@ -15,20 +15,13 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import NO_OPTIONS, AggregatorFactory, Options
-from fcp_core.aggregation.checks import bad, check_length, parse_state, same_configuration
+from fcp_core.aggregation.checks import bad, check_length, check_mergeable, parse_state
 from fcp_core.aggregation.configuration import DP_GROUP_BY_URI, GROUP_BY_URI
-from fcp_core.aggregation.group_by import (
-    DEFAULT_MAX_GROUPS,
-    MAX_BYTES,
-    MAX_GROUPS,
-    MIN_CONTRIBUTORS,
-    GroupByAccumulator,
-)
+from fcp_core.aggregation.group_by import MIN_CONTRIBUTORS, GroupByAccumulator
 from fcp_core.aggregation.group_columns import COLUMN, SUM_URI
 from fcp_core.aggregation.release import Noise, Promise, Randomised, Release, ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, Parameter, Tensor, TensorSpec
 from fcp_core.aggregation.tensors import tensor_from_proto
-from fcp_core.plugins.config import OptionRegistry
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_privacy.events import Composed, EpsilonDelta, Event, to_cost
 from fcp_privacy.group_by_device import DeviceBounds, sample_of
@@ -121,10 +114,7 @@ class DpGroupByAccumulator(Randomised):
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration, or one that is too large together."""
-        if type(other) is not type(self) or not same_configuration(
-            other._intrinsic, self._intrinsic
-        ):
-            raise bad(self._intrinsic, "only states of one configuration can be merged")
+        check_mergeable(self, other)
         self._inner.validate_merge(other._inner)
 
     def merge(self, other: Self) -> None:
@@ -292,40 +282,6 @@ def _as(dtype: DataType, real: NDArray[np.float64], whole: NDArray[np.object_]) 
         return np.clip(real, -limit, limit).astype(dtype.numpy)
     limits = np.iinfo(dtype.numpy)
     return np.clip(whole, limits.min, limits.max).astype(dtype.numpy)
-
-
-def add_options(options: OptionRegistry) -> None:
-    """Declare the options."""
-    section = f"aggregator.{DP_GROUP_BY_URI}"
-    options.add(
-        section,
-        ALLOW_NO_NOISE,
-        type="bool",
-        default=False,
-        help="let a task ask for no noise at all, by an epsilon of 1e20 or more",
-        operator_only=True,
-    )
-    add_bounds(options, section)
-
-
-def add_bounds(options: OptionRegistry, section: str) -> None:
-    """Declare the options that bound groups."""
-    options.add(
-        section,
-        MAX_GROUPS,
-        type="int",
-        default=DEFAULT_MAX_GROUPS,
-        help="how many groups there may be: the task ends with what it has; 0: as many as come",
-        minimum=0,
-    )
-    options.add(
-        section,
-        MAX_BYTES,
-        type="bytes",
-        default="1GiB",
-        help="how much memory the groups may take, estimated; 0: as much as they take",
-        minimum=0,
-    )
 
 
 DP_GROUP_BY = AggregatorFactory(

@@ -20,13 +20,12 @@ from fcp_core.aggregation.checks import (
     bad,
     check_counts,
     check_length,
+    check_mergeable,
     parse_state,
-    same_configuration,
 )
 from fcp_core.aggregation.configuration import DP_BUNDLE_URI, DP_QUANTILE_URI
 from fcp_core.aggregation.release import Promise, Randomised, Release, ReleaseContext
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
-from fcp_core.plugins.config import OptionRegistry
 from fcp_core.protocol.protos import aggregation_core_pb2 as state_pb2
 from fcp_core.protocol.status import Code, StatusError
 from fcp_privacy.events import EpsilonDelta, to_cost
@@ -236,10 +235,7 @@ class BundleAccumulator(Randomised):
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration."""
-        if type(other) is not type(self) or not same_configuration(
-            other._intrinsic, self._intrinsic
-        ):
-            raise bad(self._intrinsic, "only states of one configuration can be merged")
+        check_mergeable(self, other)
 
     def merge(self, other: Self) -> None:
         """Keep the other's numbers, too."""
@@ -282,18 +278,6 @@ def _budget(intrinsic: Intrinsic) -> tuple[float, float]:
         raise bad(intrinsic, "its parameters must be two numbers: epsilon and delta")
     epsilon, delta = (float(value.reshape(())[()]) for value in values)
     return epsilon, delta
-
-
-def add_options(options: OptionRegistry) -> None:
-    """Declare the options."""
-    options.add(
-        f"aggregator.{DP_BUNDLE_URI}",
-        ALLOW_NO_NOISE,
-        type="bool",
-        default=False,
-        help="let a task ask for no noise at all, by an epsilon of 1e20 or more",
-        operator_only=True,
-    )
 
 
 BUNDLE = AggregatorFactory(

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from fcp_core.aggregation.aggregator import AggregatorFactory, Options
-from fcp_core.aggregation.configuration import DP_DISTINCT_URI
+from fcp_core.aggregation.configuration import DP_BUNDLE_URI, DP_DISTINCT_URI, DP_GROUP_BY_URI
+from fcp_core.aggregation.group_by import DEFAULT_MAX_GROUPS, MAX_BYTES, MAX_GROUPS
 from fcp_core.aggregation.release import Resumed
 from fcp_core.plugins import hookimpl
 from fcp_core.plugins.config import Config, OptionRegistry
@@ -19,6 +20,7 @@ from fcp_privacy import commands, distinct, group_by, percentile, policy, waterm
 from fcp_privacy.clipped import ClippedSums
 from fcp_privacy.correlated import Matrix, Tree, resume_series
 from fcp_privacy.gaussian import AdaptiveClip, FixedClip, resume_clip
+from fcp_privacy.group_by_plan import ALLOW_NO_NOISE
 from fcp_privacy.ledger import PrivacyLedger
 from fcp_privacy.vectors import URIS
 
@@ -80,9 +82,33 @@ class PrivacyPlugin:
     def fcp_add_options(self, options: OptionRegistry) -> None:
         """Declare the options."""
         policy.add_options(options)
-        group_by.add_options(options)
-        group_by.add_bounds(options, f"aggregator.{DP_DISTINCT_URI}")
-        percentile.add_options(options)
+        for uri in (DP_GROUP_BY_URI, DP_BUNDLE_URI):
+            options.add(
+                f"aggregator.{uri}",
+                ALLOW_NO_NOISE,
+                type="bool",
+                default=False,
+                help="let a task ask for no noise at all, by an epsilon of 1e20 or more",
+                operator_only=True,
+            )
+        for uri in (DP_GROUP_BY_URI, DP_DISTINCT_URI):
+            options.add(
+                f"aggregator.{uri}",
+                MAX_GROUPS,
+                type="int",
+                default=DEFAULT_MAX_GROUPS,
+                help="how many groups there may be: the task ends with what it has; "
+                "0: as many as come",
+                minimum=0,
+            )
+            options.add(
+                f"aggregator.{uri}",
+                MAX_BYTES,
+                type="bytes",
+                default="1GiB",
+                help="how much memory the groups may take, estimated; 0: as much as they take",
+                minimum=0,
+            )
         for factory in FACTORIES:
             _add_options(options, f"aggregator.{factory.name}", factory)
 

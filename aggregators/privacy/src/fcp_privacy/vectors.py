@@ -9,19 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcp_core.aggregation.aggregator import JOINT_URI
+from fcp_core.aggregation.checks import bad, check_counts, check_same
 from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
-from fcp_core.protocol.status import Code, StatusError
 
 SUM_URI = "federated_sum"
 MEAN_URI = "federated_mean"
 URIS = frozenset({SUM_URI, MEAN_URI})
 
 Floats = NDArray[np.float64]
-
-
-def bad(intrinsic: Intrinsic, problem: str) -> StatusError:
-    """Return the error for an intrinsic or a contribution that will not do."""
-    return StatusError(Code.INVALID_ARGUMENT, f"intrinsic {intrinsic.uri!r}: {problem}")
 
 
 class Vectors:
@@ -114,14 +109,9 @@ def norm_of(vector: Floats) -> float:
 def _check(part: Intrinsic) -> None:
     if part.uri not in URIS:
         raise bad(part, "only sums and unweighted means have noise added to them")
-    counts = (len(part.inputs), len(part.outputs), len(part.parameters), len(part.nested))
-    if counts != (1, 1, 0, 0):
-        raise bad(
-            part, f"(inputs, outputs, parameters, nested) are {counts}; (1, 1, 0, 0) are expected"
-        )
-    value, output = part.inputs[0], part.outputs[0]
+    check_counts(part, inputs=1, outputs=1)
+    value = part.inputs[0]
     floats = (DataType.FLOAT, DataType.DOUBLE)
     if value.dtype is DataType.STRING or (part.uri == MEAN_URI and value.dtype not in floats):
         raise bad(part, f"{value} is of a dtype that cannot be averaged or summed here")
-    if (value.dtype, value.shape) != (output.dtype, output.shape) or not value.is_fully_defined:
-        raise bad(part, f"input {value} and output {output} must be one, with known dimensions")
+    check_same(part, value, part.outputs[0])

@@ -9,9 +9,11 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import Accumulator, Options
+from fcp_core.aggregation.checks import bad
 from fcp_core.aggregation.spec import Intrinsic, Tensor
+from fcp_core.protocol.status import Code, StatusError
 from fcp_robust.distances import distance
-from fcp_robust.updates import Updates, bad
+from fcp_robust.updates import Updates
 
 _HEADER = struct.Struct("<4sQQ")
 _MAGIC = b"FRC1"
@@ -28,12 +30,13 @@ class NormClipping(Accumulator):
     :raises StatusError: INVALID_ARGUMENT if the intrinsic or an option will not do.
     """
 
+    num_inputs = 0
+
     def __init__(self, intrinsic: Intrinsic, options: Options) -> None:
         self._updates = Updates(intrinsic)
         self._norm = float(options["norm"])
         if not 0 < self._norm < np.inf:
             raise bad(intrinsic, f"norm must be above 0, not {self._norm:g}")
-        self._count = 0
         # One sum of values, and one of weights, for each mean.
         self._state = np.zeros(self._updates.size + len(self._updates.means))
 
@@ -50,14 +53,9 @@ class NormClipping(Accumulator):
         length = _HEADER.size + self._state.nbytes
         if magic != _MAGIC or size != self._state.size or len(data) != length:
             raise bad(intrinsic, f"these {len(data)} bytes are no dump of {cls.__name__}")
-        self._count = count
+        self.num_inputs = count
         self._state[...] = np.frombuffer(data, "<f8", size, _HEADER.size)
         return self
-
-    @property
-    def num_inputs(self) -> int:
-        """How many contributions it holds."""
-        return self._count
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Refuse NaN and infinity, and a weight below zero or too large to be added."""
@@ -90,15 +88,22 @@ class NormClipping(Accumulator):
                 weight = 1.0 if given is None else float(given.reshape(())[()])
                 target += value * np.float64(scale * weight)
                 self._state[self._updates.size + index] += weight
-        self._count += 1
+        self.num_inputs += 1
+
+    def validate_merge(self, other: Self) -> None:
+        """Refuse a state of another configuration, or weights that are too much together."""
+        mine, size = (type(self), self._updates.intrinsic, self._norm), self._updates.size
+        if (type(other), other._updates.intrinsic, other._norm) != mine:
+            raise bad(self._updates.intrinsic, "only states of one configuration can be merged")
+        totals = zip(self._state[size:].tolist(), other._state[size:].tolist(), strict=True)
+        if any(not sum(both) * max(1.0, self._norm) < _LARGEST for both in totals):
+            raise StatusError(Code.OUT_OF_RANGE, "the weights are too much to be added")
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
-        mine = (type(self), self._updates.intrinsic, self._norm)
-        if (type(other), other._updates.intrinsic, other._norm) != mine:
-            raise bad(self._updates.intrinsic, "only states of one configuration can be merged")
+        self.validate_merge(other)
         self._state += other._state
-        self._count += other._count
+        self.num_inputs += other.num_inputs
 
     def report(self) -> list[Tensor]:
         """Return the mean; NaN without any update."""
@@ -111,5 +116,5 @@ class NormClipping(Accumulator):
 
     def dump(self) -> bytes:
         """Return the sums."""
-        header = _HEADER.pack(_MAGIC, self._count, self._state.size)
+        header = _HEADER.pack(_MAGIC, self.num_inputs, self._state.size)
         return header + self._state.astype("<f8").tobytes()

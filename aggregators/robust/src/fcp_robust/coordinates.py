@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from fcp_core.aggregation.aggregator import Options
+from fcp_core.aggregation.checks import bad
 from fcp_robust.kept import KeptUpdates, by_column
-from fcp_robust.updates import Vector, bad
+from fcp_robust.updates import Vector
 
 
 class CoordinateMedian(KeptUpdates):

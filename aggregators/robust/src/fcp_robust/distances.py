@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from fcp_core.aggregation.aggregator import Options
+from fcp_core.aggregation.checks import bad
 from fcp_robust.kept import KeptUpdates, by_column
-from fcp_robust.updates import CHUNK, Vector, bad
+from fcp_robust.updates import CHUNK, Vector
 
 
 class GeometricMedian(KeptUpdates):

@@ -11,9 +11,10 @@ import numpy as np
 from typing_extensions import Self
 
 from fcp_core.aggregation.aggregator import Accumulator, Options
+from fcp_core.aggregation.checks import bad
 from fcp_core.aggregation.spec import Intrinsic, Tensor
 from fcp_core.protocol.status import Code, StatusError
-from fcp_robust.updates import CHUNK, Updates, Vector, bad
+from fcp_robust.updates import CHUNK, Updates, Vector
 
 #: Marks a dump, and what follows: the number of updates and of numbers in each.
 _HEADER = struct.Struct("<4sQQ")

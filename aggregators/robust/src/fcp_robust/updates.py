@@ -10,22 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcp_core.aggregation.aggregator import JOINT_URI
-from fcp_core.aggregation.spec import DataType, Intrinsic, Tensor
-from fcp_core.protocol.status import Code, StatusError
+from fcp_core.aggregation.checks import MEAN_URI, WEIGHTED_MEAN_URI, bad, check_mean
+from fcp_core.aggregation.spec import Intrinsic, Tensor
 
-MEAN_URI = "federated_mean"
-WEIGHTED_MEAN_URI = "federated_weighted_mean"
 MEANS = frozenset({MEAN_URI, WEIGHTED_MEAN_URI})
 
 #: Numbers of all updates together that are worked on at a time.
 CHUNK = 1 << 20
 
 Vector = NDArray[Any]
-
-
-def bad(intrinsic: Intrinsic, problem: str) -> StatusError:
-    """Return the error for an intrinsic or a contribution that will not do."""
-    return StatusError(Code.INVALID_ARGUMENT, f"intrinsic {intrinsic.uri!r}: {problem}")
 
 
 class Updates:
@@ -88,21 +81,6 @@ class Updates:
 
 
 def _check(mean: Intrinsic) -> None:
-    weighted = mean.uri == WEIGHTED_MEAN_URI
     if mean.uri not in MEANS:
         raise bad(mean, "only means can be replaced by a robust aggregator")
-    wanted = (1 + weighted, 1, 0, 0)
-    counts = (len(mean.inputs), len(mean.outputs), len(mean.parameters), len(mean.nested))
-    if counts != wanted:
-        raise bad(
-            mean, f"(inputs, outputs, parameters, nested) are {counts}; {wanted} are expected"
-        )
-    value, output = mean.inputs[0], mean.outputs[0]
-    if value.dtype not in (DataType.FLOAT, DataType.DOUBLE):
-        raise bad(mean, f"value {value} must be of dtype float or double")
-    if (value.dtype, value.shape) != (output.dtype, output.shape) or not value.is_fully_defined:
-        raise bad(mean, f"input {value} and output {output} must have one dtype and known shape")
-    if weighted:
-        weight = mean.inputs[1]
-        if weight.dtype is DataType.STRING or weight.shape not in ((), (1,)):
-            raise bad(mean, f"weight {weight} must be one number")
+    check_mean(mean)

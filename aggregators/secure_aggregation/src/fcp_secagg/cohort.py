@@ -66,7 +66,6 @@ class Cohort:
     :ivar adding: whether inputs are being added.
     :ivar parts: sums of masks; None as long as there is none to wait for.
     :ivar unmasks: who waits for the end.
-    :ivar accumulating: whether the sum was handed over.
     """
 
     def __init__(
@@ -132,19 +131,15 @@ class Cohort:
         if not packed:
             return None
         self.adding = True
-        specs = unmasking.specs_of(self.server.specs)
-        return unmasking.encode(unmasking.Inputs(specs, self.total, packed))
+        return unmasking.encode(unmasking.Inputs(self.server.specs, self.total, packed))
 
     def work_to_expand(self, keys: list[tuple[bytes, int]]) -> list[bytes]:
         """Return the arguments of all expanding of masks."""
-        specs = unmasking.specs_of(self.server.specs)
+        specs, session = self.server.specs, self.server.session_id
         step = unmasking.KEYS_AT_A_TIME
         pieces = [keys[start : start + step] for start in range(0, len(keys), step)]
         self.missing_parts = len(pieces)
-        return [
-            unmasking.encode(unmasking.Expansion(specs, self.server.session_id, piece))
-            for piece in pieces
-        ]
+        return [unmasking.encode(unmasking.Expansion(specs, session, piece)) for piece in pieces]
 
 
 def code_of(reason: DropReason | None) -> Code:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcp_core.protocol.protos import secagg_messages_pb2 as pb
-from fcp_secagg import primitives, unmasking
-from fcp_secagg.packing import Vector
+from fcp_secagg import primitives
 from fcp_secagg.session import ANSWERED, Client, Dropping, SessionFacts
 from fcp_secagg.states import ClientStatus, DropReason, Outcome, ServerState
 
@@ -122,24 +121,6 @@ class SecAggServer(SessionFacts):
         """Hand over the masked vectors that came: of each client, in the specifications' order."""
         inputs, self._inputs = self._inputs, []
         return inputs
-
-    def unmask(self) -> dict[str, Vector]:
-        """Do the heavy work here and now, and finish; return the sums by the vectors' names.
-
-        :raises ValueError: if a key cannot be put together; the session is aborted.
-        """
-        specs = unmasking.specs_of(self.specs)
-        given = unmasking.Inputs(specs, b"", self.take_inputs())
-        total = unmasking.add_inputs(unmasking.encode(given))
-        try:
-            keys = unmasking.read_keys(unmasking.find_keys(unmasking.encode(self.keys())))
-        except ValueError:
-            self.abort("a key could not be put together", Outcome.UNHANDLED_ERROR)
-            raise
-        expansion = unmasking.Expansion(specs, self.session_id, keys)
-        part = unmasking.expand(unmasking.encode(expansion))
-        self.finish()
-        return unmasking.add_all([total, part], self.specs)
 
     def finish(self) -> None:
         """Note that the sum is unmasked."""

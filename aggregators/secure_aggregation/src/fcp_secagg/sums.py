@@ -28,12 +28,13 @@ class CohortSum(Accumulator):
     :raises StatusError: INVALID_ARGUMENT if the intrinsic does not fit.
     """
 
+    num_inputs = 0
+
     def __init__(self, intrinsic: Intrinsic, options: Options) -> None:
         self._aggregand = aggregand_of(intrinsic)
         self._small = SmallGroups.of(intrinsic)
         spec = self._aggregand.tensor
         self._total: Tensor = np.zeros(spec.shape, spec.dtype.numpy)
-        self._num_inputs = 0
 
     @classmethod
     def load(cls, intrinsic: Intrinsic, options: Options, data: bytes) -> Self:
@@ -44,13 +45,8 @@ class CohortSum(Accumulator):
             loaded = np.frombuffer(state.data, self._total.dtype).reshape(self._total.shape)
         except (msgspec.DecodeError, ValueError) as error:
             raise StatusError(Code.INVALID_ARGUMENT, f"not the state of a sum: {error}") from None
-        self._num_inputs, self._total = state.num_inputs, loaded.copy()
+        self.num_inputs, self._total = state.num_inputs, loaded.copy()
         return self
-
-    @property
-    def num_inputs(self) -> int:
-        """How many sums it holds."""
-        return self._num_inputs
 
     def validate(self, inputs: Sequence[Tensor]) -> None:
         """Refuse a sum that is negative, or with which the total would leave its dtype."""
@@ -63,7 +59,7 @@ class CohortSum(Accumulator):
     def accumulate(self, inputs: Sequence[Tensor]) -> None:
         """Add a cohort's sum."""
         self._add(inputs[0])
-        self._num_inputs += 1
+        self.num_inputs += 1
 
     def validate_merge(self, other: Self) -> None:
         """Refuse a state of another configuration, or one that is too large."""
@@ -77,7 +73,7 @@ class CohortSum(Accumulator):
         """Add what another one holds."""
         self.validate_merge(other)
         self._add(other._total)
-        self._num_inputs += other._num_inputs
+        self.num_inputs += other.num_inputs
 
     def report(self) -> list[Tensor]:
         """Return the total, without small groups if there are to be none."""
@@ -85,7 +81,7 @@ class CohortSum(Accumulator):
 
     def dump(self) -> bytes:
         """Return the state as msgpack."""
-        return msgspec.msgpack.encode(_State(self._num_inputs, self._total.tobytes()))
+        return msgspec.msgpack.encode(_State(self.num_inputs, self._total.tobytes()))
 
     def _check_room(self, value: Tensor) -> None:
         room = np.iinfo(self._total.dtype).max - self._total
@@ -169,7 +165,7 @@ class RobustCohortSum(CohortSum):
     def dump(self) -> bytes:
         """Return the state as msgpack."""
         data = b"".join(value.tobytes() for value in self._kept)
-        return msgspec.msgpack.encode(_State(self._num_inputs, data))
+        return msgspec.msgpack.encode(_State(self.num_inputs, data))
 
     def _rule(self, ordered: Tensor) -> tuple[Tensor, int]:
         """Return the sum of the elements that count, and of how many it is.

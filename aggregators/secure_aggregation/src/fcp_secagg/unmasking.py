@@ -26,18 +26,6 @@ EXPAND = "fcp_secagg.unmasking:expand"
 KEYS_AT_A_TIME = 128
 
 
-class Spec(msgspec.Struct, frozen=True, array_like=True):
-    """A :class:`~fcp_secagg.packing.VectorSpec`."""
-
-    name: str
-    length: int
-    modulus: int
-
-    def vector(self) -> VectorSpec:
-        """Return it."""
-        return VectorSpec(self.name, self.length, self.modulus)
-
-
 class Inputs(msgspec.Struct, array_like=True):
     """Masked vectors to add.
 
@@ -45,7 +33,7 @@ class Inputs(msgspec.Struct, array_like=True):
     :param packed: of each client, the packed vectors in the order of the specifications.
     """
 
-    specs: list[Spec]
+    specs: Sequence[VectorSpec]
     total: bytes
     packed: list[list[bytes]]
 
@@ -79,14 +67,9 @@ class Keys(msgspec.Struct, array_like=True):
 class Expansion(msgspec.Struct, array_like=True):
     """Keys to expand: 32 bytes each, with the sign with which its mask is added."""
 
-    specs: list[Spec]
+    specs: Sequence[VectorSpec]
     session: bytes
     keys: list[tuple[bytes, int]]
-
-
-def specs_of(specs: Sequence[VectorSpec]) -> list[Spec]:
-    """Return specifications that can be written."""
-    return [Spec(spec.name, spec.length, spec.modulus) for spec in specs]
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -97,7 +80,7 @@ def encode(value: msgspec.Struct) -> bytes:
 def add_inputs(arguments: bytes) -> bytes:
     """Add the vectors of :class:`Inputs`; return the new total."""
     given = msgspec.msgpack.decode(arguments, type=Inputs)
-    specs = [spec.vector() for spec in given.specs]
+    specs = given.specs
     totals = read_vectors(given.total, specs) if given.total else {}
     for position, spec in enumerate(specs):
         total = totals.get(spec.name)
@@ -150,8 +133,8 @@ def read_keys(data: bytes) -> list[tuple[bytes, int]]:
 def expand(arguments: bytes) -> bytes:
     """Return the sums of the masks of :class:`Expansion`."""
     given = msgspec.msgpack.decode(arguments, type=Expansion)
-    specs = [spec.vector() for spec in given.specs]
-    return write_vectors(masks.masks(specs, given.session, given.keys), specs)
+    found = masks.masks(given.specs, given.session, given.keys)
+    return write_vectors(found, given.specs)
 
 
 def write_vectors(vectors: Mapping[str, Vector], specs: Sequence[VectorSpec]) -> bytes:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.text import escaped
 from fcp_dashboard import formats
 from fcp_dashboard.facts import STEPS
 from fcp_dashboard.snapshot import Snapshot
@@ -76,7 +77,7 @@ def screen(
     """
     parts: list[RenderableType] = [_head(snapshot)]
     if trouble or snapshot.problem:
-        parts.append(Text(trouble or snapshot.problem, style="red"))
+        parts.append(Text(escaped(trouble or snapshot.problem), style="red"))
     most = _POPULATIONS if height is None else max(3, height // 3)
     populations = min(most, len(snapshot.populations))
     # A task has its line, and two for what it waits for.
@@ -182,7 +183,7 @@ def _tasks(snapshot: Snapshot, rows: int, wide: bool) -> list[RenderableType]:
             formats.DASH if end is None else formats.seconds(end - snapshot.at),
         )
         if why:
-            parts.append(Padding(Text(why, style="dim"), (0, 0, 0, 2)))
+            parts.append(Padding(Text(escaped(why), style="dim"), (0, 0, 0, 2)))
         table = _table(*columns, header=False)
         parts.append(table)
     if len(tasks) > rows:
