@@ -22,10 +22,10 @@ def share_places(
 ) -> None:
     """Give a place to a device of one sender as well that another one holds in silence.
 
-    A sender's share is half of what is missing, while others want to take part. The oldest of what
-    it holds beyond that, without a sign of life and without as many contributions of its own, is
-    taken for overdue at once, until there is room for one more device. If its devices come after
-    all, they contribute like any other.
+    A sender's share is half of what is missing, or of the devices at work where a cap keeps those
+    fewer, while others want to take part. The oldest of what it holds beyond that, without a sign
+    of life and without as many contributions of its own, is taken for overdue at once, until there
+    is room for one more device. If its devices come after all, they contribute like any other.
 
     :param origin: what the one that wants a place is known by; () if it tells nobody apart.
     :param room: returns whether there is room.
@@ -37,7 +37,7 @@ def share_places(
         return
     awaited.look_again = now + len(silent) * _LOOK if len(silent) >= _MANY else now
     held = Counter(chain.from_iterable(record.origin for record in silent.values()))
-    share = max(1, task.missing / 2)
+    share = max(1, min(task.missing, task.at_work) / 2)
     # As many as are wanted may be given away once; of a task whose devices are often silent, all.
     most = math.inf if awaited.experience.wordless else task.goal_count
     for record in list(silent.values()):

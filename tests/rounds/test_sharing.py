@@ -11,7 +11,7 @@ A, B = ("address A",), ("address B",)
 
 def held(holders, limit=10, **how):
     """Make a task whose places have these holders; they give no sign."""
-    task = machine(goal=len(holders), **how)
+    task = machine(**{"goal": len(holders)} | how)
     task.share(Experiences(limit))
     for number, origin in enumerate(holders):
         task.assign(str(number), "", float(number), origin)
@@ -26,13 +26,14 @@ def share(task, origin, now=10.0):
     return task.capacity > 0
 
 
-def test_others_get_half_of_the_places_of_one_who_holds_all():
-    task = held([A] * 4)
+@pytest.mark.parametrize("how", [{}, {"goal": 100, "cap": 4}])
+def test_others_get_half_of_the_places_of_one_who_holds_all(how):
+    task = held([A] * 4, **how)
     for number in range(2):
         assert share(task, B)
         assert task.get(str(number)).overdue  # the oldest first
         task.assign(f"b{number}", "", 10.0, B)
-    # Two of the four that are missing are A's share.
+    # Two of the four are A's share.
     assert not share(task, ("address C",))
     assert (task.pending, task.at_work) == (6, 4)
     # It contributes like any other.
