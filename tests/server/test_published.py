@@ -242,7 +242,7 @@ def test_a_large_model_that_shrinks_is_compressed_into_a_file(tmp_path, monkeypa
     sent = file_of(published, "checkpoint", compressed=True).data
     assert most < len(sent) / 2
     assert gzip.decompress(bytes(sent)) == model
-    assert bytes(sent)[:10] == gzip.compress(b"", 1, mtime=0)[:10]
+    assert bytes(sent)[4:8] == bytes(4), "the same at any time"
 
 
 @pytest.mark.parametrize("inline_below", [0, 300_000])

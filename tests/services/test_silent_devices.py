@@ -95,7 +95,14 @@ def test_a_device_that_takes_long_is_not_cut_off(kit):
             task = await world.submit(goal=1)
             slow = world.device()
             assignment = await slow.assignment()
-            world.advance(125)
+            world.advance(119)
+            assert await world.device().assignment() is None
+            world.advance(6)
+            # Those who were turned away since it was full are no reason to say that nobody came.
+            waits_for = (await world.status(task)).waits_for
+            assert (
+                waits_for == "1 of 1 is missing: the last eligible device checked in 6 seconds ago"
+            )
             other = world.device()
             assert await other.assignment() is not None
             world.advance(400)

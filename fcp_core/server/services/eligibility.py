@@ -245,10 +245,6 @@ class EligibilityEvalTasks:
                     "that this server keeps; check in again later",
                 )
         population.sessions.open(session)
-        offers = population.lately.offers
-        if len(offers) >= OFFERS and offer.names not in offers:
-            offers.clear()
-        offers[offer.names] = now
         response.session_id = session.session_id
         response.task_assignment_forwarding_info.CopyFrom(
             common.ForwardingInfo(target_uri_prefix=self._common.base_url())
@@ -279,7 +275,14 @@ class EligibilityEvalTasks:
 def _has_room(
     population: Population, names: Collection[str], origin: Sequence[str], now: float
 ) -> bool:
-    """Whether a task of these names may be given a device, if only since others must share."""
+    """Whether a task of these names may be given a device, if only since others must share.
+
+    :param names: of the tasks that the device may have; whoever watches them is told that it came.
+    """
+    offers = population.lately.offers
+    if len(offers) >= OFFERS and names not in offers:
+        offers.clear()
+    offers[names] = now
     if population.has_room_for(names):
         return True
     for task in population.open_tasks() if origin else ():

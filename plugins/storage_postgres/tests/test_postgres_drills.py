@@ -343,7 +343,7 @@ def test_a_database_that_keeps_us_waiting_is_given_up(
     """Whoever makes a table sleeps with the lock; and a server that stops does not wait for it."""
     monkeypatch.setattr(storage_module, "STOPPING", 0.1)
     schema, prepare = fcp_postgres_schema(), storage_module.prepare_kind
-    held, threads, tries = threading.Event(), [], []
+    begun, held, threads, tries = threading.Event(), threading.Event(), [], []
 
     async def tried(*what):
         tries.append(what)
@@ -366,8 +366,8 @@ def test_a_database_that_keeps_us_waiting_is_given_up(
         finally:
             await locked.close()
         await waiting
-        busy = asyncio.ensure_future(storage.transact(lambda tx: held.wait()))
-        await until(lambda: storage._jobs._at_work)
+        busy = asyncio.ensure_future(storage.transact(lambda tx: begun.set() or held.wait()))
+        await until(begun.is_set)
         await storage.stop()
         held.set()
         await busy
