@@ -261,20 +261,6 @@ def test_those_who_wait_for_a_lost_database_wait_together(fcp_postgres_server, f
         assert run(use, proxy.url, fcp_postgres_schema(), patience=1, connections=1) < 60
 
 
-def test_the_network_is_gone_for_a_while(fcp_postgres_server, fcp_postgres_schema):
-    with CuttingProxy(fcp_postgres_server) as proxy:
-
-        async def use(storage):
-            await storage.transact(count("a"))
-            with proxy.down():
-                waiting = [asyncio.create_task(storage.transact(count("a"))) for _ in range(10)]
-                await asyncio.sleep(0.3)  # Long enough for some attempts; the outcome is the same.
-            await asyncio.gather(*waiting)
-            return await sizes(storage)
-
-        assert run(use, proxy.url, fcp_postgres_schema(), patience=60) == {"a": 11}
-
-
 def test_a_connection_that_says_nothing_is_given_up_and_a_slow_statement_is_not(
     fcp_postgres_server, fcp_postgres_schema, monkeypatch
 ):
