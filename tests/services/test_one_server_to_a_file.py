@@ -120,7 +120,7 @@ def test_a_file_that_is_mounted_by_itself_is_refused(tmp_path, monkeypatch):
     if bind.returncode:  # not as this user
         monkeypatch.setattr(file_lock, "_mount_of", lambda path: path.suffix)
     try:
-        with pytest.raises(UsageError, match="is mounted by itself.* Mount its folder"):
+        with pytest.raises(UsageError, match="is mounted by itself"):
             FileLock(mounted).take()
     finally:
         if not bind.returncode:
