@@ -4,6 +4,9 @@ Three servers are measured in turn, each with the database and the bytes of the 
 with two populations; two members with one each; one server of two processes with both. Devices are
 told the address of their population's owner, so nothing is passed on.
 
+Each process has the same number of devices at a time: a second one is started for more devices, and
+what a contribution costs depends on how many share a commit and a turn of the loop.
+
 On few processors the clients take what the servers could use, so what counts is the servers' own
 time: two members on two processors do 2 / s2 where one does 1 / s1, with s the server's processor
 time for a contribution.
@@ -44,6 +47,7 @@ sys.path.insert(0, str(SOURCE))
 TOKEN = secrets.token_hex(16)
 #: How much more two members shall do than one.
 LIMIT = 1.7
+#: Devices at a time, for each process.
 CONNECTIONS = 16
 #: The servers by name: how many members, and processes of each.
 SERVERS = {"one member": (1, 1), "two members": (2, 1), "one server of two processes": (1, 2)}
@@ -51,9 +55,10 @@ SERVERS = {"one member": (1, 1), "two members": (2, 1), "one server of two proce
 
 @dataclass(frozen=True)
 class Work:
-    """What the devices of each population do.
+    """What devices do.
 
     :param elements: float32 in a contribution.
+    :param clients: how many come, for each process.
     """
 
     name: str
@@ -63,9 +68,9 @@ class Work:
 
 
 WORKS = (
-    Work("calls without bodies", 1, False, 1500),
-    Work("4 MB", 1_000_000, False, 300),
-    Work("4 MB gzip", 1_000_000, True, 120),
+    Work("calls without bodies", 1, False, 3000),
+    Work("4 MB", 1_000_000, False, 600),
+    Work("4 MB gzip", 1_000_000, True, 240),
 )
 
 
@@ -155,15 +160,18 @@ def populations(servers: list[tuple[str, int]]) -> list[tuple[str, str]]:
 
 
 def measure(
-    servers: list[tuple[str, int]], work: Work, *, together: bool = False
+    servers: list[tuple[str, int]], processes: int, work: Work, *, together: bool = False
 ) -> tuple[float, float]:
-    """Return contributions a second, and the servers' processor time for one, in seconds."""
+    """Return contributions a second, and the servers' processor time for one, in seconds.
+
+    :param processes: how many there are of all servers.
+    """
     task = BenchTask(work.elements)
     places = populations(servers)[: 1 if together else None]
 
     def devices(place: tuple[str, str]) -> int:
         name, url = place
-        connections, clients = CONNECTIONS // len(places), 2 * work.clients // len(places)
+        connections, clients = (n * processes // len(places) for n in (CONNECTIONS, work.clients))
         load = Load(clients, (), connections, population=name, gzip=work.gzip)
         with AdminClient(url, TOKEN) as client:
             report = run(client, replace(load, bodies=(b"",)), task)
@@ -190,7 +198,9 @@ def figures(quick: bool, *, together: bool = False) -> dict[tuple[str, str], tup
             with members(count, processes, database.url, schema) as servers:
                 for work in WORKS:
                     given = replace(work, clients=work.clients // 5) if quick else work
-                    found[server, work.name] = measure(servers, given, together=together)
+                    found[server, work.name] = measure(
+                        servers, count * processes, given, together=together
+                    )
     return found
 
 

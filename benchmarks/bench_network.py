@@ -136,7 +136,7 @@ def figures(quick: bool) -> dict[tuple[int, str], tuple[float, list[float]]]:
             for count in (1, 3):
                 with members(count, network, f"bench_{secrets.token_hex(4)}") as servers:
                     for work in WORKS:
-                        clients = work.clients // 3 if quick else 2 * work.clients
+                        clients = work.clients // 6 if quick else work.clients
                         given = replace(work, clients=clients)
                         found[count, work.name] = measure(servers, given)
         finally:

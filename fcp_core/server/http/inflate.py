@@ -23,8 +23,8 @@ from fcp_core.server.http.limits import Limits, http_error
 #: Compressed bytes that are handed to the decompressor at once, and decompressed bytes that it
 #: makes at once: they stay in the processor's cache until they are copied to where they belong, and
 #: the memory of more than this would be fresh each time.
-SLICE = 64 << 10
-PIECE = 128 << 10
+SLICE = 256 << 10
+PIECE = 256 << 10
 #: Compressed bytes that are gathered before they are decompressed.
 GATHER = 1 << 20
 #: Compressed bytes that are read off the socket into one piece of memory. Less of it is
