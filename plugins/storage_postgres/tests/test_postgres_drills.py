@@ -12,6 +12,7 @@ import pytest
 from fcp_core.protocol.status import Code, StatusError
 from fcp_core.storage.contract import StorageError
 from fcp_core.testing.storage import Item, OtherItem
+from fcp_postgres import silence
 from fcp_postgres import storage as storage_module
 from fcp_postgres.migrations import lock_of
 from fcp_postgres.session import Session
@@ -260,18 +261,37 @@ def test_those_who_wait_for_a_lost_database_wait_together(fcp_postgres_server, f
         assert run(use, proxy.url, fcp_postgres_schema(), patience=1, connections=1) < 60
 
 
-def test_the_network_is_gone_for_a_while(fcp_postgres_server, fcp_postgres_schema):
+def test_a_connection_that_says_nothing_is_given_up_and_a_slow_statement_is_not(
+    fcp_postgres_server, fcp_postgres_schema, monkeypatch
+):
+    """Also in the middle of a transaction, and with a commit on its way."""
+    monkeypatch.setattr(silence, "AFTER", 0.2)
     with CuttingProxy(fcp_postgres_server) as proxy:
 
         async def use(storage):
+            tries = []
+
+            def slow(tx):
+                count("a")(tx)
+                tx._query("SELECT pg_sleep(1)")
+
+            def interrupted(tx):
+                count("a")(tx)
+                if not tries:
+                    proxy.silence()
+                tries.append(tx)
+
+            await storage.transact(count("a"))  # Makes the tables.
+            await storage.transact(slow)  # It would be tried again until the patience is over.
+            proxy.silence()
             await storage.transact(count("a"))
-            with proxy.down():
-                waiting = [asyncio.create_task(storage.transact(count("a"))) for _ in range(10)]
-                await asyncio.sleep(0.3)  # Long enough for some attempts; the outcome is the same.
-            await asyncio.gather(*waiting)
+            await storage.transact(interrupted)
+            assert len(tries) > 1
             return await sizes(storage)
 
-        assert run(use, proxy.url, fcp_postgres_schema(), patience=60) == {"a": 11}
+        # It would take an hour.
+        found = run(use, proxy.url, fcp_postgres_schema(), timeout=3600, patience=20)
+        assert found == {"a": 4}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What is wrong with the database, and with how it is configured, is said in words."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 
@@ -9,9 +10,11 @@ import pytest
 from fcp_core.errors import UsageError
 from fcp_core.plugins.manager import Plugins
 from fcp_core.testing.storage import Item
+from fcp_postgres import settings
 from fcp_postgres.faults import Place
 from fcp_postgres.storage import PostgresStorage
 from fcp_postgres.testing import PostgresServer
+from fcp_postgres.testing_proxy import CuttingProxy
 
 
 def start_and_stop(url, **options):
@@ -83,9 +86,19 @@ def test_a_port_that_is_none_is_refused(place):
     assert "secret" not in str(caught.value)
 
 
-def test_ports_that_are_some_are_taken():
-    for place in ("[::1]:5432,[::2]/d", "a,b:65535/d", "/d?host=/run/pg&port=1,2", "%2Frun%2Fpg/d"):
-        assert Place(f"postgresql://me@{place}").database == "d"
+@pytest.mark.parametrize(
+    ("place", "hosts"),
+    [
+        ("[::1]:5432,[::2]/d", [{"host": "::1", "port": 5432}, {"host": "::2"}]),
+        ("a,b:65535/d", [{"host": "a"}, {"host": "b", "port": 65535}]),
+        ("/d?host=/x,b&port=1,2", [{"host": "/x", "port": 1}, {"host": "b", "port": 2}]),
+        ("/d?host=/run/pg&port=1,2", [{}]),
+        ("%2Frun%2Fpg/d", [{}]),
+    ],
+)
+def test_ports_that_are_some_are_taken(place, hosts):
+    found = Place(f"postgresql://me@{place}")
+    assert (found.database, found.hosts) == ("d", hosts)
 
 
 @pytest.mark.parametrize("password", ["se/cret", "se#cret", "se?cret"])
@@ -144,6 +157,20 @@ def test_a_server_that_starts_is_waited_for(fcp_postgres_server, fcp_postgres_sc
     except BaseException:
         fcp_postgres_server.start()
         raise
+
+
+def test_a_host_that_says_nothing_does_not_keep_us_from_the_next(
+    fcp_postgres_server, fcp_postgres_schema, monkeypatch
+):
+    monkeypatch.setattr(settings, "CONNECTING", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, CuttingProxy(fcp_postgres_server) as two:
+        one = silent.getsockname()[1]
+        hosts = f"127.0.0.1:{one},127.0.0.1:{two.port}"
+        start_and_stop(
+            f"postgresql://fcp@{hosts}/postgres?sslmode=disable",
+            schema=fcp_postgres_schema(),
+            patience=60,
+        )
 
 
 def test_a_server_without_a_connection_left_is_waited_for():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import time
@@ -79,14 +80,18 @@ class Place:
                 "the url of the storage postgres has a character in its user or password that ends "
                 "them: write %2F for /, %3F for ? and %23 for #."
             )
-        hosts = unquote(parts.netloc.rpartition("@")[2]) or ",".join(query.get("host", []))
+        named = unquote(parts.netloc.rpartition("@")[2])
+        hosts = named or ",".join(query.get("host", []))
+        asked = ",".join(query.get("port", []))
         ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
-        for port in filter(None, ports + ",".join(query.get("port", [])).split(",")):
+        for port in filter(None, ports + asked.split(",")):
             if not (port.isdecimal() and 0 < int(port) < 1 << 16):
                 # It may be the end of a password.
                 raise UsageError(
                     "the url of the storage postgres has a port that is no number from 1 to 65535."
                 )
+        #: What to tell the driver, beside the URL, of each host; one entry if there is one host.
+        self.hosts = _hosts(hosts, "" if named else asked)
         user = unquote(parts.netloc.rpartition("@")[0].partition(":")[0])
         self.user = user or "".join(query.get("user", [])) or "(the system's)"
         self.database = unquote(parts.path.strip("/")) or "".join(query.get("dbname", []))
@@ -124,6 +129,21 @@ class Place:
                 Code.RESOURCE_EXHAUSTED, f"too large for {self.name}: {error}", http=None
             )
         return StorageError(self.explain(error))
+
+
+def _hosts(names: str, ports: str) -> list[dict[str, str | int]]:
+    found: list[dict[str, str | int]] = []
+    for name in names.split(","):
+        at = re.fullmatch(r"\[?(.*?)\]?(?::(\d+))?", name) if name[:1] != "/" else None
+        found.append({"host": at[1] if at else name})
+        if at and at[2]:
+            found[-1]["port"] = int(at[2])
+    if ports:
+        if ports.count(",") != names.count(","):
+            return [{}]  # The driver says what is wrong with it.
+        for host, port in zip(found, ports.split(","), strict=True):
+            host["port"] = int(port)
+    return found if len(found) > 1 else [{}]
 
 
 def sqlstate(error: BaseException) -> str:

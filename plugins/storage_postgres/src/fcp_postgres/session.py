@@ -23,6 +23,7 @@ from fcp_postgres.faults import Fault, Patience
 from fcp_postgres.jobs import Job
 from fcp_postgres.parts import Parts
 from fcp_postgres.settings import Settings
+from fcp_postgres.silence import Watch
 from fcp_postgres.tables import Table, after, quoted
 from fcp_postgres.transaction import ApartError, BufferedTransaction, Writes, Written
 
@@ -96,6 +97,8 @@ class Session:
         self._tables = tables
         self._prepare = prepare
         self._loop = asyncio.new_event_loop()
+        self._watch = Watch(settings, self._loop)
+        self._wait = self._watch.wait
         self._connection: asyncpg.Connection[Any] | None = None
         self._fault: Fault | None = None
         self._rng = random.Random()
@@ -343,7 +346,7 @@ class Session:
             return await self._prepare(await self._connected(), kind)
 
         try:
-            self._tables[kind.KIND, kind.INDEXES] = self._loop.run_until_complete(prepare())
+            self._tables[kind.KIND, kind.INDEXES] = self._wait(prepare())
         except (*faults.LOST, asyncpg.PostgresError) as error:
             return error
         return None
@@ -366,12 +369,9 @@ class Session:
 
     async def _connected(self) -> asyncpg.Connection[Any]:
         if self._connection is None or self._connection.is_closed():
-            self._connection = await self._settings.connect(self._settings.timeout)
+            self._connection = await self._watch.connect()
             self._parts = Parts(self._settings.schema)
         return self._connection
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._loop.run_until_complete(work)
 
     def _roll_back(self) -> None:
         try:

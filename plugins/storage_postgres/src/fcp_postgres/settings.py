@@ -7,8 +7,10 @@ from typing import Any
 
 import asyncpg
 
-from fcp_postgres.faults import Place
+from fcp_postgres.faults import LOST, Place
 
+#: The longest that a new connection may take, in seconds.
+CONNECTING = 10.0
 #: The longest that the database waits for the next statement of a transaction, in seconds.
 _IDLE = 5.0
 
@@ -37,14 +39,29 @@ class Settings:
         return min(self.timeout, _IDLE)
 
     async def connect(self, timeout: float | None = None) -> asyncpg.Connection[Any]:
-        """Return a new connection.
+        """Return a new connection, to the first host of the URL that is what is asked for.
+
+        The driver has one limit for all of them, which one that is silent would use up. The host
+        that did it comes first the next time.
 
         :param timeout: how long an answer may take for which nothing else is said, in seconds.
         """
-        return await asyncpg.connect(
-            self.url,
-            timeout=min(self.timeout, 10.0),
-            command_timeout=timeout,
-            statement_cache_size=self.statement_cache,
-            server_settings={"application_name": "fcp-server"},
-        )
+        hosts = list(self.place.hosts)
+        for host in hosts:
+            try:
+                connection = await asyncpg.connect(
+                    self.url,
+                    **host,
+                    timeout=min(self.timeout, CONNECTING / len(hosts)),
+                    command_timeout=timeout,
+                    statement_cache_size=self.statement_cache,
+                    server_settings={"application_name": "fcp-server"},
+                )
+            except (*LOST, asyncpg.CannotConnectNowError):
+                if host is hosts[-1]:
+                    raise
+            else:
+                hosts.remove(host)
+                self.place.hosts = [host, *hosts]
+                return connection
+        raise AssertionError

@@ -36,6 +36,8 @@ class CuttingProxy:
         #: Whether new connections are let through.
         self.is_open = True
         self._muted: asyncio.StreamWriter | None = None
+        #: Those whose bytes get lost.
+        self._silent: set[asyncio.StreamWriter] = set()
         #: What has become of the COMMITs so far.
         self.commits: list[str] = []
 
@@ -70,6 +72,10 @@ class CuttingProxy:
             yield
         finally:
             self.is_open = True
+
+    def silence(self) -> None:
+        """Lose what is sent on the connections that there are, without a word."""
+        self._silent |= self._writers
 
     def cut(self) -> None:
         """Break all connections; called on the proxy's own thread."""
@@ -106,6 +112,8 @@ class CuttingProxy:
     ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
+                if writer in self._silent:
+                    continue
                 fate = PASS
                 if b"COMMIT\0" in data:
                     fate = next(self._fates)
@@ -133,6 +141,8 @@ class CuttingProxy:
             while data := await reader.read(1 << 16):
                 if self._muted is writer:
                     break
+                if writer in self._silent:
+                    continue
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
