@@ -54,9 +54,12 @@ def serve(
         overrides["storage"] = storage
     if dashboard:
         overrides["pages"] = ["dashboard"]
-    plugins = invocation.load_plugins(overrides=overrides, defaults={"storage": "sqlite"})
-
     import asyncio
+    import signal
+
+    # It waits until the server runs: before, it would end the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    plugins = invocation.load_plugins(overrides=overrides, defaults={"storage": "sqlite"})
 
     from fcp_core.server.logs import configure_logging
     from fcp_core.server.own_process import allow_files
@@ -99,6 +102,7 @@ async def _serve(server: Server) -> None:
         loop.add_signal_handler(number, on_signal, number)
     await server.start()
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGHUP])
     serve_alone()
     try:
         await stop.wait()

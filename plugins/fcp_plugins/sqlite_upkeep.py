@@ -26,6 +26,22 @@ def _parts(db: sqlite3.Connection) -> str:
     return "parts" if known else "(SELECT '' kind, '' key, 0 n, x'' data WHERE 0)"
 
 
+def _copied(db: sqlite3.Connection, draft: Path) -> list[str]:
+    """Copy a database to a file; return what SQLite says of the copy.
+
+    :raises OSError: if it cannot be written.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(draft)) as copy:
+            # All pages at once: a copy in parts begins anew with each write of a server. In WAL
+            # mode neither waits for the other.
+            db.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # So that it is one file.
+            return [row[0] for row in copy.execute("PRAGMA quick_check(1)")]
+    except sqlite3.Error as error:
+        raise OSError(str(error)) from None
+
+
 class SqliteUpkeep(Upkeep):
     """Looks after a file.
 
@@ -121,18 +137,14 @@ class SqliteUpkeep(Upkeep):
                 why = f"a backup writes {draft}, or was killed; if there is none, remove it"
             raise UsageError(f"the copy {target} cannot be made: {why}.") from None
         try:
-            with self._opened() as db, contextlib.closing(sqlite3.connect(draft)) as copy:
-                # All pages at once: a copy in parts begins anew with each write of a server. In WAL
-                # mode neither waits for the other.
-                db.backup(copy)
-                copy.execute("PRAGMA journal_mode = DELETE")  # So that it is one file.
-                problems = [row[0] for row in copy.execute("PRAGMA quick_check(1)")]
+            with self._opened() as db:
+                problems = _copied(db, draft)
             if problems != ["ok"]:
                 raise UsageError(f"the copy of {self._path} is damaged: {problems[0]}.")
             with draft.open("rb+") as file:
                 os.fsync(file.fileno())
             os.link(draft, target)  # Unlike a rename, it never replaces.
-        except (sqlite3.Error, OSError) as error:
+        except OSError as error:
             raise UsageError(f"the copy {target} cannot be made: {error}.") from None
         finally:
             draft.unlink()

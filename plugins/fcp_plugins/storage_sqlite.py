@@ -33,6 +33,7 @@ from fcp_core.storage.contract import (
     Transaction,
 )
 from fcp_core.storage.upkeep import Upkeep
+from fcp_plugins.sqlite_files import OpenFiles
 from fcp_plugins.sqlite_parts import put_parts, read
 
 #: "fcps", in the header of our files.
@@ -246,6 +247,7 @@ class SqliteStorage(Storage):
         except BaseException as error:
             opened.set_exception(error)
             return
+        self._files = OpenFiles(self.path)
         opened.set_result(None)
         going = True
         while going:
@@ -269,9 +271,9 @@ class SqliteStorage(Storage):
         connection.close()
 
     def _run_batch(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
-        if self._suspect:
+        if why := self._suspect or self._files.problem(connection):
             for job in batch:
-                job.error = StorageError(self._suspect)
+                job.error = StorageError(why)
             return
         begun = False
         try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import resource
 import sqlite3
 from pathlib import Path
 
@@ -121,6 +122,13 @@ def test_a_copy_replaces_nothing(db, tmp_path):
     assert "the copy copy cannot be made: it exists already" in db("backup", "copy", status=2)
     assert (tmp_path / "copy").read_text() == "mine"
     assert "No such file" in db("backup", "none/copy", status=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # as on a full disk
+    try:
+        told = db("backup", "copied", status=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "the copy copied cannot be made: " in told
     assert {path.name for path in tmp_path.glob("c*")} == {"copy"}
 
 

@@ -14,6 +14,8 @@ import pytest
 def test_a_stop_keeps_what_was_contributed(make_host, spec, rows, until):
     host = make_host("retry_min=0s", "retry_max=0s")
     host.start()
+    until(lambda: " implements " in host.log.read_text(), "its first words")
+    host.process.send_signal(signal.SIGHUP)  # it has not started yet, and must not end by that
     until(lambda: host.ready()[0] == 200, "the server")
     with host.admin() as admin:
         task = admin.submit(spec(10)).task_id

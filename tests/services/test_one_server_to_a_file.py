@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from fcp_core.errors import UsageError
+from fcp_core.server import file_lock
 from fcp_core.server.file_lock import FileLock
+from fcp_core.storage.contract import StorageError
 
 
 def test_a_second_server_is_refused_and_the_first_completes_its_task(kit, tmp_path):
@@ -33,6 +36,17 @@ def test_a_second_server_is_refused_and_the_first_completes_its_task(kit, tmp_pa
         # It is free again, and what was said to be final stays.
         async with world() as second:
             assert await second.result(task) == [0b11, 2]
+            # Whoever takes the lock for a left-over lets another server in, and then only that.
+            (tmp_path / "fcp.sqlite.lock").unlink()
+            await second.submit()
+            with pytest.raises(UsageError, match="is in use by another server"):
+                async with world():
+                    pass
+            (tmp_path / "fcp.sqlite.lock").unlink()
+            async with world() as third:
+                await third.submit()
+            with pytest.raises(StorageError, match="this one writes nothing until a restart"):
+                await second.submit()
 
     asyncio.run(main())
 
@@ -93,6 +107,24 @@ def test_a_file_with_a_second_name_is_refused(tmp_path):
     lock = FileLock(path)
     lock.take()
     lock.free()
+
+
+def test_a_file_that_is_mounted_by_itself_is_refused(tmp_path, monkeypatch):
+    path, mounted = tmp_path / "fcp.sqlite", tmp_path / "elsewhere" / "fcp.sqlite"
+    mounted.parent.mkdir()
+    for file in (path, mounted):
+        file.touch()
+    assert file_lock._mount_of(mounted) == file_lock._mount_of(tmp_path)
+    assert file_lock._mount_of(Path("/proc")) != file_lock._mount_of(Path("/"))
+    bind = subprocess.run(["mount", "--bind", path, mounted], capture_output=True, check=False)
+    if bind.returncode:  # not as this user
+        monkeypatch.setattr(file_lock, "_mount_of", lambda path: path.suffix)
+    try:
+        with pytest.raises(UsageError, match="is mounted by itself"):
+            FileLock(mounted).take()
+    finally:
+        if not bind.returncode:
+            subprocess.run(["umount", "-l", mounted], check=True)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

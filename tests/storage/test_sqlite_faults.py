@@ -1,6 +1,7 @@
 """What SQLite says when the disk, the file or another process fails it."""
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import pickle
@@ -149,6 +150,34 @@ class _LosesWrites:
             error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
             raise error
         return self._connection.execute(sql, *arguments)
+
+
+def test_nothing_is_written_to_a_file_that_was_removed(tmp_path):
+    path, away, log = (tmp_path / name for name in ("store.db", "away", "store.db-wal"))
+
+    async def main():
+        storage = SqliteStorage(path)
+        await storage.start()
+        try:
+            await storage.transact(lambda tx: tx.put(Item("before")))
+            path.rename(away)
+            with pytest.raises(StorageError, match=r"store\.db was removed or replaced"):
+                await storage.transact(lambda tx: tx.put(Item("lost")))
+            away.rename(path)
+            await storage.transact(lambda tx: tx.put(Item("later")))
+            log.unlink()
+            with pytest.raises(StorageError, match=r"store\.db-wal was removed or replaced"):
+                await storage.transact(lambda tx: tx.put(Item("lost")))
+            # What was in the log is in the file now, whatever becomes of this process.
+            with contextlib.closing(sqlite3.connect(path)) as found:
+                assert found.execute("SELECT key FROM records").fetchall() == [
+                    ("before",),
+                    ("later",),
+                ]
+        finally:
+            await storage.stop()
+
+    asyncio.run(main())
 
 
 def test_a_storage_of_an_older_release_is_refused_in_words():

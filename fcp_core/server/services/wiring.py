@@ -157,7 +157,8 @@ class Services:
         #: The other servers that share the storage; None: there can be none.
         self.members: Members | None = None
         #: Checks, in a transaction that writes, that a population is ours.
-        self._fence: FenceMaker = unfenced
+        lock = self._lock
+        self._fence: FenceMaker = unfenced if lock is None else lambda: lock.fence
         if self._storage.shared:
             self.members = Members(
                 self._storage,
