@@ -188,10 +188,10 @@ def headings(old: Sequence[str], parts: Sequence[Part], again: str) -> str:
     for paragraph in [*others, f"{', '.join(part.module for part in parts)}: {again}"]:
         names, _, ran = paragraph.partition(": ")
         when.update(dict.fromkeys(names.split(", "), ran))
-    lines = [first]
-    for ran in dict.fromkeys(when.values()):
-        lines.append(f"{', '.join(name for name in when if when[name] == ran)}: {ran}")
-    return "\n\n".join(lines)
+    each = (
+        ([name for name in when if when[name] == ran], ran) for ran in dict.fromkeys(when.values())
+    )
+    return "\n\n".join([first, *(f"{', '.join(names)}: {ran}" for names, ran in each)])
 
 
 def main() -> None:
