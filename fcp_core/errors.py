@@ -47,6 +47,11 @@ def describe(error: BaseException | None) -> str:
         return f"{type(error).__name__}, which has no message that can be read"
 
 
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read, in words: without its name and the system's number."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class FcpError(Exception):
     """Base of this project's own errors."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 import ssl
 import threading
 import time
@@ -39,6 +41,8 @@ from fcp_core.rounds.eligibility import EligibilityTask
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.tasks.schedule import Schedule
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 #: How long a server that does not answer is asked again by default, in seconds.
@@ -52,13 +56,15 @@ _WAIT = 30.0
 _LARGE = 1 << 20
 #: The pauses between tries grow from the first to the second, in seconds.
 _PAUSES = (0.1, 5.0)
+#: After how long without an answer it is said that we wait, in seconds.
+_SILENT = 1.0
 
 
 class AdminClient:
     """Submits, watches and ends the tasks of a server.
 
     A call whose answer does not come is repeated, until *patience* is over; that is safe, since a
-    submission carries a key.
+    submission carries a key. After a second the log says so.
 
     :param url: where the server is, ``https://`` unless it is this machine.
     :param token: what it asks for; None: nothing is sent.
@@ -296,7 +302,7 @@ class AdminClient:
 
     def _exchange(self, verb: str, url: str, data: bytes | None, more: dict[str, str]) -> bytes:
         headers = {**self._http.headers, **more}
-        end, pause = math.inf, _PAUSES[0]
+        began, pause, said = math.inf, _PAUSES[0], False
         while True:
             try:
                 response = self._http.request(
@@ -308,21 +314,46 @@ class AdminClient:
                     timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=_ANSWER_TIMEOUT),
                 )
             except urllib3.exceptions.SSLError as error:
-                hint = "; is it a server that speaks plain http?" * ("WRONG_VERS" in str(error))
-                raise StatusError(Code.UNAVAILABLE, f"{self.url}: {error}{hint}") from None
+                raise StatusError(
+                    Code.UNAVAILABLE, f"{self.url}: {error}{_tls_hint(str(error))}"
+                ) from None
             except urllib3.exceptions.HTTPError as error:
-                problem = StatusError(Code.UNAVAILABLE, f"{self.url} cannot be reached: {error}")
+                broken = isinstance(error, urllib3.exceptions.ProtocolError)
+                hint = "; does it speak https?" if broken and url.startswith("http:") else ""
+                problem = StatusError(
+                    Code.UNAVAILABLE, f"{self.url} cannot be reached: {_reason(error)}{hint}"
+                )
             else:
                 if response.status == 200:
                     return response.data
                 problem = _error(response)
             # A server that is silent takes its time each time.
-            end = min(end, time.monotonic() + self._patience)
-            if problem.code is not Code.UNAVAILABLE or time.monotonic() >= end:
+            now = time.monotonic()
+            began = min(began, now)
+            left = began + self._patience - now
+            if problem.code is not Code.UNAVAILABLE or left <= 0:
                 raise problem
+            if not said and now - began >= _SILENT:
+                said = True
+                logger.warning("%s; asking again for %.0f s", problem.message, left)
             if self._closed.wait(pause):
                 raise StatusError(Code.CANCELLED, "the client was closed")
             pause = min(2 * pause, _PAUSES[1])
+
+
+def _tls_hint(problem: str) -> str:
+    """Say what to do about a connection that TLS refused."""
+    if "WRONG_VERS" in problem:
+        return "; is it a server that speaks plain http?"
+    if "self-signed" in problem or "unable to get local issuer" in problem:
+        return "; if it has a certificate of your own, name that with ca_file (--ca-file)"
+    return ""
+
+
+def _reason(error: urllib3.exceptions.HTTPError) -> str:
+    """Return what went wrong, without how urllib3 shows the connection and the exception."""
+    inner = error.args[-1] if isinstance(error, urllib3.exceptions.ProtocolError) else error
+    return re.sub(r"^HTTPS?Connection\(.*?\): ", "", str(inner))
 
 
 def _path(task_id: str) -> str:
@@ -345,7 +376,7 @@ def _error(response: urllib3.BaseHTTPResponse) -> StatusError:
         if response.headers.get("Content-Type", "").startswith("text/plain"):
             text = response.data.decode("utf-8", "replace").strip()
             return StatusError(code_from_http(response.status), text[:500])
-        hint = ": is the admin API on?" if response.status == 404 else ""
+        hint = ": is the admin API on, and the address right?" * (response.status == 404)
         return StatusError(
             code_from_http(response.status),
             f"the server answered with HTTP status {response.status}{hint}",

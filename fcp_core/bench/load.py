@@ -15,7 +15,7 @@ from fcp_core.bench.connections import Connections, Origin, Tally, split, too_ma
 from fcp_core.bench.devices import VirtualDevice, World
 from fcp_core.bench.report import Recorder, Report
 from fcp_core.bench.settings import Load
-from fcp_core.errors import UsageError
+from fcp_core.errors import UsageError, reason
 
 #: Files that a process needs besides its connections.
 _OTHER_FILES = 64
@@ -137,7 +137,7 @@ async def _reach(url: str, origin: Origin) -> None:
             asyncio.open_connection(origin.host, origin.port), _REACH_TIME
         )
     except (OSError, asyncio.TimeoutError) as error:
-        why = getattr(error, "strerror", None) or str(error) or "it does not answer"
+        why = reason(error) or "it does not answer"
         raise UsageError(f"the server {url} cannot be reached: {why}.") from None
     writer.close()
     with contextlib.suppress(OSError):
@@ -156,4 +156,6 @@ def _tls(load: Load, origin: Origin) -> ssl.SSLContext | None:
             cafile=None if load.ca_file is None else os.fspath(load.ca_file)
         )
     except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"the certificates {load.ca_file} cannot be read: {error}.") from None
+        raise UsageError(
+            f"the certificates {load.ca_file} cannot be read: {reason(error)}."
+        ) from None

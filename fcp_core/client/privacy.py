@@ -15,7 +15,7 @@ from msgspec import Meta
 from fcp_core.client.history import History
 from fcp_core.client.protocols import PlanResults
 from fcp_core.client.stores import ExampleStore
-from fcp_core.errors import UsageError
+from fcp_core.errors import UsageError, reason
 from fcp_core.protocol.checkpoint import open_checkpoint
 from fcp_core.protocol.statement import Statement
 from fcp_core.protocol.status import Code, StatusError
@@ -103,7 +103,9 @@ class PrivacyPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             document = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
             return msgspec.convert(document, cls)
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"the privacy policy {path} cannot be read: {error}.") from None
+            raise UsageError(
+                f"the privacy policy {path} cannot be read: {reason(error)}."
+            ) from None
         except msgspec.ValidationError as error:
             raise UsageError(f"the privacy policy {path}: {error}.") from None
 

@@ -288,7 +288,7 @@ def _store(
         return stores.EmptyExamplesStore(num_empty)
     collections: dict[str, ExampleStore] = {}
     for given in tfrecords:
-        uri, path = _collection_and_path(given)
+        uri, path = _collection_and_path(given, "--tfrecord")
         collections[uri] = stores.TFRecordStore(path)
     return stores.CollectionStore({**collections, **tables})
 
@@ -303,16 +303,14 @@ def _sql_stores(options: dict[str, Any]) -> dict[str, ExampleStore]:
     paths: dict[str, list[str]] = {}
     for each in given:
         uri, path = _collection_and_path(each, "--sql")
-        if not os.path.exists(path):
-            raise UsageError(f"--sql {each}: there is no file {path}.")
         paths.setdefault(uri, []).append(path)
     return {uri: SQLStore(*files, engine=engine) for uri, files in paths.items()}
 
 
-def _collection_and_path(given: str, option: str = "--tfrecord") -> tuple[str, str]:
+def _collection_and_path(given: str, option: str) -> tuple[str, str]:
     """Split ``COLLECTION_URI=PATH``; either may have equals signs, so the file decides.
 
-    :raises UsageError: if it has not both.
+    :raises UsageError: if it has not both, or there is no such file.
     """
     pairs = [
         (given[:at], given[at + 1 :])
@@ -321,7 +319,10 @@ def _collection_and_path(given: str, option: str = "--tfrecord") -> tuple[str, s
     ]
     if not pairs:
         raise UsageError(f"{option} takes COLLECTION_URI=PATH, not {given!r}.")
-    return next((pair for pair in pairs if os.path.exists(pair[1])), pairs[0])
+    for pair in pairs:
+        if os.path.exists(pair[1]):
+            return pair
+    raise UsageError(f"{option} {given}: there is no file {pairs[0][1]}.")
 
 
 @contextmanager

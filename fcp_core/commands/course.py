@@ -71,7 +71,10 @@ def _noise(task: Task) -> list[str]:
 
 
 def _waits(task: Task) -> list[str]:
-    return [task.waits_for] if task.waits_for else []
+    waits = [task.waits_for] if task.waits_for else []
+    if task.durability == "round" and task.state in ("open", "closing"):
+        waits.append("durability round: a restart of the server loses what was contributed")
+    return waits
 
 
 def _reasons(task: Task, said: str) -> list[str]:

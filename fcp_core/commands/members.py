@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
 
 from fcp_core.commands.output import make_table, print_tables
-from fcp_core.commands.tasks import admin_group, connected
+from fcp_core.commands.tasks import Connect, admin_command, connected
 
-members = admin_group(
+
+@admin_command(
     "members", "Show the processes that share a server's storage, and who owns which population."
 )
-# It is a command by itself, with the options that lead to a server.
-members.invoke_without_command = True
-members.no_args_is_help = False
-members.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
-
-
-@members.result_callback()
-@click.pass_obj
-def show(connect: Any, /, _result: Any, *, as_json: bool, **_options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def members(connect: Connect, *, as_json: bool) -> None:
     """Print two tables, or JSON."""
     import msgspec
 

@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 @click.pass_context
 def plugins(ctx: click.Context) -> None:
     """List what is installed, from where, and what is active; check and trace it."""
-    if ctx.invoked_subcommand is not None:
-        return
-    loaded = ctx.obj.plugins
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_)
+
+
+@plugins.command("list")
+@click.pass_obj
+def list_(invocation: Invocation) -> None:
+    """List them: the same as without a command."""
+    loaded = invocation.plugins
     installed = make_table("plugin", "from", "hooks")
     for plugin in loaded.plugins:
         installed.add_row(plugin.source.name, plugin.source.source, ", ".join(plugin.hooks))

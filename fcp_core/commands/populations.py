@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import click
-
 from fcp_core.commands.output import make_table, print_tables
-from fcp_core.commands.tasks import admin_group, connected
-
-populations = admin_group("populations", "Show the populations of a server and how busy they are.")
-# It is a command by itself, with the options that lead to a server.
-populations.invoke_without_command = True
-populations.no_args_is_help = False
+from fcp_core.commands.tasks import Connect, admin_command, connected
 
 
-@populations.result_callback()
-@click.pass_obj
-def show(connect: Any, /, _result: Any, **_options: Any) -> None:
+@admin_command("populations", "Show the populations of a server and how busy they are.")
+def populations(connect: Connect) -> None:
     """Print a table."""
     with connected(connect) as client:
         found = client.populations().populations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
@@ -20,7 +21,7 @@ from fcp_core.commands.output import (
     say,
     write_file,
 )
-from fcp_core.errors import UsageError
+from fcp_core.errors import UsageError, reason
 
 if TYPE_CHECKING:
     from fcp_core.admin.client import AdminClient
@@ -28,9 +29,16 @@ if TYPE_CHECKING:
     from fcp_core.tasks.schedule import Schedule
 
 F = TypeVar("F", bound=Callable[..., Any])
+#: A way to make a client of a server's admin API.
+Connect: TypeAlias = "Callable[[], AdminClient]"
 
 #: The options that lead to a server.
 _TO_A_SERVER = ("server", "token_file", "ca_file", "client_certfile", "client_keyfile")
+
+_TOKEN = (
+    "The token comes from --token-file, or from [fcp:admin] token_file, or from the environment "
+    "variable FCP_ADMIN__TOKEN."
+)
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -74,21 +82,32 @@ def admin_group(name: str, text: str) -> click.Group:
     :param text: what its help begins with.
     """
 
-    @click.group(
-        name,
-        cls=_Group,
-        help=f"{text}\n\nThe token comes from --token-file, or from [fcp:admin] token_file, or "
-        "from the environment variable FCP_ADMIN__TOKEN.",
-    )
+    @click.group(name, cls=_Group, help=f"{text}\n\n{_TOKEN}")
     @admin_options
     @click.pass_context
     def group(ctx: click.Context, /, **options: Any) -> None:
         invocation = ctx.obj
-        # The others are the command's own.
-        given = {name: options[name] for name in _TO_A_SERVER}
-        ctx.obj = lambda: connect(invocation, **given)
+        ctx.obj = lambda: connect(invocation, **options)
 
     return group
+
+
+def admin_command(name: str, text: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Return what makes a command of a function that takes a :data:`Connect` and its options.
+
+    :param text: what its help begins with.
+    """
+
+    def made(function: Callable[..., None]) -> click.Command:
+        @functools.wraps(function)
+        @click.pass_obj
+        def run(invocation: Any, /, **options: Any) -> None:
+            to_server = {each: options.pop(each) for each in _TO_A_SERVER}
+            function(lambda: connect(invocation, **to_server), **options)
+
+        return click.command(name, help=f"{text}\n\n{_TOKEN}")(admin_options(run))
+
+    return made
 
 
 def admin_options(command: F) -> F:
@@ -156,11 +175,11 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the token file {path} cannot be read: {error}.") from None
+        raise UsageError(f"the token file {path} cannot be read: {reason(error)}.") from None
 
 
 @contextmanager
-def connected(connect: Callable[[], AdminClient]) -> Iterator[AdminClient]:
+def connected(connect: Connect) -> Iterator[AdminClient]:
     """Give a client; what the server refuses ends the command with its message, and status 1."""
     from fcp_core.protocol.status import StatusError
 

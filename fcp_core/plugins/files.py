@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import UsageError, reason
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,7 +60,9 @@ def read_file(path: Path, shown: str) -> dict[str, dict[str, Any]] | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the configuration file {shown} cannot be read: {error}.") from None
+        raise UsageError(
+            f"the configuration file {shown} cannot be read: {reason(error)}."
+        ) from None
     found = (
         _read_toml(text, shown)
         if path.suffix == ".toml"

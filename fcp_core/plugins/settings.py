@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fcp_core.errors import UsageError
 from fcp_core.plugins.urls import checked_url
+from fcp_core.protocol.urls import without_brackets
 from fcp_core.rounds.policies import RetryWindow
 
 if TYPE_CHECKING:
@@ -204,4 +205,4 @@ def _metrics_address(config: Config) -> tuple[str, int] | None:
             f"metrics_address {address!r} (from {config.origin('', 'metrics_address')}) must be "
             "like localhost:9100."
         )
-    return host.strip("[]"), int(port)
+    return without_brackets(host), int(port)

@@ -9,6 +9,11 @@ from urllib.parse import SplitResult, urlsplit
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9.])?")
 
 
+def without_brackets(host: str) -> str:
+    """Return a host as sockets take it, without the brackets that an IPv6 address has in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
 def split_address(url: str) -> SplitResult:
     """Return the parts of an ``http://`` or ``https://`` address, which has no query.
 
@@ -16,7 +21,10 @@ def split_address(url: str) -> SplitResult:
     """
     if not url.isascii() or not url.isprintable() or " " in url:
         raise ValueError("it has blanks or other characters that must be percent-encoded")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError("the brackets around its IPv6 address do not match") from None
     if parts.scheme not in ("http", "https"):
         raise ValueError("it does not begin with https:// or http://")
     if "@" in parts.netloc:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import UsageError, reason
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +36,7 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the {what} {path} cannot be read: {error}.") from None
+        raise UsageError(f"the {what} {path} cannot be read: {reason(error)}.") from None
 
 
 def parse_toml(text: str, shown: str) -> TomlTable:

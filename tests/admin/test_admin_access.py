@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import socket
 
 import pytest
@@ -43,15 +44,18 @@ def test_the_client_sends_no_number_that_json_lacks(fields, name):
         client.submit(spec)
 
 
-def test_the_client_says_when_nobody_is_there(make_server):
+def test_the_client_says_when_nobody_is_there(make_server, monkeypatch, caplog):
+    monkeypatch.setattr(client_module, "_SILENT", 0.0)
     thread = make_server()
     thread.stop()
     with (
-        AdminClient(thread.server.url, make_server.token, patience=0) as client,
+        AdminClient(thread.server.url, make_server.token, patience=0.15) as client,
         pytest.raises(StatusError, match="cannot be reached") as caught,
     ):
         client.list()
     assert caught.value.code is Code.UNAVAILABLE
+    assert caplog.text.count("cannot be reached: Failed to establish a new connection") == 1
+    assert "Connection refused; asking again for 0 s" in caplog.text
 
 
 def test_a_server_that_does_not_answer_is_not_tried_for_longer_than_said(monkeypatch):
@@ -94,6 +98,15 @@ def test_a_certificate_opens_as_the_token_does(certificates, tmp_path):
 
         with client(None, "operator.pem") as operator:
             assert operator.list() == []
+        for url, hint in (
+            (thread.server.url, "--ca-file"),
+            (thread.server.url.replace("https:", "http:"), "; does it speak https?"),
+        ):
+            with (
+                AdminClient(url, "a", patience=0) as lost,
+                pytest.raises(StatusError, match=re.escape(hint)),
+            ):
+                lost.list()
         files = ["--ca-file", authority, "--client-certfile", certificates / "operator.pem"]
         arguments = ["tasks", "--server", thread.server.url, *files, "list"]
         listed = CliRunner().invoke(cli, [str(argument) for argument in arguments])
@@ -102,6 +115,7 @@ def test_a_certificate_opens_as_the_token_does(certificates, tmp_path):
             with client(token, certfile) as other, pytest.raises(StatusError) as caught:
                 other.list()
             assert caught.value.code is Code.UNAUTHENTICATED
+            assert caught.value.message.startswith("the admin API needs the header")
 
 
 def test_names_of_certificates_need_an_authority(make_server):

@@ -196,14 +196,27 @@ def test_without_a_token_there_is_no_api(make_server):
     [
         ({"token": "short"}, "at least 16"),
         ({"token": "with a space in the middle"}, "without a space"),
-        ({"admin__token_file": "none"}, "two admin tokens"),
-        ({"token": None, "admin__token_file": "none"}, "token file"),
+        ({"admin__token_file": "other"}, "two admin tokens"),
+        ({"token": None, "admin__token_file": "none"}, "none cannot be read: No such file"),
     ],
     ids=["short", "space", "two", "missing"],
 )
-def test_a_bad_token_stops_the_start(make_server, options, problem):
+def test_a_bad_token_stops_the_start(make_server, options, problem, tmp_path):
+    (tmp_path / "other").write_text("another-token-of-enough-characters")
     with pytest.raises(UsageError, match=problem):
         make_server(**options)
+
+
+def test_a_wrong_token_is_called_one_and_the_same_token_twice_is_one(make_server, tmp_path):
+    (tmp_path / "file").write_text(f"{make_server.token}\n")
+    thread = make_server(admin__token_file="file")
+    with AdminClient(thread.server.url, make_server.token, patience=0) as client:
+        assert client.list() == []
+    with (
+        AdminClient(thread.server.url, "another-token", patience=0) as client,
+        pytest.raises(StatusError, match="not the admin token of this server"),
+    ):
+        client.list()
 
 
 def test_a_body_over_the_limit_is_refused(make_server):

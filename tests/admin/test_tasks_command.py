@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Client
-from fcp_core.commands.course import _noise, _reasons
+from fcp_core.commands.course import _more, _noise, _reasons
 from fcp_core.commands.main import cli
 from fcp_core.commands.output import make_table, print_data, print_tables
 
@@ -157,6 +157,9 @@ def test_a_watcher_sees_whose_clients_are_silent(fcp, task_file):
     versions = "client versions: 3 x 2026.1, 2 x unknown"
     said = f"1 dropped (1 x computation INTERNAL), 5 silent ({versions})"
     assert not _reasons(task, said)
+    assert "durability round: a restart of the server" not in "".join(_more(task))
+    (durability, *_) = _more(msgspec.structs.replace(task, state="open"))
+    assert durability.startswith("durability round: a restart of the server")
     assert _noise(task) == ["sum has gaussian noise of standard deviation 0.25"]
 
 

@@ -78,7 +78,7 @@ def test_the_module_is_the_command(fcp):
 
 
 def test_plugins_shows_what_is_installed_and_active(fcp):
-    result = fcp("plugins", FCP_SELECTION="uniform")
+    result = fcp("plugins", "list", FCP_SELECTION="uniform")
     assert (result.returncode, result.stderr) == (0, "")
     version = importlib.metadata.version("fcp-server")
     assert rows(result.stdout, "builtin_policies")[0][1] == f"fcp-server {version}"

@@ -79,8 +79,9 @@ def test_every_flag(server, query_plan, data_file, tmp_path):
 
 def test_underscores_and_tfrecords(server, query_plan, tmp_path):
     server.script_session(query_plan)
-    path = tmp_path / "records"
+    path, other = tmp_path / "records", tmp_path / "other"
     write_tfrecord(path, [make_query_result({"v": [9]}).SerializeToString()])
+    write_tfrecord(other, [])
     result = run(
         f"--server={server.url}",
         f"--population={server.population}",
@@ -91,7 +92,7 @@ def test_underscores_and_tfrecords(server, query_plan, tmp_path):
         "--num_rounds=1",
         "--sleep_after_round_secs=3",
         f"--tfrecord=app:/values={path}",
-        "--tfrecord=app:/other=/missing",
+        f"--tfrecord=app:/other={other}",
     )
     assert result.exit_code == 0, result.output
     assert open_checkpoint(server.of(server.upload).body)["x"].tolist() == [9]
@@ -156,6 +157,7 @@ def test_no_session_at_all(arguments):
     [
         (["--tfrecord=path"], "COLLECTION_URI=PATH"),
         (["--tfrecord==path"], "COLLECTION_URI=PATH"),
+        (["--tfrecord=app:/a=/missing/a=b"], "there is no file /missing/a=b"),
         (["--tfrecord=a=b", "--num-empty-examples=3"], "exclude"),
         (["--example-data-path=/missing"], "cannot be read"),
         (["--history=/"], "history"),
@@ -195,11 +197,7 @@ def test_what_the_published_runner_takes_together(server, query_plan, data_file)
 def test_equals_signs_on_both_sides_of_a_tfrecord(tmp_path, uri, name):
     path = tmp_path / name
     write_tfrecord(path, [])
-    assert _collection_and_path(f"{uri}={path}") == (uri, str(path))
-
-
-def test_a_collection_without_its_file_yet_ends_at_the_first_sign():
-    assert _collection_and_path("app:/values=/missing/a=b") == ("app:/values", "/missing/a=b")
+    assert _collection_and_path(f"{uri}={path}", "--tfrecord") == (uri, str(path))
 
 
 def test_a_compressed_tfrecord_is_called_one(tmp_path):

@@ -15,7 +15,7 @@ from tests.server.servers import healthy
 
 def test_a_port_that_is_taken(new_server, load):
     port = new_server().server.port
-    with pytest.raises(UsageError, match=f"localhost, port {port}: .*in use"):
+    with pytest.raises(UsageError, match=f"localhost, port {port}: .*in use; .*0 is a free one"):
         Server(load(), port=port)
     with pytest.raises(UsageError, match=r"cannot listen on no\.such\.host\.invalid"):
         Server(load(), host="no.such.host.invalid")
@@ -90,6 +90,8 @@ def test_an_ipv6_address_may_stand_in_brackets(new_server, monkeypatch, known, n
         return look_up("::1", *arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(UsageError, match=r"cannot listen on \[::1, port"):
+        new_server(host="[::1")
     thread = new_server(host="[::1]")
     with socket.create_connection(("::1", thread.server.port), timeout=WAIT):
         assert thread.server.url == f"http://{name}:{thread.server.port}/"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcp_core.errors import UsageError
+from fcp_core.errors import UsageError, reason
 from fcp_core.protocol.status import Code, StatusError
 
 if TYPE_CHECKING:
@@ -27,16 +27,19 @@ def read_token(config: Config) -> str | None:
     options = config.section("admin")
     token, path = options["token"], options["token_file"]
     origin = config.origin("admin", "token" if token is not None else "token_file")
-    if token is not None and path is not None:
-        raise UsageError(
-            f"there are two admin tokens: from {origin} and from "
-            f"{config.origin('admin', 'token_file')}; keep one."
-        )
     if path is not None:
         try:
-            token = Path(path).read_text(encoding="utf-8").strip()
+            found = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"the admin token file {os.fspath(path)}: {error}.") from None
+            raise UsageError(
+                f"the admin token file {os.fspath(path)} cannot be read: {reason(error)}."
+            ) from None
+        if token not in (None, found):
+            raise UsageError(
+                f"there are two admin tokens: from {origin} and from "
+                f"{config.origin('admin', 'token_file')}; keep one."
+            )
+        token = found
     if token is None:
         return None
     if not token.isascii() or not token.isprintable() or " " in token or len(token) < MIN_LENGTH:
@@ -96,10 +99,14 @@ class AdminCheck:
         pairs = [pair for part in subject for pair in part]
         if any(key == "commonName" and value in self._names for key, value in pairs):
             return
+        what = (
+            "this is not the admin token of this server"
+            if token and scheme.lower() == "bearer" and self._hash
+            else "the admin API needs the header 'Authorization: Bearer TOKEN' with its token"
+        )
         raise StatusError(
             Code.UNAUTHENTICATED,
-            "the admin API needs the header 'Authorization: Bearer TOKEN' with its token"
-            + (", or a client certificate of one of its users" if self._names else ""),
+            what + (", or a client certificate of one of its users" if self._names else ""),
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from fcp_core.errors import ListenError, UsageError
 from fcp_core.plugins.settings import ServerSettings
+from fcp_core.protocol.urls import without_brackets
 
 #: How often a free port is looked for that is free on every address of the host.
 _PORT_TRIES = 10
@@ -32,7 +33,7 @@ class Listeners:
         *,
         reuse_port: bool,
     ) -> None:
-        self.host = host.strip("[]")  # as IPv6 addresses stand in URLs
+        self.host = without_brackets(host)
         self.family = family or socket.AF_UNSPEC
         #: Where devices are served, and the admin API.
         self.sockets = bind(self.host, port, family=self.family, reuse_port=reuse_port)
@@ -62,7 +63,7 @@ class Listeners:
             host, colon, text = address.rpartition(":")
             if not colon or not (text.isascii() and text.isdigit()) or int(text) > 65535:
                 raise UsageError(f"member_address {address!r} must be like 10.0.0.7:8081.")
-            host, port = host.strip("[]"), int(text)
+            host, port = without_brackets(host), int(text)
         everywhere = host in ("", "*")
         self.member_sockets = bind("" if everywhere else host, port)
         name = socket.gethostname() if everywhere else host
@@ -108,9 +109,10 @@ def bind(
             # A port that is free on the first address may be taken on the second.
             if port == 0 and left and error.errno == errno.EADDRINUSE:
                 continue
+            taken = "; stop what does, or take another port: 0 is a free one"
             raise ListenError(
                 f"the server cannot listen on {host or 'every interface'}, port {port}: "
-                f"{error.strerror or error}.",
+                f"{error.strerror or error}{taken * (error.errno == errno.EADDRINUSE)}.",
                 error.errno,
             ) from None
     raise AssertionError("the last try returns or raises")

@@ -18,7 +18,7 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.machine import Clock, SystemClock
+from fcp_core.rounds.machine import Clock, SystemClock, follow
 from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.rounds.tokens import Tokens, label
 from fcp_core.server.file_lock import lock_of
@@ -339,8 +339,9 @@ class Services:
             if self._lock is not None:
                 self._lock.take()
             await self._storage.start()
-            await check_contract(self._storage)
+            now = await check_contract(self._storage)
             if self.members is not None:
+                follow(self._clock, now)
                 self.ticker.start()
                 kept = (self.tasks, self.eligibility_tasks, self.schedules)
                 keeper = Ownership(self.store, self._states, self._populations, *kept)
