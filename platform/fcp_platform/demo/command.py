@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from fcp_core.commands.invocation import Invocation
     from fcp_platform.demo.display import Board
     from fcp_platform.demo.settings import DemoResult, Settings
 
@@ -80,7 +81,10 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds after which a round that is not complete fails.",
 )
-def demo(light: bool, devices: int, processes: int | None, **given: Any) -> None:
+@click.pass_obj
+def demo(
+    invocation: Invocation, /, light: bool, devices: int, processes: int | None, **given: Any
+) -> None:
     """Train a classifier of handwritten digits on devices that keep their data.
 
     The digits that scikit-learn ships are dealt to the devices, each with its own mix of labels.
@@ -108,6 +112,7 @@ def demo(light: bool, devices: int, processes: int | None, **given: Any) -> None
     else:
         from fcp_platform.demo.program import run
     processes = processes or min(os.cpu_count() or 1, devices)
+    given |= {"options": invocation.overrides, "config_file": invocation.config_file}
     _show(run, Settings(devices=devices, processes=processes, **given), light)
 
 
