@@ -173,10 +173,25 @@ def page(text: str, parts: Sequence[Part], quick: bool, some: bool = False) -> s
     rows = measured(parts)
     if some and "| " in old:
         rows = with_others(old, parts)
-        names = ", ".join(part.module for part in parts)
-        before_table = old.partition("| ")[0].strip()
-        heading = f"{before_table}\n\n{names}: measured on {day}{kind}, {machine()}."
+        again = f"measured on {day}{kind}, {machine()}."
+        heading = headings(old.partition("| ")[0].split("\n\n"), parts, again)
     return f"{before}{BEGIN}\n\n{heading}\n\n{table(rows)}\n\n{END}{after}"
+
+
+def headings(old: Sequence[str], parts: Sequence[Part], again: str) -> str:
+    """Return what says when which benchmarks ran: that of all, and then each where it ran last.
+
+    :param again: when *parts* ran, and on what.
+    """
+    first, *others = (paragraph.strip() for paragraph in old if paragraph.strip())
+    when: dict[str, str] = {}
+    for paragraph in [*others, f"{', '.join(part.module for part in parts)}: {again}"]:
+        names, _, ran = paragraph.partition(": ")
+        when.update(dict.fromkeys(names.split(", "), ran))
+    each = (
+        ([name for name in when if when[name] == ran], ran) for ran in dict.fromkeys(when.values())
+    )
+    return "\n\n".join([first, *(f"{', '.join(names)}: {ran}" for names, ran in each)])
 
 
 def main() -> None:

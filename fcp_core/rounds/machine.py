@@ -77,6 +77,7 @@ class SystemClock:
     It begins with the date and goes on by the clock that cannot be set, so that intervals are right
     whatever is done to the date. If the date is another one later, it runs :data:`SLEW` faster or
     slower until it shows that: dates become right, and a deadline moves by that share at most.
+    Members of one server go by the date of what they share: :meth:`follow`.
 
     :param date: returns seconds since the epoch.
     :param steady: returns seconds of a clock that only goes forward.
@@ -92,6 +93,7 @@ class SystemClock:
         self._start = date()
         #: By how much it was slewed.
         self._slewed = 0.0
+        self._follows = False
 
     def now(self) -> float:
         """Return the time; it never goes back."""
@@ -101,6 +103,19 @@ class SystemClock:
             unslewed = self._start + (steady - self._began)
             self._slewed += min(most, max(-most, self._date() - unslewed - self._slewed))
             return unslewed + self._slewed
+
+    def follow(self, date: float) -> None:
+        """Show the date of somebody else from now on, whatever this machine's is.
+
+        The first time at once, so before anything is due; then as after a step.
+
+        :param date: that it is there now, in seconds since the epoch.
+        """
+        with self._lock:
+            steady = self._last = max(self._steady(), self._last)
+            if not self._follows:
+                self._follows, self._start, self._began, self._slewed = True, date, steady, 0.0
+            self._date = lambda: date + self._steady() - steady
 
 
 class ManualClock:
@@ -121,6 +136,12 @@ class ManualClock:
         if seconds < 0:
             raise ValueError(f"a clock does not go back ({seconds} s)")
         self._now += seconds
+
+
+def follow(clock: Clock, date: float) -> None:
+    """Have a clock of the system show the date that members share: see ``SystemClock.follow``."""
+    if isinstance(clock, SystemClock):
+        clock.follow(date)
 
 
 class Signal:

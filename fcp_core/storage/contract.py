@@ -182,8 +182,8 @@ class Storage(ABC):
         """
 
 
-async def check_contract(storage: Storage) -> None:
-    """Check that a storage that was started is of this release's contract.
+async def check_contract(storage: Storage) -> float:
+    """Check that a storage that was started is of this release's contract; return its time.
 
     :raises UsageError: if its transactions lack something; the message says what.
     """
@@ -197,6 +197,7 @@ async def check_contract(storage: Storage) -> None:
             f"transactions need a method now() that returns its time in seconds since 1970, and "
             f"there is {now!r}; upgrade its plugin."
         )
+    return now
 
 
 @dataclass(frozen=True)

@@ -126,3 +126,16 @@ def test_the_page_says_on_what_it_was_measured_and_nothing_of_where(modules):
     import platform
 
     assert platform.node() not in machine
+
+
+def test_each_benchmark_stands_once_where_it_ran_last(modules):
+    report = modules("report")
+    old = ["\n\nMeasured first: here.", "fold, load: ran on Monday.", "load: ran on Tuesday.", ""]
+    again = report.headings(old, [report.Part("loop", (), 1.0)], "ran on Tuesday.")
+    assert again.split("\n\n") == [
+        "Measured first: here.",
+        "fold: ran on Monday.",
+        "load, loop: ran on Tuesday.",
+    ]
+    once_more = report.headings(again.split("\n\n"), [report.Part("fold", (), 1.0)], "ran now.")
+    assert once_more.split("\n\n")[1:] == ["fold: ran now.", "load, loop: ran on Tuesday."]

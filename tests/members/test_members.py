@@ -17,6 +17,7 @@ from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Outcome, make_query_result
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
+from fcp_core.rounds.machine import SystemClock
 from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import LeaseRecord, MemberRecord, TaskRecord
 from fcp_core.tasks.schedule import Schedule
@@ -227,8 +228,11 @@ def test_a_write_that_was_begun_before_the_population_went_and_came_back_is_refu
     one._run(transact(lambda tx: now(tx, "people")))
 
 
-def test_a_new_member_is_given_its_share(member, fcp_client):
+def test_a_new_member_is_given_its_share_and_ends_nothing_early(member, fcp_client, monkeypatch):
+    """The date of its host is an hour ahead: deadlines are the storage's."""
     one = member()
+    ahead = SystemClock(lambda: time.time() + 3600)
+    monkeypatch.setattr("fcp_core.server.server.SystemClock", lambda: ahead)
     # So many that it is sure to be given some, and not all.
     names = [f"p{number}" for number in range(30)]
     with admin(one) as client:

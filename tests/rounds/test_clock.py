@@ -60,3 +60,19 @@ def test_a_steady_clock_that_is_not_does_no_harm():
     before = machine.clock.now()
     machine.steady -= 5
     assert machine.clock.now() == before
+
+
+def test_who_follows_another_one_shows_its_date_at_once_and_comes_to_no_step_of_either():
+    machine, other = Machine(), 1_700_003_600.0
+    machine.clock.follow(other)
+    for step in (0.0, 3600.0, -3600.0):
+        machine.date += step  # as somebody sets it right
+        for _ in range(100):
+            machine.sleep(2)
+            other += 2
+            machine.clock.follow(other)
+            assert machine.clock.now() == pytest.approx(other, abs=1e-3)
+    before = machine.clock.now()
+    machine.clock.follow(other - 3600)
+    machine.sleep(2)
+    assert machine.clock.now() == pytest.approx(before + 2, rel=0, abs=2 * SLEW + 1e-6)

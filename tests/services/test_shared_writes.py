@@ -2,12 +2,9 @@
 
 import asyncio
 
-import pytest
-
 from benchmarks.crashing.virtual import VirtualLoop
 from fcp_core.aggregation.local import LocalEngine
 from fcp_core.protocol.status import Code
-from fcp_core.server.services import stored_whole
 from fcp_core.server.services.durable_fold import DurableFold
 from fcp_core.server.services.store import TaskStore
 from fcp_core.testing.engine_aggregators import AGGREGATORS
@@ -15,10 +12,7 @@ from fcp_plugins.storage_memory import MemoryStorage
 from tests.services.test_streams import JOB, RECORD, blob
 
 
-@pytest.mark.parametrize("small", [False, True])
-def test_what_comes_while_the_storage_is_left_alone_shares_the_next_write(monkeypatch, small):
-    monkeypatch.setattr(stored_whole, "RESTS_FROM", 1 << 16 if small else 1)
-
+def test_what_comes_while_the_storage_is_left_alone_shares_the_next_write():
     class Slow(MemoryStorage):
         durable, takes = True, 0.01
 
@@ -44,9 +38,6 @@ def test_what_comes_while_the_storage_is_left_alone_shares_the_next_write(monkey
         # The second comes alone and does not wait; those that come at once after it do.
         times = (0, 0.05, 0.062, 0.068, 0.15)
         await asyncio.gather(*(contribute(*each) for each in enumerate(times)))
-        if small:  # Another write of few bytes costs too little to wait for.
-            assert (list(answered.values()), shared) == ([10, 60, 72, 82, 160], [1] * 5)
-            return engine.stop()
         assert (list(answered.values()), shared) == ([10, 60, 80, 80, 160], [1, 1, 2, 1])
         # However slow a storage is, it is not left alone for long.
         storage.takes, began = 1.0, loop.time()

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from fcp_core.admin.messages import MemberList
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
-from fcp_core.rounds.machine import Clock
+from fcp_core.rounds.machine import Clock, follow
 from fcp_core.rounds.membership import (
     BEATS,
     Drop,
@@ -292,11 +292,9 @@ class Members:
             logger.info("the storage answers again")
         self._failing = False
         self.view, self.seen = view, asked
-        mine = {
-            lease.population: lease.epoch
-            for lease in view.leases.values()
-            if lease.holder == self.member_id
-        }
+        follow(self.clock, view.now)
+        leases = view.leases.items()
+        mine = {name: lease.epoch for name, lease in leases if lease.holder == self.member_id}
         self._change(self._leases.found(asked, mine))
         self._publish()
         self._share()

@@ -28,8 +28,8 @@ FAN_IN = 16
 NOTING = 1.0
 #: The storage is left alone after a write for as long as that took, and no longer than this, in
 #: seconds: each write is of as many bytes as the model, and what comes meanwhile shares the next.
-#: What takes less than the other is not worth a timer, and what is of fewer bytes costs too little.
-LONGEST_REST, SHORTEST_REST, RESTS_FROM = 0.01, 0.001, 1 << 16
+#: What takes less than the other is not worth a timer.
+LONGEST_REST, SHORTEST_REST = 0.01, 0.001
 #: What an engine fails with if an aggregator has, and would again.
 _FAULTS = (Code.INTERNAL, Code.DATA_LOSS)
 #: What a merge fails with if the two do not fit together.
@@ -179,6 +179,7 @@ class StoredWhole:
             raise NeverStoredError(error) from None
         ended = loop.time()
         seconds = ended - began
+        self._rests = ended + min(seconds, LONGEST_REST)
         self._noted = (dropped, surplus)
         for piece in () if total is None else total.pieces:
             # It is in memory until then, and not while the next contribution comes.
@@ -190,7 +191,6 @@ class StoredWhole:
         else:
             self._unmerged.append(name)
             self._loose_bytes += size
-        self._rests = ended + min(seconds, LONGEST_REST) if size >= RESTS_FROM else 0.0
         return size, seconds
 
     async def _total_with(self, new: str) -> Merge:

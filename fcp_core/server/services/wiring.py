@@ -18,7 +18,7 @@ from fcp_core.protocol.status import StatusError
 from fcp_core.rounds.assignment import UploadMemory
 from fcp_core.rounds.events import Event, Rejected
 from fcp_core.rounds.keys import DeploymentKeys
-from fcp_core.rounds.machine import Clock, SystemClock
+from fcp_core.rounds.machine import Clock, SystemClock, follow
 from fcp_core.rounds.token_parts import TokenSource, mark_of
 from fcp_core.rounds.tokens import Tokens, label
 from fcp_core.server.file_lock import lock_of
@@ -124,7 +124,7 @@ class Services:
         self.ticker = Ticker(clock)
         served = None if populations is None else tuple(populations)
         self._join(member_url, keys, settings, served or (), source)
-        self._states = PolicyStates(self._storage, clock, self._fence)
+        self._states = PolicyStates(self._storage, clock, common.writes, self._fence)
         self._warn_of_unserved(plugins, served)
 
         claim = None if self.members is None else self.members.claim
@@ -339,8 +339,9 @@ class Services:
             if self._lock is not None:
                 self._lock.take()
             await self._storage.start()
-            await check_contract(self._storage)
+            now = await check_contract(self._storage)
             if self.members is not None:
+                follow(self._clock, now)
                 self.ticker.start()
                 kept = (self.tasks, self.eligibility_tasks, self.schedules)
                 keeper = Ownership(self.store, self._states, self._populations, *kept)
@@ -371,7 +372,7 @@ class Services:
         self.ticker.stop()
         for population in self._populations:
             population.save()
-        await self._states.flush()
+        await self._states.stop()
         await stop_engine(self._engine)
         await self._storage.stop()
         if self._lock is not None:
