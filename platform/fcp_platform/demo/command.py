@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from fcp_core.commands.invocation import Invocation
     from fcp_platform.demo.display import Board
     from fcp_platform.demo.settings import DemoResult, Settings
 
@@ -83,7 +82,7 @@ if TYPE_CHECKING:
 )
 @click.pass_obj
 def demo(
-    invocation: Invocation, /, light: bool, devices: int, processes: int | None, **given: Any
+    invocation: Any, /, light: bool, devices: int, processes: int | None, **given: Any
 ) -> None:
     """Train a classifier of handwritten digits on devices that keep their data.
 
