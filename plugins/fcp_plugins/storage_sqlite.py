@@ -329,9 +329,11 @@ class SqliteStorage(Storage):
             connection.close()
             if isinstance(error, UsageError):
                 raise
+            mend = "it must be writable, and written by this server"
+            if "locked" in str(error):
+                mend = "end the program that holds it, such as a shell of SQLite"
             raise UsageError(
-                f"the storage file {self.path} cannot be used: {error}; it must be writable, and "
-                f"written by this server."
+                f"the storage file {self.path} cannot be used: {error}; {mend}."
             ) from None
         return connection
 
