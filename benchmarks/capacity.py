@@ -197,7 +197,8 @@ def rows(devices: int, quick: bool) -> list[tuple[str, ...]]:
     table: list[tuple[str, ...]] = [("each device, once a day", "measured", "mean", "peak")]
 
     def add(what: str, measured: str, at_mean: float, unit: str) -> None:
-        table.append((what, measured, f"{at_mean:,.3g} {unit}", f"{PEAK * at_mean:,.3g} {unit}"))
+        shown = [f"{_plain(number)} {unit}".rstrip() for number in (at_mean, PEAK * at_mean)]
+        table.append((what, measured, *shown))
 
     add("contributions a second", "", mean, "")
     add(f"check-ins in vain a second, {IN_VAIN} a day", "", IN_VAIN * mean, "")
@@ -239,13 +240,18 @@ def rows(devices: int, quick: bool) -> list[tuple[str, ...]]:
     one = BUSY / (IN_VAIN * check_in + costs["4 B"].seconds)
     table.append(
         (
-            "devices a day that one population, so one owner, takes (4 B)",
+            "devices a day that one population, so one owner, takes (4 B, TLS done by a proxy)",
             f"{BUSY:.0%} of a processor at the peak",
             f"{one * DAY / PEAK / MB:,.3g} million",
             "",
         )
     )
     return table
+
+
+def _plain(number: float) -> str:
+    """Return a number with three digits, or all that are before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def written(table: Sequence[Sequence[str]]) -> str:

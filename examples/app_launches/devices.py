@@ -61,6 +61,8 @@ def session(server: str, device: int) -> tuple[bool, float]:
 
 def main() -> None:
     """Host the devices."""
+    if len(sys.argv) != 5:
+        sys.exit("usage: python devices.py SERVER FIRST COUNT THREADS")
     server, first, count, threads = sys.argv[1], *map(int, sys.argv[2:])
     waiting: queue.PriorityQueue[tuple[float, int]] = queue.PriorityQueue()
     for device in range(first, first + count):

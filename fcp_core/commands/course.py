@@ -94,9 +94,13 @@ def _reasons(task: Task, said: str) -> list[str]:
 
 def summary(task: Task) -> str:
     """Return a line about a task."""
+    # Counted apart, as in the message of a task that failed.
+    silent = task.reasons.get("silent", 0)
     line = (
         f"{task.name} {task.state}: {task.contributed} of {task.goal_count} contributed, "
-        f"{task.pending} at work, {task.dropped} dropped, {task.surplus} surplus"
+        f"{task.pending} at work, {task.dropped - silent} dropped, "
+        + f"{silent} silent, " * bool(silent)
+        + f"{task.surplus} surplus"
     )
     if task.problem:
         line += f" (stuck: {task.problem})"

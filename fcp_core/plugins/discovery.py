@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import logging
 import pkgutil
 import re
 import sys
@@ -27,6 +28,8 @@ from fcp_core.plugins.offers import PluginSource
 GROUP = "fcp"
 #: The distribution that owns the import package ``fcp_core``.
 DISTRIBUTION = "fcp-server"
+
+logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 
@@ -181,6 +184,10 @@ def import_plugins(sources: Sequence[PluginSource]) -> list[tuple[PluginSource, 
                 f"out with [fcp] disable_plugins = {source.name}."
             )
             continue
+        except KeyboardInterrupt:
+            # Who did not press Ctrl-C has a plugin that raises it.
+            logger.warning("interrupted while %s was imported", source)
+            raise
         loaded.append((source, plugin))
         problems += check_plugin(source, plugin)
     if problems:

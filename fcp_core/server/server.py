@@ -100,8 +100,11 @@ class Server:
         url = None if external_url is None else checked_url(external_url)
         self._state, self._cleanup, self._placing = "new", AsyncExitStack(), Placing()
         self._group = group = ProcessGroup(plugins, processes, pin=pin_processes)
-        shared = reuse_port or processes > 1
-        listeners = Listeners(settings, host, port, address_family, reuse_port=shared)
+        storage = plugins.make_storage()
+        # Members pass on what is for another one; servers with other storages refuse it.
+        sharing = {"reuse_port": reuse_port or processes > 1}
+        sharing["alone"] = not (reuse_port or storage.shared)
+        listeners = Listeners(settings, host, port, address_family, **sharing)
         #: The port it listens on.
         self.port = listeners.port
         #: Where devices reach it, with a slash at the end.
@@ -110,7 +113,6 @@ class Server:
         self.metrics_port = listeners.metrics_port
         self._plugins, clock = plugins, SystemClock() if clock is None else clock
         with listeners.closed_on_error():
-            storage = plugins.make_storage()
             if storage.shared:
                 group.share(plugins)
                 listeners.listen_for_members(member_address, secure=self._member_tls is not None)

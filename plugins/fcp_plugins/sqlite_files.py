@@ -1,4 +1,4 @@
-"""The files of an open SQLite database: whether what is written to them will be found again."""
+"""The files of an SQLite database: whether they belong together, and are still there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,36 @@ import contextlib
 import os
 import sqlite3
 from pathlib import Path
+
+from fcp_core.errors import UsageError
+
+#: In the header of a database that has no log, such as a copy: how it is read and written.
+_NO_LOG = b"\x01\x01"
+
+#: The databases that this process has open.
+_open: list[str] = []
+
+
+def check_log(path: Path) -> None:
+    """Check, before a database is opened, that no other one's log lies beside it.
+
+    SQLite takes any log for its own, and mixes the two.
+
+    :raises UsageError: if one does: a copy that is put back has none.
+    """
+    real = os.path.realpath(path)
+    if real in _open:
+        return  # it is its own; and to close a file frees all locks that the process has on it
+    with contextlib.suppress(OSError):
+        if not os.path.getsize(f"{real}-wal"):
+            return
+        with open(real, "rb") as file:
+            alone = file.read(20)[18:] == _NO_LOG
+        if alone:
+            raise UsageError(
+                f"the storage file {path} is a copy, and {real}-wal beside it is of another file: "
+                f"SQLite would mix them. Delete {real}-wal and {real}-shm, or put that file back."
+            )
 
 
 class OpenFiles:
@@ -18,7 +48,8 @@ class OpenFiles:
     """
 
     def __init__(self, path: Path) -> None:
-        real = os.path.realpath(path)
+        self._real = real = os.path.realpath(path)
+        _open.append(real)
         known = {name: _identity(name) for name in (real, f"{real}-wal")}
         self._known = {name: found for name, found in known.items() if found is not None}
 
@@ -34,6 +65,10 @@ class OpenFiles:
                     "nothing is written any more; put the same file back, or restart"
                 )
         return ""
+
+    def close(self) -> None:
+        """Forget them; call it when the database is closed."""
+        _open.remove(self._real)
 
 
 def _identity(name: str) -> tuple[int, int] | None:

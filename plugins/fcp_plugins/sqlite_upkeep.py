@@ -161,9 +161,10 @@ class SqliteUpkeep(Upkeep):
             and leaves it if it is killed in its first moment.
         :raises UsageError: if there is none, or it is no store of ours.
         """
-        if not self._path.exists():
+        if not self._path.is_file():
             raise UsageError(
-                f"there is no storage file {self._path}; a server makes it when it starts."
+                f"there is no storage file {self._path}; a server makes it when it starts, and "
+                "'-s storage.sqlite.path=FILE' before 'db' names another."
             )
         try:
             uri = f"{self._path.absolute().as_uri()}?mode=ro"

@@ -33,7 +33,7 @@ from fcp_core.storage.contract import (
     Transaction,
 )
 from fcp_core.storage.upkeep import Upkeep
-from fcp_plugins.sqlite_files import OpenFiles
+from fcp_plugins.sqlite_files import OpenFiles, check_log
 from fcp_plugins.sqlite_parts import put_parts, read
 
 #: "fcps", in the header of our files.
@@ -269,6 +269,7 @@ class SqliteStorage(Storage):
                 batch.pop(0).settle()
             job = None  # or what it wrote would be kept until the next one comes
         connection.close()
+        self._files.close()
 
     def _run_batch(self, connection: sqlite3.Connection, batch: list[_Job]) -> None:
         if why := self._suspect or self._files.problem(connection):
@@ -311,6 +312,7 @@ class SqliteStorage(Storage):
                 batch[0].error = _failure(self.path, error)
 
     def _open(self) -> sqlite3.Connection:
+        check_log(self.path)
         try:
             # What is in it is nobody else's business; SQLite gives its other files the same mode.
             with contextlib.suppress(FileExistsError):
@@ -329,9 +331,11 @@ class SqliteStorage(Storage):
             connection.close()
             if isinstance(error, UsageError):
                 raise
+            mend = "it must be writable, and written by this server"
+            if "locked" in str(error):
+                mend = "end the program that holds it, such as a shell of SQLite"
             raise UsageError(
-                f"the storage file {self.path} cannot be used: {error}; it must be writable, and "
-                f"written by this server."
+                f"the storage file {self.path} cannot be used: {error}; {mend}."
             ) from None
         return connection
 

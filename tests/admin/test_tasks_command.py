@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from fcp_core.admin import AdminClient
 from fcp_core.client import CallableStore, Client
-from fcp_core.commands.course import _more, _noise, _reasons
+from fcp_core.commands.course import _more, _noise, _reasons, summary
 from fcp_core.commands.main import cli
 from fcp_core.commands.output import make_table, print_data, print_tables
 
@@ -146,6 +146,7 @@ def test_a_watcher_sees_whose_clients_are_silent(fcp, task_file):
     with AdminClient(fcp.url, os.environ["FCP_ADMIN__TOKEN"]) as client:
         task = msgspec.structs.replace(
             client.get(task_id),
+            dropped=4,
             reasons={"silent": 3, "computation INTERNAL": 1},
             silent={"2026.1": 3, "unknown": 2},
             release={"noise": [{"output": "sum", "mechanism": "gaussian", "stddev": 0.25}]},
@@ -160,6 +161,7 @@ def test_a_watcher_sees_whose_clients_are_silent(fcp, task_file):
     assert "durability round: a restart of the server" not in "".join(_more(task))
     (durability, *_) = _more(msgspec.structs.replace(task, state="open"))
     assert durability.startswith("durability round: a restart of the server")
+    assert "0 at work, 1 dropped, 3 silent, 0 surplus" in summary(task)
     assert _noise(task) == ["sum has gaussian noise of standard deviation 0.25"]
 
 

@@ -116,6 +116,21 @@ def test_a_copy_is_made_online_and_can_be_served(db, fcp_server, fcp_population,
     assert tasks_of(copy)["late"] == task
 
 
+def test_a_copy_is_not_mixed_with_the_log_of_what_it_replaces(db, fcp_server, tmp_path):
+    path = database(tmp_path / "fcp.sqlite", 2)
+    server = server_on(fcp_server, path)
+    db("backup", "copy")
+    log = Path(f"{path}-wal").read_bytes()
+    server.stop()
+    (tmp_path / "copy").replace(path)
+    Path(f"{path}-wal").write_bytes(log)  # as after a kill
+    told = db("migrate", status=2)
+    assert "fcp.sqlite is a copy, and" in told
+    assert "SQLite would mix them. Delete" in told
+    Path(f"{path}-wal").unlink()
+    assert set(tasks_of(server_on(fcp_server, path))) == {"done", "open"}
+
+
 def test_a_copy_replaces_nothing(db, tmp_path):
     database(tmp_path / "fcp.sqlite", 2)
     (tmp_path / "copy").write_text("mine")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from fcp_core.commands.main import cli
 from fcp_platform.demo.light_digits import COLLECTION_URI, evaluate, initial, train, write
 
 FCP = Path(sys.executable).with_name("fcp")
@@ -42,6 +44,18 @@ def test_digits_can_be_told_apart_and_are_not_all_the_same():
     assert guessed < once[1] < often[1]
     assert often[1] > 0.85
     assert often[0] < once[0] < loss
+
+
+@pytest.mark.parametrize("kind", [["--light"], []])
+def test_options_before_the_command_are_the_server_s(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    for problem, *given in (
+        ("selection: no active plugin offers", "--set", "selection=nothing"),
+        ("my.cfg", "--config", "my.cfg"),
+    ):
+        refused = CliRunner().invoke(cli, [*given, "demo", *kind])
+        assert (refused.exit_code, problem in refused.output) == (2, True), refused.output
 
 
 @pytest.mark.slow

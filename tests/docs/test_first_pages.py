@@ -6,17 +6,22 @@ import re
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fcp_core.client import write_tfrecord
+from fcp_core.admin.client import AdminClient
+from fcp_core.client import Client, PythonTaskExecutor, write_tfrecord
 from fcp_core.lab import DeviceModel, Scenario, TaskModel, simulate
 from fcp_core.plugins.manager import Plugins
+from fcp_core.protocol.python_plan import KIND
 from fcp_core.rounds.policies import CheckIn
 from fcp_core.rounds.tasks import TaskSpec
 from fcp_core.server import Server
+from fcp_core.tasks.python import PythonTask
 from fcp_core.tasks.taskfile import read_task_file
 from fcp_core.testing.servers import RunningServer
 from fcp_plugins.api_keys import HEADER, APIKeys
@@ -106,6 +111,43 @@ def test_a_recipe_says_why_a_task_waits(tmp_path: Path, capsys: pytest.CaptureFi
         server.submit(read_task_file(tmp_path / "task.toml").to_spec())
         names["why"](server.url, token)
     assert capsys.readouterr().out == block(COOK_BOOK, "output", "launches: ")
+
+
+def test_a_recipe_goes_on_where_its_program_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block(COOK_BOOK, "python", '"""rounds.py"""'), names)
+    tasks = {"add_one": lambda arrays, examples, settings: ({"w": arrays["w"] + 1}, 1.0)}
+    executors = {KIND: PythonTaskExecutor(tasks)}
+    task = PythonTask("phones/all", "rounds", "add_one", goal_count=1)
+    token = "a-token-of-the-cook-book"
+    overrides = {"admin.token": token, "storage": "memory", "retry_min": 0, "retry_max": 0}
+    plugins = Plugins.load(environ={}, working_folder=tmp_path, overrides=overrides)
+
+    def live(client: Client) -> None:
+        for _ in client.run(num_rounds=-1):
+            pass
+
+    with (
+        RunningServer(Server(plugins, populations=["phones/all"])) as server,
+        AdminClient(server.url, token) as admin,
+        Client(server.url, "phones/all", stores={}, executors=executors) as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        device = threads.submit(live, client)
+        given = (server.url, token, task)
+        try:
+            trained = names["go_on"](*given, {"w": np.zeros(2, np.float32)}, 2)
+            # Killed after it has offered the third round, which then ends.
+            admin.wait(admin.submit(task.to_spec(trained), key="rounds 3").task_id)
+            again = names["go_on"](*given, {"w": np.full(2, 99, np.float32)}, 4)
+        finally:
+            client.interrupt()
+        device.result()
+        kept = admin.list()
+    assert (trained["w"].tolist(), again["w"].tolist(), kept) == ([2, 2], [4, 4], [])
 
 
 def test_a_recipe_lets_only_some_devices_in(tmp_path: Path) -> None:

@@ -344,3 +344,11 @@ def test_factory_types_are_told_apart(load):
 
     (line,) = mistakes(load, extra=[Plugin()])
     assert "which is no SelectionPolicyFactory" in line
+
+
+def test_what_interrupts_an_import_is_named(load, modules, monkeypatch, caplog):
+    monkeypatch.setattr("fcp_core.errors._may_be_ctrl_c", lambda: True)
+    modules.write("impatient", "raise KeyboardInterrupt\n")
+    with pytest.raises(KeyboardInterrupt):
+        load(modules.point("impatient", "impatient"))
+    assert "interrupted while plugin 'impatient' from demo-dist 1.2 was imported" in caplog.text

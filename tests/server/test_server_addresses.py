@@ -9,6 +9,7 @@ import pytest
 
 from fcp_core.errors import UsageError
 from fcp_core.server import Server
+from fcp_core.server.http import listeners
 from tests.server.fronts import WAIT
 from tests.server.servers import healthy
 
@@ -21,8 +22,12 @@ def test_a_port_that_is_taken(new_server, load):
         Server(load(), host="no.such.host.invalid")
 
 
-def test_two_servers_share_a_port(new_server):
+def test_two_servers_share_a_port(new_server, load, monkeypatch):
     first = new_server(reuse_port=True)
+    monkeypatch.setattr(listeners, "_ENDING", 0)
+    with pytest.raises(UsageError, match=r"in use; .*0 is a free one"):
+        # The processes of one server do, and it must be theirs alone.
+        Server(load(), port=first.server.port, processes=2)
     second = new_server(reuse_port=True, port=first.server.port)
     first.start()
     second.start()

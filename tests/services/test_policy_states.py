@@ -11,6 +11,8 @@ from fcp_core.rounds.policies import Assign, Selection, SelectionPolicy, Selecti
 from fcp_core.rounds.tasks import AssignmentMode
 from fcp_core.server.services import policy_states
 from fcp_core.server.services.policy_states import LIFETIME, PolicyStates
+from fcp_core.server.services.writes import Writes
+from fcp_core.storage.contract import StorageError
 from fcp_core.storage.records import PolicyStateRecord
 from fcp_plugins.storage_memory import MemoryStorage
 from tests.services.worlds import stored
@@ -221,24 +223,45 @@ def test_a_new_task_makes_the_old_word_void(kit):
     asyncio.run(main())
 
 
-def test_a_storage_that_does_not_answer_is_not_waited_for(monkeypatch):
+def test_what_the_storage_does_not_take_is_tried_again_and_not_waited_for(monkeypatch):
     monkeypatch.setattr(policy_states, "FLUSHING", 0.01)
 
     class Silent(MemoryStorage):
         durable = True
 
+        full = False
+
         async def transact(self, body):
             await answer.wait()
+            if self.full:
+                raise StorageError("the disk is full")
             return await super().transact(body)
 
     async def main():
-        storage = Silent()
-        states = PolicyStates(storage, ManualClock())
+        storage, writes = Silent(), Writes()
+        states = PolicyStates(storage, ManualClock(), writes)
         states.put("people", "all", "fifo", 1)
         await asyncio.wait_for(states.flush(), 60)
         answer.set()
+        monkeypatch.setattr(policy_states, "FLUSHING", 60)
         await states.flush()
         assert len(await storage.transact(lambda tx: tx.keys(PolicyStateRecord))) == 1
+        # What a full disk did not take is not forgotten: a limit over a day would be.
+        storage.full = True
+        states.put("people", "all", "fifo", 2)
+        states.put("people", "others", "fifo", 3)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert "what selection policies keep cannot be stored: the disk is full" in writes.trouble()
+        states.put("people", "all", "fifo", 4)
+        storage.full = False
+        await states.flush()
+        records = await storage.transact(lambda tx: [*tx.select(PolicyStateRecord)])
+        assert {record.state for record in records} == {b"3", b"4"}
+        storage.full = True
+        monkeypatch.setattr(policy_states, "FLUSHING", 0.01)
+        states.put("people", "all", "fifo", 5)
+        await asyncio.wait_for(states.stop(), 60)
 
     answer = asyncio.Event()
     asyncio.run(main())

@@ -239,7 +239,7 @@ def test_a_lock_that_another_process_keeps_is_reported_as_unavailable(tmp_path):
 
         async def main():
             storage = SqliteStorage(path, busy_timeout=0.1)
-            with pytest.raises(UsageError, match="locked"):
+            with pytest.raises(UsageError, match="locked; end the program"):
                 await storage.start()
 
         asyncio.run(main())

@@ -1,7 +1,9 @@
 """The ledger: what events come to, what is allowed, booked and refused."""
 
 import asyncio
+import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from fcp_core.plugins.manager import Plugins
 from fcp_core.protocol.status import Code
 from fcp_core.rounds.ledger import Account, Planned, ReleaseRefusedError
 from fcp_core.rounds.tasks import TaskSpec
+from fcp_privacy import watermark
 from fcp_privacy.account import Balance
 from fcp_privacy.accounting import rho_epsilon
 from fcp_privacy.events import (
@@ -310,6 +313,18 @@ def test_a_restored_backup_is_noticed(book, tmp_path):
     it.of.verify("phones/others", {})
     it.accounts = backup
     assert "taken back" in it.check(planned(ZCDP(0.1)))
+
+
+def test_a_watermark_is_not_lost_where_tasks_end_at_once(tmp_path):
+    mark, names = tmp_path / "ledger.mark", [f"privacy/phones/{number}" for number in range(8)]
+
+    def note(name):
+        for version in range(1, 21):
+            watermark.write(mark, {name: Account("", version)})
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(note, names))
+    assert json.loads(mark.read_text()) == dict.fromkeys(names, 20)
 
 
 def test_a_new_day_is_no_ledger_that_went_back(book, tmp_path):

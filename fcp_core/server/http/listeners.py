@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import time
 from collections.abc import Iterator
 
 from fcp_core.errors import ListenError, UsageError
@@ -13,13 +14,15 @@ from fcp_core.protocol.urls import without_brackets
 
 #: How often a free port is looked for that is free on every address of the host.
 _PORT_TRIES = 10
+#: How long the processes of a server that was killed may take to end, in seconds.
+_ENDING = 2.0
 
 
 class Listeners:
     """The sockets of one server, bound when made.
 
     :param settings: say whether metrics are served, and where.
-    :param host: as for :func:`bind`, as are *port* and *reuse_port*.
+    :param host: as for :func:`bind`, as are *port*, *reuse_port* and *alone*.
     :param family: None: any.
     :raises UsageError: if it cannot listen; nothing is left open then.
     """
@@ -32,11 +35,12 @@ class Listeners:
         family: socket.AddressFamily | None,
         *,
         reuse_port: bool,
+        alone: bool,
     ) -> None:
         self.host = without_brackets(host)
         self.family = family or socket.AF_UNSPEC
         #: Where devices are served, and the admin API.
-        self.sockets = bind(self.host, port, family=self.family, reuse_port=reuse_port)
+        self.sockets = bind(self.host, port, family=self.family, reuse_port=reuse_port, alone=alone)
         #: Where there is nothing but metrics; none: these are served with the rest, if at all.
         self.metrics_sockets: list[socket.socket] = []
         #: Where other members call, and how they reach it; none: there can be no others.
@@ -91,12 +95,14 @@ def bind(
     *,
     family: socket.AddressFamily = socket.AF_UNSPEC,
     reuse_port: bool = False,
+    alone: bool = False,
 ) -> list[socket.socket]:
     """Return listening sockets for every address of *host*, all on one port.
 
     :param host: a name or an address; ``""`` is every interface.
     :param port: 0 takes one that is free.
     :param reuse_port: let other processes listen on the same port.
+    :param alone: none does so yet: it would be another server's, which knows nothing of this one.
     :raises UsageError: if that cannot be; the message says why. It is a :class:`ListenError`, and
         so an ``OSError``, if the system refuses.
     """
@@ -104,6 +110,8 @@ def bind(
         raise UsageError(f"the port must be between 0 and 65535, not {port}.")
     for left in reversed(range(_PORT_TRIES)):
         try:
+            if reuse_port and alone and port:
+                _wait_until_free(host, port, family)
             return _bind(host, port, family, reuse_port)
         except OSError as error:
             # A port that is free on the first address may be taken on the second.
@@ -116,6 +124,22 @@ def bind(
                 error.errno,
             ) from None
     raise AssertionError("the last try returns or raises")
+
+
+def _wait_until_free(host: str, port: int, family: socket.AddressFamily) -> None:
+    """Wait a moment for others to end; raises OSError if they do not."""
+    give_up = time.monotonic() + _ENDING
+    while True:
+        try:
+            found = _bind(host, port, family, reuse_port=False)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > give_up:
+                raise
+            time.sleep(0.05)
+            continue
+        for listener in found:
+            listener.close()
+        return
 
 
 def _bind(

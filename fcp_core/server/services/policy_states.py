@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from fcp_core.errors import describe, plugin_errors
+from fcp_core.protocol.status import Code, StatusError
 from fcp_core.rounds.machine import Clock
+from fcp_core.server.services.writes import Writes
 from fcp_core.storage.contract import Storage, Transaction
 from fcp_core.storage.leases import LeaseLostError
 from fcp_core.storage.records import PolicyStateRecord
@@ -33,6 +35,7 @@ class PolicyStates:
     They are written behind the decisions, many in one transaction: a crash can lose the last of
     them. A storage that does not outlive the process is not written to at all.
 
+    :param writes: has them tried again until they are written.
     :param fence: makes what raises, in the transaction that writes, if a population is another
         member's.
     """
@@ -41,9 +44,11 @@ class PolicyStates:
         self,
         storage: Storage,
         clock: Clock,
+        writes: Writes,
         fence: FenceMaker = unfenced,
     ) -> None:
         self._storage = storage
+        self._writes = writes
         self._fence = fence
         self._clock = clock
         self._loaded: dict[str, bytes] = {}
@@ -83,6 +88,13 @@ class PolicyStates:
         if self._writer is not None:
             await asyncio.wait([self._writer], timeout=FLUSHING)
 
+    async def stop(self) -> None:
+        """Flush, and give up what the storage does not take."""
+        await self.flush()
+        if self._writer is not None:
+            logger.warning("%d states of selection policies were not written", len(self._batch))
+            self._writer.cancel()
+
     def _write_soon(self, key: str, record: PolicyStateRecord | None) -> None:
         if not self._storage.durable:
             return
@@ -93,13 +105,22 @@ class PolicyStates:
     async def _write(self) -> None:
         try:
             while self._batch:
-                batch, self._batch = self._batch, {}
-                try:
-                    await self._storage.transact(partial(_apply, batch=batch, fence=self._fence()))
-                except Exception:
-                    logger.exception("%d states of selection policies were not written", len(batch))
+                await self._writes.until_done("what selection policies keep", self._attempt)
         finally:
             self._writer = None
+
+    async def _attempt(self) -> None:
+        """Write the newest of each."""
+        batch = dict(self._batch)
+        try:
+            await self._storage.transact(partial(_apply, batch=batch, fence=self._fence()))
+        except StatusError as error:
+            if error.code is Code.UNAVAILABLE:
+                raise
+            logger.exception("%d states of selection policies were not written", len(batch))
+        for key, record in batch.items():
+            if self._batch[key] is record:
+                del self._batch[key]
 
 
 def _apply(

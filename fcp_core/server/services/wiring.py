@@ -124,7 +124,7 @@ class Services:
         self.ticker = Ticker(clock)
         served = None if populations is None else tuple(populations)
         self._join(member_url, keys, settings, served or (), source)
-        self._states = PolicyStates(self._storage, clock, self._fence)
+        self._states = PolicyStates(self._storage, clock, common.writes, self._fence)
         self._warn_of_unserved(plugins, served)
 
         claim = None if self.members is None else self.members.claim
@@ -372,7 +372,7 @@ class Services:
         self.ticker.stop()
         for population in self._populations:
             population.save()
-        await self._states.flush()
+        await self._states.stop()
         await stop_engine(self._engine)
         await self._storage.stop()
         if self._lock is not None:

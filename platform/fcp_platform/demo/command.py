@@ -80,7 +80,10 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds after which a round that is not complete fails.",
 )
-def demo(light: bool, devices: int, processes: int | None, **given: Any) -> None:
+@click.pass_obj
+def demo(
+    invocation: Any, /, light: bool, devices: int, processes: int | None, **given: Any
+) -> None:
     """Train a classifier of handwritten digits on devices that keep their data.
 
     The digits that scikit-learn ships are dealt to the devices, each with its own mix of labels.
@@ -108,6 +111,7 @@ def demo(light: bool, devices: int, processes: int | None, **given: Any) -> None
     else:
         from fcp_platform.demo.program import run
     processes = processes or min(os.cpu_count() or 1, devices)
+    given |= {"options": invocation.overrides, "config_file": invocation.config_file}
     _show(run, Settings(devices=devices, processes=processes, **given), light)
 
 

@@ -38,7 +38,12 @@ def run(settings: Settings, board: Board) -> DemoResult:
     settings.check()
     began = time.perf_counter()
     result = DemoResult()
-    plugins = Plugins.load(overrides={**_IN_A_HURRY, **settings.choices()}, extra=[board])
+    plugins = Plugins.load(
+        config_file=settings.config_file,
+        overrides={**_IN_A_HURRY, **settings.choices()},
+        overrides_origin="the command line",
+        extra=[board],
+    )
     task = PythonTask(
         population=POPULATION,
         name="train/digits",

@@ -32,7 +32,11 @@ def run(settings: Settings, board: Board) -> DemoResult:
             "the demonstration", "tff", "'fcp demo --light' trains without them."
         )
     # A name that is mistyped is told before anything is started, and TensorFlow loaded.
-    Plugins.load(overrides=settings.choices())
+    Plugins.load(
+        config_file=settings.config_file,
+        overrides=settings.choices(),
+        overrides_origin="the command line",
+    )
     began = time.perf_counter()
     result = DemoResult()
     state_folder = settings.folder / "state"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,8 @@ class Settings:
     :param drop: the fraction of the devices that vanish while they contribute.
     :param resume: whether to go on after the last round that *folder* has the state of.
     :param round_deadline: seconds after which a round fails.
+    :param options: of the server's configuration, by dotted name: those of ``fcp --set``.
+    :param config_file: the server's configuration file; None: what the working folder has.
     """
 
     folder: Path
@@ -47,6 +50,8 @@ class Settings:
     resume: bool = False
     port: int = 0
     round_deadline: float = 120.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    config_file: str | None = None
 
     def check(self) -> None:
         """Refuse what cannot work.
@@ -72,8 +77,8 @@ class Settings:
             )
 
     def choices(self) -> dict[str, Any]:
-        """Return what of the server's configuration was chosen by name."""
-        chosen: dict[str, Any] = {}
+        """Return what of the server's configuration was chosen on the command line."""
+        chosen = dict(self.options)
         if self.aggregator is not None:
             chosen["aggregator"] = [self.aggregator]
         if self.protocol is not None:

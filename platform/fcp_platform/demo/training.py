@@ -151,7 +151,12 @@ class Training:
         with LocalRuntime() as runtime:
             context = FederatedContext(
                 POPULATION,
-                LocalServer(port=settings.port, config=self._config(), plugins=[self._board]),
+                LocalServer(
+                    port=settings.port,
+                    config_file=settings.config_file,
+                    config=self._config(),
+                    plugins=[self._board],
+                ),
                 base_context=runtime.federated_context,
                 deadline=settings.round_deadline,
             )
@@ -271,9 +276,6 @@ class Training:
         # The devices have nothing else to do: they come back at once, and wait at the server until
         # there is a round for them. Real ones would not.
         config: dict[str, Any] = {"retry_min": 0, "retry_max": 0, "check_in_hold": 30}
-        config |= self._settings.choices()
-        if self._private is not None:
-            config |= self._private.config()
         drop, protocol = self._settings.drop, self._settings.protocol
         # Some more than are needed begin, since some will vanish.
         config["over_selection"] = 1 + 2.5 * drop
@@ -283,6 +285,9 @@ class Training:
             wanted["dropout_rate"] = min(0.4, 2 * drop)
             own = {f"protocol.{protocol}.{name}": value for name, value in wanted.items()}
             config |= {name: value for name, value in own.items() if name in known}
+        config |= self._settings.choices()
+        if self._private is not None:
+            config |= self._private.config()
         return config
 
     async def _beginning(self, initial: Any) -> tuple[Any, int]:

@@ -169,7 +169,9 @@ def test_the_scheduler_goes_away_and_comes_back(new_cluster, engine_of, tmp_path
 def test_what_the_cluster_cannot_do_is_done_here(new_cluster, engine_of, tmp_path, caplog):
     cluster = new_cluster()
     cluster.start_scheduler()
+    caplog.set_level(logging.INFO, "fcp.services")  # which is what "fcp serve" shows
     with engine_of(cluster.options(patience=1.0)) as engine:
+        assert f"heavy work goes to {cluster.address}" in caplog.text
         assert "the Dask cluster has no workers yet" in caplog.text
         assert engine.run(f"{JOBS}:where", b"").result(LIMIT) == str(os.getpid()).encode()
         assert "has had no worker for 1 s" in caplog.text

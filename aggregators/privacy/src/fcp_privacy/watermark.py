@@ -6,6 +6,7 @@ known to those who have it and booked nowhere. The file is not in the backup, so
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Container, Mapping
@@ -65,15 +66,18 @@ def write(path: Path | None, accounts: Mapping[str, Account]) -> None:
     """
     if path is None:
         return
-    known = _read(path) if path.exists() else {}
-    for name, account in accounts.items():
-        known[name] = max(account.version, known.get(name, 0))
-    new = path.with_name(path.name + ".new")
-    with open(new, "w", encoding="utf-8") as file:
-        json.dump(known, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    # Tasks end in threads of their own, and of other members maybe.
+    with open(path.with_name(path.name + ".lock"), "a", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        known = _read(path) if path.exists() else {}
+        for name, account in accounts.items():
+            known[name] = max(account.version, known.get(name, 0))
+        new = path.with_name(path.name + ".new")
+        with open(new, "w", encoding="utf-8") as file:
+            json.dump(known, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
 
 
 def _read(path: Path) -> dict[str, int]:

@@ -29,7 +29,7 @@ from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_dask.versions import distributions_of, mismatches
 
-logger = logging.getLogger("fcp_dask")
+logger = logging.getLogger("fcp.services.dask")
 
 #: Arguments up to this size go with the job through the scheduler; larger ones to a worker first.
 _EMBEDDED = 1 << 20
@@ -159,6 +159,7 @@ class Cluster:
 
     async def _begin(self, needed: list[object]) -> None:
         settings = self._settings
+        logger.info("heavy work goes to %s", settings.address or "a Dask cluster of this machine")
         if settings.address is None:
             # Encrypted and with keys of its own: workers run what anybody may send them.
             self._local = await LocalCluster(
@@ -188,7 +189,7 @@ class Cluster:
                 + "."
             )
         if workers:
-            logger.info("%d Dask workers do heavy work", len(workers))
+            logger.info("the Dask cluster has %d workers", len(workers))
         else:
             logger.warning("the Dask cluster has no workers yet; heavy work waits for them")
 

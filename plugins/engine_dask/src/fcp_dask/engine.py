@@ -16,7 +16,7 @@ from fcp_core.aggregation.local import LocalEngine
 from fcp_core.protocol.status import Code, StatusError
 from fcp_dask.cluster import Cluster, Settings
 
-logger = logging.getLogger("fcp_dask")
+logger = logging.getLogger("fcp.services.dask")
 
 
 class DaskEngine(Engine):

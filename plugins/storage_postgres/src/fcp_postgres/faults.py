@@ -100,7 +100,9 @@ class Place:
 
     def explain(self, error: BaseException) -> str:
         """Return what is wrong, as a sentence without its end."""
-        return f"the storage ({self.name}) cannot be used: {self._reason(error)}"
+        # A hint of the driver has a line of its own, and each of them its full stop.
+        reason = " ".join(self._reason(error).split()).rstrip(".")
+        return f"the storage ({self.name}) cannot be used: {reason}"
 
     def _reason(self, error: BaseException) -> str:
         words = _WORDS.get(sqlstate(error))
