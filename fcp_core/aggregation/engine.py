@@ -253,6 +253,14 @@ async def stop_engine(engine: Engine) -> None:
         await stopped
 
 
+class NotInstalledError(StatusError):
+    """What a job needs is not there in the process that runs it; it may be in another one."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Stay what it is on the trip from that process."""
+        return (NotInstalledError, (self.code, self.message))
+
+
 #: Where engines that bring no threads of their own run functions.
 _threads: ThreadPoolExecutor | None = None
 
@@ -260,13 +268,14 @@ _threads: ThreadPoolExecutor | None = None
 def call_by_name(function: str, arguments: bytes) -> bytes:
     """Call a function named ``package.module:name``.
 
-    :raises StatusError: INTERNAL if there is none of that name.
+    :raises NotInstalledError: INTERNAL if there is none of that name.
     """
     module, _, name = function.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise StatusError(Code.INTERNAL, f"there is no function {function!r}: {error}") from error
+        message = f"there is no function {function!r}: {error}"
+        raise NotInstalledError(Code.INTERNAL, message) from error
     result: bytes = found(arguments)
     return result
 

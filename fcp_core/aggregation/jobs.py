@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 
 from fcp_core.aggregation.aggregator import AggregatorFactory
-from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, Partial
+from fcp_core.aggregation.engine import CheckpointFormat, FoldJob, NotInstalledError, Partial
 from fcp_core.aggregation.fold import bind_job, merge_partials, report_partial
 from fcp_core.protocol.status import Code, StatusError
 
@@ -42,8 +42,8 @@ def report(arguments: bytes) -> bytes:
     """Merge the partials and return the aggregate as a checkpoint.
 
     :param arguments: of :func:`pack`.
-    :raises StatusError: as ``merge_partials`` does; FAILED_PRECONDITION if an aggregator is not
-        installed here.
+    :raises StatusError: as ``merge_partials`` does.
+    :raises NotInstalledError: FAILED_PRECONDITION if an aggregator is not installed here.
     """
     factories, job, partials, checkpoint_format = _unpack(arguments)
     whole = partials[0] if len(partials) == 1 else merge_partials(factories, job, partials)
@@ -88,7 +88,7 @@ def _unpack(
         lacking = [f"{name} ({missing[name]})" for name in sorted(missing)]
         if not lacking:
             raise
-        raise StatusError(
+        raise NotInstalledError(
             Code.FAILED_PRECONDITION,
             f"these aggregators are not installed where the job runs: {', '.join(lacking)}; "
             "install the same packages there",

@@ -15,7 +15,7 @@ from fcp_core.protocol.urls import without_brackets
 #: How often a free port is looked for that is free on every address of the host.
 _PORT_TRIES = 10
 #: How long the processes of a server that was killed may take to end, in seconds.
-_ENDING = 2.0
+_ENDING = 10.0
 
 
 class Listeners:

@@ -293,7 +293,7 @@ def test_differences_that_matter():
     ]
 
 
-def test_an_aggregator_that_workers_lack_is_named(new_cluster, engine_of, kept):
+def test_what_workers_lack_is_named_and_done_here(new_cluster, engine_of, kept, caplog):
     cluster = new_cluster()
     cluster.start_scheduler()
     cluster.path = [path for path in sys.path if not path.endswith("worker_path")]
@@ -301,9 +301,11 @@ def test_an_aggregator_that_workers_lack_is_named(new_cluster, engine_of, kept):
     with engine_of(cluster.options(), kept) as engine:
         fold = engine.open(JOB)
         contribute(fold, (1,))
-        message = message_of(fold.report(), Code.FAILED_PRECONDITION)
-        assert "kept_sum (No module named 'fcp_dask_kept')" in message
-        assert "install the same packages there" in message
+        assert reported(fold) == [1, os.getpid()]
+        assert "kept_sum (No module named 'fcp_dask_kept')" in caplog.text
+        assert "install the same packages there" in caplog.text
+        assert engine.run("fcp_dask_kept:here", b"1").result(LIMIT) == b"1"
+        assert "No module named 'fcp_dask_kept'; the job" in caplog.text
 
 
 def test_an_encrypted_cluster(new_cluster, engine_of, tmp_path):

@@ -24,7 +24,7 @@ import dask
 from distributed import Client, KilledWorker, LocalCluster, Security
 from distributed.client import FutureCancelledError
 
-from fcp_core.aggregation.engine import call_by_name
+from fcp_core.aggregation.engine import NotInstalledError, call_by_name
 from fcp_core.errors import UsageError
 from fcp_core.protocol.status import Code, StatusError
 from fcp_dask.versions import distributions_of, mismatches
@@ -41,8 +41,8 @@ _LOOK = 1.0
 _PAUSE = 0.2
 
 
-class _UnreachableError(Exception):
-    """The cluster has no worker, or no scheduler answers; the message says which."""
+class _UnableError(Exception):
+    """The cluster has no worker, none that can do it, or no scheduler; the message says which."""
 
 
 class _LostError(Exception):
@@ -175,7 +175,7 @@ class Cluster:
             client = await self._connected()
             same = distributions_of(needed)
             found = await client.get_versions(packages=same)
-        except (_UnreachableError, OSError, ImportError) as error:
+        except (_UnableError, OSError, ImportError) as error:
             raise UsageError(
                 f"[fcp:engine.dask] address: {error}. Start one with 'dask scheduler', and its "
                 "workers with 'dask worker ADDRESS'."
@@ -208,7 +208,7 @@ class Cluster:
     async def _connected(self) -> Client:
         """Return a client whose scheduler answers.
 
-        :raises _UnreachableError: if none does within the patience.
+        :raises _UnableError: if none does within the patience.
         """
         async with self._lock:
             if self._client is not None and self._client.status == "running":
@@ -247,9 +247,9 @@ class Cluster:
             await client.close()
             raise
 
-    def _no_scheduler(self, error: Exception) -> _UnreachableError:
+    def _no_scheduler(self, error: Exception) -> _UnableError:
         reason = f"{type(error).__name__}: {error}"
-        return _UnreachableError(
+        return _UnableError(
             f"no Dask scheduler answers at {self._settings.address} ({reason:.200})"
         )
 
@@ -277,7 +277,7 @@ class Cluster:
             try:
                 client = await self._connected()
                 return await self._attempt(client, function, arguments)
-            except _UnreachableError as error:
+            except _UnableError as error:
                 logger.warning("%s; the job %s runs in the server's own process", error, function)
                 return await asyncio.wrap_future(self._here(function, arguments))
             except _LostError as lost:
@@ -290,7 +290,7 @@ class Cluster:
         """Have a job done once, as long as the scheduler answers and has workers.
 
         :raises _LostError: if it must be submitted again.
-        :raises _UnreachableError: if there is no worker, or no answer, for as long as the patience
+        :raises _UnableError: if there is no worker, or no answer, for as long as the patience
             lasts. A scheduler that sleeps keeps its connections.
         """
         loop, patience = asyncio.get_running_loop(), self._settings.patience
@@ -305,7 +305,7 @@ class Cluster:
                     looking = client.scheduler.identity(n_workers=0)
                     about = await asyncio.wait_for(looking, patience)
                 except asyncio.TimeoutError:
-                    raise _UnreachableError(
+                    raise _UnableError(
                         f"the Dask scheduler has not answered for {patience:g} s"
                     ) from None
                 except OSError as broken:
@@ -323,7 +323,7 @@ class Cluster:
         """Submit a job, and return its result.
 
         :raises _LostError: if it must be submitted again.
-        :raises _UnreachableError: if there is no worker.
+        :raises _UnableError: if there is no worker, or it lacks what the job needs.
         """
         patience = self._settings.patience
         submitted, error = None, None
@@ -355,12 +355,8 @@ class Cluster:
             raise _LostError(blame=client.status == "running")
         if isinstance(error, KilledWorker):
             raise _killed(function, error.last_worker.address)
-        if isinstance(error, ImportError):
-            raise StatusError(
-                Code.FAILED_PRECONDITION,
-                f"a Dask worker cannot import what the job {function} needs: {error}; install the "
-                "server's packages there",
-            )
+        if isinstance(error, NotInstalledError | ImportError):
+            raise _UnableError(f"a Dask worker lacks what the server has: {error}")
         raise error
 
 
@@ -383,8 +379,8 @@ def _broken(error: Exception) -> _LostError:
     return _LostError(blame=False)
 
 
-def _no_workers(patience: float) -> _UnreachableError:
-    return _UnreachableError(f"the Dask cluster has had no worker for {patience:g} s")
+def _no_workers(patience: float) -> _UnableError:
+    return _UnableError(f"the Dask cluster has had no worker for {patience:g} s")
 
 
 def _killed(function: str, worker: str) -> StatusError:

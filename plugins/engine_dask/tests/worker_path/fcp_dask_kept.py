@@ -68,3 +68,8 @@ def fcp_register_aggregators():
 def die(arguments):
     """End the process that runs it, as the kernel does for want of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def here(arguments):
+    """Return the arguments, where this module is."""
+    return arguments
