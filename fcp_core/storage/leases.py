@@ -120,11 +120,18 @@ def beat(tx: Transaction, work: Beat) -> View:
             lease = replace(lease, expires=longest)
             tx.put(lease)
             leases[population] = lease
-        changed = _next(population, lease, work, living, now)
+        able = [name for name in living if population not in members[name].unable]
+        changed = _next(population, lease, work, able, now)
         if changed is not None:
             tx.put(changed)
             leases[population] = changed
     return View(now, members, leases)
+
+
+def is_owned(view: View, population: str, seconds: float) -> bool:
+    """Return whether a population has an owner, or had one less than a lease's time ago."""
+    lease = view.leases.get(population)
+    return lease is not None and view.now - lease.expires < seconds
 
 
 def patience(member: MemberRecord, seconds: float) -> float:

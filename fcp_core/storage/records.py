@@ -213,6 +213,7 @@ class MemberRecord(Record):
     :param draining: whether it stops, and takes nothing any more.
     :param keys: a fingerprint of the keys that sign tokens: all members have the same.
     :param lease_seconds: how long its leases last; 0 in records of earlier releases.
+    :param unable: the populations that it could not read; others take them.
     """
 
     KIND: ClassVar[str] = "member"
@@ -228,6 +229,7 @@ class MemberRecord(Record):
     draining: bool = False
     keys: str = ""
     lease_seconds: float = 0.0
+    unable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

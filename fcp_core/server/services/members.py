@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from fcp_core.admin.messages import MemberList
 from fcp_core.errors import UsageError
@@ -31,9 +31,10 @@ from fcp_core.rounds.membership import (
     Take,
 )
 from fcp_core.rounds.token_parts import mark_of
+from fcp_core.server.services.keeper import Keeper
 from fcp_core.server.services.routing import RoutingTable, agree, listed, lives
 from fcp_core.storage.contract import Storage, StorageError, Transaction
-from fcp_core.storage.leases import Beat, View, beat, check, leave, read
+from fcp_core.storage.leases import Beat, View, beat, check, is_owned, leave, read
 from fcp_core.storage.records import MemberRecord
 from fcp_core.storage.shards import Fence
 
@@ -45,22 +46,6 @@ PAUSE = 0.05
 SETTLING = 5.0
 #: How often, in a lease's time, a storage is asked again that did not answer.
 RETRIES = 12.0
-
-
-class Keeper(Protocol):
-    """What takes populations, and leaves them."""
-
-    async def take(self, population: str) -> None:
-        """Read what the storage holds of a population, and act for it."""
-        ...
-
-    async def leave(self, population: str, *, saved: bool) -> None:
-        """Stop to act for a population; *saved*: and write what is only in memory."""
-        ...
-
-    async def settled(self, population: str, timeout: float) -> None:
-        """Wait until no contribution is on its way, at most so many seconds."""
-        ...
 
 
 class Members:
@@ -293,6 +278,9 @@ class Members:
         self._failing = False
         self.view, self.seen = view, asked
         follow(self.clock, view.now)
+        # What nobody else took either is tried again.
+        unable = (name for name in self._me.unable if is_owned(view, name, self.seconds))
+        self._me = replace(self._me, unable=tuple(unable))
         leases = view.leases.items()
         mine = {name: lease.epoch for name, lease in leases if lease.holder == self.member_id}
         self._change(self._leases.found(asked, mine))
@@ -327,10 +315,12 @@ class Members:
         async with self._busy[lease.population]:
             began = time.perf_counter()
             self.epochs[lease.population] = lease.epoch
-            while lease.state is Holding.TAKING and self._loop is not None:
+            while lease.state is Holding.TAKING and not (self._loop is None or self._me.draining):
+                unable = True
                 try:
                     await self._keeper.take(lease.population)
                 except (StatusError, UsageError) as error:
+                    unable = not isinstance(error, StorageError)
                     logger.error("population %s: %s", lease.population, error)
                 except Exception:
                     logger.exception("the population %s could not be taken", lease.population)
@@ -345,7 +335,17 @@ class Members:
                     self._publish()
                     return
                 await self._keeper.leave(lease.population, saved=False)
+                if unable:
+                    self._decline(lease)
+                    return
                 await asyncio.sleep(self.seconds / BEATS)
+
+    def _decline(self, lease: Lease) -> None:
+        """Give back at once what cannot be read here; somebody else may have what it needs."""
+        self.epochs.pop(lease.population, None)
+        self._me = replace(self._me, unable=(*self._me.unable, lease.population))
+        lease.released = True
+        self._look.set()
 
     async def _leave(self, lease: Lease, *, saved: bool) -> None:
         async with self._busy[lease.population]:
@@ -387,7 +387,8 @@ class Members:
         if self._me.draining or any(lease.state is not Holding.HELD for lease in self._leases):
             return  # one after another
         for lease in self._leases:
-            if self.table.chosen(lease.population):
+            name, members = lease.population, self.view.members.values() if self.view else ()
+            if self.table.chosen(name) and not any(name in each.unable for each in members):
                 self._leases.give(lease)
                 self._publish()
                 self._spawn(self._give(lease, SETTLING * self.seconds))
