@@ -225,6 +225,9 @@ def test_systemd_takes_the_unit(tmp_path):
         check=False,
     )
     assert helped.returncode == 0
+    # On a full disk it cannot start, for as long as that is so.
+    assert re.search(r"^Restart=on-failure$", unit, re.M)
+    assert re.search(r"^StartLimitIntervalSec=0$", unit, re.M)
     assert int(re.search(r"^TimeoutStopSec=(\d+)", unit, re.M)[1]) > load(tmp_path).get(
         "drain_timeout"
     )
