@@ -356,7 +356,7 @@ class Members:
 
     async def _give(self, lease: Lease, timeout: float) -> None:
         await self._keeper.settled(lease.population, timeout)
-        if lease.state is Holding.ENDED:
+        if self._leases.get(lease.population) is not lease:
             return  # and what there is of the population now is another lease's
         saved = lease.acts(self.clock.now())
         lease.closed = True
@@ -365,7 +365,8 @@ class Members:
         lease.released = True
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.look(), self.seconds)
-        logger.info("population %s was given back", lease.population)
+        if self._leases.get(lease.population) is not lease:
+            logger.info("population %s was given back", lease.population)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
