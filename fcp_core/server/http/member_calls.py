@@ -220,7 +220,9 @@ class MemberConnections:
             call.close()
 
     def close(self) -> None:
-        """Close all."""
+        """Close all, and break the calls that are in progress."""
+        for call in list(self._calls):
+            call.close()
         for kept in self._kept.values():
             for stream in list(kept):
                 stream.close()
