@@ -222,7 +222,7 @@ class KitCore:
     def fall_silent(self, patience: float) -> None:
         """Let time pass; devices do nothing, but the engine finishes its work.
 
-        :raises LawBrokenError: if somebody waits still when *patience* is over.
+        :raises LawBrokenError: if somebody who has not vanished waits when *patience* is over.
         """
         until = self.now + patience
         for _ in range(_MAX_TICKS):
@@ -231,7 +231,7 @@ class KitCore:
             if not self._to_next_tick(until):
                 break
         for device in self.devices:
-            if device.waiting and device.error is None:
+            if device.waiting and device.error is None and (device.steps or device.told):
                 raise LawBrokenError(
                     f"{device.id} waits for {', '.join(device.waiting)} {patience:g} s after "
                     "everything fell silent"

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.crashing import simulation
 from benchmarks.crashing.faults import HOUR, SPAN, Fault, Plan, draw
+from benchmarks.crashing.secure import history
 from benchmarks.crashing.simulation import shrink, simulate
 from fcp_core.aggregation.engine import Partial
 from fcp_core.server.services.members import Members
@@ -163,3 +164,7 @@ def test_a_planted_fault_is_seen(plant, expected, plan, first, monkeypatch):
 def test_two_owners_do_no_harm():
     """With the seed that shows the fault, too."""
     assert not [text for text in simulate(two_owners(62)).wrong if MISSING in text]
+
+
+def test_a_device_that_gave_up_after_its_masked_input_counts_and_is_not_waited_for():
+    assert history(92758) > 0
